@@ -1,0 +1,98 @@
+"""How a kernel is launched: the target it is compiled for, the precision of its products, and a recorder for the
+ahead-of-time compile check."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+import triton
+import triton.language as tl
+
+INTERPRETED: bool = triton.knobs.runtime.interpret
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a kernel is compiled for: ``backend`` is cuda, hip or interpreter; ``arch`` is 90, "gfx942", ..."""
+
+    backend: str
+    arch: int | str
+    warp_size: int = 32
+
+    @property
+    def float32_products(self) -> str:
+        """Precision of float32 matrix products: plain tf32 (10 bits) misses the exactness rule, three of them do not."""
+        return "tf32x3" if self.backend == "cuda" else "ieee"
+
+
+_override: Target | None = None
+_recorded: list[Launch] | None = None
+
+
+@lru_cache(maxsize=1)
+def _device_target() -> Target:
+    target = triton.runtime.driver.active.get_current_target()
+    return Target(target.backend, target.arch, target.warp_size)
+
+
+def current_target() -> Target:
+    if _override is not None:
+        return _override
+    return Target("interpreter", 0) if INTERPRETED else _device_target()
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One recorded kernel launch: enough to compile it without a device."""
+
+    kernel: object
+    arguments: dict
+    constants: dict
+    options: dict
+
+
+def launch(kernel, grid: tuple[int, ...], arguments: dict, constants: dict, options: dict) -> None:
+    """Run ``kernel`` over ``grid``; under ``recording`` note the launch instead."""
+    if _recorded is not None:
+        _recorded.append(Launch(kernel, arguments, constants, options))
+        return
+    device = next(value.device for value in arguments.values() if isinstance(value, torch.Tensor))
+    if device.type == "cuda":
+        # Triton launches on the current device, which need not be the tensors'.
+        with torch.cuda.device(device):
+            kernel[grid](**arguments, **constants, **options)
+    else:
+        kernel[grid](**arguments, **constants, **options)
+
+
+@contextmanager
+def recording(target: Target):
+    """Inside, launchers choose what they would choose for ``target`` and every launch is listed, none is run."""
+    global _override, _recorded
+    previous = _override, _recorded
+    _override, _recorded = target, []
+    try:
+        yield _recorded
+    finally:
+        _override, _recorded = previous
+
+
+def widen_products(target: Target, dtype: torch.dtype) -> bool:
+    """The interpreter multiplies the raw bits of bfloat16: there, and only there, tiles are cast to float32 first."""
+    return target.backend == "interpreter" and dtype != torch.float32
+
+
+@triton.jit
+def tanh(x):
+    """tanh to 1e-6 relative, from exp alone (libdevice is missing under the interpreter).
+
+    (1 − e) / (1 + e) with e = exp(−2|x|) cancels near 0; there the Taylor series to x⁵ is exact to 1e-9 relative.
+    """
+    e = tl.exp(-2.0 * tl.abs(x))
+    large = (1.0 - e) / (1.0 + e)
+    square = x * x
+    small = x * (1.0 + square * (-1.0 / 3.0 + square * (2.0 / 15.0)))
+    return tl.where(tl.abs(x) < 0.05, small, tl.where(x < 0.0, -large, large))

@@ -1,0 +1,220 @@
+"""Gradients of the per-token sums of ``linear_nll`` with respect to hidden states, weight and bias.
+
+With g the upstream gradient of the five sums and z the logits (formula: ``kernels/__init__.py``),
+
+    G = ∂/∂(hidden @ weightᵀ + bias) = logit_scale · (1 − (z / softcap)²) · ∂/∂z
+
+    grad_hidden = G @ weight        grad_weight = Gᵀ @ hidden        grad_bias = Σ_n G
+
+The kernel recomputes a tile of logits from hidden and weight exactly as the forward did and writes the tile of G, in the
+inputs' dtype, to a block whose size ``memory_limit`` bounds; the two products are plain matrix products of that block,
+with float32 accumulation, and are left to the vendor's library.
+
+Cost: 8·N·V·D operations at most (recompute 2, and 2 per gradient asked for); one block of G, which is written once
+and read twice.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+from . import EXP_SHIFT, LOGIT_SUM, MAX, SUM_EXP, TARGET
+from .chunks import accumulate_gradients, block_shape
+from .launch import launch
+from .linear_nll import logit_arguments, logit_tile
+
+SUM_EXP_ROW, TARGET_ROW, LOGIT_SUM_ROW, EXP_SHIFT_ROW = (
+    tl.constexpr(row) for row in (SUM_EXP, TARGET, LOGIT_SUM, EXP_SHIFT)
+)
+
+
+@triton.jit
+def sums_derivative(
+    logits,  # float32 [BLOCK_N, BLOCK_V]
+    hit,  # bool [BLOCK_N, BLOCK_V], the target's column
+    class_weight,  # float32 [BLOCK_V]
+    maximum_ptr,  # float32 [N]
+    upstream_ptr,  # float32 [5, N]
+    rows,
+    exists,
+    counted,
+    N,
+    WITH_LOGIT_SUM: tl.constexpr,
+    WITH_EXP_SHIFT: tl.constexpr,
+):
+    """∂/∂z of the five sums, weighted by their upstream gradients; 0 for ignored tokens."""
+    plane = N.to(tl.int64)
+    upstream_ptr += rows
+    maximum = tl.load(maximum_ptr + rows, mask=exists, other=0.0)
+    reference = tl.where(maximum == -float("inf"), 0.0, maximum)
+    shifted = logits - reference[:, None]
+    per_exponential = tl.load(upstream_ptr + SUM_EXP_ROW * plane, mask=exists, other=0.0)[:, None]
+    if WITH_EXP_SHIFT:
+        per_shift = tl.load(upstream_ptr + EXP_SHIFT_ROW * plane, mask=exists, other=0.0)[:, None]
+        per_exponential += tl.where(shifted == -float("inf"), 0.0, per_shift * (1.0 + shifted))
+    gradient = tl.exp(shifted) * per_exponential
+    gradient += tl.where(hit, tl.load(upstream_ptr + TARGET_ROW * plane, mask=exists, other=0.0)[:, None], 0.0)
+    if WITH_LOGIT_SUM:
+        per_logit = tl.load(upstream_ptr + LOGIT_SUM_ROW * plane, mask=exists, other=0.0)
+        gradient += per_logit[:, None] * class_weight[None, :]
+    return tl.where(counted[:, None], gradient, 0.0)
+
+
+@triton.jit(do_not_specialize=["N", "N_all", "first_column", "columns_here", "ignore_index"])
+def _logit_gradient_kernel(
+    hidden_ptr,  # [N, D]
+    weight_ptr,  # [V, D]
+    bias_ptr,  # [V]
+    target_ptr,  # int [N]
+    class_weight_ptr,  # float32 [V]
+    maximum_ptr,  # float32 [N]
+    upstream_ptr,  # float32 [5, N_all], already offset to the first token
+    gradient_ptr,  # [N, columns_here]
+    N,
+    N_all,
+    V,
+    D,
+    first_column,
+    columns_here,
+    hidden_stride_n,
+    hidden_stride_d,
+    weight_stride_v,
+    weight_stride_d,
+    bias_stride,
+    target_stride,
+    ignore_index,
+    logit_scale,
+    softcap,
+    HAS_BIAS: tl.constexpr,
+    HAS_SOFTCAP: tl.constexpr,
+    HAS_CLASS_WEIGHT: tl.constexpr,
+    WITH_LOGIT_SUM: tl.constexpr,
+    WITH_EXP_SHIFT: tl.constexpr,
+    EVEN_D: tl.constexpr,
+    WIDEN: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_V: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    row_blocks = tl.cdiv(N, BLOCK_N)
+    rows = (tl.program_id(0) % row_blocks).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
+    local_columns = (tl.program_id(0) // row_blocks) * BLOCK_V + tl.arange(0, BLOCK_V)
+    columns = first_column + local_columns
+    exists = rows < N
+    target = tl.load(target_ptr + rows * target_stride, mask=exists, other=ignore_index).to(tl.int64)
+    counted = target != ignore_index
+    target = tl.where((target >= 0) & (target < V), target, -1).to(tl.int32)
+    gradient = tl.zeros([BLOCK_N, BLOCK_V], dtype=tl.float32)
+    if tl.max(counted.to(tl.int32), axis=0) > 0:
+        logits = logit_tile(
+            hidden_ptr,
+            weight_ptr,
+            bias_ptr,
+            tl.minimum(rows, N - 1),
+            tl.minimum(columns, V - 1).to(tl.int64),
+            D,
+            hidden_stride_n,
+            hidden_stride_d,
+            weight_stride_v,
+            weight_stride_d,
+            bias_stride,
+            logit_scale,
+            softcap,
+            HAS_BIAS,
+            HAS_SOFTCAP,
+            EVEN_D,
+            WIDEN,
+            PRECISION,
+            BLOCK_N,
+            BLOCK_V,
+            BLOCK_D,
+        )
+        class_weight = tl.full([BLOCK_V], 1.0, dtype=tl.float32)
+        if HAS_CLASS_WEIGHT:
+            class_weight = tl.load(class_weight_ptr + columns, mask=columns < V, other=0.0)
+        gradient = sums_derivative(
+            logits,
+            columns[None, :] == target[:, None],
+            class_weight,
+            maximum_ptr,
+            upstream_ptr,
+            rows,
+            exists,
+            counted,
+            N_all,
+            WITH_LOGIT_SUM,
+            WITH_EXP_SHIFT,
+        )
+        if HAS_SOFTCAP:
+            capped = logits / softcap
+            gradient *= 1.0 - capped * capped
+        gradient *= logit_scale
+    tl.store(
+        gradient_ptr + rows[:, None] * columns_here + local_columns[None, :],
+        gradient.to(gradient_ptr.dtype.element_ty),
+        mask=exists[:, None] & (local_columns < columns_here)[None, :],
+    )
+
+
+def linear_nll_grad(
+    upstream: torch.Tensor,
+    maximum: torch.Tensor,
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    target: torch.Tensor,
+    class_weight: torch.Tensor | None = None,
+    *,
+    ignore_index: int = -100,
+    softcap: float | None = None,
+    logit_scale: float = 1.0,
+    with_logit_sum: bool = False,
+    with_exp_shift: bool = False,
+    needs: tuple[bool, bool, bool] = (True, True, True),
+    memory_limit: int = 512 << 20,
+) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
+    """Gradients of hidden, weight and bias from ``upstream`` float32 [5, N] and the forward's ``maximum`` [N].
+
+    ``memory_limit`` bounds the block of logit gradients, in bytes.
+    """
+    upstream = upstream.contiguous()
+    arguments, constants, options = logit_arguments(hidden, weight, bias, softcap, logit_scale)
+    block = block_shape(hidden.shape[0], weight.shape[0], hidden.element_size(), memory_limit)
+    buffer = hidden.new_empty(block[0] * block[1])
+
+    def logit_gradient(tokens: slice, columns: slice) -> torch.Tensor:
+        count, width = tokens.stop - tokens.start, columns.stop - columns.start
+        out = buffer[: count * width].view(count, width)
+        tiles = triton.cdiv(count, constants["BLOCK_N"]) * triton.cdiv(width, constants["BLOCK_V"])
+        launch(
+            _logit_gradient_kernel,
+            (tiles,),
+            arguments
+            | dict(
+                hidden_ptr=hidden[tokens],
+                target_ptr=target[tokens],
+                class_weight_ptr=upstream if class_weight is None else class_weight,
+                maximum_ptr=maximum[tokens],
+                upstream_ptr=upstream[:, tokens],
+                gradient_ptr=out,
+                N=count,
+                N_all=upstream.shape[1],
+                first_column=columns.start,
+                columns_here=width,
+                target_stride=target.stride(0),
+                ignore_index=ignore_index,
+            ),
+            constants
+            | dict(
+                HAS_CLASS_WEIGHT=class_weight is not None,
+                WITH_LOGIT_SUM=with_logit_sum,
+                WITH_EXP_SHIFT=with_exp_shift,
+            ),
+            options,
+        )
+        return out
+
+    return accumulate_gradients(logit_gradient, hidden, weight, bias, needs=needs, block=block)

@@ -1,0 +1,247 @@
+"""Per-token sums over logits that already exist, and their gradient, which may be written in their place.
+
+Formulas: ``kernels/__init__.py``, with z = softcap · tanh(logit_scale · logits / softcap). One program a token walks its row
+with an online softmax. Cost: one read of N × V forward; one read and one write backward.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+from . import EXP_SHIFT, LOGIT_SUM, MAX, SUM_EXP, SUMS, TARGET
+from .launch import current_target, launch, tanh
+from .linear_nll_grad import sums_derivative
+
+MAX_ROW, SUM_EXP_ROW, TARGET_ROW, LOGIT_SUM_ROW, EXP_SHIFT_ROW = (
+    tl.constexpr(row) for row in (MAX, SUM_EXP, TARGET, LOGIT_SUM, EXP_SHIFT)
+)
+
+
+def row_configuration(vocabulary: int) -> tuple[dict, dict]:
+    """A tile of at most 4,096 logits: 16 a thread at 8 warps, and no larger than the row."""
+    interpreted = current_target().backend == "interpreter"
+    block = min(4096, max(128, triton.next_power_of_2(vocabulary)))
+    return dict(BLOCK_V=block), {} if interpreted else dict(num_warps=8 if block >= 2048 else 4)
+
+
+@triton.jit
+def _load_logits(pointer, columns, V, stride, logit_scale, softcap, HAS_SOFTCAP: tl.constexpr):
+    logits = tl.load(pointer + columns.to(tl.int64) * stride, mask=columns < V, other=0.0).to(tl.float32) * logit_scale
+    if HAS_SOFTCAP:
+        logits = softcap * tanh(logits / softcap)
+    return logits
+
+
+@triton.jit(do_not_specialize=["N", "ignore_index"])
+def _nll_kernel(
+    logits_ptr,  # [N, V]
+    target_ptr,  # int [N]
+    class_weight_ptr,  # float32 [V]
+    sums_ptr,  # float32 [5, N]
+    N,
+    V,
+    logits_stride_n,
+    logits_stride_v,
+    target_stride,
+    ignore_index,
+    logit_scale,
+    softcap,
+    HAS_SOFTCAP: tl.constexpr,
+    HAS_CLASS_WEIGHT: tl.constexpr,
+    WITH_LOGIT_SUM: tl.constexpr,
+    WITH_EXP_SHIFT: tl.constexpr,
+    BLOCK_V: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64)
+    target = tl.load(target_ptr + row * target_stride).to(tl.int64)
+    counted = target != ignore_index
+    # A running maximum and sum per lane, folded once at the end: no reduction inside the loop.
+    maximum = tl.full([BLOCK_V], -float("inf"), dtype=tl.float32)
+    sum_exp = tl.zeros([BLOCK_V], dtype=tl.float32)
+    target_logit = tl.zeros([BLOCK_V], dtype=tl.float32)
+    logit_sum = tl.zeros([BLOCK_V], dtype=tl.float32)
+    exp_shift = tl.zeros([BLOCK_V], dtype=tl.float32)
+    if counted:
+        for start in range(0, V, BLOCK_V):
+            columns = start + tl.arange(0, BLOCK_V)
+            inside = columns < V
+            logits = _load_logits(
+                logits_ptr + row * logits_stride_n, columns, V, logits_stride_v, logit_scale, softcap, HAS_SOFTCAP
+            )
+            target_logit += tl.where(columns == target, logits, 0.0)
+            if WITH_LOGIT_SUM:
+                weighted = logits
+                if HAS_CLASS_WEIGHT:
+                    weighted = logits * tl.load(class_weight_ptr + columns, mask=inside, other=0.0)
+                logit_sum += tl.where(inside, weighted, 0.0)
+            logits = tl.where(inside, logits, -float("inf"))
+            new_maximum = tl.maximum(maximum, logits)
+            reference = tl.where(new_maximum == -float("inf"), 0.0, new_maximum)
+            decay = tl.exp(maximum - reference)
+            shifted = logits - reference
+            exponentials = tl.exp(shifted)
+            if WITH_EXP_SHIFT:
+                moved = tl.where(sum_exp > 0.0, sum_exp * (maximum - reference), 0.0)
+                products = tl.where(shifted == -float("inf"), 0.0, exponentials * shifted)
+                exp_shift = decay * (exp_shift + moved) + products
+            sum_exp = sum_exp * decay + exponentials
+            maximum = new_maximum
+    row_maximum = tl.max(maximum, axis=0)
+    reference = tl.where(row_maximum == -float("inf"), 0.0, row_maximum)
+    decay = tl.exp(maximum - reference)
+    moved = tl.where(sum_exp > 0.0, sum_exp * (maximum - reference), 0.0)
+    row_exp_shift = tl.sum(decay * (exp_shift + moved), axis=0)
+    row_sum_exp = tl.sum(decay * sum_exp, axis=0)
+    row_target = tl.sum(target_logit, axis=0)
+    row_target = tl.where((target >= 0) & (target < V), row_target, float("nan"))
+    plane = N.to(tl.int64)
+    sums_ptr += row
+    tl.store(sums_ptr + MAX_ROW * plane, tl.where(counted, row_maximum, 0.0))
+    tl.store(sums_ptr + SUM_EXP_ROW * plane, tl.where(counted, row_sum_exp, 1.0))
+    tl.store(sums_ptr + TARGET_ROW * plane, tl.where(counted, row_target, 0.0))
+    tl.store(sums_ptr + LOGIT_SUM_ROW * plane, tl.sum(logit_sum, axis=0))
+    tl.store(sums_ptr + EXP_SHIFT_ROW * plane, tl.where(counted, row_exp_shift, 0.0))
+
+
+@triton.jit(do_not_specialize=["N", "ignore_index"])
+def _nll_grad_kernel(
+    logits_ptr,  # [N, V]
+    target_ptr,  # int [N]
+    class_weight_ptr,  # float32 [V]
+    maximum_ptr,  # float32 [N]
+    upstream_ptr,  # float32 [5, N]
+    gradient_ptr,  # [N, V], may be logits_ptr: every element is read before it is written, by the same program
+    N,
+    V,
+    logits_stride_n,
+    logits_stride_v,
+    gradient_stride_n,
+    gradient_stride_v,
+    target_stride,
+    ignore_index,
+    logit_scale,
+    softcap,
+    HAS_SOFTCAP: tl.constexpr,
+    HAS_CLASS_WEIGHT: tl.constexpr,
+    WITH_LOGIT_SUM: tl.constexpr,
+    WITH_EXP_SHIFT: tl.constexpr,
+    BLOCK_V: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64)
+    rows = row + tl.zeros([1], dtype=tl.int64)
+    target = tl.load(target_ptr + row * target_stride).to(tl.int64)
+    counted = tl.zeros([1], dtype=tl.int64) + target != ignore_index
+    for start in range(0, V, BLOCK_V):
+        columns = start + tl.arange(0, BLOCK_V)
+        logits = _load_logits(
+            logits_ptr + row * logits_stride_n, columns, V, logits_stride_v, logit_scale, softcap, HAS_SOFTCAP
+        )
+        class_weight = tl.full([BLOCK_V], 1.0, dtype=tl.float32)
+        if HAS_CLASS_WEIGHT:
+            class_weight = tl.load(class_weight_ptr + columns, mask=columns < V, other=0.0)
+        gradient = sums_derivative(
+            logits[None, :],
+            (columns == target)[None, :],
+            class_weight,
+            maximum_ptr,
+            upstream_ptr,
+            rows,
+            rows < N,
+            counted,
+            N,
+            WITH_LOGIT_SUM,
+            WITH_EXP_SHIFT,
+        )
+        if HAS_SOFTCAP:
+            capped = logits / softcap
+            gradient *= (1.0 - capped * capped)[None, :]
+        gradient *= logit_scale
+        tl.store(
+            gradient_ptr + row * gradient_stride_n + columns.to(tl.int64)[None, :] * gradient_stride_v,
+            gradient.to(gradient_ptr.dtype.element_ty),
+            mask=(columns < V)[None, :],
+        )
+
+
+def _arguments(logits, target, class_weight, ignore_index, softcap, logit_scale, with_logit_sum, with_exp_shift):
+    if logits.dtype not in (torch.float32, torch.float16, torch.bfloat16):
+        raise TypeError(
+            f"input: the triton backend expects float32, float16 or bfloat16, got {logits.dtype}; "
+            "backend='torch' takes any floating dtype"
+        )
+    tokens, vocabulary = logits.shape
+    constants, options = row_configuration(vocabulary)
+    arguments = dict(
+        logits_ptr=logits,
+        target_ptr=target,
+        class_weight_ptr=logits if class_weight is None else class_weight,
+        N=tokens,
+        V=vocabulary,
+        logits_stride_n=logits.stride(0),
+        logits_stride_v=logits.stride(1),
+        target_stride=target.stride(0),
+        ignore_index=ignore_index,
+        logit_scale=float(logit_scale),
+        softcap=0.0 if softcap is None else float(softcap),
+    )
+    constants |= dict(
+        HAS_SOFTCAP=softcap is not None,
+        HAS_CLASS_WEIGHT=class_weight is not None,
+        WITH_LOGIT_SUM=with_logit_sum,
+        WITH_EXP_SHIFT=with_exp_shift,
+    )
+    return arguments, constants, options
+
+
+def nll(
+    logits: torch.Tensor,
+    target: torch.Tensor,
+    class_weight: torch.Tensor | None = None,
+    *,
+    ignore_index: int = -100,
+    softcap: float | None = None,
+    logit_scale: float = 1.0,
+    with_logit_sum: bool = False,
+    with_exp_shift: bool = False,
+) -> torch.Tensor:
+    """The five sums of every token, float32 [5, N], from logits [N, V] and target int [N]."""
+    arguments, constants, options = _arguments(
+        logits, target, class_weight, ignore_index, softcap, logit_scale, with_logit_sum, with_exp_shift
+    )
+    sums = logits.new_empty((SUMS, logits.shape[0]), dtype=torch.float32)
+    if logits.shape[0]:
+        launch(_nll_kernel, (logits.shape[0],), arguments | dict(sums_ptr=sums), constants, options)
+    return sums
+
+
+def nll_grad(
+    upstream: torch.Tensor,
+    maximum: torch.Tensor,
+    logits: torch.Tensor,
+    target: torch.Tensor,
+    class_weight: torch.Tensor | None = None,
+    *,
+    ignore_index: int = -100,
+    softcap: float | None = None,
+    logit_scale: float = 1.0,
+    with_logit_sum: bool = False,
+    with_exp_shift: bool = False,
+    out: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Gradient of logits [N, V] from ``upstream`` float32 [5, N]; ``out`` may be ``logits`` itself."""
+    arguments, constants, options = _arguments(
+        logits, target, class_weight, ignore_index, softcap, logit_scale, with_logit_sum, with_exp_shift
+    )
+    out = torch.empty_like(logits) if out is None else out
+    if logits.shape[0]:
+        arguments |= dict(
+            maximum_ptr=maximum,
+            upstream_ptr=upstream.contiguous(),
+            gradient_ptr=out,
+            gradient_stride_n=out.stride(0),
+            gradient_stride_v=out.stride(1),
+        )
+        launch(_nll_grad_kernel, (logits.shape[0],), arguments, constants, options)
+    return out

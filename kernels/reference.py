@@ -1,0 +1,34 @@
+"""Every kernel's contract in a few lines of plain PyTorch with full logits: the oracle, meant for float64."""
+
+from __future__ import annotations
+
+import torch
+
+from . import SUMS
+
+
+def logits(hidden, weight, bias=None, *, softcap=None, logit_scale=1.0) -> torch.Tensor:
+    """softcap · tanh(logit_scale · (hidden @ weightᵀ + bias) / softcap), [N, V]."""
+    z = hidden @ weight.T
+    z = logit_scale * (z if bias is None else z + bias)
+    return z if softcap is None else softcap * torch.tanh(z / softcap)
+
+
+def sums(z, target, class_weight=None, *, ignore_index=-100) -> torch.Tensor:
+    """The five per-token sums of ``kernels/__init__.py``, [5, N], from logits [N, V]; differentiable."""
+    valid = (target >= 0) & (target < z.shape[1])
+    maximum = z.detach().amax(1)
+    exponentials = (z - maximum[:, None]).exp()
+    at_target = z.gather(1, target.where(valid, 0)[:, None])[:, 0]
+    rows = torch.stack(
+        [
+            maximum,
+            exponentials.sum(1),
+            at_target.where(valid, torch.nan),
+            (z if class_weight is None else z * class_weight).sum(1),
+            (exponentials * (z - maximum[:, None])).sum(1),
+        ]
+    )
+    ignored = torch.tensor([0.0, 1.0, 0.0, 0.0, 0.0], dtype=z.dtype, device=z.device)[:, None]
+    assert rows.shape[0] == SUMS
+    return torch.where((target == ignore_index)[None, :], ignored, rows)
