@@ -20,7 +20,7 @@ import torch
 import triton
 import triton.language as tl
 
-from . import EXP_SHIFT, LOGIT_SUM, MAX, SUM_EXP, TARGET
+from . import EXP_SHIFT, LOGIT_SUM, SUM_EXP, TARGET
 from .chunks import accumulate_gradients, block_shape
 from .launch import launch
 from .linear_nll import logit_arguments, logit_tile

@@ -83,7 +83,9 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("model", help="local Hugging Face model folder")
     command.add_argument("text", nargs="+", help=".txt (a file is a document) or .jsonl (a line is one)")
     command.add_argument("--protocol", default="sliding", choices=["sliding"])
-    command.add_argument("--context-length", type=int, metavar="N", help="tokens a window shows (the model's, at most 1024)")
+    command.add_argument(
+        "--context-length", type=int, metavar="N", help="tokens a window shows (the model's, at most 1024)"
+    )
     command.add_argument("--stride", type=int, metavar="N", help="tokens a window moves on (half the context)")
     command.add_argument("--batch-size", type=int, default=8, metavar="N", help="windows at a time (8)")
     command.add_argument("--text-field", default="text", metavar="NAME", help="the text's key in .jsonl lines (text)")

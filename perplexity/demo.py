@@ -41,8 +41,11 @@ def split(documents: dict[str, str]) -> tuple[dict[str, str], dict[str, str], in
 
     Topics quote each other: a training paragraph that shares a 13-gram of words with validation is dropped.
     """
-    chosen = {name for name in documents
-              if int(hashlib.sha256(name.encode()).hexdigest(), 16) % 1000 < 1000 * VALIDATION_SHARE}
+    chosen = {
+        name
+        for name in documents
+        if int(hashlib.sha256(name.encode()).hexdigest(), 16) % 1000 < 1000 * VALIDATION_SHARE
+    }
     validation = {name: text for name, text in documents.items() if name in chosen}
     known = set().union(*map(ngrams, validation.values()))
     training, dropped = {}, 0
@@ -148,7 +151,6 @@ def train(model, stream: torch.Tensor, steps: int, validate, record) -> None:
 def run(out: str | Path, *, steps: int = 300) -> dict:
     """Train, evaluate and plot into the folder ``out``; prints what it does and returns the summary it writes."""
     import transformers
-    import transformers
     from rich.console import Console
     from rich.table import Table
     from torch.utils.tensorboard import SummaryWriter
@@ -204,8 +206,13 @@ def run(out: str | Path, *, steps: int = 300) -> dict:
             history.append(row)
             log.write(json.dumps(row) + "\n")
             log.flush()
-            for key, tag in (("train_loss", "train/loss"), ("train_perplexity", "train/perplexity"),
-                             ("val_loss", "eval/loss"), ("val_perplexity", "eval/perplexity"), ("lr", "train/lr")):
+            for key, tag in (
+                ("train_loss", "train/loss"),
+                ("train_perplexity", "train/perplexity"),
+                ("val_loss", "eval/loss"),
+                ("val_perplexity", "eval/perplexity"),
+                ("lr", "train/lr"),
+            ):
                 if key in row:
                     writer.add_scalar(tag, row[key], row["step"])
             if "val_loss" in row:
@@ -228,8 +235,12 @@ def run(out: str | Path, *, steps: int = 300) -> dict:
     model, tokenizer = models.load(out / "model")
     evaluation = evaluate(model, tokenizer, valid_documents, context_length=CONTEXT)
     evaluation.save(out / "evaluation.json")
-    loss_curves(history, out / "curves.png", baselines=baselines,
-                title=f"Python's documentation, {steps} steps: validation perplexity {evaluation.perplexity:.1f}")
+    loss_curves(
+        history,
+        out / "curves.png",
+        baselines=baselines,
+        title=f"Python's documentation, {steps} steps: validation perplexity {evaluation.perplexity:.1f}",
+    )
     console.print(results.table(evaluation), soft_wrap=False)
 
     closing = Table(title="What that means", title_justify="left")
@@ -237,9 +248,11 @@ def run(out: str | Path, *, steps: int = 300) -> dict:
     closing.add_column("loss (nats)", justify="right")
     closing.add_column("perplexity", justify="right")
     closing.add_column("in plain words")
-    for name, loss in (("knows nothing (uniform)", baselines["uniform"]),
-                       ("knows how often each token comes (unigram)", baselines["unigram"]),
-                       ("the model just trained", evaluation.loss)):
+    for name, loss in (
+        ("knows nothing (uniform)", baselines["uniform"]),
+        ("knows how often each token comes (unigram)", baselines["unigram"]),
+        ("the model just trained", evaluation.loss),
+    ):
         closing.add_row(name, f"{loss:.3f}", f"{exp(loss):,.1f}", f"as if choosing among about {exp(loss):,.0f} tokens")
     console.print(closing, soft_wrap=False)
     summary = {

@@ -10,7 +10,17 @@ import torch
 from .kernels import reference
 from .losses import choose_backend, linear_cross_entropy, triton_available
 
-PACKAGES = ("torch", "triton", "numpy", "transformers", "tokenizers", "safetensors", "rich", "matplotlib", "tensorboard")
+PACKAGES = (
+    "torch",
+    "triton",
+    "numpy",
+    "transformers",
+    "tokenizers",
+    "safetensors",
+    "rich",
+    "matplotlib",
+    "tensorboard",
+)
 
 
 def self_check(device: str, backend: str | None) -> tuple[float, float]:
@@ -61,6 +71,8 @@ def report() -> int:
         passed = loss_error < 1e-4 and gradient_error < 5e-4
         failed |= not passed
         verdict = "ok" if passed else "FAILED"
-        print(f"{device} ({name}): backend {chosen}, self-check {verdict}: "
-              f"loss off by {loss_error:.1e}, gradients by {gradient_error:.1e} from float64")
+        print(
+            f"{device} ({name}): backend {chosen}, self-check {verdict}: "
+            f"loss off by {loss_error:.1e}, gradients by {gradient_error:.1e} from float64"
+        )
     return int(failed)

@@ -40,7 +40,7 @@ def triton_available() -> bool:
 
 
 def choose_backend(backend: str | None, tensor: Tensor) -> str:
-    """"triton" on a GPU where triton is installed and has a kernel for the dtype, else "torch".
+    """ "triton" on a GPU where triton is installed and has a kernel for the dtype, else "torch".
 
     An explicit ``backend``, or the environment's PERPLEXITY_BACKEND, is taken as it is: ValueError where it cannot run.
     """
@@ -72,8 +72,12 @@ def _expect(condition: bool, name: str, expected: str, got: object) -> None:
 def _check_target(target: Tensor, shape: torch.Size, device: torch.device) -> None:
     if target.dtype not in (torch.int64, torch.int32):
         raise TypeError(f"target: expected int64 (or int32) class indices, got {target.dtype}")
-    _expect(target.shape == shape, "target", f"shape {tuple(shape)}, that of input without its last dimension",
-            tuple(target.shape))
+    _expect(
+        target.shape == shape,
+        "target",
+        f"shape {tuple(shape)}, that of input without its last dimension",
+        tuple(target.shape),
+    )
     _expect(target.device == device, "target", f"a tensor on {device}, as input", target.device)
 
 
@@ -82,8 +86,9 @@ def _check_vector(name: str, vector: Tensor | None, vocabulary: int, device: tor
         return
     if not vector.is_floating_point():
         raise TypeError(f"{name}: expected a floating dtype, got {vector.dtype}")
-    _expect(vector.shape == (vocabulary,), name, f"shape ({vocabulary},), one value a vocabulary entry",
-            tuple(vector.shape))
+    _expect(
+        vector.shape == (vocabulary,), name, f"shape ({vocabulary},), one value a vocabulary entry", tuple(vector.shape)
+    )
     _expect(vector.device == device, name, f"a tensor on {device}, as input", vector.device)
 
 
@@ -94,12 +99,20 @@ def _check_linear(input: Tensor, linear_weight: Tensor, target: Tensor, linear_b
     _expect(input.dim() >= 1, "input", "shape [..., D]", "a scalar")
     _expect(linear_weight.dim() == 2, "linear_weight", "shape [V, D]", tuple(linear_weight.shape))
     _expect(linear_weight.shape[0] > 0, "linear_weight", "at least one row", tuple(linear_weight.shape))
-    _expect(input.shape[-1] == linear_weight.shape[1], "linear_weight",
-            f"shape [V, {input.shape[-1]}] for an input of {tuple(input.shape)}", tuple(linear_weight.shape))
+    _expect(
+        input.shape[-1] == linear_weight.shape[1],
+        "linear_weight",
+        f"shape [V, {input.shape[-1]}] for an input of {tuple(input.shape)}",
+        tuple(linear_weight.shape),
+    )
     if input.dtype != linear_weight.dtype:
         raise TypeError(f"linear_weight: expected {input.dtype}, the dtype of input, got {linear_weight.dtype}")
-    _expect(linear_weight.device == input.device, "linear_weight", f"a tensor on {input.device}, as input",
-            linear_weight.device)
+    _expect(
+        linear_weight.device == input.device,
+        "linear_weight",
+        f"a tensor on {input.device}, as input",
+        linear_weight.device,
+    )
     _check_target(target, input.shape[:-1], input.device)
     _check_vector("linear_bias", linear_bias, linear_weight.shape[0], input.device)
 

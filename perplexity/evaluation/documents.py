@@ -41,7 +41,9 @@ def read_documents(paths: Iterable[str | Path], *, text_field: str = "text") -> 
         try:
             text = path.read_bytes().decode()
         except UnicodeDecodeError as error:
-            raise InputError(f"{path}: expected UTF-8, got byte 0x{error.object[error.start]:02x} at offset {error.start}")
+            raise InputError(
+                f"{path}: expected UTF-8, got byte 0x{error.object[error.start]:02x} at offset {error.start}"
+            )
         if not text.strip():
             raise InputError(f"{path}: expected text, got an empty file")
         if path.suffix == ".txt":
@@ -60,6 +62,9 @@ def _read_lines(path: Path, text: str, text_field: str) -> Iterator[Document]:
         except json.JSONDecodeError as error:
             raise InputError(f"{path}, line {number}: expected a JSON object, got broken JSON ({error})")
         if not isinstance(record, dict) or not isinstance(record.get(text_field), str):
-            raise InputError(f"{path}, line {number}: expected an object with a string {text_field!r}, got {line[:60]!r}")
-        yield Document(str(record.get("id", f"{path.name}:{number}")), record[text_field],
-                       str(record.get("domain", path.stem)))
+            raise InputError(
+                f"{path}, line {number}: expected an object with a string {text_field!r}, got {line[:60]!r}"
+            )
+        yield Document(
+            str(record.get("id", f"{path.name}:{number}")), record[text_field], str(record.get("domain", path.stem))
+        )

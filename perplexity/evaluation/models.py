@@ -26,7 +26,9 @@ def load(folder: str | Path, *, device: str | None = None, dtype: str = "auto"):
     """Model and tokenizer of a local Hugging Face folder; InputError where it is missing or cannot be loaded."""
     path = Path(folder)
     if not path.is_dir():
-        raise InputError(f"{folder}: expected a local model folder, got {'a file' if path.exists() else 'no such folder'}")
+        raise InputError(
+            f"{folder}: expected a local model folder, got {'a file' if path.exists() else 'no such folder'}"
+        )
     if not (path / "config.json").is_file():
         raise InputError(f"{folder}: expected a Hugging Face model folder, got one without config.json")
     from transformers import AutoModelForCausalLM, AutoTokenizer

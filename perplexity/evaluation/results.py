@@ -120,18 +120,37 @@ def table(evaluation: Evaluation):
     out.add_column("meaning")
     interval = evaluation.perplexity_interval
     rows = [
-        ("loss", f"{evaluation.loss:.4f}", "nats a token"
-         + ("" if evaluation.stderr is None else f", ± {evaluation.stderr:.4f} (standard error, by document)")),
-        ("perplexity", f"{evaluation.perplexity:.3f}",
-         f"as if choosing among about {evaluation.perplexity:,.0f} tokens of {evaluation.vocabulary_size:,}"
-         + ("" if interval is None else f"; 95 % interval {interval[0]:.2f} to {interval[1]:.2f}")),
-        ("bits per byte", f"{evaluation.bits_per_byte:.4f}", f"{evaluation.bytes:,} bytes; comparable across tokenizers"),
+        (
+            "loss",
+            f"{evaluation.loss:.4f}",
+            "nats a token"
+            + ("" if evaluation.stderr is None else f", ± {evaluation.stderr:.4f} (standard error, by document)"),
+        ),
+        (
+            "perplexity",
+            f"{evaluation.perplexity:.3f}",
+            f"as if choosing among about {evaluation.perplexity:,.0f} tokens of {evaluation.vocabulary_size:,}"
+            + ("" if interval is None else f"; 95 % interval {interval[0]:.2f} to {interval[1]:.2f}"),
+        ),
+        (
+            "bits per byte",
+            f"{evaluation.bits_per_byte:.4f}",
+            f"{evaluation.bytes:,} bytes; comparable across tokenizers",
+        ),
         ("byte perplexity", f"{evaluation.byte_perplexity:.4f}", "2 to the power of bits per byte"),
         ("word perplexity", f"{evaluation.word_perplexity:.1f}", f"{evaluation.words:,} words"),
-        ("windows", evaluation.protocol, f"context {evaluation.context_length}, stride {evaluation.stride}; "
-         f"{evaluation.tokens_skipped:,} first tokens without a context"),
-        ("computed", evaluation.backend, f"{evaluation.precision} logits, {evaluation.seconds:.1f} s, "
-         f"{evaluation.tokens / max(evaluation.seconds, 1e-9):,.0f} tokens a second"),
+        (
+            "windows",
+            evaluation.protocol,
+            f"context {evaluation.context_length}, stride {evaluation.stride}; "
+            f"{evaluation.tokens_skipped:,} first tokens without a context",
+        ),
+        (
+            "computed",
+            evaluation.backend,
+            f"{evaluation.precision} logits, {evaluation.seconds:.1f} s, "
+            f"{evaluation.tokens / max(evaluation.seconds, 1e-9):,.0f} tokens a second",
+        ),
     ]
     for row in rows:
         out.add_row(*row)

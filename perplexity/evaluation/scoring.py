@@ -148,7 +148,9 @@ def evaluate(
             scored = _Scored(document, prefix + ids if prefixed else ids, prefixed)
             all_scored.append(scored)
             if not verified and len(scored.ids) > 1:
-                sample = torch.tensor([scored.ids[: min(VERIFIED_POSITIONS, context_length)]], device=head.weight.device)
+                sample = torch.tensor(
+                    [scored.ids[: min(VERIFIED_POSITIONS, context_length)]], device=head.weight.device
+                )
                 models.verify_head(model, head, sample)
                 verified = True
             for window in sliding_windows(len(scored.ids), context_length, stride):

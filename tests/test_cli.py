@@ -1,0 +1,121 @@
+"""The command line, run as a process: what it prints, what it writes, how it fails."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from tiny_models import build_model, build_tokenizer
+
+
+def ppl(*arguments, **kwargs):
+    return subprocess.run(
+        [sys.executable, "-m", "perplexity", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        **kwargs,
+    )
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A model folder and files to evaluate, good and bad."""
+    folder = tmp_path_factory.mktemp("cli")
+    tokenizer = build_tokenizer(bos=True)
+    for name, vocabulary in (("model", len(tokenizer)), ("small", len(tokenizer) - 7)):
+        build_model(vocabulary).save_pretrained(folder / name)
+        tokenizer.save_pretrained(folder / name)
+    (folder / "good.txt").write_text("the cat sat on the mat\n" * 20)
+    (folder / "good.jsonl").write_text('{"text": "one two", "domain": "x"}\n\n{"text": "three", "id": 7}\n')
+    (folder / "empty.txt").write_text("")
+    (folder / "latin.txt").write_bytes("caf\u00e9".encode("latin-1"))
+    (folder / "broken.jsonl").write_text('{"text": "fine"}\n{"text": \n')
+    (folder / "keyless.jsonl").write_text('{"body": "fine"}\n')
+    (folder / "table.parquet").write_bytes(b"PAR1")
+    (folder / "hollow").mkdir()
+    return folder
+
+
+def test_eval_writes_every_key(folder, tmp_path):
+    out = tmp_path / "out.json"
+    done = ppl("eval", folder / "model", folder / "good.txt", folder / "good.jsonl", "--json", out, "--stride", 20)
+    assert done.returncode == 0, done.stderr
+    assert "perplexity" in done.stdout and "bits per byte" in done.stdout
+    record = json.loads(out.read_text())
+    keys = (
+        "loss perplexity bits_per_byte byte_perplexity word_perplexity tokens bytes words documents stderr "
+        "perplexity_interval protocol context_length stride tokenizer_fingerprint text_fingerprint backend precision "
+        "domains per_document"
+    )
+    assert set(keys.split()) <= set(record)
+    assert record["documents"] == 3 and record["stride"] == 20 and record["protocol"] == "sliding"
+    assert set(record["per_document"][0]) == {"id", "domain", "nll", "tokens", "bytes"}
+    assert [document["id"] for document in record["per_document"]] == ["good.txt", "good.jsonl:1", "7"]
+    assert set(record["domains"]) == {"good", "x"}
+    assert sum(document["tokens"] for document in record["per_document"]) == record["tokens"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["model", "empty.txt"], ["empty.txt", "empty"]),
+        (["model", "latin.txt"], ["latin.txt", "UTF-8", "0xe9", "offset 3"]),
+        (["model", "broken.jsonl"], ["broken.jsonl", "line 2", "JSON"]),
+        (["model", "keyless.jsonl"], ["keyless.jsonl", "line 1", "'text'"]),
+        (["model", "absent.txt"], ["absent.txt", "no such file"]),
+        (["model", "table.parquet"], ["table.parquet", ".txt or .jsonl"]),
+        (["model", "hollow"], ["hollow", "a folder"]),
+        (["absent", "good.txt"], ["absent", "no such folder"]),
+        (["hollow", "good.txt"], ["hollow", "config.json"]),
+        (["small", "good.txt"], ["tokenizer", "expected at most", "got"]),
+        (["model", "good.txt", "--stride", "64"], ["stride", "63", "64"]),
+        (["model", "good.txt", "--context-length", "65"], ["context_length", "64", "65"]),
+        (["model", "good.txt", "--backend", "triton"], ["backend", "TRITON_INTERPRET"]),
+        (["model", "good.txt", "--json", "no/such/out.json"], ["--json", "no/such/out.json"]),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_status_2(folder, arguments, words):
+    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    done = ppl("eval", *arguments, cwd=folder, env=environment)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert len(done.stderr.strip().splitlines()) == 1 and "Traceback" not in done.stderr
+    for word in words:
+        assert word in done.stderr
+
+
+def test_doctor(monkeypatch):
+    done = ppl("doctor")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "self-check ok" in done.stdout and "torch" in done.stdout
+
+
+def test_doctor_without_triton(tmp_path):
+    """import perplexity, and every loss, work with triton absent; the doctor says so."""
+    code = (
+        "import importlib.util as u, sys\n"
+        "find = u.find_spec\n"
+        "u.find_spec = lambda name, *a: None if name == 'triton' else find(name, *a)\n"
+        "sys.modules['triton'] = None\n"
+        "from perplexity.cli import main\n"
+        "sys.exit(main(['doctor']))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "triton is not installed" in done.stdout and "self-check ok" in done.stdout
+
+
+def test_import_needs_torch_alone():
+    code = "import sys, perplexity; print(sorted({'transformers', 'triton', 'matplotlib', 'rich'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.stdout.strip() == "[]", done.stdout + done.stderr
+
+
+def test_transformers_imports_from_the_repository_root():
+    """A top-level package named kernels would stand in for the Hugging Face library of that name."""
+    root = __file__.rsplit("/tests/", 1)[0]
+    code = "import transformers.models.llama.modeling_llama, perplexity.kernels.operators; print('fine')"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, cwd=root)
+    assert done.stdout.strip() == "fine", done.stderr
