@@ -47,7 +47,7 @@ def accumulate_gradients(
     ``logit_gradient(tokens, columns)`` gives the gradient of the products hidden @ weightᵀ + bias for a block.
     """
     (tokens, dimension), vocabulary = hidden.shape, weight.shape[0]
-    needs_hidden, needs_weight, needs_bias = needs
+    needs_hidden, needs_weight, needs_bias = *needs[:2], needs[2] and bias is not None
     wide = torch.promote_types(hidden.dtype, torch.float32)
     grad_hidden = hidden.new_zeros((tokens, dimension), dtype=wide) if needs_hidden else None
     grad_weight = torch.zeros_like(weight, memory_format=torch.contiguous_format) if needs_weight else None

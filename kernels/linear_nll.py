@@ -29,11 +29,12 @@ MAX_ROW, SUM_EXP_ROW, TARGET_ROW, LOGIT_SUM_ROW, EXP_SHIFT_ROW = (
 ROWS = tl.constexpr(SUMS)
 
 
-def tile_configuration(target: Target, dtype: torch.dtype) -> tuple[dict, dict]:
-    """Tile sizes and launch options of the kernels that multiply hidden by weight, by target and dtype.
+def tile_configuration(target: Target, dtype: torch.dtype, vectorised: bool, plain: bool) -> tuple[dict, dict]:
+    """Tile sizes and launch options of the kernels that multiply hidden by weight.
 
-    16-bit: the largest tile whose accumulator (BLOCK_N · BLOCK_V floats over num_warps) stays in registers.
-    float32: three tf32 products a tile need both operands split, hence the smaller tile.
+    The largest tile whose accumulator (BLOCK_N · BLOCK_V floats over num_warps) stays in registers; less room is left where
+    the loss is not ``plain`` (no softcap, no sums beyond NLL), where three tf32 products a tile need both operands split, and
+    where rows that cannot be read 16 bytes at a time take registers for addresses. None spills: `make compile-check`.
     """
     if target.backend == "interpreter":
         return dict(BLOCK_N=64, BLOCK_V=128, BLOCK_D=64), {}
@@ -42,7 +43,11 @@ def tile_configuration(target: Target, dtype: torch.dtype) -> tuple[dict, dict]:
             return dict(BLOCK_N=64, BLOCK_V=64, BLOCK_D=32), dict(num_warps=4, num_stages=2)
         return dict(BLOCK_N=128, BLOCK_V=128, BLOCK_D=32), dict(num_warps=8, num_stages=2)
     if dtype == torch.float32:
-        return dict(BLOCK_N=64, BLOCK_V=64, BLOCK_D=32), dict(num_warps=4, num_stages=2)
+        return dict(BLOCK_N=64, BLOCK_V=64, BLOCK_D=32 if vectorised else 16), dict(num_warps=8, num_stages=2)
+    if not vectorised:
+        return dict(BLOCK_N=64, BLOCK_V=128, BLOCK_D=32), dict(num_warps=8, num_stages=2)
+    if not plain:
+        return dict(BLOCK_N=64, BLOCK_V=128, BLOCK_D=64), dict(num_warps=8, num_stages=3)
     return dict(BLOCK_N=128, BLOCK_V=128, BLOCK_D=64), dict(num_warps=8, num_stages=3)
 
 
@@ -51,8 +56,10 @@ def logit_tile(
     hidden_ptr,  # [N, D]
     weight_ptr,  # [V, D]
     bias_ptr,  # [V], read where HAS_BIAS
-    rows,  # int64 [BLOCK_N], clamped to N - 1
-    columns,  # int64 [BLOCK_V], clamped to V - 1
+    first_row,  # int64
+    first_column,
+    N,
+    V,
     D,
     hidden_stride_n,
     hidden_stride_d,
@@ -71,25 +78,31 @@ def logit_tile(
     BLOCK_D: tl.constexpr,
 ):
     """Logits of a tile, float32 [BLOCK_N, BLOCK_V], not masked: lanes past N or V repeat the last row or column."""
+    # One 64-bit address a tile and 32-bit offsets within it: 64-bit offsets would take half the registers.
+    rows = tl.minimum(tl.arange(0, BLOCK_N), (N - 1 - first_row).to(tl.int32))
+    columns = tl.minimum(tl.arange(0, BLOCK_V), V - 1 - first_column)
+    wide_column = first_column + tl.zeros([], dtype=tl.int64)
+    hidden_ptr += first_row * hidden_stride_n
+    weight_ptr += wide_column * weight_stride_v
     offsets = tl.arange(0, BLOCK_D)
-    hidden_ptrs = hidden_ptr + rows[:, None] * hidden_stride_n + offsets[None, :] * hidden_stride_d
-    weight_ptrs = weight_ptr + columns[None, :] * weight_stride_v + offsets[:, None] * weight_stride_d
+    hidden_offsets = rows[:, None] * hidden_stride_n + offsets[None, :] * hidden_stride_d
+    weight_offsets = columns[None, :] * weight_stride_v + offsets[:, None] * weight_stride_d
     accumulator = tl.zeros([BLOCK_N, BLOCK_V], dtype=tl.float32)
     for start in range(0, D, BLOCK_D):
         if EVEN_D:
-            hidden = tl.load(hidden_ptrs)
-            weight = tl.load(weight_ptrs)
+            hidden = tl.load(hidden_ptr + hidden_offsets)
+            weight = tl.load(weight_ptr + weight_offsets)
         else:
-            hidden = tl.load(hidden_ptrs, mask=(start + offsets < D)[None, :], other=0.0)
-            weight = tl.load(weight_ptrs, mask=(start + offsets < D)[:, None], other=0.0)
+            hidden = tl.load(hidden_ptr + hidden_offsets, mask=(offsets < D - start)[None, :], other=0.0)
+            weight = tl.load(weight_ptr + weight_offsets, mask=(offsets < D - start)[:, None], other=0.0)
         if WIDEN:
             hidden = hidden.to(tl.float32)
             weight = weight.to(tl.float32)
         accumulator = tl.dot(hidden, weight, accumulator, input_precision=PRECISION)
-        hidden_ptrs += BLOCK_D * hidden_stride_d
-        weight_ptrs += BLOCK_D * weight_stride_d
+        hidden_ptr += BLOCK_D * hidden_stride_d
+        weight_ptr += BLOCK_D * weight_stride_d
     if HAS_BIAS:
-        accumulator += tl.load(bias_ptr + columns * bias_stride).to(tl.float32)[None, :]
+        accumulator += tl.load(bias_ptr + (first_column + columns) * bias_stride).to(tl.float32)[None, :]
     logits = accumulator * logit_scale
     if HAS_SOFTCAP:
         logits = softcap * tanh(logits / softcap)
@@ -133,7 +146,8 @@ def _partials_kernel(
     # Neighbouring programs share a span: its weight is read from memory once, then from L2.
     row_blocks = tl.cdiv(N, BLOCK_N)
     span = tl.program_id(0) // row_blocks
-    rows = (tl.program_id(0) % row_blocks).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
+    first_row = (tl.program_id(0) % row_blocks).to(tl.int64) * BLOCK_N
+    rows = first_row + tl.arange(0, BLOCK_N)
     exists = rows < N
     target = tl.load(target_ptr + rows * target_stride, mask=exists, other=ignore_index).to(tl.int64)
     counted = target != ignore_index
@@ -152,8 +166,10 @@ def _partials_kernel(
                 hidden_ptr,
                 weight_ptr,
                 bias_ptr,
-                tl.minimum(rows, N - 1),
-                tl.minimum(columns, V - 1).to(tl.int64),
+                first_row,
+                start,
+                N,
+                V,
                 D,
                 hidden_stride_n,
                 hidden_stride_d,
@@ -254,21 +270,40 @@ def _merge_kernel(
     tl.store(sums_ptr + EXP_SHIFT_ROW * wide, tl.where(counted, exp_shift, 0.0), mask=exists)
 
 
+def vectorised(matrix: torch.Tensor) -> bool:
+    """Whether rows can be read 16 bytes at a time: contiguous, and every row starts on a multiple of 16 bytes."""
+    return (
+        matrix.stride(1) == 1
+        and matrix.stride(0) * matrix.element_size() % 16 == 0
+        and matrix.data_ptr() % 16 == 0
+        and matrix.shape[1] * matrix.element_size() % 16 == 0
+    )
+
+
+def within_32_bits(matrix: torch.Tensor) -> torch.Tensor:
+    """The matrix, copied if a tile of 256 × 256 of it would span more than 2³¹ elements."""
+    return matrix if 256 * sum(map(abs, matrix.stride())) < 2**31 else matrix.contiguous()
+
+
 def logit_arguments(
     hidden: torch.Tensor,
     weight: torch.Tensor,
     bias: torch.Tensor | None,
     softcap: float | None,
     logit_scale: float,
+    with_logit_sum: bool,
+    with_exp_shift: bool,
 ) -> tuple[dict, dict, dict]:
-    """Arguments, constants and launch options of ``logit_tile``, common to the kernels that recompute logits."""
+    """Arguments, constants and launch options common to the kernels that compute tiles of logits."""
     target = current_target()
     if hidden.dtype not in (torch.float32, torch.float16, torch.bfloat16) or weight.dtype != hidden.dtype:
         raise TypeError(
             "input and linear_weight: the triton backend expects one dtype of float32, float16, bfloat16 for both, "
             f"got {hidden.dtype} and {weight.dtype}; backend='torch' takes any floating dtype"
         )
-    tiles, options = tile_configuration(target, hidden.dtype)
+    hidden, weight = within_32_bits(hidden), within_32_bits(weight)
+    plain = softcap is None and not with_logit_sum and not with_exp_shift
+    tiles, options = tile_configuration(target, hidden.dtype, vectorised(hidden) and vectorised(weight), plain)
     arguments = dict(
         hidden_ptr=hidden,
         weight_ptr=weight,
@@ -286,6 +321,8 @@ def logit_arguments(
     constants = dict(
         HAS_BIAS=bias is not None,
         HAS_SOFTCAP=softcap is not None,
+        WITH_LOGIT_SUM=with_logit_sum,
+        WITH_EXP_SHIFT=with_exp_shift,
         EVEN_D=weight.shape[1] % tiles["BLOCK_D"] == 0,
         WIDEN=widen_products(target, hidden.dtype),
         PRECISION=target.float32_products,
@@ -313,7 +350,9 @@ def partials(
     out = hidden.new_empty((SUMS, spans, tokens), dtype=torch.float32)
     if tokens == 0 or vocabulary == 0:
         return out
-    arguments, constants, options = logit_arguments(hidden, weight, bias, softcap, logit_scale)
+    arguments, constants, options = logit_arguments(
+        hidden, weight, bias, softcap, logit_scale, with_logit_sum, with_exp_shift
+    )
     launch(
         _partials_kernel,
         (triton.cdiv(tokens, constants["BLOCK_N"]) * spans,),
@@ -330,8 +369,6 @@ def partials(
         constants
         | dict(
             HAS_CLASS_WEIGHT=class_weight is not None,
-            WITH_LOGIT_SUM=with_logit_sum,
-            WITH_EXP_SHIFT=with_exp_shift,
             SPAN=SPAN,
         ),
         options,

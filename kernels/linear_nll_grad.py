@@ -100,8 +100,10 @@ def _logit_gradient_kernel(
     BLOCK_D: tl.constexpr,
 ):
     row_blocks = tl.cdiv(N, BLOCK_N)
-    rows = (tl.program_id(0) % row_blocks).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
-    local_columns = (tl.program_id(0) // row_blocks) * BLOCK_V + tl.arange(0, BLOCK_V)
+    first_row = (tl.program_id(0) % row_blocks).to(tl.int64) * BLOCK_N
+    first_local_column = (tl.program_id(0) // row_blocks) * BLOCK_V
+    rows = first_row + tl.arange(0, BLOCK_N)
+    local_columns = first_local_column + tl.arange(0, BLOCK_V)
     columns = first_column + local_columns
     exists = rows < N
     target = tl.load(target_ptr + rows * target_stride, mask=exists, other=ignore_index).to(tl.int64)
@@ -113,8 +115,10 @@ def _logit_gradient_kernel(
             hidden_ptr,
             weight_ptr,
             bias_ptr,
-            tl.minimum(rows, N - 1),
-            tl.minimum(columns, V - 1).to(tl.int64),
+            first_row,
+            first_column + first_local_column,
+            N,
+            V,
             D,
             hidden_stride_n,
             hidden_stride_d,
@@ -181,7 +185,9 @@ def linear_nll_grad(
     ``memory_limit`` bounds the block of logit gradients, in bytes.
     """
     upstream = upstream.contiguous()
-    arguments, constants, options = logit_arguments(hidden, weight, bias, softcap, logit_scale)
+    arguments, constants, options = logit_arguments(
+        hidden, weight, bias, softcap, logit_scale, with_logit_sum, with_exp_shift
+    )
     block = block_shape(hidden.shape[0], weight.shape[0], hidden.element_size(), memory_limit)
     buffer = hidden.new_empty(block[0] * block[1])
 
@@ -194,7 +200,7 @@ def linear_nll_grad(
             (tiles,),
             arguments
             | dict(
-                hidden_ptr=hidden[tokens],
+                hidden_ptr=arguments["hidden_ptr"][tokens],
                 target_ptr=target[tokens],
                 class_weight_ptr=upstream if class_weight is None else class_weight,
                 maximum_ptr=maximum[tokens],
@@ -207,12 +213,7 @@ def linear_nll_grad(
                 target_stride=target.stride(0),
                 ignore_index=ignore_index,
             ),
-            constants
-            | dict(
-                HAS_CLASS_WEIGHT=class_weight is not None,
-                WITH_LOGIT_SUM=with_logit_sum,
-                WITH_EXP_SHIFT=with_exp_shift,
-            ),
+            constants | dict(HAS_CLASS_WEIGHT=class_weight is not None),
             options,
         )
         return out

@@ -20,10 +20,10 @@ MAX_ROW, SUM_EXP_ROW, TARGET_ROW, LOGIT_SUM_ROW, EXP_SHIFT_ROW = (
 
 
 def row_configuration(vocabulary: int) -> tuple[dict, dict]:
-    """A tile of at most 4,096 logits: 16 a thread at 8 warps, and no larger than the row."""
+    """A tile of at most 2,048 logits, 8 a thread (five running sums of each stay in registers), no larger than the row."""
     interpreted = current_target().backend == "interpreter"
-    block = min(4096, max(128, triton.next_power_of_2(vocabulary)))
-    return dict(BLOCK_V=block), {} if interpreted else dict(num_warps=8 if block >= 2048 else 4)
+    block = min(2048, max(128, triton.next_power_of_2(vocabulary)))
+    return dict(BLOCK_V=block), {} if interpreted else dict(num_warps=8 if block == 2048 else 4)
 
 
 @triton.jit

@@ -1,0 +1,63 @@
+"""The ahead-of-time compile check: a covering set for every target, and a gate that can fail."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+pytest.importorskip("triton")
+from perplexity.kernels.compile_check import SHARED_KIB, TARGETS, Case, Compiled
+
+KERNELS = ("partials_kernel", "merge_kernel", "logit_gradient_kernel", "nll_kernel", "nll_grad_kernel")
+
+
+def run(*arguments, **environment):
+    """In a process of its own: kernels are interpreted in this one."""
+    base = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    return subprocess.run(
+        [sys.executable, "-m", "perplexity.kernels.compile_check", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=500,
+        env=base | environment,
+    )
+
+
+def test_a_covering_set_compiles_for_every_target():
+    done = run("--quick")
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = [line.split(" | ")[:2] for line in done.stdout.splitlines() if line.startswith("| ")]
+    seen = {(kernel.strip("| "), target) for kernel, target in rows}
+    assert {(kernel, target) for kernel in KERNELS for target in TARGETS} <= seen
+
+
+@pytest.mark.slow
+def test_every_feature_set_compiles_for_every_target():
+    done = run()
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({}, None),
+        ({"spilled_bytes": 4}, "spills 4 bytes"),
+        ({"shared_bytes": 228 << 10}, "shared memory"),
+        ({"matrix_instructions": 0}, "without"),
+        ({"matrix_instructions": 0, "multiplies": False}, None),
+    ],
+)
+def test_the_gate_can_fail(target, changes, words):
+    good = dict(
+        registers=128, spilled_bytes=0, shared_bytes=SHARED_KIB[target] << 10, matrix_instructions=8, multiplies=True
+    )
+    row = Compiled("kernel", case=Case(target, "float32", True, frozenset()), **(good | changes))
+    failures = row.failures()
+    assert (failures == []) if words is None else (len(failures) == 1 and words in failures[0])
+
+
+def test_interpreted_kernels_are_refused():
+    done = run("--quick", TRITON_INTERPRET="1")
+    assert done.returncode == 2 and "TRITON_INTERPRET" in done.stderr
