@@ -18,7 +18,9 @@ def sums(z, target, class_weight=None, *, ignore_index=-100) -> torch.Tensor:
     """The five per-token sums of ``kernels/__init__.py``, [5, N], from logits [N, V]; differentiable."""
     valid = (target >= 0) & (target < z.shape[1])
     maximum = z.detach().amax(1)
-    exponentials = (z - maximum[:, None]).exp()
+    shifted = z - maximum[:, None]
+    exponentials = shifted.exp()
+    finite = shifted.masked_fill(shifted == -torch.inf, 0.0)  # x · exp(x) → 0 at −inf
     at_target = z.gather(1, target.where(valid, 0)[:, None])[:, 0]
     rows = torch.stack(
         [
@@ -26,7 +28,7 @@ def sums(z, target, class_weight=None, *, ignore_index=-100) -> torch.Tensor:
             exponentials.sum(1),
             at_target.where(valid, torch.nan),
             (z if class_weight is None else z * class_weight).sum(1),
-            (exponentials * (z - maximum[:, None])).sum(1),
+            (exponentials * finite).sum(1),
         ]
     )
     ignored = torch.tensor([0.0, 1.0, 0.0, 0.0, 0.0], dtype=z.dtype, device=z.device)[:, None]

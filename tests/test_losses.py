@@ -1,0 +1,348 @@
+"""The public losses against torch.nn.functional.cross_entropy in float64 on full logits."""
+
+import math
+from collections import Counter
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import perplexity
+from perplexity.kernels import operators, reference
+
+BACKENDS = ("torch", "triton")
+N, V, D = 37, 211, 19
+
+OPTIONS = [
+    {},
+    {"reduction": "sum"},
+    {"reduction": "none"},
+    {"ignore_index": 5},
+    {"ignore_index": None},
+    {"label_smoothing": 0.1},
+    {"label_smoothing": 0.1, "class_weight": True, "reduction": "none"},
+    {"label_smoothing": 1.0, "class_weight": True},
+    {"class_weight": True},
+    {"class_weight": True, "reduction": "sum", "softcap": 4.0},
+    {"softcap": 4.0, "logit_scale": 0.3, "label_smoothing": 0.2},
+    {"z_loss": 1e-2},
+    {"z_loss": 1e-2, "reduction": "none", "class_weight": True, "softcap": 3.0},
+    {"z_loss": 1e-2, "reduction": "sum", "bias": True},
+    {"bias": True},
+    {"bias": True, "leading": (2, 3)},
+]
+
+
+def case(options, device, dtype=torch.float32):
+    """Leaves, target and keyword arguments of linear_cross_entropy."""
+    options = dict(options)
+    generator = torch.Generator().manual_seed(3)
+    leading = options.pop("leading", (N,))
+    leaves = [torch.randn(*leading, D, generator=generator), torch.randn(V, D, generator=generator)]
+    if options.pop("bias", False):
+        leaves.append(torch.randn(V, generator=generator))
+    target = torch.randint(0, V, leading, generator=generator)
+    target.view(-1)[2] = target.view(-1)[4] = -100 if options.get("ignore_index") is None else options["ignore_index"]
+    if options.pop("class_weight", False):
+        options["weight"] = torch.rand(V, generator=generator).to(device)
+    return [leaf.to(device, dtype).requires_grad_() for leaf in leaves], target.to(device), options
+
+
+def exact(leaves, target, options):
+    """The loss by torch, float64, z_loss by its definition."""
+    leaves = [leaf.detach().double().requires_grad_() for leaf in leaves]
+    hidden, weight, *bias = leaves
+    z_loss, reduction = options.get("z_loss", 0.0), options.get("reduction", "mean")
+    ignore_index = options.get("ignore_index", -100)
+    ignore_index = -100 if ignore_index is None else ignore_index
+    z = reference.logits(
+        hidden.reshape(-1, D),
+        weight,
+        *bias,
+        softcap=options.get("softcap"),
+        logit_scale=options.get("logit_scale", 1.0),
+    )
+    flat = target.reshape(-1)
+    class_weight = options.get("weight")
+    loss = F.cross_entropy(
+        z,
+        flat,
+        None if class_weight is None else class_weight.double(),
+        ignore_index=ignore_index,
+        reduction=reduction,
+        label_smoothing=options.get("label_smoothing", 0.0),
+    )
+    if z_loss:
+        penalty = z_loss * z.logsumexp(1).square() * (flat != ignore_index)
+        if reduction == "mean":
+            penalty = penalty.sum() / (flat != ignore_index).sum()
+        loss = loss + (penalty.sum() if reduction == "sum" else penalty)
+    return leaves, loss.reshape(target.shape) if reduction == "none" else loss
+
+
+def upstream_like(loss):
+    """A gradient that differs from token to token: scaling all by the first must be seen (Liger 968)."""
+    return torch.linspace(0.3, 2.0, loss.numel(), dtype=loss.dtype, device=loss.device).reshape(loss.shape)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_linear_cross_entropy_is_torchs(options, backend, device):
+    leaves, target, keywords = case(options, device)
+    hidden, weight, *bias = leaves
+    loss = perplexity.linear_cross_entropy(
+        hidden, weight, target, linear_bias=bias[0] if bias else None, backend=backend, **keywords
+    )
+    exact_leaves, expected = exact(leaves, target, keywords)
+    # float32 sums of 211 terms; the losses are below 100.
+    torch.testing.assert_close(loss.double(), expected, rtol=1e-5, atol=1e-5)
+    gradients = torch.autograd.grad(loss, leaves, upstream_like(loss))
+    for ours, theirs in zip(
+        gradients, torch.autograd.grad(expected, exact_leaves, upstream_like(expected)), strict=True
+    ):
+        torch.testing.assert_close(ours.double(), theirs, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("options", [o for o in OPTIONS if "bias" not in o], ids=str)
+def test_cross_entropy_is_torchs(options, backend, device):
+    leaves, target, keywords = case(options, device)
+    logits = (leaves[0].detach() @ leaves[1].detach().T).requires_grad_()
+    loss = perplexity.cross_entropy(logits, target, keywords.pop("weight", None), backend=backend, **keywords)
+    _, _, keywords = case(options, device)
+    exact_logits = logits.detach().double().requires_grad_()
+    identity = torch.eye(V, dtype=torch.float64, device=device)
+    z = reference.logits(
+        exact_logits, identity, softcap=keywords.get("softcap"), logit_scale=keywords.get("logit_scale", 1.0)
+    )
+    plain = {key: value for key, value in keywords.items() if key in ("reduction", "label_smoothing")}
+    ignore_index = keywords.get("ignore_index") or -100
+    class_weight = keywords.get("weight")
+    expected = F.cross_entropy(
+        z, target, None if class_weight is None else class_weight.double(), ignore_index=ignore_index, **plain
+    )
+    if keywords.get("z_loss"):
+        penalty = keywords["z_loss"] * z.logsumexp(1).square() * (target != ignore_index)
+        counted = (target != ignore_index).sum()
+        reduction = keywords.get("reduction", "mean")
+        expected = expected + (
+            penalty if reduction == "none" else penalty.sum() / (counted if reduction == "mean" else 1)
+        )
+    torch.testing.assert_close(loss.double(), expected, rtol=1e-5, atol=1e-5)
+    (ours,) = torch.autograd.grad(loss, logits, upstream_like(loss))
+    (theirs,) = torch.autograd.grad(expected, exact_logits, upstream_like(expected))
+    torch.testing.assert_close(ours.double(), theirs, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_16_bit_inputs_give_a_float32_loss(dtype, backend, device):
+    leaves, target, _ = case({}, device, dtype)
+    loss = perplexity.linear_cross_entropy(*leaves, target, backend=backend)
+    _, expected = exact(leaves, target, {})
+    assert loss.dtype == torch.float32
+    # The inputs are the rounded ones on both sides, and logits are float32: no 16-bit error is left in the loss.
+    torch.testing.assert_close(loss.double(), expected, rtol=1e-5, atol=1e-5)
+    assert [g.dtype for g in torch.autograd.grad(loss, leaves)] == [dtype, dtype]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_token_nll(backend, device):
+    leaves, target, _ = case({"leading": (3, 5)}, device)
+    nll = perplexity.token_nll(*leaves, target, backend=backend)
+    _, expected = exact(leaves, target, {"reduction": "none"})
+    assert nll.dtype == torch.float32 and nll.shape == target.shape and not nll.requires_grad
+    assert (nll[target == -100] == 0).all() and (nll >= 0).all()
+    torch.testing.assert_close(nll.double(), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_all_tokens_ignored(backend, device):
+    """The mean is NaN as torch's, the sum and every gradient of it 0."""
+    leaves, target, _ = case({}, device)
+    target.fill_(-100)
+    assert perplexity.linear_cross_entropy(*leaves, target, backend=backend).isnan()
+    loss = perplexity.linear_cross_entropy(
+        *leaves, target, reduction="sum", z_loss=0.1, label_smoothing=0.1, backend=backend
+    )
+    assert loss.item() == 0
+    assert all((gradient == 0).all() for gradient in torch.autograd.grad(loss, leaves))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("frozen", [0, 1])
+def test_a_frozen_side_keeps_the_others_gradient(frozen, backend, device):
+    """Liger loses the weight's gradient when the input is frozen."""
+    leaves, target, _ = case({}, device)
+    everything = torch.autograd.grad(perplexity.linear_cross_entropy(*leaves, target, backend=backend), leaves)
+    leaves[frozen].requires_grad_(False)
+    perplexity.linear_cross_entropy(*leaves, target, backend=backend).backward()
+    assert leaves[frozen].grad is None
+    assert torch.equal(leaves[1 - frozen].grad, everything[1 - frozen])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_second_backward_is_right(backend, device):
+    """Gradients scaled in place would be wrong the second time."""
+    leaves, target, _ = case({"reduction": "none"}, device)
+    loss = perplexity.linear_cross_entropy(*leaves, target, reduction="none", backend=backend)
+    first = torch.autograd.grad(loss, leaves, upstream_like(loss), retain_graph=True)
+    second = torch.autograd.grad(loss, leaves, 2 * upstream_like(loss))
+    for a, b in zip(first, second, strict=True):
+        torch.testing.assert_close(2 * a, b)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_no_tokens(backend, device):
+    hidden = torch.randn(0, D, device=device, requires_grad=True)
+    weight = torch.randn(V, D, device=device, requires_grad=True)
+    target = torch.empty(0, dtype=torch.int64, device=device)
+    assert perplexity.linear_cross_entropy(hidden, weight, target, backend=backend).isnan()
+    loss = perplexity.linear_cross_entropy(hidden, weight, target, reduction="sum", backend=backend)
+    gradients = torch.autograd.grad(loss, (hidden, weight))
+    assert loss.item() == 0 and gradients[0].shape == (0, D) and (gradients[1] == 0).all()
+    assert perplexity.cross_entropy(torch.randn(0, V, device=device), target, backend=backend).isnan()
+
+
+def test_gradcheck_in_float64():
+    leaves, target, keywords = case(
+        {"bias": True, "softcap": 4.0, "label_smoothing": 0.1, "z_loss": 0.01}, "cpu", torch.float64
+    )
+
+    def loss(hidden, weight, bias):
+        return perplexity.linear_cross_entropy(hidden, weight, target, linear_bias=bias, reduction="none", **keywords)
+
+    leaves = [leaves[0][:4].detach().requires_grad_(), *(leaf[:9].detach().requires_grad_() for leaf in leaves[1:])]
+    target = target[:4].clamp(max=8)
+    assert torch.autograd.gradcheck(loss, leaves)
+    assert torch.autograd.gradcheck(
+        lambda z: perplexity.cross_entropy(z, target, label_smoothing=0.1),
+        torch.randn(4, 9, dtype=torch.float64, requires_grad=True),
+    )
+
+
+def test_operators_are_torchs_citizens(device):
+    leaves, target, _ = case({"bias": True}, device)
+    torch.library.opcheck(operators.linear_nll, (*leaves, target, None, -100, 3.0, 0.5, True, True, 0, "torch"))
+    torch.library.opcheck(operators.nll, (leaves[0], target % D, None, -100, None, 1.0, False, True, "torch"))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_compiled_equals_eager_with_ignored_labels(backend, device):
+    """Liger 1338: silently wrong once a label is ignored."""
+    leaves, target, _ = case({}, device)
+
+    def loss(hidden, weight, target):
+        return perplexity.linear_cross_entropy(hidden, weight, target, label_smoothing=0.1, backend=backend)
+
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    eager_loss, compiled_loss = loss(*leaves, target), compiled(*leaves, target)
+    torch.testing.assert_close(compiled_loss, eager_loss)
+    for a, b in zip(torch.autograd.grad(compiled_loss, leaves), torch.autograd.grad(eager_loss, leaves), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_autocast(device):
+    leaves, target, _ = case({}, device)
+    with torch.autocast(device, torch.bfloat16):
+        loss = perplexity.linear_cross_entropy(*leaves, target)
+    rounded = [leaf.detach().bfloat16() for leaf in leaves]
+    torch.testing.assert_close(loss, perplexity.linear_cross_entropy(*rounded, target))
+    assert all(g.dtype == torch.float32 for g in torch.autograd.grad(loss, leaves))
+
+
+class Largest(TorchDispatchMode):
+    """Elements of the largest tensor any operation returned."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        for tensor in out if isinstance(out, tuple | list) else (out,):
+            if isinstance(tensor, torch.Tensor):
+                self.elements = max(self.elements, tensor.untyped_storage().nbytes() // tensor.element_size())
+        return out
+
+
+def test_tokens_times_vocabulary_is_never_held():
+    """On the path taken inside the operator too, which a dispatch mode above it does not see."""
+    from perplexity.kernels import blockwise
+
+    tokens, vocabulary, dimension = 1024, 20_000, 8
+    hidden, weight = torch.randn(tokens, dimension), torch.randn(vocabulary, dimension)
+    target = torch.randint(0, vocabulary, (tokens,))
+    with Largest() as forward:
+        sums = blockwise.linear_nll(hidden, weight, None, target)
+    with Largest() as backward:
+        blockwise.linear_nll_grad(
+            torch.ones_like(sums), sums[0].clone(), hidden, weight, None, target, needs=(True, True, False)
+        )
+    assert forward.elements * 4 <= 8 << 20
+    assert backward.elements * 4 <= 16 << 20 < tokens * vocabulary
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_counting_bigrams(backend, device):
+    """The exact end-to-end oracle: one-hot of the previous token times log probabilities is plain counting."""
+    from pydoc_data.topics import topics
+
+    text = torch.tensor(list(topics["assignment"].encode()[:1500]))
+    counts = Counter(zip(text[:-1].tolist(), text[1:].tolist(), strict=True))
+    table = torch.ones(256, 256, dtype=torch.float64)  # add-one smoothing
+    for (previous, following), count in counts.items():
+        table[following, previous] += count
+    log_probability = (table / table.sum(0)).log()
+    counted = -sum(count * log_probability[b, a].item() for (a, b), count in counts.items()) / (len(text) - 1)
+    hidden = F.one_hot(text[:-1], 256).float().to(device)
+    loss = perplexity.token_nll(hidden, log_probability.float().to(device), text[1:].to(device), backend=backend)
+    # Weights rounded to float32: 6e-8 relative each.
+    assert math.exp(loss.double().mean().item()) == pytest.approx(math.exp(counted), rel=1e-6)
+
+
+HIDDEN, WEIGHT, LABELS = torch.zeros(4, 3), torch.zeros(7, 3), torch.zeros(4, dtype=torch.int64)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "keywords", "error", "words"),
+    [
+        ((HIDDEN, WEIGHT, torch.tensor([0, 1, 7, 2])), {}, IndexError, ["target", "[0, 7)", "7 at position 2"]),
+        ((HIDDEN, WEIGHT, torch.tensor([0, -1, 3, 2])), {}, IndexError, ["target", "-1 at position 1"]),
+        ((HIDDEN, WEIGHT, LABELS.float()), {}, TypeError, ["target", "int64", "float32"]),
+        ((HIDDEN, WEIGHT, LABELS[:3]), {}, ValueError, ["target", "(4,)", "(3,)"]),
+        ((HIDDEN, WEIGHT[:, :2], LABELS), {}, ValueError, ["linear_weight", "[V, 3]", "(7, 2)"]),
+        ((HIDDEN, WEIGHT[0], LABELS), {}, ValueError, ["linear_weight", "[V, D]", "(3,)"]),
+        ((HIDDEN, WEIGHT[:0], LABELS), {}, ValueError, ["linear_weight", "at least one row"]),
+        ((HIDDEN.half(), WEIGHT, LABELS), {}, TypeError, ["linear_weight", "float16", "float32"]),
+        ((HIDDEN.long(), WEIGHT, LABELS), {}, TypeError, ["input", "floating", "int64"]),
+        ((HIDDEN, WEIGHT, LABELS), {"linear_bias": torch.zeros(6)}, ValueError, ["linear_bias", "(7,)", "(6,)"]),
+        ((HIDDEN, WEIGHT, LABELS), {"weight": torch.zeros(6)}, ValueError, ["weight", "(7,)", "(6,)"]),
+        ((HIDDEN, WEIGHT, LABELS), {"weight": torch.zeros(7).long()}, TypeError, ["weight", "floating"]),
+        ((HIDDEN, WEIGHT, LABELS), {"reduction": "avg"}, ValueError, ["reduction", "none, mean, sum", "'avg'"]),
+        ((HIDDEN, WEIGHT, LABELS), {"label_smoothing": 1.5}, ValueError, ["label_smoothing", "[0, 1]", "1.5"]),
+        ((HIDDEN, WEIGHT, LABELS), {"softcap": 0.0}, ValueError, ["softcap", "positive", "0.0"]),
+        ((HIDDEN, WEIGHT, LABELS), {"backend": "cuda"}, ValueError, ["backend", "triton, torch", "'cuda'"]),
+        ((HIDDEN.double(), WEIGHT.double(), LABELS), {"backend": "triton"}, TypeError, ["input", "float32", "float64"]),
+    ],
+)
+def test_bad_input_is_named(arguments, keywords, error, words):
+    with pytest.raises(error) as caught:
+        perplexity.linear_cross_entropy(*arguments, **keywords)
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_bad_input_of_cross_entropy_is_named():
+    with pytest.raises(IndexError, match=r"target: expected values in \[0, 3\).*got 3 at position 1"):
+        perplexity.cross_entropy(HIDDEN, torch.tensor([0, 3, 1, 1]))
+    with pytest.raises(ValueError, match=r"target: expected shape \(4,\).*got \(3,\)"):
+        perplexity.cross_entropy(HIDDEN, LABELS[:3])
+    with pytest.raises(ValueError, match=r"input: expected shape \[N, V\]"):
+        perplexity.cross_entropy(HIDDEN[0], LABELS[0])
+
+
+def test_the_environment_chooses_a_backend(monkeypatch):
+    monkeypatch.setenv("PERPLEXITY_BACKEND", "nonsense")
+    with pytest.raises(ValueError, match="PERPLEXITY_BACKEND: expected one of triton, torch or None, got 'nonsense'"):
+        perplexity.linear_cross_entropy(HIDDEN, WEIGHT, LABELS)
+    perplexity.linear_cross_entropy(HIDDEN, WEIGHT, LABELS, backend="torch")  # an argument overrides it
