@@ -49,8 +49,9 @@ def test_a_token_does_not_depend_on_its_batch(device):
     assert torch.equal(alone[:, 0], together[:, 64])
 
 
-@pytest.mark.parametrize("label", [-1, 517, 2**31, -(2**40)])
+@pytest.mark.parametrize("label", [-1, 517, 2**31, -(2**40), 2**32 + 3])
 def test_a_label_outside_the_vocabulary_never_gives_a_finite_loss(label, device):
+    """axolotl 3767, DeepSpeed 8540; 2³² + 3 is 3 in 32 bits."""
     inputs = build(Case(ignored="none"), device)
     inputs.target[7] = label
     for backend in BACKENDS:
@@ -67,3 +68,16 @@ def test_nan_and_inf_reach_the_loss(device):
         sums = implementation(backend)[0](inputs.hidden, inputs.weight, None, inputs.target)
         nll = (sums[0] - sums[TARGET]) + sums[SUM_EXP].log()
         assert nll.isfinite().logical_not().nonzero().flatten().tolist() == [3, 9]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("needs", [(True, False, False), (False, True, False), (False, False, True)])
+def test_only_the_gradients_asked_for(backend, needs, device):
+    inputs = build(Case(bias=True), device)
+    arguments = inputs.hidden, inputs.weight, inputs.bias, inputs.target
+    forward, backward = implementation(backend)
+    maximum = forward(*arguments)[0].clone()
+    every = backward(inputs.upstream, maximum, *arguments)
+    some = backward(inputs.upstream, maximum, *arguments, needs=needs)
+    for asked, one, full in zip(needs, some, every, strict=True):
+        assert torch.equal(one, full) if asked else one is None
