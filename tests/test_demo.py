@@ -1,0 +1,97 @@
+"""``ppl demo`` in a few steps: the whole road, and its evaluation against full logits computed here."""
+
+import json
+import math
+
+import pytest
+import torch
+from test_cli import ppl
+
+from perplexity import demo
+from perplexity.errors import InputError
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("demo")
+    done = ppl("demo", "--out", folder, "--steps", 6)
+    assert done.returncode == 0, done.stderr
+    assert "overlap that remains: none" in done.stdout
+    assert "as if choosing among about" in done.stdout
+    return folder
+
+
+def test_it_leaves_everything(out):
+    for name in (
+        "model/model.safetensors",
+        "model/tokenizer.json",
+        "history.jsonl",
+        "history.csv",
+        "evaluation.json",
+        "curves.png",
+    ):
+        assert (out / name).stat().st_size > 0, name
+    assert list((out / "tensorboard").glob("events.out.*"))
+    history = [json.loads(line) for line in (out / "history.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in history] == list(range(1, 7))
+    measured = [row for row in history if "val_loss" in row]
+    assert measured and all(row["val_perplexity"] == pytest.approx(math.exp(row["val_loss"])) for row in measured)
+    assert history[-1]["val_loss"] < history[0]["val_loss"] < 1.1 * math.log(demo.VOCABULARY)
+
+
+def test_tensorboard_holds_loss_and_perplexity(out):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(out / "tensorboard"))
+    events.Reload()
+    assert {"train/loss", "train/perplexity", "eval/loss", "eval/perplexity"} <= set(events.Tags()["scalars"])
+
+
+def test_ppl_eval_of_its_model_equals_full_logits(out, tmp_path):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    done = ppl(
+        "eval",
+        out / "model",
+        out / "validation.jsonl",
+        "--context-length",
+        200,
+        "--stride",
+        150,
+        "--json",
+        tmp_path / "r",
+    )
+    assert done.returncode == 0, done.stderr
+    got = json.loads((tmp_path / "r").read_text())
+    model = AutoModelForCausalLM.from_pretrained(out / "model", dtype=torch.float32).eval()
+    tokenizer = AutoTokenizer.from_pretrained(out / "model")
+    total, count = 0.0, 0
+    for line in (out / "validation.jsonl").read_text().splitlines():
+        ids = torch.tensor(tokenizer(json.loads(line)["text"])["input_ids"])
+        ids = torch.cat([torch.tensor([tokenizer.bos_token_id]), ids])
+        done_until = 1
+        while done_until < len(ids):
+            end = min(len(ids), max(200, done_until + 150) if done_until > 1 else 200)
+            window = ids[max(0, end - 200) : end]
+            with torch.no_grad():
+                logits = model(window[None]).logits[0].double()
+            nll = torch.nn.functional.cross_entropy(logits[:-1], window[1:], reduction="none")
+            total += nll[-(end - done_until) :].sum().item()
+            count += end - done_until
+            done_until = end
+    assert got["tokens"] == count
+    assert got["loss"] == pytest.approx(total / count, rel=1e-5)
+    assert got["perplexity"] == pytest.approx(math.exp(total / count), rel=1e-5)
+
+
+def test_no_13_gram_of_validation_is_left_in_training():
+    training, validation, dropped = demo.split(demo.corpus())
+    seen = set().union(*map(demo.ngrams, validation.values()))
+    assert dropped > 0  # topics do quote each other: a split by document alone leaks
+    assert not any(demo.ngrams(text) & seen for text in training.values())
+    assert not set(training) & set(validation)
+
+
+def test_steps_must_be_positive(tmp_path):
+    with pytest.raises(InputError, match="--steps: expected at least 1, got 0"):
+        demo.run(tmp_path, steps=0)
