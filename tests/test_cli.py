@@ -73,6 +73,7 @@ def test_eval_writes_every_key(folder, tmp_path):
         (["model", "good.txt", "--stride", "64"], ["stride", "63", "64"]),
         (["model", "good.txt", "--context-length", "65"], ["context_length", "64", "65"]),
         (["model", "good.txt", "--backend", "triton"], ["backend", "TRITON_INTERPRET"]),
+        (["model", "good.txt", "--device", "toaster"], ["device", "'toaster'"]),
         (["model", "good.txt", "--json", "no/such/out.json"], ["--json", "no/such/out.json"]),
     ],
 )

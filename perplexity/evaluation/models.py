@@ -31,6 +31,11 @@ def load(folder: str | Path, *, device: str | None = None, dtype: str = "auto"):
         )
     if not (path / "config.json").is_file():
         raise InputError(f"{folder}: expected a Hugging Face model folder, got one without config.json")
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # an unknown name, or a torch built without that device
+        raise InputError(f"device: expected one that this torch can use, got {device!r} ({str(error).splitlines()[0]})")
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     try:
@@ -38,7 +43,7 @@ def load(folder: str | Path, *, device: str | None = None, dtype: str = "auto"):
         model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, local_files_only=True)
     except Exception as error:  # transformers raises anything here, from OSError to KeyError and SafetensorError
         raise InputError(f"{folder}: expected a causal language model and its tokenizer, got {error}".splitlines()[0])
-    return model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval(), tokenizer
+    return model.to(device).eval(), tokenizer
 
 
 def backbone(model) -> torch.nn.Module:
