@@ -56,7 +56,8 @@ class _RunningSums:
             if self.class_weight is None:
                 logit_sum += z.sum(1)
             else:
-                logit_sum += z @ self.class_weight[first_column : first_column + z.shape[1]].to(z.dtype)
+                # In place: autocast would round the operands of `@` to 16 bits.
+                logit_sum.addmv_(z, self.class_weight[first_column : first_column + z.shape[1]].to(z.dtype))
         new_maximum = torch.maximum(maximum, z.amax(1))
         # Logits of −inf alone (a bias may hold them): any finite reference avoids inf − inf.
         reference = torch.where(new_maximum == -torch.inf, 0.0, new_maximum)

@@ -42,10 +42,8 @@ def tile_configuration(target: Target, dtype: torch.dtype, vectorised: bool, pla
         if dtype == torch.float32:
             return dict(BLOCK_N=64, BLOCK_V=64, BLOCK_D=32), dict(num_warps=4, num_stages=2)
         return dict(BLOCK_N=128, BLOCK_V=128, BLOCK_D=32), dict(num_warps=8, num_stages=2)
-    if dtype == torch.float32:
+    if dtype == torch.float32 or not vectorised:
         return dict(BLOCK_N=64, BLOCK_V=64, BLOCK_D=32 if vectorised else 16), dict(num_warps=8, num_stages=2)
-    if not vectorised:
-        return dict(BLOCK_N=64, BLOCK_V=128, BLOCK_D=32), dict(num_warps=8, num_stages=2)
     if not plain:
         return dict(BLOCK_N=64, BLOCK_V=128, BLOCK_D=64), dict(num_warps=8, num_stages=3)
     return dict(BLOCK_N=128, BLOCK_V=128, BLOCK_D=64), dict(num_warps=8, num_stages=3)

@@ -346,3 +346,30 @@ def test_the_environment_chooses_a_backend(monkeypatch):
     with pytest.raises(ValueError, match="PERPLEXITY_BACKEND: expected one of triton, torch or None, got 'nonsense'"):
         perplexity.linear_cross_entropy(HIDDEN, WEIGHT, LABELS)
     perplexity.linear_cross_entropy(HIDDEN, WEIGHT, LABELS, backend="torch")  # an argument overrides it
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_class_weights_of_any_stride(backend, device):
+    """A kernel reads class weights as consecutive floats: a column of a table gave its neighbours' values."""
+    leaves, target, keywords = case({"class_weight": True, "label_smoothing": 0.5}, device)
+    strided = torch.stack([keywords["weight"], keywords["weight"] + 5.0], 1)[:, 0]
+    losses = [
+        perplexity.linear_cross_entropy(*leaves, target, weight=weight, label_smoothing=0.5, backend=backend)
+        for weight in (strided, keywords["weight"])
+    ]
+    assert torch.equal(*losses)
+    losses = [
+        perplexity.cross_entropy(leaves[0], target % D, strided[:D], label_smoothing=0.5, backend=backend),
+        perplexity.cross_entropy(leaves[0], target % D, keywords["weight"][:D], label_smoothing=0.5, backend=backend),
+    ]
+    assert torch.equal(*losses)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_autocast_reaches_no_sum(backend, device):
+    """Inside an operator autocast is still on: it rounded logits · class weights to bfloat16, 0.4 off in a sum of 300."""
+    leaves, target, keywords = case({"class_weight": True, "label_smoothing": 0.5, "reduction": "none"}, device)
+    rounded = [leaf.detach().bfloat16() for leaf in leaves]
+    with torch.autocast(device, torch.bfloat16):
+        loss = perplexity.linear_cross_entropy(*rounded, target, backend=backend, **keywords)
+    assert torch.equal(loss, perplexity.linear_cross_entropy(*rounded, target, backend=backend, **keywords))
