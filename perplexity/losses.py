@@ -182,7 +182,7 @@ def linear_cross_entropy(
         linear_weight,
         linear_bias,
         flat,
-        None if weight is None else weight.to(torch.promote_types(input.dtype, torch.float32)),
+        None if weight is None else weight.to(torch.promote_types(input.dtype, torch.float32)).contiguous(),
         ignore_index,
         softcap,
         logit_scale,
@@ -222,7 +222,7 @@ def cross_entropy(
     sums = operators.nll(
         input,
         target,
-        None if weight is None else weight.to(torch.promote_types(input.dtype, torch.float32)),
+        None if weight is None else weight.to(torch.promote_types(input.dtype, torch.float32)).contiguous(),
         ignore_index,
         softcap,
         logit_scale,

@@ -194,6 +194,24 @@ def test_a_second_backward_is_right(backend, device):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+def test_strided_vectors(backend, device):
+    """A kernel that takes class weights for contiguous reads its neighbours'."""
+    leaves, target, _ = case({"bias": True}, device)
+    wide = torch.rand(2 * V, device=device)
+    options = dict(label_smoothing=0.1, backend=backend)
+    for strided, dense in ((wide[::2], wide[::2].clone()), (wide[:1].expand(V), wide[:1].repeat(V))):
+        losses = [
+            perplexity.linear_cross_entropy(*leaves[:2], target, linear_bias=vector, weight=vector, **options)
+            for vector in (strided, dense)
+        ]
+        assert torch.equal(*losses)
+        logits = leaves[0].detach() @ leaves[1].detach().T
+        assert torch.equal(
+            *(perplexity.cross_entropy(logits, target, vector, **options) for vector in (strided, dense))
+        )
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_no_tokens(backend, device):
     hidden = torch.randn(0, D, device=device, requires_grad=True)
     weight = torch.randn(V, D, device=device, requires_grad=True)
