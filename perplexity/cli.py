@@ -36,13 +36,13 @@ def _eval(arguments: argparse.Namespace) -> int:
         TextColumn("{task.fields[speed]:,.0f} tokens/s  perplexity {task.fields[perplexity]:.2f}"),
         TimeElapsedColumn(),
     )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    with Progress(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
         task = bar.add_task("", total=len(documents), speed=0.0, perplexity=float("nan"))
 
         def progress(done: int, tokens: int, loss: float) -> None:
             from .metric import exp
 
-            seconds = bar.tasks[0].elapsed or 1e-9
+            seconds = bar.tasks[task].elapsed or 1e-9
             bar.update(task, completed=done, speed=tokens / seconds, perplexity=exp(loss))
 
         evaluation = evaluate(
@@ -75,8 +75,13 @@ def _doctor(arguments: argparse.Namespace) -> int:
     return report()
 
 
+class _OneLineParser(argparse.ArgumentParser):
+    def error(self, message: str):
+        self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="ppl", description="Perplexity: evaluate, watch and explain language models.")
+    parser = _OneLineParser(prog="ppl", description="Perplexity: evaluate, watch and explain language models.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     command = commands.add_parser("eval", help="loss and perplexity of a model on text")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -27,6 +28,11 @@ def folder(tmp_path_factory):
     for name, vocabulary in (("model", len(tokenizer)), ("small", len(tokenizer) - 7)):
         build_model(vocabulary).save_pretrained(folder / name)
         tokenizer.save_pretrained(folder / name)
+    for name in ("wordless", "truncated"):
+        shutil.copytree(folder / "model", folder / name)
+    (folder / "wordless" / "tokenizer.json").unlink()
+    weights = folder / "truncated" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
     (folder / "good.txt").write_text("the cat sat on the mat\n" * 20)
     (folder / "good.jsonl").write_text('{"text": "one two", "domain": "x"}\n\n{"text": "three", "id": 7}\n')
     (folder / "empty.txt").write_text("")
@@ -73,6 +79,10 @@ def test_eval_writes_every_key(folder, tmp_path):
         (["model", "good.txt", "--stride", "64"], ["stride", "63", "64"]),
         (["model", "good.txt", "--context-length", "65"], ["context_length", "64", "65"]),
         (["model", "good.txt", "--backend", "triton"], ["backend", "TRITON_INTERPRET"]),
+        (["model", "good.txt", "--protocol", "guess"], ["--protocol", "'guess'"]),
+        (["model"], ["text"]),
+        (["wordless", "good.txt"], ["wordless", "expected a tokenizer"]),
+        (["truncated", "good.txt"], ["truncated", "expected the weights"]),
         (["model", "good.txt", "--device", "toaster"], ["device", "'toaster'"]),
         (["model", "good.txt", "--json", "no/such/out.json"], ["--json", "no/such/out.json"]),
     ],
@@ -82,7 +92,7 @@ def test_bad_input_is_one_line_and_exit_status_2(folder, arguments, words):
     done = ppl("eval", *arguments, cwd=folder, env=environment)
     assert done.returncode == 2
     assert done.stdout == ""
-    assert len(done.stderr.strip().splitlines()) == 1 and "Traceback" not in done.stderr
+    assert len(done.stderr.splitlines()) == 1 and "Traceback" not in done.stderr
     for word in words:
         assert word in done.stderr
 

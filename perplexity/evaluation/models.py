@@ -22,6 +22,10 @@ class Head:
     logit_scale: float = 1.0
 
 
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__).rstrip(": ")
+
+
 def load(folder: str | Path, *, device: str | None = None, dtype: str = "auto"):
     """Model and tokenizer of a local Hugging Face folder; InputError where it is missing or cannot be loaded."""
     path = Path(folder)
@@ -35,14 +39,18 @@ def load(folder: str | Path, *, device: str | None = None, dtype: str = "auto"):
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:  # an unknown name, or a torch built without that device
-        raise InputError(f"device: expected one that this torch can use, got {device!r} ({str(error).splitlines()[0]})")
+        raise InputError(f"device: expected one that this torch can use, got {device!r} ({_first_line(error)})")
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    # transformers raises anything here, from OSError to KeyError and SafetensorError.
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
+    except Exception as error:
+        raise InputError(f"{folder}: expected a tokenizer (tokenizer.json) beside the model, got {_first_line(error)}")
+    try:
         model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, local_files_only=True)
-    except Exception as error:  # transformers raises anything here, from OSError to KeyError and SafetensorError
-        raise InputError(f"{folder}: expected a causal language model and its tokenizer, got {error}".splitlines()[0])
+    except Exception as error:
+        raise InputError(f"{folder}: expected the weights of a causal language model, got {_first_line(error)}")
     return model.to(device).eval(), tokenizer
 
 
