@@ -92,6 +92,11 @@ def _check_vector(name: str, vector: Tensor | None, vocabulary: int, device: tor
     _expect(vector.device == device, name, f"a tensor on {device}, as input", vector.device)
 
 
+def _dense(class_weight: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """Class weights as the kernels read them: contiguous, in the dtype of the sums."""
+    return None if class_weight is None else class_weight.to(torch.promote_types(dtype, torch.float32)).contiguous()
+
+
 def _check_linear(input: Tensor, linear_weight: Tensor, target: Tensor, linear_bias: Tensor | None) -> None:
     for name, tensor in (("input", input), ("linear_weight", linear_weight)):
         if not tensor.is_floating_point():
@@ -127,10 +132,10 @@ def _loss(sums: Tensor, target: Tensor, class_weight: Tensor | None, vocabulary:
     nll = (sums[MAX] - sums[TARGET]) + log_sum
     scale = counted.to(nll.dtype)
     if class_weight is not None:
-        scale = scale * class_weight.to(nll.dtype)[target.clamp(0, vocabulary - 1).long()]
+        scale = scale * class_weight[target.clamp(0, vocabulary - 1).long()]
     loss = nll * scale if class_weight is not None else nll
     if options.label_smoothing:
-        weight_sum = vocabulary if class_weight is None else class_weight.to(nll.dtype).sum()
+        weight_sum = vocabulary if class_weight is None else class_weight.sum()
         spread = weight_sum * (sums[MAX] + log_sum) - sums[LOGIT_SUM]
         loss = (1.0 - options.label_smoothing) * loss + options.label_smoothing / vocabulary * spread
     penalty = options.z_loss * (sums[MAX] + log_sum).square() if options.z_loss else None
@@ -176,13 +181,14 @@ def linear_cross_entropy(
     _check_linear(input, linear_weight, target, linear_bias)
     vocabulary = linear_weight.shape[0]
     _check_vector("weight", weight, vocabulary, input.device)
+    weight = _dense(weight, input.dtype)
     flat = target.reshape(-1)
     sums = operators.linear_nll(
         input.reshape(-1, input.shape[-1]),
         linear_weight,
         linear_bias,
         flat,
-        None if weight is None else weight.to(torch.promote_types(input.dtype, torch.float32)).contiguous(),
+        weight,
         ignore_index,
         softcap,
         logit_scale,
@@ -219,10 +225,11 @@ def cross_entropy(
     _expect(input.dim() == 2 and input.shape[1] > 0, "input", "shape [N, V] with V > 0", tuple(input.shape))
     _check_target(target, input.shape[:-1], input.device)
     _check_vector("weight", weight, input.shape[1], input.device)
+    weight = _dense(weight, input.dtype)
     sums = operators.nll(
         input,
         target,
-        None if weight is None else weight.to(torch.promote_types(input.dtype, torch.float32)).contiguous(),
+        weight,
         ignore_index,
         softcap,
         logit_scale,
