@@ -177,7 +177,11 @@ def linear_cross_entropy(
     options = LossOptions(reduction, ignore_index, label_smoothing, softcap, logit_scale, z_loss)
     if torch.is_autocast_enabled(input.device.type):
         dtype = torch.get_autocast_dtype(input.device.type)
-        input, linear_weight = input.to(dtype), linear_weight.to(dtype)
+        # As torch's autocast: float64 and integers stay what they are.
+        input, linear_weight = (
+            tensor.to(dtype) if tensor.is_floating_point() and tensor.dtype != torch.float64 else tensor
+            for tensor in (input, linear_weight)
+        )
     _check_linear(input, linear_weight, target, linear_bias)
     vocabulary = linear_weight.shape[0]
     _check_vector("weight", weight, vocabulary, input.device)
