@@ -2,31 +2,81 @@
 
 The vocabulary is walked in blocks with a running maximum and running sums (Milakov & Gimelshein 2018, arXiv:1805.02867);
 the logits of a block live in one reused buffer. Formulas: ``kernels/__init__.py``. float64 inputs give float64 sums.
+Class weights may also be [N, V] here, weights of a token's own: what class-probability targets are.
 
-Cost: 2·N·V·D operations forward; the buffer, at most ``memory_limit`` bytes, and vectors of N.
+Cost: 2·N·V·D operations forward; blocks of at most ``memory_limit`` bytes, all copies counted, and vectors of N.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
 from . import SUMS
-from .chunks import accumulate_gradients, block_shape
+from .chunks import accumulate_gradients, block_shape, gradient_block
 
 BLOCK_ROWS = 1024
+FORWARD_LIMIT, BACKWARD_LIMIT, ROWS_LIMIT = 8 << 20, 16 << 20, 4 << 20
 
 
-def check_target(target: torch.Tensor, vocabulary: int, ignore_index: int) -> None:
-    """Raise IndexError with the position of the first target outside [0, vocabulary) that is not ``ignore_index``."""
-    invalid = ((target < 0) | (target >= vocabulary)) & (target != ignore_index)
-    if invalid.any():
-        position = int(invalid.nonzero()[0, 0])
-        raise IndexError(
-            f"target: expected values in [0, {vocabulary}) or ignore_index ({ignore_index}), "
-            f"got {int(target[position])} at position {position}"
-        )
+@dataclass
+class Logits:
+    """Blocks of softcap · tanh(logit_scale · (hidden @ weightᵀ + bias) / softcap), in float32 or wider, in one buffer."""
+
+    hidden: torch.Tensor
+    weight: torch.Tensor
+    bias: torch.Tensor | None
+    softcap: float | None
+    logit_scale: float
+    _buffer: torch.Tensor | None = None
+    _cast: dict = field(default_factory=dict)
+
+    @property
+    def wide(self) -> torch.dtype:
+        return torch.promote_types(self.hidden.dtype, torch.float32)
+
+    @property
+    def per_row(self) -> int:
+        """Bytes of the copy that a token, or a vocabulary row, in 16 bits is multiplied from."""
+        return 0 if self.hidden.dtype == self.wide else self.hidden.shape[1] * self.wide.itemsize
+
+    def per_gradient(self, copies: int) -> int:
+        """Bytes an element of a block takes on its way to a logit gradient, with ``copies`` of it beside the slope's."""
+        rounded = 0 if self.hidden.dtype == self.wide else self.hidden.element_size()
+        return (copies + (self.softcap is not None)) * self.wide.itemsize + rounded
+
+    def reserve(self, block: tuple[int, int]) -> None:
+        self._buffer = self.hidden.new_empty(block[0] * block[1], dtype=self.wide)
+
+    def _widened(self, name: str, rows: slice) -> torch.Tensor:
+        """Rows of ``hidden`` or ``weight`` in the buffer's dtype; the last ones asked for are kept."""
+        matrix = getattr(self, name)
+        if matrix.dtype == self.wide:
+            return matrix[rows]
+        if name not in self._cast or self._cast[name][0] != rows:
+            self._cast[name] = None  # freed before its successor is made
+            self._cast[name] = rows, matrix[rows].to(self.wide)
+        return self._cast[name][1]
+
+    def block(self, tokens: slice, columns: slice) -> torch.Tensor:
+        """Logits [tokens, columns]; a later call overwrites them."""
+        count, width = tokens.stop - tokens.start, columns.stop - columns.start
+        z = self._buffer[: count * width].view(count, width)
+        torch.mm(self._widened("hidden", tokens), self._widened("weight", columns).T, out=z)
+        return apply_rule(z, None if self.bias is None else self.bias[columns], self.softcap, self.logit_scale)
+
+    def slope(self, z: torch.Tensor) -> torch.Tensor | None:
+        """The softcap's derivative at logits z, 1 − (z / softcap)²."""
+        return None if self.softcap is None else (z / self.softcap).square_().neg_().add_(1.0)
+
+    def chain(self, gradient: torch.Tensor, slope: torch.Tensor | None) -> torch.Tensor:
+        """From the gradient of logits, overwritten, to that of hidden @ weightᵀ + bias, in the inputs' dtype."""
+        if slope is not None:
+            gradient *= slope
+        if self.logit_scale != 1.0:
+            gradient *= self.logit_scale
+        return gradient.to(self.hidden.dtype)
 
 
 @dataclass
@@ -55,6 +105,8 @@ class _RunningSums:
         if self.with_logit_sum:
             if self.class_weight is None:
                 logit_sum += z.sum(1)
+            elif self.class_weight.dim() == 2:
+                logit_sum += (z * self.class_weight[tokens, first_column : first_column + z.shape[1]]).sum(1)
             else:
                 # In place: autocast would round the operands of `@` to 16 bits.
                 logit_sum.addmv_(z, self.class_weight[first_column : first_column + z.shape[1]].to(z.dtype))
@@ -82,7 +134,7 @@ class _RunningSums:
         return self.rows
 
 
-def _apply_rule(z: torch.Tensor, bias: torch.Tensor | None, softcap: float | None, logit_scale: float) -> torch.Tensor:
+def apply_rule(z: torch.Tensor, bias: torch.Tensor | None, softcap: float | None, logit_scale: float) -> torch.Tensor:
     """Bias, scale and softcap in place on products z."""
     if bias is not None:
         z += bias
@@ -93,11 +145,57 @@ def _apply_rule(z: torch.Tensor, bias: torch.Tensor | None, softcap: float | Non
     return z
 
 
-def _products(hidden, weight, out) -> torch.Tensor:
-    """hidden @ weightᵀ into ``out`` (float32 or float64), its products rounded to the inputs' dtype only if out's is."""
-    if out.dtype == hidden.dtype:
-        return torch.mm(hidden, weight.T, out=out)
-    return torch.mm(hidden.to(out.dtype), weight.T.to(out.dtype), out=out)
+@dataclass
+class _Choices:
+    """How many logits are above the target's, and the column of the largest, while the vocabulary goes by."""
+
+    target: torch.Tensor
+    target_logit: torch.Tensor
+    above: torch.Tensor
+    best: torch.Tensor
+
+    def add(self, z: torch.Tensor, first_column: int, tokens: slice, maximum: torch.Tensor) -> None:
+        """Add the logits z [tokens, block], given the ``maximum`` [tokens] of the columns before."""
+        own = self.target_logit[tokens, None]
+        larger = z > own
+        local = self.target[tokens] - first_column
+        # The target's own column never counts, whatever its rounding.
+        inside = (local >= 0) & (local < z.shape[1])
+        column = local.clamp(0, z.shape[1] - 1)[:, None]
+        larger.scatter_(1, column, larger.gather(1, column) & ~inside[:, None])
+        self.above[tokens] += larger.sum(1)
+        largest, column = z.max(1)
+        self.best[tokens] = torch.where(largest > maximum, first_column + column, self.best[tokens])
+
+
+def _sweep(
+    logits: Logits,
+    running: _RunningSums,
+    choices: _Choices | None,
+    memory_limit: int,
+) -> None:
+    """Add every block of the vocabulary to the running sums."""
+    tokens, vocabulary = logits.hidden.shape[0], logits.weight.shape[0]
+    # The block itself; its shifted copy; a block of weights of the token's own, or of a mask.
+    copies = 1 + running.with_exp_shift + (running.class_weight is not None and running.class_weight.dim() == 2)
+    block = block_shape(
+        tokens,
+        vocabulary,
+        memory_limit,
+        per_logit=copies * logits.wide.itemsize + (choices is not None or running.with_exp_shift),
+        per_token=logits.per_row,
+        per_row=logits.per_row,
+        most_rows=BLOCK_ROWS,
+    )
+    logits.reserve(block)
+    for first in range(0, vocabulary, block[1]):
+        columns = slice(first, min(vocabulary, first + block[1]))
+        for start in range(0, tokens, block[0]):
+            chunk = slice(start, min(tokens, start + block[0]))
+            z = logits.block(chunk, columns)
+            if choices is not None:
+                choices.add(z, first, chunk, running.rows[0, chunk])
+            running.add(z, first, chunk)
 
 
 def linear_nll(
@@ -112,26 +210,68 @@ def linear_nll(
     logit_scale: float = 1.0,
     with_logit_sum: bool = False,
     with_exp_shift: bool = False,
-    memory_limit: int = 8 << 20,
+    memory_limit: int = FORWARD_LIMIT,
 ) -> torch.Tensor:
     """The five sums of every token, [5, N], float32 (float64 for float64 inputs); logits are never rounded to 16 bits."""
-    tokens, vocabulary = hidden.shape[0], weight.shape[0]
+    logits = Logits(hidden, weight, bias, softcap, logit_scale)
+    running = _RunningSums.start(target, class_weight, with_logit_sum, with_exp_shift, logits.wide)
+    _sweep(logits, running, None, memory_limit)
+    return running.finish(weight.shape[0], ignore_index)
+
+
+def target_logit(
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    target: torch.Tensor,
+    *,
+    softcap: float | None = None,
+    logit_scale: float = 1.0,
+) -> torch.Tensor:
+    """The logit of every token's target, [N], 0 where it is no row of ``weight``; what ``linear_statistics`` takes.
+
+    The diagonal of a product of 256 tokens with 256 rows, not a dot product a token: the library then sums in the order in
+    which it sums the sweep's blocks (seen for every float32 shape tried; float64 differs by an ulp in the last columns of
+    its blocks), so that equal logits tie. Fewer than 256 columns or tokens, and it may take another routine.
+    """
+    side, tokens = 256, hidden.shape[0]
     wide = torch.promote_types(hidden.dtype, torch.float32)
-    running = _RunningSums.start(target, class_weight, with_logit_sum, with_exp_shift, wide)
-    rows = min(BLOCK_ROWS, vocabulary)
-    tokens_at_once = min(tokens, max(1, memory_limit // (rows * wide.itemsize)))
-    buffer = hidden.new_empty(tokens_at_once * rows, dtype=wide)
-    for first in range(0, vocabulary, rows):
-        block = weight[first : first + rows]
-        if block.dtype != wide and tokens_at_once < tokens:
-            block = block.to(wide)
-        for start in range(0, tokens, max(1, tokens_at_once)):
-            chunk = hidden[start : start + tokens_at_once]
-            z = buffer[: chunk.shape[0] * block.shape[0]].view(chunk.shape[0], block.shape[0])
-            _products(chunk, block, z)
-            _apply_rule(z, None if bias is None else bias[first : first + rows], softcap, logit_scale)
-            running.add(z, first, slice(start, start + chunk.shape[0]))
-    return running.finish(vocabulary, ignore_index)
+    out = hidden.new_zeros(tokens, dtype=wide)
+    inside = (target >= 0) & (target < weight.shape[0])
+    rows = torch.where(inside, target, 0)
+    for start in range(0, tokens if weight.shape[0] else 0, side):
+        start = max(0, min(start, tokens - side))
+        chunk = slice(start, min(tokens, start + side))
+        count = chunk.stop - start
+        columns = rows[chunk].repeat(-(-side // count))[:side]
+        z = hidden[chunk].to(wide) @ weight[columns].to(wide).T
+        apply_rule(z, None if bias is None else bias[columns], softcap, logit_scale)
+        out[chunk] = z.diagonal()
+    return out.masked_fill_(~inside, 0.0)
+
+
+def linear_statistics(
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    target: torch.Tensor,
+    target_logit: torch.Tensor,
+    *,
+    ignore_index: int = -100,
+    softcap: float | None = None,
+    logit_scale: float = 1.0,
+    memory_limit: int = FORWARD_LIMIT,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The five sums [5, N] (``LOGIT_SUM`` left 0), how many logits are above ``target_logit`` [N], and the largest's column.
+
+    Both int64 [N]; 0 for ignored tokens. Of equal largest logits the first column is taken.
+    """
+    logits = Logits(hidden, weight, bias, softcap, logit_scale)
+    running = _RunningSums.start(target, None, False, True, logits.wide)
+    above, best = (torch.zeros(target.shape, dtype=torch.int64, device=target.device) for _ in range(2))
+    _sweep(logits, running, _Choices(target, target_logit, above, best), memory_limit)
+    ignored = target == ignore_index
+    return running.finish(weight.shape[0], ignore_index), above.masked_fill_(ignored, 0), best.masked_fill_(ignored, 0)
 
 
 def _sums_derivative(z, first_column, maximum, upstream, target, class_weight, ignored, with_logit_sum, with_exp_shift):
@@ -148,6 +288,8 @@ def _sums_derivative(z, first_column, maximum, upstream, target, class_weight, i
     z.scatter_add_(1, local.clamp(0, z.shape[1] - 1)[:, None], torch.where(inside, per_target, 0.0)[:, None])
     if with_logit_sum and class_weight is None:
         z += per_logit[:, None]
+    elif with_logit_sum and class_weight.dim() == 2:
+        z.addcmul_(class_weight[:, first_column : first_column + z.shape[1]].to(z.dtype), per_logit[:, None])
     elif with_logit_sum:
         z.addr_(per_logit, class_weight[first_column : first_column + z.shape[1]].to(z.dtype))
     return z.masked_fill_(ignored[:, None], 0.0)
@@ -171,38 +313,74 @@ def linear_nll_grad(
     memory_limit: int = 16 << 20,
 ) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
     """Gradients of hidden, weight and bias from ``upstream`` [5, N] and the forward's ``maximum`` [N]."""
-    wide = torch.promote_types(hidden.dtype, torch.float32)
-    block = block_shape(hidden.shape[0], weight.shape[0], wide.itemsize, memory_limit)
-    buffer = hidden.new_empty(block[0] * block[1], dtype=wide)
+    logits = Logits(hidden, weight, bias, softcap, logit_scale)
+    dense = class_weight is not None and class_weight.dim() == 2
+    block = gradient_block(
+        hidden,
+        weight,
+        needs,
+        memory_limit,
+        per_logit=logits.per_gradient(1 + with_exp_shift + dense) + with_exp_shift,
+        per_token=logits.per_row,
+        per_row=logits.per_row,
+    )
+    logits.reserve(block)
 
     def logit_gradient(tokens: slice, columns: slice) -> torch.Tensor:
-        count, width = tokens.stop - tokens.start, columns.stop - columns.start
-        z = _products(hidden[tokens], weight[columns], buffer[: count * width].view(count, width))
-        _apply_rule(z, None if bias is None else bias[columns], softcap, logit_scale)
-        slope = None if softcap is None else 1.0 - (z / softcap).square()
+        z = logits.block(tokens, columns)
+        slope = logits.slope(z)
         gradient = _sums_derivative(
             z,
             columns.start,
             maximum[tokens],
             upstream[:, tokens],
             target[tokens],
-            class_weight,
+            class_weight[tokens] if dense else class_weight,
             target[tokens] == ignore_index,
             with_logit_sum,
             with_exp_shift,
         )
-        if slope is not None:
-            gradient *= slope
-        if logit_scale != 1.0:
-            gradient *= logit_scale
-        return gradient.to(hidden.dtype)
+        return logits.chain(gradient, slope)
 
     return accumulate_gradients(logit_gradient, hidden, weight, bias, needs=needs, block=block)
 
 
-def _row_chunks(tokens: int, vocabulary: int, itemsize: int, memory_limit: int):
-    size = max(1, memory_limit // max(1, vocabulary * itemsize))
-    return (slice(start, min(tokens, start + size)) for start in range(0, tokens, size))
+def merge(partials: torch.Tensor, target: torch.Tensor, *, vocabulary: int, ignore_index: int) -> torch.Tensor:
+    """Fold the sums of parts of the vocabulary, [5, parts, N], into [5, N] in their order; marks as the kernel of that name.
+
+    A target in [0, ``vocabulary``) lies in one part; the others have 0 in ``TARGET``. An empty part is −inf, 0, 0, 0, 0.
+    """
+    maximum, sum_exp, at_target, logit_sum, exp_shift = partials
+    top = maximum.amax(0)
+    moved = torch.where(sum_exp > 0, maximum - torch.where(top == -torch.inf, 0.0, top), 0.0)
+    decay = torch.where(sum_exp > 0, moved.exp(), 0.0)
+    folded = [
+        top,
+        (decay * sum_exp).sum(0),
+        at_target.sum(0),
+        logit_sum.sum(0),
+        (decay * (exp_shift + sum_exp * moved)).sum(0),
+    ]
+    running = _RunningSums(target, None, False, False, torch.stack(folded))
+    return running.finish(vocabulary, ignore_index)
+
+
+def with_positions(logits: torch.Tensor) -> torch.Tensor:
+    """Logits [N, V] or [N, V, T] as [N, V, T]; token n · T + t is logits[n, :, t]."""
+    return logits if logits.dim() == 3 else logits[:, :, None]
+
+
+def _row_chunks(logits: torch.Tensor, wide: torch.dtype, copies: int, memory_limit: int):
+    """Flat tokens, where in [N, V, T] they are, and a wide copy of their logits [tokens, V], as many at a time as fit."""
+    logits = with_positions(logits)
+    N, V, T = logits.shape
+    size = max(1, memory_limit // max(1, copies * V * wide.itemsize))
+    items, positions = (size // max(1, T), T) if size >= T else (1, size)
+    for n in range(0, N, items):
+        for t in range(0, T, positions):
+            here = slice(n, n + items), slice(None), slice(t, t + positions)
+            z = logits[here].movedim(1, 2).to(wide, copy=True, memory_format=torch.contiguous_format).view(-1, V)
+            yield slice(n * T + t, n * T + t + z.shape[0]), here, z
 
 
 def nll(
@@ -215,14 +393,13 @@ def nll(
     logit_scale: float = 1.0,
     with_logit_sum: bool = False,
     with_exp_shift: bool = False,
-    memory_limit: int = 4 << 20,
+    memory_limit: int = ROWS_LIMIT,
 ) -> torch.Tensor:
-    """The five sums of every token, [5, N], from logits [N, V], a few rows at a time."""
+    """The five sums of every token, [5, N · T], from logits [N, V] or [N, V, T], a few rows at a time."""
     wide = torch.promote_types(logits.dtype, torch.float32)
     running = _RunningSums.start(target, class_weight, with_logit_sum, with_exp_shift, wide)
-    for tokens in _row_chunks(*logits.shape, wide.itemsize, memory_limit):
-        z = _apply_rule(logits[tokens].to(wide, copy=True), None, softcap, logit_scale)
-        running.add(z, 0, tokens)
+    for tokens, _, z in _row_chunks(logits, wide, 2 + with_exp_shift, memory_limit):
+        running.add(apply_rule(z, None, softcap, logit_scale), 0, tokens)
     return running.finish(logits.shape[1], ignore_index)
 
 
@@ -239,26 +416,29 @@ def nll_grad(
     with_logit_sum: bool = False,
     with_exp_shift: bool = False,
     out: torch.Tensor | None = None,
-    memory_limit: int = 4 << 20,
+    memory_limit: int = ROWS_LIMIT,
 ) -> torch.Tensor:
-    """Gradient of logits [N, V] from ``upstream`` [5, N]; ``out`` may be ``logits`` itself."""
+    """Gradient of logits [N, V] or [N, V, T] from ``upstream`` [5, N · T]; ``out`` may be ``logits`` itself."""
     wide = torch.promote_types(logits.dtype, torch.float32)
     out = torch.empty_like(logits) if out is None else out
-    for tokens in _row_chunks(*logits.shape, wide.itemsize, memory_limit):
-        z = _apply_rule(logits[tokens].to(wide, copy=True), None, softcap, logit_scale)
-        slope = None if softcap is None else 1.0 - (z / softcap).square()
+    dense = class_weight is not None and class_weight.dim() == 2
+    copies = 2 + with_exp_shift + (softcap is not None)
+    for tokens, here, z in _row_chunks(logits, wide, copies, memory_limit):
+        apply_rule(z, None, softcap, logit_scale)
+        slope = None if softcap is None else (z / softcap).square_().neg_().add_(1.0)
         gradient = _sums_derivative(
             z,
             0,
             maximum[tokens],
             upstream[:, tokens],
             target[tokens],
-            class_weight,
+            class_weight[tokens] if dense else class_weight,
             target[tokens] == ignore_index,
             with_logit_sum,
             with_exp_shift,
         )
         if slope is not None:
             gradient *= slope
-        out[tokens] = gradient.mul_(logit_scale)
+        place = with_positions(out)[here]
+        place.copy_(gradient.mul_(logit_scale).view(place.shape[0], place.shape[2], -1).movedim(2, 1))
     return out

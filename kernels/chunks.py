@@ -11,16 +11,68 @@ from collections.abc import Callable
 import torch
 
 
-def block_shape(tokens: int, vocabulary: int, element_size: int, memory_limit: int) -> tuple[int, int]:
-    """Tokens × vocabulary rows of one block of logit gradients, ``element_size`` bytes each, within ``memory_limit``.
+def block_shape(
+    tokens: int,
+    vocabulary: int,
+    memory_limit: int,
+    *,
+    per_logit: int,
+    per_token: int = 0,
+    per_row: int = 0,
+    most_rows: int | None = None,
+) -> tuple[int, int]:
+    """T tokens × R vocabulary rows of one block, with per_logit · T · R + per_token · T + per_row · R ≤ memory_limit bytes.
 
-    All tokens if 512 vocabulary rows of them fit (a block of the weight gradient is then one product), else fewer.
+    All tokens if 512 rows of them fit (a block of the weight gradient is then one product), else fewer tokens, and fewer
+    rows only where 64 tokens do not fit; one of each at least, whatever the limit.
     """
-    elements = max(1, memory_limit // element_size)
-    rows = min(vocabulary, max(512, elements // max(1, tokens)))
-    if rows < vocabulary:
+    tokens, vocabulary = max(1, tokens), max(1, vocabulary)
+
+    def rows_for(count: int) -> int:
+        return (memory_limit - per_token * count) // (per_logit * count + per_row)
+
+    def tokens_for(count: int) -> int:
+        return (memory_limit - per_row * count) // (per_logit * count + per_token)
+
+    least = min(vocabulary, 512)
+    count, rows = tokens, rows_for(tokens)
+    if rows < least:
+        count, rows = min(tokens, tokens_for(least)), least
+    if count < min(tokens, 64):
+        count = min(tokens, 64)
+        rows = rows_for(count)
+    if rows < 1:
+        count, rows = max(1, min(tokens, tokens_for(1))), 1
+    rows = min(rows, vocabulary, most_rows or vocabulary)
+    if 128 <= rows < vocabulary:
         rows -= rows % 128
-    return min(tokens, max(1, elements // max(1, rows))), rows
+    return count, rows
+
+
+def gradient_block(
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    needs: tuple[bool, bool, bool],
+    memory_limit: int,
+    *,
+    per_logit: int,
+    per_token: int = 0,
+    per_row: int = 0,
+) -> tuple[int, int]:
+    """``block_shape`` for ``accumulate_gradients``, which itself takes a float32 block of the weight gradient.
+
+    Where 16-bit products cannot be accumulated in float32 (not on CUDA), their results are temporaries too.
+    """
+    dimension = hidden.shape[1]
+    wide = torch.promote_types(hidden.dtype, torch.float32)
+    rounded = 0 if hidden.dtype == wide or hidden.is_cuda else dimension * hidden.element_size()
+    if needs[0]:
+        per_token += rounded
+    if needs[1]:
+        per_row += dimension * wide.itemsize + rounded
+    return block_shape(
+        hidden.shape[0], weight.shape[0], memory_limit, per_logit=per_logit, per_token=per_token, per_row=per_row
+    )
 
 
 def product_into(out: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> None:

@@ -21,9 +21,9 @@ import triton
 import triton.language as tl
 
 from . import EXP_SHIFT, LOGIT_SUM, SUM_EXP, TARGET
-from .chunks import accumulate_gradients, block_shape
+from .chunks import accumulate_gradients, gradient_block
 from .launch import launch
-from .linear_nll import logit_arguments, logit_tile
+from .linear_nll import MEMORY_LIMIT, logit_arguments, logit_tile
 
 SUM_EXP_ROW, TARGET_ROW, LOGIT_SUM_ROW, EXP_SHIFT_ROW = (
     tl.constexpr(row) for row in (SUM_EXP, TARGET, LOGIT_SUM, EXP_SHIFT)
@@ -178,17 +178,17 @@ def linear_nll_grad(
     with_logit_sum: bool = False,
     with_exp_shift: bool = False,
     needs: tuple[bool, bool, bool] = (True, True, True),
-    memory_limit: int = 512 << 20,
+    memory_limit: int = MEMORY_LIMIT,
 ) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
     """Gradients of hidden, weight and bias from ``upstream`` float32 [5, N] and the forward's ``maximum`` [N].
 
-    ``memory_limit`` bounds the block of logit gradients, in bytes.
+    ``memory_limit`` bounds the block of logit gradients and that of the weight gradient, in bytes.
     """
     upstream = upstream.contiguous()
     arguments, constants, options = logit_arguments(
         hidden, weight, bias, softcap, logit_scale, with_logit_sum, with_exp_shift
     )
-    block = block_shape(hidden.shape[0], weight.shape[0], hidden.element_size(), memory_limit)
+    block = gradient_block(hidden, weight, needs, memory_limit, per_logit=hidden.element_size())
     buffer = hidden.new_empty(block[0] * block[1])
 
     def logit_gradient(tokens: slice, columns: slice) -> torch.Tensor:

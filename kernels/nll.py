@@ -1,7 +1,8 @@
 """Per-token sums over logits that already exist, and their gradient, which may be written in their place.
 
-Formulas: ``kernels/__init__.py``, with z = softcap · tanh(logit_scale · logits / softcap). One program a token walks its row
-with an online softmax. Cost: one read of N × V forward; one read and one write backward.
+Formulas: ``kernels/__init__.py``, with z = softcap · tanh(logit_scale · logits / softcap). Logits are [N, V], or torch's
+[N, V, T], whose token n · T + t is logits[n, :, t]. One program a token walks its row with an online softmax.
+Cost: one read of the logits forward; one read and one write backward.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import triton
 import triton.language as tl
 
 from . import EXP_SHIFT, LOGIT_SUM, MAX, SUM_EXP, SUMS, TARGET
+from .blockwise import with_positions
 from .launch import current_target, launch, tanh
 from .linear_nll_grad import sums_derivative
 
@@ -36,13 +38,15 @@ def _load_logits(pointer, columns, V, stride, logit_scale, softcap, HAS_SOFTCAP:
 
 @triton.jit(do_not_specialize=["N", "ignore_index"])
 def _nll_kernel(
-    logits_ptr,  # [N, V]
+    logits_ptr,  # [N / T, V, T]
     target_ptr,  # int [N]
     class_weight_ptr,  # float32 [V]
     sums_ptr,  # float32 [5, N]
     N,
+    T,
     V,
     logits_stride_n,
+    logits_stride_t,
     logits_stride_v,
     target_stride,
     ignore_index,
@@ -55,6 +59,7 @@ def _nll_kernel(
     BLOCK_V: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
+    logits_ptr += row // T * logits_stride_n + row % T * logits_stride_t
     target = tl.load(target_ptr + row * target_stride).to(tl.int64)
     counted = target != ignore_index
     # A running maximum and sum per lane, folded once at the end: no reduction inside the loop.
@@ -67,9 +72,7 @@ def _nll_kernel(
         for start in range(0, V, BLOCK_V):
             columns = start + tl.arange(0, BLOCK_V)
             inside = columns < V
-            logits = _load_logits(
-                logits_ptr + row * logits_stride_n, columns, V, logits_stride_v, logit_scale, softcap, HAS_SOFTCAP
-            )
+            logits = _load_logits(logits_ptr, columns, V, logits_stride_v, logit_scale, softcap, HAS_SOFTCAP)
             target_logit += tl.where(columns == target, logits, 0.0)
             if WITH_LOGIT_SUM:
                 weighted = logits
@@ -107,17 +110,20 @@ def _nll_kernel(
 
 @triton.jit(do_not_specialize=["N", "ignore_index"])
 def _nll_grad_kernel(
-    logits_ptr,  # [N, V]
+    logits_ptr,  # [N / T, V, T]
     target_ptr,  # int [N]
     class_weight_ptr,  # float32 [V]
     maximum_ptr,  # float32 [N]
     upstream_ptr,  # float32 [5, N]
-    gradient_ptr,  # [N, V], may be logits_ptr: every element is read before it is written, by the same program
+    gradient_ptr,  # [N / T, V, T], may be logits_ptr: every element is read before it is written, by the same program
     N,
+    T,
     V,
     logits_stride_n,
+    logits_stride_t,
     logits_stride_v,
     gradient_stride_n,
+    gradient_stride_t,
     gradient_stride_v,
     target_stride,
     ignore_index,
@@ -131,13 +137,13 @@ def _nll_grad_kernel(
 ):
     row = tl.program_id(0).to(tl.int64)
     rows = row + tl.zeros([1], dtype=tl.int64)
+    logits_ptr += row // T * logits_stride_n + row % T * logits_stride_t
+    gradient_ptr += row // T * gradient_stride_n + row % T * gradient_stride_t
     target = tl.load(target_ptr + row * target_stride).to(tl.int64)
     counted = tl.zeros([1], dtype=tl.int64) + target != ignore_index
     for start in range(0, V, BLOCK_V):
         columns = start + tl.arange(0, BLOCK_V)
-        logits = _load_logits(
-            logits_ptr + row * logits_stride_n, columns, V, logits_stride_v, logit_scale, softcap, HAS_SOFTCAP
-        )
+        logits = _load_logits(logits_ptr, columns, V, logits_stride_v, logit_scale, softcap, HAS_SOFTCAP)
         class_weight = tl.full([BLOCK_V], 1.0, dtype=tl.float32)
         if HAS_CLASS_WEIGHT:
             class_weight = tl.load(class_weight_ptr + columns, mask=columns < V, other=0.0)
@@ -159,7 +165,7 @@ def _nll_grad_kernel(
             gradient *= (1.0 - capped * capped)[None, :]
         gradient *= logit_scale
         tl.store(
-            gradient_ptr + row * gradient_stride_n + columns.to(tl.int64)[None, :] * gradient_stride_v,
+            gradient_ptr + columns.to(tl.int64)[None, :] * gradient_stride_v,
             gradient.to(gradient_ptr.dtype.element_ty),
             mask=(columns < V)[None, :],
         )
@@ -171,15 +177,18 @@ def _arguments(logits, target, class_weight, ignore_index, softcap, logit_scale,
             f"input: the triton backend expects float32, float16 or bfloat16, got {logits.dtype}; "
             "backend='torch' takes any floating dtype"
         )
-    tokens, vocabulary = logits.shape
+    logits = with_positions(logits)
+    items, vocabulary, positions = logits.shape
     constants, options = row_configuration(vocabulary)
     arguments = dict(
         logits_ptr=logits,
         target_ptr=target,
         class_weight_ptr=logits if class_weight is None else class_weight,
-        N=tokens,
+        N=items * positions,
+        T=positions,
         V=vocabulary,
         logits_stride_n=logits.stride(0),
+        logits_stride_t=logits.stride(2),
         logits_stride_v=logits.stride(1),
         target_stride=target.stride(0),
         ignore_index=ignore_index,
@@ -206,13 +215,13 @@ def nll(
     with_logit_sum: bool = False,
     with_exp_shift: bool = False,
 ) -> torch.Tensor:
-    """The five sums of every token, float32 [5, N], from logits [N, V] and target int [N]."""
+    """The five sums of every token, float32 [5, N · T], from logits [N, V] or [N, V, T] and target int [N · T]."""
     arguments, constants, options = _arguments(
         logits, target, class_weight, ignore_index, softcap, logit_scale, with_logit_sum, with_exp_shift
     )
-    sums = logits.new_empty((SUMS, logits.shape[0]), dtype=torch.float32)
-    if logits.shape[0]:
-        launch(_nll_kernel, (logits.shape[0],), arguments | dict(sums_ptr=sums), constants, options)
+    sums = logits.new_empty((SUMS, arguments["N"]), dtype=torch.float32)
+    if arguments["N"]:
+        launch(_nll_kernel, (arguments["N"],), arguments | dict(sums_ptr=sums), constants, options)
     return sums
 
 
@@ -230,18 +239,20 @@ def nll_grad(
     with_exp_shift: bool = False,
     out: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Gradient of logits [N, V] from ``upstream`` float32 [5, N]; ``out`` may be ``logits`` itself."""
+    """Gradient of logits [N, V] or [N, V, T] from ``upstream`` float32 [5, N · T]; ``out`` may be ``logits`` itself."""
     arguments, constants, options = _arguments(
         logits, target, class_weight, ignore_index, softcap, logit_scale, with_logit_sum, with_exp_shift
     )
     out = torch.empty_like(logits) if out is None else out
-    if logits.shape[0]:
+    if arguments["N"]:
+        gradient = with_positions(out)
         arguments |= dict(
             maximum_ptr=maximum,
             upstream_ptr=upstream.contiguous(),
-            gradient_ptr=out,
-            gradient_stride_n=out.stride(0),
-            gradient_stride_v=out.stride(1),
+            gradient_ptr=gradient,
+            gradient_stride_n=gradient.stride(0),
+            gradient_stride_t=gradient.stride(2),
+            gradient_stride_v=gradient.stride(1),
         )
-        launch(_nll_grad_kernel, (logits.shape[0],), arguments, constants, options)
+        launch(_nll_grad_kernel, (arguments["N"],), arguments, constants, options)
     return out

@@ -1,43 +1,83 @@
 """The kernels as torch operators: registered with shapes for tracing and with their derivatives, on either backend.
 
 ``perplexity::linear_nll`` and ``perplexity::nll`` give the five per-token sums [5, N] of ``kernels/__init__.py``; losses
-are arithmetic on those vectors, left to autograd. ``backend`` is "triton" or "torch"; triton is imported only for its own.
-On a CPU a target outside [0, V) is an IndexError with its position; on a GPU, where looking costs a synchronisation,
-its sums are NaN.
+are arithmetic on those vectors, left to autograd. ``linear_kl`` gives the five rows of ``blockwise_kl.py`` likewise.
+``backend`` is "triton" or "torch"; triton is imported only for its own. ``memory_limit`` 0 is the backend's default.
+
+Nothing here waits for a device, ``checked_target`` excepted: its callers decide whether looking is worth that.
 """
 
 import torch
 from torch import Tensor
 
-from . import MAX, SUMS, blockwise
+from . import MAX, SUMS, blockwise, blockwise_kl
+from .blockwise_kl import KL_ROWS
 
 
 def _implementation(backend: str, name: str):
     if backend == "torch":
-        return getattr(blockwise, name)
+        return getattr(blockwise_kl if "kl" in name else blockwise, name)
     if backend != "triton":
         raise ValueError(f"backend: expected 'triton' or 'torch', got {backend!r}")
-    if name.startswith("linear"):
-        from . import linear_nll, linear_nll_grad
+    from . import linear_kl, linear_nll, linear_nll_grad, nll
 
-        return linear_nll_grad.linear_nll_grad if name.endswith("grad") else linear_nll.linear_nll
-    from . import nll
-
-    return getattr(nll, name)
+    module = {
+        "linear_nll_grad": linear_nll_grad,
+        "nll": nll,
+        "nll_grad": nll,
+        "linear_kl": linear_kl,
+        "linear_kl_grad": linear_kl,
+    }.get(name, linear_nll)
+    return getattr(module, name)
 
 
 def _memory(limit: int) -> dict:
-    """0 stands for the implementation's own default."""
     return {"memory_limit": limit} if limit else {}
 
 
-def _check(target: Tensor, vocabulary: int, ignore_index: int) -> None:
-    if target.device.type == "cpu":
-        blockwise.check_target(target, vocabulary, ignore_index)
+def _wide(*tensors: Tensor) -> torch.dtype:
+    wide = torch.float32
+    for tensor in tensors:
+        wide = torch.promote_types(wide, tensor.dtype)
+    return wide
 
 
-def _wide(dtype: torch.dtype) -> torch.dtype:
-    return torch.promote_types(dtype, torch.float32)
+def _class_weight(class_weight: Tensor | None, backend: str) -> Tensor | None:
+    if backend == "triton" and class_weight is not None and class_weight.dim() == 2:
+        raise TypeError(
+            "target: the triton backend expects class indices, got class probabilities; backend='torch' takes both"
+        )
+    return class_weight
+
+
+def _no_second_derivative(operator) -> None:
+    """A derivative of the derivative is an error that says so, instead of a silent zero."""
+
+    def backward(ctx, *_):
+        raise NotImplementedError(
+            "double backward: the fused losses have first derivatives only; for a gradient penalty take "
+            "torch.nn.functional.cross_entropy on torch.nn.functional.linear, which holds the logits"
+        )
+
+    operator.register_autograd(backward)
+
+
+@torch.library.custom_op("perplexity::checked_target", mutates_args=())
+def checked_target(target: Tensor, vocabulary: int, ignore_index: int) -> Tensor:
+    """``target``, copied, or IndexError with the position of the first value outside [0, vocabulary) ∪ {ignore_index}."""
+    invalid = ((target < 0) | (target >= vocabulary)) & (target != ignore_index)
+    if invalid.any():
+        position = tuple(invalid.nonzero()[0].tolist())
+        raise IndexError(
+            f"target: expected values in [0, {vocabulary}) or ignore_index ({ignore_index}), "
+            f"got {int(target[position])} at position {position[0] if len(position) == 1 else position}"
+        )
+    return target.clone()
+
+
+@checked_target.register_fake
+def _(target, *_):
+    return torch.empty_like(target)
 
 
 @torch.library.custom_op("perplexity::linear_nll", mutates_args=())
@@ -55,13 +95,12 @@ def linear_nll(
     memory_limit: int,
     backend: str,
 ) -> Tensor:
-    _check(target, weight.shape[0], ignore_index)
     return _implementation(backend, "linear_nll")(
         hidden,
         weight,
         bias,
         target,
-        class_weight,
+        _class_weight(class_weight, backend),
         ignore_index=ignore_index,
         softcap=softcap,
         logit_scale=logit_scale,
@@ -73,7 +112,7 @@ def linear_nll(
 
 @linear_nll.register_fake
 def _(hidden, weight, bias, target, *_):
-    return hidden.new_empty((SUMS, hidden.shape[0]), dtype=_wide(hidden.dtype))
+    return hidden.new_empty((SUMS, hidden.shape[0]), dtype=_wide(hidden))
 
 
 @torch.library.custom_op("perplexity::linear_nll_grad", mutates_args=())
@@ -92,9 +131,7 @@ def linear_nll_grad(
     with_exp_shift: bool,
     memory_limit: int,
     backend: str,
-    needs_hidden: bool,
-    needs_weight: bool,
-    needs_bias: bool,
+    needs: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor]:
     gradients = _implementation(backend, "linear_nll_grad")(
         upstream,
@@ -109,38 +146,32 @@ def linear_nll_grad(
         logit_scale=logit_scale,
         with_logit_sum=with_logit_sum,
         with_exp_shift=with_exp_shift,
-        needs=(needs_hidden, needs_weight, needs_bias),
+        needs=tuple(needs),
         **_memory(memory_limit),
     )
-    # An operator returns tensors only: an empty one stands for a gradient nobody asked for.
-    return tuple(hidden.new_empty(0) if gradient is None else gradient for gradient in gradients)
+    return _present(gradients, hidden)
+
+
+def _present(gradients, like: Tensor) -> tuple[Tensor, ...]:
+    """An operator returns tensors only: an empty one stands for a gradient nobody asked for."""
+    return tuple(like.new_empty(0) if gradient is None else gradient for gradient in gradients)
+
+
+def _fake_gradients(tensors, needs) -> tuple[Tensor, ...]:
+    like = tensors[0]
+    # Whatever the leaves' strides, gradients are contiguous.
+    return tuple(
+        tensor.new_empty(tensor.shape) if needed else like.new_empty(0)
+        for tensor, needed in zip(tensors, needs, strict=True)
+    )
 
 
 @linear_nll_grad.register_fake
-def _(
-    upstream,
-    maximum,
-    hidden,
-    weight,
-    bias,
-    target,
-    class_weight,
-    ignore_index,
-    softcap,
-    logit_scale,
-    with_logit_sum,
-    with_exp_shift,
-    memory_limit,
-    backend,
-    needs_hidden,
-    needs_weight,
-    needs_bias,
-):
-    return (
-        hidden.new_empty(hidden.shape if needs_hidden else 0),
-        weight.new_empty(weight.shape if needs_weight else 0),
-        bias.new_empty(weight.shape[0]) if needs_bias else hidden.new_empty(0),
-    )
+def _(upstream, maximum, hidden, weight, bias, target, class_weight, *options):
+    return _fake_gradients((hidden, weight, bias), options[-1])
+
+
+_no_second_derivative(linear_nll_grad)
 
 
 def _linear_setup(ctx, inputs, output):
@@ -149,17 +180,74 @@ def _linear_setup(ctx, inputs, output):
     ctx.options = options
 
 
+def _wanted(gradients, needs) -> list[Tensor | None]:
+    return [gradient if needed else None for gradient, needed in zip(gradients, needs, strict=True)]
+
+
 def _linear_backward(ctx, upstream):
     hidden, weight, bias, target, class_weight, sums = ctx.saved_tensors
-    needs = ctx.needs_input_grad[:3]
+    needs = list(ctx.needs_input_grad[:3])
     gradients = linear_nll_grad(
-        upstream, sums[MAX].detach(), hidden, weight, bias, target, class_weight, *ctx.options, *needs
+        upstream, sums[MAX].detach(), hidden, weight, bias, target, class_weight, *ctx.options, needs
     )
-    wanted = [gradient if needed else None for gradient, needed in zip(gradients, needs, strict=True)]
-    return *wanted, *([None] * 9)
+    return *_wanted(gradients, needs), *([None] * 9)
 
 
 linear_nll.register_autograd(_linear_backward, setup_context=_linear_setup)
+
+
+@torch.library.custom_op("perplexity::target_logit", mutates_args=())
+def target_logit(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    target: Tensor,
+    softcap: float | None,
+    logit_scale: float,
+    backend: str,
+) -> Tensor:
+    """The logit of every token's target, [N]; 0 where it is no row of ``weight``."""
+    return _implementation(backend, "target_logit")(
+        hidden, weight, bias, target, softcap=softcap, logit_scale=logit_scale
+    )
+
+
+@target_logit.register_fake
+def _(hidden, *_):
+    return hidden.new_empty(hidden.shape[0], dtype=_wide(hidden))
+
+
+@torch.library.custom_op("perplexity::linear_statistics", mutates_args=())
+def linear_statistics(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    target: Tensor,
+    target_logit: Tensor,
+    ignore_index: int,
+    softcap: float | None,
+    logit_scale: float,
+    memory_limit: int,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The five sums [5, N], how many logits are above the target's and the column of the largest, int64 [N]."""
+    return _implementation(backend, "linear_statistics")(
+        hidden,
+        weight,
+        bias,
+        target,
+        target_logit,
+        ignore_index=ignore_index,
+        softcap=softcap,
+        logit_scale=logit_scale,
+        **_memory(memory_limit),
+    )
+
+
+@linear_statistics.register_fake
+def _(hidden, *_):
+    counts = [hidden.new_empty(hidden.shape[0], dtype=torch.int64) for _ in range(2)]
+    return hidden.new_empty((SUMS, hidden.shape[0]), dtype=_wide(hidden)), *counts
 
 
 @torch.library.custom_op("perplexity::nll", mutates_args=())
@@ -172,24 +260,25 @@ def nll(
     logit_scale: float,
     with_logit_sum: bool,
     with_exp_shift: bool,
+    memory_limit: int,
     backend: str,
 ) -> Tensor:
-    _check(target, logits.shape[1], ignore_index)
     return _implementation(backend, "nll")(
         logits,
         target,
-        class_weight,
+        _class_weight(class_weight, backend),
         ignore_index=ignore_index,
         softcap=softcap,
         logit_scale=logit_scale,
         with_logit_sum=with_logit_sum,
         with_exp_shift=with_exp_shift,
+        **_memory(memory_limit),
     )
 
 
 @nll.register_fake
-def _(logits, *_):
-    return logits.new_empty((SUMS, logits.shape[0]), dtype=_wide(logits.dtype))
+def _(logits, target, *_):
+    return logits.new_empty((SUMS, target.shape[0]), dtype=_wide(logits))
 
 
 @torch.library.custom_op("perplexity::nll_grad", mutates_args=())
@@ -204,6 +293,7 @@ def nll_grad(
     logit_scale: float,
     with_logit_sum: bool,
     with_exp_shift: bool,
+    memory_limit: int,
     backend: str,
 ) -> Tensor:
     return _implementation(backend, "nll_grad")(
@@ -217,12 +307,16 @@ def nll_grad(
         logit_scale=logit_scale,
         with_logit_sum=with_logit_sum,
         with_exp_shift=with_exp_shift,
+        **_memory(memory_limit),
     )
 
 
 @nll_grad.register_fake
 def _(upstream, maximum, logits, *_):
     return torch.empty_like(logits)
+
+
+_no_second_derivative(nll_grad)
 
 
 def _nll_setup(ctx, inputs, output):
@@ -233,7 +327,137 @@ def _nll_setup(ctx, inputs, output):
 
 def _nll_backward(ctx, upstream):
     logits, target, class_weight, sums = ctx.saved_tensors
-    return nll_grad(upstream, sums[MAX].detach(), logits, target, class_weight, *ctx.options), *([None] * 8)
+    return nll_grad(upstream, sums[MAX].detach(), logits, target, class_weight, *ctx.options), *([None] * 9)
 
 
 nll.register_autograd(_nll_backward, setup_context=_nll_setup)
+
+
+@torch.library.custom_op("perplexity::merge", mutates_args=())
+def merge(partials: Tensor, target: Tensor, vocabulary: int, ignore_index: int, backend: str) -> Tensor:
+    """Sums of parts of the vocabulary, [5, parts, N], folded into [5, N] in their order: what spans of a kernel do."""
+    return _implementation(backend, "merge")(partials, target, vocabulary=vocabulary, ignore_index=ignore_index)
+
+
+@merge.register_fake
+def _(partials, *_):
+    return partials.new_empty((partials.shape[0], partials.shape[2]))
+
+
+def _merge_setup(ctx, inputs, output):
+    partials, target, _, ctx.ignore_index, _ = inputs
+    ctx.save_for_backward(partials, target, output)
+
+
+def _merge_backward(ctx, upstream):
+    """The maxima count as constants, as everywhere: S = Σ s · e^(m − M), U = Σ e^(m − M) · (u + s · (m − M))."""
+    partials, target, sums = ctx.saved_tensors
+    moved = torch.where(partials[1] > 0, partials[MAX] - sums[MAX], -torch.inf)
+    decay = moved.exp()
+    _, per_sum, per_target, per_logit, per_shift = upstream
+    moved = torch.where(decay > 0, moved, 0.0)
+    rows = torch.stack(
+        [
+            torch.zeros_like(decay),
+            decay * (per_sum + per_shift * moved),
+            per_target.expand_as(decay),
+            per_logit.expand_as(decay),
+            decay * per_shift,
+        ]
+    )
+    return rows.masked_fill(target == ctx.ignore_index, 0.0), None, None, None, None
+
+
+merge.register_autograd(_merge_backward, setup_context=_merge_setup)
+
+
+def _heads(tensors, p_rule, q_rule) -> tuple[tuple, dict]:
+    p_softcap, p_scale = p_rule
+    q_softcap, q_scale = q_rule
+    return (tuple(tensors[:3]), tuple(tensors[3:])), dict(p_rule=(p_softcap, p_scale), q_rule=(q_softcap, q_scale))
+
+
+@torch.library.custom_op("perplexity::linear_kl", mutates_args=())
+def linear_kl(
+    p_hidden: Tensor,
+    p_weight: Tensor,
+    p_bias: Tensor | None,
+    q_hidden: Tensor,
+    q_weight: Tensor,
+    q_bias: Tensor | None,
+    p_softcap: float | None,
+    p_logit_scale: float,
+    q_softcap: float | None,
+    q_logit_scale: float,
+    memory_limit: int,
+    backend: str,
+) -> tuple[Tensor, Tensor]:
+    """KL(P‖Q) [N] and the rows of ``blockwise_kl.py`` [5, N], which its gradient takes."""
+    heads, rules = _heads(
+        (p_hidden, p_weight, p_bias, q_hidden, q_weight, q_bias), (p_softcap, p_logit_scale), (q_softcap, q_logit_scale)
+    )
+    rows = _implementation(backend, "linear_kl")(*heads, **rules, **_memory(memory_limit))
+    return blockwise_kl.divergence(rows), rows
+
+
+@linear_kl.register_fake
+def _(p_hidden, p_weight, p_bias, q_hidden, *_):
+    wide, tokens = _wide(p_hidden, q_hidden), p_hidden.shape[0]
+    return p_hidden.new_empty(tokens, dtype=wide), p_hidden.new_empty((KL_ROWS, tokens), dtype=wide)
+
+
+@torch.library.custom_op("perplexity::linear_kl_grad", mutates_args=())
+def linear_kl_grad(
+    upstream: Tensor,
+    rows: Tensor,
+    p_hidden: Tensor,
+    p_weight: Tensor,
+    p_bias: Tensor | None,
+    q_hidden: Tensor,
+    q_weight: Tensor,
+    q_bias: Tensor | None,
+    p_softcap: float | None,
+    p_logit_scale: float,
+    q_softcap: float | None,
+    q_logit_scale: float,
+    memory_limit: int,
+    backend: str,
+    needs: list[bool],
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    heads, rules = _heads(
+        (p_hidden, p_weight, p_bias, q_hidden, q_weight, q_bias), (p_softcap, p_logit_scale), (q_softcap, q_logit_scale)
+    )
+    gradients = _implementation(backend, "linear_kl_grad")(
+        upstream,
+        rows,
+        *heads,
+        **rules,
+        p_needs=tuple(needs[:3]),
+        q_needs=tuple(needs[3:]),
+        **_memory(memory_limit),
+    )
+    return _present(gradients, p_hidden)
+
+
+@linear_kl_grad.register_fake
+def _(upstream, rows, *arguments):
+    return _fake_gradients(arguments[:6], arguments[-1])
+
+
+_no_second_derivative(linear_kl_grad)
+
+
+def _kl_setup(ctx, inputs, output):
+    ctx.save_for_backward(*inputs[:6], output[1])
+    ctx.options = inputs[6:]
+    ctx.mark_non_differentiable(output[1])
+
+
+def _kl_backward(ctx, upstream, _):
+    *tensors, rows = ctx.saved_tensors
+    needs = list(ctx.needs_input_grad[:6])
+    gradients = linear_kl_grad(upstream, rows, *tensors, *ctx.options, needs)
+    return *_wanted(gradients, needs), *([None] * 6)
+
+
+linear_kl.register_autograd(_kl_backward, setup_context=_kl_setup)

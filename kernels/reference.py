@@ -34,3 +34,15 @@ def sums(z, target, class_weight=None, *, ignore_index=-100) -> torch.Tensor:
     ignored = torch.tensor([0.0, 1.0, 0.0, 0.0, 0.0], dtype=z.dtype, device=z.device)[:, None]
     assert rows.shape[0] == SUMS
     return torch.where((target == ignore_index)[None, :], ignored, rows)
+
+
+def kl_divergence(a, b) -> torch.Tensor:
+    """Σ_v p_v (log p_v − log q_v) [N] of the softmaxes p of a and q of b, [N, V]; 0 · log 0 is 0; differentiable."""
+    log_p, log_q = a.log_softmax(1), b.log_softmax(1)
+    p = log_p.exp()
+    return (p * (log_p - log_q).masked_fill(p == 0, 0.0)).sum(1)
+
+
+def rank_and_prediction(z, target) -> tuple[torch.Tensor, torch.Tensor]:
+    """How many logits are larger than the target's, and the first column of the largest, [N] each, from logits [N, V]."""
+    return (z > z.gather(1, target[:, None])).sum(1), (z == z.amax(1, keepdim=True)).int().argmax(1)

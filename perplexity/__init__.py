@@ -3,17 +3,33 @@
 ``import perplexity`` needs torch alone; everything else is imported where it is used.
 """
 
-from .losses import cross_entropy, linear_cross_entropy, token_nll
+from .losses import cross_entropy, linear_cross_entropy
+from .nn import CrossEntropyLoss, LinearCrossEntropyLoss
+from .parallel import VocabularyShard
+from .statistics import (
+    TokenStatistics,
+    linear_kl_divergence,
+    token_log_probabilities,
+    token_nll,
+    token_statistics,
+)
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "CrossEntropyLoss",
     "Evaluation",
+    "LinearCrossEntropyLoss",
     "Perplexity",
+    "TokenStatistics",
+    "VocabularyShard",
     "cross_entropy",
     "evaluate",
     "linear_cross_entropy",
+    "linear_kl_divergence",
+    "token_log_probabilities",
     "token_nll",
+    "token_statistics",
 ]
 
 

@@ -7,8 +7,9 @@ import platform
 
 import torch
 
+from .arguments import choose_backend, triton_available
 from .kernels import reference
-from .losses import choose_backend, linear_cross_entropy, triton_available
+from .losses import linear_cross_entropy
 
 PACKAGES = (
     "torch",

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 
 import torch
 
+from ..arguments import choose_backend
 from ..errors import InputError
-from ..losses import choose_backend, token_nll
+from ..statistics import token_nll
 from . import models
 from .documents import Document
 from .results import DocumentScore, Evaluation, summarise

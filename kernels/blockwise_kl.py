@@ -1,0 +1,145 @@
+"""KL divergence per token between two heads in plain PyTorch, the vocabulary walked in blocks: fallback and CPU path.
+
+A token is five numbers, rows of [5, ...]: m_p, s_p = Σ exp(a − m_p), m_q, s_q = Σ exp(b − m_q) and
+gap = Σ exp(a − m_p) · ((a − m_p) − (b − m_q)), with a and b the logits of P and Q. ``merge`` folds those of blocks here and
+those of spans in ``linear_kl.py``, where the formulas stand.
+
+Cost: 2·N·V·(D_p + D_q) operations forward; the blocks of both sides' logits, at most ``memory_limit`` bytes.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from .blockwise import Logits
+from .chunks import accumulate_gradients, block_shape, gradient_block
+
+KL_ROWS = 5
+Head = tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]  # hidden [N, D], weight [V, D], bias [V]
+Rule = tuple[float | None, float]  # softcap, logit_scale
+
+
+def _finite(maximum: torch.Tensor) -> torch.Tensor:
+    """Logits of −inf alone are taken from 0: any finite reference avoids inf − inf."""
+    return torch.where(maximum == -torch.inf, 0.0, maximum)
+
+
+def block_rows(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """The rows [5, N] of a block of logits a and b [N, block]; overwrites both."""
+    p_maximum, q_maximum = a.amax(1), b.amax(1)
+    a -= _finite(p_maximum)[:, None]
+    b -= _finite(q_maximum)[:, None]
+    q_sum = torch.exp(b).sum(1)
+    torch.sub(a, b, out=b)
+    exponentials = a.exp_()
+    b.masked_fill_(exponentials == 0, 0.0)  # 0 · log 0 is 0
+    p_sum = exponentials.sum(1)
+    return torch.stack([p_maximum, p_sum, q_maximum, q_sum, b.mul_(exponentials).sum(1)])
+
+
+def merge(spans: torch.Tensor) -> torch.Tensor:
+    """Fold the rows of spans, [5, spans, N], into [5, N]."""
+    p_maximum, p_sum, q_maximum, q_sum, gap = spans
+    p_top, q_top = p_maximum.amax(0), q_maximum.amax(0)
+    p_decay = (p_maximum - _finite(p_top)).exp()
+    q_decay = (q_maximum - _finite(q_top)).exp()
+    moved = (_finite(p_maximum) - _finite(p_top)) - (_finite(q_maximum) - _finite(q_top))
+    weighted = torch.where(p_decay * p_sum > 0, p_decay * (gap + p_sum * moved), 0.0)
+    return torch.stack([p_top, (p_decay * p_sum).sum(0), q_top, (q_decay * q_sum).sum(0), weighted.sum(0)])
+
+
+def divergence(rows: torch.Tensor) -> torch.Tensor:
+    """KL(P‖Q) [N] in nats from rows [5, N]; rounding may leave −1e-7, which is 0 (NaN stays NaN)."""
+    _, p_sum, _, q_sum, gap = rows
+    return (gap / p_sum - (p_sum.log() - q_sum.log())).clamp_min(0.0)
+
+
+def gradient_vectors(upstream: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    """What a logit gradient needs of a token, [6, N]: m_p, log s_p, m_q, log s_q, KL, upstream gradient."""
+    return torch.stack(
+        [_finite(rows[0]), rows[1].log(), _finite(rows[2]), rows[3].log(), divergence(rows), upstream.to(rows.dtype)]
+    )
+
+
+def linear_kl(
+    p_head: Head,
+    q_head: Head,
+    *,
+    p_rule: Rule = (None, 1.0),
+    q_rule: Rule = (None, 1.0),
+    memory_limit: int = 8 << 20,
+) -> torch.Tensor:
+    """The five rows of every token, [5, N], float32 (float64 where an input is)."""
+    tokens, vocabulary = p_head[0].shape[0], p_head[1].shape[0]
+    sides = [Logits(*p_head, *p_rule), Logits(*q_head, *q_rule)]
+    wide = torch.promote_types(sides[0].wide, sides[1].wide)
+    block = block_shape(
+        tokens,
+        vocabulary,
+        memory_limit,
+        # Both blocks, one exponential of Q's and a mask.
+        per_logit=3 * wide.itemsize + 1,
+        per_token=sides[0].per_row + sides[1].per_row,
+        per_row=sides[0].per_row + sides[1].per_row,
+        most_rows=1024,
+    )
+    for side in sides:
+        side.reserve(block)
+    rows = []
+    for first in range(0, tokens, block[0]):
+        chunk = slice(first, min(tokens, first + block[0]))
+        running = None
+        for start in range(0, vocabulary, block[1]):
+            columns = slice(start, min(vocabulary, start + block[1]))
+            a, b = (side.block(chunk, columns) for side in sides)
+            here = block_rows(a.to(wide), b.to(wide))
+            running = here if running is None else merge(torch.stack([running, here], dim=1))
+        rows.append(running)
+    return torch.cat(rows, dim=1) if rows else p_head[0].new_empty((KL_ROWS, 0), dtype=wide)
+
+
+def linear_kl_grad(
+    upstream: torch.Tensor,
+    rows: torch.Tensor,
+    p_head: Head,
+    q_head: Head,
+    *,
+    p_rule: Rule = (None, 1.0),
+    q_rule: Rule = (None, 1.0),
+    p_needs: tuple[bool, bool, bool] = (True, True, True),
+    q_needs: tuple[bool, bool, bool] = (True, True, True),
+    memory_limit: int = 16 << 20,
+) -> tuple[torch.Tensor | None, ...]:
+    """Gradients of hidden, weight and bias of P, then of Q, from ``upstream`` [N] and the forward's ``rows`` [5, N]."""
+    vectors = gradient_vectors(upstream, rows)
+    sides = [Logits(*p_head, *p_rule), Logits(*q_head, *q_rule)]
+    gradients = []
+    for for_p, head, needs in ((True, p_head, p_needs), (False, q_head, q_needs)):
+        side = sides[0 if for_p else 1]
+        block = gradient_block(
+            *head[:2],
+            needs,
+            memory_limit,
+            per_logit=side.per_gradient(3),
+            per_token=sides[0].per_row + sides[1].per_row,
+            per_row=sides[0].per_row + sides[1].per_row,
+        )
+        for one in sides:
+            one.reserve(block)
+
+        def logit_gradient(chunk: slice, columns: slice, for_p=for_p, side=side) -> torch.Tensor:
+            a, b = (one.block(chunk, columns) for one in sides)
+            slope = side.slope(a if for_p else b)
+            p_maximum, p_log, q_maximum, q_log, divergence, g = vectors[:, chunk, None]
+            log_p = a.sub_(p_maximum).sub_(p_log)
+            log_q = b.sub_(q_maximum).sub_(q_log)
+            if for_p:
+                difference = torch.sub(log_p, log_q, out=log_q).sub_(divergence)
+                p = log_p.exp_()
+                gradient = difference.masked_fill_(p == 0, 0.0).mul_(p).mul_(g)
+            else:
+                gradient = log_q.exp_().sub_(log_p.exp_()).mul_(g)
+            return side.chain(gradient, slope)
+
+        gradients += accumulate_gradients(logit_gradient, *head, needs=needs, block=block)
+    return tuple(gradients)

@@ -1,0 +1,390 @@
+"""KL divergence per token between two heads over one vocabulary, without the N × V logits of either.
+
+With a the logits of P and b those of Q (each softcap · tanh(logit_scale · (hidden @ weightᵀ + bias) / softcap)),
+
+    KL(P‖Q) = Σ_v p_v · (log p_v − log q_v) = gap / s_p − log s_p + log s_q        p = exp(a − m_p) / s_p, q likewise
+    gap = Σ_v exp(a − m_p) · ((a − m_p) − (b − m_q))                              m the maxima: no constant cancels
+
+    ∂KL/∂b = q − p        ∂KL/∂a = p · ((log p − log q) − KL)
+
+``KL_ROWS`` numbers a token, (m_p, s_p, m_q, s_q, gap), kept as running values over a span of the vocabulary; ``merge``
+folds spans, in plain PyTorch on vectors, for both backends. The gradient kernel recomputes both tiles of logits and
+writes the tile of one side's logit gradient; the products with it are the vendor library's (``chunks``).
+
+Cost: 2·N·V·(D_p + D_q) operations forward, again that and 4·N·V·D for each side's gradients; temporary memory
+20 · ceil(V / SPAN) · N bytes forward, one block of logit gradients backward.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+from .blockwise_kl import KL_ROWS, Head, Rule, gradient_vectors, merge
+from .chunks import accumulate_gradients, gradient_block
+from .launch import launch
+from .linear_nll import MEMORY_LIMIT, SPAN, logit_arguments, logit_tile
+
+
+@triton.jit(do_not_specialize=["N", "spans"])
+def _kl_partials_kernel(
+    p_hidden_ptr,  # [N, D_p]
+    p_weight_ptr,  # [V, D_p]
+    p_bias_ptr,  # [V]
+    q_hidden_ptr,  # [N, D_q]
+    q_weight_ptr,  # [V, D_q]
+    q_bias_ptr,  # [V]
+    partials_ptr,  # float32 [5, spans, N]: m_p, s_p, m_q, s_q, gap
+    N,
+    V,
+    spans,
+    p_D,
+    q_D,
+    p_hidden_stride_n,
+    p_hidden_stride_d,
+    p_weight_stride_v,
+    p_weight_stride_d,
+    p_bias_stride,
+    q_hidden_stride_n,
+    q_hidden_stride_d,
+    q_weight_stride_v,
+    q_weight_stride_d,
+    q_bias_stride,
+    p_logit_scale,
+    p_softcap,
+    q_logit_scale,
+    q_softcap,
+    P_HAS_BIAS: tl.constexpr,
+    P_HAS_SOFTCAP: tl.constexpr,
+    P_EVEN_D: tl.constexpr,
+    Q_HAS_BIAS: tl.constexpr,
+    Q_HAS_SOFTCAP: tl.constexpr,
+    Q_EVEN_D: tl.constexpr,
+    WIDEN: tl.constexpr,
+    PRECISION: tl.constexpr,
+    SPAN: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_V: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    row_blocks = tl.cdiv(N, BLOCK_N)
+    span = tl.program_id(0) // row_blocks
+    first_row = (tl.program_id(0) % row_blocks).to(tl.int64) * BLOCK_N
+    rows = first_row + tl.arange(0, BLOCK_N)
+    exists = rows < N
+
+    p_maximum = tl.full([BLOCK_N], -float("inf"), dtype=tl.float32)
+    q_maximum = tl.full([BLOCK_N], -float("inf"), dtype=tl.float32)
+    p_sum = tl.zeros([BLOCK_N], dtype=tl.float32)
+    q_sum = tl.zeros([BLOCK_N], dtype=tl.float32)
+    gap = tl.zeros([BLOCK_N], dtype=tl.float32)
+    for start in range(span * SPAN, min(span * SPAN + SPAN, V), BLOCK_V):
+        inside = (start + tl.arange(0, BLOCK_V) < V)[None, :]
+        a = logit_tile(
+            p_hidden_ptr,
+            p_weight_ptr,
+            p_bias_ptr,
+            first_row,
+            start,
+            N,
+            V,
+            p_D,
+            p_hidden_stride_n,
+            p_hidden_stride_d,
+            p_weight_stride_v,
+            p_weight_stride_d,
+            p_bias_stride,
+            p_logit_scale,
+            p_softcap,
+            P_HAS_BIAS,
+            P_HAS_SOFTCAP,
+            P_EVEN_D,
+            WIDEN,
+            PRECISION,
+            BLOCK_N,
+            BLOCK_V,
+            BLOCK_D,
+        )
+        b = logit_tile(
+            q_hidden_ptr,
+            q_weight_ptr,
+            q_bias_ptr,
+            first_row,
+            start,
+            N,
+            V,
+            q_D,
+            q_hidden_stride_n,
+            q_hidden_stride_d,
+            q_weight_stride_v,
+            q_weight_stride_d,
+            q_bias_stride,
+            q_logit_scale,
+            q_softcap,
+            Q_HAS_BIAS,
+            Q_HAS_SOFTCAP,
+            Q_EVEN_D,
+            WIDEN,
+            PRECISION,
+            BLOCK_N,
+            BLOCK_V,
+            BLOCK_D,
+        )
+        a = tl.where(inside, a, -float("inf"))
+        b = tl.where(inside, b, -float("inf"))
+        p_new = tl.maximum(p_maximum, tl.max(a, axis=1))
+        q_new = tl.maximum(q_maximum, tl.max(b, axis=1))
+        # Logits of −inf alone (a bias may hold them): any finite reference avoids inf − inf.
+        p_reference = tl.where(p_new == -float("inf"), 0.0, p_new)
+        q_reference = tl.where(q_new == -float("inf"), 0.0, q_new)
+        a -= p_reference[:, None]
+        b -= q_reference[:, None]
+        p_decay = tl.exp(p_maximum - p_reference)
+        exponentials = tl.exp(a)
+        # The old gap was taken from the old maxima: both references moved.
+        p_moved = p_maximum - p_reference
+        q_moved = tl.where(q_maximum == -float("inf"), 0.0, q_maximum) - q_reference
+        moved = tl.where(p_decay * p_sum > 0.0, p_decay * (gap + p_sum * (p_moved - q_moved)), 0.0)
+        gap = moved + tl.sum(tl.where(exponentials > 0.0, exponentials * (a - b), 0.0), axis=1)
+        p_sum = p_sum * p_decay + tl.sum(exponentials, axis=1)
+        q_sum = q_sum * tl.exp(q_maximum - q_reference) + tl.sum(tl.exp(b), axis=1)
+        p_maximum = p_new
+        q_maximum = q_new
+
+    plane = spans.to(tl.int64) * N
+    partials_ptr += span.to(tl.int64) * N + rows
+    tl.store(partials_ptr, p_maximum, mask=exists)
+    tl.store(partials_ptr + plane, p_sum, mask=exists)
+    tl.store(partials_ptr + 2 * plane, q_maximum, mask=exists)
+    tl.store(partials_ptr + 3 * plane, q_sum, mask=exists)
+    tl.store(partials_ptr + 4 * plane, gap, mask=exists)
+
+
+@triton.jit(do_not_specialize=["N", "N_all", "first_column", "columns_here"])
+def _kl_gradient_kernel(
+    p_hidden_ptr,  # [N, D_p]
+    p_weight_ptr,  # [V, D_p]
+    p_bias_ptr,  # [V]
+    q_hidden_ptr,  # [N, D_q]
+    q_weight_ptr,  # [V, D_q]
+    q_bias_ptr,  # [V]
+    vectors_ptr,  # float32 [6, N_all], offset to the first token: m_p, log s_p, m_q, log s_q, KL, upstream gradient
+    gradient_ptr,  # [N, columns_here]
+    N,
+    N_all,
+    V,
+    first_column,
+    columns_here,
+    p_D,
+    q_D,
+    p_hidden_stride_n,
+    p_hidden_stride_d,
+    p_weight_stride_v,
+    p_weight_stride_d,
+    p_bias_stride,
+    q_hidden_stride_n,
+    q_hidden_stride_d,
+    q_weight_stride_v,
+    q_weight_stride_d,
+    q_bias_stride,
+    p_logit_scale,
+    p_softcap,
+    q_logit_scale,
+    q_softcap,
+    P_HAS_BIAS: tl.constexpr,
+    P_HAS_SOFTCAP: tl.constexpr,
+    P_EVEN_D: tl.constexpr,
+    Q_HAS_BIAS: tl.constexpr,
+    Q_HAS_SOFTCAP: tl.constexpr,
+    Q_EVEN_D: tl.constexpr,
+    FOR_P: tl.constexpr,  # which side's logits the gradient is of
+    WIDEN: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_V: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    row_blocks = tl.cdiv(N, BLOCK_N)
+    first_row = (tl.program_id(0) % row_blocks).to(tl.int64) * BLOCK_N
+    first_local_column = (tl.program_id(0) // row_blocks) * BLOCK_V
+    rows = first_row + tl.arange(0, BLOCK_N)
+    local_columns = first_local_column + tl.arange(0, BLOCK_V)
+    exists = rows < N
+    a = logit_tile(
+        p_hidden_ptr,
+        p_weight_ptr,
+        p_bias_ptr,
+        first_row,
+        first_column + first_local_column,
+        N,
+        V,
+        p_D,
+        p_hidden_stride_n,
+        p_hidden_stride_d,
+        p_weight_stride_v,
+        p_weight_stride_d,
+        p_bias_stride,
+        p_logit_scale,
+        p_softcap,
+        P_HAS_BIAS,
+        P_HAS_SOFTCAP,
+        P_EVEN_D,
+        WIDEN,
+        PRECISION,
+        BLOCK_N,
+        BLOCK_V,
+        BLOCK_D,
+    )
+    b = logit_tile(
+        q_hidden_ptr,
+        q_weight_ptr,
+        q_bias_ptr,
+        first_row,
+        first_column + first_local_column,
+        N,
+        V,
+        q_D,
+        q_hidden_stride_n,
+        q_hidden_stride_d,
+        q_weight_stride_v,
+        q_weight_stride_d,
+        q_bias_stride,
+        q_logit_scale,
+        q_softcap,
+        Q_HAS_BIAS,
+        Q_HAS_SOFTCAP,
+        Q_EVEN_D,
+        WIDEN,
+        PRECISION,
+        BLOCK_N,
+        BLOCK_V,
+        BLOCK_D,
+    )
+    plane = N_all.to(tl.int64)
+    vectors_ptr += rows
+    log_p = a - tl.load(vectors_ptr, mask=exists, other=0.0)[:, None]
+    log_p -= tl.load(vectors_ptr + plane, mask=exists, other=0.0)[:, None]
+    log_q = b - tl.load(vectors_ptr + 2 * plane, mask=exists, other=0.0)[:, None]
+    log_q -= tl.load(vectors_ptr + 3 * plane, mask=exists, other=0.0)[:, None]
+    p = tl.exp(log_p)
+    if FOR_P:
+        divergence = tl.load(vectors_ptr + 4 * plane, mask=exists, other=0.0)[:, None]
+        gradient = tl.where(p > 0.0, p * ((log_p - log_q) - divergence), 0.0)
+    else:
+        gradient = tl.exp(log_q) - p
+    gradient *= tl.load(vectors_ptr + 5 * plane, mask=exists, other=0.0)[:, None]
+    if FOR_P:
+        if P_HAS_SOFTCAP:
+            gradient *= 1.0 - (a / p_softcap) * (a / p_softcap)
+        gradient *= p_logit_scale
+    else:
+        if Q_HAS_SOFTCAP:
+            gradient *= 1.0 - (b / q_softcap) * (b / q_softcap)
+        gradient *= q_logit_scale
+    tl.store(
+        gradient_ptr + rows[:, None] * columns_here + local_columns[None, :],
+        gradient.to(gradient_ptr.dtype.element_ty),
+        mask=exists[:, None] & (local_columns < columns_here)[None, :],
+    )
+
+
+def _arguments(p_head: Head, q_head: Head, rules: tuple[Rule, Rule]) -> tuple[dict, dict, dict]:
+    """Arguments, constants and options of both kernels from (hidden, weight, bias) twice and (softcap, logit_scale) twice."""
+    arguments, constants = {}, {}
+    for prefix, head, (softcap, logit_scale) in zip("pq", (p_head, q_head), rules, strict=True):
+        # Two tiles of logits live at once: the smaller tile of losses that are not plain, or the one of rows that are not
+        # read 16 bytes at a time, where either side asks for it.
+        side_arguments, side_constants, side_options = logit_arguments(*head, softcap, logit_scale, True, True)
+        arguments |= {f"{prefix}_{name}": value for name, value in side_arguments.items() if name != "V"}
+        arguments["V"] = side_arguments["V"]
+        for name in ("HAS_BIAS", "HAS_SOFTCAP"):
+            constants[f"{prefix.upper()}_{name}"] = side_constants[name]
+        if not constants.get("BLOCK_V") or side_constants["BLOCK_V"] <= constants["BLOCK_V"]:
+            options = side_options
+            for name in ("PRECISION", "BLOCK_N", "BLOCK_V", "BLOCK_D"):
+                constants[name] = side_constants[name]
+        constants["WIDEN"] = constants.get("WIDEN", False) or side_constants["WIDEN"]
+    for prefix in "pq":
+        constants[f"{prefix.upper()}_EVEN_D"] = arguments[f"{prefix}_D"] % constants["BLOCK_D"] == 0
+    return arguments, constants, options
+
+
+def linear_kl(
+    p_head: Head,
+    q_head: Head,
+    *,
+    p_rule: Rule = (None, 1.0),
+    q_rule: Rule = (None, 1.0),
+    memory_limit: int = MEMORY_LIMIT,
+) -> torch.Tensor:
+    """The five rows of every token, float32 [5, N], from (hidden [N, D], weight [V, D], bias [V]) and (softcap, logit_scale).
+
+    ``memory_limit`` bounds the partial rows, in bytes.
+    """
+    tokens, vocabulary = p_head[0].shape[0], p_head[1].shape[0]
+    spans = triton.cdiv(vocabulary, SPAN)
+    size = max(1, memory_limit // (4 * KL_ROWS * spans))
+    chunks = []
+    for start in range(0, tokens, size):
+        heads = [(head[0][start : start + size], *head[1:]) for head in (p_head, q_head)]
+        arguments, constants, options = _arguments(*heads, (p_rule, q_rule))
+        here = heads[0][0].shape[0]
+        partials = p_head[0].new_empty((KL_ROWS, spans, here), dtype=torch.float32)
+        launch(
+            _kl_partials_kernel,
+            (triton.cdiv(here, constants["BLOCK_N"]) * spans,),
+            arguments | dict(partials_ptr=partials, N=here, spans=spans),
+            constants | dict(SPAN=SPAN),
+            options,
+        )
+        chunks.append(merge(partials))
+    return torch.cat(chunks, dim=1) if chunks else p_head[0].new_empty((KL_ROWS, 0), dtype=torch.float32)
+
+
+def linear_kl_grad(
+    upstream: torch.Tensor,
+    rows: torch.Tensor,
+    p_head: Head,
+    q_head: Head,
+    *,
+    p_rule: Rule = (None, 1.0),
+    q_rule: Rule = (None, 1.0),
+    p_needs: tuple[bool, bool, bool] = (True, True, True),
+    q_needs: tuple[bool, bool, bool] = (True, True, True),
+    memory_limit: int = MEMORY_LIMIT,
+) -> tuple[torch.Tensor | None, ...]:
+    """Gradients of hidden, weight and bias of P, then of Q, from ``upstream`` [N] and the forward's ``rows`` [5, N]."""
+    vectors = gradient_vectors(upstream, rows)
+    arguments, constants, options = _arguments(p_head, q_head, (p_rule, q_rule))
+    tokens = p_head[0].shape[0]
+    gradients = []
+    for for_p, head, needs in ((True, p_head, p_needs), (False, q_head, q_needs)):
+        block = gradient_block(*head[:2], needs, memory_limit, per_logit=head[0].element_size())
+        buffer = head[0].new_empty(block[0] * block[1])
+
+        def logit_gradient(chunk: slice, columns: slice, for_p=for_p, buffer=buffer) -> torch.Tensor:
+            count, width = chunk.stop - chunk.start, columns.stop - columns.start
+            out = buffer[: count * width].view(count, width)
+            here = {name: arguments[name][chunk] for name in ("p_hidden_ptr", "q_hidden_ptr")}
+            tiles = triton.cdiv(count, constants["BLOCK_N"]) * triton.cdiv(width, constants["BLOCK_V"])
+            launch(
+                _kl_gradient_kernel,
+                (tiles,),
+                arguments
+                | here
+                | dict(
+                    vectors_ptr=vectors[:, chunk],
+                    gradient_ptr=out,
+                    N=count,
+                    N_all=tokens,
+                    first_column=columns.start,
+                    columns_here=width,
+                ),
+                constants | dict(FOR_P=for_p),
+                options,
+            )
+            return out
+
+        gradients += accumulate_gradients(logit_gradient, *head, needs=needs, block=block)
+    return tuple(gradients)

@@ -1,0 +1,357 @@
+"""What the public functions take, checked once and in one place: an error names the argument, what was expected, what came."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import numbers
+import os
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from . import parallel
+from .kernels import operators
+from .parallel import VocabularyShard
+
+REDUCTIONS = ("none", "mean", "sum")
+BACKENDS = ("triton", "torch")
+IGNORE_INDEX = -100
+
+
+def expect(condition: bool, name: str, expected: str, got: object, error: type[Exception] = ValueError) -> None:
+    if not condition:
+        raise error(f"{name}: expected {expected}, got {got}")
+
+
+def _number(name: str, value: object, expected: str, accepted) -> None:
+    real = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    expect(real, name, expected, f"{type(value).__name__} {value!r}" if not real else value, TypeError)
+    expect(math.isfinite(value) and accepted(value), name, expected, value)
+
+
+@dataclass(frozen=True)
+class LossOptions:
+    """How per-token sums become a loss; the meaning of each is the public functions'."""
+
+    reduction: str = "mean"
+    ignore_index: int | None = IGNORE_INDEX
+    label_smoothing: float = 0.0
+    softcap: float | None = None
+    logit_scale: float = 1.0
+    z_loss: float = 0.0
+    memory_limit: int | None = None
+
+    def __post_init__(self):
+        expect(self.reduction in REDUCTIONS, "reduction", f"one of {', '.join(REDUCTIONS)}", repr(self.reduction))
+        if self.ignore_index is None:
+            object.__setattr__(self, "ignore_index", IGNORE_INDEX)
+        whole = isinstance(self.ignore_index, int) and not isinstance(self.ignore_index, bool)
+        expect(whole, "ignore_index", "an integer or None", repr(self.ignore_index), TypeError)
+        _number("label_smoothing", self.label_smoothing, "a value in [0, 1]", lambda x: 0.0 <= x <= 1.0)
+        if self.softcap is not None:
+            _number("softcap", self.softcap, "None or a positive finite value", lambda x: x > 0.0)
+        _number("logit_scale", self.logit_scale, "a finite number", lambda x: True)
+        _number("z_loss", self.z_loss, "a finite value of 0 or more", lambda x: x >= 0.0)
+        if self.memory_limit is not None:
+            whole = isinstance(self.memory_limit, int) and not isinstance(self.memory_limit, bool)
+            expect(whole, "memory_limit", "None or a number of bytes", repr(self.memory_limit), TypeError)
+            expect(self.memory_limit > 0, "memory_limit", "None or a positive number of bytes", self.memory_limit)
+
+    @property
+    def memory(self) -> int:
+        """As the operators take it: 0 for their own default."""
+        return self.memory_limit or 0
+
+
+def triton_available() -> bool:
+    return importlib.util.find_spec("triton") is not None
+
+
+def choose_backend(backend: str | None, tensor: Tensor) -> str:
+    """ "triton" on a GPU where triton is installed and has a kernel for the dtype, else "torch".
+
+    An explicit ``backend``, or the environment's PERPLEXITY_BACKEND, is taken as it is: ValueError where it cannot run.
+    """
+    source = "backend"
+    if backend is None and os.environ.get("PERPLEXITY_BACKEND"):
+        backend, source = os.environ["PERPLEXITY_BACKEND"], "PERPLEXITY_BACKEND"
+    if backend is None:
+        return "triton" if tensor.is_cuda and tensor.dtype != torch.float64 and triton_available() else "torch"
+    expect(backend in BACKENDS, source, f"one of {', '.join(BACKENDS)} or None", repr(backend))
+    if backend == "triton" and not triton_available():
+        raise ValueError(f"{source}: 'triton' was asked for, but triton is not installed; 'torch' needs only torch")
+    if backend == "triton" and tensor.device.type == "cpu":
+        from .kernels.launch import INTERPRETED
+
+        if not INTERPRETED:
+            raise ValueError(
+                f"{source}: 'triton' needs a GPU, got CPU tensors; use 'torch', or set TRITON_INTERPRET=1 before "
+                "triton is imported to interpret the kernels"
+            )
+    return backend
+
+
+def check_floating(name: str, tensor: object) -> None:
+    expect(isinstance(tensor, Tensor), name, "a tensor", type(tensor).__name__, TypeError)
+    expect(tensor.is_floating_point(), name, "a floating dtype", tensor.dtype, TypeError)
+
+
+def _check_target(target: object, classes: tuple, probabilities: tuple, device: torch.device) -> None:
+    """Class indices in the shape ``classes``, or class probabilities in the shape ``probabilities``."""
+    expect(isinstance(target, Tensor), "target", "a tensor", type(target).__name__, TypeError)
+    if target.is_floating_point():
+        expect(
+            tuple(target.shape) == probabilities,
+            "target",
+            f"shape {probabilities} of class probabilities (or {classes} of class indices, int64)",
+            f"{tuple(target.shape)} of {target.dtype}",
+            ValueError if tuple(target.shape) != classes else TypeError,
+        )
+        expect(
+            not target.requires_grad,
+            "target",
+            "class probabilities without gradient (detach them; torch.nn.functional.cross_entropy has that gradient)",
+            "a tensor that requires grad",
+        )
+    else:
+        expect(
+            target.dtype in (torch.int64, torch.int32),
+            "target",
+            "int64 (or int32) class indices, or class probabilities",
+            target.dtype,
+            TypeError,
+        )
+        expect(
+            tuple(target.shape) == classes, "target", f"shape {classes}, as input without classes", tuple(target.shape)
+        )
+    expect(target.device == device, "target", f"a tensor on {device}, as input", target.device)
+
+
+def check_vector(name: str, vector: Tensor | None, entries: int, device: torch.device) -> None:
+    if vector is None:
+        return
+    check_floating(name, vector)
+    expect(tuple(vector.shape) == (entries,), name, f"shape ({entries},), one value a class", tuple(vector.shape))
+    expect(vector.device == device, name, f"a tensor on {device}, as input", vector.device)
+
+
+def cast(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
+    """Under autocast, operands of a matrix product in its dtype; as torch, float64 stays what it is."""
+    device = next(tensor for tensor in tensors if tensor is not None).device.type
+    if not torch.is_autocast_enabled(device):
+        return tensors
+    dtype = torch.get_autocast_dtype(device)
+    return tuple(
+        tensor.to(dtype)
+        if tensor is not None and tensor.is_floating_point() and tensor.dtype != torch.float64
+        else tensor
+        for tensor in tensors
+    )
+
+
+def check_head(names: tuple[str, str, str], input: Tensor, linear_weight: Tensor, linear_bias: Tensor | None) -> None:
+    """input [..., D], linear_weight [V, D] of one dtype and device, linear_bias [V]."""
+    input_name, weight_name, bias_name = names
+    expect(input.dim() >= 1, input_name, "shape [..., D]", "a scalar")
+    expect(linear_weight.dim() == 2, weight_name, "shape [V, D]", tuple(linear_weight.shape))
+    expect(
+        input.shape[-1] == linear_weight.shape[1],
+        weight_name,
+        f"shape [V, {input.shape[-1]}] for an {input_name} of {tuple(input.shape)}",
+        tuple(linear_weight.shape),
+    )
+    expect(input.shape[-1] > 0, input_name, "a hidden size of 1 or more", tuple(input.shape))
+    expect(
+        input.dtype == linear_weight.dtype,
+        weight_name,
+        f"{input.dtype}, the dtype of {input_name}",
+        linear_weight.dtype,
+        TypeError,
+    )
+    expect(
+        linear_weight.device == input.device,
+        weight_name,
+        f"a tensor on {input.device}, as {input_name}",
+        linear_weight.device,
+    )
+    check_vector(bias_name, linear_bias, linear_weight.shape[0], input.device)
+
+
+def dense(class_weight: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """Class weights as the kernels read them: contiguous, in the dtype of the sums."""
+    return None if class_weight is None else class_weight.to(torch.promote_types(dtype, torch.float32)).contiguous()
+
+
+def _validates(validate: bool | None, device: torch.device) -> bool:
+    expect(validate is None or isinstance(validate, bool), "validate", "True, False or None", repr(validate), TypeError)
+    return device.type == "cpu" if validate is None else validate
+
+
+@dataclass(frozen=True)
+class Target:
+    """Targets as the kernels take them, and the shape of a result per token."""
+
+    flat: Tensor  # int [N], or class probabilities [N, V]
+    shape: tuple[int, ...]
+    shift: int = 0
+
+    @property
+    def probabilities(self) -> bool:
+        return self.flat.is_floating_point()
+
+    def unflatten(self, per_token: Tensor) -> Tensor:
+        """[N] in the shape of the targets that were scored."""
+        result = per_token.reshape(self.shape)
+        return result[..., : max(0, self.shape[-1] - self.shift)] if self.shift else result
+
+
+def prepare_target(
+    target: Tensor,
+    *,
+    classes: tuple,
+    probabilities: tuple,
+    class_dimension: int,
+    vocabulary: int,
+    device: torch.device,
+    options: LossOptions,
+    shift: int,
+    validate: bool | None,
+) -> Target:
+    """Checked and flattened; ``shift`` moves targets left by so many positions of the last dimension, and ignores the end.
+
+    Hidden states stay where they are: the last ones of each sequence meet ``ignore_index``.
+    """
+    validated = _validates(validate, device)
+    _check_target(target, classes, probabilities, device)
+    expect(
+        isinstance(shift, int) and shift >= 0, "shift", "False, True or a number of positions, 0 or more", repr(shift)
+    )
+    shift = int(shift)
+    if target.is_floating_point():
+        expect(not shift, "shift", "0 with class probabilities (shift them yourself)", shift)
+        return Target(target.movedim(class_dimension, -1).reshape(-1, vocabulary), classes)
+    if validated:
+        target = operators.checked_target(target, vocabulary, options.ignore_index)
+    if shift:
+        expect(len(classes) > 0, "shift", "0 for a target without dimensions", shift)
+        length = classes[-1]
+        shifted = torch.full_like(target, options.ignore_index)
+        shifted[..., : max(0, length - shift)] = target[..., shift:]
+        target = shifted
+    return Target(target.reshape(-1), classes, shift)
+
+
+@dataclass(frozen=True)
+class LinearInputs:
+    """A head's inputs as the kernels take them: hidden [N, D], weight [rows, D], bias [rows], class weights [V]."""
+
+    hidden: Tensor
+    weight: Tensor
+    bias: Tensor | None
+    target: Target
+    class_weight: Tensor | None
+    vocabulary: int
+    options: LossOptions
+    backend: str
+    shard: VocabularyShard | None
+
+    @classmethod
+    def prepare(
+        cls,
+        input: Tensor,
+        linear_weight: Tensor,
+        target: Tensor,
+        *,
+        linear_bias: Tensor | None,
+        weight: Tensor | None,
+        options: LossOptions,
+        backend: str | None,
+        shift: int = 0,
+        validate: bool | None = None,
+        shard: VocabularyShard | None = None,
+    ) -> LinearInputs:
+        check_floating("input", input)
+        check_floating("linear_weight", linear_weight)
+        if linear_bias is not None:
+            check_floating("linear_bias", linear_bias)
+        if parallel.is_dtensor(linear_weight):
+            expect(shard is None, "shard", "None with a DTensor linear_weight, which says it itself", shard)
+            input, linear_weight, linear_bias, shard = parallel.localise(input, linear_weight, linear_bias)
+        expect(
+            not parallel.is_dtensor(input),
+            "input",
+            "a plain tensor with a plain linear_weight",
+            "a DTensor (take to_local())",
+        )
+        input, linear_weight = cast(input, linear_weight)
+        check_head(("input", "linear_weight", "linear_bias"), input, linear_weight, linear_bias)
+        vocabulary = linear_weight.shape[0] if shard is None else shard.size
+        expect(vocabulary > 0, "linear_weight", "at least one row", tuple(linear_weight.shape))
+        check_vector("weight", weight, vocabulary, input.device)
+        leading = tuple(input.shape[:-1])
+        prepared = prepare_target(
+            target,
+            classes=leading,
+            probabilities=(*leading, vocabulary),
+            class_dimension=-1,
+            vocabulary=vocabulary,
+            device=input.device,
+            options=options,
+            shift=shift,
+            validate=validate,
+        )
+        if shard is not None:
+            expect(
+                not prepared.probabilities, "target", "class indices with a sharded vocabulary", "class probabilities"
+            )
+            expect(
+                shard.start + linear_weight.shape[0] <= shard.size,
+                "linear_weight",
+                f"at most {shard.size - shard.start} rows, those of shard",
+                tuple(linear_weight.shape),
+            )
+            if _validates(validate, input.device):
+                shard.check_replicated(input, target)
+        chosen = "torch" if backend is None and prepared.probabilities else choose_backend(backend, input)
+        return cls(
+            input.reshape(-1, input.shape[-1]),
+            linear_weight,
+            linear_bias,
+            prepared,
+            dense(weight, input.dtype),
+            vocabulary,
+            options,
+            chosen,
+            shard,
+        )
+
+    def sums(
+        self, *, with_logit_sum: bool = False, with_exp_shift: bool = False, weights: Tensor | None = None
+    ) -> Tensor:
+        """The five sums [5, N] over the whole vocabulary, differentiable; ``weights`` are those of ``LOGIT_SUM``."""
+        options, target, hidden, ignore_index = self.options, self.target.flat, self.hidden, self.options.ignore_index
+        if self.target.probabilities:
+            target, ignore_index = target.new_zeros(target.shape[0], dtype=torch.int64), parallel.IGNORED
+        if self.shard is not None:
+            target, own = self.shard.local_target(target, self.weight.shape[0], ignore_index)
+            hidden, ignore_index = self.shard.replicated(hidden), parallel.IGNORED
+            weights = None if weights is None else weights[self.shard.start :][: self.weight.shape[0]]
+        sums = operators.linear_nll(
+            hidden,
+            self.weight,
+            self.bias,
+            target,
+            weights if with_logit_sum else None,
+            ignore_index,
+            options.softcap,
+            options.logit_scale,
+            with_logit_sum,
+            with_exp_shift,
+            options.memory,
+            self.backend,
+        )
+        if self.shard is None:
+            return sums
+        return self.shard.merge(sums, self.target.flat, own, options.ignore_index, self.backend)

@@ -1,0 +1,227 @@
+"""What a model thinks of each token, straight from hidden states: NLL, log-sum-exp, entropy, rank, prediction, divergence."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .arguments import LinearInputs, LossOptions, cast, check_floating, check_head, choose_backend, expect
+from .kernels import MAX, SUM_EXP, operators
+from .losses import linear_cross_entropy, token_entropy, token_log_probability
+from .parallel import IGNORED, VocabularyShard
+
+
+class TokenStatistics(NamedTuple):
+    """Of every token, in the shape of target; at ignored positions 0, and −1 for ``rank`` and ``predicted``.
+
+    ``rank`` and ``predicted`` are −1, too, where the NLL is no number (NaN logits, a target outside [0, V)).
+    """
+
+    nll: Tensor  # float32, nats
+    logsumexp: Tensor  # float32
+    entropy: Tensor  # float32, nats
+    rank: Tensor  # int64: how many logits are larger than the target's; 0 is the model's first choice
+    predicted: Tensor  # int64: the column of the largest logit, the first of equal ones
+
+
+@torch.no_grad()
+def token_nll(
+    input: Tensor,
+    linear_weight: Tensor,
+    target: Tensor,
+    *,
+    linear_bias: Tensor | None = None,
+    ignore_index: int | None = -100,
+    softcap: float | None = None,
+    logit_scale: float = 1.0,
+    shift: int = 0,
+    backend: str | None = None,
+    memory_limit: int | None = None,
+    validate: bool | None = None,
+    shard: VocabularyShard | None = None,
+) -> Tensor:
+    """−log p(target) of every token in nats, the shape of target, float32, 0 at ignored positions, no gradient.
+
+    Arguments as in ``linear_cross_entropy``; the logits are float32 whatever the inputs' dtype.
+    """
+    return linear_cross_entropy(
+        input,
+        linear_weight,
+        target,
+        linear_bias=linear_bias,
+        reduction="none",
+        ignore_index=ignore_index,
+        softcap=softcap,
+        logit_scale=logit_scale,
+        shift=shift,
+        backend=backend,
+        memory_limit=memory_limit,
+        validate=validate,
+        shard=shard,
+    ).float()
+
+
+@torch.no_grad()
+def token_statistics(
+    input: Tensor,
+    linear_weight: Tensor,
+    target: Tensor,
+    *,
+    linear_bias: Tensor | None = None,
+    ignore_index: int | None = -100,
+    softcap: float | None = None,
+    logit_scale: float = 1.0,
+    shift: int = 0,
+    backend: str | None = None,
+    memory_limit: int | None = None,
+    validate: bool | None = None,
+    shard: VocabularyShard | None = None,
+) -> TokenStatistics:
+    """``TokenStatistics`` of every token in one pass over the vocabulary, no gradient; arguments as in ``token_nll``.
+
+    A logit is above the target's if it is larger as computed, in float32: equal ones (rows of the vocabulary that are the
+    same) tie, whichever column they stand in.
+    """
+    options = LossOptions("none", ignore_index, softcap=softcap, logit_scale=logit_scale, memory_limit=memory_limit)
+    inputs = LinearInputs.prepare(
+        input,
+        linear_weight,
+        target,
+        linear_bias=linear_bias,
+        weight=None,
+        options=options,
+        backend=backend,
+        shift=shift,
+        validate=validate,
+        shard=shard,
+    )
+    expect(not inputs.target.probabilities, "target", "class indices", "class probabilities", TypeError)
+    flat, local, ignored = inputs.target.flat, inputs.target.flat, options.ignore_index
+    if shard := inputs.shard:
+        local, own = shard.local_target(flat, inputs.weight.shape[0], ignored)
+        ignored = IGNORED
+    head = (inputs.hidden, inputs.weight, inputs.bias, local)
+    rule = (options.softcap, options.logit_scale)
+    at_target = operators.target_logit(*head, *rule, inputs.backend)
+    if shard:
+        at_target = shard.gather(at_target).sum(0)  # 0 on every rank but the target's
+    sums, rank, predicted = operators.linear_statistics(
+        *head, at_target, ignored, *rule, options.memory, inputs.backend
+    )
+    if shard:
+        rank, predicted = shard.merge_choices(sums[MAX], rank, predicted)
+        sums = shard.merge(sums, flat, own, options.ignore_index, inputs.backend)
+    nll = -token_log_probability(sums)
+    unknown = (flat == options.ignore_index) | nll.isnan()
+    return TokenStatistics(
+        *map(
+            inputs.target.unflatten,
+            (
+                nll.float(),
+                (sums[MAX] + sums[SUM_EXP].log()).float(),
+                token_entropy(sums).float(),
+                rank.masked_fill(unknown, -1),
+                predicted.masked_fill(unknown, -1),
+            ),
+        )
+    )
+
+
+def token_log_probabilities(
+    input: Tensor,
+    linear_weight: Tensor,
+    target: Tensor,
+    *,
+    linear_bias: Tensor | None = None,
+    ignore_index: int | None = -100,
+    softcap: float | None = None,
+    logit_scale: float = 1.0,
+    shift: int = 0,
+    with_entropy: bool = False,
+    backend: str | None = None,
+    memory_limit: int | None = None,
+    validate: bool | None = None,
+    shard: VocabularyShard | None = None,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """log p(target) of every token in nats, never positive, the shape of target, float32, differentiable; 0 where ignored.
+
+    With ``with_entropy`` also the entropy of its distribution in nats, from the same pass and with gradient: what policy
+    gradients ask for. Arguments as in ``linear_cross_entropy``.
+    """
+    options = LossOptions("none", ignore_index, softcap=softcap, logit_scale=logit_scale, memory_limit=memory_limit)
+    inputs = LinearInputs.prepare(
+        input,
+        linear_weight,
+        target,
+        linear_bias=linear_bias,
+        weight=None,
+        options=options,
+        backend=backend,
+        shift=shift,
+        validate=validate,
+        shard=shard,
+    )
+    expect(not inputs.target.probabilities, "target", "class indices", "class probabilities", TypeError)
+    sums = inputs.sums(with_exp_shift=with_entropy)
+    log_probability = inputs.target.unflatten(token_log_probability(sums)).float()
+    if not with_entropy:
+        return log_probability
+    return log_probability, inputs.target.unflatten(token_entropy(sums)).float()
+
+
+def linear_kl_divergence(
+    input_p: Tensor,
+    weight_p: Tensor,
+    input_q: Tensor,
+    weight_q: Tensor,
+    *,
+    bias_p: Tensor | None = None,
+    bias_q: Tensor | None = None,
+    softcap_p: float | None = None,
+    softcap_q: float | None = None,
+    logit_scale_p: float = 1.0,
+    logit_scale_q: float = 1.0,
+    backend: str | None = None,
+    memory_limit: int | None = None,
+) -> Tensor:
+    """KL(P‖Q) = Σ_v p_v · (log p_v − log q_v) of every token, in nats, float32, without the logits of either head.
+
+    input_p [..., D_p], weight_p [V, D_p], bias_p [V] for P, and the same with D_q for Q: the hidden sizes may differ, the
+    vocabulary not. Differentiable in both. Never negative, 0 for equal heads, inf where q is 0 and p is not.
+    Logits, ``backend`` and ``memory_limit`` as in ``linear_cross_entropy``; 1 / temperature goes into both logit scales.
+    """
+    rules = [
+        LossOptions(softcap=softcap, logit_scale=scale, memory_limit=memory_limit)
+        for softcap, scale in ((softcap_p, logit_scale_p), (softcap_q, logit_scale_q))
+    ]
+    heads = []
+    for side, (input, weight, bias) in (("p", (input_p, weight_p, bias_p)), ("q", (input_q, weight_q, bias_q))):
+        names = f"input_{side}", f"weight_{side}", f"bias_{side}"
+        for name, tensor in zip(names, (input, weight, bias), strict=True):
+            if name[0] != "b" or tensor is not None:
+                check_floating(name, tensor)
+        input, weight = cast(input, weight)
+        check_head(names, input, weight, bias)
+        heads.append((input.reshape(-1, input.shape[-1]), weight, bias))
+    leading = tuple(input_p.shape[:-1])
+    expect(
+        tuple(input_q.shape[:-1]) == leading, "input_q", f"shape {(*leading, 'D')}, as input_p", tuple(input_q.shape)
+    )
+    expect(
+        weight_q.shape[0] == weight_p.shape[0], "weight_q", f"{weight_p.shape[0]} rows, as weight_p", weight_q.shape[0]
+    )
+    expect(weight_p.shape[0] > 0, "weight_p", "at least one row", tuple(weight_p.shape))
+    expect(input_q.device == input_p.device, "input_q", f"a tensor on {input_p.device}, as input_p", input_q.device)
+    divergence, _ = operators.linear_kl(
+        *heads[0],
+        *heads[1],
+        rules[0].softcap,
+        rules[0].logit_scale,
+        rules[1].softcap,
+        rules[1].logit_scale,
+        rules[0].memory,
+        choose_backend(backend, input_p),
+    )
+    return divergence.reshape(leading).float()
