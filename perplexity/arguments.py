@@ -140,7 +140,7 @@ def check_vector(name: str, vector: Tensor | None, entries: int, device: torch.d
 def cast(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
     """Under autocast, operands of a matrix product in its dtype; as torch, float64 stays what it is."""
     device = next(tensor for tensor in tensors if tensor is not None).device.type
-    if not torch.is_autocast_enabled(device):
+    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
         return tensors
     dtype = torch.get_autocast_dtype(device)
     return tuple(
