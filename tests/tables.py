@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
-from perplexity.kernels import EXP_SHIFT, LOGIT_SUM, MAX, SUM_EXP, TARGET, blockwise, reference
+from perplexity.kernels import EXP_SHIFT, LOGIT_SUM, MAX, SUM_EXP, TARGET, blockwise, blockwise_kl, reference
 
 # Forward: torch's own float32 sums differ among themselves by some 1e-6 at these shapes; 16-bit inputs are exact in ours.
 FORWARD = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 1e-2}
@@ -203,6 +203,78 @@ def check_rows(case: Case, backend: str, device: str) -> None:
     assert in_place is logits and torch.equal(logits, gradient)
 
 
+def statistics_implementation(backend: str):
+    if backend == "torch":
+        return blockwise
+    from perplexity.kernels import linear_nll
+
+    return linear_nll
+
+
+def check_statistics(case: Case, backend: str, device: str) -> None:
+    """Sums, rank and prediction from hidden states against float64 logits."""
+    module, inputs = statistics_implementation(backend), build(case, device)
+    rule = dict(softcap=case.softcap, logit_scale=case.logit_scale)
+    head = inputs.hidden, inputs.weight, inputs.bias, inputs.target
+    at_target = module.target_logit(*head, **rule)
+    sums, above, best = module.linear_statistics(*head, at_target, **rule, **case.options)
+    exact, _ = oracle(case, inputs, torch.float64)
+    plain, _ = oracle(case, inputs, case.dtype)
+    for name, value in derived(sums, False).items():
+        assert_close(name, value, plain[name], exact[name], FORWARD[case.dtype])
+    counted = inputs.target != -100
+    assert (above[~counted] == 0).all() and (best[~counted] == 0).all()
+    wide = [None if x is None else x.double() for x in (inputs.hidden, inputs.weight, inputs.bias)]
+    z = reference.logits(*wide, **rule)[counted]
+    own = z.gather(1, inputs.target[counted].long()[:, None])
+    torch.testing.assert_close(at_target[counted].double(), own[:, 0], rtol=1e-5, atol=1e-5)
+    # Logits that differ by less than float32's rounding may be counted either way, no others.
+    slack = 1e-5 * z[z.isfinite()].abs().max().clamp(min=1.0) if counted.any() else 0.0
+    above, best = above[counted], best[counted]
+    assert (above >= (z > own + slack).sum(1)).all() and (above <= (z > own - slack).sum(1) - 1).all()
+    assert (z.gather(1, best[:, None])[:, 0] >= z.amax(1) - slack).all() if counted.any() else True
+
+
+def check_kl(case: Case, backend: str, device: str) -> None:
+    """KL divergence of two heads of different hidden sizes, and its gradients, against float64."""
+    module = blockwise_kl
+    if backend == "triton":
+        from perplexity.kernels import linear_kl as module
+    N, V, D = case.shape
+    p, q = (
+        build(case, device),
+        build(replace(case, shape=(N, V, D + 9), bias=not case.bias, scale=0.7 * case.scale), device),
+    )
+    # A masked bias hides the same entries on both sides: elsewhere the divergence is infinite.
+    heads = [(side.hidden, side.weight, p.bias if case.masked_bias else side.bias) for side in (p, q)]
+    rules = dict(p_rule=(case.softcap, case.logit_scale), q_rule=(None, 1.0))
+    rows = module.linear_kl(*heads, **rules, **case.options)
+    upstream = p.upstream[0] + torch.linspace(0.3, 2.0, N, device=device)
+
+    def expected(dtype):
+        leaves = [
+            [None if tensor is None else tensor.detach().to(dtype).contiguous().requires_grad_() for tensor in head]
+            for head in heads
+        ]
+        a = reference.logits(*leaves[0], softcap=case.softcap, logit_scale=case.logit_scale)
+        b = reference.logits(*leaves[1])
+        a, b = (a, b) if dtype == torch.float64 else (a.float(), b.float())
+        divergence = reference.kl_divergence(a, b)
+        given = [leaf for head in leaves for leaf in head if leaf is not None]
+        return divergence.detach(), torch.autograd.grad(divergence, given, upstream.to(divergence.dtype))
+
+    exact, exact_gradients = expected(torch.float64)
+    plain, plain_gradients = expected(case.dtype)
+    divergence = blockwise_kl.divergence(rows)
+    assert (divergence >= 0).all()
+    assert_close("divergence", divergence, plain, exact, FORWARD[case.dtype])
+    gradients = module.linear_kl_grad(upstream, rows, *heads, **rules, **case.options)
+    present = [gradient for gradient in gradients if gradient is not None]
+    for index, values in enumerate(zip(present, plain_gradients, exact_gradients, strict=True)):
+        assert values[0].dtype == case.dtype
+        assert_close(f"gradient {index}", *values, GRADIENT[case.dtype])
+
+
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 LINEAR = [
     *(Case(shape=shape) for shape in SHAPES),
@@ -232,4 +304,17 @@ ROWS = [
     Case(shape=(17, 300, 0), softcap=5.0, logit_scale=0.5, class_weight=True),
     Case(shape=(17, 300, 0), ignored="all"),
     Case(shape=(17, 300, 0), target_dtype=torch.int32),
+]
+# Rank and prediction ask nothing of class weights, nor the divergence of targets.
+STATISTICS = [replace(case, class_weight=False) for case in LINEAR]
+KL = [
+    *(Case(shape=shape) for shape in SHAPES),
+    *(Case(dtype=dtype, bias=True, scale=3.0) for dtype in DTYPES),
+    Case(scale=0.0),
+    Case(scale=100.0),
+    Case(softcap=5.0, logit_scale=0.5, bias=True),
+    Case(masked_bias=True),
+    *(Case(layout=layout) for layout in ("transposed", "sliced", "misaligned")),
+    Case(options={"memory_limit": 4096}, bias=True),
+    Case(options={"memory_limit": 1 << 16}, shape=(130, 900, 30)),
 ]

@@ -2,7 +2,19 @@
 
 import pytest
 import torch
-from tables import LINEAR, ROWS, Case, build, check_linear, check_rows, implementation
+from tables import (
+    KL,
+    LINEAR,
+    ROWS,
+    STATISTICS,
+    Case,
+    build,
+    check_kl,
+    check_linear,
+    check_rows,
+    check_statistics,
+    implementation,
+)
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
 
@@ -15,6 +27,16 @@ def test_linear_nll(case):
 @pytest.mark.parametrize("case", ROWS, ids=str)
 def test_nll(case):
     check_rows(case, "triton", "cuda")
+
+
+@pytest.mark.parametrize("case", STATISTICS, ids=str)
+def test_linear_statistics(case):
+    check_statistics(case, "triton", "cuda")
+
+
+@pytest.mark.parametrize("case", KL, ids=str)
+def test_linear_kl(case):
+    check_kl(case, "triton", "cuda")
 
 
 def test_two_runs_give_the_same_bits():

@@ -2,7 +2,20 @@
 
 import pytest
 import torch
-from tables import LINEAR, ROWS, Case, build, check_linear, check_rows, implementation
+from tables import (
+    KL,
+    LINEAR,
+    ROWS,
+    STATISTICS,
+    Case,
+    build,
+    check_kl,
+    check_linear,
+    check_rows,
+    check_statistics,
+    implementation,
+    statistics_implementation,
+)
 
 from perplexity.kernels import SUM_EXP, TARGET
 
@@ -21,11 +34,65 @@ def test_nll(case, backend, device):
     check_rows(case, backend, device)
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("case", STATISTICS, ids=str)
+def test_linear_statistics(case, backend, device):
+    check_statistics(case, backend, device)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("case", KL, ids=str)
+def test_linear_kl(case, backend, device):
+    check_kl(case, backend, device)
+
+
 @pytest.mark.parametrize(
     "case", [Case(dtype=torch.float64, bias=True, softcap=9.0), Case(dtype=torch.float64, scale=1e4)], ids=str
 )
 def test_the_fallback_in_float64(case, device):
     check_linear(case, "torch", device)
+
+
+def test_divergence_in_float64(device):
+    check_kl(Case(dtype=torch.float64, bias=True, softcap=9.0, scale=10.0), "torch", device)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("tokens", [1, 3, 100])
+def test_equal_rows_of_the_vocabulary_tie(tokens, dtype, backend, device):
+    """Untrained rows are copies of each other: a target among them, summed in another order, would rank behind them all."""
+    inputs = build(Case(shape=(tokens, 900, 123), dtype=dtype, ignored="none"), device)
+    module = statistics_implementation(backend)
+    weight = inputs.weight[1:2].repeat(900, 1)
+    weight[::7] = inputs.weight[::7]
+    head = inputs.hidden, weight, None, inputs.target
+    _, above, best = module.linear_statistics(*head, module.target_logit(*head))
+    z = inputs.hidden.double() @ weight.double().T
+    slack = 1e-5
+    own = z.gather(1, inputs.target[:, None])
+    copy = inputs.target % 7 != 0
+    assert copy.any() or tokens == 1
+    assert torch.equal(above[copy], (z > own + slack).sum(1)[copy])
+    largest_is_copied = (z.amax(1) - z[:, 1]).abs() < slack
+    assert (best[largest_is_copied] == 1).all(), "of equal largest logits the first"
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_equal_heads_have_no_divergence(backend, device):
+    from perplexity.kernels import blockwise_kl
+
+    module = blockwise_kl
+    if backend == "triton":
+        from perplexity.kernels import linear_kl as module
+    for case in (Case(), Case(shape=(70, 9001, 40), dtype=torch.bfloat16, scale=20.0)):
+        inputs = build(case, device)
+        head = inputs.hidden, inputs.weight, inputs.bias
+        rows = module.linear_kl(head, head)
+        assert (blockwise_kl.divergence(rows) == 0).all()
+        gradients = module.linear_kl_grad(torch.ones(case.shape[0], device=device), rows, head, head)
+        # p · (log p − log q − KL) and q − p are exact zeros.
+        assert all((gradient == 0).all() for gradient in gradients if gradient is not None)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
