@@ -651,4 +651,9 @@ def linear_statistics(
         above.append(choices[0].sum(0))
         largest = of_spans[MAX] == of_spans[MAX].amax(0)
         best.append(torch.where(largest, choices[1], vocabulary).amin(0).long())
-    return torch.cat(sums, dim=1), torch.cat(above), torch.cat(best)
+    ignored = target == ignore_index
+    return (
+        torch.cat(sums, dim=1),
+        torch.cat(above).masked_fill_(ignored, 0),
+        torch.cat(best).masked_fill_(ignored, 0),
+    )
