@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 WORKERS ?= 2
 
-.PHONY: demo test test-slow lint format compile-check doctor clean
+.PHONY: demo test test-slow lint format compile-check bench-gpu doctor clean
 
 # torch first and alone: what it brings (a CUDA build brings its own triton) decides the rest.
 $(READY): pyproject.toml constraints.txt
@@ -33,6 +33,10 @@ format: $(READY)
 
 compile-check: $(READY)
 	$(BIN)/python -m perplexity.kernels.compile_check --markdown docs/compile-check.md
+
+# OPTIONS as in `python bench/gpu.py --help`
+bench-gpu: $(READY)
+	$(BIN)/python bench/gpu.py $(OPTIONS)
 
 doctor: $(READY)
 	$(BIN)/ppl doctor

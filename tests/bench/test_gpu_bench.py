@@ -1,0 +1,140 @@
+"""The GPU benchmark's code path on CPU tensors of tiny shapes: rows, file and exit codes; no time is asserted."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+BENCH = Path(__file__).parents[2] / "bench"
+KEYS = {"device", "torch", "triton", "date", "commit", "command", "ceilings", "rows", "kernels_hash"}
+ROW = {
+    *("case", "provider", "n", "d", "v", "dtype", "median_ms", "min_ms", "max_ms", "repeats", "tflops", "tb_s"),
+    *("peak_temporary_bytes", "max_abs_error", "error"),
+}
+LINEAR = {"ours", "ours_fused", "cublas", "torch", "torch_compile", "liger", "cce"}
+PROVIDERS = {
+    "linear_nll_forward": LINEAR,
+    "linear_nll_train": LINEAR,
+    "token_statistics": LINEAR - {"liger", "cce"},
+    "linear_kl": LINEAR - {"liger", "cce"},
+    "nll_logits": {"ours", "torch", "torch_compile", "liger"},
+    "nll_logits_train": {"ours", "torch", "torch_compile", "liger"},
+}
+TINY = ("--device", "cpu", "--n", "32", "--shapes", "16x97", "--repeats", "2")
+
+
+def run(*arguments, **environment):
+    """In a process of its own: kernels are interpreted in this one. torch.compile is off, it would take a minute."""
+    base = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    return subprocess.run(
+        [sys.executable, BENCH / "gpu.py", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env=base | {"TORCHDYNAMO_DISABLE": "1"} | environment,
+    )
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """The script as a module."""
+    monkeypatch.syspath_prepend(BENCH)
+    specification = importlib.util.spec_from_file_location("bench_gpu", BENCH / "gpu.py")
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    yield module
+    sys.modules.pop("cases", None)
+
+
+def test_every_case_and_provider(tmp_path):
+    done = run(*TINY, "--out", str(tmp_path))
+    assert done.returncode == 0, done.stdout + done.stderr
+    results = json.loads((tmp_path / "cpu.json").read_text())
+    assert set(results) == KEYS and set(results["ceilings"]) == {"matmul_tflops", "copy_tb_s"}
+    assert results["device"] == "cpu" and "--shapes 16x97" in results["command"]
+    assert min(results["ceilings"].values()) > 0
+    rows = results["rows"]
+    assert all(set(row) == ROW for row in rows)
+    for case, providers in PROVIDERS.items():
+        assert sorted(row["provider"] for row in rows if row["case"] == case) == sorted(providers)
+    for row in rows:
+        package = {"liger": "liger_kernel", "cce": "cut_cross_entropy"}.get(row["provider"])
+        if package:
+            missing = importlib.util.find_spec(package) is None
+            assert not missing or (row["error"], row["median_ms"]) == ("not installed", None)
+            continue
+        logits = row["case"].startswith("nll_logits")
+        assert row["error"] is None and row["peak_temporary_bytes"] is None and row["repeats"] <= 2
+        assert (row["n"], row["d"], row["v"]) == (32, None if logits else 16, 97)
+        assert 0 < row["min_ms"] <= row["median_ms"] <= row["max_ms"]
+        assert row["tb_s" if logits else "tflops"] > 0 and row["tflops" if logits else "tb_s"] is None
+        scored = row["case"] in ("linear_nll_forward", "token_statistics", "nll_logits") and row["provider"] != "cublas"
+        # Plain PyTorch rounds the logits to bfloat16; ours are float32.
+        bound = 1e-4 if row["provider"].startswith("ours") else 5e-2
+        assert (row["max_abs_error"] < bound) if scored else row["max_abs_error"] is None
+        assert row["case"] in done.stdout and row["provider"] in done.stdout
+
+
+def test_what_passes_the_budget_says_so(tmp_path):
+    done = run(*TINY, "--out", str(tmp_path), "--budget", "0", "--cases", "linear_kl", "--providers", "ours", "torch")
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = json.loads((tmp_path / "cpu.json").read_text())["rows"]
+    assert [(row["provider"], row["error"]) for row in rows] == [
+        ("ours", "left out for the budget"),
+        ("torch", "left out for the budget"),
+    ]
+    assert "2 rows, 2 left out" in done.stdout
+
+
+def test_without_a_gpu_it_refuses(tmp_path):
+    done = run("--out", str(tmp_path), CUDA_VISIBLE_DEVICES="", HIP_VISIBLE_DEVICES="")
+    assert done.returncode == 2 and not list(tmp_path.iterdir())
+    assert done.stderr.count("\n") == 1
+    assert done.stderr.startswith("bench-gpu: expected a CUDA device") and "--device cpu" in done.stderr
+
+
+def test_a_wrong_result_stops_it(gpu, tmp_path, monkeypatch, capsys):
+    right = gpu.CASES["linear_kl"].providers["ours"]
+    monkeypatch.setitem(gpu.CASES["linear_kl"].providers, "ours", lambda *inputs: right(*inputs) + 0.01)
+    monkeypatch.setattr(sys, "argv", ["gpu.py", *TINY, "--out", str(tmp_path)])
+    assert gpu.main() == 1 and not list(tmp_path.iterdir())
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "linear_kl ours" in said
+
+
+@pytest.mark.parametrize(
+    ("failure", "row"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory.\nTried to"), "out of memory"),
+        (ValueError("first line\nsecond"), "ValueError: first line"),
+        (RuntimeError("Triton Error [CUDA]: [/x]"), "RuntimeError: Triton Error [CUDA]: [/x]"),
+    ],
+)
+def test_a_provider_that_fails_is_a_row(gpu, failure, row, capsys):
+    def fails(*inputs):
+        raise failure
+
+    case = gpu.Case({"torch": fails}, operations=2)
+    found = gpu.measure_or_error(case, "torch", (4, 3, 5), torch.float32, "cpu", 1)
+    assert found == {"error": row}
+    shown = dict.fromkeys(gpu.FIELDS) | {"case": "linear_kl", "n": 4, "d": 3, "v": 5, "provider": "torch"} | found
+    results = {"device": "cpu", "ceilings": {"matmul_tflops": 1.0, "copy_tb_s": 1.0}, "rows": [shown]}
+    gpu.Console(width=160, markup=False).print(gpu.table(results))
+    assert row in capsys.readouterr().out  # brackets are no markup
+
+
+def test_the_first_size_and_the_quick_providers_come_first(gpu, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["gpu.py"])
+    options = gpu.parse()
+    order = gpu.plan(options)
+    assert len(order) == len(set(order)) and order[0] == ("linear_nll_forward", (8192, 4096, 128256), "ours")
+    last = [row for row in order if row[2] == "torch_compile" and row[1][0] != 8192]
+    assert order[-len(last) :] == last
+    assert {size for case, size, _ in order if case == "nll_logits" and size[0] == 1024} == {
+        (1024, None, v) for v in (32768, 128256, 256000)
+    }
