@@ -122,8 +122,10 @@ def accumulate_gradients(
                 product_into(weight_block, gradient.T, hidden[chunk])
             if needs_bias:
                 bias_block += gradient.sum(0, dtype=wide)
+            del gradient  # as weight_block below: it would stand beside its successor
         if weight_block is not None:
             grad_weight[columns] = weight_block
         if needs_bias:
             grad_bias[columns] = bias_block.to(grad_bias.dtype)
+        del weight_block
     return None if grad_hidden is None else grad_hidden.to(hidden.dtype), grad_weight, grad_bias

@@ -1,0 +1,67 @@
+"""Peak extra memory of a call, in a process of its own: ``python peak_memory.py NAME DTYPE N V D LIMIT`` prints bytes.
+
+The high-water mark of resident memory after the call less that before it, results not counted; a tiny call first, so that
+libraries, threads and their buffers are there. Linux only. LIMIT 0 is the default.
+"""
+
+import ctypes
+import sys
+
+import torch
+
+import perplexity
+
+
+def high_water() -> int:
+    with open("/proc/self/status") as status:
+        return next(int(line.split()[1]) << 10 for line in status if line.startswith("VmHWM"))
+
+
+def reset_high_water() -> None:
+    # Freed blocks the allocator keeps would hide what a call takes.
+    ctypes.CDLL(None).malloc_trim(0)
+    with open("/proc/self/clear_refs", "w") as file:
+        file.write("5")
+
+
+def forward(h, w, t, limit):
+    return perplexity.token_nll(h, w, t, memory_limit=limit)
+
+
+def train(h, w, t, limit, **options):
+    leaves = [tensor.detach().requires_grad_() for tensor in (h, w)]
+    loss = perplexity.linear_cross_entropy(*leaves, t, memory_limit=limit, **options)
+    return loss.detach(), *torch.autograd.grad(loss, leaves)
+
+
+CALLS = {
+    "forward": forward,
+    "statistics": lambda h, w, t, limit: perplexity.token_statistics(h, w, t, memory_limit=limit),
+    "divergence": lambda h, w, t, limit: perplexity.linear_kl_divergence(h, w, h.roll(1, 0), w, memory_limit=limit),
+    "train": train,
+    "train_everything": lambda h, w, t, limit: train(
+        h, w, t, limit, softcap=30.0, logit_scale=0.5, label_smoothing=0.1, z_loss=0.01
+    ),
+    "rows": lambda h, w, t, limit: perplexity.cross_entropy(w.T, torch.arange(w.shape[1]), memory_limit=limit),
+}
+
+
+def measure(name: str, dtype: torch.dtype, N: int, V: int, D: int, limit: int | None) -> int:
+    def inputs(N, V, D):
+        return torch.randn(N, D).to(dtype), (torch.randn(V, D) / D**0.5).to(dtype), torch.randint(0, V, (N,))
+
+    CALLS[name](*inputs(64, 600, D), limit)
+    given = inputs(N, V, D)
+    reset_high_water()
+    before = high_water()
+    result = CALLS[name](*given, limit)
+    results = result if isinstance(result, tuple) else (result,)
+    # Gradients are counted in float32, in which they are accumulated.
+    kept = sum(tensor.numel() * max(4, tensor.element_size()) for tensor in results)
+    return high_water() - before - kept
+
+
+if __name__ == "__main__":
+    name, dtype, *numbers = sys.argv[1:]
+    N, V, D, limit = map(int, numbers)
+    print(measure(name, getattr(torch, dtype), N, V, D, limit or None))

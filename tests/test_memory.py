@@ -1,0 +1,119 @@
+"""``memory_limit`` is kept: by every tensor alive at once inside the operators, and by a process as the system sees it."""
+
+import os
+import subprocess
+import sys
+import weakref
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from perplexity.kernels import blockwise, blockwise_kl
+
+MIB = 1 << 20
+
+
+class LiveBytes(TorchDispatchMode):
+    """Bytes of the tensors made inside and alive at once, at most."""
+
+    def __init__(self):
+        super().__init__()
+        self.live, self.peak, self.seen = 0, 0, {}
+
+    def _gone(self, key):
+        self.live -= self.seen.pop(key)
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        for tensor in out if isinstance(out, tuple | list) else (out,):
+            if isinstance(tensor, torch.Tensor):
+                storage = tensor.untyped_storage()
+                key = storage._cdata
+                if key not in self.seen and storage.data_ptr() not in self.given:
+                    self.seen[key] = storage.nbytes()
+                    self.live += storage.nbytes()
+                    self.peak = max(self.peak, self.live)
+                    weakref.finalize(storage, self._gone, key)
+        return out
+
+    def of(self, function, *tensors_and, **keywords):
+        flat = [x for part in tensors_and for x in (part if isinstance(part, tuple) else (part,))]
+        self.given = {x.untyped_storage().data_ptr() for x in flat if isinstance(x, torch.Tensor)}
+        with self:
+            result = function(*tensors_and, **keywords)
+        results = [x for x in (result if isinstance(result, tuple) else (result,)) if x is not None]
+        # Gradients are counted in float32, in which they are accumulated.
+        return self.peak - sum(x.numel() * max(4, x.element_size()) for x in results)
+
+
+FEATURES = {
+    "plain": {},
+    "capped": dict(softcap=9.0, logit_scale=0.5),
+    "all": dict(softcap=9.0, with_logit_sum=True, with_exp_shift=True),
+}
+
+
+@pytest.mark.parametrize("limit", [MIB // 2, 2 * MIB, 16 * MIB])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("N", [200, 900])
+def test_no_more_is_alive_at_once(N, dtype, limit):
+    V, D = 3000, 64
+    hidden, weight, other = (torch.randn(*shape).to(dtype) for shape in ((N, D), (V, D), (N, D)))
+    target, at_target = torch.randint(0, V, (N,)), torch.zeros(N)
+    vectors = 40 * 8 * N  # a few dozen numbers a token: running sums, their merges, local targets
+    head = hidden, weight, None
+    calls = {
+        "statistics": lambda: LiveBytes().of(blockwise.linear_statistics, *head, target, at_target, memory_limit=limit),
+        "divergence": lambda: LiveBytes().of(blockwise_kl.linear_kl, head, (other, weight, None), memory_limit=limit),
+        "divergence, gradients": lambda: LiveBytes().of(
+            blockwise_kl.linear_kl_grad,
+            torch.ones(N),
+            torch.rand(5, N) + 1.0,
+            head,
+            (other, weight, None),
+            memory_limit=limit,
+            p_rule=(9.0, 0.5),
+        ),
+    }
+    for name, options in FEATURES.items():
+        calls[name] = lambda options=options: LiveBytes().of(
+            blockwise.linear_nll, *head, target, memory_limit=limit, **options
+        )
+        calls[f"{name}, gradients"] = lambda options=options: LiveBytes().of(
+            blockwise.linear_nll_grad,
+            torch.rand(5, N),
+            torch.zeros(N),
+            *head,
+            target,
+            memory_limit=limit,
+            **options,
+        )
+    peaks = {name: call() for name, call in calls.items()}
+    over = {name: peak / MIB for name, peak in peaks.items() if peak > limit + vectors}
+    assert not over, f"over {limit / MIB} MiB and {vectors / MIB:.2f} of vectors: {over}"
+    # The cap is used, not merely kept: blocks far below it would cost time.
+    assert dtype != torch.float32 or peaks["plain, gradients"] > min(limit, 4 * N * V) / 4
+
+
+# Beside the tensors: packed operands of the library's matrix products, and pages of code that run for the first time.
+LIBRARY = 12 * MIB
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+@pytest.mark.parametrize("limit", [0, 32 * MIB])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("name", ["forward", "statistics", "divergence", "train", "train_everything", "rows"])
+def test_the_process_takes_no_more(name, dtype, limit):
+    """The system's own figure, allocator and libraries included; the logits would be 78 MiB."""
+    # A fixed threshold: freed blocks go back to the system, and the figure is the call's, not the allocator's history.
+    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": str(1 << 16)}
+    script = Path(__file__).parent / "peak_memory.py"
+    shape = ("1024", "20000", "128", str(limit))
+    done = subprocess.run(
+        [sys.executable, script, name, dtype, *shape], capture_output=True, text=True, env=environment, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    allowed = limit or (16 if name.startswith("train") else 8) * MIB
+    assert int(done.stdout) <= allowed + LIBRARY, f"{int(done.stdout) / MIB:.1f} MiB, {allowed / MIB} MiB allowed"
