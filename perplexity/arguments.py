@@ -231,6 +231,8 @@ def prepare_target(
     shift = int(shift)
     if target.is_floating_point():
         expect(not shift, "shift", "0 with class probabilities (shift them yourself)", shift)
+        known = options.ignore_index == IGNORE_INDEX
+        expect(known, "ignore_index", "None or -100 with class probabilities, which have none", options.ignore_index)
         return Target(target.movedim(class_dimension, -1).reshape(-1, vocabulary), classes)
     if validated:
         target = operators.checked_target(target, vocabulary, options.ignore_index)

@@ -8,8 +8,36 @@ from .arguments import LossOptions, expect
 from .losses import cross_entropy, linear_cross_entropy
 
 
-class CrossEntropyLoss(nn.Module):
-    """``torch.nn.CrossEntropyLoss`` over ``perplexity.cross_entropy``; keyword options beyond torch's are that function's."""
+class _Loss(nn.Module):
+    """The class weights, and the keywords that go to the function as they are."""
+
+    def __init__(
+        self,
+        weight: Tensor | None,
+        reduction: str,
+        ignore_index: int | None,
+        label_smoothing: float,
+        *,
+        softcap: float | None = None,
+        logit_scale: float = 1.0,
+        z_loss: float = 0.0,
+        shift: int = 0,
+        backend: str | None = None,
+        memory_limit: int | None = None,
+        validate: bool | None = None,
+    ) -> None:
+        super().__init__()
+        # Bad values complain here, not in the first step.
+        options = LossOptions(reduction, ignore_index, label_smoothing, softcap, logit_scale, z_loss, memory_limit)
+        self.keywords = vars(options) | dict(shift=shift, backend=backend, validate=validate)
+        self.register_buffer("weight", weight)
+
+    def extra_repr(self) -> str:
+        return ", ".join(f"{name}={value!r}" for name, value in self.keywords.items())
+
+
+class CrossEntropyLoss(_Loss):
+    """``torch.nn.CrossEntropyLoss`` over ``perplexity.cross_entropy``, whose further options are keywords here."""
 
     def __init__(
         self,
@@ -19,40 +47,20 @@ class CrossEntropyLoss(nn.Module):
         reduce: None = None,
         reduction: str = "mean",
         label_smoothing: float = 0.0,
-        *,
-        softcap: float | None = None,
-        logit_scale: float = 1.0,
-        z_loss: float = 0.0,
         **keywords,
     ) -> None:
-        super().__init__()
         for name, value in (("size_average", size_average), ("reduce", reduce)):
             expect(value is None, name, "None (torch deprecated it: see reduction)", value)
-        LossOptions(
-            reduction, ignore_index, label_smoothing, softcap, logit_scale, z_loss
-        )  # complains here, not in a step
-        self.register_buffer("weight", weight)
-        self.keywords = dict(
-            ignore_index=ignore_index,
-            reduction=reduction,
-            label_smoothing=label_smoothing,
-            softcap=softcap,
-            logit_scale=logit_scale,
-            z_loss=z_loss,
-            **keywords,
-        )
+        super().__init__(weight, reduction, ignore_index, label_smoothing, **keywords)
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         return cross_entropy(input, target, self.weight, **self.keywords)
 
-    def extra_repr(self) -> str:
-        return ", ".join(f"{name}={value!r}" for name, value in self.keywords.items())
 
-
-class LinearCrossEntropyLoss(nn.Module):
+class LinearCrossEntropyLoss(_Loss):
     """``torch.nn.LinearCrossEntropyLoss`` over ``perplexity.linear_cross_entropy``: the head, ``self.linear``, and its loss.
 
-    ``linear.weight`` may be tied to an embedding's. Keyword options beyond torch's are that function's.
+    ``linear.weight`` may be tied to an embedding's. The function's further options are keywords here.
     """
 
     def __init__(
@@ -69,40 +77,17 @@ class LinearCrossEntropyLoss(nn.Module):
         ignore_index: int | None = None,
         label_smoothing: float = 0.0,
         options: None = None,
-        softcap: float | None = None,
-        logit_scale: float = 1.0,
-        z_loss: float = 0.0,
         **keywords,
     ) -> None:
-        super().__init__()
-        expect(
-            tuple(out_features) == (),
-            "out_features",
-            "() (for a K-dimensional loss, one module a dimension)",
-            out_features,
-        )
-        expect(
-            options is None, "options", "None (torch's chunking options have no use here: see memory_limit)", options
-        )
+        single = tuple(out_features) == ()
+        expect(single, "out_features", "() (for a K-dimensional loss, one module a dimension)", out_features)
+        expect(options is None, "options", "None (torch's chunking options have no use here: see memory_limit)", options)
         if weight is not None:
             expect(tuple(weight.shape) == (num_classes,), "weight", f"shape ({num_classes},)", tuple(weight.shape))
-        LossOptions(reduction, ignore_index, label_smoothing, softcap, logit_scale, z_loss)
+        super().__init__(weight, reduction, ignore_index, label_smoothing, **keywords)
         self.linear = nn.Linear(in_features, num_classes, bias=bias, device=device, dtype=dtype)
-        self.register_buffer("weight", weight)
-        self.keywords = dict(
-            ignore_index=ignore_index,
-            reduction=reduction,
-            label_smoothing=label_smoothing,
-            softcap=softcap,
-            logit_scale=logit_scale,
-            z_loss=z_loss,
-            **keywords,
-        )
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         return linear_cross_entropy(
             input, self.linear.weight, target, linear_bias=self.linear.bias, weight=self.weight, **self.keywords
         )
-
-    def extra_repr(self) -> str:
-        return ", ".join(f"{name}={value!r}" for name, value in self.keywords.items())
