@@ -1,0 +1,49 @@
+"""Every table of the losses again, compiled, on CUDA tensors, on both backends: their `device` is the GPU where there is one."""
+
+import pytest
+import torch
+
+if not torch.cuda.is_available():
+    pytest.skip("needs a GPU", allow_module_level=True)
+
+import test_acceptance
+import test_features
+import test_losses
+import test_properties
+import test_torch_citizens
+
+pytestmark = pytest.mark.gpu
+
+for module in (test_acceptance, test_features, test_losses, test_properties, test_torch_citizens):
+    for name, function in list(vars(module).items()):
+        if name.startswith("test_"):
+            globals()[f"{module.__name__}_{name.removeprefix('test_')}"] = function
+
+
+def test_a_training_step_in_a_cuda_graph():
+    """Nothing on the way waits for the device: a step is captured and replayed on other values."""
+    import perplexity
+
+    shapes = dict(hidden=(64, 128), weight=(1000, 128))
+    leaves = [torch.randn(*shape, device="cuda", dtype=torch.bfloat16, requires_grad=True) for shape in shapes.values()]
+    target = torch.randint(0, 1000, (64,), device="cuda")
+
+    def step():
+        loss = perplexity.linear_cross_entropy(*leaves, target, label_smoothing=0.1)
+        return loss, *torch.autograd.grad(loss, leaves)
+
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            step()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = step()
+    with torch.no_grad():
+        leaves[0].normal_()
+        target.random_(0, 1000)
+    graph.replay()
+    for ours, expected in zip(captured, step(), strict=True):
+        assert torch.equal(ours, expected)
