@@ -371,12 +371,6 @@ def _merge_backward(ctx, upstream):
 merge.register_autograd(_merge_backward, setup_context=_merge_setup)
 
 
-def _heads(tensors, p_rule, q_rule) -> tuple[tuple, dict]:
-    p_softcap, p_scale = p_rule
-    q_softcap, q_scale = q_rule
-    return (tuple(tensors[:3]), tuple(tensors[3:])), dict(p_rule=(p_softcap, p_scale), q_rule=(q_softcap, q_scale))
-
-
 @torch.library.custom_op("perplexity::linear_kl", mutates_args=())
 def linear_kl(
     p_hidden: Tensor,
@@ -393,10 +387,13 @@ def linear_kl(
     backend: str,
 ) -> tuple[Tensor, Tensor]:
     """KL(P‖Q) [N] and the rows of ``blockwise_kl.py`` [5, N], which its gradient takes."""
-    heads, rules = _heads(
-        (p_hidden, p_weight, p_bias, q_hidden, q_weight, q_bias), (p_softcap, p_logit_scale), (q_softcap, q_logit_scale)
+    rows = _implementation(backend, "linear_kl")(
+        (p_hidden, p_weight, p_bias),
+        (q_hidden, q_weight, q_bias),
+        p_rule=(p_softcap, p_logit_scale),
+        q_rule=(q_softcap, q_logit_scale),
+        **_memory(memory_limit),
     )
-    rows = _implementation(backend, "linear_kl")(*heads, **rules, **_memory(memory_limit))
     return blockwise_kl.divergence(rows), rows
 
 
@@ -424,14 +421,13 @@ def linear_kl_grad(
     backend: str,
     needs: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    heads, rules = _heads(
-        (p_hidden, p_weight, p_bias, q_hidden, q_weight, q_bias), (p_softcap, p_logit_scale), (q_softcap, q_logit_scale)
-    )
     gradients = _implementation(backend, "linear_kl_grad")(
         upstream,
         rows,
-        *heads,
-        **rules,
+        (p_hidden, p_weight, p_bias),
+        (q_hidden, q_weight, q_bias),
+        p_rule=(p_softcap, p_logit_scale),
+        q_rule=(q_softcap, q_logit_scale),
         p_needs=tuple(needs[:3]),
         q_needs=tuple(needs[3:]),
         **_memory(memory_limit),

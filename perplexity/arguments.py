@@ -49,6 +49,7 @@ class LossOptions:
             object.__setattr__(self, "ignore_index", IGNORE_INDEX)
         whole = isinstance(self.ignore_index, int) and not isinstance(self.ignore_index, bool)
         expect(whole, "ignore_index", "an integer or None", repr(self.ignore_index), TypeError)
+        expect(-(2**63) <= self.ignore_index < 2**63, "ignore_index", "an integer of 64 bits", self.ignore_index)
         _number("label_smoothing", self.label_smoothing, "a value in [0, 1]", lambda x: 0.0 <= x <= 1.0)
         if self.softcap is not None:
             _number("softcap", self.softcap, "None or a positive finite value", lambda x: x > 0.0)
@@ -179,9 +180,13 @@ def check_head(names: tuple[str, str, str], input: Tensor, linear_weight: Tensor
     check_vector(bias_name, linear_bias, linear_weight.shape[0], input.device)
 
 
-def dense(class_weight: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    """Class weights as the kernels read them: contiguous, in the dtype of the sums."""
-    return None if class_weight is None else class_weight.to(torch.promote_types(dtype, torch.float32)).contiguous()
+def class_weights(weight: Tensor | None, entries: int, input: Tensor) -> Tensor | None:
+    """As the kernels read them: contiguous, in the dtype of the sums."""
+    if weight is None:
+        return None
+    check_vector("weight", weight, entries, input.device)
+    expect(not weight.requires_grad, "weight", "class weights without gradient", "a tensor that requires grad")
+    return weight.to(torch.promote_types(input.dtype, torch.float32)).contiguous()
 
 
 def _validates(validate: bool | None, device: torch.device) -> bool:
@@ -291,7 +296,7 @@ class LinearInputs:
         check_head(("input", "linear_weight", "linear_bias"), input, linear_weight, linear_bias)
         vocabulary = linear_weight.shape[0] if shard is None else shard.size
         expect(vocabulary > 0, "linear_weight", "at least one row", tuple(linear_weight.shape))
-        check_vector("weight", weight, vocabulary, input.device)
+        weight = class_weights(weight, vocabulary, input)
         leading = tuple(input.shape[:-1])
         prepared = prepare_target(
             target,
@@ -322,7 +327,7 @@ class LinearInputs:
             linear_weight,
             linear_bias,
             prepared,
-            dense(weight, input.dtype),
+            weight,
             vocabulary,
             options,
             chosen,

@@ -11,9 +11,8 @@ from .arguments import (
     LossOptions,
     Target,
     check_floating,
-    check_vector,
+    class_weights,
     choose_backend,
-    dense,
     expect,
     prepare_target,
 )
@@ -192,8 +191,7 @@ def cross_entropy(
         shift=shift,
         validate=validate,
     )
-    check_vector("weight", weight, vocabulary, input.device)
-    weight = dense(weight, input.dtype)
+    weight = class_weights(weight, vocabulary, input)
     soft = prepared.probabilities
     rows = prepared.flat.new_zeros(prepared.flat.shape[0], dtype=torch.int64) if soft else prepared.flat
     q = _soft_weights(prepared.flat, weight, settings, input.dtype) if soft else None

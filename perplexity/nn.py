@@ -81,7 +81,9 @@ class LinearCrossEntropyLoss(_Loss):
     ) -> None:
         single = tuple(out_features) == ()
         expect(single, "out_features", "() (for a K-dimensional loss, one module a dimension)", out_features)
-        expect(options is None, "options", "None (torch's chunking options have no use here: see memory_limit)", options)
+        expect(
+            options is None, "options", "None (torch's chunking options have no use here: see memory_limit)", options
+        )
         if weight is not None:
             expect(tuple(weight.shape) == (num_classes,), "weight", f"shape ({num_classes},)", tuple(weight.shape))
         super().__init__(weight, reduction, ignore_index, label_smoothing, **keywords)
