@@ -11,8 +11,8 @@ from .arguments import (
     LossOptions,
     Target,
     check_floating,
-    class_weights,
     choose_backend,
+    class_weights,
     expect,
     prepare_target,
 )
