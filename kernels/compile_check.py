@@ -1,6 +1,6 @@
 """Compile every kernel ahead of time for each GPU target, without a GPU, and refuse what would run badly.
 
-``python -m perplexity.kernels.compile_check [--quick] [--markdown OUT]``
+``python -m perplexity.kernels.compile_check [--quick] [--markdown OUT] [--expect-triton VERSION]``
 
 The launchers themselves are called, under ``launch.recording``, with tensors that have no data: what is compiled here is
 what would be launched there, with the specialisation the JIT would apply. A case fails on a spilled register, on more
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import math
 import os
 import re
 import subprocess
@@ -26,6 +27,8 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from . import SUMS
+from .blockwise_kl import KL_ROWS
+from .fingerprint import kernels_hash
 from .launch import INTERPRETED, Launch, Target, recording
 
 TARGETS = {
@@ -45,20 +48,44 @@ POINTERS = {
     torch.int64: "*i64",
     torch.int32: "*i32",
 }
-FEATURES = ("bias", "softcap", "class_weight", "logit_sum", "exp_shift")
+# Features of each operation beyond target, dtype and layout; ``REQUIRES``: what a feature means nothing without.
+FEATURES = {
+    "linear_nll": ("bias", "softcap", "class_weight", "logit_sum", "exp_shift"),
+    "linear_statistics": ("bias", "softcap"),
+    "linear_kl": ("p_bias", "p_softcap", "q_bias", "q_softcap"),
+    "nll": ("softcap", "class_weight", "logit_sum", "exp_shift", "positions", "positions_first"),
+}
+REQUIRES = {"class_weight": "logit_sum", "positions_first": "positions"}
+# aligned: everything divides; ragged: rows read 16 bytes at a time, whose end is no whole tile; odd: no size divides
+# anything, no input is aligned; strided: no unit stride; mixed: P is odd and in float32, Q is aligned.
+LAYOUTS = {
+    "linear_nll": ("aligned", "ragged", "odd", "strided"),
+    "linear_statistics": ("aligned", "ragged", "odd", "strided"),
+    "linear_kl": ("aligned", "ragged", "odd", "strided", "mixed"),
+    "nll": ("aligned", "odd", "strided"),
+}
+# Hidden size in each layout.
+DIMENSION = {"aligned": 768, "ragged": 720, "odd": 123, "strided": 768, "mixed": 768}
 
 
 @dataclass(frozen=True)
 class Case:
-    """One set of inputs: every kernel it launches is compiled."""
+    """One operation on one set of inputs: every kernel that its forward and backward launch is compiled."""
 
+    operation: str
     target: str
     dtype: str
-    layout: str  # aligned; odd (no size divides anything, no pointer is aligned); strided (even sizes, no unit stride)
+    layout: str
     features: frozenset[str]
 
     def __str__(self) -> str:
-        return f"{self.target} {self.dtype} {self.layout} {'+'.join(sorted(self.features)) or 'plain'}"
+        features = "+".join(sorted(self.features)) or "plain"
+        return f"{self.operation} {self.target} {self.dtype} {self.layout} {features}"
+
+    def pairs(self) -> set:
+        """Every two of the values that the case is made of, its operation's features present or absent among them."""
+        features = [(name, name in self.features) for name in FEATURES[self.operation]]
+        return set(itertools.combinations([self.target, self.dtype, self.layout, *features], 2))
 
 
 @dataclass(frozen=True)
@@ -67,6 +94,7 @@ class Compiled:
 
     kernel: str
     case: Case
+    compilation: str  # equal for equal specialisations
     registers: int
     spilled_bytes: int
     shared_bytes: int
@@ -84,39 +112,65 @@ class Compiled:
         return [f"{self.kernel}, {self.case}: {text}" for text in found]
 
 
-def launches(case: Case) -> list[Launch]:
-    """Every launch of a forward and a backward from hidden states and from logits, one a kernel."""
-    from . import linear_nll, linear_nll_grad, nll
+def launches(case: Case) -> list[tuple[ASTSource, dict]]:
+    """Source and options of every kernel that the operation's forward and backward launch, each specialisation once."""
+    from . import linear_kl, linear_nll, linear_nll_grad, linear_statistics, nll
 
     tokens, dtype = 1024, DTYPES[case.dtype]
-    vocabulary, dimension = (50257, 123) if case.layout == "odd" else (50304, 768)
+    vocabulary = 50257 if case.layout == "odd" else 50304
 
-    def empty(*shape, dtype=dtype):
-        if case.layout == "strided" and len(shape) == 2:
-            return torch.empty((shape[0], 3 * shape[1]), device="meta", dtype=dtype)[:, ::3]
+    def empty(*shape, dtype=dtype, layout=case.layout):
+        if layout == "odd":  # one element past an aligned address
+            return torch.empty(math.prod(shape) + 1, device="meta", dtype=dtype)[1:].view(shape)
+        if layout == "strided":
+            return torch.empty((*shape[:-1], 3 * shape[-1]), device="meta", dtype=dtype)[..., ::3]
         return torch.empty(shape, device="meta", dtype=dtype)
 
-    hidden, weight, logits = empty(tokens, dimension), empty(vocabulary, dimension), empty(tokens, vocabulary)
-    bias = empty(vocabulary) if "bias" in case.features else None
-    class_weight = empty(vocabulary, dtype=torch.float32) if "class_weight" in case.features else None
-    upstream, maximum = empty(SUMS, tokens, dtype=torch.float32), empty(tokens, dtype=torch.float32)
+    def head(side="", **options):
+        dimension = DIMENSION[options.get("layout", case.layout)]
+        bias = empty(vocabulary, **options) if f"{side}bias" in case.features else None
+        return empty(tokens, dimension, **options), empty(vocabulary, dimension, **options), bias
+
+    def softcap(side=""):
+        return 30.0 if f"{side}softcap" in case.features else None
+
+    def row(*shape):
+        return torch.empty(*shape, tokens, device="meta")
+
     target = empty(tokens, dtype=torch.int32 if case.layout == "odd" else torch.int64)
-    options = dict(
-        softcap=30.0 if "softcap" in case.features else None,
-        logit_scale=0.5,
-        with_logit_sum="logit_sum" in case.features,
-        with_exp_shift="exp_shift" in case.features,
-    )
+    class_weight = torch.empty(vocabulary, device="meta") if "class_weight" in case.features else None
+    rule = dict(softcap=softcap(), logit_scale=0.5)
+    options = rule | {f"with_{name}": name in case.features for name in ("logit_sum", "exp_shift")}
     with recording(TARGETS[case.target]) as recorded:
-        linear_nll.linear_nll(hidden, weight, bias, target, class_weight, **options)
-        linear_nll_grad.linear_nll_grad(upstream, maximum, hidden, weight, bias, target, class_weight, **options)
-        if "bias" not in case.features:
+        if case.operation == "linear_nll":
+            linear_nll.linear_nll(*head(), target, class_weight, **options)
+            linear_nll_grad.linear_nll_grad(row(SUMS), row(), *head(), target, class_weight, **options)
+        elif case.operation == "linear_statistics":
+            at_target = linear_statistics.target_logit(*head(), target, **rule)
+            linear_statistics.linear_statistics(*head(), target, at_target, **rule)
+        elif case.operation == "linear_kl":
+            mixed = case.layout == "mixed"
+            p_head = head("p_", layout="odd", dtype=torch.float32) if mixed else head("p_")
+            rules = dict(p_rule=(softcap("p_"), 0.5), q_rule=(softcap("q_"), 0.5))
+            linear_kl.linear_kl(p_head, head("q_"), **rules)
+            linear_kl.linear_kl_grad(row(), row(KL_ROWS), p_head, head("q_"), **rules)
+        else:
+            positions = (7 if case.layout == "odd" else 16) if "positions" in case.features else 1
+            items = tokens // positions
+            if (
+                "positions_first" in case.features
+            ):  # a model's [items, positions, V], seen as torch's [items, V, positions]
+                logits = empty(items, positions, vocabulary).transpose(1, 2)
+            else:
+                logits = empty(items, vocabulary, positions) if positions > 1 else empty(items, vocabulary)
+            target = target[: items * positions]
             nll.nll(logits, target, class_weight, **options)
-            nll.nll_grad(upstream, maximum, logits, target, class_weight, **options)
-    return list({launch.kernel.__name__: launch for launch in recorded}.values())
+            nll.nll_grad(row(SUMS), row(), logits, target, class_weight, **options)
+    sources = [(source(launch, TARGETS[case.target]), launch.options) for launch in recorded]
+    return list({(built.hash(), str(options)): (built, options) for built, options in sources}.values())
 
 
-def source(launch: Launch, target: Target, aligned: bool) -> ASTSource:
+def source(launch: Launch, target: Target) -> ASTSource:
     """The launch as source to compile, specialised as the JIT does: ints of 1, multiples of 16, on AMD small tensors."""
     signature, constants, attributes = {}, dict(launch.constants), {}
     for index, parameter in enumerate(launch.kernel.params):
@@ -128,7 +182,7 @@ def source(launch: Launch, target: Target, aligned: bool) -> ASTSource:
         divisible = False
         if isinstance(value, torch.Tensor):
             signature[name] = POINTERS[value.dtype]
-            divisible = aligned
+            divisible = value.data_ptr() % 16 == 0
         elif isinstance(value, float):
             signature[name] = "fp32"
         elif value == 1 and not parameter.do_not_specialize:
@@ -159,26 +213,25 @@ def nvidia_resources(cubin: bytes) -> tuple[int, int]:
 
 def compile_case(case: Case) -> list[Compiled]:
     target, found = TARGETS[case.target], []
-    for launch in launches(case):
-        compiled = triton.compile(
-            source(launch, target, aligned=case.layout != "odd"),
-            target=GPUTarget(target.backend, target.arch, target.warp_size),
-            options=launch.options,
-        )
+    for built, options in launches(case):
+        gpu = GPUTarget(target.backend, target.arch, target.warp_size)
+        compiled = triton.compile(built, target=gpu, options=options)
         if target.backend == "cuda":
             registers, spilled = nvidia_resources(compiled.asm["cubin"])
             text = compiled.asm["ptx"]
         else:
             text = compiled.asm["amdgcn"]
-            registers, vector, scalar, scratch = (
+            # Scalar registers that run out are kept in lanes of a vector register: no memory, unless that has a segment.
+            registers, vector, scratch = (
                 int(re.search(rf"\.{key}:\s*(\d+)", text)[1])
-                for key in ("vgpr_count", "vgpr_spill_count", "sgpr_spill_count", "private_segment_fixed_size")
+                for key in ("vgpr_count", "vgpr_spill_count", "private_segment_fixed_size")
             )
-            spilled = max(4 * (vector + scalar), scratch)
+            spilled = max(4 * vector, scratch)
         found.append(
             Compiled(
-                launch.kernel.__name__.strip("_"),
+                built.fn.__name__.strip("_"),
                 case,
+                compiled.hash,
                 registers,
                 spilled,
                 compiled.metadata.shared,
@@ -189,30 +242,40 @@ def compile_case(case: Case) -> list[Compiled]:
     return found
 
 
+def valid_cases() -> list[Case]:
+    """Every operation × target × dtype × layout × set of features that can be launched."""
+    found = []
+    for operation, names in FEATURES.items():
+        subsets = [
+            frozenset(itertools.compress(names, present))
+            for present in itertools.product((False, True), repeat=len(names))
+        ]
+        subsets = [one for one in subsets if all(REQUIRES.get(name, name) in one for name in one)]
+        found += [
+            Case(operation, *values) for values in itertools.product(TARGETS, DTYPES, LAYOUTS[operation], subsets)
+        ]
+    return found
+
+
+def covering(candidates: list[Case]) -> list[Case]:
+    """Few of the cases that together have every pair of values: greedily, the one with most pairs not yet seen."""
+    left, chosen = set().union(*(case.pairs() for case in candidates)), []
+    while left:
+        chosen.append(max(candidates, key=lambda case: len(case.pairs() & left)))
+        left -= chosen[-1].pairs()
+    return chosen
+
+
 def cases(quick: bool) -> list[Case]:
-    """Targets × dtypes × layouts × feature sets; ``quick``: for each target a set that covers every pair that has failed."""
-    everything = frozenset(FEATURES)
-    few = [
-        ("float32", "aligned", frozenset()),
-        ("float32", "odd", everything),
-        ("bfloat16", "aligned", frozenset()),
-        ("bfloat16", "aligned", everything - {"bias"}),
-        ("bfloat16", "odd", frozenset({"bias", "softcap"})),
-        ("bfloat16", "strided", everything),
-        ("float16", "odd", frozenset({"softcap", "exp_shift"})),
+    """Of every operation a set that covers each pair; unless ``quick`` also every feature set, aligned and odd."""
+    everything = valid_cases()
+    chosen = [
+        case
+        for operation in FEATURES
+        for case in covering([case for case in everything if case.operation == operation])
     ]
-    chosen = [Case(target, *values) for target in TARGETS for values in few]
-    if quick:
-        return chosen
-    subsets = [
-        frozenset(names)
-        for size in range(len(FEATURES) + 1)
-        for names in itertools.combinations(FEATURES, size)
-        if "class_weight" not in names or "logit_sum" in names  # the kernels read class weights for that sum only
-    ]
-    grid = [Case(*values) for values in itertools.product(TARGETS, DTYPES, ("aligned", "odd"), subsets)]
-    strided = [Case(*values) for values in itertools.product(TARGETS, DTYPES, ("strided",), (frozenset(), everything))]
-    return grid + strided
+    full = [] if quick else [case for case in everything if case.layout in ("aligned", "odd")]
+    return list(dict.fromkeys(chosen + full))
 
 
 def _worst(rows: list[Compiled]) -> list[Compiled]:
@@ -243,9 +306,16 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="compile_check", description=__doc__.split("\n")[0])
     parser.add_argument("--quick", action="store_true", help="a covering set")
     parser.add_argument("--markdown", metavar="OUT", help="write the table to this file")
+    parser.add_argument("--expect-triton", metavar="VERSION", help="fail if another triton is imported")
     arguments = parser.parse_args(argv)
     if INTERPRETED:
         print("compile_check: expected compiled kernels, got TRITON_INTERPRET=1; unset it", file=sys.stderr)
+        return 2
+    if arguments.expect_triton not in (None, triton.__version__):
+        print(
+            f"compile_check: expected triton {arguments.expect_triton}, got {triton.__version__} from {triton.__file__}",
+            file=sys.stderr,
+        )
         return 2
     with (
         tempfile.TemporaryDirectory() as cache,
@@ -259,11 +329,14 @@ def main(argv: list[str] | None = None) -> int:
     failures = sorted({failure for row in rows for failure in row.failures()})
     for failure in failures:
         print(f"FAILED {failure}", file=sys.stderr)
-    print(f"{len(rows)} kernels compiled, {len(failures)} failures")
+    compilations = len({row.compilation for row in rows})
+    print(f"{compilations} compilations with triton {triton.__version__}, {len(failures)} failures")
     if arguments.markdown:
         heading = (
-            f"# Compile check\n\nWritten by `make compile-check` with triton {triton.__version__}: {len(rows)} compilations of "
-            "every kernel × target × dtype × layout × feature set; a row is the one with most registers.\n\n"
+            f"# Compile check\n\nWritten by `make compile-check` with triton {triton.__version__}: {compilations} compilations, "
+            "of every kernel × target × dtype × layout × feature set; of each kernel, target and dtype the row with most "
+            f"registers. Device code {kernels_hash()} (`kernels/fingerprint.py`). Every load is through pointers: there is no "
+            "TMA or descriptor path to look for.\n\n"
         )
         Path(arguments.markdown).write_text(heading + table + "\n")
     return 1 if failures else 0

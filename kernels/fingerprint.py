@@ -6,7 +6,15 @@ import ast
 import hashlib
 from pathlib import Path
 
-FILES = ("launch.py", "linear_nll.py", "linear_nll_grad.py", "nll.py", "linear_kl.py")
+FILES = (
+    "launch.py",
+    "logit_tile.py",
+    "linear_nll.py",
+    "linear_statistics.py",
+    "linear_nll_grad.py",
+    "nll.py",
+    "linear_kl.py",
+)
 
 
 def _code(source: str) -> str:

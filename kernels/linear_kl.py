@@ -23,8 +23,9 @@ import triton.language as tl
 
 from .blockwise_kl import KL_ROWS, Head, Rule, gradient_vectors, merge
 from .chunks import accumulate_gradients, gradient_block
-from .launch import launch
-from .linear_nll import MEMORY_LIMIT, SPAN, logit_arguments, logit_tile
+from .launch import current_target, launch, widen_products
+from .linear_nll import MEMORY_LIMIT, SPAN
+from .logit_tile import head_arguments, logit_tile, tile_configuration, vectorised
 
 
 @triton.jit(do_not_specialize=["N", "spans"])
@@ -291,23 +292,24 @@ def _kl_gradient_kernel(
 
 def _arguments(p_head: Head, q_head: Head, rules: tuple[Rule, Rule]) -> tuple[dict, dict, dict]:
     """Arguments, constants and options of both kernels from (hidden, weight, bias) twice and (softcap, logit_scale) twice."""
-    arguments, constants = {}, {}
-    for prefix, head, (softcap, logit_scale) in zip("pq", (p_head, q_head), rules, strict=True):
-        # Two tiles of logits live at once: the smaller tile of losses that are not plain, or the one of rows that are not
-        # read 16 bytes at a time, where either side asks for it.
-        side_arguments, side_constants, side_options = logit_arguments(*head, softcap, logit_scale, True, True)
-        arguments |= {f"{prefix}_{name}": value for name, value in side_arguments.items() if name != "V"}
-        arguments["V"] = side_arguments["V"]
-        for name in ("HAS_BIAS", "HAS_SOFTCAP"):
-            constants[f"{prefix.upper()}_{name}"] = side_constants[name]
-        if not constants.get("BLOCK_V") or side_constants["BLOCK_V"] <= constants["BLOCK_V"]:
-            options = side_options
-            for name in ("PRECISION", "BLOCK_N", "BLOCK_V", "BLOCK_D"):
-                constants[name] = side_constants[name]
-        constants["WIDEN"] = constants.get("WIDEN", False) or side_constants["WIDEN"]
-    for prefix in "pq":
-        constants[f"{prefix.upper()}_EVEN_D"] = arguments[f"{prefix}_D"] % constants["BLOCK_D"] == 0
-    return arguments, constants, options
+    target, arguments, constants = current_target(), {}, {}
+    for prefix, head, rule in zip("pq", (p_head, q_head), rules, strict=True):
+        side_arguments, side_constants = head_arguments(*head, *rule)
+        vocabulary = side_arguments.pop("V")
+        arguments |= {f"{prefix}_{name}": value for name, value in side_arguments.items()}
+        constants |= {f"{prefix.upper()}_{name}": value for name, value in side_constants.items()}
+    matrices = [arguments[f"{side}_{name}_ptr"] for side in "pq" for name in ("hidden", "weight")]
+    # One tile size for both sides, that of the side which leaves less room.
+    dtype = max((matrix.dtype for matrix in matrices), key=lambda dtype: dtype.itemsize)
+    tiles, options = tile_configuration(target, dtype, all(map(vectorised, matrices)), "divergence")
+    constants |= dict(
+        P_EVEN_D=arguments["p_D"] % tiles["BLOCK_D"] == 0,
+        Q_EVEN_D=arguments["q_D"] % tiles["BLOCK_D"] == 0,
+        WIDEN=any(widen_products(target, matrix.dtype) for matrix in matrices),
+        PRECISION=target.float32_products,
+        **tiles,
+    )
+    return arguments | dict(V=vocabulary), constants, options
 
 
 def linear_kl(

@@ -23,7 +23,8 @@ import triton.language as tl
 from . import EXP_SHIFT, LOGIT_SUM, SUM_EXP, TARGET
 from .chunks import accumulate_gradients, gradient_block
 from .launch import launch
-from .linear_nll import MEMORY_LIMIT, logit_arguments, logit_tile
+from .linear_nll import MEMORY_LIMIT
+from .logit_tile import logit_arguments, logit_tile, work_of
 
 SUM_EXP_ROW, TARGET_ROW, LOGIT_SUM_ROW, EXP_SHIFT_ROW = (
     tl.constexpr(row) for row in (SUM_EXP, TARGET, LOGIT_SUM, EXP_SHIFT)
@@ -186,7 +187,7 @@ def linear_nll_grad(
     """
     upstream = upstream.contiguous()
     arguments, constants, options = logit_arguments(
-        hidden, weight, bias, softcap, logit_scale, with_logit_sum, with_exp_shift
+        hidden, weight, bias, softcap, logit_scale, work_of(with_logit_sum, with_exp_shift)
     )
     block = gradient_block(hidden, weight, needs, memory_limit, per_logit=hidden.element_size())
     buffer = hidden.new_empty(block[0] * block[1])
@@ -213,7 +214,12 @@ def linear_nll_grad(
                 target_stride=target.stride(0),
                 ignore_index=ignore_index,
             ),
-            constants | dict(HAS_CLASS_WEIGHT=class_weight is not None),
+            constants
+            | dict(
+                HAS_CLASS_WEIGHT=class_weight is not None,
+                WITH_LOGIT_SUM=with_logit_sum,
+                WITH_EXP_SHIFT=with_exp_shift,
+            ),
             options,
         )
         return out

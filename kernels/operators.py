@@ -19,10 +19,12 @@ def _implementation(backend: str, name: str):
         return getattr(blockwise_kl if "kl" in name else blockwise, name)
     if backend != "triton":
         raise ValueError(f"backend: expected 'triton' or 'torch', got {backend!r}")
-    from . import linear_kl, linear_nll, linear_nll_grad, nll
+    from . import linear_kl, linear_nll, linear_nll_grad, linear_statistics, nll
 
     module = {
         "linear_nll_grad": linear_nll_grad,
+        "target_logit": linear_statistics,
+        "linear_statistics": linear_statistics,
         "nll": nll,
         "nll_grad": nll,
         "linear_kl": linear_kl,

@@ -206,9 +206,9 @@ def check_rows(case: Case, backend: str, device: str) -> None:
 def statistics_implementation(backend: str):
     if backend == "torch":
         return blockwise
-    from perplexity.kernels import linear_nll
+    from perplexity.kernels import linear_statistics
 
-    return linear_nll
+    return linear_statistics
 
 
 def check_statistics(case: Case, backend: str, device: str) -> None:

@@ -1,0 +1,149 @@
+"""Hidden states and the vocabulary matrix to per-token statistics: the sums of ``linear_nll``, ranks and predictions.
+
+A rank counts the logits above the target's, which must be known before the sweep over the vocabulary meets it: a small
+kernel computes it first, from the same tiles in the same order, so that it has the sweep's bits and equal logits tie.
+
+Cost: that of ``linear_nll`` and BLOCK_V / V of it more; temporary memory 28 · ceil(V / SPAN) · N bytes.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+from . import MAX, SUMS
+from .launch import launch
+from .linear_nll import MEMORY_LIMIT, linear_nll, merge, partials, token_chunks
+from .logit_tile import apply_rule, logit_arguments, products
+
+
+@triton.jit(do_not_specialize=["N"])
+def _target_logit_kernel(
+    hidden_ptr,  # [N, D]
+    weight_ptr,  # [V, D]
+    bias_ptr,  # [V]
+    target_ptr,  # int [N]
+    out_ptr,  # float32 [N]
+    N,
+    V,
+    D,
+    hidden_stride_n,
+    hidden_stride_d,
+    weight_stride_v,
+    weight_stride_d,
+    bias_stride,
+    target_stride,
+    logit_scale,
+    softcap,
+    HAS_BIAS: tl.constexpr,
+    HAS_SOFTCAP: tl.constexpr,
+    EVEN_D: tl.constexpr,
+    WIDEN: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_V: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    # A tile whose columns are the targets of its rows, of which the diagonal is kept: BLOCK_V times the work of a dot
+    # product a token, and bit for bit the logit that the sweep over the vocabulary meets, so that equal logits tie.
+    first_row = tl.program_id(0).to(tl.int64) * BLOCK_N
+    lanes = tl.arange(0, BLOCK_N)
+    rows = tl.minimum(lanes, (N - 1 - first_row).to(tl.int32))
+    of_column = tl.arange(0, BLOCK_V) % BLOCK_N
+    token = tl.minimum(first_row + of_column, N - 1)
+    target = tl.load(target_ptr + token * target_stride).to(tl.int64)
+    known = (target >= 0) & (target < V)
+    columns = tl.where(known, target, 0)
+    offsets = tl.arange(0, BLOCK_D)
+    accumulator = products(
+        hidden_ptr + first_row * hidden_stride_n,
+        weight_ptr,
+        rows[:, None] * hidden_stride_n + offsets[None, :] * hidden_stride_d,
+        columns[None, :] * weight_stride_v + offsets[:, None] * weight_stride_d,
+        D,
+        hidden_stride_d,
+        weight_stride_d,
+        EVEN_D,
+        WIDEN,
+        PRECISION,
+        BLOCK_N,
+        BLOCK_V,
+        BLOCK_D,
+    )
+    logits = apply_rule(accumulator, bias_ptr, columns, bias_stride, logit_scale, softcap, HAS_BIAS, HAS_SOFTCAP)
+    diagonal = (tl.arange(0, BLOCK_V)[None, :] == lanes[:, None]) & known[None, :]
+    own = tl.sum(tl.where(diagonal, logits, 0.0), axis=1)
+    tl.store(out_ptr + first_row + lanes, own, mask=first_row + lanes < N)
+
+
+def target_logit(
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    target: torch.Tensor,
+    *,
+    softcap: float | None = None,
+    logit_scale: float = 1.0,
+) -> torch.Tensor:
+    """The logit of every token's target, float32 [N], 0 where it is no row of ``weight``; what ``linear_statistics`` takes."""
+    out = hidden.new_zeros(hidden.shape[0], dtype=torch.float32)
+    if hidden.shape[0] == 0 or weight.shape[0] == 0:
+        return out
+    # The tiles of ``linear_statistics``: equal tiles, equal bits.
+    arguments, constants, options = logit_arguments(hidden, weight, bias, softcap, logit_scale, "statistics")
+    launch(
+        _target_logit_kernel,
+        (triton.cdiv(hidden.shape[0], constants["BLOCK_N"]),),
+        arguments | dict(target_ptr=target, out_ptr=out, N=hidden.shape[0], target_stride=target.stride(0)),
+        constants,
+        options,
+    )
+    return out
+
+
+def linear_statistics(
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    target: torch.Tensor,
+    target_logit: torch.Tensor,
+    *,
+    ignore_index: int = -100,
+    softcap: float | None = None,
+    logit_scale: float = 1.0,
+    memory_limit: int = MEMORY_LIMIT,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The five sums [5, N] (``LOGIT_SUM`` left 0), how many logits are above ``target_logit`` [N], and the largest's column.
+
+    Both int64 [N]; 0 for ignored tokens. Of equal largest logits the first column is taken.
+    """
+    vocabulary = weight.shape[0]
+    if vocabulary == 0:  # the shard of a rank that holds no row
+        nothing = torch.zeros_like(target, dtype=torch.int64)
+        return linear_nll(hidden, weight, bias, target, ignore_index=ignore_index), nothing, nothing.clone()
+    sums, above, best = [], [], []
+    for tokens in token_chunks(hidden.shape[0], vocabulary, 4 * (SUMS + 2), memory_limit):
+        of_spans, choices = partials(
+            hidden[tokens],
+            weight,
+            bias,
+            target[tokens],
+            None,
+            target_logit[tokens],
+            ignore_index=ignore_index,
+            softcap=softcap,
+            logit_scale=logit_scale,
+            with_logit_sum=False,
+            with_exp_shift=True,
+        )
+        sums.append(merge(of_spans, target[tokens], vocabulary=vocabulary, ignore_index=ignore_index))
+        above.append(choices[0].sum(0))
+        largest = of_spans[MAX] == sums[-1][MAX]
+        best.append(torch.where(largest, choices[1], vocabulary).amin(0).long())
+    ignored = target == ignore_index
+    return (
+        torch.cat(sums, dim=1),
+        torch.cat(above).masked_fill_(ignored, 0),
+        torch.cat(best).masked_fill_(ignored, 0),
+    )

@@ -1,0 +1,224 @@
+"""A tile of logits on its way through a kernel, and which tile sizes a launch takes: what every kernel from hidden states shares.
+
+z = softcap · tanh(logit_scale · (hidden @ weightᵀ + bias) / softcap), float32, BLOCK_N tokens × BLOCK_V vocabulary rows.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+from .launch import Target, current_target, tanh, widen_products
+
+
+def tile_configuration(target: Target, dtype: torch.dtype, vectorised: bool, work: str) -> tuple[dict, dict]:
+    """Tile sizes and launch options of the kernels that multiply hidden by weight.
+
+    ``work`` on a tile of logits: "nll"; "sums" (a softcap, or sums beyond NLL); "statistics" (ranks); "divergence" (a second
+    tile). The largest tile whose accumulator (BLOCK_N · BLOCK_V floats over num_warps) stays in registers; less room is left
+    the more work there is, where three tf32 products a tile need both operands split, and where rows that cannot be read
+    16 bytes at a time take registers for addresses. None spills: `make compile-check`.
+    """
+    if target.backend == "interpreter":
+        return dict(BLOCK_N=64, BLOCK_V=128, BLOCK_D=64), {}
+    two_tiles = work == "divergence"
+    if target.backend == "hip":
+        if dtype == torch.float32:
+            return dict(BLOCK_N=64, BLOCK_V=64, BLOCK_D=32), dict(num_warps=4, num_stages=2)
+        return dict(BLOCK_N=64 if two_tiles else 128, BLOCK_V=128, BLOCK_D=32), dict(num_warps=8, num_stages=2)
+    # NVIDIA's assembler would rather spill a register than have one block less on a multiprocessor, unless told to.
+    limit = dict(maxnreg=255) if two_tiles else {}
+    if dtype == torch.float32 or not vectorised:
+        # Of two products the split operands take twice the registers: half as many of them.
+        tiles = dict(BLOCK_N=64, BLOCK_V=64, BLOCK_D=32 if vectorised and not two_tiles else 16)
+        return tiles, dict(num_warps=8, num_stages=2) | limit
+    if work == "nll":
+        return dict(BLOCK_N=128, BLOCK_V=128, BLOCK_D=64), dict(num_warps=8, num_stages=3)
+    return dict(BLOCK_N=64, BLOCK_V=128, BLOCK_D=64), dict(num_warps=8, num_stages=3) | limit
+
+
+def work_of(with_logit_sum: bool, with_exp_shift: bool) -> str:
+    return "sums" if with_logit_sum or with_exp_shift else "nll"
+
+
+@triton.jit
+def products(
+    hidden_ptr,
+    weight_ptr,
+    hidden_offsets,  # [BLOCK_N, BLOCK_D], from hidden_ptr
+    weight_offsets,  # [BLOCK_D, BLOCK_V], from weight_ptr
+    D,
+    hidden_stride_d,
+    weight_stride_d,
+    EVEN_D: tl.constexpr,
+    WIDEN: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_V: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """hidden @ weightᵀ of the rows the offsets point at, float32 [BLOCK_N, BLOCK_V]."""
+    offsets = tl.arange(0, BLOCK_D)
+    accumulator = tl.zeros([BLOCK_N, BLOCK_V], dtype=tl.float32)
+    for start in range(0, D, BLOCK_D):
+        if EVEN_D:
+            hidden = tl.load(hidden_ptr + hidden_offsets)
+            weight = tl.load(weight_ptr + weight_offsets)
+        else:
+            hidden = tl.load(hidden_ptr + hidden_offsets, mask=(offsets < D - start)[None, :], other=0.0)
+            weight = tl.load(weight_ptr + weight_offsets, mask=(offsets < D - start)[:, None], other=0.0)
+        if WIDEN:
+            hidden = hidden.to(tl.float32)
+            weight = weight.to(tl.float32)
+        accumulator = tl.dot(hidden, weight, accumulator, input_precision=PRECISION)
+        hidden_ptr += BLOCK_D * hidden_stride_d
+        weight_ptr += BLOCK_D * weight_stride_d
+    return accumulator
+
+
+@triton.jit
+def apply_rule(
+    logits,  # float32 [BLOCK_N, BLOCK_V]
+    bias_ptr,  # [V], read where HAS_BIAS
+    columns,
+    bias_stride,
+    logit_scale,
+    softcap,
+    HAS_BIAS: tl.constexpr,
+    HAS_SOFTCAP: tl.constexpr,
+):
+    """softcap · tanh(logit_scale · (logits + bias) / softcap)."""
+    if HAS_BIAS:
+        logits += tl.load(bias_ptr + columns * bias_stride).to(tl.float32)[None, :]
+    logits *= logit_scale
+    if HAS_SOFTCAP:
+        logits = softcap * tanh(logits / softcap)
+    return logits
+
+
+@triton.jit
+def logit_tile(
+    hidden_ptr,  # [N, D]
+    weight_ptr,  # [V, D]
+    bias_ptr,  # [V], read where HAS_BIAS
+    first_row,  # int64
+    first_column,
+    N,
+    V,
+    D,
+    hidden_stride_n,
+    hidden_stride_d,
+    weight_stride_v,
+    weight_stride_d,
+    bias_stride,
+    logit_scale,
+    softcap,
+    HAS_BIAS: tl.constexpr,
+    HAS_SOFTCAP: tl.constexpr,
+    EVEN_D: tl.constexpr,
+    WIDEN: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_V: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """Logits of a tile, float32 [BLOCK_N, BLOCK_V], not masked: lanes past N or V repeat the last row or column."""
+    # One 64-bit address a tile and 32-bit offsets within it: 64-bit offsets would take half the registers.
+    rows = tl.minimum(tl.arange(0, BLOCK_N), (N - 1 - first_row).to(tl.int32))
+    columns = tl.minimum(tl.arange(0, BLOCK_V), V - 1 - first_column)
+    wide_column = first_column + tl.zeros([], dtype=tl.int64)
+    offsets = tl.arange(0, BLOCK_D)
+    accumulator = products(
+        hidden_ptr + first_row * hidden_stride_n,
+        weight_ptr + wide_column * weight_stride_v,
+        rows[:, None] * hidden_stride_n + offsets[None, :] * hidden_stride_d,
+        columns[None, :] * weight_stride_v + offsets[:, None] * weight_stride_d,
+        D,
+        hidden_stride_d,
+        weight_stride_d,
+        EVEN_D,
+        WIDEN,
+        PRECISION,
+        BLOCK_N,
+        BLOCK_V,
+        BLOCK_D,
+    )
+    return apply_rule(
+        accumulator,
+        bias_ptr,
+        first_column + columns,
+        bias_stride,
+        logit_scale,
+        softcap,
+        HAS_BIAS,
+        HAS_SOFTCAP,
+    )
+
+
+def vectorised(matrix: torch.Tensor) -> bool:
+    """Whether Triton reads rows 16 bytes at a time: it must see that each starts on 16 bytes and where it ends.
+
+    Of strides and sizes a kernel is told no more than whether they are multiples of 16.
+    """
+    return (
+        matrix.stride(1) == 1
+        and matrix.stride(0) % 16 == 0
+        and matrix.shape[1] % 16 == 0
+        and matrix.data_ptr() % 16 == 0
+    )
+
+
+def within_32_bits(matrix: torch.Tensor) -> torch.Tensor:
+    """The matrix, copied if a tile of 256 × 256 of it would span more than 2³¹ elements."""
+    return matrix if 256 * sum(map(abs, matrix.stride())) < 2**31 else matrix.contiguous()
+
+
+def head_arguments(
+    hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, softcap: float | None, logit_scale: float
+) -> tuple[dict, dict]:
+    """Arguments and constants that say what the logits are."""
+    if hidden.dtype not in (torch.float32, torch.float16, torch.bfloat16) or weight.dtype != hidden.dtype:
+        raise TypeError(
+            "input and linear_weight: the triton backend expects one dtype of float32, float16, bfloat16 for both, "
+            f"got {hidden.dtype} and {weight.dtype}; backend='torch' takes any floating dtype"
+        )
+    hidden, weight = within_32_bits(hidden), within_32_bits(weight)
+    arguments = dict(
+        hidden_ptr=hidden,
+        weight_ptr=weight,
+        bias_ptr=weight if bias is None else bias,
+        V=weight.shape[0],
+        D=weight.shape[1],
+        hidden_stride_n=hidden.stride(0),
+        hidden_stride_d=hidden.stride(1),
+        weight_stride_v=weight.stride(0),
+        weight_stride_d=weight.stride(1),
+        bias_stride=0 if bias is None else bias.stride(0),
+        logit_scale=float(logit_scale),
+        softcap=0.0 if softcap is None else float(softcap),
+    )
+    return arguments, dict(HAS_BIAS=bias is not None, HAS_SOFTCAP=softcap is not None)
+
+
+def logit_arguments(
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    softcap: float | None,
+    logit_scale: float,
+    work: str,
+) -> tuple[dict, dict, dict]:
+    """Arguments, constants and launch options common to the kernels that compute tiles of logits."""
+    target = current_target()
+    arguments, constants = head_arguments(hidden, weight, bias, softcap, logit_scale)
+    wide_reads = vectorised(arguments["hidden_ptr"]) and vectorised(arguments["weight_ptr"])
+    work = "sums" if work == "nll" and softcap is not None else work
+    tiles, options = tile_configuration(target, hidden.dtype, wide_reads, work)
+    constants |= dict(
+        EVEN_D=arguments["D"] % tiles["BLOCK_D"] == 0,
+        WIDEN=widen_products(target, hidden.dtype),
+        PRECISION=target.float32_products,
+        **tiles,
+    )
+    return arguments, constants, options
