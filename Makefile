@@ -5,7 +5,9 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 WORKERS ?= 2
 
-.PHONY: demo test test-slow lint format compile-check bench-gpu doctor clean
+OLDEST_TRITON := 3.6.0
+
+.PHONY: demo test test-slow lint format compile-check compile-check-oldest bench-gpu doctor clean
 
 # torch first and alone: what it brings (a CUDA build brings its own triton) decides the rest.
 $(READY): pyproject.toml constraints.txt
@@ -37,6 +39,13 @@ compile-check: $(READY)
 # OPTIONS as in `python bench/gpu.py --help`
 bench-gpu: $(READY)
 	$(BIN)/python bench/gpu.py $(OPTIONS)
+
+# The covering set with the oldest triton supported, beside the one in .venv: numpy 2.4 breaks its interpreter, not its compiler.
+compile-check-oldest: $(READY)
+	test -d build/triton-$(OLDEST_TRITON) || \
+		$(BIN)/python -m pip install --quiet --no-deps --target build/triton-$(OLDEST_TRITON) triton==$(OLDEST_TRITON)
+	PYTHONPATH=build/triton-$(OLDEST_TRITON) \
+		$(BIN)/python -m perplexity.kernels.compile_check --quick --expect-triton $(OLDEST_TRITON)
 
 doctor: $(READY)
 	$(BIN)/ppl doctor

@@ -3,13 +3,25 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 pytest.importorskip("triton")
-from perplexity.kernels.compile_check import SHARED_KIB, TARGETS, Case, Compiled
+from perplexity.kernels.compile_check import FEATURES, SHARED_KIB, TARGETS, Case, Compiled, cases, valid_cases
+from perplexity.kernels.fingerprint import kernels_hash
 
-KERNELS = ("partials_kernel", "merge_kernel", "logit_gradient_kernel", "nll_kernel", "nll_grad_kernel")
+KERNELS = (
+    "partials_kernel",
+    "merge_kernel",
+    "target_logit_kernel",
+    "logit_gradient_kernel",
+    "nll_kernel",
+    "nll_grad_kernel",
+    "kl_partials_kernel",
+    "kl_gradient_kernel",
+)
+DOCUMENT = Path(__file__).parents[2] / "docs" / "compile-check.md"
 
 
 def run(*arguments, **environment):
@@ -24,12 +36,31 @@ def run(*arguments, **environment):
     )
 
 
+def table(text):
+    """(kernel, target) of every row."""
+    rows = [line.split(" | ")[:2] for line in text.splitlines() if line.startswith("| ")]
+    return {(kernel.strip("| "), target) for kernel, target in rows}
+
+
 def test_a_covering_set_compiles_for_every_target():
     done = run("--quick")
     assert done.returncode == 0, done.stdout + done.stderr
-    rows = [line.split(" | ")[:2] for line in done.stdout.splitlines() if line.startswith("| ")]
-    seen = {(kernel.strip("| "), target) for kernel, target in rows}
-    assert {(kernel, target) for kernel in KERNELS for target in TARGETS} <= seen
+    assert {(kernel, target) for kernel in KERNELS for target in TARGETS} <= table(done.stdout)
+
+
+def test_the_covering_set_has_every_pair():
+    quick = cases(quick=True)
+    for operation in FEATURES:
+        of_operation = [case for case in valid_cases() if case.operation == operation]
+        pairs = set().union(*(case.pairs() for case in of_operation))
+        assert pairs == set().union(*(case.pairs() for case in quick if case.operation == operation))
+    assert set(quick) < set(cases(quick=False)) <= set(valid_cases())
+
+
+def test_the_committed_table_is_of_this_device_code():
+    text = DOCUMENT.read_text()
+    assert kernels_hash() in text, "docs/compile-check.md is of other kernels: run `make compile-check`"
+    assert {(kernel, target) for kernel in KERNELS for target in TARGETS} <= table(text)
 
 
 @pytest.mark.slow
@@ -53,7 +84,9 @@ def test_the_gate_can_fail(target, changes, words):
     good = dict(
         registers=128, spilled_bytes=0, shared_bytes=SHARED_KIB[target] << 10, matrix_instructions=8, multiplies=True
     )
-    row = Compiled("kernel", case=Case(target, "float32", "aligned", frozenset()), **(good | changes))
+    row = Compiled(
+        "kernel", case=Case("nll", target, "float32", "aligned", frozenset()), compilation="", **(good | changes)
+    )
     failures = row.failures()
     assert (failures == []) if words is None else (len(failures) == 1 and words in failures[0])
 
@@ -61,3 +94,8 @@ def test_the_gate_can_fail(target, changes, words):
 def test_interpreted_kernels_are_refused():
     done = run("--quick", TRITON_INTERPRET="1")
     assert done.returncode == 2 and "TRITON_INTERPRET" in done.stderr
+
+
+def test_another_triton_than_expected_is_refused():
+    done = run("--quick", "--expect-triton", "0.0.0")
+    assert done.returncode == 2 and "expected triton 0.0.0" in done.stderr
