@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import torch
 
-from .blockwise import Logits
+from .blockwise import Logits, row_maximum
 from .chunks import accumulate_gradients, block_shape, gradient_block
 
 KL_ROWS = 5
@@ -26,7 +26,7 @@ def _finite(maximum: torch.Tensor) -> torch.Tensor:
 
 def block_rows(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """The rows [5, N] of a block of logits a and b [N, block]; overwrites both."""
-    p_maximum, q_maximum = a.amax(1), b.amax(1)
+    (p_maximum, _), (q_maximum, _) = row_maximum(a), row_maximum(b)
     a -= _finite(p_maximum)[:, None]
     b -= _finite(q_maximum)[:, None]
     q_sum = torch.exp(b).sum(1)

@@ -157,9 +157,8 @@ def launches(case: Case) -> list[tuple[ASTSource, dict]]:
         else:
             positions = (7 if case.layout == "odd" else 16) if "positions" in case.features else 1
             items = tokens // positions
-            if (
-                "positions_first" in case.features
-            ):  # a model's [items, positions, V], seen as torch's [items, V, positions]
+            if "positions_first" in case.features:
+                # A model's [items, positions, V], seen as torch's [items, V, positions].
                 logits = empty(items, positions, vocabulary).transpose(1, 2)
             else:
                 logits = empty(items, vocabulary, positions) if positions > 1 else empty(items, vocabulary)
