@@ -113,10 +113,11 @@ def linear_cross_entropy(
 
     ``memory_limit`` caps temporary memory in bytes (gradients, counted in float32, and vectors of N excepted; one token
     and one vocabulary row are taken at least). Default: 8 MiB forward and 16 MiB backward on the torch backend, 512 MiB
-    on triton. A block of T tokens and R vocabulary rows takes at most c · T · R + d · (T + R) bytes, c the copies of a
-    logit that the options ask for (4 bytes forward; 4 to 18 backward, 2 on triton for 16-bit inputs) and d what is
-    kept of a row (4 · D for 16-bit inputs on the torch backend, and for the weight's gradient); the forward of the triton
-    backend takes 20 bytes a token and 4,096 vocabulary rows.
+    on triton. A block of T tokens and R vocabulary rows takes at most c · T · R + d · (T + R) bytes: c what a logit takes
+    with its copies (forward 4, or 8 for class probabilities; backward 4, and 4 for a softcap, 4 for class probabilities,
+    2 for 16-bit inputs; on triton the 2 or 4 of the inputs), d what is kept of a row (4 · D of 16-bit inputs on the torch
+    backend, 4 · D of the weight's gradient, 2 · D of 16-bit products on a CPU). The forward of triton takes 20 bytes a
+    token and 4,096 vocabulary rows instead.
     Gradients recompute the logits block by block: four matrix products a step, and any upstream gradient, a second
     backward too, is right; the second derivative is an error.
 
