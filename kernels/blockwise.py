@@ -238,24 +238,29 @@ def target_logit(
     *,
     softcap: float | None = None,
     logit_scale: float = 1.0,
+    memory_limit: int = FORWARD_LIMIT,
 ) -> torch.Tensor:
     """The logit of every token's target, [N], 0 where it is no row of ``weight``; what ``linear_statistics`` takes.
 
-    The diagonal of a product of 256 tokens with 256 rows, not a dot product a token: the library then sums in the order in
-    which it sums the sweep's blocks (seen for every float32 shape tried; float64 differs by an ulp in the last columns of
-    its blocks), so that equal logits tie. Fewer than 256 columns or tokens, and it may take another routine.
+    The diagonal of a product of tokens with rows, not a dot product a token: the library then usually sums in the order in
+    which it sums the sweep's blocks, and equal logits tie. Usually: its edge tiles and vectors may take other routines.
     """
-    side, tokens = 256, hidden.shape[0]
+    tokens, dimension = hidden.shape
     wide = torch.promote_types(hidden.dtype, torch.float32)
     out = hidden.new_zeros(tokens, dtype=wide)
     inside = (target >= 0) & (target < weight.shape[0])
     rows = torch.where(inside, target, 0)
+    # The gathered rows, and both operands again where they are widened.
+    per_token = dimension * (hidden.element_size() + (2 * wide.itemsize if wide != hidden.dtype else 0))
+    side = max(16, min(256, memory_limit // (per_token + 256 * wide.itemsize)))
+    buffer = hidden.new_empty(side * side, dtype=wide)
     for start in range(0, tokens if weight.shape[0] else 0, side):
         start = max(0, min(start, tokens - side))
         chunk = slice(start, min(tokens, start + side))
         count = chunk.stop - start
         columns = rows[chunk].repeat(-(-side // count))[:side]
-        z = hidden[chunk].to(wide) @ weight[columns].to(wide).T
+        # Into a buffer: autocast would round the operands of `@` to 16 bits.
+        z = torch.mm(hidden[chunk].to(wide), weight[columns].to(wide).T, out=buffer[: count * side].view(count, side))
         apply_rule(z, None if bias is None else bias[columns], softcap, logit_scale)
         out[chunk] = z.diagonal()
     return out.masked_fill_(~inside, 0.0)
@@ -386,6 +391,8 @@ def _row_chunks(logits: torch.Tensor, wide: torch.dtype, copies: int, memory_lim
     logits = with_positions(logits)
     N, V, T = logits.shape
     size = max(1, memory_limit // max(1, copies * V * wide.itemsize))
+    if T == 0:
+        return
     items, positions = (size // max(1, T), T) if size >= T else (1, size)
     for n in range(0, N, items):
         for t in range(0, T, positions):

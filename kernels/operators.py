@@ -22,19 +22,26 @@ def _implementation(backend: str, name: str):
     from . import linear_kl, linear_nll, linear_nll_grad, linear_statistics, nll
 
     module = {
+        "linear_nll": linear_nll,
         "linear_nll_grad": linear_nll_grad,
+        "merge": linear_nll,
         "target_logit": linear_statistics,
         "linear_statistics": linear_statistics,
         "nll": nll,
         "nll_grad": nll,
         "linear_kl": linear_kl,
         "linear_kl_grad": linear_kl,
-    }.get(name, linear_nll)
+    }[name]
     return getattr(module, name)
 
 
 def _memory(limit: int) -> dict:
     return {"memory_limit": limit} if limit else {}
+
+
+def _rows_memory(limit: int, backend: str) -> dict:
+    """The kernels over logits take no temporaries."""
+    return _memory(limit) if backend == "torch" else {}
 
 
 def _wide(*tensors: Tensor) -> torch.dtype:
@@ -206,11 +213,18 @@ def target_logit(
     target: Tensor,
     softcap: float | None,
     logit_scale: float,
+    memory_limit: int,
     backend: str,
 ) -> Tensor:
     """The logit of every token's target, [N]; 0 where it is no row of ``weight``."""
     return _implementation(backend, "target_logit")(
-        hidden, weight, bias, target, softcap=softcap, logit_scale=logit_scale
+        hidden,
+        weight,
+        bias,
+        target,
+        softcap=softcap,
+        logit_scale=logit_scale,
+        **_rows_memory(memory_limit, backend),
     )
 
 
@@ -274,7 +288,7 @@ def nll(
         logit_scale=logit_scale,
         with_logit_sum=with_logit_sum,
         with_exp_shift=with_exp_shift,
-        **_memory(memory_limit),
+        **_rows_memory(memory_limit, backend),
     )
 
 
@@ -309,7 +323,7 @@ def nll_grad(
         logit_scale=logit_scale,
         with_logit_sum=with_logit_sum,
         with_exp_shift=with_exp_shift,
-        **_memory(memory_limit),
+        **_rows_memory(memory_limit, backend),
     )
 
 

@@ -25,10 +25,23 @@ def expect(condition: bool, name: str, expected: str, got: object, error: type[E
         raise error(f"{name}: expected {expected}, got {got}")
 
 
-def _number(name: str, value: object, expected: str, accepted) -> None:
-    real = isinstance(value, numbers.Real) and not isinstance(value, bool)
-    expect(real, name, expected, f"{type(value).__name__} {value!r}" if not real else value, TypeError)
-    expect(math.isfinite(value) and accepted(value), name, expected, value)
+def _choice(name: str, value: object, choices: tuple, expected: str, error: type[Exception] = ValueError) -> None:
+    if value not in choices:
+        raise error(f"{name}: expected {expected}, got {value!r}")
+
+
+def _number(name: str, value: object, expected: str, least: float = -math.inf, most: float = math.inf) -> None:
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"{name}: expected {expected}, got {type(value).__name__} {value!r}")
+    # Comparisons alone: a traced number has no isfinite. NaN fails them.
+    expect(-math.inf < value < math.inf and least <= value <= most, name, expected, value)
+
+
+def _integer(name: str, value: object, expected: str) -> int:
+    """As int: numpy's count."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        raise TypeError(f"{name}: expected {expected}, got {value!r}")
+    return int(value)
 
 
 @dataclass(frozen=True)
@@ -44,21 +57,20 @@ class LossOptions:
     memory_limit: int | None = None
 
     def __post_init__(self):
-        expect(self.reduction in REDUCTIONS, "reduction", f"one of {', '.join(REDUCTIONS)}", repr(self.reduction))
-        if self.ignore_index is None:
-            object.__setattr__(self, "ignore_index", IGNORE_INDEX)
-        whole = isinstance(self.ignore_index, int) and not isinstance(self.ignore_index, bool)
-        expect(whole, "ignore_index", "an integer or None", repr(self.ignore_index), TypeError)
-        expect(-(2**63) <= self.ignore_index < 2**63, "ignore_index", "an integer of 64 bits", self.ignore_index)
-        _number("label_smoothing", self.label_smoothing, "a value in [0, 1]", lambda x: 0.0 <= x <= 1.0)
+        _choice("reduction", self.reduction, REDUCTIONS, f"one of {', '.join(REDUCTIONS)}")
+        index = IGNORE_INDEX if self.ignore_index is None else self.ignore_index
+        index = _integer("ignore_index", index, "an integer or None")
+        expect(-(2**63) <= index < 2**63, "ignore_index", "an integer of 64 bits", index)
+        object.__setattr__(self, "ignore_index", index)
+        _number("label_smoothing", self.label_smoothing, "a value in [0, 1]", 0.0, 1.0)
         if self.softcap is not None:
-            _number("softcap", self.softcap, "None or a positive finite value", lambda x: x > 0.0)
-        _number("logit_scale", self.logit_scale, "a finite number", lambda x: True)
-        _number("z_loss", self.z_loss, "a finite value of 0 or more", lambda x: x >= 0.0)
+            _number("softcap", self.softcap, "None or a positive finite value", 0.0)
+            expect(self.softcap > 0.0, "softcap", "None or a positive finite value", self.softcap)
+        _number("logit_scale", self.logit_scale, "a finite number")
+        _number("z_loss", self.z_loss, "a finite value of 0 or more", 0.0)
         if self.memory_limit is not None:
-            whole = isinstance(self.memory_limit, int) and not isinstance(self.memory_limit, bool)
-            expect(whole, "memory_limit", "None or a number of bytes", repr(self.memory_limit), TypeError)
-            expect(self.memory_limit > 0, "memory_limit", "None or a positive number of bytes", self.memory_limit)
+            limit = _integer("memory_limit", self.memory_limit, "None or a number of bytes")
+            expect(0 < limit < 2**63, "memory_limit", "None or a positive number of bytes", limit)
 
     @property
     def memory(self) -> int:
@@ -80,7 +92,7 @@ def choose_backend(backend: str | None, tensor: Tensor) -> str:
         backend, source = os.environ["PERPLEXITY_BACKEND"], "PERPLEXITY_BACKEND"
     if backend is None:
         return "triton" if tensor.is_cuda and tensor.dtype != torch.float64 and triton_available() else "torch"
-    expect(backend in BACKENDS, source, f"one of {', '.join(BACKENDS)} or None", repr(backend))
+    _choice(source, backend, BACKENDS, f"one of {', '.join(BACKENDS)} or None")
     if backend == "triton" and not triton_available():
         raise ValueError(f"{source}: 'triton' was asked for, but triton is not installed; 'torch' needs only torch")
     if backend == "triton" and tensor.device.type == "cpu":
@@ -138,6 +150,18 @@ def check_vector(name: str, vector: Tensor | None, entries: int, device: torch.d
     expect(vector.device == device, name, f"a tensor on {device}, as input", vector.device)
 
 
+def refuse_forward_mode(*tensors: Tensor | None) -> None:
+    """An operator without a forward derivative would drop the tangent in silence."""
+    if torch.autograd.forward_ad._current_level < 0:
+        return
+    for tensor in tensors:
+        if tensor is not None and torch.autograd.forward_ad.unpack_dual(tensor).tangent is not None:
+            raise NotImplementedError(
+                "forward-mode derivatives (jvp, jacfwd, hessian): the fused losses have reverse-mode first derivatives only; "
+                "take torch.nn.functional.cross_entropy on torch.nn.functional.linear, which holds the logits"
+            )
+
+
 def cast(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
     """Under autocast, operands of a matrix product in its dtype; as torch, float64 stays what it is."""
     device = next(tensor for tensor in tensors if tensor is not None).device.type
@@ -190,7 +214,7 @@ def class_weights(weight: Tensor | None, entries: int, input: Tensor) -> Tensor 
 
 
 def _validates(validate: bool | None, device: torch.device) -> bool:
-    expect(validate is None or isinstance(validate, bool), "validate", "True, False or None", repr(validate), TypeError)
+    _choice("validate", validate, (True, False, None), "True, False or None", TypeError)
     return device.type == "cpu" if validate is None else validate
 
 
@@ -239,10 +263,18 @@ def prepare_target(
         known = options.ignore_index == IGNORE_INDEX
         expect(known, "ignore_index", "None or -100 with class probabilities, which have none", options.ignore_index)
         return Target(target.movedim(class_dimension, -1).reshape(-1, vocabulary), classes)
+    expect(not shift or len(classes) > 0, "shift", "0 for a target without dimensions", shift)
+    if not -(2**31) <= options.ignore_index < 2**31:
+        target = target.long()
     if validated:
-        target = operators.checked_target(target, vocabulary, options.ignore_index)
+        # The first ones are nobody's targets.
+        seen = (
+            torch.cat([torch.full_like(target[..., :shift], options.ignore_index), target[..., shift:]], -1)
+            if shift
+            else target
+        )
+        target = operators.checked_target(seen, vocabulary, options.ignore_index)
     if shift:
-        expect(len(classes) > 0, "shift", "0 for a target without dimensions", shift)
         length = classes[-1]
         shifted = torch.full_like(target, options.ignore_index)
         shifted[..., : max(0, length - shift)] = target[..., shift:]
@@ -292,6 +324,7 @@ class LinearInputs:
             "a plain tensor with a plain linear_weight",
             "a DTensor (take to_local())",
         )
+        refuse_forward_mode(input, linear_weight, linear_bias)
         input, linear_weight = cast(input, linear_weight)
         check_head(("input", "linear_weight", "linear_bias"), input, linear_weight, linear_bias)
         vocabulary = linear_weight.shape[0] if shard is None else shard.size
@@ -313,14 +346,8 @@ class LinearInputs:
             expect(
                 not prepared.probabilities, "target", "class indices with a sharded vocabulary", "class probabilities"
             )
-            expect(
-                shard.start + linear_weight.shape[0] <= shard.size,
-                "linear_weight",
-                f"at most {shard.size - shard.start} rows, those of shard",
-                tuple(linear_weight.shape),
-            )
             if _validates(validate, input.device):
-                shard.check_replicated(input, target)
+                shard.check(input, target, linear_weight.shape[0])
         chosen = "torch" if backend is None and prepared.probabilities else choose_backend(backend, input)
         return cls(
             input.reshape(-1, input.shape[-1]),

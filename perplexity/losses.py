@@ -15,6 +15,7 @@ from .arguments import (
     class_weights,
     expect,
     prepare_target,
+    refuse_forward_mode,
 )
 from .kernels import EXP_SHIFT, LOGIT_SUM, MAX, SUM_EXP, TARGET, operators
 from .parallel import VocabularyShard
@@ -101,7 +102,8 @@ def linear_cross_entropy(
     """Cross-entropy of ``input @ linear_weight.T + linear_bias`` against ``target``, in nats, without holding the logits.
 
     input [..., D], linear_weight [V, D], linear_bias [V], weight (of classes) [V]; target int64 [...], or class
-    probabilities [..., V] (torch backend only). The logits are
+    probabilities [..., V] (torch backend only; where they are 16-bit, smoothed or weighted, a float32 copy is made of
+    them, which ``memory_limit`` does not count). The logits are
     ``softcap * tanh(logit_scale * (input @ linear_weight.T + linear_bias) / softcap)``, in float32 for 16-bit inputs.
     Returns float32 (float64 for float64 inputs): a scalar, or the shape of target for ``reduction="none"``.
 
@@ -176,6 +178,7 @@ def cross_entropy(
         expect(value is None, name, "None (torch deprecated it: see reduction)", value)
     settings = LossOptions(reduction, ignore_index, label_smoothing, softcap, logit_scale, z_loss, memory_limit)
     check_floating("input", input)
+    refuse_forward_mode(input)
     expect(input.dim() >= 1, "input", "shape [C], [N, C] or [N, C, d1, ...]", "a scalar")
     class_dimension = min(input.dim() - 1, 1)
     vocabulary = input.shape[class_dimension]

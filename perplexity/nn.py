@@ -27,10 +27,16 @@ class _Loss(nn.Module):
         validate: bool | None = None,
     ) -> None:
         super().__init__()
-        # Bad values complain here, not in the first step.
+        # A bad value complains here, not in the first step.
         options = LossOptions(reduction, ignore_index, label_smoothing, softcap, logit_scale, z_loss, memory_limit)
-        self.keywords = vars(options) | dict(shift=shift, backend=backend, validate=validate)
+        self._names = (*vars(options), "shift", "backend", "validate")
+        # Attributes, as torch.nn's: they may be read and set.
+        vars(self).update(vars(options), shift=shift, backend=backend, validate=validate)
         self.register_buffer("weight", weight)
+
+    @property
+    def keywords(self) -> dict:
+        return {name: getattr(self, name) for name in self._names}
 
     def extra_repr(self) -> str:
         return ", ".join(f"{name}={value!r}" for name, value in self.keywords.items())

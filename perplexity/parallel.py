@@ -67,17 +67,24 @@ class VocabularyShard:
         column = torch.where(maxima == maxima.amax(0), parts[:, 1], self.size)
         return parts[:, 0].sum(0), column.amin(0)
 
-    def check_replicated(self, input: Tensor, target: Tensor) -> None:
-        """ValueError where ranks have different inputs or targets: their sums would be merged into nonsense."""
+    def check(self, input: Tensor, target: Tensor, rows: int) -> None:
+        """ValueError where ranks have different inputs or targets, or their rows do not follow each other up to ``size``."""
         # By bits: a sum of floats could agree by rounding, and NaN differs from itself.
         bits = input.detach().double().sum().view(torch.int64)
         weights = torch.arange(1, target.numel() + 1, device=target.device)
-        size = torch.tensor(input.numel(), device=target.device)
-        parts = self.gather(torch.stack([size, bits, (target.reshape(-1) * weights).sum()]))
-        if not bool((parts == parts[0]).all()):
+        numbers = torch.tensor([self.start, rows, self.size, input.numel()], device=target.device)
+        parts = self.gather(torch.cat([numbers, torch.stack([bits, (target.reshape(-1) * weights).sum()])]))
+        if not bool((parts[:, 2:] == parts[0, 2:]).all()):
             raise ValueError(
                 "input and target: expected the same on every rank of a sharded linear_weight, got different ones; "
                 "a weight that is sharded over data-parallel ranks (FSDP) is to be gathered first, by full_tensor()"
+            )
+        counts = parts[:, 1].tolist()
+        starts = [sum(counts[:rank]) for rank in range(len(counts))]
+        if parts[:, 0].tolist() != starts or sum(counts) != self.size:
+            raise ValueError(
+                f"shard: expected starts {starts} and size {sum(counts)} for ranks of {counts} rows, "
+                f"got {parts[:, 0].tolist()} and {self.size}"
             )
 
 

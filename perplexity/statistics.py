@@ -7,7 +7,16 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .arguments import LinearInputs, LossOptions, cast, check_floating, check_head, choose_backend, expect
+from .arguments import (
+    LinearInputs,
+    LossOptions,
+    cast,
+    check_floating,
+    check_head,
+    choose_backend,
+    expect,
+    refuse_forward_mode,
+)
 from .kernels import MAX, SUM_EXP, operators
 from .losses import linear_cross_entropy, token_entropy, token_log_probability
 from .parallel import IGNORED, VocabularyShard
@@ -81,8 +90,8 @@ def token_statistics(
 ) -> TokenStatistics:
     """``TokenStatistics`` of every token in one pass over the vocabulary, no gradient; arguments as in ``token_nll``.
 
-    A logit is above the target's if it is larger as computed, in float32: equal ones (rows of the vocabulary that are the
-    same) tie, whichever column they stand in.
+    A logit is above the target's if it is larger as computed, in float32. Rows of the vocabulary that are the same tie on
+    triton; on the torch backend they do wherever the library's matrix product gives them the same bits.
     """
     options = LossOptions("none", ignore_index, softcap=softcap, logit_scale=logit_scale, memory_limit=memory_limit)
     inputs = LinearInputs.prepare(
@@ -104,7 +113,7 @@ def token_statistics(
         ignored = IGNORED
     head = (inputs.hidden, inputs.weight, inputs.bias, local)
     rule = (options.softcap, options.logit_scale)
-    at_target = operators.target_logit(*head, *rule, inputs.backend)
+    at_target = operators.target_logit(*head, *rule, options.memory, inputs.backend)
     if shard:
         at_target = shard.gather(at_target).sum(0)  # 0 on every rank but the target's
     sums, rank, predicted = operators.linear_statistics(
@@ -202,6 +211,7 @@ def linear_kl_divergence(
         for name, tensor in zip(names, (input, weight, bias), strict=True):
             if name[0] != "b" or tensor is not None:
                 check_floating(name, tensor)
+        refuse_forward_mode(input, weight, bias)
         input, weight = cast(input, weight)
         check_head(names, input, weight, bias)
         heads.append((input.reshape(-1, input.shape[-1]), weight, bias))
@@ -222,6 +232,6 @@ def linear_kl_divergence(
         rules[1].softcap,
         rules[1].logit_scale,
         rules[0].memory,
-        choose_backend(backend, input_p),
+        choose_backend(backend, input_q if input_q.dtype == torch.float64 else input_p),
     )
     return divergence.reshape(leading).float()

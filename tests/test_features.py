@@ -319,3 +319,39 @@ def test_statistics_of_nothing_and_of_everything_ignored(backend, device):
     target = torch.full((4,), -100, device=device)
     ignored = perplexity.token_statistics(torch.randn(4, D, device=device), weight, target, backend=backend)
     assert all((part == 0).all() for part in ignored[:3]) and all((part == -1).all() for part in ignored[3:])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_what_an_attack_found(backend, device):
+    """memory_limit reached kernels that take none; no position at all; ranks under autocast; ignored first labels."""
+    logits, labels = (
+        torch.randn(9, 3, device=device, requires_grad=True),
+        torch.zeros(9, dtype=torch.int64, device=device),
+    )
+    loss = perplexity.cross_entropy(logits, labels, memory_limit=100, backend=backend)
+    torch.testing.assert_close(loss, F.cross_entropy(logits, labels))
+    torch.autograd.grad(loss, logits)
+    nothing = torch.zeros(3, 0, dtype=torch.int64, device=device)
+    assert perplexity.cross_entropy(torch.randn(3, 5, 0, device=device), nothing, reduction="sum", backend=backend) == 0
+    hidden, weight = torch.randn(64, 256, device=device), torch.randn(2000, 256, device=device)
+    target = torch.randint(0, 2000, (64,), device=device)
+    plain = perplexity.token_statistics(hidden.bfloat16(), weight.bfloat16(), target, backend=backend)
+    with torch.autocast(device, torch.bfloat16):
+        cast = perplexity.token_statistics(hidden, weight, target, backend=backend)
+    assert torch.equal(cast.rank, plain.rank)
+    labels = torch.tensor([[9**9, 1, 2]], device=device)  # the first is no target
+    perplexity.linear_cross_entropy(hidden[:3][None], weight, labels, shift=True, validate=True, backend=backend)
+    small = torch.tensor([0, 1, 2], dtype=torch.int32, device=device)
+    options = dict(ignore_index=2**32, reduction="none", backend=backend)
+    assert (perplexity.cross_entropy(torch.randn(3, 5, device=device), small, **options) > 0).all()
+
+
+def test_modules_are_changed_by_their_attributes():
+    """mixup and others read and set them, as torch.nn's."""
+    module = perplexity.CrossEntropyLoss(label_smoothing=0.1)
+    assert (module.reduction, module.ignore_index, module.label_smoothing) == ("mean", -100, 0.1)
+    module.reduction = "none"
+    assert module(torch.randn(3, 5), torch.tensor([1, 2, 0])).shape == (3,)
+    import numpy as np
+
+    assert perplexity.CrossEntropyLoss(ignore_index=np.int64(3)).ignore_index == 3

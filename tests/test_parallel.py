@@ -157,8 +157,12 @@ def bad_input(rank, ranks):
         perplexity.linear_cross_entropy(hidden + rank, weight[mine], target, shard=shard)
     with pytest.raises(ValueError, match="class indices with a sharded vocabulary"):
         perplexity.linear_cross_entropy(hidden, weight[mine], torch.rand(N, V), shard=shard)
-    with pytest.raises(ValueError, match=r"linear_weight: expected at most .* rows, those of shard"):
-        perplexity.linear_cross_entropy(hidden, torch.cat([weight, weight]), target, shard=shard)
+    for start, size in ((0, V), (20 * rank - 5, V), (20 * rank, V + 1)):
+        wrong = VocabularyShard(start, size)
+        with pytest.raises(
+            ValueError, match=r"shard: expected starts \[0, 20\] and size 50 for ranks of \[20, 30\] rows"
+        ):
+            perplexity.linear_cross_entropy(hidden, weight[mine], target, shard=wrong)
     with pytest.raises(ValueError, match=rf"linear_bias: expected shape \({len(weight[mine])},\)"):
         perplexity.linear_cross_entropy(hidden, weight[mine], target, linear_bias=bias, shard=shard)
 

@@ -29,7 +29,7 @@ def operator_calls(device, backend):
     sums = operators.linear_nll(h, w, b, target, weight, -100, 3.0, 0.5, True, True, 0, backend).detach()
     rows = operators.linear_kl(h, w, b, g, u, c, 3.0, 0.5, None, 1.0, 0, backend)[1].detach()
     maximum = sums[0].clone()
-    at_target = operators.target_logit(h, w, b, target, 3.0, 0.5, backend).detach()
+    at_target = operators.target_logit(h, w, b, target, 3.0, 0.5, 0, backend).detach()
     partials = torch.stack([sums, sums + 0.5], dim=1)
     with torch.no_grad():
         leaves = [tensor.detach() for tensor in (h, w, b, g, u, c)]
@@ -40,7 +40,7 @@ def operator_calls(device, backend):
             *(sums, maximum, *leaves[:3], target, weight),
             *(-100, 3.0, 0.5, True, True, 0, backend, [True, False, True]),
         ),
-        "target_logit": (*leaves[:3], target, 3.0, 0.5, backend),
+        "target_logit": (*leaves[:3], target, 3.0, 0.5, 0, backend),
         "linear_statistics": (*leaves[:3], target, at_target, -100, 3.0, 0.5, 0, backend),
         "nll": (logits.requires_grad_(), target, weight, -100, None, 1.0, True, True, 0, backend),
         "nll_grad": (sums, maximum, logits.detach(), target, weight, -100, None, 1.0, True, True, 0, backend),
@@ -145,6 +145,30 @@ def test_compiled_by_inductor_with_changing_lengths():
     for length in (6, 5, 3):
         eager = perplexity.linear_cross_entropy(leaves[0][:length], leaves[1], target[:length])
         torch.testing.assert_close(compiled(leaves[0][:length], leaves[1], target[:length]), eager)
+
+
+def test_compiled_with_dynamic_numbers_and_shapes():
+    """Every size and number traced as a symbol, or as a new constant: arguments are checked by comparisons alone."""
+    leaves, target = problem()
+    for module in (perplexity.LinearCrossEntropyLoss(D, V), lambda h, t: perplexity.cross_entropy(h, t % D)):
+        compiled = torch.compile(module, fullgraph=True, dynamic=True, backend="aot_eager")
+        labels = target.clamp(min=0)
+        torch.testing.assert_close(compiled(leaves[0], labels), module(leaves[0], labels))
+    compiled = torch.compile(perplexity.linear_cross_entropy, fullgraph=True, backend="aot_eager")
+    for scale, index in ((1.0, -100), (0.5, 3), (0.7, 4)):
+        options = dict(logit_scale=scale, ignore_index=index, validate=False)
+        eager = perplexity.linear_cross_entropy(*leaves[:2], target.abs() % V, **options)
+        torch.testing.assert_close(compiled(*leaves[:2], target.abs() % V, **options), eager)
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_forward_mode_is_an_error_that_says_so(name):
+    """An operator without a forward derivative drops the tangent: a derivative of 0, in silence."""
+    leaves, target = problem()
+    leaves = [leaf.detach() for leaf in leaves]
+    weight = torch.rand(V)
+    with pytest.raises(NotImplementedError, match="forward-mode"):
+        torch.func.jvp(lambda h: FUNCTIONS[name](h, *leaves[1:], target, weight), (leaves[0],), (leaves[0],))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
