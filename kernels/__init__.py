@@ -11,7 +11,7 @@ row              value                                       what needs it
 ``MAX``          m = max_v z                                 a reference point, not differentiated
 ``SUM_EXP``      s = Σ_v exp(z − m)                          everything
 ``TARGET``       z at the target                             everything
-``LOGIT_SUM``    Σ_v w · z                                   label smoothing
+``LOGIT_SUM``    Σ_v w · (z − m)                             label smoothing
 ``EXP_SHIFT``    u = Σ_v exp(z − m) · (z − m)                entropy
 ===============  ==========================================  =====================================
 
@@ -21,8 +21,9 @@ then arithmetic on vectors of N, which autograd differentiates, and a kernel onl
     ∂/∂z = exp(z − m) · (g_SUM_EXP + g_EXP_SHIFT · (1 + z − m)) + g_TARGET · [v = target] + g_LOGIT_SUM · w
 
 The maximum counts as a constant: every quantity above is independent of the reference point it is computed from, so
-moving m changes nothing and its derivative is left out exactly. Keeping m and s apart, and not their sum, is what
-keeps 1e-7 of relative precision at logits of 1e4.
+moving m changes nothing and its derivative is left out exactly. Keeping m and s apart, and not their sum, and taking
+every sum from m, is what keeps 1e-7 of relative precision at logits of 1e4. (Σ w · log s − LOGIT_SUM is a loss; LOGIT_SUM
+alone moves with m.)
 
 A token whose target is ``ignore_index`` has the sums (0, 1, 0, 0, 0): its loss, logsumexp and entropy are 0 and it
 has no gradient. A target outside [0, V) gives NaN in ``TARGET``.

@@ -47,6 +47,7 @@ class Logits:
         return (copies + (self.softcap is not None)) * self.wide.itemsize + rounded
 
     def reserve(self, block: tuple[int, int]) -> None:
+        self._buffer = None  # freed before its successor is made
         self._buffer = self.hidden.new_empty(block[0] * block[1], dtype=self.wide)
 
     def _widened(self, name: str, rows: slice) -> torch.Tensor:
@@ -97,12 +98,13 @@ class _RunningSums:
     with_logit_sum: bool
     with_exp_shift: bool
     rows: torch.Tensor
+    weight_seen: torch.Tensor  # Σ w of the columns so far, [N]
 
     @classmethod
     def start(cls, target, class_weight, with_logit_sum, with_exp_shift, dtype) -> _RunningSums:
         rows = torch.zeros((SUMS, target.shape[0]), dtype=dtype, device=target.device)
         rows[0] = -torch.inf
-        return cls(target, class_weight, with_logit_sum, with_exp_shift, rows)
+        return cls(target, class_weight, with_logit_sum, with_exp_shift, rows, torch.zeros_like(rows[1]))
 
     def add(self, z: torch.Tensor, first_column: int, tokens: slice, largest: torch.Tensor | None = None) -> None:
         """Add the logits z [tokens, block], and their maxima where they are known; overwrites z."""
@@ -111,26 +113,33 @@ class _RunningSums:
         inside = (local >= 0) & (local < z.shape[1])
         picked = z.gather(1, local.clamp(0, z.shape[1] - 1)[:, None])[:, 0]
         at_target += torch.where(inside, picked, 0.0)
-        if self.with_logit_sum:
-            if self.class_weight is None:
-                logit_sum += z.sum(1)
-            elif self.class_weight.dim() == 2:
-                logit_sum += (z * self.class_weight[tokens, first_column : first_column + z.shape[1]]).sum(1)
-            else:
-                # In place: autocast would round the operands of `@` to 16 bits.
-                logit_sum.addmv_(z, self.class_weight[first_column : first_column + z.shape[1]].to(z.dtype))
         if largest is None:
             largest, _ = row_maximum(z)
         new_maximum = torch.maximum(maximum, largest)
         # Logits of −inf alone (a bias may hold them): any finite reference avoids inf − inf.
         reference = torch.where(new_maximum == -torch.inf, 0.0, new_maximum)
         decay = (maximum - reference).exp_()
+        moved = torch.where(sum_exp > 0, maximum - reference, 0.0)
         z -= reference[:, None]
+        if self.with_logit_sum:
+            columns = slice(first_column, first_column + z.shape[1])
+            seen = self.weight_seen[tokens]
+            logit_sum += seen * moved
+            if self.class_weight is None:
+                logit_sum += z.sum(1)
+                seen += z.shape[1]
+            elif self.class_weight.dim() == 2:
+                logit_sum += (z * self.class_weight[tokens, columns]).sum(1)
+                seen += self.class_weight[tokens, columns].sum(1)
+            else:
+                block_weight = self.class_weight[columns].to(z.dtype)
+                # In place: autocast would round the operands of `@` to 16 bits.
+                logit_sum.addmv_(z, block_weight)
+                seen += block_weight.sum()
         if self.with_exp_shift:
             shifted = z.masked_fill(z == -torch.inf, 0.0)
             z.exp_()
-            moved = torch.where(sum_exp > 0, sum_exp * (maximum - reference), 0.0)
-            exp_shift.add_(moved).mul_(decay).add_(shifted.mul_(z).sum(1))
+            exp_shift.add_(sum_exp * moved).mul_(decay).add_(shifted.mul_(z).sum(1))
         else:
             z.exp_()
         sum_exp.mul_(decay).add_(z.sum(1))
@@ -344,7 +353,10 @@ def linear_nll_grad(
 
     def logit_gradient(tokens: slice, columns: slice) -> torch.Tensor:
         z = logits.block(tokens, columns)
+        ignored = target[tokens] == ignore_index
         slope = logits.slope(z)
+        if slope is not None:
+            slope.masked_fill_(ignored[:, None], 0.0)  # of logits that may be no numbers
         gradient = _sums_derivative(
             z,
             columns.start,
@@ -352,7 +364,7 @@ def linear_nll_grad(
             upstream[:, tokens],
             target[tokens],
             class_weight[tokens] if dense else class_weight,
-            target[tokens] == ignore_index,
+            ignored,
             with_logit_sum,
             with_exp_shift,
         )
@@ -361,7 +373,14 @@ def linear_nll_grad(
     return accumulate_gradients(logit_gradient, hidden, weight, bias, needs=needs, block=block)
 
 
-def merge(partials: torch.Tensor, target: torch.Tensor, *, vocabulary: int, ignore_index: int) -> torch.Tensor:
+def merge(
+    partials: torch.Tensor,
+    target: torch.Tensor,
+    weights: torch.Tensor | None = None,
+    *,
+    vocabulary: int,
+    ignore_index: int,
+) -> torch.Tensor:
     """Fold the sums of parts of the vocabulary, [5, parts, N], into [5, N] in their order; marks as the kernel of that name.
 
     A target in [0, ``vocabulary``) lies in one part; the others have 0 in ``TARGET``. An empty part is −inf, 0, 0, 0, 0.
@@ -374,10 +393,10 @@ def merge(partials: torch.Tensor, target: torch.Tensor, *, vocabulary: int, igno
         top,
         (decay * sum_exp).sum(0),
         at_target.sum(0),
-        logit_sum.sum(0),
+        (logit_sum if weights is None else logit_sum + weights[:, None] * moved).sum(0),
         (decay * (exp_shift + sum_exp * moved)).sum(0),
     ]
-    running = _RunningSums(target, None, False, False, torch.stack(folded))
+    running = _RunningSums(target, None, False, False, torch.stack(folded), top)
     return running.finish(vocabulary, ignore_index)
 
 
@@ -443,7 +462,10 @@ def nll_grad(
     copies = 2 + with_exp_shift + (softcap is not None)
     for tokens, here, z in _row_chunks(logits, wide, copies, memory_limit):
         apply_rule(z, None, softcap, logit_scale)
-        slope = None if softcap is None else (z / softcap).square_().neg_().add_(1.0)
+        ignored = target[tokens] == ignore_index
+        slope = (
+            None if softcap is None else (z / softcap).square_().neg_().add_(1.0).masked_fill_(ignored[:, None], 0.0)
+        )
         gradient = _sums_derivative(
             z,
             0,
@@ -451,7 +473,7 @@ def nll_grad(
             upstream[:, tokens],
             target[tokens],
             class_weight[tokens] if dense else class_weight,
-            target[tokens] == ignore_index,
+            ignored,
             with_logit_sum,
             with_exp_shift,
         )

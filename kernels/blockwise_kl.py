@@ -115,6 +115,9 @@ def linear_kl_grad(
     sides = [Logits(*p_head, *p_rule), Logits(*q_head, *q_rule)]
     gradients = []
     for for_p, head, needs in ((True, p_head, p_needs), (False, q_head, q_needs)):
+        if not any(needs):
+            gradients += [None] * 3
+            continue
         side = sides[0 if for_p else 1]
         block = gradient_block(
             *head[:2],

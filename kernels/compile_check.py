@@ -331,9 +331,10 @@ def main(argv: list[str] | None = None) -> int:
     compilations = len({row.compilation for row in rows})
     print(f"{compilations} compilations with triton {triton.__version__}, {len(failures)} failures")
     if arguments.markdown:
+        extent = "a pairwise covering set of" if arguments.quick else "every"
         heading = (
             f"# Compile check\n\nWritten by `make compile-check` with triton {triton.__version__}: {compilations} compilations, "
-            "of every kernel × target × dtype × layout × feature set; of each kernel, target and dtype the row with most "
+            f"{extent} kernel × target × dtype × layout × feature set; of each kernel, target and dtype the row with most "
             f"registers. Device code {kernels_hash()} (`kernels/fingerprint.py`). Every load is through pointers: there is no "
             "TMA or descriptor path to look for.\n\n"
         )

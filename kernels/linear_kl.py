@@ -360,10 +360,18 @@ def linear_kl_grad(
     vectors = gradient_vectors(upstream, rows)
     arguments, constants, options = _arguments(p_head, q_head, (p_rule, q_rule))
     tokens = p_head[0].shape[0]
+    sides = [(True, p_head, p_needs), (False, q_head, q_needs)]
+    blocks = [
+        gradient_block(*head[:2], needs, memory_limit, per_logit=head[0].element_size()) for _, head, needs in sides
+    ]
+    most = max((T * R for (T, R), (_, _, needs) in zip(blocks, sides, strict=True) if any(needs)), default=0)
     gradients = []
-    for for_p, head, needs in ((True, p_head, p_needs), (False, q_head, q_needs)):
-        block = gradient_block(*head[:2], needs, memory_limit, per_logit=head[0].element_size())
-        buffer = head[0].new_empty(block[0] * block[1])
+    for (for_p, head, needs), block in zip(sides, blocks, strict=True):
+        if not any(needs):
+            gradients += [None] * 3
+            continue
+        buffer = None  # freed before its successor is made
+        buffer = head[0].new_empty(most)
 
         def logit_gradient(chunk: slice, columns: slice, for_p=for_p, buffer=buffer) -> torch.Tensor:
             count, width = chunk.stop - chunk.start, columns.stop - columns.start

@@ -84,6 +84,7 @@ def _partials_kernel(
     target_logit = tl.zeros([BLOCK_N], dtype=tl.float32)
     logit_sum = tl.zeros([BLOCK_N], dtype=tl.float32)
     exp_shift = tl.zeros([BLOCK_N], dtype=tl.float32)
+    weight_seen = 0.0  # Σ w of the columns so far
     if WITH_RANK:
         own_logit = tl.load(target_logit_ptr + rows, mask=exists, other=0.0)
         above = tl.zeros([BLOCK_N], dtype=tl.int32)
@@ -118,12 +119,6 @@ def _partials_kernel(
             )
             inside = (columns < V)[None, :]
             target_logit += tl.sum(tl.where(columns[None, :] == target[:, None], logits, 0.0), axis=1)
-            if WITH_LOGIT_SUM:
-                weighted = logits
-                if HAS_CLASS_WEIGHT:
-                    class_weight = tl.load(class_weight_ptr + columns, mask=columns < V, other=0.0)
-                    weighted = logits * class_weight[None, :]
-                logit_sum += tl.sum(tl.where(inside, weighted, 0.0), axis=1)
             # The mask comes after the softcap: a capped −inf would be a finite −softcap in the sum.
             logits = tl.where(inside, logits, -float("inf"))
             tile_maximum = tl.max(logits, axis=1)
@@ -139,10 +134,17 @@ def _partials_kernel(
             decay = tl.exp(maximum - reference)
             shifted = logits - reference[:, None]
             exponentials = tl.exp(shifted)
+            moved = tl.where(sum_exp > 0.0, maximum - reference, 0.0)
+            if WITH_LOGIT_SUM:
+                class_weight = tl.full([BLOCK_V], 1.0, dtype=tl.float32)
+                if HAS_CLASS_WEIGHT:
+                    class_weight = tl.load(class_weight_ptr + columns, mask=columns < V, other=0.0)
+                weighted = tl.where(inside, shifted * class_weight[None, :], 0.0)
+                logit_sum += weight_seen * moved + tl.sum(weighted, axis=1)
+                weight_seen += tl.sum(tl.where(columns < V, class_weight, 0.0), axis=0)
             if WITH_EXP_SHIFT:
-                moved = tl.where(sum_exp > 0.0, sum_exp * (maximum - reference), 0.0)
                 products = tl.where(shifted == -float("inf"), 0.0, exponentials * shifted)
-                exp_shift = decay * (exp_shift + moved) + tl.sum(products, axis=1)
+                exp_shift = decay * (exp_shift + sum_exp * moved) + tl.sum(products, axis=1)
             sum_exp = sum_exp * decay + tl.sum(exponentials, axis=1)
             maximum = new_maximum
 
@@ -162,6 +164,7 @@ def _partials_kernel(
 @triton.jit(do_not_specialize=["N", "spans", "ignore_index"])
 def _merge_kernel(
     partials_ptr,  # float32 [5, spans, N]
+    weights_ptr,  # float32 [spans], Σ w of a span, read where WITH_LOGIT_SUM
     target_ptr,  # int [N]
     sums_ptr,  # float32 [5, N]
     N,
@@ -169,6 +172,7 @@ def _merge_kernel(
     spans,
     target_stride,
     ignore_index,
+    WITH_LOGIT_SUM: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
     rows = tl.program_id(0).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -181,7 +185,8 @@ def _merge_kernel(
     target_logit = tl.zeros([BLOCK_N], dtype=tl.float32)
     logit_sum = tl.zeros([BLOCK_N], dtype=tl.float32)
     exp_shift = tl.zeros([BLOCK_N], dtype=tl.float32)
-    for _ in range(spans):
+    weight_seen = 0.0
+    for span in range(spans):
         span_maximum = tl.load(partials_ptr + MAX_ROW * plane, mask=exists, other=0.0)
         span_sum = tl.load(partials_ptr + SUM_EXP_ROW * plane, mask=exists, other=0.0)
         span_shift = tl.load(partials_ptr + EXP_SHIFT_ROW * plane, mask=exists, other=0.0)
@@ -189,10 +194,14 @@ def _merge_kernel(
         reference = tl.where(new_maximum == -float("inf"), 0.0, new_maximum)
         decay = tl.exp(maximum - reference)
         span_decay = tl.exp(span_maximum - reference)
-        moved = tl.where(sum_exp > 0.0, sum_exp * (maximum - reference), 0.0)
-        span_moved = tl.where(span_sum > 0.0, span_sum * (span_maximum - reference), 0.0)
-        exp_shift = decay * (exp_shift + moved) + span_decay * (span_shift + span_moved)
+        moved = tl.where(sum_exp > 0.0, maximum - reference, 0.0)
+        span_moved = tl.where(span_sum > 0.0, span_maximum - reference, 0.0)
+        exp_shift = decay * (exp_shift + sum_exp * moved) + span_decay * (span_shift + span_sum * span_moved)
         sum_exp = decay * sum_exp + span_decay * span_sum
+        if WITH_LOGIT_SUM:
+            span_weight = tl.load(weights_ptr + span)
+            logit_sum += weight_seen * moved + span_weight * span_moved
+            weight_seen += span_weight
         maximum = new_maximum
         target_logit += tl.load(partials_ptr + TARGET_ROW * plane, mask=exists, other=0.0)
         logit_sum += tl.load(partials_ptr + LOGIT_SUM_ROW * plane, mask=exists, other=0.0)
@@ -264,8 +273,21 @@ def partials(
     return out, choices
 
 
-def merge(partials: torch.Tensor, target: torch.Tensor, *, vocabulary: int, ignore_index: int) -> torch.Tensor:
-    """Fold partial sums [5, spans, N] into [5, N], in the order of the spans.
+def span_weights(vocabulary: int, class_weight: torch.Tensor | None, like: torch.Tensor) -> torch.Tensor:
+    """Σ w of every span, float32 [spans]: what its ``LOGIT_SUM`` moves by when its maximum does."""
+    weights = like.new_ones(vocabulary, dtype=torch.float32) if class_weight is None else class_weight
+    return torch.stack([part.sum() for part in weights.split(SPAN)])
+
+
+def merge(
+    partials: torch.Tensor,
+    target: torch.Tensor,
+    weights: torch.Tensor | None = None,
+    *,
+    vocabulary: int,
+    ignore_index: int,
+) -> torch.Tensor:
+    """Fold partial sums [5, spans, N] into [5, N], in the order of the spans; ``LOGIT_SUM`` needs their ``weights`` [spans].
 
     Marks what only the whole vocabulary can tell: ignored tokens (sums 0, 1, 0, 0, 0) and targets outside
     [0, ``vocabulary``) (NaN). Spans may also be the shards of ranks, empty ones (sums −inf, 0, 0, 0, 0) included.
@@ -279,6 +301,7 @@ def merge(partials: torch.Tensor, target: torch.Tensor, *, vocabulary: int, igno
         (triton.cdiv(tokens, 128),),
         dict(
             partials_ptr=partials,
+            weights_ptr=out if weights is None else weights,
             target_ptr=target,
             sums_ptr=out,
             N=tokens,
@@ -287,7 +310,7 @@ def merge(partials: torch.Tensor, target: torch.Tensor, *, vocabulary: int, igno
             target_stride=target.stride(0),
             ignore_index=ignore_index,
         ),
-        dict(BLOCK_N=128),
+        dict(WITH_LOGIT_SUM=weights is not None, BLOCK_N=128),
         dict(num_warps=4),
     )
     return out
@@ -317,6 +340,7 @@ def linear_nll(
 
     ``memory_limit`` bounds the partial sums, in bytes: more tokens than fit are done in several launches.
     """
+    weights = span_weights(weight.shape[0], class_weight, hidden) if with_logit_sum and weight.shape[0] else None
     chunks = []
     for tokens in token_chunks(hidden.shape[0], weight.shape[0], 4 * SUMS, memory_limit):
         of_spans, _ = partials(
@@ -331,5 +355,5 @@ def linear_nll(
             with_logit_sum=with_logit_sum,
             with_exp_shift=with_exp_shift,
         )
-        chunks.append(merge(of_spans, target[tokens], vocabulary=weight.shape[0], ignore_index=ignore_index))
+        chunks.append(merge(of_spans, target[tokens], weights, vocabulary=weight.shape[0], ignore_index=ignore_index))
     return chunks[0] if len(chunks) == 1 else torch.cat(chunks, dim=1)

@@ -40,12 +40,11 @@ def sums_derivative(
     upstream_ptr,  # float32 [5, N]
     rows,
     exists,
-    counted,
     N,
     WITH_LOGIT_SUM: tl.constexpr,
     WITH_EXP_SHIFT: tl.constexpr,
 ):
-    """∂/∂z of the five sums, weighted by their upstream gradients; 0 for ignored tokens."""
+    """∂/∂z of the five sums, weighted by their upstream gradients; of ignored tokens whatever it is."""
     plane = N.to(tl.int64)
     upstream_ptr += rows
     maximum = tl.load(maximum_ptr + rows, mask=exists, other=0.0)
@@ -60,7 +59,7 @@ def sums_derivative(
     if WITH_LOGIT_SUM:
         per_logit = tl.load(upstream_ptr + LOGIT_SUM_ROW * plane, mask=exists, other=0.0)
         gradient += per_logit[:, None] * class_weight[None, :]
-    return tl.where(counted[:, None], gradient, 0.0)
+    return gradient
 
 
 @triton.jit(do_not_specialize=["N", "N_all", "first_column", "columns_here", "ignore_index"])
@@ -148,7 +147,6 @@ def _logit_gradient_kernel(
             upstream_ptr,
             rows,
             exists,
-            counted,
             N_all,
             WITH_LOGIT_SUM,
             WITH_EXP_SHIFT,
@@ -156,7 +154,8 @@ def _logit_gradient_kernel(
         if HAS_SOFTCAP:
             capped = logits / softcap
             gradient *= 1.0 - capped * capped
-        gradient *= logit_scale
+        # Last: the logits of an ignored token may be no numbers, and so its slope.
+        gradient = tl.where(counted[:, None], gradient * logit_scale, 0.0)
     tl.store(
         gradient_ptr + rows[:, None] * columns_here + local_columns[None, :],
         gradient.to(gradient_ptr.dtype.element_ty),

@@ -90,7 +90,7 @@ def apply_rule(
 ):
     """softcap · tanh(logit_scale · (logits + bias) / softcap)."""
     if HAS_BIAS:
-        logits += tl.load(bias_ptr + columns * bias_stride).to(tl.float32)[None, :]
+        logits += tl.load(bias_ptr + columns.to(tl.int64) * bias_stride).to(tl.float32)[None, :]
     logits *= logit_scale
     if HAS_SOFTCAP:
         logits = softcap * tanh(logits / softcap)

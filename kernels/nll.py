@@ -73,34 +73,37 @@ def _nll_kernel(
     target_logit = tl.zeros([BLOCK_V], dtype=tl.float32)
     logit_sum = tl.zeros([BLOCK_V], dtype=tl.float32)
     exp_shift = tl.zeros([BLOCK_V], dtype=tl.float32)
+    weight_seen = tl.zeros([BLOCK_V], dtype=tl.float32)
     if counted:
         for start in range(0, V, BLOCK_V):
             columns = start + tl.arange(0, BLOCK_V)
             inside = columns < V
             logits = _load_logits(logits_ptr, columns, V, logits_stride_v, logit_scale, softcap, HAS_SOFTCAP)
             target_logit += tl.where(columns == target, logits, 0.0)
-            if WITH_LOGIT_SUM:
-                weighted = logits
-                if HAS_CLASS_WEIGHT:
-                    weighted = logits * tl.load(class_weight_ptr + columns, mask=inside, other=0.0)
-                logit_sum += tl.where(inside, weighted, 0.0)
             logits = tl.where(inside, logits, -float("inf"))
             new_maximum = tl.maximum(maximum, logits)
             reference = tl.where(new_maximum == -float("inf"), 0.0, new_maximum)
             decay = tl.exp(maximum - reference)
             shifted = logits - reference
             exponentials = tl.exp(shifted)
+            moved = tl.where(sum_exp > 0.0, maximum - reference, 0.0)
+            if WITH_LOGIT_SUM:
+                class_weight = tl.where(inside, 1.0, 0.0)
+                if HAS_CLASS_WEIGHT:
+                    class_weight = tl.load(class_weight_ptr + columns, mask=inside, other=0.0)
+                logit_sum += weight_seen * moved + tl.where(inside, class_weight * shifted, 0.0)
+                weight_seen += class_weight
             if WITH_EXP_SHIFT:
-                moved = tl.where(sum_exp > 0.0, sum_exp * (maximum - reference), 0.0)
                 products = tl.where(shifted == -float("inf"), 0.0, exponentials * shifted)
-                exp_shift = decay * (exp_shift + moved) + products
+                exp_shift = decay * (exp_shift + sum_exp * moved) + products
             sum_exp = sum_exp * decay + exponentials
             maximum = new_maximum
     row_maximum = tl.max(maximum, axis=0)
     reference = tl.where(row_maximum == -float("inf"), 0.0, row_maximum)
     decay = tl.exp(maximum - reference)
-    moved = tl.where(sum_exp > 0.0, sum_exp * (maximum - reference), 0.0)
-    row_exp_shift = tl.sum(decay * (exp_shift + moved), axis=0)
+    moved = tl.where(sum_exp > 0.0, maximum - reference, 0.0)
+    row_exp_shift = tl.sum(decay * (exp_shift + sum_exp * moved), axis=0)
+    row_logit_sum = tl.sum(logit_sum + weight_seen * moved, axis=0)
     row_sum_exp = tl.sum(decay * sum_exp, axis=0)
     row_target = tl.sum(target_logit, axis=0)
     row_target = tl.where((target >= 0) & (target < V), row_target, float("nan"))
@@ -109,7 +112,7 @@ def _nll_kernel(
     tl.store(sums_ptr + MAX_ROW * plane, tl.where(counted, row_maximum, 0.0))
     tl.store(sums_ptr + SUM_EXP_ROW * plane, tl.where(counted, row_sum_exp, 1.0))
     tl.store(sums_ptr + TARGET_ROW * plane, tl.where(counted, row_target, 0.0))
-    tl.store(sums_ptr + LOGIT_SUM_ROW * plane, tl.sum(logit_sum, axis=0))
+    tl.store(sums_ptr + LOGIT_SUM_ROW * plane, tl.where(counted, row_logit_sum, 0.0))
     tl.store(sums_ptr + EXP_SHIFT_ROW * plane, tl.where(counted, row_exp_shift, 0.0))
 
 
@@ -160,7 +163,6 @@ def _nll_grad_kernel(
             upstream_ptr,
             rows,
             rows < N,
-            counted,
             N,
             WITH_LOGIT_SUM,
             WITH_EXP_SHIFT,
@@ -168,7 +170,7 @@ def _nll_grad_kernel(
         if HAS_SOFTCAP:
             capped = logits / softcap
             gradient *= (1.0 - capped * capped)[None, :]
-        gradient *= logit_scale
+        gradient = tl.where(counted[:, None], gradient * logit_scale, 0.0)
         tl.store(
             gradient_ptr + columns.to(tl.int64)[None, :] * gradient_stride_v,
             gradient.to(gradient_ptr.dtype.element_ty),

@@ -350,9 +350,16 @@ nll.register_autograd(_nll_backward, setup_context=_nll_setup)
 
 
 @torch.library.custom_op("perplexity::merge", mutates_args=())
-def merge(partials: Tensor, target: Tensor, vocabulary: int, ignore_index: int, backend: str) -> Tensor:
-    """Sums of parts of the vocabulary, [5, parts, N], folded into [5, N] in their order: what spans of a kernel do."""
-    return _implementation(backend, "merge")(partials, target, vocabulary=vocabulary, ignore_index=ignore_index)
+def merge(
+    partials: Tensor, target: Tensor, weights: Tensor | None, vocabulary: int, ignore_index: int, backend: str
+) -> Tensor:
+    """Sums of parts of the vocabulary, [5, parts, N], folded into [5, N] in their order: what spans of a kernel do.
+
+    ``weights`` [parts], Σ w of each, where ``LOGIT_SUM`` is asked for.
+    """
+    return _implementation(backend, "merge")(
+        partials, target, weights, vocabulary=vocabulary, ignore_index=ignore_index
+    )
 
 
 @merge.register_fake
@@ -361,7 +368,7 @@ def _(partials, *_):
 
 
 def _merge_setup(ctx, inputs, output):
-    partials, target, _, ctx.ignore_index, _ = inputs
+    partials, target, _, _, ctx.ignore_index, _ = inputs
     ctx.save_for_backward(partials, target, output)
 
 
@@ -381,7 +388,7 @@ def _merge_backward(ctx, upstream):
             decay * per_shift,
         ]
     )
-    return rows.masked_fill(target == ctx.ignore_index, 0.0), None, None, None, None
+    return rows.masked_fill(target == ctx.ignore_index, 0.0), *([None] * 5)
 
 
 merge.register_autograd(_merge_backward, setup_context=_merge_setup)

@@ -27,7 +27,7 @@ def sums(z, target, class_weight=None, *, ignore_index=-100) -> torch.Tensor:
             maximum,
             exponentials.sum(1),
             at_target.where(valid, torch.nan),
-            (z if class_weight is None else z * class_weight).sum(1),
+            (shifted if class_weight is None else shifted * class_weight).sum(1),
             (exponentials * finite).sum(1),
         ]
     )

@@ -388,4 +388,8 @@ class LinearInputs:
         )
         if self.shard is None:
             return sums
-        return self.shard.merge(sums, self.target.flat, own, options.ignore_index, self.backend)
+        weight_sum = None
+        if with_logit_sum:
+            rows = self.weight.shape[0]
+            weight_sum = sums.new_full((), rows) if weights is None else weights.sum()
+        return self.shard.merge(sums, self.target.flat, own, options.ignore_index, self.backend, weight_sum)

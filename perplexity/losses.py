@@ -47,7 +47,7 @@ def _loss(sums: Tensor, target: Target, class_weight: Tensor | None, vocabulary:
     loss = (1 − ε) · w[t] · nll + ε / V · Σ_v w[v] · (logsumexp − z[v]) + z_loss · logsumexp²
     """
     counted = target.flat != options.ignore_index
-    logsumexp = sums[MAX] + sums[SUM_EXP].log()
+    log_sum = sums[SUM_EXP].log()
     loss = -token_log_probability(sums)
     scale = counted.to(loss.dtype)
     if class_weight is not None:
@@ -55,9 +55,9 @@ def _loss(sums: Tensor, target: Target, class_weight: Tensor | None, vocabulary:
         loss = loss * scale
     if options.label_smoothing:
         weight_sum = vocabulary if class_weight is None else class_weight.sum()
-        spread = weight_sum * logsumexp - sums[LOGIT_SUM]
+        spread = weight_sum * log_sum - sums[LOGIT_SUM]
         loss = (1.0 - options.label_smoothing) * loss + options.label_smoothing / vocabulary * spread
-    penalty = options.z_loss * logsumexp.square() if options.z_loss else None
+    penalty = options.z_loss * (sums[MAX] + log_sum).square() if options.z_loss else None
     return _reduced(loss, penalty, scale, counted, options.reduction)
 
 
@@ -72,9 +72,9 @@ def _soft_weights(
 
 
 def _soft_loss(sums: Tensor, q: Tensor, options: LossOptions) -> Tensor:
-    logsumexp = sums[MAX] + sums[SUM_EXP].log()
-    loss = q.sum(1) * logsumexp - sums[LOGIT_SUM]
-    penalty = options.z_loss * logsumexp.square() if options.z_loss else None
+    log_sum = sums[SUM_EXP].log()
+    loss = q.sum(1) * log_sum - sums[LOGIT_SUM]
+    penalty = options.z_loss * (sums[MAX] + log_sum).square() if options.z_loss else None
     every = torch.ones_like(loss)  # torch divides by the number of tokens here, class weights or not
     return _reduced(loss, penalty, every, every, options.reduction)
 

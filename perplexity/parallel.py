@@ -53,12 +53,21 @@ class VocabularyShard:
         """``tensor``, whose gradient is the sum over ranks: each sees only what its own rows make of it."""
         return _Replicated.apply(tensor, self.group)
 
-    def merge(self, sums: Tensor, target: Tensor, own: Tensor, ignore_index: int, backend: str) -> Tensor:
-        """The whole vocabulary's sums [5, N] from this rank's."""
+    def merge(
+        self,
+        sums: Tensor,
+        target: Tensor,
+        own: Tensor,
+        ignore_index: int,
+        backend: str,
+        weight_sum: Tensor | None = None,
+    ) -> Tensor:
+        """The whole vocabulary's sums [5, N] from this rank's; ``weight_sum``: Σ w of its rows, where ``LOGIT_SUM`` counts."""
         rows = list(sums.unbind())
         rows[TARGET] = torch.where(own, rows[TARGET], 0.0)
         parts = self.gather(torch.stack(rows)).movedim(0, 1).contiguous()
-        return operators.merge(parts, target, self.size, ignore_index, backend)
+        weights = None if weight_sum is None else self.gather(weight_sum)
+        return operators.merge(parts, target, weights, self.size, ignore_index, backend)
 
     def merge_choices(self, maximum: Tensor, above: Tensor, best: Tensor) -> tuple[Tensor, Tensor]:
         """Rank and prediction over the whole vocabulary; of equal largest logits the first column's."""

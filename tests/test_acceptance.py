@@ -171,6 +171,18 @@ def test_06_offsets_past_2_to_the_31(row_stride, backend, device):
 
 
 @both
+def test_06_a_bias_past_2_to_the_31(backend, device):
+    """A column of one fused [V, D + 1] matrix: its stride times a column wraps in 32 bits."""
+    generator = torch.Generator().manual_seed(0)
+    hidden, weight = (torch.randn(n, 10, generator=generator).half().to(device) for n in (9, 40))
+    near = torch.randn(40, generator=generator).half().to(device)
+    far = spread(near[:, None], 2**26)[:, 0]
+    target = torch.arange(9, device=device)
+    ours, expected = (perplexity.token_nll(hidden, weight, target, linear_bias=b, backend=backend) for b in (far, near))
+    assert torch.equal(ours, expected)
+
+
+@both
 def test_06_labels_that_are_not_aligned(backend, device):
     hidden, weight, target = problem(33, 100, 8, device)
     shifted = F.pad(target, (1, 0))[1:]
@@ -352,6 +364,57 @@ def test_15_log_likelihood_and_whether_it_is_greedy(backend, device):
     greedy = log_p.argmax(1) == target
     assert torch.equal(statistics.rank == 0, greedy) and 20 <= greedy.sum() < 40
     assert torch.equal(statistics.predicted == target, greedy)
+
+
+@both
+@pytest.mark.parametrize("kind", ["smoothing", "probabilities"])
+def test_17_an_offset_of_all_logits_costs_no_precision(kind, backend, device):
+    """Σ w · z, taken from 0, cancels against Σ w · logsumexp: 2e-3 off at an offset of 1e4."""
+    generator = torch.Generator().manual_seed(0)
+    z = (torch.randn(32, 2000, generator=generator) + 1e4).to(device)
+    target = torch.randint(0, 2000, (32,), generator=generator).to(device)
+    options = dict(reduction="none", label_smoothing=0.1)
+    if kind == "probabilities":
+        backend, target = "torch", torch.randn(32, 2000, generator=generator).softmax(1).to(device)
+    ours = perplexity.cross_entropy(z, target, backend=backend, **options)
+    exact_target = target.double() if kind == "probabilities" else target
+    truth, plain = F.cross_entropy(z.double(), exact_target, **options), F.cross_entropy(z, target, **options)
+    assert (ours - truth).abs().max() <= (plain - truth).abs().max() + 1e-5
+    bias = torch.full((2000,), 1e4, device=device)
+    weight = torch.eye(2000, device=device)
+    if kind == "smoothing":
+        linear = perplexity.linear_cross_entropy(z - 1e4, weight, target, linear_bias=bias, backend=backend, **options)
+        # z − 1e4 is exact in float32, and so is adding it again.
+        assert (linear - truth).abs().max() <= (plain - truth).abs().max() + 1e-5
+
+
+@both
+def test_18_a_wide_softcap_is_exact(backend, device):
+    """1 − exp cancels in tanh of small arguments: logits of 50 under a cap of 1,000 were off by 5e-5."""
+    z = torch.rand(64, 500, generator=torch.Generator().manual_seed(0)).to(device) * 40 + 20
+    target = torch.arange(64, device=device)
+    for cap in (100.0, 300.0, 1000.0):
+        ours = perplexity.cross_entropy(z, target, softcap=cap, reduction="none", backend=backend)
+        truth, plain = (
+            F.cross_entropy(cap * torch.tanh(logits / cap), target, reduction="none") for logits in (z.double(), z)
+        )
+        assert (ours - truth).abs().max() <= (plain - truth).abs().max() + 1e-5
+
+
+@both
+def test_19_ignored_tokens_may_be_no_numbers(backend, device):
+    """Their loss and gradients are 0, under a softcap too, whose slope at NaN is NaN."""
+    hidden, weight, target = problem(9, 40, 8, device)
+    target[3] = -100
+    with torch.no_grad():
+        hidden[3] = torch.nan
+    for loss_of in (
+        lambda h: perplexity.linear_cross_entropy(h, weight.detach(), target, softcap=5.0, backend=backend),
+        lambda h: perplexity.cross_entropy(h, target.clamp(max=7), softcap=5.0, backend=backend),
+    ):
+        loss = loss_of(hidden)
+        (gradient,) = torch.autograd.grad(loss, hidden)
+        assert loss.isfinite() and (gradient[3] == 0).all() and gradient.isfinite().all()
 
 
 def test_16_tokens_times_vocabulary_is_never_held():

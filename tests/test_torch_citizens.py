@@ -44,7 +44,7 @@ def operator_calls(device, backend):
         "linear_statistics": (*leaves[:3], target, at_target, -100, 3.0, 0.5, 0, backend),
         "nll": (logits.requires_grad_(), target, weight, -100, None, 1.0, True, True, 0, backend),
         "nll_grad": (sums, maximum, logits.detach(), target, weight, -100, None, 1.0, True, True, 0, backend),
-        "merge": (partials.requires_grad_(), target, V, -100, backend),
+        "merge": (partials.requires_grad_(), target, torch.tensor([3.0, V - 3.0], device=device), V, -100, backend),
         "linear_kl": (h, w, b, g, u, c, 3.0, 0.5, None, 1.0, 0, backend),
         "linear_kl_grad": (
             maximum,
