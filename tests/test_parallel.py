@@ -37,11 +37,12 @@ def worker(rank, ranks, port, body, arguments, failures):
     try:
         body(rank, ranks, *arguments)
         dist.barrier()
+        dist.destroy_process_group()
     except BaseException:
         failures.put((rank, traceback.format_exc()))
         raise
-    finally:
-        dist.destroy_process_group()
+    # Threads of gloo and autograd may outlive the group; the interpreter's exit would now and then abort on them.
+    os._exit(0)
 
 
 def in_processes(ranks, body, *arguments):
