@@ -276,7 +276,7 @@ def partials(
 def span_weights(vocabulary: int, class_weight: torch.Tensor | None, like: torch.Tensor) -> torch.Tensor:
     """Σ w of every span, float32 [spans]: what its ``LOGIT_SUM`` moves by when its maximum does."""
     weights = like.new_ones(vocabulary, dtype=torch.float32) if class_weight is None else class_weight
-    return torch.stack([part.sum() for part in weights.split(SPAN)])
+    return torch.nn.functional.pad(weights, (0, -vocabulary % SPAN)).view(-1, SPAN).sum(1)
 
 
 def merge(

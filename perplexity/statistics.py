@@ -35,6 +35,13 @@ class TokenStatistics(NamedTuple):
     predicted: Tensor  # int64: the column of the largest logit, the first of equal ones
 
 
+def _head_of_tokens(options: LossOptions, input: Tensor, linear_weight: Tensor, target: Tensor, **rest) -> LinearInputs:
+    """Inputs of a statistic, whose targets are tokens."""
+    inputs = LinearInputs.prepare(input, linear_weight, target, weight=None, options=options, **rest)
+    expect(not inputs.target.probabilities, "target", "class indices", "class probabilities", TypeError)
+    return inputs
+
+
 @torch.no_grad()
 def token_nll(
     input: Tensor,
@@ -93,21 +100,19 @@ def token_statistics(
     A logit is above the target's if it is larger as computed, in float32. Rows of the vocabulary that are the same tie on
     triton; on the torch backend they do wherever the library's matrix product gives them the same bits.
     """
-    options = LossOptions("none", ignore_index, softcap=softcap, logit_scale=logit_scale, memory_limit=memory_limit)
-    inputs = LinearInputs.prepare(
+    inputs = _head_of_tokens(
+        LossOptions("none", ignore_index, softcap=softcap, logit_scale=logit_scale, memory_limit=memory_limit),
         input,
         linear_weight,
         target,
         linear_bias=linear_bias,
-        weight=None,
-        options=options,
-        backend=backend,
         shift=shift,
+        backend=backend,
         validate=validate,
         shard=shard,
     )
-    expect(not inputs.target.probabilities, "target", "class indices", "class probabilities", TypeError)
-    flat, local, ignored = inputs.target.flat, inputs.target.flat, options.ignore_index
+    options, flat = inputs.options, inputs.target.flat
+    local, ignored = flat, options.ignore_index
     if shard := inputs.shard:
         local, own = shard.local_target(flat, inputs.weight.shape[0], ignored)
         ignored = IGNORED
@@ -159,20 +164,17 @@ def token_log_probabilities(
     With ``with_entropy`` also the entropy of its distribution in nats, from the same pass and with gradient: what policy
     gradients ask for. Arguments as in ``linear_cross_entropy``.
     """
-    options = LossOptions("none", ignore_index, softcap=softcap, logit_scale=logit_scale, memory_limit=memory_limit)
-    inputs = LinearInputs.prepare(
+    inputs = _head_of_tokens(
+        LossOptions("none", ignore_index, softcap=softcap, logit_scale=logit_scale, memory_limit=memory_limit),
         input,
         linear_weight,
         target,
         linear_bias=linear_bias,
-        weight=None,
-        options=options,
-        backend=backend,
         shift=shift,
+        backend=backend,
         validate=validate,
         shard=shard,
     )
-    expect(not inputs.target.probabilities, "target", "class indices", "class probabilities", TypeError)
     sums = inputs.sums(with_exp_shift=with_entropy)
     log_probability = inputs.target.unflatten(token_log_probability(sums)).float()
     if not with_entropy:

@@ -1,4 +1,4 @@
-"""Every table of the losses again, compiled, on CUDA tensors, on both backends: their `device` is the GPU where there is one."""
+"""Every table of the kernels and losses again, compiled: their `device` is the GPU where there is one."""
 
 import pytest
 import torch
@@ -8,13 +8,15 @@ if not torch.cuda.is_available():
 
 import test_acceptance
 import test_features
+import test_kernels
 import test_losses
 import test_properties
 import test_torch_citizens
+from tables import Case, build, implementation
 
 pytestmark = pytest.mark.gpu
 
-for module in (test_acceptance, test_features, test_losses, test_properties, test_torch_citizens):
+for module in (test_acceptance, test_features, test_kernels, test_losses, test_properties, test_torch_citizens):
     for name, function in list(vars(module).items()):
         if name.startswith("test_"):
             globals()[f"{module.__name__}_{name.removeprefix('test_')}"] = function
@@ -47,3 +49,14 @@ def test_a_training_step_in_a_cuda_graph():
     graph.replay()
     for ours, expected in zip(captured, step(), strict=True):
         assert torch.equal(ours, expected)
+
+
+def test_two_runs_of_many_programs_give_the_same_bits():
+    """More programs than a device holds at once, in whatever order."""
+    inputs = build(Case(shape=(4096, 50257, 512), dtype=torch.bfloat16), "cuda")
+    arguments = inputs.hidden, inputs.weight, inputs.bias, inputs.target
+    forward, backward = implementation("triton")
+    first, second = forward(*arguments), forward(*arguments)
+    assert torch.equal(first, second)
+    gradients = [backward(inputs.upstream, first[0].clone(), *arguments)[:2] for _ in range(2)]
+    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
