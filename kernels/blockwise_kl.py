@@ -11,39 +11,36 @@ from __future__ import annotations
 
 import torch
 
-from .blockwise import Logits, row_maximum
-from .chunks import accumulate_gradients, block_shape, gradient_block
+from .blocks import block_shape, cached_logits
+from .blockwise import BACKWARD_LIMIT, FORWARD_LIMIT, LN2, LOG2E, Logits, finite
+from .chunks import accumulate_gradients, gradient_block, rounded_buffer, rounded_bytes
 
 KL_ROWS = 5
 Head = tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]  # hidden [N, D], weight [V, D], bias [V]
 Rule = tuple[float | None, float]  # softcap, logit_scale
 
 
-def _finite(maximum: torch.Tensor) -> torch.Tensor:
-    """Logits of −inf alone are taken from 0: any finite reference avoids inf − inf."""
-    return torch.where(maximum == -torch.inf, 0.0, maximum)
-
-
 def block_rows(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """The rows [5, N] of a block of logits a and b [N, block]; overwrites both."""
-    (p_maximum, _), (q_maximum, _) = row_maximum(a), row_maximum(b)
-    a -= _finite(p_maximum)[:, None]
-    b -= _finite(q_maximum)[:, None]
-    q_sum = torch.exp(b).sum(1)
+    """The rows [5, N] of a block of logits a and b [N, columns]; overwrites both."""
+    p_maximum, q_maximum = a.amax(1), b.amax(1)
+    a.sub_(finite(p_maximum)[:, None]).mul_(LOG2E)
+    b.sub_(finite(q_maximum)[:, None]).mul_(LOG2E)
+    q_sum = torch.exp2(b).sum(1)
     torch.sub(a, b, out=b)
-    exponentials = a.exp_()
-    b.masked_fill_(exponentials == 0, 0.0)  # 0 · log 0 is 0
+    exponentials = a.exp2_()
     p_sum = exponentials.sum(1)
-    return torch.stack([p_maximum, p_sum, q_maximum, q_sum, b.mul_(exponentials).sum(1)])
+    # 0 · log 0 is 0. Logits that are no numbers still show, in a sum of exponentials.
+    gap = b.mul_(exponentials).nan_to_num_(0.0, torch.inf, -torch.inf).sum(1).mul_(LN2)
+    return torch.stack([p_maximum, p_sum, q_maximum, q_sum, gap])
 
 
 def merge(spans: torch.Tensor) -> torch.Tensor:
     """Fold the rows of spans, [5, spans, N], into [5, N]."""
     p_maximum, p_sum, q_maximum, q_sum, gap = spans
     p_top, q_top = p_maximum.amax(0), q_maximum.amax(0)
-    p_decay = (p_maximum - _finite(p_top)).exp()
-    q_decay = (q_maximum - _finite(q_top)).exp()
-    moved = (_finite(p_maximum) - _finite(p_top)) - (_finite(q_maximum) - _finite(q_top))
+    p_decay = (p_maximum - finite(p_top)).exp()
+    q_decay = (q_maximum - finite(q_top)).exp()
+    moved = (finite(p_maximum) - finite(p_top)) - (finite(q_maximum) - finite(q_top))
     weighted = torch.where(p_decay * p_sum > 0, p_decay * (gap + p_sum * moved), 0.0)
     return torch.stack([p_top, (p_decay * p_sum).sum(0), q_top, (q_decay * q_sum).sum(0), weighted.sum(0)])
 
@@ -57,8 +54,13 @@ def divergence(rows: torch.Tensor) -> torch.Tensor:
 def gradient_vectors(upstream: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
     """What a logit gradient needs of a token, [6, N]: m_p, log s_p, m_q, log s_q, KL, upstream gradient."""
     return torch.stack(
-        [_finite(rows[0]), rows[1].log(), _finite(rows[2]), rows[3].log(), divergence(rows), upstream.to(rows.dtype)]
+        [finite(rows[0]), rows[1].log(), finite(rows[2]), rows[3].log(), divergence(rows), upstream.to(rows.dtype)]
     )
+
+
+def _plan_steps(sides: list[Logits], memory_limit: int) -> int:
+    """Settle the products of both sides, a quarter of the limit at most for each; returns the bytes they take."""
+    return sum(side.plan_steps(memory_limit // 2) for side in sides)
 
 
 def linear_kl(
@@ -67,7 +69,7 @@ def linear_kl(
     *,
     p_rule: Rule = (None, 1.0),
     q_rule: Rule = (None, 1.0),
-    memory_limit: int = 8 << 20,
+    memory_limit: int = FORWARD_LIMIT,
 ) -> torch.Tensor:
     """The five rows of every token, [5, N], float32 (float64 where an input is)."""
     tokens, vocabulary = p_head[0].shape[0], p_head[1].shape[0]
@@ -76,12 +78,11 @@ def linear_kl(
     block = block_shape(
         tokens,
         vocabulary,
-        memory_limit,
+        memory_limit - _plan_steps(sides, memory_limit),
         # Both blocks, one exponential of Q's and a mask.
         per_logit=3 * wide.itemsize + 1,
-        per_token=sides[0].per_row + sides[1].per_row,
-        per_row=sides[0].per_row + sides[1].per_row,
-        most_rows=1024,
+        per_token=sides[0].widened + sides[1].widened,
+        most_logits=cached_logits(),
     )
     for side in sides:
         side.reserve(block)
@@ -108,12 +109,12 @@ def linear_kl_grad(
     q_rule: Rule = (None, 1.0),
     p_needs: tuple[bool, bool, bool] = (True, True, True),
     q_needs: tuple[bool, bool, bool] = (True, True, True),
-    memory_limit: int = 16 << 20,
+    memory_limit: int = BACKWARD_LIMIT,
 ) -> tuple[torch.Tensor | None, ...]:
     """Gradients of hidden, weight and bias of P, then of Q, from ``upstream`` [N] and the forward's ``rows`` [5, N]."""
     vectors = gradient_vectors(upstream, rows)
     sides = [Logits(*p_head, *p_rule), Logits(*q_head, *q_rule)]
-    gradients = []
+    gradients, nobody = [], torch.zeros_like(upstream, dtype=torch.bool)
     for for_p, head, needs in ((True, p_head, p_needs), (False, q_head, q_needs)):
         if not any(needs):
             gradients += [None] * 3
@@ -123,12 +124,13 @@ def linear_kl_grad(
             *head[:2],
             needs,
             memory_limit,
-            per_logit=side.per_gradient(3),
-            per_token=sides[0].per_row + sides[1].per_row,
-            per_row=sides[0].per_row + sides[1].per_row,
+            taken=_plan_steps(sides, memory_limit) + rounded_bytes(head[0], memory_limit),
+            per_logit=side.per_logit(3, gradient=True),
+            per_token=sides[0].widened + sides[1].widened,
+            most_logits=cached_logits(),
         )
         for one in sides:
-            one.reserve(block)
+            one.reserve(block, gradient=one is side)
 
         def logit_gradient(chunk: slice, columns: slice, for_p=for_p, side=side) -> torch.Tensor:
             a, b = (one.block(chunk, columns) for one in sides)
@@ -142,7 +144,8 @@ def linear_kl_grad(
                 gradient = difference.masked_fill_(p == 0, 0.0).mul_(p).mul_(g)
             else:
                 gradient = log_q.exp_().sub_(log_p.exp_()).mul_(g)
-            return side.chain(gradient, slope)
+            return side.chain(gradient, slope, nobody[chunk])
 
-        gradients += accumulate_gradients(logit_gradient, *head, needs=needs, block=block)
+        rounded = rounded_buffer(head[0], memory_limit)
+        gradients += accumulate_gradients(logit_gradient, *head, needs=needs, block=block, rounded=rounded)
     return tuple(gradients)

@@ -10,13 +10,24 @@ Nothing here waits for a device, ``checked_target`` excepted: its callers decide
 import torch
 from torch import Tensor
 
-from . import MAX, SUMS, blockwise, blockwise_kl
+from . import MAX, SUMS, blockwise, blockwise_kl, blockwise_rows, blockwise_statistics
 from .blockwise_kl import KL_ROWS
 
 
 def _implementation(backend: str, name: str):
     if backend == "torch":
-        return getattr(blockwise_kl if "kl" in name else blockwise, name)
+        module = {
+            "linear_nll": blockwise,
+            "linear_nll_grad": blockwise,
+            "merge": blockwise,
+            "target_logit": blockwise_statistics,
+            "linear_statistics": blockwise_statistics,
+            "nll": blockwise_rows,
+            "nll_grad": blockwise_rows,
+            "linear_kl": blockwise_kl,
+            "linear_kl_grad": blockwise_kl,
+        }[name]
+        return getattr(module, name)
     if backend != "triton":
         raise ValueError(f"backend: expected 'triton' or 'torch', got {backend!r}")
     from . import linear_kl, linear_nll, linear_nll_grad, linear_statistics, nll

@@ -8,7 +8,18 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
-from perplexity.kernels import EXP_SHIFT, LOGIT_SUM, MAX, SUM_EXP, TARGET, blockwise, blockwise_kl, reference
+from perplexity.kernels import (
+    EXP_SHIFT,
+    LOGIT_SUM,
+    MAX,
+    SUM_EXP,
+    TARGET,
+    blockwise,
+    blockwise_kl,
+    blockwise_rows,
+    blockwise_statistics,
+    reference,
+)
 
 # Forward: torch's own float32 sums differ among themselves by some 1e-6 at these shapes; 16-bit inputs are exact in ours.
 FORWARD = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 1e-2}
@@ -180,7 +191,7 @@ def check_linear(case: Case, backend: str, device: str) -> None:
 def check_rows(case: Case, backend: str, device: str) -> None:
     """Sums and gradients from logits that exist, the gradient in their place too."""
     if backend == "torch":
-        forward, backward = blockwise.nll, blockwise.nll_grad
+        forward, backward = blockwise_rows.nll, blockwise_rows.nll_grad
     else:
         from perplexity.kernels import nll
 
@@ -205,7 +216,7 @@ def check_rows(case: Case, backend: str, device: str) -> None:
 
 def statistics_implementation(backend: str):
     if backend == "torch":
-        return blockwise
+        return blockwise_statistics
     from perplexity.kernels import linear_statistics
 
     return linear_statistics

@@ -214,13 +214,13 @@ def test_logits_with_classes_second_are_not_copied():
     """A copy to [N · d1, C] would be the largest tensor there is."""
     from test_memory import LiveBytes
 
-    from perplexity.kernels import blockwise
+    from perplexity.kernels import blockwise_rows
 
     logits, target = torch.randn(3, 1000, 200), torch.randint(0, 1000, (600,))
-    peak = LiveBytes().of(blockwise.nll, logits, target, memory_limit=1 << 18)
+    peak = LiveBytes().of(blockwise_rows.nll, logits, target, memory_limit=1 << 18)
     assert peak <= (1 << 18) + 40 * 8 * 600
     peak = LiveBytes().of(
-        blockwise.nll_grad, torch.ones(5, 600), torch.zeros(600), logits, target, memory_limit=1 << 18
+        blockwise_rows.nll_grad, torch.ones(5, 600), torch.zeros(600), logits, target, memory_limit=1 << 18
     )
     assert peak <= (1 << 18) + 40 * 8 * 600
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from perplexity.kernels import blockwise, blockwise_kl
+from perplexity.kernels import blockwise, blockwise_kl, blockwise_statistics
 
 MIB = 1 << 20
 
@@ -65,7 +65,9 @@ def test_no_more_is_alive_at_once(N, dtype, limit):
     vectors = 40 * 8 * N  # a few dozen numbers a token: running sums, their merges, local targets
     head = hidden, weight, None
     calls = {
-        "statistics": lambda: LiveBytes().of(blockwise.linear_statistics, *head, target, at_target, memory_limit=limit),
+        "statistics": lambda: LiveBytes().of(
+            blockwise_statistics.linear_statistics, *head, target, at_target, memory_limit=limit
+        ),
         "divergence": lambda: LiveBytes().of(blockwise_kl.linear_kl, head, (other, weight, None), memory_limit=limit),
         "divergence, gradients": lambda: LiveBytes().of(
             blockwise_kl.linear_kl_grad,

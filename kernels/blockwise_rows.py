@@ -1,0 +1,86 @@
+"""The contracts of ``nll.py``, over logits that exist, in plain PyTorch: a few rows at a time, in the caches of a CPU."""
+
+from __future__ import annotations
+
+import torch
+
+from .blockwise import RunningSums, apply_rule, sums_derivative, with_positions, zero_tokens
+
+ROWS_LIMIT = 4 << 20
+
+
+def _row_chunks(logits: torch.Tensor, wide: torch.dtype, copies: int, memory_limit: int):
+    """Flat tokens, where in [N, V, T] they are, and a wide copy of their logits [tokens, V], as many at a time as fit."""
+    logits = with_positions(logits)
+    N, V, T = logits.shape
+    size = max(1, memory_limit // max(1, copies * V * wide.itemsize))
+    if T == 0:
+        return
+    items, positions = (size // max(1, T), T) if size >= T else (1, size)
+    for n in range(0, N, items):
+        for t in range(0, T, positions):
+            here = slice(n, n + items), slice(None), slice(t, t + positions)
+            z = logits[here].movedim(1, 2).to(wide, copy=True, memory_format=torch.contiguous_format).view(-1, V)
+            yield slice(n * T + t, n * T + t + z.shape[0]), here, z
+
+
+def nll(
+    logits: torch.Tensor,
+    target: torch.Tensor,
+    class_weight: torch.Tensor | None = None,
+    *,
+    ignore_index: int = -100,
+    softcap: float | None = None,
+    logit_scale: float = 1.0,
+    with_logit_sum: bool = False,
+    with_exp_shift: bool = False,
+    memory_limit: int = ROWS_LIMIT,
+) -> torch.Tensor:
+    """The five sums of every token, [5, N · T], from logits [N, V] or [N, V, T], a few rows at a time."""
+    wide = torch.promote_types(logits.dtype, torch.float32)
+    running = RunningSums.start(target, class_weight, with_logit_sum, with_exp_shift, wide)
+    for tokens, _, z in _row_chunks(logits, wide, 2 + with_exp_shift, memory_limit):
+        running.add(apply_rule(z, None, softcap, logit_scale), 0, tokens)
+    return running.finish(logits.shape[1], ignore_index)
+
+
+def nll_grad(
+    upstream: torch.Tensor,
+    maximum: torch.Tensor,
+    logits: torch.Tensor,
+    target: torch.Tensor,
+    class_weight: torch.Tensor | None = None,
+    *,
+    ignore_index: int = -100,
+    softcap: float | None = None,
+    logit_scale: float = 1.0,
+    with_logit_sum: bool = False,
+    with_exp_shift: bool = False,
+    out: torch.Tensor | None = None,
+    memory_limit: int = ROWS_LIMIT,
+) -> torch.Tensor:
+    """Gradient of logits [N, V] or [N, V, T] from ``upstream`` [5, N · T]; ``out`` may be ``logits`` itself."""
+    wide = torch.promote_types(logits.dtype, torch.float32)
+    out = torch.empty_like(logits) if out is None else out
+    dense = class_weight is not None and class_weight.dim() == 2
+    copies = 2 + with_exp_shift + (softcap is not None)
+    for tokens, here, z in _row_chunks(logits, wide, copies, memory_limit):
+        apply_rule(z, None, softcap, logit_scale)
+        ignored = target[tokens] == ignore_index
+        slope = None if softcap is None else (z / softcap).square_().neg_().add_(1.0)
+        gradient = sums_derivative(
+            z,
+            0,
+            maximum[tokens],
+            upstream[:, tokens],
+            target[tokens],
+            class_weight[tokens] if dense else class_weight,
+            with_logit_sum,
+            with_exp_shift,
+        )
+        if slope is not None:
+            gradient *= slope
+        zero_tokens(gradient, ignored)
+        place = with_positions(out)[here]
+        place.copy_(gradient.mul_(logit_scale).view(place.shape[0], place.shape[2], -1).movedim(2, 1))
+    return out

@@ -1,0 +1,107 @@
+"""Per-token statistics in plain PyTorch without N × V: the sums of ``blockwise.py``, ranks and predictions.
+
+A rank counts the logits above the target's, which ``target_logit`` computes first. Cost: that of ``blockwise.linear_nll``,
+one more copy of a block, and sweeps over it for the comparison and the largest.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from . import MAX
+from .blockwise import FORWARD_LIMIT, Logits, RunningSums, apply_rule, forward_block, sweep
+
+
+@dataclass
+class _Choices:
+    """How many logits are above the target's, and the column of the largest, while the vocabulary goes by."""
+
+    target: torch.Tensor
+    target_logit: torch.Tensor
+    above: torch.Tensor
+    best: torch.Tensor
+
+    def add(
+        self, z: torch.Tensor, first_column: int, tokens: slice, maximum: torch.Tensor, scratch: torch.Tensor
+    ) -> torch.Tensor:
+        """Add the logits z [tokens, columns], given the ``maximum`` [tokens] of the columns before; returns the block's."""
+        # Ones in floats: summing them takes a fifth of summing bools, and is exact, a block being narrower than 2²⁴.
+        larger = torch.gt(z, self.target_logit[tokens, None], out=scratch)
+        local = self.target[tokens] - first_column
+        # The target's own column never counts, whatever its rounding.
+        inside = (local >= 0) & (local < z.shape[1])
+        column = local.clamp(0, z.shape[1] - 1)[:, None]
+        larger.scatter_(1, column, larger.gather(1, column).masked_fill_(inside[:, None], 0.0))
+        self.above[tokens] += larger.sum(1).long()
+        column = z.argmax(1)
+        largest = z.gather(1, column[:, None])[:, 0]
+        self.best[tokens] = torch.where(largest > maximum, first_column + column, self.best[tokens])
+        return largest
+
+
+def target_logit(
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    target: torch.Tensor,
+    *,
+    softcap: float | None = None,
+    logit_scale: float = 1.0,
+    memory_limit: int = FORWARD_LIMIT,
+) -> torch.Tensor:
+    """The logit of every token's target, [N], 0 where it is no row of ``weight``; what ``linear_statistics`` takes.
+
+    The diagonal of a product of tokens with rows, not a dot product a token: the library then usually sums in the order in
+    which it sums the sweep's blocks, and equal logits tie. Usually: its edge tiles and vectors may take other routines.
+    """
+    tokens, dimension = hidden.shape
+    wide = torch.promote_types(hidden.dtype, torch.float32)
+    out = hidden.new_zeros(tokens, dtype=wide)
+    inside = (target >= 0) & (target < weight.shape[0])
+    rows = torch.where(inside, target, 0)
+    # The gathered rows, and both operands again where they are widened.
+    per_token = dimension * (hidden.element_size() + (2 * wide.itemsize if wide != hidden.dtype else 0))
+    side = max(16, min(256, memory_limit // (per_token + 256 * wide.itemsize)))
+    buffer = hidden.new_empty(side * side, dtype=wide)
+    for start in range(0, tokens if weight.shape[0] else 0, side):
+        start = max(0, min(start, tokens - side))
+        chunk = slice(start, min(tokens, start + side))
+        count = chunk.stop - start
+        columns = rows[chunk].repeat(-(-side // count))[:side]
+        # Into a buffer: autocast would round the operands of `@` to 16 bits.
+        z = torch.mm(hidden[chunk].to(wide), weight[columns].to(wide).T, out=buffer[: count * side].view(count, side))
+        apply_rule(z, None if bias is None else bias[columns], softcap, logit_scale)
+        out[chunk] = z.diagonal()
+    return out.masked_fill_(~inside, 0.0)
+
+
+def linear_statistics(
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    target: torch.Tensor,
+    target_logit: torch.Tensor,
+    *,
+    ignore_index: int = -100,
+    softcap: float | None = None,
+    logit_scale: float = 1.0,
+    memory_limit: int = FORWARD_LIMIT,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The five sums [5, N] (``LOGIT_SUM`` left 0), how many logits are above ``target_logit`` [N], and the largest's column.
+
+    Both int64 [N]; 0 for ignored tokens. Of equal largest logits the first column is taken.
+    """
+    logits = Logits(hidden, weight, bias, softcap, logit_scale)
+    block = forward_block(logits, memory_limit, copies=2)
+    logits.reserve(block, scratch=True)
+    running = RunningSums.start(target, None, False, True, logits.wide)
+    above, best = (torch.zeros(target.shape, dtype=torch.int64, device=target.device) for _ in range(2))
+    choices = _Choices(target, target_logit, above, best)
+    for tokens, columns, z in sweep(logits, block):
+        scratch = logits.scratch(z)
+        largest = choices.add(z, columns.start, tokens, running.rows[MAX, tokens], scratch)
+        running.add(z, columns.start, tokens, largest=largest, scratch=scratch)
+    ignored = target == ignore_index
+    return running.finish(weight.shape[0], ignore_index), above.masked_fill_(ignored, 0), best.masked_fill_(ignored, 0)
