@@ -344,9 +344,8 @@ def _dense(class_weight: torch.Tensor | None) -> bool:
 
 
 def keeps_products(hidden: torch.Tensor, rounded: bool) -> bool:
-    """Whether a training step may keep products where the weight's gradient will be: they have its dtype."""
-    logits_dtype = hidden.dtype if rounded else torch.promote_types(hidden.dtype, torch.float32)
-    return hidden.dtype == logits_dtype
+    """Whether a training step may keep products where the gradient of the weight will be: they have its dtype."""
+    return hidden.dtype == Logits(hidden, hidden, None, None, 1.0, rounded).product
 
 
 def linear_nll(

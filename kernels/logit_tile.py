@@ -15,10 +15,10 @@ from .launch import Target, current_target, tanh, widen_products
 def tile_configuration(target: Target, dtype: torch.dtype, vectorised: bool, work: str) -> tuple[dict, dict]:
     """Tile sizes and launch options of the kernels that multiply hidden by weight.
 
-    ``work`` on a tile of logits: "nll"; "sums" (a softcap, or sums beyond NLL); "statistics" (ranks); "divergence" (a second
-    tile). The largest tile whose accumulator (BLOCK_N · BLOCK_V floats over num_warps) stays in registers; less room is left
-    the more work there is, where three tf32 products a tile need both operands split, and where rows that cannot be read
-    16 bytes at a time take registers for addresses. None spills: `make compile-check`.
+    ``work`` on a tile of logits: "nll"; "sums" (a softcap, or one sum beyond NLL); "all sums"; "statistics" (ranks);
+    "divergence" (a second tile). The largest tile whose accumulator (BLOCK_N · BLOCK_V floats over num_warps) stays in
+    registers; less room is left the more work there is, where three tf32 products a tile need both operands split, and where
+    rows that cannot be read 16 bytes at a time take registers for addresses. None spills: `make compile-check`.
     """
     if target.backend == "interpreter":
         return dict(BLOCK_N=64, BLOCK_V=128, BLOCK_D=64), {}
@@ -28,7 +28,7 @@ def tile_configuration(target: Target, dtype: torch.dtype, vectorised: bool, wor
             return dict(BLOCK_N=64, BLOCK_V=64, BLOCK_D=32), dict(num_warps=4, num_stages=2)
         return dict(BLOCK_N=64 if two_tiles else 128, BLOCK_V=128, BLOCK_D=32), dict(num_warps=8, num_stages=2)
     # NVIDIA's assembler would rather spill a register than have one block less on a multiprocessor, unless told to.
-    limit = dict(maxnreg=255) if two_tiles else {}
+    limit = dict(maxnreg=255) if work in ("all sums", "divergence") else {}
     if dtype == torch.float32 or not vectorised:
         # Of two products the split operands take twice the registers: half as many of them.
         tiles = dict(BLOCK_N=64, BLOCK_V=64, BLOCK_D=32 if vectorised and not two_tiles else 16)
@@ -39,6 +39,8 @@ def tile_configuration(target: Target, dtype: torch.dtype, vectorised: bool, wor
 
 
 def work_of(with_logit_sum: bool, with_exp_shift: bool) -> str:
+    if with_logit_sum and with_exp_shift:
+        return "all sums"
     return "sums" if with_logit_sum or with_exp_shift else "nll"
 
 

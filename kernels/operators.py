@@ -112,10 +112,18 @@ def linear_nll(
     logit_scale: float,
     with_logit_sum: bool,
     with_exp_shift: bool,
+    rounded: bool,
+    keep: bool,
     memory_limit: int,
     backend: str,
-) -> Tensor:
-    return _implementation(backend, "linear_nll")(
+) -> tuple[Tensor, Tensor]:
+    """The five sums [5, N]; with ``keep`` also what ``linear_nll_grad_kept`` turns into the weight's gradient [V, D].
+
+    ``rounded`` and ``keep`` are for the torch backend (``blockwise.py``); the kernels neither round nor keep.
+    """
+    keep = keep and backend == "torch"
+    kept = torch.empty_like(weight, memory_format=torch.contiguous_format) if keep else weight.new_empty(0)
+    sums = _implementation(backend, "linear_nll")(
         hidden,
         weight,
         bias,
@@ -126,13 +134,17 @@ def linear_nll(
         logit_scale=logit_scale,
         with_logit_sum=with_logit_sum,
         with_exp_shift=with_exp_shift,
+        **({"rounded": rounded, "kept": kept if keep else None} if backend == "torch" else {}),
         **_memory(memory_limit),
     )
+    return sums, kept
 
 
 @linear_nll.register_fake
-def _(hidden, weight, bias, target, *_):
-    return hidden.new_empty((SUMS, hidden.shape[0]), dtype=_wide(hidden))
+def _(hidden, weight, bias, target, class_weight, *options):
+    *_, keep, _, backend = options
+    sums = hidden.new_empty((SUMS, hidden.shape[0]), dtype=_wide(hidden))
+    return sums, weight.new_empty(weight.shape if keep and backend == "torch" else 0)
 
 
 @torch.library.custom_op("perplexity::linear_nll_grad", mutates_args=())
@@ -149,6 +161,7 @@ def linear_nll_grad(
     logit_scale: float,
     with_logit_sum: bool,
     with_exp_shift: bool,
+    rounded: bool,
     memory_limit: int,
     backend: str,
     needs: list[bool],
@@ -167,9 +180,57 @@ def linear_nll_grad(
         with_logit_sum=with_logit_sum,
         with_exp_shift=with_exp_shift,
         needs=tuple(needs),
+        **({"rounded": rounded} if backend == "torch" else {}),
         **_memory(memory_limit),
     )
     return _present(gradients, hidden)
+
+
+@torch.library.custom_op("perplexity::linear_nll_grad_kept", mutates_args=("kept",))
+def linear_nll_grad_kept(
+    kept: Tensor,
+    upstream: Tensor,
+    maximum: Tensor,
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    target: Tensor,
+    class_weight: Tensor | None,
+    ignore_index: int,
+    softcap: float | None,
+    logit_scale: float,
+    with_logit_sum: bool,
+    with_exp_shift: bool,
+    rounded: bool,
+    memory_limit: int,
+    needs: list[bool],
+) -> tuple[Tensor, Tensor]:
+    """Gradients of hidden and bias; ``kept``, of the forward with these arguments, becomes that of the weight."""
+    grad_hidden, _, grad_bias = _implementation("torch", "linear_nll_grad")(
+        upstream,
+        maximum,
+        hidden,
+        weight,
+        bias,
+        target,
+        class_weight,
+        ignore_index=ignore_index,
+        softcap=softcap,
+        logit_scale=logit_scale,
+        with_logit_sum=with_logit_sum,
+        with_exp_shift=with_exp_shift,
+        needs=(needs[0], True, needs[2]),
+        rounded=rounded,
+        kept=kept,
+        **_memory(memory_limit),
+    )
+    return _present((grad_hidden, grad_bias), hidden)
+
+
+@linear_nll_grad_kept.register_fake
+def _(kept, upstream, maximum, hidden, weight, bias, target, class_weight, *options):
+    needs = options[-1]
+    return _fake_gradients((hidden, bias), (needs[0], needs[2]))
 
 
 def _present(gradients, like: Tensor) -> tuple[Tensor, ...]:
@@ -196,7 +257,8 @@ _no_second_derivative(linear_nll_grad)
 
 def _linear_setup(ctx, inputs, output):
     hidden, weight, bias, target, class_weight, *options = inputs
-    ctx.save_for_backward(hidden, weight, bias, target, class_weight, output)
+    ctx.mark_non_differentiable(output[1])
+    ctx.save_for_backward(hidden, weight, bias, target, class_weight, *output)
     ctx.options = options
 
 
@@ -204,13 +266,24 @@ def _wanted(gradients, needs) -> list[Tensor | None]:
     return [gradient if needed else None for gradient, needed in zip(gradients, needs, strict=True)]
 
 
-def _linear_backward(ctx, upstream):
-    hidden, weight, bias, target, class_weight, sums = ctx.saved_tensors
+def _graph_stays() -> bool:
+    """Whether another backward may follow: then what the graph saved must stay as it is."""
+    known = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", None)
+    return known is None or known()
+
+
+def _linear_backward(ctx, upstream, _):
+    hidden, weight, bias, target, class_weight, sums, kept = ctx.saved_tensors
     needs = list(ctx.needs_input_grad[:3])
-    gradients = linear_nll_grad(
-        upstream, sums[MAX].detach(), hidden, weight, bias, target, class_weight, *ctx.options, needs
-    )
-    return *_wanted(gradients, needs), *([None] * 9)
+    *options, _, memory_limit, backend = ctx.options
+    inputs = (upstream, sums[MAX].detach(), hidden, weight, bias, target, class_weight, *options, memory_limit)
+    # A traced tensor is of another type: what is traced may be run twice.
+    if kept.shape == weight.shape and needs[1] and type(kept) is Tensor and not _graph_stays():
+        grad_hidden, grad_bias = linear_nll_grad_kept(kept, *inputs, needs)
+        gradients = grad_hidden, kept, grad_bias
+    else:
+        gradients = linear_nll_grad(*inputs, backend, needs)
+    return *_wanted(gradients, needs), *([None] * 11)
 
 
 linear_nll.register_autograd(_linear_backward, setup_context=_linear_setup)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from . import parallel
 from .kernels import operators
+from .kernels.blockwise import keeps_products
 from .parallel import VocabularyShard
 
 REDUCTIONS = ("none", "mean", "sum")
@@ -295,6 +296,7 @@ class LinearInputs:
     options: LossOptions
     backend: str
     shard: VocabularyShard | None
+    round_logits: bool
 
     @classmethod
     def prepare(
@@ -310,7 +312,9 @@ class LinearInputs:
         shift: int = 0,
         validate: bool | None = None,
         shard: VocabularyShard | None = None,
+        round_logits: bool = False,
     ) -> LinearInputs:
+        _choice("round_logits", round_logits, (True, False), "True or False", TypeError)
         check_floating("input", input)
         check_floating("linear_weight", linear_weight)
         if linear_bias is not None:
@@ -359,7 +363,13 @@ class LinearInputs:
             options,
             chosen,
             shard,
+            bool(round_logits),
         )
+
+    def _keeps_products(self) -> bool:
+        """Not while compiling: a graph that is traced cannot tell whether a second backward will follow."""
+        trains = torch.is_grad_enabled() and self.weight.requires_grad and not torch.compiler.is_compiling()
+        return trains and self.backend == "torch" and keeps_products(self.hidden, self.round_logits)
 
     def sums(
         self, *, with_logit_sum: bool = False, with_exp_shift: bool = False, weights: Tensor | None = None
@@ -372,7 +382,7 @@ class LinearInputs:
             target, own = self.shard.local_target(target, self.weight.shape[0], ignore_index)
             hidden, ignore_index = self.shard.replicated(hidden), parallel.IGNORED
             weights = None if weights is None else weights[self.shard.start :][: self.weight.shape[0]]
-        sums = operators.linear_nll(
+        sums, _ = operators.linear_nll(
             hidden,
             self.weight,
             self.bias,
@@ -383,6 +393,8 @@ class LinearInputs:
             options.logit_scale,
             with_logit_sum,
             with_exp_shift,
+            self.round_logits,
+            self._keeps_products(),
             options.memory,
             self.backend,
         )

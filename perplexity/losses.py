@@ -94,6 +94,7 @@ def linear_cross_entropy(
     logit_scale: float = 1.0,
     z_loss: float = 0.0,
     shift: int = 0,
+    round_logits: bool = True,
     backend: str | None = None,
     memory_limit: int | None = None,
     validate: bool | None = None,
@@ -139,6 +140,7 @@ def linear_cross_entropy(
         shift=shift,
         validate=validate,
         shard=shard,
+        round_logits=round_logits,
     )
     if inputs.target.probabilities:
         q = _soft_weights(inputs.target.flat, inputs.class_weight, settings, inputs.hidden.dtype)

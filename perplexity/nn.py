@@ -83,6 +83,7 @@ class LinearCrossEntropyLoss(_Loss):
         ignore_index: int | None = None,
         label_smoothing: float = 0.0,
         options: None = None,
+        round_logits: bool = True,
         **keywords,
     ) -> None:
         single = tuple(out_features) == ()
@@ -93,6 +94,8 @@ class LinearCrossEntropyLoss(_Loss):
         if weight is not None:
             expect(tuple(weight.shape) == (num_classes,), "weight", f"shape ({num_classes},)", tuple(weight.shape))
         super().__init__(weight, reduction, ignore_index, label_smoothing, **keywords)
+        self.round_logits = round_logits
+        self._names = (*self._names, "round_logits")
         self.linear = nn.Linear(in_features, num_classes, bias=bias, device=device, dtype=dtype)
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:

@@ -53,6 +53,7 @@ def token_nll(
     softcap: float | None = None,
     logit_scale: float = 1.0,
     shift: int = 0,
+    round_logits: bool = False,
     backend: str | None = None,
     memory_limit: int | None = None,
     validate: bool | None = None,
@@ -60,7 +61,7 @@ def token_nll(
 ) -> Tensor:
     """−log p(target) of every token in nats, the shape of target, float32, 0 at ignored positions, no gradient.
 
-    Arguments as in ``linear_cross_entropy``; the logits are float32 whatever the inputs' dtype.
+    Arguments as in ``linear_cross_entropy``; the logits are float32 whatever the inputs' dtype, unless ``round_logits``.
     """
     return linear_cross_entropy(
         input,
@@ -72,6 +73,7 @@ def token_nll(
         softcap=softcap,
         logit_scale=logit_scale,
         shift=shift,
+        round_logits=round_logits,
         backend=backend,
         memory_limit=memory_limit,
         validate=validate,
@@ -154,6 +156,7 @@ def token_log_probabilities(
     logit_scale: float = 1.0,
     shift: int = 0,
     with_entropy: bool = False,
+    round_logits: bool = False,
     backend: str | None = None,
     memory_limit: int | None = None,
     validate: bool | None = None,
@@ -171,6 +174,7 @@ def token_log_probabilities(
         target,
         linear_bias=linear_bias,
         shift=shift,
+        round_logits=round_logits,
         backend=backend,
         validate=validate,
         shard=shard,

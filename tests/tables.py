@@ -166,13 +166,13 @@ def implementation(backend: str):
     return linear_nll.linear_nll, linear_nll_grad.linear_nll_grad
 
 
-def check_linear(case: Case, backend: str, device: str) -> None:
-    """Sums and gradients from hidden states against float64."""
+def check_linear(case: Case, backend: str, device: str, **keywords) -> None:
+    """Sums and gradients from hidden states against float64; ``keywords`` for the forward and the backward."""
     forward, backward = implementation(backend)
     inputs = build(case, device)
     options = dict(softcap=case.softcap, logit_scale=case.logit_scale, with_logit_sum=True, with_exp_shift=True)
     arguments = inputs.hidden, inputs.weight, inputs.bias, inputs.target, inputs.class_weight
-    sums = forward(*arguments, **options, **case.options)
+    sums = forward(*arguments, **options, **case.options, **keywords)
     exact, exact_gradients = oracle(case, inputs, torch.float64)
     plain, plain_gradients = oracle(case, inputs, case.dtype)
     got = derived(sums, not case.masked_bias)
@@ -180,7 +180,7 @@ def check_linear(case: Case, backend: str, device: str) -> None:
         assert_close(name, value, plain[name], exact[name], FORWARD[case.dtype])
     assert (got["nll"] >= 0).all(), "NLL is never negative"
     maximum = sums[MAX].clone()
-    gradients = backward(inputs.upstream.to(sums.dtype), maximum, *arguments, **options, **case.options)
+    gradients = backward(inputs.upstream.to(sums.dtype), maximum, *arguments, **options, **case.options, **keywords)
     gradients = [gradient for gradient in gradients if gradient is not None]
     for name, *values in zip(("hidden", "weight", "bias"), gradients, plain_gradients, exact_gradients, strict=False):
         assert values[0].dtype == case.dtype

@@ -138,12 +138,27 @@ def test_cross_entropy_is_torchs(options, backend, device):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_16_bit_inputs_give_a_float32_loss(dtype, backend, device):
     leaves, target, _ = case({}, device, dtype)
-    loss = perplexity.linear_cross_entropy(*leaves, target, backend=backend)
+    loss = perplexity.linear_cross_entropy(*leaves, target, backend=backend, round_logits=False)
     _, expected = exact(leaves, target, {})
     assert loss.dtype == torch.float32
     # The inputs are the rounded ones on both sides, and logits are float32: no 16-bit error is left in the loss.
     torch.testing.assert_close(loss.double(), expected, rtol=1e-5, atol=1e-5)
     assert [g.dtype for g in torch.autograd.grad(loss, leaves)] == [dtype, dtype]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_rounded_logits_are_no_worse_than_the_plain_path(dtype, backend, device):
+    """By default a loss may round products as torch.nn.functional.linear does; everything after them is float32."""
+    leaves, target, _ = case({}, device, dtype)
+    nll = perplexity.linear_cross_entropy(*leaves, target, backend=backend, reduction="none").double()
+    plain = F.cross_entropy(F.linear(*leaves).float(), target, reduction="none").double()
+    _, expected = exact(leaves, target, {"reduction": "none"})
+    assert (nll - expected).abs().max() <= (plain - expected).abs().max() + 1e-5
+    exactly = perplexity.token_nll(*leaves, target, backend=backend).double()
+    torch.testing.assert_close(exactly, expected, rtol=1e-5, atol=1e-5)
+    asked = perplexity.token_nll(*leaves, target, backend=backend, round_logits=True).double()
+    assert torch.equal(asked, nll.detach())
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

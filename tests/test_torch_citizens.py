@@ -5,7 +5,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import perplexity
-from perplexity.kernels import operators
+from perplexity.kernels import blockwise, operators
 
 N, V, D = 6, 11, 5
 BACKENDS = ("torch", "triton")
@@ -26,7 +26,9 @@ def operator_calls(device, backend):
     """One call of every operator, with gradients wanted where it has them."""
     (h, w, b, g, u, c), target = problem(device)
     weight, logits = torch.rand(V, device=device), (h @ w.T).detach()
-    sums = operators.linear_nll(h, w, b, target, weight, -100, 3.0, 0.5, True, True, 0, backend).detach()
+    options = -100, 3.0, 0.5, True, True, False
+    sums, kept = (out.detach() for out in operators.linear_nll(h, w, b, target, weight, *options, True, 0, backend))
+    kept = kept if backend == "torch" else torch.zeros_like(w)  # which no kernel is asked for
     rows = operators.linear_kl(h, w, b, g, u, c, 3.0, 0.5, None, 1.0, 0, backend)[1].detach()
     maximum = sums[0].clone()
     at_target = operators.target_logit(h, w, b, target, 3.0, 0.5, 0, backend).detach()
@@ -35,11 +37,12 @@ def operator_calls(device, backend):
         leaves = [tensor.detach() for tensor in (h, w, b, g, u, c)]
     return {
         "checked_target": (target, V, -100),
-        "linear_nll": (h, w, b, target, weight, -100, 3.0, 0.5, True, True, 0, backend),
+        "linear_nll": (h, w, b, target, weight, *options, False, 0, backend),
         "linear_nll_grad": (
-            *(sums, maximum, *leaves[:3], target, weight),
-            *(-100, 3.0, 0.5, True, True, 0, backend, [True, False, True]),
+            *(sums, maximum, *leaves[:3], target, weight, *options),
+            *(0, backend, [True, False, True]),
         ),
+        "linear_nll_grad_kept": (kept, sums, maximum, *leaves[:3], target, weight, *options, 0, [True, True, True]),
         "target_logit": (*leaves[:3], target, 3.0, 0.5, 0, backend),
         "linear_statistics": (*leaves[:3], target, at_target, -100, 3.0, 0.5, 0, backend),
         "nll": (logits.requires_grad_(), target, weight, -100, None, 1.0, True, True, 0, backend),
@@ -65,6 +68,17 @@ def operator_calls(device, backend):
 @pytest.mark.parametrize("name", operator_calls("cpu", "torch"))
 def test_opcheck(name, backend, device):
     torch.library.opcheck(getattr(operators, name), operator_calls(device, backend)[name])
+
+
+def test_opcheck_of_the_forward_that_keeps_products(device):
+    """All but tracing, which never asks for it: the backward overwrites what was kept."""
+    arguments = list(operator_calls(device, "torch")["linear_nll"])
+    arguments[11] = True
+    torch.library.opcheck(
+        operators.linear_nll,
+        tuple(arguments),
+        test_utils=("test_schema", "test_autograd_registration", "test_faketensor"),
+    )
 
 
 def test_every_operator_is_checked():
@@ -194,6 +208,26 @@ def test_double_backward_is_an_error_that_says_so(name, backend, device, monkeyp
         gradient.square().sum().backward()
 
 
+def test_the_gradient_takes_the_place_of_the_kept_products(monkeypatch):
+    """Three products where a step needs one backward, four where another may follow; the same gradients in both."""
+    (hidden, weight, *_), target = problem()
+    calls, original = [], operators.linear_nll_grad_kept
+    monkeypatch.setattr(operators, "linear_nll_grad_kept", lambda *inputs: calls.append(1) or original(*inputs))
+    for repeated in (False, True):
+        loss = perplexity.linear_cross_entropy(hidden, weight, target)
+        gradients = torch.autograd.grad(3 * loss, (hidden, weight), retain_graph=repeated)
+        assert len(calls) == 1
+        expected = torch.autograd.grad(
+            3 * torch.nn.functional.cross_entropy(hidden @ weight.T, target), (hidden, weight)
+        )
+        for ours, theirs in zip(gradients, expected, strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+    with pytest.raises(RuntimeError, match="second time"):
+        loss = perplexity.linear_cross_entropy(hidden, weight, target)
+        torch.autograd.grad(loss, weight)
+        torch.autograd.grad(loss, weight)
+
+
 class NoWaiting(TorchDispatchMode):
     """Fails on what makes the host wait for a device: reading a value, shapes that depend on values."""
 
@@ -213,6 +247,7 @@ class NoWaiting(TorchDispatchMode):
     [
         "linear_nll",
         "linear_nll_grad",
+        "linear_nll_grad_kept",
         "target_logit",
         "linear_statistics",
         "nll",
@@ -222,8 +257,9 @@ class NoWaiting(TorchDispatchMode):
         "linear_kl_grad",
     ],
 )
-def test_no_operator_waits_for_the_device(name, backend, device):
+def test_no_operator_waits_for_the_device(name, backend, device, monkeypatch):
     """A wait inside a CUDA graph is an error: the operators' own code is run under a mode that refuses them."""
+    monkeypatch.setattr(blockwise, "values_are_here", lambda tensor: False)
     call = operator_calls(device, backend)[name]
     with torch.no_grad(), NoWaiting():
         getattr(operators, name)._init_fn(*call)

@@ -17,7 +17,7 @@ from tables import (
     statistics_implementation,
 )
 
-from perplexity.kernels import SUM_EXP, TARGET
+from perplexity.kernels import SUM_EXP, TARGET, blockwise
 
 BACKENDS = ("torch", "triton")
 
@@ -26,6 +26,16 @@ BACKENDS = ("torch", "triton")
 @pytest.mark.parametrize("case", LINEAR, ids=str)
 def test_linear_nll(case, backend, device):
     check_linear(case, backend, device)
+
+
+@pytest.mark.parametrize("case", [case for case in LINEAR if case.dtype != torch.float16], ids=str)
+def test_products_kept_where_the_gradient_will_be(case, device):
+    """Whatever was not written is NaN: nothing else may be read. 16-bit products are rounded, as they are where kept."""
+    rounded = case.dtype != torch.float32
+    kept = torch.full(case.shape[1:], torch.nan, dtype=case.dtype, device=device)
+    if not blockwise.keeps_products(kept, rounded):
+        pytest.skip(f"no products of {case.dtype} on this CPU")
+    check_linear(case, "torch", device, rounded=rounded, kept=kept)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
