@@ -19,8 +19,8 @@ from dataclasses import dataclass, field
 
 import torch
 
-from . import SUMS
-from .blocks import block_shape, cached_logits, product_rows
+from . import MAX, SUM_EXP, SUMS, TARGET
+from .blocks import LEAST_ROWS, block_rows, block_shape, cached_logits, product_rows
 from .chunks import accumulate_gradients, gradient_block, rounded_buffer, rounded_bytes
 
 FORWARD_LIMIT, BACKWARD_LIMIT = 8 << 20, 16 << 20
@@ -84,6 +84,11 @@ class Logits:
         if self.widened:
             self.step = max(1, min(self.step, memory_limit // (2 * self.widened)))
         return self.step * self.widened
+
+    def most_rows(self, tokens: int) -> int:
+        if self.rounded:  # one product, whose library chooses its own steps and takes longer to call
+            return max(LEAST_ROWS, cached_logits(4) // (2 * tokens))
+        return block_rows(tokens, self.step, self.wide.itemsize)
 
     def per_logit(self, copies: int, gradient: bool = False) -> int:
         """Bytes an element of a block takes, with ``copies`` of it and, in 16 bits, a product or a gradient."""
@@ -198,20 +203,27 @@ def finite(maximum: torch.Tensor) -> torch.Tensor:
 
 @dataclass
 class RunningSums:
-    """The five sums of N tokens while the vocabulary goes by."""
+    """The five sums of N tokens while the vocabulary goes by, in blocks of ``width`` columns."""
 
     target: torch.Tensor
     class_weight: torch.Tensor | None
     with_logit_sum: bool
     with_exp_shift: bool
+    width: int
     rows: torch.Tensor
     weight_seen: torch.Tensor  # Σ w of the columns so far, [N]
+    block: torch.Tensor  # of the target, [N]
+    column: torch.Tensor  # of the target in its block, [N, 1]
 
     @classmethod
-    def start(cls, target, class_weight, with_logit_sum, with_exp_shift, dtype) -> RunningSums:
+    def start(cls, target, class_weight, with_logit_sum, with_exp_shift, width, dtype) -> RunningSums:
         rows = torch.zeros((SUMS, target.shape[0]), dtype=dtype, device=target.device)
-        rows[0] = -torch.inf
-        return cls(target, class_weight, with_logit_sum, with_exp_shift, rows, torch.zeros_like(rows[1]))
+        # Lowest, not −inf: logits of −inf alone (a bias may hold them) would be taken from it, inf − inf.
+        rows[MAX] = torch.finfo(dtype).min
+        target = target.long()
+        block, column = target.div(width, rounding_mode="floor"), target.remainder(width)[:, None]
+        seen = torch.zeros_like(rows[MAX])
+        return cls(target, class_weight, with_logit_sum, with_exp_shift, width, rows, seen, block, column)
 
     def add(
         self,
@@ -223,18 +235,16 @@ class RunningSums:
         scratch: torch.Tensor | None = None,
     ) -> None:
         """Add the logits z [tokens, columns], and their maxima where they are known; overwrites z and ``scratch``."""
-        maximum, sum_exp, at_target, logit_sum, exp_shift = (row[tokens] for row in self.rows)
-        local = self.target[tokens] - first_column
-        inside = (local >= 0) & (local < z.shape[1])
-        picked = z.gather(1, local.clamp(0, z.shape[1] - 1)[:, None])[:, 0]
-        at_target += torch.where(inside, picked, 0.0)
-        if largest is None:
-            largest = z.amax(1)
-        new_maximum = torch.maximum(maximum, largest)
-        reference = finite(new_maximum)
-        decay = (maximum - reference).exp_()
-        moved = torch.where(sum_exp > 0, maximum - reference, 0.0)
-        z -= reference[:, None]
+        maximum, sum_exp, at_target, logit_sum, exp_shift = self.rows[:, tokens]
+        column = self.column[tokens]
+        if z.shape[1] < self.width:  # the last block
+            column = column.clamp(max=z.shape[1] - 1)
+        own = self.block[tokens] == first_column // self.width
+        torch.where(own, z.gather(1, column)[:, 0], at_target, out=at_target)
+        new_maximum = torch.maximum(maximum, z.amax(1) if largest is None else largest)
+        moved = maximum - new_maximum
+        maximum.copy_(new_maximum)
+        z -= new_maximum[:, None]
         if self.with_logit_sum:
             columns = slice(first_column, first_column + z.shape[1])
             seen = self.weight_seen[tokens]
@@ -255,19 +265,23 @@ class RunningSums:
             z.clamp_min_(-1000.0)  # whose power is 0, and so its product with it: −inf would make it none
             exponentials = torch.exp2(z, out=scratch)
             block_sum = exponentials.sum(1)
-            exp_shift.add_(sum_exp * moved).mul_(decay).add_(exponentials.mul_(z).sum(1), alpha=LN2)
+            exp_shift.addcmul_(sum_exp, moved).mul_(moved.exp()).add_(exponentials.mul_(z).sum(1), alpha=LN2)
         else:
             block_sum = z.exp2_().sum(1)
-        sum_exp.mul_(decay).add_(block_sum)
-        maximum.copy_(new_maximum)
+        sum_exp.mul_(moved.exp_()).add_(block_sum)
 
     def finish(self, vocabulary: int, ignore_index: int) -> torch.Tensor:
-        outside = (self.target < 0) | (self.target >= vocabulary)
-        self.rows[2].masked_fill_(outside, torch.nan)
-        ignored = self.target == ignore_index
-        self.rows.masked_fill_(ignored, 0.0)
-        self.rows[1].masked_fill_(ignored, 1.0)
-        return self.rows
+        self.rows[MAX].masked_fill_(self.rows[SUM_EXP] == 0, -torch.inf)
+        return finished(self.rows, self.target, vocabulary, ignore_index)
+
+
+def finished(rows: torch.Tensor, target: torch.Tensor, vocabulary: int, ignore_index: int) -> torch.Tensor:
+    """Sums [5, N], overwritten, with what only the whole vocabulary can tell: ignored tokens, targets outside it."""
+    rows[TARGET].masked_fill_((target < 0) | (target >= vocabulary), torch.nan)
+    ignored = target == ignore_index
+    rows.masked_fill_(ignored, 0.0)
+    rows[SUM_EXP].masked_fill_(ignored, 1.0)
+    return rows
 
 
 def sums_derivative(
@@ -322,7 +336,7 @@ def forward_block(logits: Logits, memory_limit: int, copies: int) -> tuple[int, 
         memory_limit - logits.plan_steps(memory_limit),
         per_logit=logits.per_logit(copies),
         per_token=logits.widened,
-        most_logits=cached_logits(),
+        most_rows=logits.most_rows,
     )
 
 
@@ -335,7 +349,7 @@ def training_block(logits: Logits, memory_limit: int, copies: int) -> tuple[int,
         taken=logits.plan_steps(memory_limit) + rounded_bytes(logits.hidden, memory_limit),
         per_logit=logits.per_logit(copies, gradient=True),
         per_token=logits.widened,
-        most_logits=cached_logits(),
+        most_rows=logits.most_rows,
     )
 
 
@@ -376,7 +390,7 @@ def linear_nll(
     else:
         block = training_block(logits, memory_limit or BACKWARD_LIMIT, 1 + with_exp_shift + _dense(class_weight))
     logits.reserve(block, scratch=with_exp_shift)
-    running = RunningSums.start(target, class_weight, with_logit_sum, with_exp_shift, logits.wide)
+    running = RunningSums.start(target, class_weight, with_logit_sum, with_exp_shift, block[1], logits.wide)
     for tokens, columns, z in sweep(logits, block):
         running.add(z, columns.start, tokens, scratch=logits.scratch(z))
     return running.finish(weight.shape[0], ignore_index)
@@ -461,8 +475,7 @@ def merge(
         (logit_sum if weights is None else logit_sum + weights[:, None] * moved).sum(0),
         (decay * (exp_shift + sum_exp * moved)).sum(0),
     ]
-    running = RunningSums(target, None, False, False, torch.stack(folded), top)
-    return running.finish(vocabulary, ignore_index)
+    return finished(torch.stack(folded), target, vocabulary, ignore_index)
 
 
 def with_positions(logits: torch.Tensor) -> torch.Tensor:

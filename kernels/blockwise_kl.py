@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import torch
 
-from .blocks import block_shape, cached_logits
+from .blocks import block_shape
 from .blockwise import BACKWARD_LIMIT, FORWARD_LIMIT, LN2, LOG2E, Logits, finite
 from .chunks import accumulate_gradients, gradient_block, rounded_buffer, rounded_bytes
 
@@ -82,7 +82,7 @@ def linear_kl(
         # Both blocks, one exponential of Q's and a mask.
         per_logit=3 * wide.itemsize + 1,
         per_token=sides[0].widened + sides[1].widened,
-        most_logits=cached_logits(),
+        most_rows=sides[0].most_rows,
     )
     for side in sides:
         side.reserve(block)
@@ -127,7 +127,7 @@ def linear_kl_grad(
             taken=_plan_steps(sides, memory_limit) + rounded_bytes(head[0], memory_limit),
             per_logit=side.per_logit(3, gradient=True),
             per_token=sides[0].widened + sides[1].widened,
-            most_logits=cached_logits(),
+            most_rows=sides[0].most_rows,
         )
         for one in sides:
             one.reserve(block, gradient=one is side)

@@ -38,7 +38,7 @@ def nll(
 ) -> torch.Tensor:
     """The five sums of every token, [5, N · T], from logits [N, V] or [N, V, T], a few rows at a time."""
     wide = torch.promote_types(logits.dtype, torch.float32)
-    running = RunningSums.start(target, class_weight, with_logit_sum, with_exp_shift, wide)
+    running = RunningSums.start(target, class_weight, with_logit_sum, with_exp_shift, logits.shape[1], wide)
     for tokens, _, z in _row_chunks(logits, wide, 2 + with_exp_shift, memory_limit):
         running.add(apply_rule(z, None, softcap, logit_scale), 0, tokens)
     return running.finish(logits.shape[1], ignore_index)

@@ -96,7 +96,7 @@ def linear_statistics(
     logits = Logits(hidden, weight, bias, softcap, logit_scale)
     block = forward_block(logits, memory_limit, copies=2)
     logits.reserve(block, scratch=True)
-    running = RunningSums.start(target, None, False, True, logits.wide)
+    running = RunningSums.start(target, None, False, True, block[1], logits.wide)
     above, best = (torch.zeros(target.shape, dtype=torch.int64, device=target.device) for _ in range(2))
     choices = _Choices(target, target_logit, above, best)
     for tokens, columns, z in sweep(logits, block):

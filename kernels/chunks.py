@@ -37,7 +37,7 @@ def gradient_block(
     taken: int = 0,
     per_logit: int,
     per_token: int = 0,
-    most_logits: int | None = None,
+    most_rows: Callable[[int], int] | None = None,
 ) -> tuple[int, int]:
     """``block_shape`` for ``accumulate_gradients`` in what ``taken`` bytes leave of the limit, its own float32 sums counted."""
 
@@ -49,7 +49,7 @@ def gradient_block(
             per_logit=per_logit,
             per_token=per_token,
             per_row=per_row,
-            most_logits=most_logits,
+            most_rows=most_rows,
         )
 
     whole = block(0)
