@@ -7,7 +7,7 @@ WORKERS ?= 2
 
 OLDEST_TRITON := 3.6.0
 
-.PHONY: demo test test-slow lint format compile-check compile-check-oldest bench-gpu doctor clean
+.PHONY: demo test test-slow lint format compile-check compile-check-oldest bench bench-gpu doctor clean
 
 # torch first and alone: what it brings (a CUDA build brings its own triton) decides the rest.
 $(READY): pyproject.toml constraints.txt
@@ -35,6 +35,11 @@ format: $(READY)
 
 compile-check: $(READY)
 	$(BIN)/python -m perplexity.kernels.compile_check --markdown docs/compile-check.md
+
+# Against every peer that runs on this machine: half an hour on 2 cores. OPTIONS: --seconds, --out, pytest's -k.
+bench: $(READY)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[bench]" || echo "bench: a peer is missing, its rows say so"
+	$(BIN)/python -m pytest bench -q --benchmark-quiet $(OPTIONS)
 
 # OPTIONS as in `python bench/gpu.py --help`
 bench-gpu: $(READY)

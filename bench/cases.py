@@ -1,4 +1,4 @@
-"""What ``bench/gpu.py`` measures: cases, and for each the functions of its inputs that provide it; how both are checked."""
+"""What is measured: cases, and for each the functions of its inputs that provide it, one adapter a peer; how both are checked."""
 
 from __future__ import annotations
 
@@ -65,13 +65,22 @@ def liger(loss: str, reduction: str) -> Callable:
 
 def cce(x: Tensor, w: Tensor, t: Tensor, reduction: str) -> Tensor:
     # Its default skips blocks whose gradients are all small: nearly every one, for random logits as here.
-    return importlib.import_module("cut_cross_entropy").linear_cross_entropy(x, w, t, reduction=reduction)
+    implementation = "cce" if x.is_cuda else "torch_compile"
+    function = importlib.import_module("cut_cross_entropy").linear_cross_entropy
+    return function(x, w, t, reduction=reduction, impl=implementation)
+
+
+def torch_linear(x: Tensor, w: Tensor, t: Tensor, reduction: str) -> Tensor:
+    """PyTorch's chunked loss; None as options would be its plain path."""
+    options = torch.nn.LinearCrossEntropyOptions()
+    return F.linear_cross_entropy(x, w, t, reduction=reduction, options=options)
 
 
 def linear_peers(reduction: str) -> dict[str, Callable]:
     return plain(plain_nll, reduction) | {
         "liger": lambda x, w, t: liger("LigerFusedLinearCrossEntropyLoss", reduction)(w, x, t),
         "cce": partial(cce, reduction=reduction),
+        "torch_linear": partial(torch_linear, reduction=reduction),
     }
 
 

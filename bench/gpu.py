@@ -10,31 +10,26 @@ from __future__ import annotations
 
 import argparse
 import gc
-import importlib
 import importlib.util
 import itertools
-import json
 import os
-import re
 import shlex
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable
-from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
 
 import torch
 from cases import CASES, PACKAGES, PROVIDERS, Case, failed_check, max_abs_error
+from environment import RESULTS, commit, now, one_line, slug, version, write
 from rich.console import Console
 from rich.table import Table
 
 from perplexity.kernels.fingerprint import kernels_hash
 
 STARTED = time.perf_counter()
-HERE = Path(__file__).resolve().parent
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 # In the order they are run: the most telling sizes, then the cheap ones, then what the budget may leave out.
 TOKENS = (8192, 1024, 32768)
@@ -107,10 +102,6 @@ def measure(case: Case, provider: str, size: tuple, dtype: torch.dtype, device: 
     return fields
 
 
-def one_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
-
-
 def measure_or_error(case: Case, provider: str, *arguments) -> dict:
     if importlib.util.find_spec(PACKAGES.get(provider, "torch")) is None:
         return dict(error="not installed")
@@ -140,7 +131,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--dtype", choices=DTYPES, default="bfloat16")
     parser.add_argument("--repeats", type=int, default=20)
     parser.add_argument("--budget", type=float, default=420.0, help="seconds for everything (default %(default)s)")
-    parser.add_argument("--out", type=Path, default=HERE / "results", help="folder (default bench/results)")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder (default bench/results)")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     options = parser.parse_args()
     tokens, shapes = TINY if options.device == "cpu" else (TOKENS, SHAPES)
@@ -160,20 +151,6 @@ def plan(options: argparse.Namespace) -> list[tuple[str, tuple, str]]:
     }
     # Compiling takes seconds a row: at other sizes than the first it comes last.
     return sorted(rows, key=lambda row: row[2] == "torch_compile" and row[1][0] != options.n[0])
-
-
-def commit() -> str | None:
-    command = ("git", "-C", str(HERE), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*")
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None
-
-
-def write(results: dict, path: Path) -> None:
-    unfinished = path.with_suffix(".tmp")  # a run may be killed here, too
-    unfinished.write_text(json.dumps(results, indent=1) + "\n")
-    os.replace(unfinished, path)
 
 
 def table(results: dict) -> Table:
@@ -247,16 +224,15 @@ def main() -> int:
     results = dict(
         device=device,
         torch=torch.__version__,
-        triton=importlib.import_module("triton").__version__ if importlib.util.find_spec("triton") else None,
-        date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        triton=version("triton"),
+        date=now(),
         commit=commit(),
         command=shlex.join(("python", "bench/gpu.py", *sys.argv[1:])),
         kernels_hash=kernels_hash(),
         ceilings=ceilings(options.device),
         rows=[],
     )
-    options.out.mkdir(parents=True, exist_ok=True)
-    path = options.out / (re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-") + ".json")
+    path = options.out / f"{slug(device)}.json"
     write(results, path)
     ended = run(results, options, path)
     width = None if sys.stdout.isatty() else 160

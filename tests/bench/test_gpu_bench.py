@@ -16,12 +16,12 @@ ROW = {
     *("case", "provider", "n", "d", "v", "dtype", "median_ms", "min_ms", "max_ms", "repeats", "tflops", "tb_s"),
     *("peak_temporary_bytes", "max_abs_error", "error"),
 }
-LINEAR = {"ours", "ours_fused", "cublas", "torch", "torch_compile", "liger", "cce"}
+LINEAR = {"ours", "ours_fused", "cublas", "torch", "torch_compile", "torch_linear", "liger", "cce"}
 PROVIDERS = {
     "linear_nll_forward": LINEAR,
     "linear_nll_train": LINEAR,
-    "token_statistics": LINEAR - {"liger", "cce"},
-    "linear_kl": LINEAR - {"liger", "cce"},
+    "token_statistics": LINEAR - {"liger", "cce", "torch_linear"},
+    "linear_kl": LINEAR - {"liger", "cce", "torch_linear"},
     "nll_logits": {"ours", "torch", "torch_compile", "liger"},
     "nll_logits_train": {"ours", "torch", "torch_compile", "liger"},
 }

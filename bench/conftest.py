@@ -1,0 +1,55 @@
+"""Options of ``make bench`` and its results file, which is written anew after every row."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from environment import RESULTS, commit, cpu_name, now, slug, version, write
+
+
+def pytest_addoption(parser):
+    group = parser.getgroup("bench")
+    group.addoption("--out", default=None, help="results file (default bench/results/cpu-<name>.json)")
+    group.addoption(
+        "--seconds", type=float, default=4.0, help="a row's rounds take about so long (default %(default)s)"
+    )
+    group.addoption("--tiny", action="store_true", help="sizes of a few dozen: to try the code path")
+
+
+PATH = pytest.StashKey[Path]()
+
+
+@pytest.fixture(scope="session")
+def results(request):
+    """What the file holds; call ``results.add(row)``."""
+    name = cpu_name()
+    path = request.config.stash[PATH] = Path(request.config.getoption("--out") or RESULTS / f"cpu-{slug(name)}.json")
+    content = dict(
+        device=name,
+        cores=torch.get_num_threads(),
+        bfloat16_products=bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()),
+        **{package: version(package) for package in ("torch", "numpy", "triton", "liger_kernel", "cut_cross_entropy")},
+        date=now(),
+        commit=commit(),
+        rows=[],
+    )
+
+    class Results:
+        @staticmethod
+        def add(row: dict) -> None:
+            content["rows"].append(row)
+            write(content, path)
+
+    return Results
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    path = config.stash.get(PATH, None)
+    if path and path.exists():
+        from report import Results, plot, show
+
+        show(Results(path))
+        plot(Results(path), path.with_suffix(".png"))
+        terminalreporter.write_line(f"{path} and {path.with_suffix('.png').name}")
