@@ -15,185 +15,17 @@ them until they turn into it (``keeps_products``), and they are not computed aga
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 
 from . import MAX, SUM_EXP, SUMS, TARGET
-from .blocks import LEAST_ROWS, block_rows, block_shape, cached_logits, product_rows
+from .blocks import block_shape
 from .chunks import accumulate_gradients, gradient_block, rounded_buffer, rounded_bytes
+from .logit_blocks import Logits, values_are_here
 
 FORWARD_LIMIT, BACKWARD_LIMIT = 8 << 20, 16 << 20
 LOG2E, LN2 = 1 / math.log(2), math.log(2)
-
-
-def multiplies_16_bits(dtype: torch.dtype, device: torch.device) -> bool:
-    """Whether the device has products of ``dtype`` that are no emulation."""
-    if device.type != "cpu":
-        return dtype in (torch.float16, torch.bfloat16)
-    return dtype == torch.bfloat16 and torch.backends.mkldnn.is_available() and _bfloat16_products()
-
-
-def _bfloat16_products() -> bool:
-    supported = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)
-    return supported is not None and supported()
-
-
-@dataclass
-class Logits:
-    """Blocks of softcap · tanh(logit_scale · (hidden @ weightᵀ + bias) / softcap), in float32 or wider, in one buffer.
-
-    ``rounded``: products of 16-bit inputs may be rounded to their dtype, where that is faster. ``kept`` [V, D] holds, in
-    the rows of a block's columns, the products of the first tokens: put there, or found there (``recall``).
-    """
-
-    hidden: torch.Tensor
-    weight: torch.Tensor
-    bias: torch.Tensor | None
-    softcap: float | None
-    logit_scale: float
-    rounded: bool = False
-    kept: torch.Tensor | None = None
-    recall: bool = False
-    kept_tokens: int = 0
-    step: int = 0  # vocabulary rows of one product
-    _buffer: torch.Tensor | None = None
-    _scratch: torch.Tensor | None = None
-    _narrow: torch.Tensor | None = None
-    _cast: dict = field(default_factory=dict)
-
-    def __post_init__(self):
-        self.rounded = self.rounded and multiplies_16_bits(self.hidden.dtype, self.hidden.device)
-
-    @property
-    def wide(self) -> torch.dtype:
-        return torch.promote_types(self.hidden.dtype, torch.float32)
-
-    @property
-    def product(self) -> torch.dtype:
-        return self.hidden.dtype if self.rounded else self.wide
-
-    @property
-    def widened(self) -> int:
-        """Bytes of the copy that a token, or a vocabulary row, in 16 bits is multiplied from."""
-        return 0 if self.hidden.dtype == self.product else self.hidden.shape[1] * self.wide.itemsize
-
-    def plan_steps(self, memory_limit: int) -> int:
-        """Settle ``step``; returns the bytes of the weight rows that are widened for it, half the limit at most."""
-        self.step = product_rows(self.hidden.shape[1], self.wide.itemsize)
-        if self.widened:
-            self.step = max(1, min(self.step, memory_limit // (2 * self.widened)))
-        return self.step * self.widened
-
-    def most_rows(self, tokens: int) -> int:
-        if self.rounded:  # one product, whose library chooses its own steps and takes longer to call
-            return max(LEAST_ROWS, cached_logits(4) // (2 * tokens))
-        return block_rows(tokens, self.step, self.wide.itemsize)
-
-    def per_logit(self, copies: int, gradient: bool = False) -> int:
-        """Bytes an element of a block takes, with ``copies`` of it and, in 16 bits, a product or a gradient."""
-        narrow = self.rounded or (gradient and self.hidden.dtype != self.wide)
-        slope = gradient and self.softcap is not None
-        return (copies + slope) * self.wide.itemsize + narrow * self.hidden.element_size()
-
-    def reserve(self, block: tuple[int, int], *, scratch: bool = False, gradient: bool = False) -> None:
-        self._buffer = self._scratch = self._narrow = None  # freed before their successors are made
-        self._cast.clear()
-        if self.kept is not None:
-            # A row has room for D products; those of later chunks would be overwritten by the first one's gradient.
-            self.kept_tokens = min(*self.hidden.shape, block[0])
-        size = block[0] * block[1]
-        self._buffer = self.hidden.new_empty(size, dtype=self.wide)
-        if scratch:
-            self._scratch = self.hidden.new_empty(size, dtype=self.wide)
-        if self.widened:
-            for name, rows in (("hidden", block[0]), ("weight", min(self.step, block[1]))):
-                self._cast[name] = None, self.hidden.new_empty((rows, self.hidden.shape[1]), dtype=self.wide)
-        if self.rounded or (gradient and self.hidden.dtype != self.wide):
-            # Products on their way to a logit, then gradients on their way from one.
-            self._narrow = self.hidden.new_empty(size)
-
-    def scratch(self, like: torch.Tensor) -> torch.Tensor | None:
-        return None if self._scratch is None else self._scratch[: like.numel()].view(like.shape)
-
-    def _widened(self, name: str, rows: slice) -> torch.Tensor:
-        """Rows of ``hidden`` or ``weight`` in the products' dtype; the last ones asked for are kept."""
-        matrix = getattr(self, name)
-        if matrix.dtype == self.product:
-            return matrix[rows]
-        known, buffer = self._cast[name]
-        into = buffer[: rows.stop - rows.start]
-        if known != rows:
-            into.copy_(matrix[rows])
-            self._cast[name] = rows, buffer
-        return into
-
-    def _multiply(self, tokens: slice, columns: slice, out: torch.Tensor) -> None:
-        # The library of 16-bit products chooses its own steps.
-        step = columns.stop - columns.start if self.rounded else self.step
-        hidden = self._widened("hidden", tokens)
-        for start in range(columns.start, columns.stop, step):
-            rows = slice(start, min(columns.stop, start + step))
-            part = out[:, start - columns.start : rows.stop - columns.start]
-            torch.mm(hidden, self._widened("weight", rows).T, out=part)
-
-    def block(self, tokens: slice, columns: slice) -> torch.Tensor:
-        """Logits [tokens, columns]; a later call overwrites them."""
-        shape = tokens.stop - tokens.start, columns.stop - columns.start
-        z = self._buffer[: shape[0] * shape[1]].view(shape)
-        kept = max(0, min(tokens.stop, self.kept_tokens) - tokens.start)
-        if kept:
-            rows = self.kept[columns].view(-1)[: self.kept_tokens * shape[1]].view(self.kept_tokens, shape[1])
-            products = rows[tokens.start : tokens.start + kept]
-            if not self.recall:
-                self._multiply(slice(tokens.start, tokens.start + kept), columns, products)
-            z[:kept].copy_(products)
-        if kept < shape[0]:
-            rest = z[kept:]
-            products = self._narrow[: rest.numel()].view(rest.shape) if self.rounded else rest
-            self._multiply(slice(tokens.start + kept, tokens.stop), columns, products)
-            if self.rounded:
-                rest.copy_(products)
-        return apply_rule(z, None if self.bias is None else self.bias[columns], self.softcap, self.logit_scale)
-
-    def slope(self, z: torch.Tensor) -> torch.Tensor | None:
-        """The softcap's derivative at logits z, 1 − (z / softcap)²."""
-        return None if self.softcap is None else (z / self.softcap).square_().neg_().add_(1.0)
-
-    def chain(self, gradient: torch.Tensor, slope: torch.Tensor | None, ignored: torch.Tensor) -> torch.Tensor:
-        """From the gradient of logits, overwritten, to that of hidden @ weightᵀ + bias, in the inputs' dtype."""
-        if slope is not None:
-            gradient *= slope
-        if self.logit_scale != 1.0:
-            gradient *= self.logit_scale
-        zero_tokens(gradient, ignored)
-        if self.hidden.dtype == self.wide:
-            return gradient
-        return self._narrow[: gradient.numel()].view(gradient.shape).copy_(gradient)
-
-
-def apply_rule(z: torch.Tensor, bias: torch.Tensor | None, softcap: float | None, logit_scale: float) -> torch.Tensor:
-    """Bias, scale and softcap in place on products z [tokens, columns]."""
-    if bias is not None:
-        z += bias
-    if logit_scale != 1.0:
-        z *= logit_scale
-    if softcap is not None:
-        z.div_(softcap).tanh_().mul_(softcap)
-    return z
-
-
-def values_are_here(tensor: torch.Tensor) -> bool:
-    """Whether looking at values waits for nothing."""
-    return tensor.device.type == "cpu"
-
-
-def zero_tokens(z: torch.Tensor, tokens: torch.Tensor) -> None:
-    """Zero those ``tokens`` (bool) of z [tokens, columns], numbers or not; on a CPU a fill by mask would take 20 × as long."""
-    if values_are_here(z):
-        z.index_fill_(0, tokens.nonzero()[:, 0], 0.0)
-    else:
-        z.masked_fill_(tokens[:, None], 0.0)
 
 
 def finite(maximum: torch.Tensor) -> torch.Tensor:
@@ -240,7 +72,12 @@ class RunningSums:
         if z.shape[1] < self.width:  # the last block
             column = column.clamp(max=z.shape[1] - 1)
         own = self.block[tokens] == first_column // self.width
-        torch.where(own, z.gather(1, column)[:, 0], at_target, out=at_target)
+        if values_are_here(z):
+            # Of these tokens alone: to read a logit of every row here would take half of them from the other core's cache.
+            here = own.nonzero()[:, 0]
+            at_target[here] = z[here, column[here, 0]]
+        else:
+            torch.where(own, z.gather(1, column)[:, 0], at_target, out=at_target)
         new_maximum = torch.maximum(maximum, z.amax(1) if largest is None else largest)
         moved = maximum - new_maximum
         maximum.copy_(new_maximum)
@@ -309,7 +146,11 @@ def sums_derivative(
         z.exp2_().mul_(per_sum[:, None])
     local = target - first_column
     inside = (local >= 0) & (local < z.shape[1])
-    z.scatter_add_(1, local.clamp(0, z.shape[1] - 1)[:, None], torch.where(inside, per_target, 0.0)[:, None])
+    if values_are_here(z):
+        here = inside.nonzero()[:, 0]
+        z[here, local[here]] += per_target[here]
+    else:
+        z.scatter_add_(1, local.clamp(0, z.shape[1] - 1)[:, None], torch.where(inside, per_target, 0.0)[:, None])
     columns = slice(first_column, first_column + z.shape[1])
     if with_logit_sum and class_weight is None:
         z += per_logit[:, None]
@@ -333,9 +174,9 @@ def forward_block(logits: Logits, memory_limit: int, copies: int) -> tuple[int, 
     return block_shape(
         logits.hidden.shape[0],
         logits.weight.shape[0],
-        memory_limit - logits.plan_steps(memory_limit),
+        memory_limit - logits.plan_products(memory_limit),
         per_logit=logits.per_logit(copies),
-        per_token=logits.widened,
+        per_token=logits.per_token,
         most_rows=logits.most_rows,
     )
 
@@ -346,9 +187,9 @@ def training_block(logits: Logits, memory_limit: int, copies: int) -> tuple[int,
         logits.weight,
         (True, True, True),
         memory_limit,
-        taken=logits.plan_steps(memory_limit) + rounded_bytes(logits.hidden, memory_limit),
+        taken=logits.plan_products(memory_limit) + rounded_bytes(logits.hidden, memory_limit),
         per_logit=logits.per_logit(copies, gradient=True),
-        per_token=logits.widened,
+        per_token=logits.per_token,
         most_rows=logits.most_rows,
     )
 

@@ -12,8 +12,9 @@ from __future__ import annotations
 import torch
 
 from .blocks import block_shape
-from .blockwise import BACKWARD_LIMIT, FORWARD_LIMIT, LN2, LOG2E, Logits, finite
+from .blockwise import BACKWARD_LIMIT, FORWARD_LIMIT, LN2, LOG2E, finite
 from .chunks import accumulate_gradients, gradient_block, rounded_buffer, rounded_bytes
+from .logit_blocks import Logits
 
 KL_ROWS = 5
 Head = tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]  # hidden [N, D], weight [V, D], bias [V]
@@ -58,9 +59,9 @@ def gradient_vectors(upstream: torch.Tensor, rows: torch.Tensor) -> torch.Tensor
     )
 
 
-def _plan_steps(sides: list[Logits], memory_limit: int) -> int:
+def _plan_products(sides: list[Logits], memory_limit: int) -> int:
     """Settle the products of both sides, a quarter of the limit at most for each; returns the bytes they take."""
-    return sum(side.plan_steps(memory_limit // 2) for side in sides)
+    return sum(side.plan_products(memory_limit // 2) for side in sides)
 
 
 def linear_kl(
@@ -78,10 +79,10 @@ def linear_kl(
     block = block_shape(
         tokens,
         vocabulary,
-        memory_limit - _plan_steps(sides, memory_limit),
+        memory_limit - _plan_products(sides, memory_limit),
         # Both blocks, one exponential of Q's and a mask.
         per_logit=3 * wide.itemsize + 1,
-        per_token=sides[0].widened + sides[1].widened,
+        per_token=sides[0].per_token + sides[1].per_token,
         most_rows=sides[0].most_rows,
     )
     for side in sides:
@@ -124,9 +125,9 @@ def linear_kl_grad(
             *head[:2],
             needs,
             memory_limit,
-            taken=_plan_steps(sides, memory_limit) + rounded_bytes(head[0], memory_limit),
+            taken=_plan_products(sides, memory_limit) + rounded_bytes(head[0], memory_limit),
             per_logit=side.per_logit(3, gradient=True),
-            per_token=sides[0].widened + sides[1].widened,
+            per_token=sides[0].per_token + sides[1].per_token,
             most_rows=sides[0].most_rows,
         )
         for one in sides:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from .blockwise import RunningSums, apply_rule, sums_derivative, with_positions, zero_tokens
+from .blockwise import RunningSums, sums_derivative, with_positions
+from .logit_blocks import apply_rule, zero_tokens
 
 ROWS_LIMIT = 4 << 20
 

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import torch
 
 from . import MAX
-from .blockwise import FORWARD_LIMIT, Logits, RunningSums, apply_rule, forward_block, sweep
+from .blockwise import FORWARD_LIMIT, RunningSums, forward_block, sweep
+from .logit_blocks import Logits, apply_rule
 
 
 @dataclass

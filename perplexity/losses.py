@@ -114,15 +114,22 @@ def linear_cross_entropy(
     without copying ``input``; "none" then returns one position less. ``shard``: ``linear_weight`` holds the rows of one
     rank only (``VocabularyShard``); a DTensor weight says so itself.
 
+    ``round_logits``: products of 16-bit inputs may be rounded to their dtype before the softmax, as
+    ``torch.nn.functional.linear`` rounds them, where that is faster: bfloat16 on a CPU that has instructions for it.
+    False: float32 logits everywhere, which is what the triton kernels compute in any case.
+
     ``memory_limit`` caps temporary memory in bytes (gradients, counted in float32, and vectors of N excepted; one token
     and one vocabulary row are taken at least). Default: 8 MiB forward and 16 MiB backward on the torch backend, 512 MiB
-    on triton. A block of T tokens and R vocabulary rows takes at most c · T · R + d · (T + R) bytes: c what a logit takes
-    with its copies (forward 4, or 8 for class probabilities; backward 4, and 4 for a softcap, 4 for class probabilities,
-    2 for 16-bit inputs; on triton the 2 or 4 of the inputs), d what is kept of a row (4 · D of 16-bit inputs on the torch
-    backend, 4 · D of the weight's gradient, 2 · D of 16-bit products on a CPU). The forward of triton takes 20 bytes a
-    token and 4,096 vocabulary rows instead.
-    Gradients recompute the logits block by block: four matrix products a step, and any upstream gradient, a second
-    backward too, is right; the second derivative is an error.
+    on triton. On the torch backend a block of T tokens and R vocabulary rows takes c · T · R bytes, c what a logit takes
+    with its copies (forward 4, and 2 where products are rounded, 4 for class probabilities; backward 4, and 2 for 16-bit
+    inputs, 4 for a softcap, 4 for class probabilities); of the limit, float32 copies of 16-bit inputs take three quarters
+    at most, 16-bit products on their way to a float32 sum an eighth. On triton the forward takes 20 bytes a token and
+    4,096 vocabulary rows, the backward the 2 or 4 bytes of the inputs a logit and 4 · D bytes a vocabulary row.
+
+    Gradients: three to four matrix products a step. The torch backend keeps the products of the first D tokens where the
+    gradient of the weight will be, from the forward on; the others are computed again, block by block, and all of them on
+    triton, while compiling, and where the graph is retained. Any upstream gradient, a second backward too, is right; the
+    second derivative is an error.
 
     ``validate``: look for targets outside [0, V) and raise IndexError with the position (None: on a CPU only, since on a
     GPU looking waits for it; such a target gives NaN there). Raises ValueError or TypeError naming the argument.

@@ -1,0 +1,200 @@
+"""Blocks of logits from hidden states and the vocabulary matrix in plain PyTorch, in a buffer that is used again."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+
+from .blocks import LEAST_ROWS, block_rows, cached_logits, product_rows
+
+
+def multiplies_16_bits(dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether the device has products of ``dtype`` that are no emulation."""
+    if device.type != "cpu":
+        return dtype in (torch.float16, torch.bfloat16)
+    return dtype == torch.bfloat16 and torch.backends.mkldnn.is_available() and _bfloat16_products()
+
+
+def _bfloat16_products() -> bool:
+    supported = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)
+    return supported is not None and supported()
+
+
+@dataclass
+class Logits:
+    """Blocks of softcap · tanh(logit_scale · (hidden @ weightᵀ + bias) / softcap), in float32 or wider, in one buffer.
+
+    ``rounded``: products of 16-bit inputs may be rounded to their dtype, where that is faster. ``kept`` [V, D] holds, in
+    the rows of a block's columns, the products of the first tokens: put there, or found there (``recall``).
+    """
+
+    hidden: torch.Tensor
+    weight: torch.Tensor
+    bias: torch.Tensor | None
+    softcap: float | None
+    logit_scale: float
+    rounded: bool = False
+    kept: torch.Tensor | None = None
+    recall: bool = False
+    kept_tokens: int = 0
+    step: int = 0  # vocabulary rows of one product,
+    depth: int = 0  # and columns of both matrices
+    _buffer: torch.Tensor | None = None
+    _scratch: torch.Tensor | None = None
+    _narrow: torch.Tensor | None = None
+    _cast: dict = field(default_factory=dict)
+
+    def __post_init__(self):
+        self.rounded = self.rounded and multiplies_16_bits(self.hidden.dtype, self.hidden.device)
+
+    @property
+    def wide(self) -> torch.dtype:
+        return torch.promote_types(self.hidden.dtype, torch.float32)
+
+    @property
+    def product(self) -> torch.dtype:
+        return self.hidden.dtype if self.rounded else self.wide
+
+    @property
+    def widens(self) -> bool:
+        """Whether 16-bit inputs are multiplied from float32 copies."""
+        return self.hidden.dtype != self.product
+
+    @property
+    def per_token(self) -> int:
+        """Bytes of the copy of a token."""
+        return self.depth * self.wide.itemsize if self.widens else 0
+
+    def plan_products(self, memory_limit: int) -> int:
+        """Settle ``step`` and ``depth``; returns the bytes of weight that is copied for a product.
+
+        Copies of 1,024 tokens (of all, if they are fewer) take half of the limit, those of weight rows a quarter: where all
+        of D would not fit, products of parts of it are added up.
+        """
+        tokens, dimension = self.hidden.shape
+        self.depth, itemsize = dimension, self.wide.itemsize
+        if self.widens:
+            parts = -(-dimension // max(1, memory_limit // 2 // (max(1, min(tokens, 1024)) * itemsize)))
+            self.depth = -(-dimension // parts)
+        self.step = product_rows(self.depth, itemsize)
+        if self.widens:
+            self.step = max(1, min(self.step, memory_limit // 4 // (self.depth * itemsize)))
+        return self.step * self.per_token
+
+    def most_rows(self, tokens: int) -> int:
+        if self.rounded:  # one product, whose library chooses its own steps and takes longer to call
+            return max(LEAST_ROWS, cached_logits(4) // (2 * tokens))
+        return block_rows(tokens, self.step, self.wide.itemsize)
+
+    def per_logit(self, copies: int, gradient: bool = False) -> int:
+        """Bytes an element of a block takes, with ``copies`` of it and, in 16 bits, a product or a gradient."""
+        narrow = self.rounded or (gradient and self.hidden.dtype != self.wide)
+        slope = gradient and self.softcap is not None
+        return (copies + slope) * self.wide.itemsize + narrow * self.hidden.element_size()
+
+    def reserve(self, block: tuple[int, int], *, scratch: bool = False, gradient: bool = False) -> None:
+        self._buffer = self._scratch = self._narrow = None  # freed before their successors are made
+        self._cast.clear()
+        if self.kept is not None:
+            # A row has room for D products; those of later chunks would be overwritten by the first one's gradient.
+            self.kept_tokens = min(*self.hidden.shape, block[0])
+        size = block[0] * block[1]
+        self._buffer = self.hidden.new_empty(size, dtype=self.wide)
+        if scratch:
+            self._scratch = self.hidden.new_empty(size, dtype=self.wide)
+        if self.widens:
+            for name, rows in (("hidden", block[0]), ("weight", min(self.step, block[1]))):
+                self._cast[name] = None, self.hidden.new_empty(rows * self.depth, dtype=self.wide)
+        if self.rounded or (gradient and self.hidden.dtype != self.wide):
+            # Products on their way to a logit, then gradients on their way from one.
+            self._narrow = self.hidden.new_empty(size)
+
+    def scratch(self, like: torch.Tensor) -> torch.Tensor | None:
+        return None if self._scratch is None else self._scratch[: like.numel()].view(like.shape)
+
+    def _operand(self, name: str, rows: slice, columns: slice) -> torch.Tensor:
+        """A part of ``hidden`` or ``weight`` in the products' dtype; the last one copied is kept."""
+        part = getattr(self, name)[rows, columns]
+        if not self.widens:
+            return part
+        known, buffer = self._cast[name]
+        copied = buffer[: part.numel()].view(part.shape)
+        if known != (rows, columns):
+            copied.copy_(part)
+            self._cast[name] = (rows, columns), buffer
+        return copied
+
+    def _multiply(self, tokens: slice, columns: slice, out: torch.Tensor) -> None:
+        # The library of 16-bit products chooses its own steps.
+        step = columns.stop - columns.start if self.rounded else self.step
+        dimension = self.hidden.shape[1]
+        for first in range(0, dimension, self.depth):
+            part = slice(first, min(dimension, first + self.depth))
+            hidden = self._operand("hidden", tokens, part)
+            for start in range(columns.start, columns.stop, step):
+                rows = slice(start, min(columns.stop, start + step))
+                into = out[:, start - columns.start : rows.stop - columns.start]
+                weight = self._operand("weight", rows, part)
+                if first:
+                    into.addmm_(hidden, weight.T)
+                else:
+                    torch.mm(hidden, weight.T, out=into)
+
+    def block(self, tokens: slice, columns: slice) -> torch.Tensor:
+        """Logits [tokens, columns]; a later call overwrites them."""
+        shape = tokens.stop - tokens.start, columns.stop - columns.start
+        z = self._buffer[: shape[0] * shape[1]].view(shape)
+        kept = max(0, min(tokens.stop, self.kept_tokens) - tokens.start)
+        if kept:
+            rows = self.kept[columns].view(-1)[: self.kept_tokens * shape[1]].view(self.kept_tokens, shape[1])
+            products = rows[tokens.start : tokens.start + kept]
+            if not self.recall:
+                self._multiply(slice(tokens.start, tokens.start + kept), columns, products)
+            z[:kept].copy_(products)
+        if kept < shape[0]:
+            rest = z[kept:]
+            products = self._narrow[: rest.numel()].view(rest.shape) if self.rounded else rest
+            self._multiply(slice(tokens.start + kept, tokens.stop), columns, products)
+            if self.rounded:
+                rest.copy_(products)
+        return apply_rule(z, None if self.bias is None else self.bias[columns], self.softcap, self.logit_scale)
+
+    def slope(self, z: torch.Tensor) -> torch.Tensor | None:
+        """The softcap's derivative at logits z, 1 − (z / softcap)²."""
+        return None if self.softcap is None else (z / self.softcap).square_().neg_().add_(1.0)
+
+    def chain(self, gradient: torch.Tensor, slope: torch.Tensor | None, ignored: torch.Tensor) -> torch.Tensor:
+        """From the gradient of logits, overwritten, to that of hidden @ weightᵀ + bias, in the inputs' dtype."""
+        if slope is not None:
+            gradient *= slope
+        if self.logit_scale != 1.0:
+            gradient *= self.logit_scale
+        zero_tokens(gradient, ignored)
+        if self.hidden.dtype == self.wide:
+            return gradient
+        return self._narrow[: gradient.numel()].view(gradient.shape).copy_(gradient)
+
+
+def apply_rule(z: torch.Tensor, bias: torch.Tensor | None, softcap: float | None, logit_scale: float) -> torch.Tensor:
+    """Bias, scale and softcap in place on products z [tokens, columns]."""
+    if bias is not None:
+        z += bias
+    if logit_scale != 1.0:
+        z *= logit_scale
+    if softcap is not None:
+        z.div_(softcap).tanh_().mul_(softcap)
+    return z
+
+
+def values_are_here(tensor: torch.Tensor) -> bool:
+    """Whether looking at values waits for nothing."""
+    return tensor.device.type == "cpu"
+
+
+def zero_tokens(z: torch.Tensor, tokens: torch.Tensor) -> None:
+    """Zero those ``tokens`` (bool) of z [tokens, columns], numbers or not; on a CPU a fill by mask would take 20 × as long."""
+    if values_are_here(z):
+        z.index_fill_(0, tokens.nonzero()[:, 0], 0.0)
+    else:
+        z.masked_fill_(tokens[:, None], 0.0)
