@@ -124,7 +124,7 @@ def finished(rows: torch.Tensor, target: torch.Tensor, vocabulary: int, ignore_i
 def sums_derivative(
     z: torch.Tensor,
     first_column: int,
-    maximum: torch.Tensor,
+    reference: torch.Tensor,
     upstream: torch.Tensor,
     target: torch.Tensor,
     class_weight: torch.Tensor | None,
@@ -133,10 +133,10 @@ def sums_derivative(
 ) -> torch.Tensor:
     """∂/∂z of the five sums weighted by ``upstream`` [5, tokens], for logits z [tokens, columns], which it overwrites.
 
-    Of ignored tokens it is whatever it is.
+    ``reference`` is the ``finite`` maximum. Of ignored tokens it is whatever it is.
     """
     _, per_sum, per_target, per_logit, per_shift = upstream
-    z -= finite(maximum)[:, None]
+    z -= reference[:, None]
     z *= LOG2E
     if with_exp_shift:
         z.clamp_min_(-1000.0)  # as in RunningSums
@@ -265,6 +265,7 @@ def linear_nll_grad(
     dense = _dense(class_weight)
     block = training_block(logits, memory_limit, 1 + with_exp_shift + dense)
     logits.reserve(block, gradient=True)
+    reference, ignored = finite(maximum), target == ignore_index
 
     def logit_gradient(tokens: slice, columns: slice) -> torch.Tensor:
         z = logits.block(tokens, columns)
@@ -272,14 +273,14 @@ def linear_nll_grad(
         gradient = sums_derivative(
             z,
             columns.start,
-            maximum[tokens],
+            reference[tokens],
             upstream[:, tokens],
             target[tokens],
             class_weight[tokens] if dense else class_weight,
             with_logit_sum,
             with_exp_shift,
         )
-        return logits.chain(gradient, slope, target[tokens] == ignore_index)
+        return logits.chain(gradient, slope, ignored[tokens])
 
     return accumulate_gradients(
         logit_gradient,

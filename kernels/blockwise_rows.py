@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from .blockwise import RunningSums, sums_derivative, with_positions
+from .blockwise import RunningSums, finite, sums_derivative, with_positions
 from .logit_blocks import apply_rule, zero_tokens
 
 ROWS_LIMIT = 4 << 20
@@ -72,7 +72,7 @@ def nll_grad(
         gradient = sums_derivative(
             z,
             0,
-            maximum[tokens],
+            finite(maximum[tokens]),
             upstream[:, tokens],
             target[tokens],
             class_weight[tokens] if dense else class_weight,

@@ -258,6 +258,7 @@ _no_second_derivative(linear_nll_grad)
 def _linear_setup(ctx, inputs, output):
     hidden, weight, bias, target, class_weight, *options = inputs
     ctx.mark_non_differentiable(output[1])
+    ctx.set_materialize_grads(False)  # zeros for what was kept would be another [V, D]
     ctx.save_for_backward(hidden, weight, bias, target, class_weight, *output)
     ctx.options = options
 
