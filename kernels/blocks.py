@@ -30,9 +30,10 @@ LEAST_LOGITS = 1 << 17
 def level2_bytes() -> int:
     """Of one core; 1 MiB where the system does not say."""
     try:
-        return os.sysconf("SC_LEVEL2_CACHE_SIZE") or 1 << 20
+        size = os.sysconf("SC_LEVEL2_CACHE_SIZE")
     except (AttributeError, ValueError, OSError):
-        return 1 << 20
+        size = 0
+    return size if size > 0 else 1 << 20
 
 
 def cached_logits(itemsize: int = 4) -> int:

@@ -24,7 +24,7 @@ from .blocks import block_shape
 from .chunks import accumulate_gradients, gradient_block, rounded_buffer, rounded_bytes
 from .logit_blocks import Logits, values_are_here
 
-FORWARD_LIMIT, BACKWARD_LIMIT = 8 << 20, 16 << 20
+FORWARD_LIMIT, BACKWARD_LIMIT = 12 << 20, 16 << 20
 LOG2E, LN2 = 1 / math.log(2), math.log(2)
 
 
@@ -51,7 +51,7 @@ class RunningSums:
     def start(cls, target, class_weight, with_logit_sum, with_exp_shift, width, dtype) -> RunningSums:
         rows = torch.zeros((SUMS, target.shape[0]), dtype=dtype, device=target.device)
         # Lowest, not −inf: logits of −inf alone (a bias may hold them) would be taken from it, inf − inf.
-        rows[MAX] = torch.finfo(dtype).min
+        rows[MAX] = torch.finfo(dtype).min / 4  # from which no logit is an infinite way
         target = target.long()
         block, column = target.div(width, rounding_mode="floor"), target.remainder(width)[:, None]
         seen = torch.zeros_like(rows[MAX])
@@ -198,9 +198,24 @@ def _dense(class_weight: torch.Tensor | None) -> bool:
     return class_weight is not None and class_weight.dim() == 2
 
 
-def keeps_products(hidden: torch.Tensor, rounded: bool) -> bool:
-    """Whether a training step may keep products where the gradient of the weight will be: they have its dtype."""
-    return hidden.dtype == Logits(hidden, hidden, None, None, 1.0, rounded).product
+def kept_block(
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    class_weight: torch.Tensor | None,
+    *,
+    softcap: float | None,
+    with_exp_shift: bool,
+    rounded: bool,
+    memory_limit: int | None = None,
+) -> list[int]:
+    """The block of a training step that keeps products where the gradient of the weight will be; empty if it may not.
+
+    Products must have the weight's dtype. The backward must walk the forward's blocks, which the number of threads decides.
+    """
+    logits = Logits(hidden, weight, None, softcap, 1.0, rounded)
+    if hidden.dtype != logits.product or not len(hidden):
+        return []
+    return list(training_block(logits, memory_limit or BACKWARD_LIMIT, 1 + with_exp_shift + _dense(class_weight)))
 
 
 def linear_nll(
@@ -217,19 +232,20 @@ def linear_nll(
     with_exp_shift: bool = False,
     rounded: bool = False,
     kept: torch.Tensor | None = None,
+    block: tuple[int, int] | None = None,
     memory_limit: int | None = None,
 ) -> torch.Tensor:
     """The five sums of every token, [5, N], float32 (float64 for float64 inputs).
 
     Logits are float32; ``rounded`` lets their products be rounded to 16-bit inputs' dtype where that is faster. ``kept``,
-    uninitialised and like a contiguous ``weight``, is filled with what ``linear_nll_grad`` need not compute again.
+    uninitialised and like a contiguous ``weight``, is filled with what ``linear_nll_grad`` need not compute again; ``block``
+    is then ``kept_block``'s.
     """
     logits = Logits(hidden, weight, bias, softcap, logit_scale, rounded, kept)
     if kept is None:
-        copies = 1 + with_exp_shift + _dense(class_weight)
-        block = forward_block(logits, memory_limit or FORWARD_LIMIT, copies)
+        block = forward_block(logits, memory_limit or FORWARD_LIMIT, 1 + with_exp_shift + _dense(class_weight))
     else:
-        block = training_block(logits, memory_limit or BACKWARD_LIMIT, 1 + with_exp_shift + _dense(class_weight))
+        logits.plan_products(memory_limit or BACKWARD_LIMIT)
     logits.reserve(block, scratch=with_exp_shift)
     running = RunningSums.start(target, class_weight, with_logit_sum, with_exp_shift, block[1], logits.wide)
     for tokens, columns, z in sweep(logits, block):
@@ -254,16 +270,18 @@ def linear_nll_grad(
     needs: tuple[bool, bool, bool] = (True, True, True),
     rounded: bool = False,
     kept: torch.Tensor | None = None,
+    block: tuple[int, int] | None = None,
     memory_limit: int | None = None,
 ) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
     """Gradients of hidden, weight and bias from ``upstream`` [5, N] and the forward's ``maximum`` [N].
 
-    With the forward's ``kept``, that tensor becomes the gradient of the weight; the other arguments must be the forward's.
+    With the forward's ``kept`` and ``block``, that tensor becomes the gradient of the weight.
     """
     memory_limit = memory_limit or BACKWARD_LIMIT
     logits = Logits(hidden, weight, bias, softcap, logit_scale, rounded, kept, recall=True)
     dense = _dense(class_weight)
-    block = training_block(logits, memory_limit, 1 + with_exp_shift + dense)
+    planned = training_block(logits, memory_limit, 1 + with_exp_shift + dense)
+    block = planned if kept is None else block
     logits.reserve(block, gradient=True)
     reference, ignored = finite(maximum), target == ignore_index
 

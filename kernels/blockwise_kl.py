@@ -80,8 +80,8 @@ def linear_kl(
         tokens,
         vocabulary,
         memory_limit - _plan_products(sides, memory_limit),
-        # Both blocks, one exponential of Q's and a mask.
-        per_logit=3 * wide.itemsize + 1,
+        # Both blocks, one exponential of Q's; a copy of the one that is narrower than the other.
+        per_logit=(3 + (sides[0].wide != sides[1].wide)) * wide.itemsize,
         per_token=sides[0].per_token + sides[1].per_token,
         most_rows=sides[0].most_rows,
     )

@@ -84,7 +84,7 @@ class Logits:
 
     def most_rows(self, tokens: int) -> int:
         if self.rounded:  # one product, whose library chooses its own steps and takes longer to call
-            return max(LEAST_ROWS, cached_logits(4) // (2 * tokens))
+            return max(LEAST_ROWS, cached_logits(self.product.itemsize) // tokens)
         return block_rows(tokens, self.step, self.wide.itemsize)
 
     def per_logit(self, copies: int, gradient: bool = False) -> int:

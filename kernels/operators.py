@@ -113,15 +113,16 @@ def linear_nll(
     with_logit_sum: bool,
     with_exp_shift: bool,
     rounded: bool,
-    keep: bool,
+    block: list[int],
     memory_limit: int,
     backend: str,
 ) -> tuple[Tensor, Tensor]:
-    """The five sums [5, N]; with ``keep`` also what ``linear_nll_grad_kept`` turns into the weight's gradient [V, D].
+    """The five sums [5, N]; with a ``block`` also what ``linear_nll_grad_kept`` turns into the weight's gradient [V, D].
 
-    ``rounded`` and ``keep`` are for the torch backend (``blockwise.py``); the kernels neither round nor keep.
+    ``rounded`` and ``block``, a ``kept_block``, are for the torch backend (``blockwise.py``); the kernels neither round nor
+    keep.
     """
-    keep = keep and backend == "torch"
+    keep = bool(block) and backend == "torch"
     kept = torch.empty_like(weight, memory_format=torch.contiguous_format) if keep else weight.new_empty(0)
     sums = _implementation(backend, "linear_nll")(
         hidden,
@@ -134,7 +135,7 @@ def linear_nll(
         logit_scale=logit_scale,
         with_logit_sum=with_logit_sum,
         with_exp_shift=with_exp_shift,
-        **({"rounded": rounded, "kept": kept if keep else None} if backend == "torch" else {}),
+        **({"rounded": rounded, "kept": kept if keep else None, "block": tuple(block)} if backend == "torch" else {}),
         **_memory(memory_limit),
     )
     return sums, kept
@@ -142,9 +143,9 @@ def linear_nll(
 
 @linear_nll.register_fake
 def _(hidden, weight, bias, target, class_weight, *options):
-    *_, keep, _, backend = options
+    *_, block, _, backend = options
     sums = hidden.new_empty((SUMS, hidden.shape[0]), dtype=_wide(hidden))
-    return sums, weight.new_empty(weight.shape if keep and backend == "torch" else 0)
+    return sums, weight.new_empty(weight.shape if block and backend == "torch" else 0)
 
 
 @torch.library.custom_op("perplexity::linear_nll_grad", mutates_args=())
@@ -202,6 +203,7 @@ def linear_nll_grad_kept(
     with_logit_sum: bool,
     with_exp_shift: bool,
     rounded: bool,
+    block: list[int],
     memory_limit: int,
     needs: list[bool],
 ) -> tuple[Tensor, Tensor]:
@@ -222,6 +224,7 @@ def linear_nll_grad_kept(
         needs=(needs[0], True, needs[2]),
         rounded=rounded,
         kept=kept,
+        block=tuple(block),
         **_memory(memory_limit),
     )
     return _present((grad_hidden, grad_bias), hidden)
@@ -267,23 +270,30 @@ def _wanted(gradients, needs) -> list[Tensor | None]:
     return [gradient if needed else None for gradient, needed in zip(gradients, needs, strict=True)]
 
 
-def _graph_stays() -> bool:
-    """Whether another backward may follow: then what the graph saved must stay as it is."""
+def _may_overwrite(kept: Tensor, upstream: Tensor) -> bool:
+    """Whether this is the only backward there will be, of tensors that are what they seem.
+
+    Not of a graph that is retained, nor of what is being traced or batched: that may be run twice.
+    """
     known = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", None)
-    return known is None or known()
+    stays = known is None or known()
+    functorch = torch._C._functorch
+    batched = functorch.is_functorch_wrapped_tensor(upstream) or functorch.is_legacy_batchedtensor(upstream)
+    return not stays and not batched and type(kept) is Tensor
 
 
 def _linear_backward(ctx, upstream, _):
+    if upstream is None:
+        return (None,) * 14
     hidden, weight, bias, target, class_weight, sums, kept = ctx.saved_tensors
     needs = list(ctx.needs_input_grad[:3])
-    *options, _, memory_limit, backend = ctx.options
-    inputs = (upstream, sums[MAX].detach(), hidden, weight, bias, target, class_weight, *options, memory_limit)
-    # A traced tensor is of another type: what is traced may be run twice.
-    if kept.shape == weight.shape and needs[1] and type(kept) is Tensor and not _graph_stays():
-        grad_hidden, grad_bias = linear_nll_grad_kept(kept, *inputs, needs)
+    *options, block, memory_limit, backend = ctx.options
+    inputs = (upstream, sums[MAX].detach(), hidden, weight, bias, target, class_weight, *options)
+    if kept.shape == weight.shape and needs[1] and _may_overwrite(kept, upstream):
+        grad_hidden, grad_bias = linear_nll_grad_kept(kept, *inputs, block, memory_limit, needs)
         gradients = grad_hidden, kept, grad_bias
     else:
-        gradients = linear_nll_grad(*inputs, backend, needs)
+        gradients = linear_nll_grad(*inputs, memory_limit, backend, needs)
     return *_wanted(gradients, needs), *([None] * 11)
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from . import parallel
 from .kernels import operators
-from .kernels.blockwise import keeps_products
+from .kernels.blockwise import kept_block
 from .parallel import VocabularyShard
 
 REDUCTIONS = ("none", "mean", "sum")
@@ -214,6 +214,10 @@ def class_weights(weight: Tensor | None, entries: int, input: Tensor) -> Tensor 
     return weight.to(torch.promote_types(input.dtype, torch.float32)).contiguous()
 
 
+def check_round_logits(value: object) -> None:
+    expect(isinstance(value, bool), "round_logits", "True or False", repr(value), TypeError)
+
+
 def _validates(validate: bool | None, device: torch.device) -> bool:
     _choice("validate", validate, (True, False, None), "True, False or None", TypeError)
     return device.type == "cpu" if validate is None else validate
@@ -314,7 +318,7 @@ class LinearInputs:
         shard: VocabularyShard | None = None,
         round_logits: bool = False,
     ) -> LinearInputs:
-        _choice("round_logits", round_logits, (True, False), "True or False", TypeError)
+        check_round_logits(round_logits)
         check_floating("input", input)
         check_floating("linear_weight", linear_weight)
         if linear_bias is not None:
@@ -363,13 +367,23 @@ class LinearInputs:
             options,
             chosen,
             shard,
-            bool(round_logits),
+            round_logits,
         )
 
-    def _keeps_products(self) -> bool:
-        """Not while compiling: a graph that is traced cannot tell whether a second backward will follow."""
+    def _kept_block(self, class_weight: Tensor | None, with_exp_shift: bool) -> list[int]:
+        """Empty while compiling: a graph that is traced cannot tell whether a second backward will follow."""
         trains = torch.is_grad_enabled() and self.weight.requires_grad and not torch.compiler.is_compiling()
-        return trains and self.backend == "torch" and keeps_products(self.hidden, self.round_logits)
+        if not trains or self.backend != "torch":
+            return []
+        return kept_block(
+            self.hidden,
+            self.weight,
+            class_weight,
+            softcap=self.options.softcap,
+            with_exp_shift=with_exp_shift,
+            rounded=self.round_logits,
+            memory_limit=self.options.memory_limit,
+        )
 
     def sums(
         self, *, with_logit_sum: bool = False, with_exp_shift: bool = False, weights: Tensor | None = None
@@ -382,19 +396,20 @@ class LinearInputs:
             target, own = self.shard.local_target(target, self.weight.shape[0], ignore_index)
             hidden, ignore_index = self.shard.replicated(hidden), parallel.IGNORED
             weights = None if weights is None else weights[self.shard.start :][: self.weight.shape[0]]
+        weights = weights if with_logit_sum else None
         sums, _ = operators.linear_nll(
             hidden,
             self.weight,
             self.bias,
             target,
-            weights if with_logit_sum else None,
+            weights,
             ignore_index,
             options.softcap,
             options.logit_scale,
             with_logit_sum,
             with_exp_shift,
             self.round_logits,
-            self._keeps_products(),
+            self._kept_block(weights, with_exp_shift),
             options.memory,
             self.backend,
         )

@@ -119,10 +119,11 @@ def linear_cross_entropy(
     False: float32 logits everywhere, which is what the triton kernels compute in any case.
 
     ``memory_limit`` caps temporary memory in bytes (gradients, counted in float32, and vectors of N excepted; one token
-    and one vocabulary row are taken at least). Default: 8 MiB forward and 16 MiB backward on the torch backend, 512 MiB
+    and one vocabulary row are taken at least). Default: 12 MiB forward and 16 MiB backward on the torch backend, 512 MiB
     on triton. On the torch backend a block of T tokens and R vocabulary rows takes c · T · R bytes, c what a logit takes
     with its copies (forward 4, and 2 where products are rounded, 4 for class probabilities; backward 4, and 2 for 16-bit
-    inputs, 4 for a softcap, 4 for class probabilities); of the limit, float32 copies of 16-bit inputs take three quarters
+    inputs, 4 for a softcap, 4 for class probabilities; a step that keeps products, see below, takes the backward's limit and
+    c in both directions); of the limit, float32 copies of 16-bit inputs take three quarters
     at most, 16-bit products on their way to a float32 sum an eighth. On triton the forward takes 20 bytes a token and
     4,096 vocabulary rows, the backward the 2 or 4 bytes of the inputs a logit and 4 · D bytes a vocabulary row.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from .arguments import LossOptions, expect
+from .arguments import LossOptions, check_round_logits, expect
 from .losses import cross_entropy, linear_cross_entropy
 
 
@@ -94,6 +94,7 @@ class LinearCrossEntropyLoss(_Loss):
         if weight is not None:
             expect(tuple(weight.shape) == (num_classes,), "weight", f"shape ({num_classes},)", tuple(weight.shape))
         super().__init__(weight, reduction, ignore_index, label_smoothing, **keywords)
+        check_round_logits(round_logits)
         self.round_logits = round_logits
         self._names = (*self._names, "round_logits")
         self.linear = nn.Linear(in_features, num_classes, bias=bias, device=device, dtype=dtype)

@@ -438,5 +438,5 @@ def test_16_tokens_times_vocabulary_is_never_held():
         blockwise.linear_nll_grad(
             torch.ones_like(sums), sums[0].clone(), hidden, weight, None, target, needs=(True, True, False)
         )
-    assert forward.nbytes <= 8 << 20
+    assert forward.nbytes <= 12 << 20
     assert backward.nbytes <= 16 << 20 < 4 * 1024 * 20_000

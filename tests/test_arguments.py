@@ -62,6 +62,8 @@ LOSS = [
     (GOOD, {"label_smoothing": True}, TypeError, ["label_smoothing", "[0, 1]", "bool True"]),
     (GOOD, {"z_loss": -1.0}, ValueError, ["z_loss", "0 or more", "-1.0"]),
     (GOOD, {"options": object()}, ValueError, ["options", "memory_limit"]),
+    (GOOD, {"round_logits": None}, TypeError, ["round_logits", "True or False", "None"]),
+    (GOOD, {"round_logits": 1}, TypeError, ["round_logits", "True or False", "1"]),
     ((HIDDEN, WEIGHT, LABELS.float()), {}, TypeError, ["target", "(4, 7) of class probabilities", "int64", "(4,)"]),
     ((HIDDEN, WEIGHT, torch.rand(4, 6)), {}, ValueError, ["target", "(4, 7) of class probabilities", "(4, 6)"]),
     ((HIDDEN, WEIGHT, torch.rand(4, 7)), {"shift": 1}, ValueError, ["shift", "class probabilities"]),
@@ -156,6 +158,10 @@ def test_of_the_divergence(arguments, keywords, error, words):
 )
 def test_modules_complain_when_they_are_made(module, arguments, keywords, words):
     complains(module, arguments, keywords, ValueError, words)
+
+
+def test_a_module_refuses_to_round_a_little():
+    complains(perplexity.LinearCrossEntropyLoss, (3, 7), {"round_logits": "x"}, TypeError, ["round_logits", "'x'"])
 
 
 def test_a_module_refuses_what_it_does_not_know():

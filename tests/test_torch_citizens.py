@@ -27,7 +27,7 @@ def operator_calls(device, backend):
     (h, w, b, g, u, c), target = problem(device)
     weight, logits = torch.rand(V, device=device), (h @ w.T).detach()
     options = -100, 3.0, 0.5, True, True, False
-    sums, kept = (out.detach() for out in operators.linear_nll(h, w, b, target, weight, *options, True, 0, backend))
+    sums, kept = (out.detach() for out in operators.linear_nll(h, w, b, target, weight, *options, [4, 7], 0, backend))
     kept = kept if backend == "torch" else torch.zeros_like(w)  # which no kernel is asked for
     rows = operators.linear_kl(h, w, b, g, u, c, 3.0, 0.5, None, 1.0, 0, backend)[1].detach()
     maximum = sums[0].clone()
@@ -37,12 +37,23 @@ def operator_calls(device, backend):
         leaves = [tensor.detach() for tensor in (h, w, b, g, u, c)]
     return {
         "checked_target": (target, V, -100),
-        "linear_nll": (h, w, b, target, weight, *options, False, 0, backend),
+        "linear_nll": (h, w, b, target, weight, *options, [], 0, backend),
         "linear_nll_grad": (
             *(sums, maximum, *leaves[:3], target, weight, *options),
             *(0, backend, [True, False, True]),
         ),
-        "linear_nll_grad_kept": (kept, sums, maximum, *leaves[:3], target, weight, *options, 0, [True, True, True]),
+        "linear_nll_grad_kept": (
+            kept,
+            sums,
+            maximum,
+            *leaves[:3],
+            target,
+            weight,
+            *options,
+            [4, 7],
+            0,
+            [True, True, True],
+        ),
         "target_logit": (*leaves[:3], target, 3.0, 0.5, 0, backend),
         "linear_statistics": (*leaves[:3], target, at_target, -100, 3.0, 0.5, 0, backend),
         "nll": (logits.requires_grad_(), target, weight, -100, None, 1.0, True, True, 0, backend),
@@ -73,7 +84,7 @@ def test_opcheck(name, backend, device):
 def test_opcheck_of_the_forward_that_keeps_products(device):
     """All but tracing, which never asks for it: the backward overwrites what was kept."""
     arguments = list(operator_calls(device, "torch")["linear_nll"])
-    arguments[11] = True
+    arguments[11] = [4, 7]
     torch.library.opcheck(
         operators.linear_nll,
         tuple(arguments),
@@ -226,6 +237,53 @@ def test_the_gradient_takes_the_place_of_the_kept_products(monkeypatch):
         loss = perplexity.linear_cross_entropy(hidden, weight, target)
         torch.autograd.grad(loss, weight)
         torch.autograd.grad(loss, weight)
+
+
+def test_another_number_of_threads_in_the_backward():
+    """The number of threads decides the blocks, and so where products were kept."""
+    generator = torch.Generator().manual_seed(0)
+    hidden, weight = (torch.randn(*shape, generator=generator) / 300**0.25 for shape in ((300, 300), (3000, 300)))
+    target = torch.randint(0, 3000, (300,), generator=generator)
+    leaves, threads = [hidden.requires_grad_(), weight.requires_grad_()], torch.get_num_threads()
+    expected = torch.autograd.grad(torch.nn.functional.cross_entropy(hidden @ weight.T, target), leaves)
+    try:
+        for there, back in ((1, 2), (2, 1), (8, 1)):
+            torch.set_num_threads(there)
+            loss = perplexity.linear_cross_entropy(*leaves, target)
+            torch.set_num_threads(back)
+            for ours, theirs in zip(torch.autograd.grad(loss, leaves), expected, strict=True):
+                torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-7)
+    finally:
+        torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_loss_that_gets_no_gradient(backend, device):
+    """A node after it may return None for its gradient."""
+
+    class Cut(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, gradient):
+            return None
+
+    (hidden, weight, *_), target = problem(device)
+    loss = perplexity.linear_cross_entropy(hidden, weight, target, reduction="none", backend=backend)
+    Cut.apply(loss).sum().backward()
+    assert hidden.grad is None or not hidden.grad.any()
+
+
+def test_batched_gradients_on_the_torch_backend():
+    (hidden, weight, *_), target = problem()
+    loss = perplexity.linear_cross_entropy(hidden, weight, target, reduction="none")
+    batched = torch.autograd.grad(loss, (hidden, weight), torch.eye(N)[:3], is_grads_batched=True)
+    for row in range(3):
+        loss = perplexity.linear_cross_entropy(hidden, weight, target, reduction="none")
+        for all_of_them, one in zip(batched, torch.autograd.grad(loss[row], (hidden, weight)), strict=True):
+            torch.testing.assert_close(all_of_them[row], one)
 
 
 class NoWaiting(TorchDispatchMode):
