@@ -30,7 +30,7 @@ def results(request):
         device=name,
         cores=torch.get_num_threads(),
         bfloat16_products=bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()),
-        **{package: version(package) for package in ("torch", "numpy", "triton", "liger_kernel", "cut_cross_entropy")},
+        **{package: version(package) for package in ("torch", "numpy", "triton", "liger-kernel", "cut-cross-entropy")},
         date=now(),
         commit=commit(),
         rows=[],
