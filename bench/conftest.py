@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -15,9 +16,11 @@ def pytest_addoption(parser):
     group.addoption(
         "--seconds", type=float, default=4.0, help="a row's rounds take about so long (default %(default)s)"
     )
+    group.addoption("--append", action="store_true", help="keep the file's other rows; each says its commit")
     group.addoption("--tiny", action="store_true", help="sizes of a few dozen: to try the code path")
 
 
+KEYS = "group", "case", "provider", "n", "v", "d", "dtype"
 PATH = pytest.StashKey[Path]()
 
 
@@ -35,11 +38,18 @@ def results(request):
         commit=commit(),
         rows=[],
     )
+    if request.config.getoption("--append") and path.exists():
+        before = json.loads(path.read_text())
+        if (before["device"], before["torch"]) != (name, content["torch"]):
+            pytest.exit(f"--append: {path.name} is of {before['device']}, torch {before['torch']}", returncode=2)
+        content["rows"] = before["rows"]
 
     class Results:
         @staticmethod
         def add(row: dict) -> None:
-            content["rows"].append(row)
+            size = [row[key] for key in KEYS]
+            others = [other for other in content["rows"] if [other[key] for key in KEYS] != size]
+            content["rows"] = [*others, row | dict(commit=content["commit"])]
             write(content, path)
 
     return Results

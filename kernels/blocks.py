@@ -36,6 +36,18 @@ def level2_bytes() -> int:
     return size if size > 0 else 1 << 20
 
 
+def multiplies_16_bits(dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether the device has products of ``dtype`` that are no emulation."""
+    if device.type != "cpu":
+        return dtype in (torch.float16, torch.bfloat16)
+    return dtype == torch.bfloat16 and torch.backends.mkldnn.is_available() and _bfloat16_products()
+
+
+def _bfloat16_products() -> bool:
+    supported = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)
+    return supported is not None and supported()
+
+
 def cached_logits(itemsize: int = 4) -> int:
     """Logits of a block that stays in the caches."""
     return 2 * torch.get_num_threads() * level2_bytes() // itemsize

@@ -21,7 +21,7 @@ import torch
 
 from . import MAX, SUM_EXP, SUMS, TARGET
 from .blocks import block_shape
-from .chunks import accumulate_gradients, gradient_block, rounded_buffer, rounded_bytes
+from .chunks import accumulate_gradients, gradient_block, product_buffer, product_buffer_bytes
 from .logit_blocks import Logits, values_are_here
 
 FORWARD_LIMIT, BACKWARD_LIMIT = 12 << 20, 16 << 20
@@ -187,7 +187,7 @@ def training_block(logits: Logits, memory_limit: int, copies: int) -> tuple[int,
         logits.weight,
         (True, True, True),
         memory_limit,
-        taken=logits.plan_products(memory_limit) + rounded_bytes(logits.hidden, memory_limit),
+        taken=logits.plan_products(memory_limit) + product_buffer_bytes(logits.hidden, memory_limit),
         per_logit=logits.per_logit(copies, gradient=True),
         per_token=logits.per_token,
         most_rows=logits.most_rows,
@@ -307,7 +307,7 @@ def linear_nll_grad(
         bias,
         needs=needs,
         block=block,
-        rounded=rounded_buffer(hidden, memory_limit),
+        buffer=product_buffer(hidden, memory_limit),
         grad_weight=kept,
     )
 

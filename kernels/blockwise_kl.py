@@ -13,7 +13,7 @@ import torch
 
 from .blocks import block_shape
 from .blockwise import BACKWARD_LIMIT, FORWARD_LIMIT, LN2, LOG2E, finite
-from .chunks import accumulate_gradients, gradient_block, rounded_buffer, rounded_bytes
+from .chunks import accumulate_gradients, gradient_block, product_buffer, product_buffer_bytes
 from .logit_blocks import Logits
 
 KL_ROWS = 5
@@ -125,7 +125,7 @@ def linear_kl_grad(
             *head[:2],
             needs,
             memory_limit,
-            taken=_plan_products(sides, memory_limit) + rounded_bytes(head[0], memory_limit),
+            taken=_plan_products(sides, memory_limit) + product_buffer_bytes(head[0], memory_limit),
             per_logit=side.per_logit(3, gradient=True),
             per_token=sides[0].per_token + sides[1].per_token,
             most_rows=sides[0].most_rows,
@@ -147,6 +147,6 @@ def linear_kl_grad(
                 gradient = log_q.exp_().sub_(log_p.exp_()).mul_(g)
             return side.chain(gradient, slope, nobody[chunk])
 
-        rounded = rounded_buffer(head[0], memory_limit)
-        gradients += accumulate_gradients(logit_gradient, *head, needs=needs, block=block, rounded=rounded)
+        buffer = product_buffer(head[0], memory_limit)
+        gradients += accumulate_gradients(logit_gradient, *head, needs=needs, block=block, buffer=buffer)
     return tuple(gradients)

@@ -7,25 +7,37 @@ costs the same, and a second backward is simply right.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 
-from .blocks import block_shape
+from .blocks import block_shape, multiplies_16_bits
 
 
-def rounded_bytes(hidden: torch.Tensor, memory_limit: int) -> int:
-    """Of ``rounded_buffer``: an eighth of the limit at most, one row at least."""
-    if hidden.is_cuda or hidden.dtype == torch.promote_types(hidden.dtype, torch.float32):
+def _buffer_dtype(hidden: torch.Tensor) -> torch.dtype | None:
+    """Of ``product_buffer``: 16-bit products are rounded there, or 16-bit operands widened where there are no such products."""
+    wide = torch.promote_types(hidden.dtype, torch.float32)
+    if hidden.is_cuda or hidden.dtype == wide:
+        return None
+    return hidden.dtype if multiplies_16_bits(hidden.dtype, hidden.device) else wide
+
+
+def product_buffer_bytes(hidden: torch.Tensor, memory_limit: int) -> int:
+    """An eighth of the limit at most, one row at least."""
+    dtype = _buffer_dtype(hidden)
+    if dtype is None:
         return 0
-    per_row = hidden.shape[1] * hidden.element_size()
+    per_row = hidden.shape[1] * dtype.itemsize
     return per_row * max(1, min(512, memory_limit // (8 * per_row)))
 
 
-def rounded_buffer(hidden: torch.Tensor, memory_limit: int) -> torch.Tensor | None:
-    """For 16-bit products on their way to float32 sums, [rows, D], where no product gives float32 (on a CPU)."""
-    size = rounded_bytes(hidden, memory_limit) // hidden.element_size()
-    return hidden.new_empty(size).view(-1, hidden.shape[1]) if size else None
+def product_buffer(hidden: torch.Tensor, memory_limit: int) -> torch.Tensor | None:
+    """[rows, D], for 16-bit products on their way to float32 sums, where no product gives float32 (on a CPU)."""
+    dtype = _buffer_dtype(hidden)
+    if dtype is None:
+        return None
+    size = product_buffer_bytes(hidden, memory_limit) // dtype.itemsize
+    return hidden.new_empty(size, dtype=dtype).view(-1, hidden.shape[1])
 
 
 def gradient_block(
@@ -52,10 +64,14 @@ def gradient_block(
             most_rows=most_rows,
         )
 
-    whole = block(0)
-    summed_apart = needs[1] and hidden.dtype != torch.promote_types(hidden.dtype, torch.float32)
-    # 16-bit weight gradients are summed over chunks of tokens in float32.
-    return block(4 * hidden.shape[1]) if summed_apart and whole[0] < hidden.shape[0] else whole
+    whole, wide = block(0), torch.promote_types(hidden.dtype, torch.float32)
+    # 16-bit weight gradients are summed apart in float32, over chunks of tokens or because operands are widened.
+    several = whole[0] < hidden.shape[0] or _buffer_dtype(hidden) == wide
+    return block(4 * hidden.shape[1]) if needs[1] and hidden.dtype != wide and several else whole
+
+
+def pieces(count: int, size: int) -> Iterator[slice]:
+    return (slice(start, min(count, start + size)) for start in range(0, count, size))
 
 
 def accumulate_gradients(
@@ -66,14 +82,14 @@ def accumulate_gradients(
     *,
     needs: tuple[bool, bool, bool],
     block: tuple[int, int],
-    rounded: torch.Tensor | None = None,
+    buffer: torch.Tensor | None = None,
     grad_weight: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
     """Gradients of hidden [N, D], weight [V, D] and bias [V] where ``needs`` says so, accumulated in float32.
 
-    ``logit_gradient(tokens, columns)`` gives the gradient of the products hidden @ weightᵀ + bias for a block,
-    [tokens, columns]. Rows of
-    ``grad_weight`` are written after the gradient of their block's first tokens was asked for, and not before.
+    ``logit_gradient(tokens, columns)`` gives the gradient of the products hidden @ weightᵀ + bias for a block, [tokens,
+    columns]; ``buffer`` is ``product_buffer``'s. Rows of ``grad_weight`` are written after the gradient of their block's
+    first tokens was asked for, and not before.
     """
     (tokens, dimension), vocabulary = hidden.shape, weight.shape[0]
     needs_hidden, needs_weight, needs_bias = *needs[:2], needs[2] and bias is not None
@@ -87,16 +103,18 @@ def accumulate_gradients(
 
     def add_product(out: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> None:
         """``out += left @ right`` in float32 (or float64), to the end where the device can."""
-        if out.dtype == left.dtype:
+        if left.dtype == right.dtype == out.dtype:
             out.addmm_(left, right)
         elif out.is_cuda:
             torch.addmm(out, left, right, out_dtype=torch.float32, out=out)
+        elif buffer is None:
+            out += left @ right
+        elif left.dtype == out.dtype:
+            for part in pieces(right.shape[0], len(buffer)):
+                out.addmm_(left[:, part], buffer[: part.stop - part.start].copy_(right[part]))
         else:
-            rows = out.shape[0] if rounded is None else rounded.shape[0]
-            for start in range(0, out.shape[0], rows):
-                part = slice(start, min(out.shape[0], start + rows))
-                into = None if rounded is None else rounded[: part.stop - start]
-                out[part] += torch.mm(left[part], right, out=into)
+            for part in pieces(out.shape[0], len(buffer)):
+                out[part] += torch.mm(left[part], right, out=buffer[: part.stop - part.start])
 
     tokens_at_once, columns_at_once = block
     for first_column in range(0, vocabulary, columns_at_once):
@@ -110,7 +128,9 @@ def accumulate_gradients(
             if needs_hidden:
                 add_product(grad_hidden[chunk], gradient, weight[columns])
             if needs_weight and first_token == 0:
-                one_product = tokens_at_once >= tokens or grad_weight.dtype == wide
+                one_product = gradient.dtype == grad_weight.dtype and (
+                    tokens_at_once >= tokens or gradient.dtype == wide
+                )
                 if one_product:
                     weight_block = torch.mm(gradient.T, hidden[chunk], out=grad_weight[columns])
                 else:

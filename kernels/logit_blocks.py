@@ -6,19 +6,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from .blocks import LEAST_ROWS, block_rows, cached_logits, product_rows
-
-
-def multiplies_16_bits(dtype: torch.dtype, device: torch.device) -> bool:
-    """Whether the device has products of ``dtype`` that are no emulation."""
-    if device.type != "cpu":
-        return dtype in (torch.float16, torch.bfloat16)
-    return dtype == torch.bfloat16 and torch.backends.mkldnn.is_available() and _bfloat16_products()
-
-
-def _bfloat16_products() -> bool:
-    supported = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)
-    return supported is not None and supported()
+from .blocks import LEAST_ROWS, block_rows, cached_logits, multiplies_16_bits, product_rows
 
 
 @dataclass
@@ -62,6 +50,11 @@ class Logits:
         return self.hidden.dtype != self.product
 
     @property
+    def narrow_gradients(self) -> bool:
+        """Whether gradients are rounded to the inputs' 16 bits before they are multiplied."""
+        return self.hidden.dtype != self.wide and multiplies_16_bits(self.hidden.dtype, self.hidden.device)
+
+    @property
     def per_token(self) -> int:
         """Bytes of the copy of a token."""
         return self.depth * self.wide.itemsize if self.widens else 0
@@ -89,7 +82,7 @@ class Logits:
 
     def per_logit(self, copies: int, gradient: bool = False) -> int:
         """Bytes an element of a block takes, with ``copies`` of it and, in 16 bits, a product or a gradient."""
-        narrow = self.rounded or (gradient and self.hidden.dtype != self.wide)
+        narrow = self.rounded or (gradient and self.narrow_gradients)
         slope = gradient and self.softcap is not None
         return (copies + slope) * self.wide.itemsize + narrow * self.hidden.element_size()
 
@@ -106,7 +99,7 @@ class Logits:
         if self.widens:
             for name, rows in (("hidden", block[0]), ("weight", min(self.step, block[1]))):
                 self._cast[name] = None, self.hidden.new_empty(rows * self.depth, dtype=self.wide)
-        if self.rounded or (gradient and self.hidden.dtype != self.wide):
+        if self.rounded or (gradient and self.narrow_gradients):
             # Products on their way to a logit, then gradients on their way from one.
             self._narrow = self.hidden.new_empty(size)
 
@@ -165,13 +158,13 @@ class Logits:
         return None if self.softcap is None else (z / self.softcap).square_().neg_().add_(1.0)
 
     def chain(self, gradient: torch.Tensor, slope: torch.Tensor | None, ignored: torch.Tensor) -> torch.Tensor:
-        """From the gradient of logits, overwritten, to that of hidden @ weightᵀ + bias, in the inputs' dtype."""
+        """From the gradient of logits, overwritten, to that of hidden @ weightᵀ + bias, in the dtype it is multiplied in."""
         if slope is not None:
             gradient *= slope
         if self.logit_scale != 1.0:
             gradient *= self.logit_scale
         zero_tokens(gradient, ignored)
-        if self.hidden.dtype == self.wide:
+        if not self.narrow_gradients:
             return gradient
         return self._narrow[: gradient.numel()].view(gradient.shape).copy_(gradient)
 

@@ -12,7 +12,7 @@ import pytest
 BENCH = Path(__file__).parents[2] / "bench"
 KEYS = {
     *("group", "case", "provider", "n", "v", "d", "dtype", "median_ms", "min_ms", "rounds"),
-    *("peak_bytes", "output_bytes", "max_error", "error"),
+    *("peak_bytes", "output_bytes", "max_error", "error", "commit"),
 }
 
 
@@ -23,7 +23,7 @@ def report(monkeypatch):
     import report
 
     yield report
-    for name in ("report", "cpu_cases", "cases"):
+    for name in ("report", "steps", "cpu_cases", "cases"):
         sys.modules.pop(name, None)
 
 
@@ -116,3 +116,17 @@ def test_ratios_are_of_the_same_problem(report, tmp_path):
     assert results.of_limit(alone) is None and results.of_limit(alone, "float32") == 2.0
     text = report.markdown(results, "cpu.json", "cpu.png")
     assert "| NLL | 4 × 8 × 2 | float32 | perplexity | 12.5 | 0.50 | 0.80 | 2 |" in text
+
+
+def test_steps_of_a_block(report, monkeypatch, capsys, tmp_path):
+    import steps
+
+    for name, size in dict(T=16, R=32, D=8, BLOCKS=2).items():
+        monkeypatch.setattr(steps, name, size)
+    monkeypatch.setattr(sys, "argv", ["steps.py", "--out", str(tmp_path / "steps.json")])
+    steps.main()
+    content = json.loads((tmp_path / "steps.json").read_text())
+    assert set(content["milliseconds"]) == set(steps.variants())
+    for measured in content["milliseconds"].values():
+        assert measured["product"] > 0 and len(measured) > 1
+    assert "float32, as it is" in capsys.readouterr().out
