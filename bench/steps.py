@@ -115,7 +115,7 @@ def variants() -> dict[str, tuple[torch.dtype, Callable[[dict], list[Step]]]]:
 def measure() -> dict[str, dict[str, float]]:
     found = {}
     for name, (dtype, steps_of) in variants().items():
-        weight, times = torch.randn(BLOCKS * R, D).to(dtype), {}
+        weight, times = (torch.randn(BLOCKS * R, D) * D**-0.5).to(dtype), {}
         for _ in range(2):
             times.clear()
             for block in weight.split(R):
