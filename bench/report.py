@@ -154,11 +154,16 @@ def plot(results: Results, path: Path) -> None:
     plt.close(figure)
 
 
+def of_commits(results: Results) -> str:
+    found = sorted({row.get("commit") or results.content["commit"] for row in results.rows})
+    return ("commit " if len(found) == 1 else "commits ") + ", ".join(found)
+
+
 def markdown(results: Results, source: str, picture: str) -> str:
     content = results.content
     lines = [
-        f"{content['device']}, {content['cores']} cores, torch {content['torch']}, commit {content['commit']}: "
-        f"medians of one run of `make bench`, from [{source}]({source}). Memory is beyond what is returned.",
+        f"{content['device']}, {content['cores']} cores, torch {content['torch']}, {of_commits(results)}: medians of "
+        f"`make bench`, from [{source}]({source}). Memory is beyond what is returned.",
         "",
         "| " + " | ".join(HEADINGS[:-1]) + " |",
         "| --- | --- | --- | --- |" + " ---: |" * 5,
