@@ -14,6 +14,7 @@ from torch import Tensor
 
 from perplexity import cross_entropy, linear_cross_entropy, linear_kl_divergence, token_nll, token_statistics
 
+DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 PRODUCT_BYTES = 1 << 30  # of logits that the bare products hold at a time: N × V would not fit
 PACKAGES = {"liger": "liger_kernel", "cce": "cut_cross_entropy"}
 

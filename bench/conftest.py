@@ -7,7 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from cpu_cases import KEYS
 from environment import RESULTS, commit, cpu_name, now, slug, version, write
+
+from perplexity.kernels.blocks import multiplies_16_bits
 
 
 def pytest_addoption(parser):
@@ -20,7 +23,6 @@ def pytest_addoption(parser):
     group.addoption("--tiny", action="store_true", help="sizes of a few dozen: to try the code path")
 
 
-KEYS = "group", "case", "provider", "n", "v", "d", "dtype"
 PATH = pytest.StashKey[Path]()
 
 
@@ -32,7 +34,7 @@ def results(request):
     content = dict(
         device=name,
         cores=torch.get_num_threads(),
-        bfloat16_products=bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()),
+        bfloat16_products=multiplies_16_bits(torch.bfloat16, torch.device("cpu")),
         **{package: version(package) for package in ("torch", "numpy", "triton", "liger-kernel", "cut-cross-entropy")},
         date=now(),
         commit=commit(),

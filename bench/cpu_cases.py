@@ -9,12 +9,11 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
-from cases import CASES
+from cases import CASES, DTYPES
 from torch import Tensor
 
 from perplexity import token_nll
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 SHAPES = ((2048, 50257, 768), (512, 128256, 2048), (256, 262144, 1152), (2048, 32000, 4096))  # N, V, D
 PEERS = (
     "torch_compile",
@@ -85,6 +84,9 @@ class Row:
         if self.provider == "ours_rounded":
             return partial(token_nll, round_logits=True)
         return CASES[self.case].providers[self.provider]
+
+
+KEYS = tuple(Row.__dataclass_fields__)
 
 
 def _rows(group: str, cases: Iterable[str], providers: Iterable[str], *size, dtype: str) -> list[Row]:

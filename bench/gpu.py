@@ -22,7 +22,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from cases import CASES, PACKAGES, PROVIDERS, Case, failed_check, max_abs_error
+from cases import CASES, DTYPES, PACKAGES, PROVIDERS, Case, failed_check, max_abs_error
 from environment import RESULTS, commit, now, one_line, slug, version, write
 from rich.console import Console
 from rich.table import Table
@@ -30,7 +30,6 @@ from rich.table import Table
 from perplexity.kernels.fingerprint import kernels_hash
 
 STARTED = time.perf_counter()
-DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 # In the order they are run: the most telling sizes, then the cheap ones, then what the budget may leave out.
 TOKENS = (8192, 1024, 32768)
 SHAPES = ((4096, 128256), (2304, 256000), (2048, 32768), (8192, 128256))  # D, V

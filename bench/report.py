@@ -13,7 +13,7 @@ import math
 from pathlib import Path
 
 import numpy
-from cpu_cases import FORWARD, STATISTICS, TRAIN
+from cpu_cases import FORWARD, KEYS, STATISTICS, TRAIN
 
 NAMES = {
     "ours": "perplexity",
@@ -39,12 +39,10 @@ class Results:
     def __init__(self, path: Path):
         self.content = json.loads(path.read_text())
         self.rows = self.content["rows"]
-        keys = "group", "case", "provider", "n", "v", "d", "dtype"
-        self._found = {tuple(row[key] for key in keys): row for row in self.rows}
+        self._found = {tuple(row[key] for key in KEYS): row for row in self.rows}
 
     def find(self, row: dict, **changes) -> dict | None:
-        keys = "group", "case", "provider", "n", "v", "d", "dtype"
-        found = self._found.get(tuple((row | changes)[key] for key in keys))
+        found = self._found.get(tuple((row | changes)[key] for key in KEYS))
         return found if found and found["median_ms"] else None
 
     def ratio(self, row: dict) -> float | None:

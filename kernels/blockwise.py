@@ -280,8 +280,10 @@ def linear_nll_grad(
     memory_limit = memory_limit or BACKWARD_LIMIT
     logits = Logits(hidden, weight, bias, softcap, logit_scale, rounded, kept, recall=True)
     dense = _dense(class_weight)
-    planned = training_block(logits, memory_limit, 1 + with_exp_shift + dense)
-    block = planned if kept is None else block
+    if kept is None:
+        block = training_block(logits, memory_limit, 1 + with_exp_shift + dense)
+    else:
+        logits.plan_products(memory_limit)
     logits.reserve(block, gradient=True)
     reference, ignored = finite(maximum), target == ignore_index
 

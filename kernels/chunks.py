@@ -98,8 +98,8 @@ def accumulate_gradients(
     if needs_weight and grad_weight is None:
         grad_weight = torch.empty_like(weight, memory_format=torch.contiguous_format)
     grad_bias = bias.new_zeros(vocabulary) if needs_bias else None
-    if tokens == 0 or not any(needs):
-        return grad_hidden, None if grad_weight is None else grad_weight.zero_(), grad_bias
+    if needs_weight and tokens == 0:
+        grad_weight.zero_()
 
     def add_product(out: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> None:
         """``out += left @ right`` in float32 (or float64), to the end where the device can."""
@@ -117,7 +117,7 @@ def accumulate_gradients(
                 out[part] += torch.mm(left[part], right, out=buffer[: part.stop - part.start])
 
     tokens_at_once, columns_at_once = block
-    for first_column in range(0, vocabulary, columns_at_once):
+    for first_column in range(0, vocabulary if tokens and any(needs) else 0, columns_at_once):
         columns = slice(first_column, min(vocabulary, first_column + columns_at_once))
         width = columns.stop - columns.start
         weight_block = None
