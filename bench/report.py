@@ -143,7 +143,7 @@ def plot(results: Results, path: Path) -> None:
         axes[1, column].set_xlabel("vocabulary V")
     axes[0, 0].set_ylabel("seconds")
     axes[1, 0].set_ylabel("extra memory, MiB")
-    axes[0, 0].legend()
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
     n, d = rows[0]["n"], rows[0]["d"]
     figure.suptitle(
         f"{n} tokens, hidden size {d}, float32; {results.content['device']}, {results.content['cores']} cores"
