@@ -7,7 +7,7 @@ WORKERS ?= 2
 
 OLDEST_TRITON := 3.6.0
 
-.PHONY: demo test test-slow lint format compile-check compile-check-oldest bench bench-gpu doctor clean
+.PHONY: demo test test-slow lint format compile-check compile-check-oldest bench bench-evaluation bench-gpu doctor clean
 
 # torch first and alone: what it brings (a CUDA build brings its own triton) decides the rest.
 $(READY): pyproject.toml constraints.txt
@@ -40,6 +40,10 @@ compile-check: $(READY)
 bench: $(READY)
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[bench]" || echo "bench: a peer is missing, its rows say so"
 	$(BIN)/python -m pytest bench -q --benchmark-quiet $(OPTIONS)
+
+# A whole evaluation beside the model's own loss: two minutes on 2 cores.
+bench-evaluation: $(READY)
+	$(BIN)/python bench/evaluation.py $(OPTIONS)
 
 # OPTIONS as in `python bench/gpu.py --help`
 bench-gpu: $(READY)

@@ -17,12 +17,14 @@ from .statistics import (
 __version__ = "0.1.0"
 
 __all__ = [
+    "Comparison",
     "CrossEntropyLoss",
     "Evaluation",
     "LinearCrossEntropyLoss",
     "Perplexity",
     "TokenStatistics",
     "VocabularyShard",
+    "compare",
     "cross_entropy",
     "evaluate",
     "linear_cross_entropy",
@@ -34,7 +36,7 @@ __all__ = [
 
 
 def __getattr__(name: str):
-    if name in ("evaluate", "Evaluation"):
+    if name in ("Comparison", "Evaluation", "compare", "evaluate"):
         from . import evaluation
 
         return getattr(evaluation, name)

@@ -9,57 +9,25 @@ import sys
 
 from .errors import InputError
 
-# What a subcommand needs beyond torch, by the name of the extra that brings it.
+# What a subcommand needs beyond torch; the extra that brings it has the subcommand's name, but for EXTRA_OF.
+EXTRA_OF = {"compare": "eval"}
 EXTRAS = {
-    "eval": ("transformers", "rich"),
+    "eval": ("transformers", "rich", "scipy"),
+    "compare": ("transformers", "rich", "scipy"),
     "demo": ("transformers", "tokenizers", "rich", "matplotlib", "tensorboard"),
 }
 
 
 def _eval(arguments: argparse.Namespace) -> int:
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+    from .evaluation.commands import run_eval
 
-    from .evaluation import evaluate, models, read_documents, results
+    return run_eval(arguments)
 
-    documents = list(read_documents(arguments.text, text_field=arguments.text_field))
-    if arguments.json and not os.path.isdir(os.path.dirname(os.path.abspath(arguments.json))):
-        raise InputError(f"--json: expected a file in an existing folder, got {arguments.json}")
-    import transformers
 
-    transformers.utils.logging.disable_progress_bar()
-    model, tokenizer = models.load(arguments.model, device=arguments.device, dtype=arguments.dtype)
-    columns = (
-        TextColumn("documents"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[speed]:,.0f} tokens/s  perplexity {task.fields[perplexity]:.2f}"),
-        TimeElapsedColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
-        task = bar.add_task("", total=len(documents), speed=0.0, perplexity=float("nan"))
+def _compare(arguments: argparse.Namespace) -> int:
+    from .evaluation.commands import run_compare
 
-        def progress(done: int, tokens: int, loss: float) -> None:
-            from .metric import exp
-
-            seconds = bar.tasks[task].elapsed or 1e-9
-            bar.update(task, completed=done, speed=tokens / seconds, perplexity=exp(loss))
-
-        evaluation = evaluate(
-            model,
-            tokenizer,
-            documents,
-            protocol=arguments.protocol,
-            context_length=arguments.context_length,
-            stride=arguments.stride,
-            batch_size=arguments.batch_size,
-            backend=arguments.backend,
-            progress=progress,
-        )
-    if arguments.json:
-        evaluation.save(arguments.json)
-    Console().print(results.table(evaluation))
-    return 0
+    return run_compare(arguments)
 
 
 def _demo(arguments: argparse.Namespace) -> int:
@@ -80,25 +48,69 @@ class _OneLineParser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
 
 
+TEXT_HELP = (
+    ".txt (a file is a document), .jsonl (a line is one), .parquet, a datasets folder, token ids in .bin or .npy; "
+    ".txt and .jsonl also with .gz or .zst; - is standard input"
+)
+
+
+def _text_options(command: argparse.ArgumentParser) -> None:
+    """How a text is read, cut into tokens and windows, and scored."""
+    command.add_argument(
+        "--protocol",
+        default="sliding",
+        choices=["sliding", "lm-eval", "llama.cpp"],
+        help="how text is windowed (sliding)",
+    )
+    command.add_argument(
+        "--context-length", type=int, metavar="N", help="tokens a window shows (by protocol and model)"
+    )
+    command.add_argument("--stride", type=int, metavar="N", help="tokens a sliding window moves on (half the context)")
+    command.add_argument(
+        "--bos", default="auto", choices=["auto", "always", "never"], help="BOS before a document, never two (auto)"
+    )
+    command.add_argument("--batch-size", type=int, metavar="N", help="windows at a time (by their length)")
+    command.add_argument("--text-column", default="text", metavar="NAME", help="of .jsonl, .parquet, datasets (text)")
+    command.add_argument("--domain-column", default="domain", metavar="NAME", help="for a table by domain (domain)")
+    command.add_argument("--id-column", default="id", metavar="NAME", help="names documents (id)")
+    command.add_argument("--split", metavar="NAME", help="of a datasets folder that has several")
+    command.add_argument("--token-dtype", default="uint16", choices=["uint16", "uint32"], help="of .bin files (uint16)")
+    command.add_argument("--separator", type=int, metavar="ID", help="ends a document in .bin and .npy (BOS, else EOS)")
+    command.add_argument("--stdin", default="txt", choices=["txt", "jsonl"], help="what - is (txt)")
+    command.add_argument("--device", help="cpu, cuda, cuda:1, ... (a GPU if there is one)")
+    command.add_argument("--dtype", default="auto", choices=["auto", "float32", "bfloat16", "float16"])
+    command.add_argument("--trust-remote-code", action="store_true", help="run code that comes with the model")
+    command.add_argument("--backend", choices=["triton", "torch"], help="of the loss (by device)")
+    command.add_argument("--journal", metavar="DIR", help="the same command again goes on where a killed one stopped")
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = _OneLineParser(prog="ppl", description="Perplexity: evaluate, watch and explain language models.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     command = commands.add_parser("eval", help="loss and perplexity of a model on text")
-    command.add_argument("model", help="local Hugging Face model folder")
-    command.add_argument("text", nargs="+", help=".txt (a file is a document) or .jsonl (a line is one)")
-    command.add_argument("--protocol", default="sliding", choices=["sliding"])
+    command.add_argument("model", help="Hugging Face model folder or name")
+    command.add_argument("text", nargs="+", help=TEXT_HELP)
+    _text_options(command)
     command.add_argument(
-        "--context-length", type=int, metavar="N", help="tokens a window shows (the model's, at most 1024)"
+        "--score-special", action="store_true", default=None, help="score special tokens in the text, too"
     )
-    command.add_argument("--stride", type=int, metavar="N", help="tokens a window moves on (half the context)")
-    command.add_argument("--batch-size", type=int, default=8, metavar="N", help="windows at a time (8)")
-    command.add_argument("--text-field", default="text", metavar="NAME", help="the text's key in .jsonl lines (text)")
-    command.add_argument("--device", help="cpu, cuda, cuda:1, ... (a GPU if there is one)")
-    command.add_argument("--dtype", default="auto", choices=["auto", "float32", "bfloat16", "float16"])
-    command.add_argument("--backend", choices=["triton", "torch"], help="of the loss (by device)")
     command.add_argument("--json", metavar="OUT", help="write every number to this file")
+    command.add_argument("--per-token", metavar="OUT.parquet", help="a row a token: text, loss, entropy, rank")
+    command.add_argument("--per-document", metavar="OUT.parquet", help="a row a document: loss, tokens, bytes")
+    command.add_argument("--baseline", metavar="FILE", help="another evaluation's --json, shown beside this one")
     command.set_defaults(run=_eval)
+
+    command = commands.add_parser("compare", help="two evaluations, paired by document; or two models on one text")
+    command.add_argument("a", help="a result of ppl eval --json, or with TEXT a model: the reference")
+    command.add_argument("b", help="the same, to compare with it")
+    command.add_argument("text", nargs="*", help=TEXT_HELP)
+    command.add_argument(
+        "--measure", default="loss", choices=["loss", "bits-per-byte"], help="of two results: nats a token (loss)"
+    )
+    _text_options(command)
+    command.add_argument("--json", metavar="OUT", help="write every number to this file")
+    command.set_defaults(run=_compare)
 
     command = commands.add_parser("demo", help="train, evaluate and plot a small model on real text")
     command.add_argument("--out", default="demo-out", metavar="DIR", help="where model, logs and plot go (demo-out)")
@@ -116,7 +128,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         if missing:
             raise InputError(
-                f"{arguments.command}: needs {', '.join(missing)}; install fused-perplexity[{arguments.command}]"
+                f"{arguments.command}: needs {', '.join(missing)}; install fused-perplexity[{EXTRA_OF.get(arguments.command, arguments.command)}]"
             )
         return arguments.run(arguments)
     except (InputError, ValueError, OSError) as error:

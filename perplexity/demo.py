@@ -155,7 +155,7 @@ def run(out: str | Path, *, steps: int = 300) -> dict:
     from rich.table import Table
     from torch.utils.tensorboard import SummaryWriter
 
-    from .evaluation import Document, evaluate, models, results
+    from .evaluation import Document, evaluate, models, tables
     from .report.plots import loss_curves
 
     if steps < 1:
@@ -241,7 +241,7 @@ def run(out: str | Path, *, steps: int = 300) -> dict:
         baselines=baselines,
         title=f"Python's documentation, {steps} steps: validation perplexity {evaluation.perplexity:.1f}",
     )
-    console.print(results.table(evaluation), soft_wrap=False)
+    console.print(tables.summary(evaluation), soft_wrap=False)
 
     closing = Table(title="What that means", title_justify="left")
     closing.add_column("predictor")

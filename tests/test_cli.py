@@ -40,6 +40,7 @@ def folder(tmp_path_factory):
     (folder / "broken.jsonl").write_text('{"text": "fine"}\n{"text": \n')
     (folder / "keyless.jsonl").write_text('{"body": "fine"}\n')
     (folder / "table.parquet").write_bytes(b"PAR1")
+    (folder / "table.csv").write_bytes(b"text")
     (folder / "hollow").mkdir()
     return folder
 
@@ -71,7 +72,8 @@ def test_eval_writes_every_key(folder, tmp_path):
         (["model", "broken.jsonl"], ["broken.jsonl", "line 2", "JSON"]),
         (["model", "keyless.jsonl"], ["keyless.jsonl", "line 1", "'text'"]),
         (["model", "absent.txt"], ["absent.txt", "no such file"]),
-        (["model", "table.parquet"], ["table.parquet", ".txt or .jsonl"]),
+        (["model", "table.parquet"], ["table.parquet", "a whole Parquet file"]),
+        (["model", "table.csv"], ["table.csv", ".txt, .jsonl, .parquet"]),
         (["model", "hollow"], ["hollow", "a folder"]),
         (["absent", "good.txt"], ["absent", "no such folder"]),
         (["hollow", "good.txt"], ["hollow", "config.json"]),
@@ -85,16 +87,90 @@ def test_eval_writes_every_key(folder, tmp_path):
         (["truncated", "good.txt"], ["truncated", "expected the weights"]),
         (["model", "good.txt", "--device", "toaster"], ["device", "'toaster'"]),
         (["model", "good.txt", "--json", "no/such/out.json"], ["--json", "no/such/out.json"]),
+        (["model", "good.txt", "--per-token", "hollow"], ["--per-token", "hollow"]),
+        (["model", "good.txt", "--baseline", "good.jsonl"], ["good.jsonl", "expected a result file"]),
+        (["model", "good.txt", "--json", "/dev/full"], ["/dev/full", "No space left"]),
+        (["model", "good.txt", "--bos", "never", "--protocol", "lm-eval"], ["bos", "lm-eval"]),
     ],
 )
 def test_bad_input_is_one_line_and_exit_status_2(folder, arguments, words):
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
     done = ppl("eval", *arguments, cwd=folder, env=environment)
     assert done.returncode == 2
-    assert done.stdout == ""
+    assert done.stdout == "" or "/dev/full" in arguments  # the numbers themselves are not lost
     assert len(done.stderr.splitlines()) == 1 and "Traceback" not in done.stderr
     for word in words:
         assert word in done.stderr
+
+
+def test_everything_at_once(folder, tmp_path):
+    """Protocols, tables, journal, baseline, standard input, the comparison of two results and of two models."""
+    first, second = tmp_path / "a.json", tmp_path / "b.json"
+    common = ("--context-length", 16, "--journal", tmp_path / "j", "--per-document", tmp_path / "d.parquet")
+    done = ppl(
+        "eval", folder / "model", "-", "--stdin", "jsonl", "--json", first, *common, input='{"text": "a cat"}\n' * 3
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "d.parquet").exists() and list((tmp_path / "j").iterdir())
+    text = tmp_path / "same.jsonl"
+    text.write_text('{"text": "a cat"}\n' * 3)
+    done = ppl(
+        *("eval", folder / "model", text, "--protocol", "lm-eval", "--baseline", first, "--json", second),
+        *("--per-token", tmp_path / "t.parquet"),
+    )
+    assert done.returncode == 0, done.stderr
+    assert "nats a token from it" in done.stdout
+    assert json.loads(second.read_text())["protocol"] == "lm-eval"
+    done = ppl("compare", first, second, "--json", tmp_path / "c.json")
+    assert done.returncode == 0, done.stderr
+    assert "no difference beyond chance" in done.stdout
+    assert json.loads((tmp_path / "c.json").read_text())["pairs"] == 3
+    done = ppl("compare", folder / "model", folder / "model", text, "--json", tmp_path / "m.json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "m.json").read_text())["top_1_agreement"] == 1
+
+
+def test_a_comparison_that_is_refused_exits_with_2(folder, tmp_path):
+    for name, text in (("a", "one"), ("b", "two")):
+        (tmp_path / f"{name}.txt").write_text(text)
+        assert ppl("eval", folder / "model", tmp_path / f"{name}.txt", "--json", tmp_path / name).returncode == 0
+    done = ppl("compare", tmp_path / "a", tmp_path / "b")
+    assert done.returncode == 2 and done.stdout == "" and len(done.stderr.splitlines()) == 1
+    assert "expected one text for both" in done.stderr
+    done = ppl("compare", folder / "model", tmp_path / "a")
+    assert done.returncode == 2 and "result file" in done.stderr
+
+
+def test_nan_is_exit_status_1_and_the_result_is_written(folder, tmp_path):
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(folder / "model")
+    tokenizer = AutoTokenizer.from_pretrained(folder / "model")
+    token = tokenizer("a cat sat")["input_ids"][1]
+    with torch.no_grad():
+        model.model.embed_tokens.weight[token] = float("nan")
+    model.save_pretrained(tmp_path / "broken")
+    tokenizer.save_pretrained(tmp_path / "broken")
+    (tmp_path / "text.jsonl").write_text('{"text": "dog", "id": "fine"}\n{"text": "a cat sat", "id": "bad"}\n')
+    done = ppl("eval", tmp_path / "broken", tmp_path / "text.jsonl", "--json", tmp_path / "out.json")
+    assert done.returncode == 1, done.stderr
+    assert "NaN or infinite" in done.stdout and "document bad" in done.stdout
+    record = json.loads((tmp_path / "out.json").read_text())
+    assert record["non_finite"]["document"] == "bad" and record["loss"] > 0
+    assert record["tokens"] + record["tokens_skipped"] == record["tokens_read"]
+
+
+def test_a_full_disk_leaves_no_broken_table(folder, tmp_path):
+    import resource
+
+    def small():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
+
+    done = ppl("eval", folder / "model", folder / "good.txt", "--per-token", tmp_path / "t.parquet", preexec_fn=small)
+    assert done.returncode == 2, done.stderr
+    assert "per_token" in done.stderr and len(done.stderr.splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_doctor(monkeypatch):

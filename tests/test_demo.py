@@ -69,16 +69,16 @@ def test_ppl_eval_of_its_model_equals_full_logits(out, tmp_path):
     for line in (out / "validation.jsonl").read_text().splitlines():
         ids = torch.tensor(tokenizer(json.loads(line)["text"])["input_ids"])
         ids = torch.cat([torch.tensor([tokenizer.bos_token_id]), ids])
-        done_until = 1
+        done_until, begin = 1, 0
         while done_until < len(ids):
-            end = min(len(ids), max(200, done_until + 150) if done_until > 1 else 200)
-            window = ids[max(0, end - 200) : end]
+            end = min(len(ids), begin + 200)
+            window = ids[begin:end]
             with torch.no_grad():
                 logits = model(window[None]).logits[0].double()
             nll = torch.nn.functional.cross_entropy(logits[:-1], window[1:], reduction="none")
             total += nll[-(end - done_until) :].sum().item()
             count += end - done_until
-            done_until = end
+            done_until, begin = end, begin + 150
     assert got["tokens"] == count
     assert got["loss"] == pytest.approx(total / count, rel=1e-5)
     assert got["perplexity"] == pytest.approx(math.exp(total / count), rel=1e-5)

@@ -9,22 +9,24 @@ TEXTS = [
 ]
 
 
-def build_tokenizer(bos: bool):
-    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+def build_tokenizer(bos: bool, eos: bool = False):
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
     tokenizer.train_from_iterator(
         TEXTS,
         trainers.BpeTrainer(
             vocab_size=300,
-            special_tokens=["<s>"],
+            special_tokens=["<s>", "</s>"] if eos else ["<s>"],
             initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
             show_progress=False,
         ),
     )
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **({"bos_token": "<s>"} if bos else {}))
+    special = ({"bos_token": "<s>"} if bos else {}) | ({"eos_token": "</s>"} if eos else {})
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special)
 
 
 def build_model(vocabulary: int, dtype=torch.float32):

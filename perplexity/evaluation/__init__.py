@@ -1,7 +1,26 @@
 """Evaluation of a causal language model on text: the perplexity number, and what it stands on."""
 
-from .documents import Document, read_documents
-from .results import DocumentScore, Evaluation
-from .scoring import evaluate
+from .comparison import Comparison, compare
+from .documents import Document
+from .evaluator import Progress, evaluate
+from .model_comparison import ModelComparison, compare_models
+from .models import Head, LanguageModel
+from .readers import ReadOptions, read_documents
+from .results import DocumentScore, Evaluation, read_result
 
-__all__ = ["Document", "DocumentScore", "Evaluation", "evaluate", "read_documents"]
+__all__ = [
+    "Comparison",
+    "Document",
+    "DocumentScore",
+    "Evaluation",
+    "Head",
+    "LanguageModel",
+    "ModelComparison",
+    "Progress",
+    "ReadOptions",
+    "compare",
+    "compare_models",
+    "evaluate",
+    "read_documents",
+    "read_result",
+]

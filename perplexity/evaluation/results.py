@@ -1,18 +1,21 @@
-"""What an evaluation found, as an object, as JSON and as a table."""
+"""What an evaluation found: the object, its JSON, and the reading of a JSON back."""
 
 from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from ..errors import InputError
 from ..metric import exp
+from .uncertainty import uncertainty
 
 
 @dataclass(frozen=True)
 class DocumentScore:
-    """One document: ``nll`` is the sum over its scored tokens, in nats."""
+    """One document: ``nll`` is the sum over its scored tokens, in nats; bytes and words are those of its text."""
 
     id: str
     domain: str
@@ -20,14 +23,15 @@ class DocumentScore:
     tokens: int
     bytes: int
     words: int
+    skipped: int = 0
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Loss and perplexity of a text; fields are the keys of ``ppl eval --json``.
+    """Loss and perplexity of a text; fields are the keys of ``ppl eval --json``, defined with their formulas in docs/evaluation.md.
 
-    loss: nats a scored token; stderr: its standard error, clustered by document (None for a single one);
-    perplexity_interval: exp(loss ± 1.96 stderr), 95 %; tokens: tokens scored; tokens_skipped: first tokens without a context.
+    loss: nats a scored token; stderr: its standard error over ``clusters``; perplexity_interval: 95 %, by the delta method on
+    the scale of the loss; tokens: tokens scored; tokens_read = tokens + tokens_skipped, the latter by reason in ``skipped``.
     """
 
     loss: float
@@ -36,33 +40,83 @@ class Evaluation:
     byte_perplexity: float
     word_perplexity: float
     tokens: int
+    tokens_read: int
     tokens_skipped: int
+    skipped: dict[str, int]
+    unknown_tokens: int
+    non_finite: dict | None
     bytes: int
     words: int
     documents: int
     stderr: float | None
+    perplexity_stderr: float | None
     perplexity_interval: tuple[float, float] | None
+    perplexity_interval_bootstrap: tuple[float, float] | None
+    clusters: dict
+    effective_tokens: float | None
+    baselines: dict[str, dict[str, float]]
     protocol: str
     context_length: int
     stride: int
+    bos: str
     tokenizer_fingerprint: str
     text_fingerprint: str
     vocabulary_size: int
     backend: str
     precision: str
     seconds: float
+    notes: list[str]
     domains: dict[str, dict]
+    longest_documents: list[dict]
+    worst_documents: list[dict]
+    surprising_tokens: list[dict]
     per_document: list[DocumentScore] = field(repr=False)
+    blocks: list[list[float]] | None = field(default=None, repr=False)
+
+    @property
+    def ok(self) -> bool:
+        """No token's loss was NaN or infinite."""
+        return self.non_finite is None
 
     def to_json(self) -> str:
         """JSON (RFC 8259: an infinite perplexity is the string "inf")."""
         record = asdict(self)
         for document in record["per_document"]:
-            del document["words"]
+            del document["words"], document["skipped"]
         return json.dumps(_finite(record), indent=1, allow_nan=False)
 
     def save(self, path: str | Path) -> None:
-        Path(path).write_text(self.to_json() + "\n")
+        """Write ``to_json``; InputError naming the file where the system refuses."""
+        write_text(path, self.to_json() + "\n")
+
+
+def write_text(path: str | Path, text: str) -> None:
+    try:
+        Path(path).write_text(text)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({error.strerror})")
+
+
+# What `read_result` needs of a file, whichever program wrote it.
+NEEDED = ("loss", "tokens", "tokenizer_fingerprint", "text_fingerprint", "per_document")
+
+
+def read_result(path: str | Path) -> dict:
+    """The keys of a file that ``ppl eval --json`` wrote; InputError where it is not one."""
+    try:
+        record = json.loads(Path(path).read_text())
+    except FileNotFoundError:
+        raise InputError(f"{path}: expected a result file of ppl eval --json, got no such file")
+    except (json.JSONDecodeError, UnicodeDecodeError, OSError) as error:
+        raise InputError(f"{path}: expected a result file of ppl eval --json, got one that is not JSON ({error})")
+    missing = [key for key in NEEDED if key not in record] if isinstance(record, dict) else NEEDED
+    if missing:
+        raise InputError(f"{path}: expected a result file of ppl eval --json, got one without {', '.join(missing)}")
+    return {key: _number(value) for key, value in record.items()}
+
+
+def _number(value):
+    return float(value) if isinstance(value, str) and value in ("inf", "-inf", "nan") else value
 
 
 def _finite(value):
@@ -75,26 +129,12 @@ def _finite(value):
     return value
 
 
-def clustered_stderr(scores: list[DocumentScore]) -> float | None:
-    """Standard error of Σ nll / Σ tokens with documents as clusters: the ratio estimator's linearisation.
-
-    sqrt(K / (K − 1) · Σ_k (nll_k − loss · tokens_k)²) / Σ tokens over K documents (Cochran, Sampling Techniques, ch. 6).
-    """
-    scores = [score for score in scores if score.tokens]
-    if len(scores) < 2:
-        return None
-    tokens = sum(score.tokens for score in scores)
-    loss = math.fsum(score.nll for score in scores) / tokens
-    residuals = math.fsum((score.nll - loss * score.tokens) ** 2 for score in scores)
-    return math.sqrt(len(scores) / (len(scores) - 1) * residuals) / tokens
-
-
-def summarise(scores: list[DocumentScore]) -> dict:
-    """Loss, perplexities, counts, standard error and interval of documents; totals are divided once."""
+def summarise(scores: Sequence[DocumentScore], *, blocks=None, squares: float | None = None) -> dict:
+    """Loss, perplexities, counts, standard error and intervals of documents; totals are divided once."""
     nll = math.fsum(score.nll for score in scores)
     tokens, bytes_, words = (sum(getattr(score, name) for score in scores) for name in ("tokens", "bytes", "words"))
     loss = nll / tokens if tokens else math.nan
-    stderr = clustered_stderr(scores)
+    sure = uncertainty([score.nll for score in scores], [score.tokens for score in scores], blocks, squares)
     return {
         "loss": loss,
         "perplexity": exp(loss),
@@ -105,53 +145,10 @@ def summarise(scores: list[DocumentScore]) -> dict:
         "bytes": bytes_,
         "words": words,
         "documents": len(scores),
-        "stderr": stderr,
-        "perplexity_interval": None if stderr is None else (exp(loss - 1.96 * stderr), exp(loss + 1.96 * stderr)),
+        "stderr": sure.stderr,
+        "perplexity_stderr": sure.perplexity_stderr,
+        "perplexity_interval": sure.perplexity_interval,
+        "perplexity_interval_bootstrap": sure.bootstrap_interval,
+        "clusters": {"unit": sure.unit, "count": sure.clusters, "trusted": sure.trusted},
+        "effective_tokens": sure.effective_tokens,
     }
-
-
-def table(evaluation: Evaluation):
-    """A rich table of the evaluation, for a terminal."""
-    from rich.table import Table
-
-    out = Table(title=f"{evaluation.tokens:,} tokens of {evaluation.documents:,} documents", title_justify="left")
-    out.add_column("measure")
-    out.add_column("value", justify="right")
-    out.add_column("meaning")
-    interval = evaluation.perplexity_interval
-    rows = [
-        (
-            "loss",
-            f"{evaluation.loss:.4f}",
-            "nats a token"
-            + ("" if evaluation.stderr is None else f", ± {evaluation.stderr:.4f} (standard error, by document)"),
-        ),
-        (
-            "perplexity",
-            f"{evaluation.perplexity:.3f}",
-            f"as if choosing among about {evaluation.perplexity:,.0f} tokens of {evaluation.vocabulary_size:,}"
-            + ("" if interval is None else f"; 95 % interval {interval[0]:.2f} to {interval[1]:.2f}"),
-        ),
-        (
-            "bits per byte",
-            f"{evaluation.bits_per_byte:.4f}",
-            f"{evaluation.bytes:,} bytes; comparable across tokenizers",
-        ),
-        ("byte perplexity", f"{evaluation.byte_perplexity:.4f}", "2 to the power of bits per byte"),
-        ("word perplexity", f"{evaluation.word_perplexity:.1f}", f"{evaluation.words:,} words"),
-        (
-            "windows",
-            evaluation.protocol,
-            f"context {evaluation.context_length}, stride {evaluation.stride}; "
-            f"{evaluation.tokens_skipped:,} first tokens without a context",
-        ),
-        (
-            "computed",
-            evaluation.backend,
-            f"{evaluation.precision} logits, {evaluation.seconds:.1f} s, "
-            f"{evaluation.tokens / max(evaluation.seconds, 1e-9):,.0f} tokens a second",
-        ),
-    ]
-    for row in rows:
-        out.add_row(*row)
-    return out

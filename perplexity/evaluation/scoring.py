@@ -1,195 +1,180 @@
-"""``evaluate``: text → tokens → windows → hidden states → token NLL → sums, in the memory of the hidden states."""
+"""Windows in, per-token values out, in order: batched by length, shared over ranks, kept in a journal, halved where memory ends."""
 
 from __future__ import annotations
 
-import hashlib
-import time
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 
+import numpy as np
 import torch
+from torch import Tensor
 
-from ..arguments import choose_backend
 from ..errors import InputError
-from ..statistics import token_nll
-from . import models
-from .documents import Document
-from .results import DocumentScore, Evaluation, summarise
-from .windows import Window, sliding_windows
+from .journal import Journal
+from .protocols import Positions, Protocol
+from .windows import Window
 
-PROTOCOLS = ("sliding",)
-VERIFIED_POSITIONS = 16
+IGNORED = -100
+# Batches looked at together: windows of one length share a batch, so that little is padded.
+BATCHES_AHEAD = 16
+# Positions in a batch where no batch size is given: enough to keep the machine busy, little beside a model.
+POSITIONS_AT_ONCE = {"cpu": 2048, "other": 32_768}
 
-
-@dataclass
-class _Scored:
-    """A document while its windows are being scored."""
-
-    document: Document
-    ids: list[int]
-    prefixed: bool
-    nll: float = 0.0
-    tokens: int = 0
+# input_ids [B, T] and targets [B, T] (IGNORED where nothing is scored) -> values [fields, scored tokens], row by row.
+Score = Callable[[Tensor, Tensor], Tensor]
 
 
-def tokenizer_fingerprint(tokenizer) -> str:
-    """Hash of everything that decides the tokens: vocabulary, merges, normaliser, special tokens."""
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    state = backend.to_str() if backend is not None else repr(sorted(tokenizer.get_vocab().items()))
-    return hashlib.sha256((state + repr(sorted(tokenizer.special_tokens_map.items()))).encode()).hexdigest()[:16]
+@dataclass(frozen=True)
+class Scored:
+    """What a window gave: ``values`` [fields, n] float32 at ``places`` [n], positions among the document's ids."""
+
+    index: int  # of the document
+    positions: Positions
+    places: np.ndarray
+    values: np.ndarray
+    last: bool  # of the document
 
 
-def _context_length(model, context_length: int | None) -> int:
-    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    if context_length is None:
-        return min(limit or 1024, 1024)
-    if context_length < 2 or (limit and context_length > limit):
-        raise InputError(f"context_length: expected 2 to {limit or 'any'}, the model's limit, got {context_length}")
-    return context_length
+@dataclass(frozen=True)
+class _Task:
+    index: int
+    positions: Positions
+    window: Window | None  # None: a document of which nothing is scored
+    places: np.ndarray  # positions to score
+    last: bool
 
 
-def _batches(items: Iterator, size: int) -> Iterator[list]:
-    batch = []
-    for item in items:
-        batch.append(item)
-        if len(batch) == size:
-            yield batch
-            batch = []
-    if batch:
-        yield batch
+def tasks(documents: Iterable[Positions], protocol: Protocol) -> Iterator[_Task]:
+    """Every window of every document, each with the positions it scores."""
+    nothing = np.empty(0, dtype=np.int64)
+    for index, positions in enumerate(documents):
+        previous = None
+        for window in protocol.windows(len(positions.ids)):
+            if previous is not None:
+                yield _Task(index, positions, *previous, last=False)
+            places = np.arange(window.first_scored, window.end)
+            places = places[~np.isin(positions.ids[places], protocol.unscored)]
+            previous = window, places
+        yield _Task(index, positions, *(previous or (None, nothing)), last=True)
 
 
-@torch.inference_mode()
-def _score(model, head: models.Head, batch: list[tuple[_Scored, Window]], backend: str | None) -> tuple[int, float]:
-    """Add a batch of windows to their documents; returns the tokens scored and their NLL."""
-    device = head.weight.device
-    longest = max(window.end - window.begin for _, window in batch)
-    ids = torch.zeros((len(batch), longest), dtype=torch.int64)
-    mask = torch.zeros((len(batch), longest), dtype=torch.int64)
-    target = torch.full((len(batch), longest), -100, dtype=torch.int64)
-    for row, (scored, window) in enumerate(batch):
-        length = window.end - window.begin
-        ids[row, :length] = torch.tensor(scored.ids[window.begin : window.end])
-        mask[row, :length] = 1
-        # The hidden state at a position predicts the next one.
-        first = window.first_scored - window.begin - 1
-        target[row, first : length - 1] = ids[row, first + 1 : length]
-    arguments = {"input_ids": ids.to(device), "use_cache": False}
-    if not bool(mask.all()):
-        arguments["attention_mask"] = mask.to(device)
-    hidden = models.backbone(model)(**arguments).last_hidden_state
-    chosen = target != -100
-    nll = token_nll(
-        hidden[chosen.to(device)],
-        head.weight,
-        target[chosen].to(device),
-        linear_bias=head.bias,
-        softcap=head.softcap,
-        logit_scale=head.logit_scale,
-        backend=backend,
-    )
-    counts = chosen.sum(1).tolist()
-    for (scored, _), values in zip(batch, nll.double().cpu().split(counts), strict=True):
-        scored.nll += float(values.sum())
-        scored.tokens += values.numel()
-    return sum(counts), float(nll.double().sum())
-
-
-def evaluate(
-    model,
-    tokenizer,
-    documents: Iterable[Document | str],
+def stream(
+    windows: Iterator[_Task],
+    protocol: Protocol,
+    score: Score,
     *,
-    protocol: str = "sliding",
-    context_length: int | None = None,
-    stride: int | None = None,
-    batch_size: int = 8,
-    backend: str | None = None,
-    progress: Callable[[int, int, float], None] | None = None,
-) -> Evaluation:
-    """Loss and perplexity of ``documents`` under a Hugging Face causal model, every token scored exactly once.
+    device: torch.device,
+    batch_size: int | None,
+    fields: int,
+    journal: Journal | None = None,
+    rank: int = 0,
+    ranks: int = 1,
+) -> Iterator[Scored]:
+    """``Scored`` for every window, in order; ``batch_size`` windows at a time, or as many as hold ``POSITIONS_AT_ONCE``.
 
-    Hidden states go straight into ``token_nll``: no logits. Each document starts with the tokenizer's BOS token where it
-    has one (never doubled, never scored); without one, its first token has no context and is counted as skipped.
-    ``context_length`` defaults to the model's (1,024 at most), ``stride`` to half of it. ``progress`` is called with documents
-    done, tokens scored and the running loss. Raises InputError naming what cannot be used.
+    Which windows share a batch depends on the windows and on nothing else, and a rank takes every ``ranks``-th batch: so
+    any number of ranks, and a run that was cut off, give the same bits (with the same threads a process).
     """
-    if protocol not in PROTOCOLS:
-        raise InputError(f"protocol: expected one of {', '.join(PROTOCOLS)}, got {protocol!r}")
-    if batch_size < 1:
-        raise InputError(f"batch_size: expected at least 1, got {batch_size}")
-    context_length = _context_length(model, context_length)
-    stride = max(1, context_length // 2) if stride is None else stride
-    if not 1 <= stride < context_length:
-        raise InputError(f"stride: expected 1 to context_length - 1 = {context_length - 1}, got {stride}")
-    head = models.head(model)
-    vocabulary = head.weight.shape[0]
-    models.check_tokenizer(tokenizer, vocabulary)
-    prefix = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+    scorer = _Scorer(protocol, score, device, fields, journal)
+    most = POSITIONS_AT_ONCE["cpu" if device.type == "cpu" else "other"]
+    while group := _ahead(windows, batch_size, most):
+        batches = _batches(group, batch_size, most)
+        mine = {
+            number: scorer([group[place] for place in batch])
+            for number, batch in enumerate(batches)
+            if number % ranks == rank
+        }
+        if ranks > 1:
+            gathered: list[dict] = [{}] * ranks
+            torch.distributed.all_gather_object(gathered, mine)
+            mine = {number: values for part in gathered for number, values in part.items()}
+        values: list[np.ndarray] = [np.empty((fields, 0), np.float32)] * len(group)
+        for number, batch in enumerate(batches):
+            ends = np.cumsum([len(group[place].places) for place in batch])[:-1]
+            for place, part in zip(batch, np.split(mine[number], ends, axis=1), strict=True):
+                values[place] = part
+        for task, part in zip(group, values, strict=True):
+            yield Scored(task.index, task.positions, task.places, part, task.last)
 
-    started = time.perf_counter()
-    text_hash = hashlib.sha256()
-    all_scored: list[_Scored] = []
-    verified = False
 
-    def windows() -> Iterator[tuple[_Scored, Window]]:
-        nonlocal verified
-        for index, document in enumerate(documents):
-            if isinstance(document, str):
-                document = Document(str(index), document)
-            text_hash.update(hashlib.sha256(document.text.encode()).digest())
-            ids = tokenizer(document.text, add_special_tokens=False, verbose=False)["input_ids"]
-            if ids and max(ids) >= vocabulary:
+def _ahead(windows: Iterator[_Task], batch_size: int | None, most: int) -> list[_Task]:
+    """The next windows, for about ``BATCHES_AHEAD`` batches."""
+    if batch_size is not None:
+        return list(islice(windows, BATCHES_AHEAD * batch_size))
+    group, positions = [], 0
+    while positions < BATCHES_AHEAD * most and (task := next(windows, None)) is not None:
+        group.append(task)
+        positions += _length(task) + 1
+    return group
+
+
+def _batches(group: list[_Task], batch_size: int | None, most: int) -> list[list[int]]:
+    """Places in ``group`` of the windows that share a batch, the longest first."""
+    to_score = [place for place, task in enumerate(group) if len(task.places)]
+    to_score.sort(key=lambda place: -_length(group[place]))
+    batches = []
+    while to_score:
+        rows = batch_size or max(1, most // _length(group[to_score[0]]))
+        batches.append(to_score[:rows])
+        to_score = to_score[rows:]
+    return batches
+
+
+def _length(task: _Task) -> int:
+    """Positions the model reads."""
+    return 0 if task.window is None else task.window.end - 1 - task.window.begin
+
+
+class _Scorer:
+    def __init__(self, protocol: Protocol, score: Score, device: torch.device, fields: int, journal: Journal | None):
+        self.protocol, self.score, self.device, self.fields, self.journal = protocol, score, device, fields, journal
+        self.fits: int | None = None  # the most windows that went through at once after memory ended
+
+    def __call__(self, batch: list[_Task]) -> np.ndarray:
+        longest = max(map(_length, batch))
+        ids = np.zeros((len(batch), longest), dtype=np.int64)
+        target = np.full((len(batch), longest), IGNORED, dtype=np.int64)
+        for row, task in enumerate(batch):
+            begin, end = task.window.begin, task.window.end
+            read = task.positions.ids[begin : end - 1]
+            ids[row, : len(read)] = read
+            ids[row, len(read) :] = read[-1]  # padding, out of sight of causal attention
+            if self.protocol.first_of_window is not None:
+                ids[row, 0] = self.protocol.first_of_window
+            # The hidden state at a position predicts the next one.
+            target[row, task.places - begin - 1] = task.positions.ids[task.places]
+        if self.journal is None:
+            return self._values(ids, target)
+        key = self.journal.key(ids, target)
+        known = self.journal.read(key)
+        if known is None:
+            known = self._values(ids, target)
+            self.journal.write(key, known)
+        return known.reshape(self.fields, -1)
+
+    def _values(self, ids: np.ndarray, target: np.ndarray) -> np.ndarray:
+        if self.fits is not None and len(ids) > self.fits:
+            return self._halves(ids, target)
+        try:
+            return (
+                self.score(torch.from_numpy(ids).to(self.device), torch.from_numpy(target).to(self.device))
+                .cpu()
+                .numpy()
+            )
+        except torch.OutOfMemoryError:
+            if len(ids) == 1:
                 raise InputError(
-                    f"document {document.id}: token id {max(ids)}, expected below {vocabulary}, the model's vocabulary"
+                    f"context_length: one window of {ids.shape[1]} tokens does not fit in the memory of {self.device}"
                 )
-            # Already there where the text itself spells it; twice would be read as another document's start.
-            prefixed = bool(prefix) and ids[:1] != prefix
-            scored = _Scored(document, prefix + ids if prefixed else ids, prefixed)
-            all_scored.append(scored)
-            if not verified and len(scored.ids) > 1:
-                sample = torch.tensor(
-                    [scored.ids[: min(VERIFIED_POSITIONS, context_length)]], device=head.weight.device
-                )
-                models.verify_head(model, head, sample)
-                verified = True
-            for window in sliding_windows(len(scored.ids), context_length, stride):
-                yield scored, window
+        # Outside the handler: the exception holds the frames, and those the tensors that did not fit.
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        self.fits = len(ids) // 2
+        return self._halves(ids, target)
 
-    was_training = model.training
-    model.eval()
-    try:
-        tokens, nll = 0, 0.0
-        for batch in _batches(windows(), batch_size):
-            batch_tokens, batch_nll = _score(model, head, batch, backend)
-            tokens, nll = tokens + batch_tokens, nll + batch_nll
-            if progress is not None:
-                progress(len(all_scored), tokens, nll / tokens)
-    finally:
-        model.train(was_training)
-    if not tokens:
-        raise InputError(f"documents: expected at least one token to score, got {len(all_scored)} documents with none")
-
-    scores = [
-        DocumentScore(s.document.id, s.document.domain, s.nll, s.tokens, s.document.bytes, s.document.words)
-        for s in all_scored
-    ]
-    by_domain = defaultdict(list)
-    for score in scores:
-        by_domain[score.domain].append(score)
-    return Evaluation(
-        **summarise(scores),
-        tokens_skipped=sum(len(scored.ids) - scored.prefixed - scored.tokens for scored in all_scored),
-        protocol=protocol,
-        context_length=context_length,
-        stride=stride,
-        tokenizer_fingerprint=tokenizer_fingerprint(tokenizer),
-        text_fingerprint=text_hash.hexdigest()[:16],
-        vocabulary_size=vocabulary,
-        backend=choose_backend(backend, head.weight),
-        precision="float64" if head.weight.dtype == torch.float64 else "float32",
-        seconds=time.perf_counter() - started,
-        domains={name: summarise(members) for name, members in sorted(by_domain.items())},
-        per_document=scores,
-    )
+    def _halves(self, ids: np.ndarray, target: np.ndarray) -> np.ndarray:
+        half = len(ids) // 2
+        return np.concatenate(
+            [self._values(ids[:half], target[:half]), self._values(ids[half:], target[half:])], axis=1
+        )

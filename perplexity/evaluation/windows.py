@@ -1,14 +1,14 @@
-"""Which tokens a window shows the model and which it scores: one pure function."""
+"""Which tokens a window shows the model and which it scores: one pure function a protocol."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Window:
-    """The model reads positions [begin, end) and is scored on [first_scored, end)."""
+    """The model reads positions [begin, end − 1) and is scored on [first_scored, end): each predicts the next."""
 
     begin: int
     end: int
@@ -18,19 +18,47 @@ class Window:
 def sliding_windows(length: int, context_length: int, stride: int) -> Iterator[Window]:
     """Windows over ``length`` positions in which each position but the first is scored exactly once.
 
-    The first window scores positions 1 to context_length − 1; each later one moves on by at most ``stride`` and scores
-    what is new, reading as much context before it as fits (Hugging Face's perplexity guide, corrected: a window scores
-    its first new token too, whose predecessor is in the window because stride < context_length).
+    Window k begins at k · stride and scores what the one before did not: they overlap by context_length − stride, the last
+    one too, which ends where the text does (Hugging Face's perplexity guide, corrected: a window scores its first new
+    position too, whose predecessor is in the window because stride < context_length).
     Raises ValueError unless 1 ≤ stride < context_length.
     """
     if context_length < 2:
         raise ValueError(f"context_length: expected at least 2, got {context_length}")
     if not 1 <= stride < context_length:
         raise ValueError(f"stride: expected 1 to context_length - 1 = {context_length - 1}, got {stride}")
-    end = min(context_length, length)
-    if length > 1:
-        yield Window(0, end, 1)
-    while end < length:
+    begin, scored = 0, 1
+    while scored < length:
+        end = min(begin + context_length, length)
+        yield Window(begin, end, scored)
+        begin, scored = begin + stride, end
+
+
+def rolling_windows(length: int, context_length: int, stride: int) -> Iterator[Window]:
+    """lm-evaluation-harness 0.4's rolling windows: each position but the first is scored exactly once.
+
+    A window reads ``context_length`` positions and scores as many, one further on: the next one reads from the last
+    position scored. The last is moved left to read ``context_length``, too, and scores what is new. ``stride`` is
+    ``context_length``.
+    """
+    scored = 1
+    while scored < length:
+        end = min(scored + context_length, length)
+        yield Window(max(0, end - 1 - context_length), end, scored)
         scored = end
-        end = min(end + stride, length)
-        yield Window(max(0, end - context_length), end, scored)
+
+
+def chunk_windows(length: int, context_length: int, stride: int) -> Iterator[Window]:
+    """llama.cpp's chunks: disjoint, each scored on what follows its first half and one more; the tail dropped.
+
+    ``stride`` is ``context_length``.
+    """
+    for begin in range(0, length - context_length + 1, context_length):
+        yield Window(begin, begin + context_length, begin + context_length // 2 + 1)
+
+
+WINDOWS: dict[str, Callable[[int, int, int], Iterator[Window]]] = {
+    "sliding": sliding_windows,
+    "lm-eval": rolling_windows,
+    "llama.cpp": chunk_windows,
+}

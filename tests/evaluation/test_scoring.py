@@ -18,15 +18,15 @@ def full_logits_nll(model, tokenizer, text: str, context_length: int, stride: in
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     if tokenizer.bos_token_id is not None:
         ids = [tokenizer.bos_token_id, *ids]
-    total, scored, end = 0.0, 1, min(context_length, len(ids))
+    total, scored, begin = 0.0, 1, 0
     while scored < len(ids):
-        begin = max(0, end - context_length)
+        end = min(begin + context_length, len(ids))
         with torch.no_grad():
             logits = model(torch.tensor([ids[begin:end]])).logits[0].double()
         log_probability = logits.log_softmax(-1)
         for position in range(scored, end):
             total -= log_probability[position - begin - 1, ids[position]].item()
-        scored, end = end, min(end + stride, len(ids))
+        scored, begin = end, begin + stride
     return total, len(ids) - 1
 
 
@@ -109,7 +109,7 @@ def test_a_head_with_a_rule_unknown_here_stops_the_run(tokenizer):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (dict(protocol="guess"), r"protocol: expected one of sliding, got 'guess'"),
+        (dict(protocol="guess"), r"protocol: expected one of sliding, lm-eval, llama.cpp, got 'guess'"),
         (dict(stride=64, context_length=64), r"stride: expected 1 to .* 63, got 64"),
         (dict(context_length=65), r"context_length: expected 2 to 64.*got 65"),
         (dict(batch_size=0), r"batch_size: expected at least 1, got 0"),

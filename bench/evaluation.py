@@ -1,0 +1,82 @@
+"""``python bench/evaluation.py``: a whole evaluation beside ``model(input_ids, labels=input_ids)`` on this CPU.
+
+Each provider runs in a process of its own on the same windows (tests/evaluation_cost.py), in turn: tokens a second, and
+the memory a run takes beyond the model. Written to bench/results/cpu-<name>-evaluation.json; asserts nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+from environment import HERE, RESULTS, commit, cpu_name, now, slug, version, write
+
+sys.path.insert(0, str(HERE.parent / "tests"))
+from evaluation_cost import CONTEXT, LAYERS, PROVIDERS, VOCABULARY, WIDTH
+
+NAMES = {"ours": "perplexity.evaluate", "plain": "model(input_ids, labels=input_ids)"}
+
+
+def measure(provider: str, windows: int) -> tuple[float, float, float]:
+    """Bytes, seconds, loss."""
+    command = [sys.executable, HERE.parent / "tests" / "evaluation_cost.py", provider, str(windows)]
+    # A fixed threshold: freed blocks go back to the system, and the figure is the run's, not the allocator's history.
+    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": str(1 << 16)}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=1800)
+    if done.returncode:
+        raise RuntimeError(f"evaluation_cost.py: {(done.stderr.strip().splitlines() or ['no output'])[-1]}")
+    return tuple(map(float, done.stdout.split()[-3:]))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, default=RESULTS / f"cpu-{slug(cpu_name())}-evaluation.json")
+    parser.add_argument("--windows", type=int, default=8)
+    parser.add_argument("--rounds", type=int, default=3)
+    options = parser.parse_args()
+    runs = {provider: [] for provider in PROVIDERS}
+    for _ in range(options.rounds):
+        for provider, found in runs.items():
+            found.append(measure(provider, options.windows))
+    rows = [
+        dict(
+            provider=provider,
+            seconds=statistics.median(seconds for _, seconds, _ in found),
+            peak_bytes=int(statistics.median(peak for peak, _, _ in found)),
+            loss=found[0][2],
+            tokens=options.windows * (CONTEXT - 1),
+        )
+        for provider, found in runs.items()
+    ]
+    write(
+        dict(
+            device=cpu_name(),
+            cores=os.cpu_count(),
+            torch=version("torch"),
+            transformers=version("transformers"),
+            date=now(),
+            commit=commit(),
+            vocabulary=VOCABULARY,
+            hidden_size=WIDTH,
+            layers=LAYERS,
+            context_length=CONTEXT,
+            rows=rows,
+        ),
+        options.out,
+    )
+    plain = next(row for row in rows if row["provider"] == "plain")
+    for row in rows:
+        print(
+            f"{NAMES[row['provider']]:36} {row['seconds']:7.2f} s  {row['seconds'] / plain['seconds']:5.2f} of plain  "
+            f"{row['tokens'] / row['seconds']:8,.0f} tokens/s  {row['peak_bytes'] / 2**20:7,.0f} MiB "
+            f"({plain['peak_bytes'] / max(1, row['peak_bytes']):.1f} times less)  loss {row['loss']:.6f}"
+        )
+    print(options.out)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,268 @@
+"""Values of windows in, in order; sums of documents, extremes and Parquet files out."""
+
+from __future__ import annotations
+
+import heapq
+import math
+import os
+from collections import Counter
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import numpy as np
+
+from ..errors import InputError
+from .protocols import NON_FINITE, SPECIAL
+from .results import DocumentScore
+from .scoring import Scored
+from .uncertainty import BLOCK
+
+KEPT = 10  # extremes of each kind
+CONTEXT_SHOWN = 8  # tokens before a surprising one
+ROWS = 1 << 16  # of a Parquet row group
+
+
+class ParquetTable:
+    """A Parquet file written as rows come; it has its name only once it is whole."""
+
+    def __init__(self, path: str | Path, columns: dict[str, str], option: str) -> None:
+        try:
+            import pyarrow
+            import pyarrow.parquet
+        except ImportError:
+            raise InputError(f"{option}: needs pyarrow; install fused-perplexity[eval]")
+        self.option, self.path, self.part = option, Path(path), Path(f"{path}.part")
+        self.schema = pyarrow.schema([(name, getattr(pyarrow, kind)()) for name, kind in columns.items()])
+        self.table, self.rows = pyarrow.Table, 0
+        try:
+            self.writer = pyarrow.parquet.ParquetWriter(self.part, self.schema)
+        except OSError as error:
+            raise InputError(f"{option}: expected a file that can be written, got {path} ({error})")
+        self.pending: dict[str, list] = {name: [] for name in columns}
+
+    def add(self, rows: int, **columns) -> None:
+        """``columns``: lists or arrays of ``rows`` values."""
+        for name, values in columns.items():
+            self.pending[name].extend(values)
+        self.rows += rows
+        if self.rows >= ROWS:
+            self._flush()
+
+    def _flush(self) -> None:
+        with self._named():
+            if self.rows:
+                self.writer.write_table(self.table.from_pydict(self.pending, schema=self.schema))
+        self.pending, self.rows = {name: [] for name in self.pending}, 0
+
+    @contextmanager
+    def _named(self):
+        try:
+            yield
+        except OSError as error:
+            raise InputError(f"{self.option}: {self.path} cannot be written ({error})")
+
+    def finish(self) -> None:
+        """Write what is left and give the file its name."""
+        self._flush()
+        with self._named():
+            self.writer.close()
+            os.replace(self.part, self.path)
+
+    def discard(self) -> None:
+        """Remove a file that has not been finished."""
+        with suppress(OSError):  # of a disk that is full: closing writes, too
+            self.writer.close()
+        self.part.unlink(missing_ok=True)
+
+
+TOKEN_COLUMNS = {
+    "document": "string",
+    "position": "int64",
+    "token_id": "int64",
+    "text": "string",
+    "nll": "float32",
+    "entropy": "float32",
+    "rank": "int64",
+}
+DOCUMENT_COLUMNS = {
+    "id": "string",
+    "domain": "string",
+    "nll": "float64",
+    "tokens": "int64",
+    "tokens_skipped": "int64",
+    "bytes": "int64",
+    "words": "int64",
+    "loss": "float64",
+    "perplexity": "float64",
+    "bits_per_byte": "float64",
+}
+
+
+class Collector:
+    """Sums of documents in float64, counts by reason, extremes; rows of the two tables where they are asked for."""
+
+    def __init__(self, tokenizer, vocabulary: int, *, scaled: bool, per_token=None, per_document=None) -> None:
+        self.tokenizer, self.scaled = tokenizer, scaled
+        self.per_token: ParquetTable | None = per_token
+        self.per_document: ParquetTable | None = per_document
+        self.scores: list[DocumentScore] = []
+        self.skipped: Counter = Counter()
+        self.counts = np.zeros(vocabulary, dtype=np.int64)  # of scored tokens, by id
+        self.squares = 0.0
+        self.tokens_read = self.tokens = 0
+        self.nll = 0.0
+        self.non_finite: dict | None = None
+        self.surprising: list[tuple] = []
+        self.blocks: tuple[np.ndarray, np.ndarray] | None = None  # of the only document
+        self._texts: dict[int, str] = {}
+        self._start()
+
+    def _start(self) -> None:
+        self._sums: list[float] = []
+        self._tokens = 0
+        self._block_nll, self._block_tokens = np.zeros(0), np.zeros(0)
+
+    def text(self, token: int) -> str:
+        if token not in self._texts:
+            self._texts[token] = self.tokenizer.decode([token])
+        return self._texts[token]
+
+    def add(self, scored: Scored) -> None:
+        positions, places, nll = scored.positions, scored.places, scored.values[0].astype(np.float64)
+        finite = np.isfinite(nll)
+        if not finite.all():
+            self._note_non_finite(scored, finite)
+            places, nll = places[finite], nll[finite]
+        ids = positions.ids[places]
+        if self.per_token is not None and len(scored.places):
+            self._add_tokens(scored)
+        if len(nll):
+            total = float(nll.sum())
+            self._sums.append(total)
+            self._tokens += len(nll)
+            self.nll, self.tokens = self.nll + total, self.tokens + len(nll)
+            self.squares += float(np.dot(nll, nll))
+            np.add.at(self.counts, ids, 1)
+            if not self.scores:
+                self._add_blocks(places, nll)
+            self._note_surprising(scored, places, nll)
+        if scored.last:
+            self._finish(scored)
+
+    def _add_blocks(self, places: np.ndarray, nll: np.ndarray) -> None:
+        number = places // BLOCK
+        need = int(number[-1]) + 1
+        if need > len(self._block_nll):
+            grown = max(need, 2 * len(self._block_nll))
+            self._block_nll, self._block_tokens = (
+                np.concatenate([array, np.zeros(grown - len(array))]) for array in (self._block_nll, self._block_tokens)
+            )
+        self._block_nll[:need] += np.bincount(number, nll, minlength=need)
+        self._block_tokens[:need] += np.bincount(number, minlength=need)
+
+    def _note_non_finite(self, scored: Scored, finite: np.ndarray) -> None:
+        place = int(scored.places[~finite][0])
+        if self.non_finite is None:
+            self.non_finite = {
+                "tokens": 0,
+                "document": scored.positions.document.id,
+                "position": place - scored.positions.added,
+                "token_id": int(scored.positions.ids[place]),
+            }
+        self.non_finite["tokens"] += int((~finite).sum())
+        scored.positions.skipped[NON_FINITE] += int((~finite).sum())
+
+    def _add_tokens(self, scored: Scored) -> None:
+        ids = scored.positions.ids[scored.places].tolist()
+        nll, entropy, rank = scored.values
+        self.per_token.add(
+            len(ids),
+            document=[scored.positions.document.id] * len(ids),
+            position=(scored.places - scored.positions.added).tolist(),
+            token_id=ids,
+            text=[self.text(token) for token in ids],
+            nll=nll.tolist(),
+            entropy=entropy.tolist(),
+            rank=rank.astype(np.int64).tolist(),
+        )
+
+    def _note_surprising(self, scored: Scored, places: np.ndarray, nll: np.ndarray) -> None:
+        top = np.argpartition(nll, -min(KEPT, len(nll)))[-KEPT:]
+        floor = self.surprising[0][0] if len(self.surprising) == KEPT else -math.inf
+        for place, value in sorted(zip(places[top].tolist(), nll[top].tolist(), strict=True)):
+            if value > floor:
+                positions = scored.positions
+                shown = (
+                    positions.document.id,
+                    place - positions.added,
+                    int(positions.ids[place]),
+                    positions.ids[max(positions.added, place - CONTEXT_SHOWN) : place].tolist(),
+                )
+                # Of equal ones the first is kept: a larger key is a larger loss, then an earlier place.
+                entry = (value, -scored.index, -place, shown)
+                push = heapq.heappush if len(self.surprising) < KEPT else heapq.heappushpop
+                push(self.surprising, entry)
+
+    def _finish(self, scored: Scored) -> None:
+        positions, document = scored.positions, scored.positions.document
+        skipped = +positions.skipped
+        unscored = positions.tokens_read - self._tokens - sum(skipped.values())
+        if unscored:
+            skipped[SPECIAL] += unscored
+        self.skipped.update(skipped)
+        self.tokens_read += positions.tokens_read
+        bytes_, words = document.bytes, document.words
+        if self.scaled and positions.tokens_read:
+            share = self._tokens / positions.tokens_read
+            bytes_, words = round(bytes_ * share), round(words * share)
+        nll = math.fsum(self._sums)
+        self.scores.append(
+            DocumentScore(document.id, document.domain, nll, self._tokens, bytes_, words, sum(skipped.values()))
+        )
+        if self.per_document is not None:
+            from ..metric import exp
+
+            loss = nll / self._tokens if self._tokens else None
+            self.per_document.add(
+                1,
+                id=[document.id],
+                domain=[document.domain],
+                nll=[nll],
+                tokens=[self._tokens],
+                tokens_skipped=[sum(skipped.values())],
+                bytes=[bytes_],
+                words=[words],
+                loss=[loss],
+                perplexity=[exp(loss)],
+                bits_per_byte=[nll / bytes_ / math.log(2) if bytes_ else None],
+            )
+        self.blocks = None
+        if len(self.scores) == 1:
+            kept = self._block_tokens > 0
+            self.blocks = self._block_nll[kept], self._block_tokens[kept]
+        self._start()
+
+    def surprising_tokens(self) -> list[dict]:
+        """The tokens with the largest loss, the largest first."""
+        return [
+            {
+                "document": document,
+                "position": position,
+                "token_id": token,
+                "text": self.text(token),
+                "before": self.tokenizer.decode(before),
+                "nll": value,
+            }
+            for value, _, _, (document, position, token, before) in sorted(self.surprising, reverse=True)
+        ]
+
+    def extreme_documents(self) -> tuple[list[dict], list[dict]]:
+        """The longest documents, and those with the largest mean loss."""
+
+        def described(score: DocumentScore) -> dict:
+            return {"id": score.id, "domain": score.domain, "tokens": score.tokens, "loss": score.nll / score.tokens}
+
+        with_tokens = [score for score in self.scores if score.tokens]
+        longest = heapq.nlargest(KEPT, with_tokens, key=lambda score: score.tokens)
+        worst = heapq.nlargest(KEPT, with_tokens, key=lambda score: score.nll / score.tokens)
+        return [described(score) for score in longest], [described(score) for score in worst]

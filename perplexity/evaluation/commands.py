@@ -1,0 +1,198 @@
+"""``ppl eval`` and ``ppl compare``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as Bar
+
+from ..errors import InputError
+from ..metric import exp
+from . import models, tables
+from .comparison import Comparison, compare
+from .documents import Document
+from .evaluator import Progress, evaluate
+from .model_comparison import ModelComparison, compare_models
+from .readers import STANDARD_INPUT, ReadOptions, read_documents
+from .results import read_result, write_text
+
+LOG_EVERY = 30.0  # seconds between lines of progress where there is no terminal
+
+
+def run_eval(arguments: argparse.Namespace) -> int:
+    for option in ("json", "per_token", "per_document"):
+        _check_output(option, getattr(arguments, option))
+    baseline = None if arguments.baseline is None else read_result(arguments.baseline)
+    with _ranks(arguments.device) as (rank, ranks, device):
+        model, tokenizer = _load(arguments.model, arguments, device)
+        documents, total = _documents(arguments, tokenizer)
+        with _progress(total, rank == 0) as progress:
+            evaluation = evaluate(
+                model,
+                tokenizer,
+                documents,
+                protocol=arguments.protocol,
+                context_length=arguments.context_length,
+                stride=arguments.stride,
+                bos=arguments.bos,
+                score_special=arguments.score_special,
+                batch_size=arguments.batch_size,
+                backend=arguments.backend,
+                per_token=arguments.per_token,
+                per_document=arguments.per_document,
+                journal=arguments.journal,
+                distributed=ranks > 1,
+                progress=progress,
+            )
+    if rank == 0:
+        tables.show(evaluation, Console(), baseline)
+        if arguments.json:
+            evaluation.save(arguments.json)
+    return 0 if evaluation.ok else 1
+
+
+def run_compare(arguments: argparse.Namespace) -> int:
+    _check_output("json", arguments.json)
+    found: Comparison | ModelComparison
+    if not arguments.text:
+        found = compare(arguments.a, arguments.b, measure=arguments.measure)
+        table = tables.comparison(found)
+    else:
+        model_a, tokenizer = _load(arguments.a, arguments, _device(arguments.device))
+        model_b, tokenizer_b = _load(arguments.b, arguments, _device(arguments.device))
+        documents, total = _documents(arguments, tokenizer)
+        with _progress(total, True) as progress:
+            found = compare_models(
+                model_a,
+                model_b,
+                tokenizer,
+                documents,
+                tokenizer_b=tokenizer_b,
+                protocol=arguments.protocol,
+                context_length=arguments.context_length,
+                stride=arguments.stride,
+                bos=arguments.bos,
+                batch_size=arguments.batch_size,
+                backend=arguments.backend,
+                journal=arguments.journal,
+                progress=progress,
+            )
+        table = tables.model_comparison(found)
+    console = Console()
+    console.print(table)
+    for note in found.notes:
+        console.print(f"note: {note}", markup=False, soft_wrap=True)
+    if arguments.json:
+        write_text(arguments.json, json.dumps(found.to_dict(), indent=1) + "\n")
+    return 0
+
+
+def _check_output(option: str, path: str | None) -> None:
+    """Before hours of work, not after them."""
+    folder = os.path.dirname(os.path.abspath(path)) if path else None
+    name = "--" + option.replace("_", "-")
+    if folder is not None and not os.path.isdir(folder):
+        raise InputError(f"{name}: expected a file in an existing folder, got {path}")
+    if path and os.path.isdir(path):
+        raise InputError(f"{name}: expected a file, got the folder {path}")
+    if folder is not None and not os.access(path if os.path.exists(path) else folder, os.W_OK):
+        raise InputError(f"{name}: expected a file that can be written, got {path}")
+
+
+def _device(device: str | None) -> str:
+    return device or ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _load(name: str, arguments: argparse.Namespace, device: str):
+    import transformers
+
+    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()
+    return models.load(name, device=device, dtype=arguments.dtype, trust_remote_code=arguments.trust_remote_code)
+
+
+def _documents(arguments: argparse.Namespace, tokenizer) -> tuple[Iterable[Document], int]:
+    """The documents and how many: read once to the end before the model works, so that bad input is told first."""
+    bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
+    before, after = (bos, None) if bos is not None else (None, eos)
+    if arguments.separator is not None:
+        before, after = (None, arguments.separator) if arguments.separator != bos else (bos, None)
+    options = ReadOptions(
+        arguments.text_column,
+        arguments.domain_column,
+        arguments.id_column,
+        arguments.split,
+        arguments.token_dtype,
+        before,
+        after,
+        arguments.stdin,
+    )
+    if STANDARD_INPUT in arguments.text:
+        documents = list(read_documents(arguments.text, options))
+        return documents, len(documents)
+    return read_documents(arguments.text, options), sum(1 for _ in read_documents(arguments.text, options))
+
+
+@contextmanager
+def _ranks(device: str | None) -> Iterator[tuple[int, int, str]]:
+    """(rank, ranks, device) as torchrun's environment says, with a process group where there is more than one."""
+    ranks = int(os.environ.get("WORLD_SIZE", "1"))
+    if ranks < 2:
+        yield 0, 1, _device(device)
+        return
+    device = _device(device)
+    if device == "cuda":
+        device = f"cuda:{int(os.environ.get('LOCAL_RANK', '0'))}"
+        torch.cuda.set_device(device)
+    torch.distributed.init_process_group("nccl" if device.startswith("cuda") else "gloo")
+    try:
+        yield torch.distributed.get_rank(), ranks, device
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+@contextmanager
+def _progress(total: int, visible: bool) -> Iterator[Callable[[Progress], None] | None]:
+    """A line that says how far it is: redrawn in a terminal, else one every ``LOG_EVERY`` seconds on stderr."""
+    if not visible:
+        yield None
+        return
+    started = time.monotonic()
+
+    def described(now: Progress) -> str:
+        seconds = max(time.monotonic() - started, 1e-9)
+        left = seconds * (total - now.documents) / now.documents if now.documents else None
+        return (
+            f"{now.documents:,}/{total:,} documents  {now.tokens / seconds:,.0f} tokens/s  perplexity {exp(now.loss):,.2f}"
+            f"  {'' if left is None else f'{_clock(left)} left'}"
+        )
+
+    if not sys.stderr.isatty():
+        said = started
+
+        def log(now: Progress) -> None:
+            nonlocal said
+            if time.monotonic() - said >= LOG_EVERY:
+                said = time.monotonic()
+                print(described(now), file=sys.stderr, flush=True)
+
+        yield log
+        return
+    columns = (BarColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("", total=total)
+        yield lambda now: bar.update(task, completed=now.documents, description=described(now))
+
+
+def _clock(seconds: float) -> str:
+    hours, rest = divmod(round(seconds), 3600)
+    return f"{hours}:{rest // 60:02d}:{rest % 60:02d}" if hours else f"{rest // 60}:{rest % 60:02d}"

@@ -1,0 +1,178 @@
+"""``compare``: is one evaluation better than another, paired by document; refused where the two cannot be compared."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ..errors import InputError
+from ..metric import exp
+from .results import Evaluation, read_result
+from .uncertainty import CONFIDENCE, TRUSTED_CLUSTERS, half_width, ratio_stderr
+
+MEASURES = ("loss", "bits-per-byte")
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """B against A; ``difference`` = b − a in the measure's unit (nats a token, or bits a byte): negative, B is better.
+
+    stderr, interval (95 %) and p_value of the difference, paired by ``unit`` (document, or block of the only one);
+    perplexity_ratio: exp(difference), of the loss. effective_tokens: tokens that an unpaired comparison would need for the
+    same standard error.
+    """
+
+    measure: str
+    a: float
+    b: float
+    difference: float
+    stderr: float | None
+    interval: tuple[float, float] | None
+    p_value: float | None
+    perplexity_ratio: float | None
+    perplexity_ratio_interval: tuple[float, float] | None
+    unit: str
+    pairs: int
+    tokens: int
+    effective_tokens: float | None
+    better_in: int  # pairs in which B's is the lower loss
+    trusted: bool
+    notes: list[str]
+
+    @property
+    def verdict(self) -> str:
+        if self.p_value is None:
+            return "one pair: no telling whether the difference is more than chance"
+        if self.p_value >= 1 - CONFIDENCE:
+            return "no difference beyond chance"
+        return f"{'B' if self.difference < 0 else 'A'} is better"
+
+    def to_dict(self) -> dict:
+        return {**asdict(self), "verdict": self.verdict}
+
+
+def compare(
+    a: Evaluation | dict | str | Path, b: Evaluation | dict | str | Path, *, measure: str = "loss"
+) -> Comparison:
+    """Paired difference of two evaluations (objects, their JSON, or files of it) of one text.
+
+    measure "loss" refuses different tokenizers: a token is not the same unit for both; "bits-per-byte" compares those too.
+    Raises InputError where texts, documents or, for the loss, tokens differ.
+    """
+    if measure not in MEASURES:
+        raise InputError(f"measure: expected one of {', '.join(MEASURES)}, got {measure!r}")
+    a, b = _record(a, "a"), _record(b, "b")
+    if a["text_fingerprint"] != b["text_fingerprint"]:
+        raise InputError(
+            f"text: expected one text for both, got fingerprints {a['text_fingerprint']} and {b['text_fingerprint']}: "
+            "no measure compares across texts"
+        )
+    documents = [[(d["nll"], d["tokens"], d["bytes"]) for d in side["per_document"]] for side in (a, b)]
+    # One fingerprint of the texts in their order: the documents correspond by place, whatever files named them.
+    rows = [np.array(side, dtype=np.float64).reshape(-1, 3) for side in documents]
+    if len(rows[0]) != len(rows[1]):
+        raise InputError(f"per_document: expected as many for both, got {len(rows[0])} and {len(rows[1])}")
+    if measure == "loss":
+        _check_tokens(a, b, rows)
+    nll_a, nll_b = rows[0][:, 0], rows[1][:, 0]
+    unit, scale = "document", 1.0
+    size = rows[0][:, 1]
+    if measure == "bits-per-byte":
+        size, scale = rows[0][:, 2], math.log(2)
+    kept = (size > 0) & (rows[0][:, 1] > 0) & (rows[1][:, 1] > 0)
+    nll_a, nll_b, size = nll_a[kept] / scale, nll_b[kept] / scale, size[kept]
+    if not len(size):
+        raise InputError("per_document: expected documents with scored tokens, got none")
+    if len(size) == 1 and measure == "loss" and a.get("blocks") and b.get("blocks"):
+        from .uncertainty import blocks_of
+
+        unit = "block"
+        (nll_a, size), (nll_b, _) = (blocks_of(*np.array(side["blocks"], dtype=np.float64).T) for side in (a, b))
+    total = size.sum()
+    loss_a, loss_b = float(nll_a.sum() / total), float(nll_b.sum() / total)
+    difference = float((nll_b - nll_a).sum() / total)
+    stderr = ratio_stderr(nll_b - nll_a, size)
+    interval = p_value = effective = None
+    tokens = int(rows[0][kept, 1].sum())
+    if stderr is not None:
+        width = half_width(stderr, len(size))
+        interval = difference - width, difference + width
+        p_value = _p_value(difference, stderr, len(size))
+        alone = [ratio_stderr(nll, size) for nll in (nll_a, nll_b)]
+        if stderr > 0:
+            effective = tokens * (alone[0] ** 2 + alone[1] ** 2) / stderr**2
+    of_loss = measure == "loss"
+    return Comparison(
+        measure,
+        loss_a,
+        loss_b,
+        difference,
+        stderr,
+        interval,
+        p_value,
+        exp(difference) if of_loss else None,
+        (exp(interval[0]), exp(interval[1])) if of_loss and interval else None,
+        unit,
+        len(size),
+        tokens,
+        effective,
+        int((nll_b < nll_a).sum()),
+        len(size) >= TRUSTED_CLUSTERS,
+        _notes(a, b, len(size), unit),
+    )
+
+
+def _record(side, name: str) -> dict:
+    if isinstance(side, str | Path):
+        return read_result(side)
+    if isinstance(side, Evaluation):
+        return asdict(side)
+    if isinstance(side, dict):
+        return side
+    raise InputError(f"{name}: expected an Evaluation, its JSON or a file of it, got {type(side).__name__}")
+
+
+def _check_tokens(a: dict, b: dict, rows: list[np.ndarray]) -> None:
+    if a["tokenizer_fingerprint"] != b["tokenizer_fingerprint"]:
+        instead = ""
+        if all(isinstance(side.get("bits_per_byte"), float | int) for side in (a, b)):
+            instead = f": A {a['bits_per_byte']:.4f}, B {b['bits_per_byte']:.4f}"
+        raise InputError(
+            "tokenizer: token losses and perplexities of different tokenizers do not compare "
+            f"({a['tokenizer_fingerprint']} and {b['tokenizer_fingerprint']}): a token is not the same piece of text; "
+            f"bits per byte do (--measure bits-per-byte){instead}"
+        )
+    different = int((rows[0][:, 1] != rows[1][:, 1]).sum())
+    if different:
+        raise InputError(
+            f"tokens: expected the same tokens scored in both, {different} of {len(rows[0])} documents differ "
+            f"(protocol {a.get('protocol')} and {b.get('protocol')}, BOS {a.get('bos')} and {b.get('bos')})"
+        )
+
+
+def _p_value(difference: float, stderr: float, pairs: int) -> float:
+    """Two-sided, of the paired difference under Student's t with pairs − 1 degrees of freedom."""
+    import scipy.stats
+
+    if stderr == 0:
+        return 1.0 if difference == 0 else 0.0
+    return float(2 * scipy.stats.t.sf(abs(difference) / stderr, pairs - 1))
+
+
+def _notes(a: dict, b: dict, pairs: int, unit: str) -> list[str]:
+    notes = []
+    for key in ("protocol", "context_length", "stride", "precision"):
+        if a.get(key) != b.get(key):
+            notes.append(
+                f"{key.replace('_', ' ')} differs ({a.get(key)} and {b.get(key)}): part of the difference may be its"
+            )
+    if pairs < TRUSTED_CLUSTERS:
+        notes.append(f"{pairs} {unit}s are too few: interval and p-value are not to be trusted")
+    if unit == "block":
+        notes.append("one document: paired by blocks of it; it speaks of this document only")
+    if any(side.get("non_finite") for side in (a, b)):
+        notes.append("a token's loss was NaN or infinite in one of them and is left out of it")
+    return notes

@@ -1,0 +1,327 @@
+"""``evaluate``: text → tokens → windows → hidden states → token NLL → sums, in the memory of the hidden states."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..arguments import choose_backend
+from ..errors import InputError
+from ..metric import exp
+from ..statistics import token_nll, token_statistics
+from . import models
+from .collect import DOCUMENT_COLUMNS, TOKEN_COLUMNS, Collector, ParquetTable
+from .documents import Document
+from .fingerprints import TextFingerprint, tokenizer_fingerprint
+from .journal import Journal
+from .protocols import Positions, Protocol, choose_protocol
+from .results import Evaluation, summarise
+from .scoring import IGNORED, stream, tasks
+
+TOKENIZED_AT_ONCE = 64
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What has been scored so far."""
+
+    documents: int
+    tokens: int
+    bytes: int
+    loss: float  # nats a token, of what has been scored
+
+
+def evaluate(
+    model,
+    tokenizer,
+    documents: Iterable[Document | str],
+    *,
+    protocol: str = "sliding",
+    context_length: int | None = None,
+    stride: int | None = None,
+    bos: str = "auto",
+    score_special: bool | None = None,
+    batch_size: int | None = None,
+    backend: str | None = None,
+    per_token: str | Path | None = None,
+    per_document: str | Path | None = None,
+    journal: str | Path | None = None,
+    distributed: bool = False,
+    progress: Callable[[Progress], None] | None = None,
+) -> Evaluation:
+    """Loss and perplexity of ``documents`` under a causal model; hidden states go straight into ``token_nll``: no logits.
+
+    model: a transformers causal model or a ``LanguageModel``. protocol: "sliding" scores every token once in windows of
+    ``context_length`` (the model's, 1,024 at most) that move on by ``stride`` (half of it); "lm-eval" and "llama.cpp" give
+    those tools' numbers. bos: "auto" puts the tokenizer's BOS before each document where it has one and the protocol does,
+    never twice; "always" insists, "never" leaves it out: a first token without BOS has no context and is skipped.
+    batch_size: windows at a time; by default as many as hold a few thousand tokens.
+    score_special: also score special tokens spelled in the text (the other tools do, sliding does not).
+    per_token, per_document: Parquet files to write, token statistics included. journal: a folder; the same call again goes
+    on where a killed one stopped, to the same bits. distributed: share the batches over the ranks of ``torch.distributed``;
+    every rank must call, and rank 0 writes. ``progress`` is called as windows are scored.
+
+    A NaN or infinite loss of a token is left out and reported in ``non_finite``. Raises InputError naming what cannot be used.
+    """
+    started = time.perf_counter()
+    if batch_size is not None and batch_size < 1:
+        raise InputError(f"batch_size: expected at least 1, got {batch_size}")
+    network = models.as_language_model(model)
+    chosen = choose_protocol(
+        protocol,
+        tokenizer,
+        limit=network.context_length,
+        context_length=context_length,
+        stride=stride,
+        bos=bos,
+        score_special=score_special,
+    )
+    rank, ranks = _ranks(distributed)
+    head = network.head
+    vocabulary = head.weight.shape[0]
+    backend = choose_backend(backend, head.weight)
+    details = per_token is not None
+    fingerprint = tokenizer_fingerprint(tokenizer)
+    text = TextFingerprint()
+    tables = {}
+    book = None
+    try:
+        if journal is not None:
+            book = Journal(
+                journal,
+                {
+                    "model": models.fingerprint(network),
+                    "tokenizer": fingerprint,
+                    "protocol": chosen.name,
+                    "context_length": chosen.context_length,
+                    "stride": chosen.stride,
+                    "bos": bos,
+                    "batch_size": batch_size,
+                    "device": head.weight.device.type,
+                    "backend": backend,
+                    "per_token": details,
+                    "threads": torch.get_num_threads(),
+                },
+                rank,
+            )
+        if rank == 0:
+            if per_token is not None:
+                tables["per_token"] = ParquetTable(per_token, TOKEN_COLUMNS, "per_token")
+            if per_document is not None:
+                tables["per_document"] = ParquetTable(per_document, DOCUMENT_COLUMNS, "per_document")
+        collector = Collector(tokenizer, vocabulary, scaled=chosen.name == "llama.cpp", **tables)
+        with evaluation_mode(network):
+            read = read_positions([network], tokenizer, documents, chosen, text, book)
+            scored = stream(
+                tasks(read, chosen),
+                chosen,
+                token_scorer(network, backend, details),
+                device=head.weight.device,
+                batch_size=batch_size,
+                fields=3 if details else 1,
+                journal=book,
+                rank=rank,
+                ranks=ranks,
+            )
+            bytes_done = 0
+            for item in scored:
+                collector.add(item)
+                if item.last:
+                    bytes_done += item.positions.document.bytes
+                if progress is not None:
+                    loss = collector.nll / collector.tokens if collector.tokens else math.nan
+                    progress(Progress(len(collector.scores), collector.tokens, bytes_done, loss))
+        if not collector.tokens and collector.non_finite is None:
+            why = ", ".join(f"{count} {reason}" for reason, count in collector.skipped.items()) or "no tokens"
+            raise InputError(
+                f"documents: expected at least one token to score, got {len(collector.scores)} documents with {why}"
+            )
+        for table in tables.values():
+            table.finish()
+    finally:
+        for table in tables.values():
+            table.discard()
+        if book is not None:
+            book.close()
+    return _evaluation(
+        collector,
+        tokenizer,
+        protocol=chosen.name,
+        context_length=chosen.context_length,
+        stride=chosen.stride,
+        bos=bos,
+        tokenizer_fingerprint=fingerprint,
+        text_fingerprint=text.value(),
+        vocabulary_size=vocabulary,
+        backend=backend,
+        precision="float64" if head.weight.dtype == torch.float64 else "float32",
+        seconds=time.perf_counter() - started,
+    )
+
+
+def _ranks(distributed: bool) -> tuple[int, int]:
+    if not distributed:
+        return 0, 1
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        raise InputError("distributed: expected an initialised torch.distributed, got none")
+    return torch.distributed.get_rank(), torch.distributed.get_world_size()
+
+
+@contextmanager
+def evaluation_mode(network: models.LanguageModel):
+    """The module behind ``network`` in evaluation mode, put back as it was."""
+    module = next((m for m in (network, getattr(network, "model", None)) if isinstance(m, torch.nn.Module)), None)
+    training = module is not None and module.training
+    if training:
+        module.eval()
+    try:
+        yield
+    finally:
+        if training:
+            module.train()
+
+
+def token_scorer(network: models.LanguageModel, backend: str, details: bool) -> Callable[[Tensor, Tensor], Tensor]:
+    """input_ids, targets -> [1, n] NLL of the scored tokens, or with ``details`` [3, n] NLL, entropy, rank."""
+    head = network.head
+
+    @torch.inference_mode()
+    def score(input_ids: Tensor, target: Tensor) -> Tensor:
+        chosen = target != IGNORED
+        arguments = (network.hidden_states(input_ids)[chosen], head.weight, target[chosen])
+        if not details:
+            return token_nll(*arguments, **head.arguments(), backend=backend)[None]
+        statistics = token_statistics(*arguments, **head.arguments(), backend=backend)
+        # A rank is a whole number below 2²⁴: exact in float32.
+        return torch.stack([statistics.nll, statistics.entropy, statistics.rank.float()])
+
+    return score
+
+
+def read_positions(
+    networks: list[models.LanguageModel],
+    tokenizer,
+    documents: Iterable[Document | str],
+    protocol: Protocol,
+    text: TextFingerprint,
+    journal: Journal | None = None,
+) -> Iterator[Positions]:
+    """Documents as the models read them; their heads are verified on the first few positions of the first with two."""
+    vocabulary = networks[0].head.weight.shape[0]
+    models.check_tokenizer(tokenizer, vocabulary)
+    verified = False
+    for index, (document, ids) in enumerate(_tokenized(tokenizer, documents)):
+        text_hash = text.add(document.text)
+        if journal is not None:
+            journal.document(index, text_hash)
+        if len(ids) and not 0 <= ids.min() <= ids.max() < vocabulary:
+            place = int(np.flatnonzero((ids < 0) | (ids >= vocabulary))[0])
+            raise InputError(
+                f"document {document.id}: token id {ids[place]} at position {place}, expected below {vocabulary}, "
+                "the model's vocabulary"
+            )
+        positions = protocol.positions(document, ids)
+        if not verified and len(positions.ids) > 1:
+            few = positions.ids[: min(models.VERIFIED_POSITIONS, protocol.context_length)]
+            for network in networks:
+                models.verify(network, torch.from_numpy(few[None]).to(network.head.weight.device))
+            verified = True
+        yield positions
+
+
+def _tokenized(tokenizer, documents: Iterable[Document | str]) -> Iterator[tuple[Document, np.ndarray]]:
+    numbered = (
+        Document(str(index), document) if isinstance(document, str) else document
+        for index, document in enumerate(documents)
+    )
+    while group := list(islice(numbered, TOKENIZED_AT_ONCE)):
+        for document in group:
+            try:
+                document.text.encode()
+            except UnicodeEncodeError as error:
+                raise InputError(
+                    f"document {document.id}: expected Unicode text, got a lone surrogate at character {error.start}"
+                )
+        texts = [document.text for document in group if document.ids is None]
+        tokens = iter(tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"] if texts else [])
+        for document in group:
+            if document.ids is None:
+                yield document, np.array(next(tokens), dtype=np.int64)
+            else:
+                ids = np.asarray(document.ids, dtype=np.int64)
+                known = ids[(ids >= 0) & (ids < len(tokenizer))]
+                yield dataclasses.replace(document, text=tokenizer.decode(known, skip_special_tokens=True)), ids
+
+
+def _evaluation(collector: Collector, tokenizer, **rest) -> Evaluation:
+    summary = summarise(collector.scores, blocks=collector.blocks, squares=collector.squares)
+    by_domain = defaultdict(list)
+    for score in collector.scores:
+        by_domain[score.domain].append(score)
+    unknown = getattr(tokenizer, "unk_token_id", None)
+    unknown_tokens = 0 if unknown is None else int(collector.counts[unknown])
+    longest, worst = collector.extreme_documents()
+    # Entropy of this text's own token frequencies: no predictor that ignores context can do better on it.
+    counts = collector.counts[collector.counts > 0]
+    unigram = float(-(counts / max(1, counts.sum()) * np.log(counts / max(1, counts.sum()))).sum())
+    uniform = math.log(len(collector.counts))
+    return Evaluation(
+        **summary,
+        tokens_read=collector.tokens_read,
+        tokens_skipped=sum(collector.skipped.values()),
+        skipped=dict(collector.skipped),
+        unknown_tokens=unknown_tokens,
+        non_finite=collector.non_finite,
+        baselines={
+            name: {"loss": loss, "perplexity": exp(loss)} for name, loss in (("uniform", uniform), ("unigram", unigram))
+        },
+        notes=_notes(summary, collector, unknown_tokens, uniform),
+        domains={name: summarise(members) for name, members in sorted(by_domain.items())},
+        longest_documents=longest,
+        worst_documents=worst,
+        surprising_tokens=collector.surprising_tokens(),
+        per_document=collector.scores,
+        blocks=None if collector.blocks is None else np.stack(collector.blocks, 1).tolist(),
+        **rest,
+    )
+
+
+def _notes(summary: dict, collector: Collector, unknown_tokens: int, uniform: float) -> list[str]:
+    """What a reader must know before believing the number."""
+    notes = []
+    if bad := collector.non_finite:
+        notes.append(
+            f"{bad['tokens']:,} tokens have a NaN or infinite loss and are left out; the first is token {bad['position']} "
+            f"of document {bad['document']}"
+        )
+    if unknown_tokens:
+        notes.append(
+            f"{unknown_tokens:,} of {summary['tokens']:,} scored tokens are unknown to the tokenizer: their loss says "
+            "nothing about what stood there"
+        )
+    if math.isinf(summary["perplexity"]):
+        notes.append(
+            f"exp({summary['loss']:.1f}) is larger than any float: the perplexity reads inf, the loss is finite"
+        )
+    if summary["loss"] > uniform:
+        notes.append("the loss is above the uniform guess's: the model does worse than knowing nothing")
+    clusters = summary["clusters"]
+    if clusters["unit"] == "block":
+        notes.append(
+            "one document: the error bar is over blocks of it and speaks of this document only"
+            + ("" if clusters["trusted"] else f"; {clusters['count']} blocks are too few to trust it")
+        )
+    elif not clusters["trusted"]:
+        notes.append(f"{clusters['count']} documents with scored tokens are too few: the interval is not to be trusted")
+    return notes

@@ -1,0 +1,36 @@
+"""Hashes that say whether two evaluations speak of the same tokenizer and the same text."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+
+
+def tokenizer_fingerprint(tokenizer) -> str:
+    """Hash of everything that decides the tokens: vocabulary, merges, normaliser, special tokens.
+
+    Padding, truncation and what is put around a text are settings of a call and left out.
+    """
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is not None:
+        state = json.loads(backend.to_str())
+        state = json.dumps({k: v for k, v in state.items() if k not in ("padding", "truncation", "post_processor")})
+    else:
+        state = repr(sorted(tokenizer.get_vocab().items()))
+    return hashlib.sha256((state + repr(sorted(dict(tokenizer.special_tokens_map).items()))).encode()).hexdigest()[:16]
+
+
+class TextFingerprint:
+    """Hash of a sequence of documents' texts."""
+
+    def __init__(self) -> None:
+        self.digest = hashlib.sha256()
+
+    def add(self, text: str) -> str:
+        """Take a document in; returns the hash of it alone."""
+        alone = hashlib.sha256(text.encode())
+        self.digest.update(alone.digest())
+        return alone.hexdigest()[:16]
+
+    def value(self) -> str:
+        return self.digest.hexdigest()[:16]

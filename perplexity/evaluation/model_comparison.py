@@ -1,0 +1,259 @@
+"""Two models on one text, token by token: KL divergence, agreement, what became of the target's probability.
+
+What llama.cpp's perplexity tool reports of a quantised model against its original, without its file of logits: both heads
+are read in blocks.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..arguments import choose_backend
+from ..errors import InputError
+from ..metric import exp
+from ..statistics import linear_kl_divergence, token_statistics
+from . import models
+from .documents import Document
+from .evaluator import Progress, evaluation_mode, read_positions
+from .fingerprints import TextFingerprint, tokenizer_fingerprint
+from .journal import Journal
+from .protocols import choose_protocol
+from .scoring import IGNORED, stream, tasks
+from .uncertainty import TRUSTED_CLUSTERS, ratio_stderr
+
+PERCENTILES = (0.0, 0.1, 1.0, 5.0, 10.0, 25.0, 50.0, 75.0, 90.0, 95.0, 99.0, 99.9, 100.0)
+
+
+@dataclass(frozen=True)
+class ModelComparison:
+    """B beside A, the reference, on the same tokens; standard errors over documents (None for a single one).
+
+    kl_divergence: mean KL(A‖B), nats a token; top_1_agreement: share of tokens for which both have the same first choice;
+    probability_change: of p_B(target) − p_A(target), its mean, root of the mean square and percentiles, as a fraction of 1;
+    correlation: of the two models' token losses. Percentiles are keyed by their number.
+    """
+
+    tokens: int
+    documents: int
+    loss_a: float
+    loss_b: float
+    perplexity_a: float
+    perplexity_b: float
+    loss_difference: float
+    loss_difference_stderr: float | None
+    perplexity_ratio: float
+    correlation: float
+    kl_divergence: float
+    kl_divergence_stderr: float | None
+    kl_percentiles: dict[str, float]
+    top_1_agreement: float
+    top_1_agreement_stderr: float | None
+    probability_change: float
+    probability_change_stderr: float | None
+    probability_change_rms: float
+    probability_change_percentiles: dict[str, float]
+    non_finite: int
+    protocol: str
+    context_length: int
+    stride: int
+    tokenizer_fingerprint: str
+    text_fingerprint: str
+    backend: str
+    seconds: float
+
+    @property
+    def notes(self) -> list[str]:
+        """What a reader must know before believing the numbers."""
+        notes = []
+        if self.non_finite:
+            notes.append(
+                f"{self.non_finite:,} tokens have a NaN or infinite value under one of the models and are left out"
+            )
+        if self.documents < TRUSTED_CLUSTERS:
+            notes.append(f"{self.documents} documents are too few: the standard errors are not to be trusted")
+        return notes
+
+    def to_dict(self) -> dict:
+        return {**asdict(self), "notes": self.notes}
+
+
+def compare_models(
+    model_a,
+    model_b,
+    tokenizer,
+    documents: Iterable[Document | str],
+    *,
+    tokenizer_b=None,
+    protocol: str = "sliding",
+    context_length: int | None = None,
+    stride: int | None = None,
+    bos: str = "auto",
+    batch_size: int | None = None,
+    backend: str | None = None,
+    journal: str | Path | None = None,
+    progress: Callable[[Progress], None] | None = None,
+) -> ModelComparison:
+    """``ModelComparison`` of two causal models with one tokenizer; arguments as in ``evaluate``.
+
+    Both models' hidden states are in memory, no logits of either. Raises InputError where tokenizers or vocabularies differ.
+    """
+    started = time.perf_counter()
+    networks = [models.as_language_model(model) for model in (model_a, model_b)]
+    fingerprint = tokenizer_fingerprint(tokenizer)
+    if tokenizer_b is not None and tokenizer_fingerprint(tokenizer_b) != fingerprint:
+        raise InputError("tokenizer: expected one for both models, got two that differ: their tokens do not compare")
+    rows = [network.head.weight.shape[0] for network in networks]
+    if rows[0] != rows[1]:
+        raise InputError(f"model: expected vocabularies of one size, got {rows[0]} and {rows[1]}")
+    if networks[0].head.weight.device != networks[1].head.weight.device:
+        raise InputError("model: expected both on one device")
+    limits = [network.context_length for network in networks if network.context_length]
+    chosen = choose_protocol(
+        protocol,
+        tokenizer,
+        limit=min(limits, default=None),
+        context_length=context_length,
+        stride=stride,
+        bos=bos,
+        score_special=None,
+    )
+    backend = choose_backend(backend, networks[0].head.weight)
+    book = None
+    if journal is not None:
+        settings = {
+            "protocol": chosen.name,
+            "context_length": chosen.context_length,
+            "stride": chosen.stride,
+            "bos": bos,
+        }
+        settings |= {"tokenizer": fingerprint, "batch_size": batch_size, "backend": backend}
+        settings["device"] = networks[0].head.weight.device.type
+        settings |= {"model": [models.fingerprint(network) for network in networks], "threads": torch.get_num_threads()}
+        book = Journal(journal, settings)
+    text = TextFingerprint()
+    values, sums = [], []  # per window [4, n]; per document its sums
+    here: list[np.ndarray] = []
+    non_finite = bytes_done = scored_tokens = 0
+    nll_so_far = 0.0
+    with evaluation_mode(networks[0]), evaluation_mode(networks[1]):
+        read = read_positions(networks, tokenizer, documents, chosen, text, book)
+        for item in stream(
+            tasks(read, chosen),
+            chosen,
+            _pair_scorer(networks, backend),
+            device=networks[0].head.weight.device,
+            batch_size=batch_size,
+            fields=4,
+            journal=book,
+        ):
+            finite = np.isfinite(item.values).all(axis=0)
+            non_finite += int((~finite).sum())
+            kept = item.values[:, finite]
+            values.append(kept)
+            here.append(kept)
+            scored_tokens += kept.shape[1]
+            nll_so_far += float(kept[1].sum(dtype=np.float64))
+            if item.last:
+                sums.append(_document_sums(np.concatenate(here, axis=1).astype(np.float64)))
+                here = []
+                bytes_done += item.positions.document.bytes
+            if progress is not None:
+                progress(Progress(len(sums), scored_tokens, bytes_done, nll_so_far / max(1, scored_tokens)))
+    if book is not None:
+        book.close()
+    every = np.concatenate(values, axis=1).astype(np.float64) if values else np.empty((4, 0))
+    if not every.shape[1]:
+        raise InputError(f"documents: expected at least one token to score, got {len(sums)} documents with none")
+    return _comparison(
+        every,
+        np.array(sums),
+        non_finite=non_finite,
+        protocol=chosen.name,
+        context_length=chosen.context_length,
+        stride=chosen.stride,
+        tokenizer_fingerprint=fingerprint,
+        text_fingerprint=text.value(),
+        backend=backend,
+        seconds=time.perf_counter() - started,
+    )
+
+
+def _pair_scorer(networks: list[models.LanguageModel], backend: str) -> Callable[[Tensor, Tensor], Tensor]:
+    """input_ids, targets -> [4, n]: KL(A‖B), NLL of A, NLL of B, 1 where both have the same first choice."""
+    head_a, head_b = (network.head for network in networks)
+
+    @torch.inference_mode()
+    def score(input_ids: Tensor, target: Tensor) -> Tensor:
+        chosen = target != IGNORED
+        hidden_a, hidden_b = (network.hidden_states(input_ids)[chosen] for network in networks)
+        divergence = linear_kl_divergence(
+            hidden_a,
+            head_a.weight,
+            hidden_b,
+            head_b.weight,
+            bias_p=head_a.bias,
+            bias_q=head_b.bias,
+            softcap_p=head_a.softcap,
+            softcap_q=head_b.softcap,
+            logit_scale_p=head_a.logit_scale,
+            logit_scale_q=head_b.logit_scale,
+            backend=backend,
+        )
+        a, b = (
+            token_statistics(hidden, head.weight, target[chosen], **head.arguments(), backend=backend)
+            for hidden, head in ((hidden_a, head_a), (hidden_b, head_b))
+        )
+        return torch.stack([divergence, a.nll, b.nll, (a.predicted == b.predicted).float()])
+
+    return score
+
+
+def _document_sums(values: np.ndarray) -> list[float]:
+    """tokens, Σ KL, Σ (NLL_B − NLL_A), Σ agreement, Σ change of probability."""
+    divergence, nll_a, nll_b, agreed = values
+    change = np.exp(-nll_b) - np.exp(-nll_a)
+    return [len(divergence), divergence.sum(), (nll_b - nll_a).sum(), agreed.sum(), change.sum()]
+
+
+def _comparison(values: np.ndarray, sums: np.ndarray, **rest) -> ModelComparison:
+    divergence, nll_a, nll_b, agreed = values
+    change = np.exp(-nll_b) - np.exp(-nll_a)
+    sums = sums[sums[:, 0] > 0]
+    errors = [ratio_stderr(sums[:, column], sums[:, 0]) for column in range(1, 5)]
+    loss_a, loss_b = float(nll_a.mean()), float(nll_b.mean())
+    with np.errstate(invalid="ignore", divide="ignore"):  # of a single token, or of equal ones
+        correlation = float(np.corrcoef(nll_a, nll_b)[0, 1]) if len(nll_a) > 1 else math.nan
+
+    def percentiles(of: np.ndarray) -> dict[str, float]:
+        return {f"{at:g}": float(value) for at, value in zip(PERCENTILES, np.percentile(of, PERCENTILES), strict=True)}
+
+    return ModelComparison(
+        tokens=len(divergence),
+        documents=len(sums),
+        loss_a=loss_a,
+        loss_b=loss_b,
+        perplexity_a=exp(loss_a),
+        perplexity_b=exp(loss_b),
+        loss_difference=loss_b - loss_a,
+        loss_difference_stderr=errors[1],
+        perplexity_ratio=exp(loss_b - loss_a),
+        correlation=correlation,
+        kl_divergence=float(divergence.mean()),
+        kl_divergence_stderr=errors[0],
+        kl_percentiles=percentiles(divergence),
+        top_1_agreement=float(agreed.mean()),
+        top_1_agreement_stderr=errors[2],
+        probability_change=float(change.mean()),
+        probability_change_stderr=errors[3],
+        probability_change_rms=float(np.sqrt(np.mean(change**2))),
+        probability_change_percentiles=percentiles(change),
+        **rest,
+    )

@@ -1,0 +1,150 @@
+"""How a text becomes the positions a model reads: protocol, BOS policy, special tokens."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from ..errors import InputError
+from .documents import Document
+from .windows import WINDOWS, Window
+
+PROTOCOLS = tuple(WINDOWS)
+BOS_POLICIES = ("auto", "always", "never")
+LLAMA_CPP_CONTEXT = 512
+
+# Why a token that was read is not scored.
+NO_CONTEXT = "no-context"  # the first of a document that starts without BOS
+FIRST_HALF = "first-half"  # of a llama.cpp chunk: context only
+TAIL = "tail"  # after the last whole llama.cpp chunk
+SPECIAL = "special"  # BOS, EOS, padding and the like, spelled in the text
+NON_FINITE = "non-finite"  # the model gave NaN or an infinite loss
+REASONS = (NO_CONTEXT, FIRST_HALF, TAIL, SPECIAL, NON_FINITE)
+
+
+@dataclass
+class Positions:
+    """A document as the model reads it: ``ids`` with what the protocol puts before them.
+
+    added: 1 where a BOS was put before the document's own tokens, else 0.
+    """
+
+    document: Document
+    ids: np.ndarray  # int64
+    added: int
+    skipped: Counter = field(default_factory=Counter)
+
+    @property
+    def tokens_read(self) -> int:
+        return len(self.ids) - self.added
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """A protocol made ready for one tokenizer and one context length.
+
+    prefix: the token before each document (None: none); first_of_window: replaces the first token of every window, as
+    llama.cpp does with BOS; unscored: ids that are read and never scored.
+    """
+
+    name: str
+    context_length: int
+    stride: int
+    prefix: int | None
+    first_of_window: int | None
+    unscored: np.ndarray
+
+    def positions(self, document: Document, ids: np.ndarray) -> Positions:
+        """The document's tokens with its prefix, never a second BOS where the text spells one; skips are counted."""
+        ids = np.asarray(ids, dtype=np.int64)
+        doubled = self.prefix is not None and self.name != "lm-eval" and len(ids) > 0 and ids[0] == self.prefix
+        added = int(self.prefix is not None and not doubled)
+        positions = Positions(document, np.concatenate([[self.prefix], ids]) if added else ids, added)
+        length = len(positions.ids)
+        if self.name == "llama.cpp":
+            whole = length - length % self.context_length
+            scored = sum(window.end - window.first_scored for window in self.windows(length))
+            positions.skipped[FIRST_HALF] = max(0, whole - scored - added)
+            positions.skipped[TAIL] = length - whole - (added if not whole else 0)
+        elif length and not added and not doubled:  # a BOS of the text's own counts as special
+            positions.skipped[NO_CONTEXT] = 1
+        return positions
+
+    def windows(self, length: int) -> Iterator[Window]:
+        return WINDOWS[self.name](length, self.context_length, self.stride)
+
+
+def special_ids(tokenizer) -> set[int]:
+    """Ids of the tokenizer's special tokens; not the unknown one, which stands for text."""
+    added = getattr(tokenizer, "added_tokens_decoder", {})
+    ids = {index for index, token in added.items() if getattr(token, "special", False)}
+    ids.update(getattr(tokenizer, "all_special_ids", []))
+    return ids - {getattr(tokenizer, "unk_token_id", None)}
+
+
+def choose_protocol(
+    name: str,
+    tokenizer,
+    *,
+    limit: int | None,
+    context_length: int | None,
+    stride: int | None,
+    bos: str,
+    score_special: bool | None,
+) -> Protocol:
+    """``Protocol`` for a model that reads ``limit`` positions (None: any); InputError naming what cannot be."""
+    if name not in PROTOCOLS:
+        raise InputError(f"protocol: expected one of {', '.join(PROTOCOLS)}, got {name!r}")
+    if bos not in BOS_POLICIES:
+        raise InputError(f"bos: expected one of {', '.join(BOS_POLICIES)}, got {bos!r}")
+    if context_length is None:
+        context_length = {
+            "sliding": min(limit or 1024, 1024),
+            # As HFLM: the model's, else the tokenizer's, else 2,048.
+            "lm-eval": limit or _tokenizer_limit(tokenizer) or 2048,
+            "llama.cpp": LLAMA_CPP_CONTEXT,
+        }[name]
+    if context_length < 2 or (limit and context_length > limit):
+        raise InputError(f"context_length: expected 2 to {limit or 'any'}, the model's limit, got {context_length}")
+    if name != "sliding":
+        if stride not in (None, context_length):
+            raise InputError(f"stride: expected none, {name} moves on by its context length, got {stride}")
+        stride = context_length
+    else:
+        stride = max(1, context_length // 2) if stride is None else stride
+        if not 1 <= stride < context_length:
+            raise InputError(f"stride: expected 1 to context_length - 1 = {context_length - 1}, got {stride}")
+
+    own = tokenizer.bos_token_id
+    if bos == "always" and own is None:
+        raise InputError("bos: 'always' was asked for, but the tokenizer has no BOS token")
+    prefix = None if bos == "never" else own
+    if name == "lm-eval":
+        if bos == "never":
+            raise InputError("bos: lm-eval puts a token before each document always, got 'never'")
+        prefix = tokenizer.eos_token_id if own is None else own
+        if prefix is None:
+            raise InputError(
+                "tokenizer: expected a BOS or EOS token, which lm-eval puts before each document, got none"
+            )
+    elif name == "llama.cpp" and bos == "auto":
+        # llama.cpp goes by the model's add_bos flag, which its converter reads from what the tokenizer does.
+        prefix = own if own is not None and list(tokenizer("a")["input_ids"][:1]) == [own] else None
+    if score_special is None:
+        score_special = name != "sliding"  # the other tools do
+    return Protocol(
+        name,
+        context_length,
+        stride,
+        prefix,
+        prefix if name == "llama.cpp" else None,
+        np.array([] if score_special else sorted(special_ids(tokenizer)), dtype=np.int64),
+    )
+
+
+def _tokenizer_limit(tokenizer) -> int | None:
+    limit = getattr(tokenizer, "model_max_length", None)
+    return limit if limit and limit < 10**9 else None

@@ -1,0 +1,268 @@
+"""Documents of files: text, JSON lines, Parquet, datasets folders, token files, standard input; plain or compressed."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import sys
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ..errors import InputError
+from .documents import Document
+
+STANDARD_INPUT = "-"
+LLM_C_MAGIC = 20240520  # the first of 256 int32 before the tokens of an llm.c file
+
+
+@dataclass(frozen=True)
+class ReadOptions:
+    """What a file's format leaves open.
+
+    text_column, domain_column, id_column: names in JSON lines, Parquet and datasets folders; a domain that is absent is the
+    file's stem, an id its position. split: of a datasets folder that has several. token_dtype: of .bin files. split_before,
+    split_after: the token that starts, or ends, a document in .bin and .npy files. standard_input: "txt" or "jsonl".
+    """
+
+    text_column: str = "text"
+    domain_column: str = "domain"
+    id_column: str = "id"
+    split: str | None = None
+    token_dtype: str = "uint16"
+    split_before: int | None = None
+    split_after: int | None = None
+    standard_input: str = "txt"
+
+
+def read_documents(paths: Iterable[str | Path], options: ReadOptions | None = None) -> Iterator[Document]:
+    """Documents of ``paths`` in order; "-" is standard input. Formats by name: README, or ``FORMATS``.
+
+    Raises InputError that names the file, and the line, row or byte, where one is missing, empty, truncated or not UTF-8.
+    """
+    options = options or ReadOptions()
+    for given in paths:
+        if str(given) == STANDARD_INPUT:
+            read = _read_text if options.standard_input == "txt" else _read_json_lines
+            yield from read(sys.stdin.buffer, Path("stdin"), options)
+            continue
+        path = Path(given)
+        if path.is_dir():
+            yield from _read_datasets_folder(path, options)
+            continue
+        if not path.is_file():
+            raise InputError(f"{path}: expected a text file, got no such file")
+        name, read = _format(path)
+        if name in _FILES:
+            yield from read(path, options)
+            continue
+        with _open(path) as stream:
+            try:
+                yield from read(stream, path, options)
+            except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+                raise InputError(
+                    f"{path}: expected a whole {path.suffix} file, got a broken or truncated one ({error})"
+                )
+            except OSError as error:
+                if path.suffix == ".zst":
+                    raise InputError(f"{path}: expected a whole .zst file, got a broken or truncated one ({error})")
+                raise
+
+
+def _format(path: Path) -> tuple[str, Callable]:
+    """The format's suffix and its reader."""
+    suffixes = path.suffixes
+    if suffixes and suffixes[-1] in (".gz", ".zst") and len(suffixes) > 1 and suffixes[-2] in _STREAMS:
+        return suffixes[-2], _STREAMS[suffixes[-2]]
+    last = path.suffix
+    if last in FORMATS:
+        return last, FORMATS[last]
+    raise InputError(
+        f"{path}: expected a name that ends in {', '.join(FORMATS)} ({', '.join(_STREAMS)} also with .gz or .zst), "
+        f"got {last or 'no suffix'!r}"
+    )
+
+
+def _open(path: Path) -> io.BufferedIOBase:
+    if path.suffix == ".gz":
+        return gzip.open(path, "rb")
+    if path.suffix == ".zst":
+        return io.BufferedReader(_pyarrow(path).input_stream(str(path), compression="zstd"))
+    return path.open("rb")
+
+
+def _pyarrow(path: Path):
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError:
+        raise InputError(f"{path}: needs pyarrow; install fused-perplexity[eval]")
+    return pyarrow
+
+
+def _decode(raw: bytes, where: str, offset: int = 0) -> str:
+    try:
+        return raw.decode()
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"{where}: expected UTF-8, got byte 0x{error.object[error.start]:02x} at offset {offset + error.start}"
+        )
+
+
+def _read_text(stream: io.BufferedIOBase, path: Path, options: ReadOptions) -> Iterator[Document]:
+    # No translation of line endings: what is scored is what is in the file.
+    text = _decode(stream.read(), str(path))
+    if not text.strip():
+        raise InputError(f"{path}: expected text, got an empty file")
+    yield Document(path.name, text, _stem(path))
+
+
+def _read_json_lines(stream: io.BufferedIOBase, path: Path, options: ReadOptions) -> Iterator[Document]:
+    # Lines end in "\n" and nothing else: JSON strings may hold U+2028 and its like unescaped.
+    empty = True
+    for number, raw in enumerate(stream, 1):
+        where = f"{path}, line {number}"
+        line = _decode(raw.removeprefix(b"\xef\xbb\xbf") if number == 1 else raw, where)
+        if not line.strip():
+            continue
+        empty = False
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise InputError(f"{where}: expected a JSON object, got broken JSON ({error})")
+        if not isinstance(record, dict):
+            raise InputError(f"{where}: expected an object with a string {options.text_column!r}, got {line[:60]!r}")
+        yield _row(record, path, number, where, options)
+    if empty:
+        raise InputError(f"{path}: expected text, got an empty file")
+
+
+def _row(record: dict, path: Path, number: int, where: str, options: ReadOptions) -> Document:
+    text = record.get(options.text_column)
+    if not isinstance(text, str):
+        names = ", ".join(repr(name) for name in record) or "no column"
+        got = type(text).__name__ if options.text_column in record else f"only {names}"
+        raise InputError(f"{where}: expected a string {options.text_column!r}, got {got[:200]}")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:  # JSON's \ud800: half of a pair
+        raise InputError(f"{where}: expected Unicode text, got a lone surrogate at character {error.start}")
+    identity, domain = record.get(options.id_column), record.get(options.domain_column)
+    return Document(
+        f"{path.name}:{number}" if identity is None else str(identity),
+        text,
+        _stem(path) if domain is None else str(domain),
+    )
+
+
+def _stem(path: Path) -> str:
+    """The name before its suffixes: wiki.test.jsonl.gz gives wiki.test."""
+    name = path.name
+    for suffix in (".gz", ".zst"):
+        name = name.removesuffix(suffix)
+    return Path(name).stem
+
+
+def _read_parquet(path: Path, options: ReadOptions) -> Iterator[Document]:
+    pyarrow = _pyarrow(path)
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            names = file.schema_arrow.names
+            if options.text_column not in names:
+                raise InputError(f"{path}: expected a column {options.text_column!r}, got {', '.join(names)}")
+            columns = [
+                name for name in (options.text_column, options.domain_column, options.id_column) if name in names
+            ]
+            number = 0
+            for batch in file.iter_batches(batch_size=1024, columns=columns):
+                for record in batch.to_pylist():
+                    number += 1
+                    yield _row(record, path, number, f"{path}, row {number}", options)
+            if not number:
+                raise InputError(f"{path}: expected text, got no rows")
+    except (pyarrow.ArrowInvalid, OSError) as error:
+        raise InputError(f"{path}: expected a whole Parquet file, got a broken or truncated one ({_first(error)})")
+
+
+def _read_datasets_folder(path: Path, options: ReadOptions) -> Iterator[Document]:
+    if not any((path / name).is_file() for name in ("dataset_info.json", "dataset_dict.json")):
+        raise InputError(f"{path}: expected a file or a folder written by datasets' save_to_disk, got another folder")
+    try:
+        import datasets
+    except ImportError:
+        raise InputError(f"{path}: needs datasets; install it beside fused-perplexity[eval]")
+    try:
+        loaded = datasets.load_from_disk(str(path))
+    except Exception as error:  # FileNotFoundError, ArrowInvalid, KeyError of its own metadata: whatever is broken
+        raise InputError(f"{path}: expected a datasets folder, got one that cannot be read ({_first(error)})")
+    if isinstance(loaded, datasets.DatasetDict):
+        if options.split not in loaded:
+            raise InputError(f"split: expected one of {', '.join(loaded)} of {path}, got {options.split}")
+        loaded = loaded[options.split]
+    if options.text_column not in loaded.column_names:
+        raise InputError(
+            f"{path}: expected a column {options.text_column!r}, got {', '.join(loaded.column_names) or 'none'}"
+        )
+    if not len(loaded):
+        raise InputError(f"{path}: expected text, got no rows")
+    for number, record in enumerate(loaded, 1):
+        yield _row(record, path, number, f"{path}, row {number}", options)
+
+
+def _read_token_file(path: Path, options: ReadOptions) -> Iterator[Document]:
+    if path.suffix == ".npy":
+        try:
+            tokens = np.load(path, mmap_mode="r", allow_pickle=False)
+        except (ValueError, OSError, EOFError) as error:
+            raise InputError(f"{path}: expected a whole .npy file, got a broken or truncated one ({_first(error)})")
+        if tokens.dtype.kind not in "iu" or tokens.ndim not in (1, 2):
+            raise InputError(
+                f"{path}: expected integers [tokens] or [documents, tokens], got {tokens.dtype} {list(tokens.shape)}"
+            )
+    else:
+        dtype = np.dtype(options.token_dtype).newbyteorder("<")
+        size = path.stat().st_size
+        header = np.fromfile(path, "<i4", 3)
+        begin = 1024 if len(header) == 3 and header[0] == LLM_C_MAGIC else 0
+        if (size - begin) % dtype.itemsize or (begin and size - begin != header[2] * dtype.itemsize):
+            raise InputError(
+                f"{path}: expected whole {options.token_dtype} tokens, got {size} bytes: truncated, or another token dtype"
+            )
+        tokens = np.memmap(path, dtype, "r", offset=begin) if size > begin else np.empty(0, dtype)
+    if not tokens.size:
+        raise InputError(f"{path}: expected tokens, got an empty file")
+    number = 0
+    for row in tokens if tokens.ndim == 2 else [tokens]:
+        for piece in _split(row, options.split_before, options.split_after):
+            number += 1
+            yield Document(f"{path.name}:{number}", "", _stem(path), piece)
+
+
+def _split(tokens: np.ndarray, before: int | None, after: int | None) -> Iterator[np.ndarray]:
+    """Slices of ``tokens`` that start at ``before`` or end with ``after``; the whole where neither is given."""
+    begin, span = 0, 1 << 24  # looked through in pieces: a memory map may be larger than memory
+    for offset in range(0, len(tokens), span):
+        piece = tokens[offset : offset + span]
+        cuts = []
+        if before is not None:
+            cuts.append(np.flatnonzero(piece == before) + offset)
+        if after is not None:
+            cuts.append(np.flatnonzero(piece == after) + offset + 1)
+        for cut in np.unique(np.concatenate(cuts)).tolist() if cuts else []:
+            if begin < cut < len(tokens):
+                yield tokens[begin:cut]
+                begin = cut
+    yield tokens[begin:]
+
+
+def _first(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
+
+
+_STREAMS = {".txt": _read_text, ".jsonl": _read_json_lines}
+_FILES = {".parquet": _read_parquet, ".bin": _read_token_file, ".npy": _read_token_file}
+FORMATS = _STREAMS | _FILES

@@ -1,0 +1,189 @@
+"""Evaluations and comparisons as a person reads them in a terminal (rich tables)."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.table import Table
+
+from ..metric import exp
+from .comparison import Comparison
+from .model_comparison import ModelComparison
+from .results import Evaluation
+
+SHOWN = 5  # domains aside, of each kind of extreme
+
+
+def _table(title: str, *columns: str, text: int = 1) -> Table:
+    """The first ``text`` columns and the last are words, the others numbers."""
+    table = Table(title=title, title_justify="left", title_style="bold")
+    for place, column in enumerate(columns):
+        words = place < text or place == len(columns) - 1
+        table.add_column(column, justify="left" if words else "right", overflow="fold")
+    return table
+
+
+def summary(evaluation: Evaluation, baseline: dict | None = None) -> Table:
+    """Each measure, its value and what it means; ``baseline`` is another evaluation's JSON."""
+    e = evaluation
+    table = _table(f"{e.tokens:,} tokens scored of {e.documents:,} documents", "measure", "value", "meaning")
+    unit = "documents" if e.clusters["unit"] == "document" else "blocks of the document"
+    spread = "" if e.stderr is None else f", ± {e.stderr:.4f} (standard error over {e.clusters['count']:,} {unit})"
+    table.add_row("loss", f"{e.loss:.4f}", f"nats a token{spread}")
+    table.add_row("bits per token", f"{e.loss / _LN2:.4f}", "the same in bits")
+    table.add_row(
+        "perplexity", f"{e.perplexity:,.3f}", f"as if choosing among about {e.perplexity:,.0f} equally likely tokens"
+    )
+    if e.perplexity_interval is not None:
+        table.add_row("  95 % interval", "", _interval(e.perplexity_interval) + ", by the delta method")
+    if e.perplexity_interval_bootstrap is not None:
+        table.add_row("", "", _interval(e.perplexity_interval_bootstrap) + ", by bootstrap")
+    for name, words in (
+        ("unigram", "of a guess that knows only how often each token comes in this text"),
+        ("uniform", "of a guess that knows nothing: the vocabulary's size"),
+    ):
+        table.add_row(f"  beside {name}", f"{e.baselines[name]['perplexity']:,.1f}", words)
+    if baseline is not None:
+        table.add_row(*_beside(evaluation, baseline))
+    table.add_row("bits per byte", f"{e.bits_per_byte:.4f}", f"{e.bytes:,} bytes; comparable across tokenizers")
+    table.add_row("byte perplexity", f"{e.byte_perplexity:.4f}", "2 to the power of bits per byte")
+    table.add_row("word perplexity", f"{e.word_perplexity:,.1f}", f"{e.words:,} words")
+    skipped = ", ".join(f"{count:,} {reason}" for reason, count in e.skipped.items())
+    table.add_row("tokens read", f"{e.tokens_read:,}", f"skipped: {skipped or 'none'}")
+    table.add_row("protocol", e.protocol, f"context {e.context_length:,}, stride {e.stride:,}, BOS {e.bos}")
+    table.add_row(
+        "computed",
+        e.backend,
+        f"{e.precision} logits, {e.seconds:.1f} s, {e.tokens / max(e.seconds, 1e-9):,.0f} tokens a second",
+    )
+    return table
+
+
+_LN2 = 0.6931471805599453
+
+
+def _interval(interval: tuple[float, float]) -> str:
+    return f"{interval[0]:,.3f} to {interval[1]:,.3f}"
+
+
+def _beside(e: Evaluation, other: dict) -> tuple[str, str, str]:
+    if other["tokenizer_fingerprint"] != e.tokenizer_fingerprint:
+        return (
+            "  beside the baseline",
+            f"{other['bits_per_byte']:.4f}",
+            "bits per byte; another tokenizer: only these compare",
+        )
+    words = f"{e.loss - other['loss']:+.4f} nats a token from it"
+    if other["text_fingerprint"] != e.text_fingerprint:
+        words = "on another text: the two do not compare"
+    return "  beside the baseline", f"{other['perplexity']:,.3f}", words
+
+
+def domains(evaluation: Evaluation) -> Table:
+    table = _table("by domain", "domain", "documents", "tokens", "loss", "±", "perplexity", "bits per byte")
+    for name, d in evaluation.domains.items():
+        table.add_row(
+            name,
+            f"{d['documents']:,}",
+            f"{d['tokens']:,}",
+            f"{d['loss']:.4f}",
+            "" if d["stderr"] is None else f"{d['stderr']:.4f}",
+            f"{d['perplexity']:,.2f}",
+            f"{d['bits_per_byte']:.4f}",
+        )
+    return table
+
+
+def worst(evaluation: Evaluation) -> Table:
+    table = _table("hardest documents", "document", "tokens", "loss", "perplexity", "domain")
+    for d in evaluation.worst_documents[:SHOWN]:
+        table.add_row(d["id"], f"{d['tokens']:,}", f"{d['loss']:.3f}", f"{exp(d['loss']):,.1f}", d["domain"])
+    return table
+
+
+def surprising(evaluation: Evaluation) -> Table:
+    table = _table("most surprising tokens", "document", "position", "nats", "probability", "after … the token")
+    for token in evaluation.surprising_tokens[:SHOWN]:
+        table.add_row(
+            token["document"],
+            f"{token['position']:,}",
+            f"{token['nll']:.2f}",
+            f"1 in {exp(token['nll']):,.0f}",
+            f"…{_visible(token['before'])} ⟨{_visible(token['text'])}⟩",
+        )
+    return table
+
+
+def _visible(text: str) -> str:
+    return "".join("⏎" if c == "\n" else "·" if not c.isprintable() else c for c in text).replace("[", "\\[")
+
+
+def show(evaluation: Evaluation, console: Console, baseline: dict | None = None) -> None:
+    """Everything a terminal is told of an evaluation."""
+    console.print(summary(evaluation, baseline))
+    if len(evaluation.domains) > 1:
+        console.print(domains(evaluation))
+    if evaluation.documents > 1:
+        console.print(worst(evaluation))
+    console.print(surprising(evaluation))
+    for note in evaluation.notes:
+        console.print(f"note: {note}", markup=False, soft_wrap=True)
+
+
+def comparison(c: Comparison) -> Table:
+    """B against A, paired."""
+    unit = "nats a token" if c.measure == "loss" else "bits a byte"
+    table = _table(f"B against A: {c.verdict}", "measure", "value", "meaning")
+    table.add_row("A", f"{c.a:.4f}", unit)
+    table.add_row("B", f"{c.b:.4f}", unit)
+    spread = "" if c.stderr is None else f", ± {c.stderr:.4f} (standard error, {c.pairs:,} {c.unit}s paired)"
+    table.add_row("difference", f"{c.difference:+.4f}", f"B − A{spread}")
+    if c.interval is not None:
+        table.add_row("  95 % interval", "", f"{c.interval[0]:+.4f} to {c.interval[1]:+.4f}")
+        table.add_row("  p-value", f"{c.p_value:.2g}", "of a difference as large by chance, if there were none")
+    if c.perplexity_ratio is not None:
+        interval = c.perplexity_ratio_interval
+        meaning = "perplexity of B over A's" + (
+            "" if interval is None else f"; 95 % {interval[0]:.4f} to {interval[1]:.4f}"
+        )
+        table.add_row("perplexity ratio", f"{c.perplexity_ratio:.4f}", meaning)
+    table.add_row("better", f"{c.better_in:,} of {c.pairs:,}", f"{c.unit}s in which B's loss is the lower")
+    if c.effective_tokens is not None:
+        table.add_row(
+            "effective tokens",
+            f"{c.effective_tokens:,.0f}",
+            f"unpaired, as many would say it as surely as these {c.tokens:,}",
+        )
+    return table
+
+
+def model_comparison(m: ModelComparison) -> Table:
+    """B beside A token by token."""
+
+    def error(value: float | None) -> str:
+        return "" if value is None else f" ± {value:.6f}"
+
+    table = _table(f"B beside A on {m.tokens:,} tokens of {m.documents:,} documents", "measure", "value", "meaning")
+    table.add_row("perplexity of A", f"{m.perplexity_a:,.4f}", f"loss {m.loss_a:.4f} nats a token")
+    table.add_row("perplexity of B", f"{m.perplexity_b:,.4f}", f"loss {m.loss_b:.4f} nats a token")
+    table.add_row(
+        "loss difference", f"{m.loss_difference:+.6f}", f"nats a token, B − A{error(m.loss_difference_stderr)}"
+    )
+    table.add_row("perplexity ratio", f"{m.perplexity_ratio:.6f}", "B over A")
+    table.add_row("correlation", f"{m.correlation:.4f}", "of the two models' token losses")
+    table.add_row(
+        "KL divergence", f"{m.kl_divergence:.6f}", f"of B from A, nats a token{error(m.kl_divergence_stderr)}"
+    )
+    table.add_row("  percentiles", "", _percentiles(m.kl_percentiles, "{:.5f}"))
+    table.add_row("same first choice", f"{m.top_1_agreement:.3%}", f"of tokens{error(m.top_1_agreement_stderr)}")
+    table.add_row(
+        "target's probability",
+        f"{m.probability_change:+.4%}",
+        f"mean change, B − A{error(m.probability_change_stderr)}",
+    )
+    table.add_row("  root mean square", f"{m.probability_change_rms:.4%}", "")
+    table.add_row("  percentiles", "", _percentiles(m.probability_change_percentiles, "{:+.3%}"))
+    return table
+
+
+def _percentiles(of: dict[str, float], form: str) -> str:
+    return ", ".join(f"{at} %: {form.format(of[at])}" for at in ("0", "1", "10", "50", "90", "99", "100"))

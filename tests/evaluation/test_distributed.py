@@ -1,0 +1,76 @@
+"""``torchrun`` with 2 and 3 real processes gives the single process's numbers."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from tiny_models import TEXTS, build_model, build_tokenizer
+
+from perplexity import evaluate
+from perplexity.errors import InputError
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("ranks")
+    tokenizer = build_tokenizer(bos=True)
+    build_model(len(tokenizer)).save_pretrained(folder / "model")
+    tokenizer.save_pretrained(folder / "model")
+    texts = [" ".join([TEXTS[i % 3]] * (1 + i % 7)) for i in range(40)]
+    (folder / "text.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    return folder
+
+
+def ppl(folder, ranks: int, out, *more) -> dict:
+    launcher = [sys.executable]
+    if ranks > 1:
+        launcher += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
+    done = subprocess.run(
+        [
+            *launcher,
+            "-m",
+            "perplexity",
+            "eval",
+            str(folder / "model"),
+            str(folder / "text.jsonl"),
+            "--context-length",
+            "16",
+        ]
+        + ["--batch-size", "3", "--json", str(out), *map(str, more)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("word perplexity") == 1  # one rank speaks
+    return json.loads(out.read_text())
+
+
+@pytest.fixture(scope="module")
+def single(folder, tmp_path_factory):
+    return ppl(folder, 1, tmp_path_factory.mktemp("one") / "out.json")
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_ranks_give_the_single_process_numbers(folder, single, tmp_path, ranks):
+    got = ppl(folder, ranks, tmp_path / "out.json", "--per-token", tmp_path / "t.parquet", "--journal", tmp_path / "j")
+    assert got["loss"] == pytest.approx(single["loss"], rel=1e-9)
+    assert got["tokens"] == single["tokens"] and got["skipped"] == single["skipped"]
+    assert [d["id"] for d in got["per_document"]] == [d["id"] for d in single["per_document"]]
+    for ours, theirs in zip(got["per_document"], single["per_document"], strict=True):
+        assert ours["nll"] == pytest.approx(theirs["nll"], rel=1e-9)
+    import pyarrow.parquet
+
+    assert pyarrow.parquet.read_table(tmp_path / "t.parquet").num_rows == got["tokens"]
+    assert len(list((tmp_path / "j").glob("rank*.sqlite"))) == ranks
+    # What any number of ranks wrote, another number reads.
+    again = ppl(folder, 1, tmp_path / "again.json", "--per-token", tmp_path / "u.parquet", "--journal", tmp_path / "j")
+    assert again["loss"] == got["loss"]
+
+
+def test_distributed_needs_a_process_group(model, tokenizer):
+    with pytest.raises(InputError, match="distributed: expected an initialised torch.distributed"):
+        evaluate(model, tokenizer, TEXTS, distributed=True)

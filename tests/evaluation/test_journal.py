@@ -1,0 +1,203 @@
+"""A run that is killed at any moment goes on to the same bits; a journal of another run is refused."""
+
+import json
+import os
+import random
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+
+import pytest
+from tiny_models import TEXTS, build_model
+
+from perplexity import evaluate
+from perplexity.errors import InputError
+
+DOCUMENTS = [" ".join([TEXTS[i % 3]] * (1 + i % 7)) for i in range(30)]
+KILLS = 50
+
+
+def numbers(evaluation) -> dict:
+    """Everything but the time it took."""
+    record = json.loads(evaluation.to_json())
+    del record["seconds"]
+    return record
+
+
+def test_a_second_run_scores_nothing_again(model, tokenizer, tmp_path, monkeypatch):
+    arguments = dict(context_length=16, batch_size=4)
+    plain = evaluate(model, tokenizer, DOCUMENTS, **arguments)
+    first = evaluate(model, tokenizer, DOCUMENTS, journal=tmp_path, **arguments)
+    calls = []
+    forward = model.model.forward
+    monkeypatch.setattr(model.model, "forward", lambda *a, **k: calls.append(1) or forward(*a, **k))
+    second = evaluate(model, tokenizer, DOCUMENTS, journal=tmp_path, **arguments)
+    assert numbers(plain) == numbers(first) == numbers(second)
+    # Its logits once, its hidden states twice: the head's verification and no more.
+    assert len(calls) == 3
+
+
+@pytest.mark.parametrize("stop", [1, 5, 9])
+def test_a_run_that_raises_goes_on(model, tokenizer, tmp_path, monkeypatch, stop):
+    arguments = dict(context_length=16, batch_size=4)
+    plain = evaluate(model, tokenizer, DOCUMENTS, **arguments)
+    forward, calls = model.model.forward, []
+
+    def fails(*positional, **keywords):
+        calls.append(1)
+        if len(calls) == 3 + stop:
+            raise RuntimeError("the power went")
+        return forward(*positional, **keywords)
+
+    monkeypatch.setattr(model.model, "forward", fails)
+    with pytest.raises(RuntimeError):
+        evaluate(model, tokenizer, DOCUMENTS, journal=tmp_path, **arguments)
+    monkeypatch.setattr(model.model, "forward", forward)
+    assert numbers(evaluate(model, tokenizer, DOCUMENTS, journal=tmp_path, **arguments)) == numbers(plain)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (dict(stride=3), r"journal: .* is of another run, with stride 8 \(now 3\)"),
+        (dict(batch_size=5), r"with batch_size 4 \(now 5\)"),
+        (dict(protocol="lm-eval"), r"with protocol 'sliding' \(now 'lm-eval'\), stride"),
+        (dict(bos="never"), r"with bos 'auto' \(now 'never'\)"),
+    ],
+)
+def test_a_journal_of_another_run(model, tokenizer, tmp_path, change, message):
+    arguments = dict(context_length=16, batch_size=4)
+    evaluate(model, tokenizer, DOCUMENTS[:2], journal=tmp_path, **arguments)
+    with pytest.raises(InputError, match=message):
+        evaluate(model, tokenizer, DOCUMENTS[:2], journal=tmp_path, **arguments | change)
+
+
+def test_a_journal_of_another_model_or_text(model, tokenizer, tmp_path):
+    evaluate(model, tokenizer, DOCUMENTS[:2], journal=tmp_path)
+    other = build_model(model.config.vocab_size)
+    other.lm_head.weight.data[0, 0] += 1
+    with pytest.raises(InputError, match=r"is of another run, with model '\w+'"):
+        evaluate(other, tokenizer, DOCUMENTS[:2], journal=tmp_path)
+    with pytest.raises(InputError, match="is of another run, with another text in document 1"):
+        evaluate(model, tokenizer, [DOCUMENTS[0], "another"], journal=tmp_path)
+    # More of the same text is the same run with more to do.
+    assert evaluate(model, tokenizer, DOCUMENTS[:3], journal=tmp_path).documents == 3
+
+
+def test_a_file_that_is_no_journal(model, tokenizer, tmp_path):
+    (tmp_path / "rank0.sqlite").write_bytes(b"this is text, and long enough not to be taken for an empty file" * 20)
+    with pytest.raises(InputError, match="journal: expected a journal's own file"):
+        evaluate(model, tokenizer, DOCUMENTS, journal=tmp_path)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="journal: expected a folder that can be written"):
+        evaluate(model, tokenizer, DOCUMENTS, journal=tmp_path / "file")
+
+
+def test_a_full_disk_is_said_and_what_is_scored_is_kept(model, tokenizer, tmp_path, monkeypatch):
+    from perplexity.evaluation.journal import Journal
+
+    arguments = dict(context_length=16, batch_size=4)
+    plain = evaluate(model, tokenizer, DOCUMENTS, **arguments)
+    opened = Journal._open
+
+    def small(self, path):
+        connection = opened(self, path)
+        connection.execute("PRAGMA max_page_count = 7")  # SQLite's own "database or disk is full"
+        return connection
+
+    monkeypatch.setattr(Journal, "_open", small)
+    with pytest.raises(InputError, match="journal: .* cannot be written .*full.*what it holds is kept"):
+        evaluate(model, tokenizer, DOCUMENTS, journal=tmp_path, **arguments)
+    monkeypatch.setattr(Journal, "_open", opened)
+    (kept,) = sqlite3.connect(tmp_path / "rank0.sqlite").execute("SELECT count(*) FROM batches").fetchone()
+    assert kept > 0
+    assert numbers(evaluate(model, tokenizer, DOCUMENTS, journal=tmp_path, **arguments)) == numbers(plain)
+
+
+WORKER = """
+import os, sys, time
+import pyarrow.parquet, scipy.stats, torch
+torch.set_num_threads(1)
+from tiny_models import build_model, build_tokenizer
+from test_journal import DOCUMENTS
+from perplexity import evaluate
+tokenizer = build_tokenizer(bos=True)
+model = build_model(len(tokenizer) + 3)
+evaluate(model, tokenizer, DOCUMENTS[:2])
+forward = model.model.forward
+model.model.forward = lambda *a, **k: (time.sleep(0.01), forward(*a, **k))[1]
+print("ready", flush=True)
+for line in sys.stdin:
+    folder = line.strip()
+    pid = os.fork()
+    if not pid:
+        got = evaluate(model, tokenizer, DOCUMENTS * 3, context_length=16, batch_size=2, journal=folder,
+                       per_token=folder + ".parquet")
+        got.save(folder + ".json")
+        os._exit(0)
+    print(pid, flush=True)
+    print(os.waitpid(pid, 0)[1], flush=True)
+"""
+
+
+def test_killed_at_fifty_random_moments(tmp_path):
+    """SIGKILL, fifty times, at moments drawn at random; the run that ends has the numbers and the rows of one never killed.
+
+    Runs are forks of a process that has imported everything, so that the moments fall into the work.
+    """
+    import pyarrow.parquet
+
+    here = os.path.dirname(__file__)
+    worker = subprocess.Popen(
+        [sys.executable, "-c", WORKER],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={
+            **os.environ,
+            "PYTHONPATH": f"{here}{os.pathsep}{os.path.dirname(here)}",
+            "TOKENIZERS_PARALLELISM": "false",
+        },
+    )
+    assert worker.stdout.readline().strip() == "ready"
+
+    def batches(folder) -> int:
+        try:
+            with sqlite3.connect(folder / "rank0.sqlite") as journal:
+                return journal.execute("SELECT count(*) FROM batches").fetchone()[0]
+        except sqlite3.OperationalError:  # killed before there was a table
+            return 0
+
+    def run(folder, kill_after: float | None) -> int:
+        worker.stdin.write(f"{folder}\n")
+        worker.stdin.flush()
+        pid = int(worker.stdout.readline())
+        if kill_after is not None:
+            time.sleep(kill_after)
+            os.kill(pid, signal.SIGKILL)
+        return int(worker.stdout.readline())
+
+    try:
+        assert run(tmp_path / "whole", None) == 0
+        moments = random.Random(20_241)
+        killed, folder = 0, tmp_path / "killed0"
+        progress = []
+        while killed < KILLS:
+            if run(folder, moments.uniform(0.01, 0.15)) == signal.SIGKILL:
+                killed += 1
+                progress.append(batches(folder))
+            else:  # it came to its end between two kills: one more life, killed from its start
+                folder = tmp_path / f"killed{killed}"
+        assert run(folder, None) == 0
+    finally:
+        worker.stdin.close()
+        worker.wait(timeout=30)
+    assert len(set(progress)) > KILLS // 3  # kills fell at different moments of the work
+    results = []
+    for name in ("whole", folder.name):
+        record = json.loads((tmp_path / f"{name}.json").read_text())
+        del record["seconds"]
+        results.append((record, pyarrow.parquet.read_table(tmp_path / f"{name}.parquet").to_pylist()))
+    assert results[0] == results[1]

@@ -1,0 +1,97 @@
+"""Parquet tables and JSON: rows are the numbers, files are whole or absent."""
+
+import json
+import math
+
+import numpy as np
+import pyarrow.parquet
+import pytest
+import torch
+from tiny_models import TEXTS
+
+from perplexity import evaluate
+from perplexity.errors import InputError
+from perplexity.evaluation import Document, collect
+
+DOCUMENTS = [Document(f"d{i}", text * (2 * i + 1), "ab"[i % 2]) for i, text in enumerate(TEXTS)]
+
+
+def test_per_token_rows_against_full_logits(model, tokenizer, tmp_path):
+    path = tmp_path / "tokens.parquet"
+    got = evaluate(model, tokenizer, DOCUMENTS, per_token=path)
+    rows = pyarrow.parquet.read_table(path).to_pylist()
+    assert len(rows) == got.tokens
+    assert math.fsum(row["nll"] for row in rows) / len(rows) == pytest.approx(got.loss, rel=1e-12)
+    ids = torch.tensor([[tokenizer.bos_token_id, *tokenizer(DOCUMENTS[0].text)["input_ids"]]])
+    with torch.no_grad():
+        log_p = model(ids).logits[0].double().log_softmax(-1)
+    for place, row in enumerate(rows[: ids.shape[1] - 1]):
+        token = ids[0, place + 1].item()
+        assert (row["document"], row["position"], row["token_id"]) == ("d0", place, token)
+        assert row["text"] == tokenizer.decode([token])
+        assert row["nll"] == pytest.approx(-log_p[place, token].item(), rel=1e-4, abs=1e-5)
+        assert row["entropy"] == pytest.approx(-(log_p[place].exp() * log_p[place]).sum().item(), rel=1e-4)
+        assert row["rank"] == (log_p[place] > log_p[place, token]).sum().item()
+
+
+def test_per_document_rows(model, tokenizer, tmp_path):
+    path = tmp_path / "documents.parquet"
+    got = evaluate(model, tokenizer, DOCUMENTS, per_document=path)
+    rows = pyarrow.parquet.read_table(path).to_pylist()
+    assert [row["id"] for row in rows] == ["d0", "d1", "d2"]
+    for row, score in zip(rows, got.per_document, strict=True):
+        assert (row["nll"], row["tokens"], row["bytes"], row["words"]) == (
+            score.nll,
+            score.tokens,
+            score.bytes,
+            score.words,
+        )
+        assert row["perplexity"] == pytest.approx(math.exp(score.nll / score.tokens))
+
+
+def test_many_row_groups(model, tokenizer, tmp_path, monkeypatch):
+    monkeypatch.setattr(collect, "ROWS", 10)
+    got = evaluate(model, tokenizer, DOCUMENTS, per_token=tmp_path / "t", batch_size=1)
+    file = pyarrow.parquet.ParquetFile(tmp_path / "t")
+    assert file.metadata.num_row_groups > 2 and file.metadata.num_rows == got.tokens
+
+
+def test_a_run_that_fails_leaves_no_file(model, tokenizer, tmp_path):
+    bad = Document("x", "", ids=np.array([10**6]))
+    with pytest.raises(InputError):
+        evaluate(model, tokenizer, [*DOCUMENTS, bad], per_token=tmp_path / "t", per_document=tmp_path / "d")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_that_cannot_be_written(model, tokenizer, tmp_path):
+    with pytest.raises(InputError, match="per_token: expected a file that can be written"):
+        evaluate(model, tokenizer, DOCUMENTS, per_token=tmp_path / "no" / "such")
+
+
+def test_the_most_surprising_tokens_and_the_extreme_documents(model, tokenizer, tmp_path):
+    got = evaluate(model, tokenizer, DOCUMENTS, per_token=tmp_path / "t", context_length=16)
+    rows = pyarrow.parquet.read_table(tmp_path / "t").to_pylist()
+    rows.sort(key=lambda row: -row["nll"])
+    assert [t["nll"] for t in got.surprising_tokens] == [row["nll"] for row in rows[:10]]
+    first = got.surprising_tokens[0]
+    assert (first["document"], first["position"], first["text"]) == tuple(
+        rows[0][k] for k in ("document", "position", "text")
+    )
+    text = next(d.text for d in DOCUMENTS if d.id == first["document"])
+    assert first["before"] + first["text"] in text
+    assert [d["tokens"] for d in got.longest_documents] == sorted((d.tokens for d in got.per_document), reverse=True)
+    means = sorted((d.nll / d.tokens for d in got.per_document), reverse=True)
+    assert [d["loss"] for d in got.worst_documents] == means
+
+
+def test_baselines(model, tokenizer):
+    got = evaluate(model, tokenizer, DOCUMENTS)
+    ids = np.concatenate([tokenizer(d.text)["input_ids"] for d in DOCUMENTS])
+    shares = np.unique(ids, return_counts=True)[1] / len(ids)
+    assert got.baselines["unigram"]["loss"] == pytest.approx(-(shares * np.log(shares)).sum())
+    assert got.baselines["uniform"]["perplexity"] == pytest.approx(model.config.vocab_size)
+
+
+def test_json_is_json(model, tokenizer):
+    record = json.loads(evaluate(model, tokenizer, DOCUMENTS).to_json())
+    assert set(record["per_document"][0]) == {"id", "domain", "nll", "tokens", "bytes"}

@@ -1,0 +1,82 @@
+"""Cost of an evaluation in a process of its own: ``python evaluation_cost.py PROVIDER [WINDOWS]`` prints bytes, seconds, loss.
+
+A model with V = 128,256, D = 256, 2 layers on windows of 1,024 tokens. Bytes: rise of the high-water mark of resident memory
+after a run on a short text, so that libraries and threads are there.
+"""
+
+import sys
+import time
+
+import numpy as np
+import torch
+from peak_memory import high_water, reset_high_water
+
+VOCABULARY, WIDTH, LAYERS, CONTEXT = 128_256, 256, 2, 1024
+
+
+def build():
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=VOCABULARY,
+            hidden_size=WIDTH,
+            intermediate_size=4 * WIDTH,
+            num_hidden_layers=LAYERS,
+            num_attention_heads=4,
+            num_key_value_heads=4,
+            max_position_embeddings=CONTEXT,
+            initializer_range=0.1,
+        )
+    ).eval()
+
+
+class Tokens:
+    """A tokenizer for documents that are tokens already."""
+
+    bos_token_id = eos_token_id = unk_token_id = None
+    special_tokens_map = ()
+
+    def __len__(self):
+        return VOCABULARY
+
+    def get_vocab(self):
+        return {}
+
+    def decode(self, ids, **_):
+        return "".join(chr(33 + token % 90) for token in ids)
+
+
+def ours(model, ids: np.ndarray) -> float:
+    from perplexity import evaluate
+    from perplexity.evaluation import Document
+
+    documents = [Document(str(row), "", ids=tokens) for row, tokens in enumerate(ids)]
+    return evaluate(model, Tokens(), documents, context_length=CONTEXT, stride=CONTEXT - 1).loss
+
+
+@torch.inference_mode()
+def plain(model, ids: np.ndarray) -> float:
+    """model(input_ids, labels=input_ids), one window at a time: rows are of one length, so the mean of means is the mean."""
+    return float(np.mean([model(input_ids=row[None], labels=row[None]).loss.item() for row in torch.from_numpy(ids)]))
+
+
+PROVIDERS = {"ours": ours, "plain": plain}
+
+
+def measure(provider: str, windows: int) -> tuple[int, float, float]:
+    model = build()
+    generator = np.random.default_rng(0)
+    run = PROVIDERS[provider]
+    run(model, generator.integers(0, VOCABULARY, (1, 16)))
+    ids = generator.integers(0, VOCABULARY, (windows, CONTEXT))
+    reset_high_water()
+    before = high_water()
+    start = time.perf_counter()
+    loss = run(model, ids)
+    return high_water() - before, time.perf_counter() - start, loss
+
+
+if __name__ == "__main__":
+    print(*measure(sys.argv[1], int(sys.argv[2]) if len(sys.argv) > 2 else 4))
