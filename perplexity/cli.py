@@ -127,9 +127,8 @@ def main(argv: list[str] | None = None) -> int:
     missing = [name for name in EXTRAS.get(arguments.command, ()) if importlib.util.find_spec(name) is None]
     try:
         if missing:
-            raise InputError(
-                f"{arguments.command}: needs {', '.join(missing)}; install fused-perplexity[{EXTRA_OF.get(arguments.command, arguments.command)}]"
-            )
+            extra = EXTRA_OF.get(arguments.command, arguments.command)
+            raise InputError(f"{arguments.command}: needs {', '.join(missing)}; install fused-perplexity[{extra}]")
         return arguments.run(arguments)
     except (InputError, ValueError, OSError) as error:
         # ValueError and OSError with a message are bad input met further down: an option, a full disk.

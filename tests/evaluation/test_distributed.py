@@ -27,18 +27,9 @@ def ppl(folder, ranks: int, out, *more) -> dict:
     launcher = [sys.executable]
     if ranks > 1:
         launcher += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
+    options = ("--context-length", 16, "--batch-size", 3, "--json", out)
     done = subprocess.run(
-        [
-            *launcher,
-            "-m",
-            "perplexity",
-            "eval",
-            str(folder / "model"),
-            str(folder / "text.jsonl"),
-            "--context-length",
-            "16",
-        ]
-        + ["--batch-size", "3", "--json", str(out), *map(str, more)],
+        [*launcher, "-m", "perplexity", "eval", *map(str, (folder / "model", folder / "text.jsonl", *options, *more))],
         capture_output=True,
         text=True,
         timeout=300,
