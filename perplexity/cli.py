@@ -48,6 +48,7 @@ class _OneLineParser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
 
 
+DTYPES = ("auto", "float32", "bfloat16", "float16")
 TEXT_HELP = (
     ".txt (a file is a document), .jsonl (a line is one), .parquet, a datasets folder, token ids in .bin or .npy; "
     ".txt and .jsonl also with .gz or .zst; - is standard input"
@@ -78,7 +79,7 @@ def _text_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--separator", type=int, metavar="ID", help="ends a document in .bin and .npy (BOS, else EOS)")
     command.add_argument("--stdin", default="txt", choices=["txt", "jsonl"], help="what - is (txt)")
     command.add_argument("--device", help="cpu, cuda, cuda:1, ... (a GPU if there is one)")
-    command.add_argument("--dtype", default="auto", choices=["auto", "float32", "bfloat16", "float16"])
+    command.add_argument("--dtype", default="auto", choices=DTYPES)
     command.add_argument("--trust-remote-code", action="store_true", help="run code that comes with the model")
     command.add_argument("--backend", choices=["triton", "torch"], help="of the loss (by device)")
     command.add_argument("--journal", metavar="DIR", help="the same command again goes on where a killed one stopped")
@@ -109,6 +110,7 @@ def _parser() -> argparse.ArgumentParser:
         "--measure", default="loss", choices=["loss", "bits-per-byte"], help="of two results: nats a token (loss)"
     )
     _text_options(command)
+    command.add_argument("--dtype-b", choices=DTYPES, help="of the second model (--dtype)")
     command.add_argument("--json", metavar="OUT", help="write every number to this file")
     command.set_defaults(run=_compare)
 

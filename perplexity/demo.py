@@ -242,6 +242,7 @@ def run(out: str | Path, *, steps: int = 300) -> dict:
         title=f"Python's documentation, {steps} steps: validation perplexity {evaluation.perplexity:.1f}",
     )
     console.print(tables.summary(evaluation), soft_wrap=False)
+    tables.notes(evaluation.notes, console)
 
     closing = Table(title="What that means", title_justify="left")
     closing.add_column("predictor")

@@ -68,7 +68,8 @@ def run_compare(arguments: argparse.Namespace) -> int:
         table = tables.comparison(found)
     else:
         model_a, tokenizer = _load(arguments.a, arguments, _device(arguments.device))
-        model_b, tokenizer_b = _load(arguments.b, arguments, _device(arguments.device))
+        dtype_b = arguments.dtype_b or arguments.dtype
+        model_b, tokenizer_b = _load(arguments.b, arguments, _device(arguments.device), dtype_b)
         documents, total = _documents(arguments, tokenizer)
         with _progress(total, True) as progress:
             found = compare_models(
@@ -89,8 +90,7 @@ def run_compare(arguments: argparse.Namespace) -> int:
         table = tables.model_comparison(found)
     console = Console()
     console.print(table)
-    for note in found.notes:
-        console.print(f"note: {note}", markup=False, soft_wrap=True)
+    tables.notes(found.notes, console)
     if arguments.json:
         write_text(arguments.json, json.dumps(found.to_dict(), indent=1) + "\n")
     return 0
@@ -112,12 +112,14 @@ def _device(device: str | None) -> str:
     return device or ("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def _load(name: str, arguments: argparse.Namespace, device: str):
+def _load(name: str, arguments: argparse.Namespace, device: str, dtype: str | None = None):
     import transformers
 
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()
-    return models.load(name, device=device, dtype=arguments.dtype, trust_remote_code=arguments.trust_remote_code)
+    return models.load(
+        name, device=device, dtype=dtype or arguments.dtype, trust_remote_code=arguments.trust_remote_code
+    )
 
 
 def _documents(arguments: argparse.Namespace, tokenizer) -> tuple[Iterable[Document], int]:

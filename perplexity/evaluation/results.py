@@ -36,6 +36,7 @@ class Evaluation:
 
     loss: float
     perplexity: float
+    bits_per_token: float
     bits_per_byte: float
     byte_perplexity: float
     word_perplexity: float
@@ -138,6 +139,7 @@ def summarise(scores: Sequence[DocumentScore], *, blocks=None, squares: float | 
     return {
         "loss": loss,
         "perplexity": exp(loss),
+        "bits_per_token": loss / math.log(2),
         "bits_per_byte": nll / bytes_ / math.log(2) if bytes_ else math.nan,
         "byte_perplexity": exp(nll / bytes_) if bytes_ else math.nan,
         "word_perplexity": exp(nll / words) if words else math.nan,

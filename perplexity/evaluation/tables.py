@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from ..metric import exp
 from .comparison import Comparison
@@ -29,7 +30,7 @@ def summary(evaluation: Evaluation, baseline: dict | None = None) -> Table:
     unit = "documents" if e.clusters["unit"] == "document" else "blocks of the document"
     spread = "" if e.stderr is None else f", ± {e.stderr:.4f} (standard error over {e.clusters['count']:,} {unit})"
     table.add_row("loss", f"{e.loss:.4f}", f"nats a token{spread}")
-    table.add_row("bits per token", f"{e.loss / _LN2:.4f}", "the same in bits")
+    table.add_row("bits per token", f"{e.bits_per_token:.4f}", "the same in bits")
     table.add_row(
         "perplexity", f"{e.perplexity:,.3f}", f"as if choosing among about {e.perplexity:,.0f} equally likely tokens"
     )
@@ -38,8 +39,8 @@ def summary(evaluation: Evaluation, baseline: dict | None = None) -> Table:
     if e.perplexity_interval_bootstrap is not None:
         table.add_row("", "", _interval(e.perplexity_interval_bootstrap) + ", by bootstrap")
     for name, words in (
-        ("unigram", "of a guess that knows only how often each token comes in this text"),
-        ("uniform", "of a guess that knows nothing: the vocabulary's size"),
+        ("unigram", "of the best guess without context: how often each token comes in this text"),
+        ("uniform", "of a guess that knows nothing: the size of the vocabulary"),
     ):
         table.add_row(f"  beside {name}", f"{e.baselines[name]['perplexity']:,.1f}", words)
     if baseline is not None:
@@ -56,9 +57,6 @@ def summary(evaluation: Evaluation, baseline: dict | None = None) -> Table:
         f"{e.precision} logits, {e.seconds:.1f} s, {e.tokens / max(e.seconds, 1e-9):,.0f} tokens a second",
     )
     return table
-
-
-_LN2 = 0.6931471805599453
 
 
 def _interval(interval: tuple[float, float]) -> str:
@@ -82,7 +80,7 @@ def domains(evaluation: Evaluation) -> Table:
     table = _table("by domain", "domain", "documents", "tokens", "loss", "±", "perplexity", "bits per byte")
     for name, d in evaluation.domains.items():
         table.add_row(
-            name,
+            Text(name),
             f"{d['documents']:,}",
             f"{d['tokens']:,}",
             f"{d['loss']:.4f}",
@@ -93,10 +91,12 @@ def domains(evaluation: Evaluation) -> Table:
     return table
 
 
-def worst(evaluation: Evaluation) -> Table:
-    table = _table("hardest documents", "document", "tokens", "loss", "perplexity", "domain")
-    for d in evaluation.worst_documents[:SHOWN]:
-        table.add_row(d["id"], f"{d['tokens']:,}", f"{d['loss']:.3f}", f"{exp(d['loss']):,.1f}", d["domain"])
+def documents(title: str, of: list[dict]) -> Table:
+    table = _table(title, "document", "tokens", "loss", "perplexity", "domain")
+    for d in of[:SHOWN]:
+        table.add_row(
+            Text(d["id"]), f"{d['tokens']:,}", f"{d['loss']:.3f}", f"{exp(d['loss']):,.1f}", Text(d["domain"])
+        )
     return table
 
 
@@ -104,17 +104,17 @@ def surprising(evaluation: Evaluation) -> Table:
     table = _table("most surprising tokens", "document", "position", "nats", "probability", "after … the token")
     for token in evaluation.surprising_tokens[:SHOWN]:
         table.add_row(
-            token["document"],
+            Text(token["document"]),
             f"{token['position']:,}",
             f"{token['nll']:.2f}",
             f"1 in {exp(token['nll']):,.0f}",
-            f"…{_visible(token['before'])} ⟨{_visible(token['text'])}⟩",
+            Text(f"…{_visible(token['before'])} ⟨{_visible(token['text'])}⟩"),
         )
     return table
 
 
 def _visible(text: str) -> str:
-    return "".join("⏎" if c == "\n" else "·" if not c.isprintable() else c for c in text).replace("[", "\\[")
+    return "".join("⏎" if c == "\n" else "·" if not c.isprintable() else c for c in text)
 
 
 def show(evaluation: Evaluation, console: Console, baseline: dict | None = None) -> None:
@@ -123,10 +123,16 @@ def show(evaluation: Evaluation, console: Console, baseline: dict | None = None)
     if len(evaluation.domains) > 1:
         console.print(domains(evaluation))
     if evaluation.documents > 1:
-        console.print(worst(evaluation))
+        console.print(documents("hardest documents", evaluation.worst_documents))
+    if evaluation.documents > SHOWN:
+        console.print(documents("longest documents", evaluation.longest_documents))
     console.print(surprising(evaluation))
-    for note in evaluation.notes:
-        console.print(f"note: {note}", markup=False, soft_wrap=True)
+    notes(evaluation.notes, console)
+
+
+def notes(of: list[str], console: Console) -> None:
+    for note in of:
+        console.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)
 
 
 def comparison(c: Comparison) -> Table:
@@ -148,11 +154,8 @@ def comparison(c: Comparison) -> Table:
         table.add_row("perplexity ratio", f"{c.perplexity_ratio:.4f}", meaning)
     table.add_row("better", f"{c.better_in:,} of {c.pairs:,}", f"{c.unit}s in which B's loss is the lower")
     if c.effective_tokens is not None:
-        table.add_row(
-            "effective tokens",
-            f"{c.effective_tokens:,.0f}",
-            f"unpaired, as many would say it as surely as these {c.tokens:,}",
-        )
+        meaning = f"an unpaired comparison would need as many to be as sure; {c.tokens:,} were scored"
+        table.add_row("effective tokens", f"{c.effective_tokens:,.0f}", meaning)
     return table
 
 
@@ -186,4 +189,4 @@ def model_comparison(m: ModelComparison) -> Table:
 
 
 def _percentiles(of: dict[str, float], form: str) -> str:
-    return ", ".join(f"{at} %: {form.format(of[at])}" for at in ("0", "1", "10", "50", "90", "99", "100"))
+    return ", ".join(f"{at}%: {form.format(of[at])}" for at in ("0", "1", "10", "50", "90", "99", "100"))
