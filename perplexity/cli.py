@@ -126,12 +126,21 @@ def _parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
+    for stream in (
+        sys.stdout,
+        sys.stderr,
+    ):  # a terminal that cannot show a character shows another, and nothing is lost
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
     missing = [name for name in EXTRAS.get(arguments.command, ()) if importlib.util.find_spec(name) is None]
     try:
         if missing:
             extra = EXTRA_OF.get(arguments.command, arguments.command)
             raise InputError(f"{arguments.command}: needs {', '.join(missing)}; install fused-perplexity[{extra}]")
         return arguments.run(arguments)
+    except BrokenPipeError:  # the reader, head say, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except (InputError, ValueError, OSError) as error:
         # ValueError and OSError with a message are bad input met further down: an option, a full disk.
         if not isinstance(error, InputError) and os.environ.get("PERPLEXITY_DEBUG"):

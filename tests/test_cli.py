@@ -91,6 +91,10 @@ def test_eval_writes_every_key(folder, tmp_path):
         (["model", "good.txt", "--baseline", "good.jsonl"], ["good.jsonl", "expected a result file"]),
         (["model", "good.txt", "--json", "/dev/full"], ["/dev/full", "No space left"]),
         (["model", "good.txt", "--bos", "never", "--protocol", "lm-eval"], ["bos", "lm-eval"]),
+        (["model", "good.txt", "--device", "meta"], ["device", "'meta'"]),
+        (["model", "good.txt", "--separator", "99999"], ["--separator", "99999"]),
+        (["model", "good.jsonl", "--per-document", "good.jsonl"], ["--per-document", "an input"]),
+        (["model", "good.txt", "--json", "x", "--per-document", "x"], ["--per-document", "another output"]),
     ],
 )
 def test_bad_input_is_one_line_and_exit_status_2(folder, arguments, words):
@@ -159,6 +163,25 @@ def test_nan_is_exit_status_1_and_the_result_is_written(folder, tmp_path):
     record = json.loads((tmp_path / "out.json").read_text())
     assert record["non_finite"]["document"] == "bad" and record["loss"] > 0
     assert record["tokens"] + record["tokens_skipped"] == record["tokens_read"]
+
+
+def test_the_result_is_written_before_it_is_shown(folder, tmp_path):
+    """A reader that has gone, or a terminal without the letters, loses no number."""
+    out = tmp_path / "out.json"
+    command = f"{sys.executable} -m perplexity eval {folder}/model {folder}/good.txt --json {out} | true"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=120)
+    assert done.stderr == "" and json.loads(out.read_text())["tokens"] > 0
+    out.unlink()
+    done = ppl(
+        "eval", folder / "model", folder / "good.txt", "--json", out, env={**os.environ, "PYTHONIOENCODING": "ascii"}
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(out.read_text())["tokens"] > 0 and "perplexity" in done.stdout
+
+
+def test_standard_input_of_several_processes_is_refused(folder):
+    done = ppl("eval", folder / "model", "-", input="text", env={**os.environ, "WORLD_SIZE": "2"})
+    assert done.returncode == 2 and "standard input cannot be read by several processes" in done.stderr
 
 
 def test_a_full_disk_leaves_no_broken_table(folder, tmp_path):

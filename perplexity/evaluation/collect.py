@@ -98,6 +98,28 @@ DOCUMENT_COLUMNS = {
 }
 
 
+def note_non_finite(known: dict | None, scored: Scored, finite: np.ndarray) -> dict | None:
+    """Count of tokens whose values are not finite, and where the first of the run is; None while there is none."""
+    if finite.all():
+        return known
+    place = int(scored.places[~finite][0])
+    first = {
+        "tokens": 0,
+        "document": scored.positions.document.id,
+        "position": place - scored.positions.added,
+        "token_id": int(scored.positions.ids[place]),
+    }
+    found = known or first
+    return found | {"tokens": found["tokens"] + int((~finite).sum())}
+
+
+def described(non_finite: dict) -> str:
+    return (
+        f"{non_finite['tokens']:,} tokens (the first: token {non_finite['position']} of document {non_finite['document']}) "
+        "have a NaN or infinite loss"
+    )
+
+
 class Collector:
     """Sums of documents in float64, counts by reason, extremes; rows of the two tables where they are asked for."""
 
@@ -113,7 +135,8 @@ class Collector:
         self.nll = 0.0
         self.non_finite: dict | None = None
         self.surprising: list[tuple] = []
-        self.blocks: tuple[np.ndarray, np.ndarray] | None = None  # of the only document
+        self.blocks: tuple[np.ndarray, np.ndarray] | None = None  # of the only document with scored tokens
+        self._with_tokens = 0  # documents
         self._texts: dict[int, str] = {}
         self._start()
 
@@ -131,7 +154,8 @@ class Collector:
         positions, places, nll = scored.positions, scored.places, scored.values[0].astype(np.float64)
         finite = np.isfinite(nll)
         if not finite.all():
-            self._note_non_finite(scored, finite)
+            self.non_finite = note_non_finite(self.non_finite, scored, finite)
+            positions.skipped[NON_FINITE] += int((~finite).sum())
             places, nll = places[finite], nll[finite]
         ids = positions.ids[places]
         if self.per_token is not None and len(scored.places):
@@ -143,7 +167,7 @@ class Collector:
             self.nll, self.tokens = self.nll + total, self.tokens + len(nll)
             self.squares += float(np.dot(nll, nll))
             np.add.at(self.counts, ids, 1)
-            if not self.scores:
+            if self._with_tokens == 0:
                 self._add_blocks(places, nll)
             self._note_surprising(scored, places, nll)
         if scored.last:
@@ -159,18 +183,6 @@ class Collector:
             )
         self._block_nll[:need] += np.bincount(number, nll, minlength=need)
         self._block_tokens[:need] += np.bincount(number, minlength=need)
-
-    def _note_non_finite(self, scored: Scored, finite: np.ndarray) -> None:
-        place = int(scored.places[~finite][0])
-        if self.non_finite is None:
-            self.non_finite = {
-                "tokens": 0,
-                "document": scored.positions.document.id,
-                "position": place - scored.positions.added,
-                "token_id": int(scored.positions.ids[place]),
-            }
-        self.non_finite["tokens"] += int((~finite).sum())
-        scored.positions.skipped[NON_FINITE] += int((~finite).sum())
 
     def _add_tokens(self, scored: Scored) -> None:
         ids = scored.positions.ids[scored.places].tolist()
@@ -236,10 +248,10 @@ class Collector:
                 perplexity=[exp(loss)],
                 bits_per_byte=[nll / bytes_ / math.log(2) if bytes_ else None],
             )
-        self.blocks = None
-        if len(self.scores) == 1:
+        if self._tokens:
             kept = self._block_tokens > 0
-            self.blocks = self._block_nll[kept], self._block_tokens[kept]
+            self.blocks = None if self._with_tokens else (self._block_nll[kept], self._block_tokens[kept])
+            self._with_tokens += 1
         self._start()
 
     def surprising_tokens(self) -> list[dict]:

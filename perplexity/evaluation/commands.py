@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 from rich.console import Console
@@ -23,14 +23,15 @@ from .documents import Document
 from .evaluator import Progress, evaluate
 from .model_comparison import ModelComparison, compare_models
 from .readers import STANDARD_INPUT, ReadOptions, read_documents
-from .results import read_result, write_text
+from .results import read_result, to_json, write_text
 
 LOG_EVERY = 30.0  # seconds between lines of progress where there is no terminal
 
 
 def run_eval(arguments: argparse.Namespace) -> int:
-    for option in ("json", "per_token", "per_document"):
-        _check_output(option, getattr(arguments, option))
+    _check_outputs(arguments, "json", "per_token", "per_document")
+    if STANDARD_INPUT in arguments.text and _world_size() > 1:
+        raise InputError("-: expected a file, standard input cannot be read by several processes")
     baseline = None if arguments.baseline is None else read_result(arguments.baseline)
     with _ranks(arguments.device) as (rank, ranks, device):
         model, tokenizer = _load(arguments.model, arguments, device)
@@ -54,14 +55,14 @@ def run_eval(arguments: argparse.Namespace) -> int:
                 progress=progress,
             )
     if rank == 0:
-        tables.show(evaluation, Console(), baseline)
         if arguments.json:
             evaluation.save(arguments.json)
+        tables.show(evaluation, Console(), baseline)
     return 0 if evaluation.ok else 1
 
 
 def run_compare(arguments: argparse.Namespace) -> int:
-    _check_output("json", arguments.json)
+    _check_outputs(arguments, "json")
     found: Comparison | ModelComparison
     if not arguments.text:
         found = compare(arguments.a, arguments.b, measure=arguments.measure)
@@ -88,16 +89,28 @@ def run_compare(arguments: argparse.Namespace) -> int:
                 progress=progress,
             )
         table = tables.model_comparison(found)
+    if arguments.json:
+        write_text(arguments.json, to_json(found.to_dict()) + "\n")
     console = Console()
     console.print(table)
     tables.notes(found.notes, console)
-    if arguments.json:
-        write_text(arguments.json, json.dumps(found.to_dict(), indent=1) + "\n")
-    return 0
+    return 0 if found.ok else 1
+
+
+def _check_outputs(arguments: argparse.Namespace, *options: str) -> None:
+    """Before hours of work, not after them: each can be written, and is nothing else that is named."""
+    taken = [getattr(arguments, name, None) for name in ("baseline", "a", "b", "model")] + arguments.text
+    taken = {os.path.realpath(path): "an input" for path in taken if path}
+    for option in options:
+        path = getattr(arguments, option)
+        _check_output(option, path)
+        if (path and os.path.isfile(path)) or (path and not os.path.exists(path)):
+            if (real := os.path.realpath(path)) in taken:
+                raise InputError(f"--{option.replace('_', '-')}: expected a file of its own, got {taken[real]}, {path}")
+            taken[real] = "another output"
 
 
 def _check_output(option: str, path: str | None) -> None:
-    """Before hours of work, not after them."""
     folder = os.path.dirname(os.path.abspath(path)) if path else None
     name = "--" + option.replace("_", "-")
     if folder is not None and not os.path.isdir(folder):
@@ -122,11 +135,19 @@ def _load(name: str, arguments: argparse.Namespace, device: str, dtype: str | No
     )
 
 
-def _documents(arguments: argparse.Namespace, tokenizer) -> tuple[Iterable[Document], int]:
-    """The documents and how many: read once to the end before the model works, so that bad input is told first."""
+@dataclass(frozen=True)
+class _Total:
+    documents: int
+    size: int
+
+
+def _documents(arguments: argparse.Namespace, tokenizer) -> tuple[Iterable[Document], _Total]:
+    """The documents and how much: read once to the end before the model works, so that bad input is told first."""
     bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
     before, after = (bos, None) if bos is not None else (None, eos)
     if arguments.separator is not None:
+        if not 0 <= arguments.separator < len(tokenizer):
+            raise InputError(f"--separator: expected a token id below {len(tokenizer)}, got {arguments.separator}")
         before, after = (None, arguments.separator) if arguments.separator != bos else (bos, None)
     options = ReadOptions(
         arguments.text_column,
@@ -138,16 +159,25 @@ def _documents(arguments: argparse.Namespace, tokenizer) -> tuple[Iterable[Docum
         after,
         arguments.stdin,
     )
+    documents: Iterable[Document] = read_documents(arguments.text, options)
     if STANDARD_INPUT in arguments.text:
-        documents = list(read_documents(arguments.text, options))
-        return documents, len(documents)
-    return read_documents(arguments.text, options), sum(1 for _ in read_documents(arguments.text, options))
+        documents = list(documents)
+    count = size = 0
+    for document in documents:
+        count, size = count + 1, size + document.size
+    return documents if STANDARD_INPUT in arguments.text else read_documents(arguments.text, options), _Total(
+        count, size
+    )
+
+
+def _world_size() -> int:
+    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 @contextmanager
 def _ranks(device: str | None) -> Iterator[tuple[int, int, str]]:
     """(rank, ranks, device) as torchrun's environment says, with a process group where there is more than one."""
-    ranks = int(os.environ.get("WORLD_SIZE", "1"))
+    ranks = _world_size()
     if ranks < 2:
         yield 0, 1, _device(device)
         return
@@ -163,7 +193,7 @@ def _ranks(device: str | None) -> Iterator[tuple[int, int, str]]:
 
 
 @contextmanager
-def _progress(total: int, visible: bool) -> Iterator[Callable[[Progress], None] | None]:
+def _progress(total: _Total, visible: bool) -> Iterator[Callable[[Progress], None] | None]:
     """A line that says how far it is: redrawn in a terminal, else one every ``LOG_EVERY`` seconds on stderr."""
     if not visible:
         yield None
@@ -172,9 +202,10 @@ def _progress(total: int, visible: bool) -> Iterator[Callable[[Progress], None] 
 
     def described(now: Progress) -> str:
         seconds = max(time.monotonic() - started, 1e-9)
-        left = seconds * (total - now.documents) / now.documents if now.documents else None
+        left = seconds * (total.size - now.done) / now.done if now.done else None
+        speed = f"{now.tokens / seconds:,.0f} tokens/s"
         return (
-            f"{now.documents:,}/{total:,} documents  {now.tokens / seconds:,.0f} tokens/s  perplexity {exp(now.loss):,.2f}"
+            f"{now.documents:,}/{total.documents:,} documents  {speed}  perplexity {exp(now.loss):,.2f}"
             f"  {'' if left is None else f'{_clock(left)} left'}"
         )
 
@@ -191,8 +222,8 @@ def _progress(total: int, visible: bool) -> Iterator[Callable[[Progress], None] 
         return
     columns = (BarColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
     with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("", total=total)
-        yield lambda now: bar.update(task, completed=now.documents, description=described(now))
+        task = bar.add_task("", total=total.size)
+        yield lambda now: bar.update(task, completed=now.done, description=described(now))
 
 
 def _clock(seconds: float) -> str:

@@ -50,6 +50,8 @@ class Comparison:
             return "no difference beyond chance"
         return f"{'B' if self.difference < 0 else 'A'} is better"
 
+    ok = True  # an evaluation's own exit status told of its values that are not finite
+
     def to_dict(self) -> dict:
         return {**asdict(self), "verdict": self.verdict}
 
@@ -81,6 +83,7 @@ def compare(
     unit, scale = "document", 1.0
     size = rows[0][:, 1]
     if measure == "bits-per-byte":
+        _check_bytes(a, b, rows)
         size, scale = rows[0][:, 2], math.log(2)
     kept = (size > 0) & (rows[0][:, 1] > 0) & (rows[1][:, 1] > 0)
     nll_a, nll_b, size = nll_a[kept] / scale, nll_b[kept] / scale, size[kept]
@@ -149,7 +152,22 @@ def _check_tokens(a: dict, b: dict, rows: list[np.ndarray]) -> None:
     if different:
         raise InputError(
             f"tokens: expected the same tokens scored in both, {different} of {len(rows[0])} documents differ "
-            f"(protocol {a.get('protocol')} and {b.get('protocol')}, BOS {a.get('bos')} and {b.get('bos')})"
+            f"({_scoring(a)} and {_scoring(b)})"
+        )
+
+
+def _scoring(side: dict) -> str:
+    """What decides which tokens of a text are scored."""
+    skipped = ", ".join(f"{count} {reason}" for reason, count in side.get("skipped", {}).items())
+    return f"protocol {side.get('protocol')}, BOS {side.get('bos')}, skipped {skipped or 'none'}"
+
+
+def _check_bytes(a: dict, b: dict, rows: list[np.ndarray]) -> None:
+    different = int((rows[0][:, 2] != rows[1][:, 2]).sum())
+    if different:
+        raise InputError(
+            f"bytes: expected the same part of the text scored in both, {different} of {len(rows[0])} documents differ "
+            f"({_scoring(a)} and {_scoring(b)})"
         )
 
 
@@ -164,7 +182,7 @@ def _p_value(difference: float, stderr: float, pairs: int) -> float:
 
 def _notes(a: dict, b: dict, pairs: int, unit: str) -> list[str]:
     notes = []
-    for key in ("protocol", "context_length", "stride", "precision"):
+    for key in ("protocol", "context_length", "stride", "bos", "skipped", "precision"):
         if a.get(key) != b.get(key):
             notes.append(
                 f"{key.replace('_', ' ')} differs ({a.get(key)} and {b.get(key)}): part of the difference may be its"

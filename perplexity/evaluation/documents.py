@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -17,12 +18,17 @@ class Document:
     domain: str = "text"
     ids: np.ndarray | None = None
 
-    @property
+    @cached_property
     def bytes(self) -> int:
         """UTF-8 bytes of the text."""
         return len(self.text.encode())
 
-    @property
+    @cached_property
     def words(self) -> int:
         """Words as lm-evaluation-harness counts them: pieces between runs of white space."""
         return len(re.split(r"\s+", self.text)) if self.text else 0
+
+    @property
+    def size(self) -> int:
+        """Bytes of text, or tokens where it comes as tokens: what there is to do, for a progress bar."""
+        return self.bytes if self.ids is None else len(self.ids)

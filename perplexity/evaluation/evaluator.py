@@ -21,13 +21,13 @@ from ..errors import InputError
 from ..metric import exp
 from ..statistics import token_nll, token_statistics
 from . import models
-from .collect import DOCUMENT_COLUMNS, TOKEN_COLUMNS, Collector, ParquetTable
+from .collect import DOCUMENT_COLUMNS, TOKEN_COLUMNS, Collector, ParquetTable, described
 from .documents import Document
 from .fingerprints import TextFingerprint, tokenizer_fingerprint
 from .journal import Journal
-from .protocols import Positions, Protocol, choose_protocol
+from .protocols import Positions, Protocol, choose_protocol, special_ids, unknown_id
 from .results import Evaluation, summarise
-from .scoring import IGNORED, stream, tasks
+from .scoring import IGNORED, Scored, raise_together, stream, tasks
 
 TOKENIZED_AT_ONCE = 64
 
@@ -38,8 +38,25 @@ class Progress:
 
     documents: int
     tokens: int
-    bytes: int
+    done: float  # of the documents' sizes: bytes of text, or tokens in token files
     loss: float  # nats a token, of what has been scored
+
+
+class Told:
+    """Calls ``progress`` as windows are scored."""
+
+    def __init__(self, progress: Callable[[Progress], None] | None) -> None:
+        self.progress, self.done = progress, 0.0
+
+    def add(self, item: Scored, documents: int, tokens: int, nll: float) -> None:
+        size = item.positions.document.size
+        part = 0.0
+        if item.last:
+            self.done += size
+        elif len(item.places):
+            part = size * int(item.places[-1]) / len(item.positions.ids)
+        if self.progress is not None:
+            self.progress(Progress(documents, tokens, self.done + part, nll / tokens if tokens else math.nan))
 
 
 def evaluate(
@@ -97,29 +114,30 @@ def evaluate(
     tables = {}
     book = None
     try:
-        if journal is not None:
-            book = Journal(
-                journal,
-                {
-                    "model": models.fingerprint(network),
-                    "tokenizer": fingerprint,
-                    "protocol": chosen.name,
-                    "context_length": chosen.context_length,
-                    "stride": chosen.stride,
-                    "bos": bos,
-                    "batch_size": batch_size,
-                    "device": head.weight.device.type,
-                    "backend": backend,
-                    "per_token": details,
-                    "threads": torch.get_num_threads(),
-                },
-                rank,
-            )
-        if rank == 0:
-            if per_token is not None:
-                tables["per_token"] = ParquetTable(per_token, TOKEN_COLUMNS, "per_token")
-            if per_document is not None:
-                tables["per_document"] = ParquetTable(per_document, DOCUMENT_COLUMNS, "per_document")
+        with raise_together(ranks):
+            if journal is not None:
+                book = Journal(
+                    journal,
+                    {
+                        "model": models.fingerprint(network),
+                        "tokenizer": fingerprint,
+                        "protocol": chosen.name,
+                        "context_length": chosen.context_length,
+                        "stride": chosen.stride,
+                        "bos": bos,
+                        "batch_size": batch_size,
+                        "device": head.weight.device.type,
+                        "backend": backend,
+                        "per_token": details,
+                        "threads": torch.get_num_threads(),
+                    },
+                    rank,
+                )
+            if rank == 0:
+                if per_token is not None:
+                    tables["per_token"] = ParquetTable(per_token, TOKEN_COLUMNS, "per_token")
+                if per_document is not None:
+                    tables["per_document"] = ParquetTable(per_document, DOCUMENT_COLUMNS, "per_document")
         collector = Collector(tokenizer, vocabulary, scaled=chosen.name == "llama.cpp", **tables)
         with evaluation_mode(network):
             read = read_positions([network], tokenizer, documents, chosen, text, book)
@@ -134,14 +152,10 @@ def evaluate(
                 rank=rank,
                 ranks=ranks,
             )
-            bytes_done = 0
+            told = Told(progress)
             for item in scored:
                 collector.add(item)
-                if item.last:
-                    bytes_done += item.positions.document.bytes
-                if progress is not None:
-                    loss = collector.nll / collector.tokens if collector.tokens else math.nan
-                    progress(Progress(len(collector.scores), collector.tokens, bytes_done, loss))
+                told.add(item, len(collector.scores), collector.tokens, collector.nll)
         if not collector.tokens and collector.non_finite is None:
             why = ", ".join(f"{count} {reason}" for reason, count in collector.skipped.items()) or "no tokens"
             raise InputError(
@@ -180,29 +194,31 @@ def _ranks(distributed: bool) -> tuple[int, int]:
 
 @contextmanager
 def evaluation_mode(network: models.LanguageModel):
-    """The module behind ``network`` in evaluation mode, put back as it was."""
-    module = next((m for m in (network, getattr(network, "model", None)) if isinstance(m, torch.nn.Module)), None)
-    training = module is not None and module.training
-    if training:
-        module.eval()
+    """Every module behind ``network`` in evaluation mode, and each put back as it was."""
+    parts = [part for module in models.modules(network) for part in module.modules()]
+    training = [part.training for part in parts]
+    for part in parts:
+        part.training = False
     try:
         yield
     finally:
-        if training:
-            module.train()
+        for part, was in zip(parts, training, strict=True):
+            part.training = was
 
 
 def token_scorer(network: models.LanguageModel, backend: str, details: bool) -> Callable[[Tensor, Tensor], Tensor]:
     """input_ids, targets -> [1, n] NLL of the scored tokens, or with ``details`` [3, n] NLL, entropy, rank."""
     head = network.head
 
-    @torch.inference_mode()
+    # Not inference_mode: a table that a model makes on first use would be of no use in training after it.
+    @torch.no_grad()
     def score(input_ids: Tensor, target: Tensor) -> Tensor:
         chosen = target != IGNORED
         arguments = (network.hidden_states(input_ids)[chosen], head.weight, target[chosen])
-        if not details:
-            return token_nll(*arguments, **head.arguments(), backend=backend)[None]
-        statistics = token_statistics(*arguments, **head.arguments(), backend=backend)
+        with torch.autocast(input_ids.device.type, enabled=False):  # float32 logits, whatever surrounds the call
+            if not details:
+                return token_nll(*arguments, **head.arguments(), backend=backend)[None]
+            statistics = token_statistics(*arguments, **head.arguments(), backend=backend)
         # A rank is a whole number below 2²⁴: exact in float32.
         return torch.stack([statistics.nll, statistics.entropy, statistics.rank.float()])
 
@@ -233,35 +249,52 @@ def read_positions(
             )
         positions = protocol.positions(document, ids)
         if not verified and len(positions.ids) > 1:
-            few = positions.ids[: min(models.VERIFIED_POSITIONS, protocol.context_length)]
             for network in networks:
-                models.verify(network, torch.from_numpy(few[None]).to(network.head.weight.device))
+                models.verify(network, positions.ids, protocol.context_length)
             verified = True
         yield positions
 
 
 def _tokenized(tokenizer, documents: Iterable[Document | str]) -> Iterator[tuple[Document, np.ndarray]]:
-    numbered = (
-        Document(str(index), document) if isinstance(document, str) else document
-        for index, document in enumerate(documents)
-    )
-    while group := list(islice(numbered, TOKENIZED_AT_ONCE)):
-        for document in group:
-            try:
-                document.text.encode()
-            except UnicodeEncodeError as error:
-                raise InputError(
-                    f"document {document.id}: expected Unicode text, got a lone surrogate at character {error.start}"
-                )
+    if isinstance(documents, str | Document):
+        raise InputError(f"documents: expected a sequence of them, got one {type(documents).__name__}")
+    special = np.array(sorted(special_ids(tokenizer)), dtype=np.int64)
+    checked = (_checked(index, document) for index, document in enumerate(documents))
+    while group := list(islice(checked, TOKENIZED_AT_ONCE)):
         texts = [document.text for document in group if document.ids is None]
         tokens = iter(tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"] if texts else [])
         for document in group:
             if document.ids is None:
                 yield document, np.array(next(tokens), dtype=np.int64)
-            else:
-                ids = np.asarray(document.ids, dtype=np.int64)
-                known = ids[(ids >= 0) & (ids < len(tokenizer))]
-                yield dataclasses.replace(document, text=tokenizer.decode(known, skip_special_tokens=True)), ids
+                continue
+            ids = np.asarray(document.ids).astype(np.int64)
+            # What starts and ends a document in a token file is no text; what is spelled inside is.
+            inside = np.flatnonzero(~np.isin(ids, special) & (ids >= 0) & (ids < len(tokenizer)))
+            piece = ids[inside[0] : inside[-1] + 1] if len(inside) else ids[:0]
+            piece = piece[(piece >= 0) & (piece < len(tokenizer))]  # others are refused by position, further on
+            yield dataclasses.replace(document, text=tokenizer.decode(piece.tolist())), ids
+
+
+def _checked(index: int, document: Document | str) -> Document:
+    if isinstance(document, str):
+        document = Document(str(index), document)
+    if not (isinstance(document, Document) and isinstance(document.text, str)):
+        raise InputError(f"documents: expected strings or Documents, got {type(document).__name__} at {index}")
+    if not isinstance(document.id, str) or not isinstance(document.domain, str):
+        document = dataclasses.replace(document, id=str(document.id), domain=str(document.domain))
+    if document.ids is not None:
+        ids = np.asarray(document.ids)
+        if ids.ndim != 1 or (ids.size and ids.dtype.kind not in "iu"):
+            raise InputError(
+                f"document {document.id}: expected integer ids [tokens], got {ids.dtype} {list(ids.shape)}"
+            )
+    try:
+        document.text.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(
+            f"document {document.id}: expected Unicode text, got a lone surrogate at character {error.start}"
+        )
+    return document
 
 
 def _evaluation(collector: Collector, tokenizer, **rest) -> Evaluation:
@@ -269,7 +302,7 @@ def _evaluation(collector: Collector, tokenizer, **rest) -> Evaluation:
     by_domain = defaultdict(list)
     for score in collector.scores:
         by_domain[score.domain].append(score)
-    unknown = getattr(tokenizer, "unk_token_id", None)
+    unknown = unknown_id(tokenizer)
     unknown_tokens = 0 if unknown is None else int(collector.counts[unknown])
     longest, worst = collector.extreme_documents()
     # Entropy of this text's own token frequencies: no predictor that ignores context can do better on it.
@@ -287,7 +320,7 @@ def _evaluation(collector: Collector, tokenizer, **rest) -> Evaluation:
             name: {"loss": loss, "perplexity": exp(loss)} for name, loss in (("uniform", uniform), ("unigram", unigram))
         },
         notes=_notes(summary, collector, unknown_tokens, uniform),
-        domains={name: summarise(members) for name, members in sorted(by_domain.items())},
+        domains={name: summarise(members, bootstrap=False) for name, members in sorted(by_domain.items())},
         longest_documents=longest,
         worst_documents=worst,
         surprising_tokens=collector.surprising_tokens(),
@@ -301,10 +334,7 @@ def _notes(summary: dict, collector: Collector, unknown_tokens: int, uniform: fl
     """What a reader must know before believing the number."""
     notes = []
     if bad := collector.non_finite:
-        notes.append(
-            f"{bad['tokens']:,} tokens have a NaN or infinite loss and are left out; the first is token {bad['position']} "
-            f"of document {bad['document']}"
-        )
+        notes.append(f"{described(bad)} and are left out")
     if unknown_tokens:
         notes.append(
             f"{unknown_tokens:,} of {summary['tokens']:,} scored tokens are unknown to the tokenizer: their loss says "

@@ -16,7 +16,11 @@ def tokenizer_fingerprint(tokenizer) -> str:
         state = json.loads(backend.to_str())
         state = json.dumps({k: v for k, v in state.items() if k not in ("padding", "truncation", "post_processor")})
     else:
-        state = repr(sorted(tokenizer.get_vocab().items()))
+        merges = sorted(getattr(tokenizer, "bpe_ranks", {}).items())
+        settings = {k: v for k, v in getattr(tokenizer, "init_kwargs", {}).items() if isinstance(v, bool)}
+        state = repr(
+            (type(tokenizer).__name__, sorted(tokenizer.get_vocab().items()), merges, sorted(settings.items()))
+        )
     return hashlib.sha256((state + repr(sorted(dict(tokenizer.special_tokens_map).items()))).encode()).hexdigest()[:16]
 
 

@@ -25,11 +25,15 @@ class Journal:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise InputError(f"journal: expected a folder that can be written, got {folder} ({error.strerror})")
-        self.replayed = 0
-        self.own = self._open(self.folder / f"rank{rank}.sqlite")
-        self._agree("identity", json.dumps(identity, sort_keys=True))
-        others = sorted(set(self.folder.glob("rank*.sqlite")) - {self.folder / f"rank{rank}.sqlite"})
-        self.files = [self.own, *map(self._open, others)]
+        self.identity = json.dumps(identity, sort_keys=True)
+        own = self.folder / f"rank{rank}.sqlite"
+        # Another run's folder is refused before anything is written into it.
+        others = [self._open(path) for path in sorted(set(self.folder.glob("rank*.sqlite")) - {own})]
+        for other in others:
+            self._compare("identity", self.identity, self._agreed(other, "identity"))
+        self.own = self._open(own)
+        self._agree("identity", self.identity)
+        self.files = [self.own, *others]
 
     def _open(self, path: Path) -> sqlite3.Connection:
         try:
@@ -46,8 +50,14 @@ class Journal:
     def _agree(self, name: str, value: str) -> None:
         """Write down ``value``, or InputError where an earlier run wrote another."""
         self._write("INSERT OR IGNORE INTO agreed VALUES (?, ?)", (name, value))
-        (known,) = self.own.execute("SELECT value FROM agreed WHERE name = ?", (name,)).fetchone()
-        if known == value:
+        self._compare(name, value, self._agreed(self.own, name))
+
+    def _agreed(self, connection: sqlite3.Connection, name: str) -> str | None:
+        row = self._query(connection, "SELECT value FROM agreed WHERE name = ?", name)
+        return row and row[0]
+
+    def _compare(self, name: str, value: str, known: str | None) -> None:
+        if known in (None, value):  # None: a rank that was killed before it wrote
             return
         if name == "identity":
             then, now = json.loads(known), json.loads(value)
@@ -67,21 +77,26 @@ class Journal:
         """InputError where an earlier run read another document here."""
         self._agree(f"document {index}", text_hash)
 
-    @staticmethod
-    def key(*arrays: np.ndarray) -> bytes:
-        digest = hashlib.sha256()
+    def key(self, *arrays: np.ndarray) -> bytes:
+        digest = hashlib.sha256(self.identity.encode())
         for array in arrays:
             digest.update(repr(array.shape).encode())
             digest.update(np.ascontiguousarray(array))
         return digest.digest()
 
-    def read(self, key: bytes) -> np.ndarray | None:
-        """float32 values that were written for ``key``, by any rank."""
+    def read(self, key: bytes, count: int) -> np.ndarray | None:
+        """The ``count`` float32 values that were written for ``key``, by any rank."""
         for connection in self.files:
-            if row := connection.execute("SELECT scored FROM batches WHERE key = ?", (key,)).fetchone():
-                self.replayed += 1
+            row = self._query(connection, "SELECT scored FROM batches WHERE key = ?", key)
+            if row and len(row[0]) == 4 * count:  # else damaged: scored again
                 return np.frombuffer(row[0], dtype=np.float32)
         return None
+
+    def _query(self, connection: sqlite3.Connection, statement: str, value) -> tuple | None:
+        try:
+            return connection.execute(statement, (value,)).fetchone()
+        except sqlite3.Error as error:
+            raise InputError(f"journal: {self.folder} cannot be read ({error})")
 
     def write(self, key: bytes, scored: np.ndarray) -> None:
         self._write("INSERT OR REPLACE INTO batches VALUES (?, ?)", (key, scored.astype(np.float32).tobytes()))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable
+from contextlib import closing, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -21,8 +22,9 @@ from ..errors import InputError
 from ..metric import exp
 from ..statistics import linear_kl_divergence, token_statistics
 from . import models
+from .collect import note_non_finite
 from .documents import Document
-from .evaluator import Progress, evaluation_mode, read_positions
+from .evaluator import Progress, Told, evaluation_mode, read_positions
 from .fingerprints import TextFingerprint, tokenizer_fingerprint
 from .journal import Journal
 from .protocols import choose_protocol
@@ -60,7 +62,7 @@ class ModelComparison:
     probability_change_stderr: float | None
     probability_change_rms: float
     probability_change_percentiles: dict[str, float]
-    non_finite: int
+    non_finite: dict | None
     protocol: str
     context_length: int
     stride: int
@@ -74,12 +76,15 @@ class ModelComparison:
         """What a reader must know before believing the numbers."""
         notes = []
         if self.non_finite:
-            notes.append(
-                f"{self.non_finite:,} tokens have a NaN or infinite value under one of the models and are left out"
-            )
+            notes.append(f"{described(self.non_finite)} under one of the models and are left out")
         if self.documents < TRUSTED_CLUSTERS:
             notes.append(f"{self.documents} documents are too few: the standard errors are not to be trusted")
         return notes
+
+    @property
+    def ok(self) -> bool:
+        """No value was NaN or infinite."""
+        return self.non_finite is None
 
     def to_dict(self) -> dict:
         return {**asdict(self), "notes": self.notes}
@@ -141,9 +146,9 @@ def compare_models(
     text = TextFingerprint()
     values, sums = [], []  # per window [4, n]; per document its sums
     here: list[np.ndarray] = []
-    non_finite = bytes_done = scored_tokens = 0
-    nll_so_far = 0.0
-    with evaluation_mode(networks[0]), evaluation_mode(networks[1]):
+    non_finite: dict | None = None
+    tokens, nll, told = 0, 0.0, Told(progress)
+    with closing(book) if book else nullcontext(), evaluation_mode(networks[0]), evaluation_mode(networks[1]):
         read = read_positions(networks, tokenizer, documents, chosen, text, book)
         for item in stream(
             tasks(read, chosen),
@@ -155,22 +160,18 @@ def compare_models(
             journal=book,
         ):
             finite = np.isfinite(item.values).all(axis=0)
-            non_finite += int((~finite).sum())
+            non_finite = note_non_finite(non_finite, item, finite)
             kept = item.values[:, finite]
             values.append(kept)
             here.append(kept)
-            scored_tokens += kept.shape[1]
-            nll_so_far += float(kept[1].sum(dtype=np.float64))
+            tokens += kept.shape[1]
+            nll += float(kept[1].sum(dtype=np.float64))
             if item.last:
                 sums.append(_document_sums(np.concatenate(here, axis=1).astype(np.float64)))
                 here = []
-                bytes_done += item.positions.document.bytes
-            if progress is not None:
-                progress(Progress(len(sums), scored_tokens, bytes_done, nll_so_far / max(1, scored_tokens)))
-    if book is not None:
-        book.close()
+            told.add(item, len(sums), tokens, nll)
     every = np.concatenate(values, axis=1).astype(np.float64) if values else np.empty((4, 0))
-    if not every.shape[1]:
+    if not every.shape[1] and non_finite is None:
         raise InputError(f"documents: expected at least one token to score, got {len(sums)} documents with none")
     return _comparison(
         every,
@@ -190,10 +191,14 @@ def _pair_scorer(networks: list[models.LanguageModel], backend: str) -> Callable
     """input_ids, targets -> [4, n]: KL(A‖B), NLL of A, NLL of B, 1 where both have the same first choice."""
     head_a, head_b = (network.head for network in networks)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def score(input_ids: Tensor, target: Tensor) -> Tensor:
         chosen = target != IGNORED
         hidden_a, hidden_b = (network.hidden_states(input_ids)[chosen] for network in networks)
+        with torch.autocast(input_ids.device.type, enabled=False):  # float32 logits, whatever surrounds the call
+            return compared(hidden_a, hidden_b, target[chosen])
+
+    def compared(hidden_a: Tensor, hidden_b: Tensor, target: Tensor) -> Tensor:
         divergence = linear_kl_divergence(
             hidden_a,
             head_a.weight,
@@ -208,7 +213,7 @@ def _pair_scorer(networks: list[models.LanguageModel], backend: str) -> Callable
             backend=backend,
         )
         a, b = (
-            token_statistics(hidden, head.weight, target[chosen], **head.arguments(), backend=backend)
+            token_statistics(hidden, head.weight, target, **head.arguments(), backend=backend)
             for hidden, head in ((hidden_a, head_a), (hidden_b, head_b))
         )
         return torch.stack([divergence, a.nll, b.nll, (a.predicted == b.predicted).float()])
@@ -228,6 +233,8 @@ def _comparison(values: np.ndarray, sums: np.ndarray, **rest) -> ModelComparison
     change = np.exp(-nll_b) - np.exp(-nll_a)
     sums = sums[sums[:, 0] > 0]
     errors = [ratio_stderr(sums[:, column], sums[:, 0]) for column in range(1, 5)]
+    if not len(divergence):  # nothing but NaN
+        divergence, nll_a, nll_b, agreed, change = (np.full(1, math.nan) for _ in range(5))
     loss_a, loss_b = float(nll_a.mean()), float(nll_b.mean())
     with np.errstate(invalid="ignore", divide="ignore"):  # of a single token, or of equal ones
         correlation = float(np.corrcoef(nll_a, nll_b)[0, 1]) if len(nll_a) > 1 else math.nan
@@ -236,7 +243,7 @@ def _comparison(values: np.ndarray, sums: np.ndarray, **rest) -> ModelComparison
         return {f"{at:g}": float(value) for at, value in zip(PERCENTILES, np.percentile(of, PERCENTILES), strict=True)}
 
     return ModelComparison(
-        tokens=len(divergence),
+        tokens=values.shape[1],
         documents=len(sums),
         loss_a=loss_a,
         loss_b=loss_b,

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -52,6 +53,8 @@ class HuggingFaceModel:
     """
 
     def __init__(self, model) -> None:
+        if hasattr(model, "get_base_model"):  # PEFT's wrapper, whose base_model has the head, too
+            model = model.get_base_model()
         self.model = model
         self.body = model.base_model
         if self.body is model:
@@ -65,9 +68,6 @@ class HuggingFaceModel:
 
     def logits(self, input_ids: Tensor) -> Tensor:
         return self.model(input_ids=input_ids, use_cache=False).logits
-
-    def parameters(self):
-        return self.model.parameters()
 
 
 def as_language_model(model) -> LanguageModel:
@@ -83,15 +83,16 @@ def as_language_model(model) -> LanguageModel:
     )
 
 
-# What a configuration calls the factor of the logits (Cohere, Falcon H1), and their divisor (Granite).
+# What a configuration calls the logits' factor (Cohere, Falcon H1), divisor (Granite) and softcap (Gemma, RecurrentGemma).
 FACTORS = ("logit_scale", "lm_head_multiplier")
 DIVISORS = ("logits_scaling",)
+SOFTCAPS = ("final_logit_softcapping", "logits_soft_cap")
 
 
 def _head(model) -> Head:
     """Weight, bias and logit rule of a transformers model, from its modules and its configuration.
 
-    Softcap as Gemma's ``final_logit_softcapping``; what a configuration does not say is caught by ``verify``.
+    What a configuration does not say is caught by ``verify``.
     """
     layer = model.get_output_embeddings()
     if layer is None:
@@ -102,51 +103,80 @@ def _head(model) -> Head:
         scale *= getattr(config, name, None) or 1.0
     for name in DIVISORS:
         scale /= getattr(config, name, None) or 1.0
-    return Head(layer.weight, getattr(layer, "bias", None), getattr(config, "final_logit_softcapping", None), scale)
+    softcap = next((cap for name in SOFTCAPS if (cap := getattr(config, name, None))), None)
+    return Head(layer.weight, getattr(layer, "bias", None), softcap, scale)
 
 
 @torch.no_grad()
-def verify(model: LanguageModel, input_ids: Tensor) -> None:
-    """InputError unless the head on the hidden states of input_ids [1, T] gives the model's own logits, causally.
+def verify(model: LanguageModel, ids: np.ndarray, context_length: int) -> None:
+    """InputError unless the head on the hidden states gives the model's own logits, causally; on the first of ``ids`` [n].
 
     The one place where logits are asked for: a few positions, once a run. The second check needs no logits: a model that
     looks ahead (an encoder, say) would be told what it is scored on.
     """
     head, name = model.head, type(getattr(model, "model", model)).__name__
-    expected = model.logits(input_ids)[0].float()
-    hidden = model.hidden_states(input_ids)[0]
+    rows = head.weight.shape[0]
+    # A short text is followed by other ids, all different: a rule that shows on some logits only is found, too.
+    count = min(VERIFIED_POSITIONS, context_length)
+    few = np.concatenate([ids[:count], np.arange(count) % rows])[:count]
+    input_ids = torch.from_numpy(few[None]).to(head.weight.device)
+    expected, hidden = model.logits(input_ids), model.hidden_states(input_ids)
+    for what, tensor, last in (("logits", expected, rows), ("hidden_states", hidden, head.weight.shape[1])):
+        shape = tuple(tensor.shape) if isinstance(tensor, Tensor) else type(tensor).__name__
+        # Some models give the logits of the last position alone.
+        if shape not in ((1, count, last), (1, 1, last) if what == "logits" else None):
+            raise InputError(f"model: expected {what} of shape {(1, count, last)}, got {shape}")
     bias = None if head.bias is None else head.bias.float()
-    got = reference.logits(
-        hidden.float(), head.weight.float(), bias, softcap=head.softcap, logit_scale=head.logit_scale
-    )
-    # 16-bit logits are rounded by the model: 2⁻⁸ relative for bfloat16.
-    wide = head.weight.dtype in (torch.float32, torch.float64)
+    with torch.autocast(input_ids.device.type, enabled=False):
+        got = reference.logits(
+            hidden[0].float(), head.weight.float(), bias, softcap=head.softcap, logit_scale=head.logit_scale
+        )[-expected.shape[1] :]
+    # 16-bit logits or hidden states are rounded by the model: 2⁻⁸ relative for bfloat16.
+    wide = all(tensor.dtype in (torch.float32, torch.float64) for tensor in (head.weight, expected, hidden))
+    wide = wide and not torch.is_autocast_enabled(input_ids.device.type)
     tolerance = 1e-3 if wide else 2e-2
-    known = expected.isfinite() & got.isfinite()  # a model that gives NaN is reported by its tokens
-    difference = (got - expected).where(known, 0).abs().max().item()
-    if difference > tolerance * max(1.0, expected.where(known, 0).abs().max().item()):
+    expected = expected[0].float()
+    finite = expected.isfinite()  # a model that gives NaN by both roads is reported by its tokens
+    largest = expected.where(finite, 0).abs().max().item()
+    difference = (got - expected).where(finite, 0).abs().max().item()
+    if difference > tolerance * max(1.0, largest) or not torch.equal(finite, got.isfinite()):
         raise InputError(
             f"model: {name}'s own logits differ from its head on its hidden states by {difference:.3g}; "
-            "it applies a rule after the head that is not known here, so its perplexity would be wrong"
+            "it applies a rule after the head that is not known here (or drops out, or rounds to 16 bits inside): "
+            "its perplexity would be wrong"
         )
-    if input_ids.shape[1] < 2:
-        return
-    half = input_ids.shape[1] // 2
+    half = count // 2
     changed = input_ids.clone()
-    changed[:, half:] = changed[:, :1]
-    ahead = (model.hidden_states(changed)[0, :half].float() - hidden[:half].float()).abs().max().item()
-    if ahead > (1e-4 if wide else 2e-2) * max(1.0, hidden.float().abs().max().item()):
+    changed[:, half:] = (changed[:, half:] + 1) % rows
+    hidden = hidden[0, :half].float()
+    ahead = (model.hidden_states(changed)[0, :half].float() - hidden).abs().max().item()
+    if ahead > (1e-4 if wide else 2e-2) * max(1.0, hidden.abs().max().item()):
         raise InputError(
             f"model: {name}'s hidden states depend on later tokens (by {ahead:.3g}): it is not a causal model, "
             "and its perplexity would mean nothing"
         )
 
 
+def modules(model: LanguageModel) -> list[torch.nn.Module]:
+    """Modules a ``LanguageModel`` is, or has as attributes."""
+    found = model if isinstance(model, torch.nn.Module) else None
+    return [found] if found else [part for part in vars(model).values() if isinstance(part, torch.nn.Module)]
+
+
 @torch.no_grad()
 def fingerprint(model: LanguageModel) -> str:
-    """Hash of a sample of the weights: tells one checkpoint from another in no time, not a proof that two are equal."""
-    digest = hashlib.sha256()
-    tensors = model.parameters() if hasattr(model, "parameters") else [model.head.weight]
+    """Hash of configuration, head's rule and a sample of the weights: tells one model from another in no time.
+
+    Not a proof that two are equal; code is not looked at.
+    """
+    head = model.head
+    config = getattr(getattr(model, "model", None), "config", None)
+    parts = [type(model).__name__, head.softcap, head.logit_scale]
+    parts.append(config.to_json_string() if hasattr(config, "to_json_string") else None)
+    digest = hashlib.sha256(repr(parts).encode())
+    tensors = [head.weight] if head.bias is None else [head.weight, head.bias]
+    for module in modules(model):
+        tensors += [*module.parameters(), *module.buffers()]
     for tensor in tensors:
         digest.update(repr((tuple(tensor.shape), tensor.dtype)).encode())
         flat = tensor.detach().flatten()
@@ -201,8 +231,8 @@ def load(name: str | Path, *, device: str | None = None, dtype: str = "auto", tr
         )
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:  # an unknown name, or a torch built without that device
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError) as error:  # an unknown name, one that holds no numbers, or not built in
         raise InputError(f"device: expected one that this torch can use, got {device!r} ({_first_line(error)})")
     from transformers import AutoModelForCausalLM, AutoTokenizer
 

@@ -82,7 +82,14 @@ def special_ids(tokenizer) -> set[int]:
     added = getattr(tokenizer, "added_tokens_decoder", {})
     ids = {index for index, token in added.items() if getattr(token, "special", False)}
     ids.update(getattr(tokenizer, "all_special_ids", []))
-    return ids - {getattr(tokenizer, "unk_token_id", None)}
+    return ids - {unknown_id(tokenizer)}
+
+
+def unknown_id(tokenizer) -> int | None:
+    """The id that stands for text outside the vocabulary; None where it is BOS, EOS or padding as well, as GPT-2's."""
+    unknown = getattr(tokenizer, "unk_token_id", None)
+    others = [getattr(tokenizer, name, None) for name in ("bos_token_id", "eos_token_id", "pad_token_id")]
+    return None if unknown in others else unknown
 
 
 def choose_protocol(
@@ -118,6 +125,8 @@ def choose_protocol(
         if not 1 <= stride < context_length:
             raise InputError(f"stride: expected 1 to context_length - 1 = {context_length - 1}, got {stride}")
 
+    if not all(hasattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "decode")):
+        raise InputError(f"tokenizer: expected a transformers tokenizer, got {type(tokenizer).__name__}")
     own = tokenizer.bos_token_id
     if bos == "always" and own is None:
         raise InputError("bos: 'always' was asked for, but the tokenizer has no BOS token")

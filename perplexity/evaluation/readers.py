@@ -18,6 +18,7 @@ from .documents import Document
 
 STANDARD_INPUT = "-"
 LLM_C_MAGIC = 20240520  # the first of 256 int32 before the tokens of an llm.c file
+LLM_C_32_BITS = 7  # its second, the version, of files with uint32 tokens
 
 
 @dataclass(frozen=True)
@@ -132,7 +133,7 @@ def _read_json_lines(stream: io.BufferedIOBase, path: Path, options: ReadOptions
         empty = False
         try:
             record = json.loads(line)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:  # also of numbers too long and brackets too deep
             raise InputError(f"{where}: expected a JSON object, got broken JSON ({error})")
         if not isinstance(record, dict):
             raise InputError(f"{where}: expected an object with a string {options.text_column!r}, got {line[:60]!r}")
@@ -224,15 +225,7 @@ def _read_token_file(path: Path, options: ReadOptions) -> Iterator[Document]:
                 f"{path}: expected integers [tokens] or [documents, tokens], got {tokens.dtype} {list(tokens.shape)}"
             )
     else:
-        dtype = np.dtype(options.token_dtype).newbyteorder("<")
-        size = path.stat().st_size
-        header = np.fromfile(path, "<i4", 3)
-        begin = 1024 if len(header) == 3 and header[0] == LLM_C_MAGIC else 0
-        if (size - begin) % dtype.itemsize or (begin and size - begin != header[2] * dtype.itemsize):
-            raise InputError(
-                f"{path}: expected whole {options.token_dtype} tokens, got {size} bytes: truncated, or another token dtype"
-            )
-        tokens = np.memmap(path, dtype, "r", offset=begin) if size > begin else np.empty(0, dtype)
+        tokens = _memory_map(path, options.token_dtype)
     if not tokens.size:
         raise InputError(f"{path}: expected tokens, got an empty file")
     number = 0
@@ -240,6 +233,22 @@ def _read_token_file(path: Path, options: ReadOptions) -> Iterator[Document]:
         for piece in _split(row, options.split_before, options.split_after):
             number += 1
             yield Document(f"{path.name}:{number}", "", _stem(path), piece)
+
+
+def _memory_map(path: Path, token_dtype: str) -> np.ndarray:
+    size, header, begin = path.stat().st_size, np.fromfile(path, "<i4", 3), 0
+    if len(header) == 3 and header[0] == LLM_C_MAGIC:
+        begin, token_dtype = 1024, "uint32" if header[1] == LLM_C_32_BITS else "uint16"
+    dtype = np.dtype(token_dtype).newbyteorder("<")
+    if (size - begin) % dtype.itemsize or (begin and size - begin != header[2] * dtype.itemsize):
+        raise InputError(
+            f"{path}: expected whole {token_dtype} tokens, got {size} bytes: truncated, or another token dtype"
+        )
+    tokens = np.memmap(path, dtype, "r", offset=begin) if size > begin else np.empty(0, dtype)
+    odd = tokens[1:100_001:2]
+    if dtype.itemsize == 2 and len(odd) >= 8 and not odd.any():
+        raise InputError(f"{path}: every second uint16 is 0: these are uint32 tokens (--token-dtype uint32)")
+    return tokens
 
 
 def _split(tokens: np.ndarray, before: int | None, after: int | None) -> Iterator[np.ndarray]:

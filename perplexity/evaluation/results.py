@@ -84,7 +84,7 @@ class Evaluation:
         record = asdict(self)
         for document in record["per_document"]:
             del document["words"], document["skipped"]
-        return json.dumps(_finite(record), indent=1, allow_nan=False)
+        return to_json(record)
 
     def save(self, path: str | Path) -> None:
         """Write ``to_json``; InputError naming the file where the system refuses."""
@@ -108,16 +108,35 @@ def read_result(path: str | Path) -> dict:
         record = json.loads(Path(path).read_text())
     except FileNotFoundError:
         raise InputError(f"{path}: expected a result file of ppl eval --json, got no such file")
-    except (json.JSONDecodeError, UnicodeDecodeError, OSError) as error:
+    except IsADirectoryError:
+        raise InputError(
+            f"{path}: expected a result file of ppl eval --json, got a folder; two models need TEXT to compare on"
+        )
+    except (ValueError, RecursionError, OSError) as error:  # JSON's own errors and Unicode's are ValueErrors
         raise InputError(f"{path}: expected a result file of ppl eval --json, got one that is not JSON ({error})")
     missing = [key for key in NEEDED if key not in record] if isinstance(record, dict) else NEEDED
     if missing:
         raise InputError(f"{path}: expected a result file of ppl eval --json, got one without {', '.join(missing)}")
-    return {key: _number(value) for key, value in record.items()}
+    record = {key: _number(value) for key, value in record.items()}
+    documents = record["per_document"]
+    known = isinstance(documents, list) and all(
+        isinstance(d, dict) and all(isinstance(d.get(key), int | float) for key in ("nll", "tokens", "bytes"))
+        for d in documents
+    )
+    if not known or not isinstance(record["loss"], int | float):
+        raise InputError(
+            f"{path}: expected a result file of ppl eval --json, got one whose per_document or loss is broken"
+        )
+    return record
 
 
 def _number(value):
     return float(value) if isinstance(value, str) and value in ("inf", "-inf", "nan") else value
+
+
+def to_json(record: dict) -> str:
+    """JSON of RFC 8259, which has no infinity: "inf" and "nan" are strings."""
+    return json.dumps(_finite(record), indent=1, allow_nan=False)
 
 
 def _finite(value):
@@ -130,12 +149,14 @@ def _finite(value):
     return value
 
 
-def summarise(scores: Sequence[DocumentScore], *, blocks=None, squares: float | None = None) -> dict:
+def summarise(
+    scores: Sequence[DocumentScore], *, blocks=None, squares: float | None = None, bootstrap: bool = True
+) -> dict:
     """Loss, perplexities, counts, standard error and intervals of documents; totals are divided once."""
     nll = math.fsum(score.nll for score in scores)
     tokens, bytes_, words = (sum(getattr(score, name) for score in scores) for name in ("tokens", "bytes", "words"))
     loss = nll / tokens if tokens else math.nan
-    sure = uncertainty([score.nll for score in scores], [score.tokens for score in scores], blocks, squares)
+    sure = uncertainty([score.nll for score in scores], [score.tokens for score in scores], blocks, squares, bootstrap)
     return {
         "loss": loss,
         "perplexity": exp(loss),

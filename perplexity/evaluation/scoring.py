@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 
@@ -80,11 +81,12 @@ def stream(
     most = POSITIONS_AT_ONCE["cpu" if device.type == "cpu" else "other"]
     while group := _ahead(windows, batch_size, most):
         batches = _batches(group, batch_size, most)
-        mine = {
-            number: scorer([group[place] for place in batch])
-            for number, batch in enumerate(batches)
-            if number % ranks == rank
-        }
+        with raise_together(ranks):
+            mine = {
+                number: scorer([group[place] for place in batch])
+                for number, batch in enumerate(batches)
+                if number % ranks == rank
+            }
         if ranks > 1:
             gathered: list[dict] = [{}] * ranks
             torch.distributed.all_gather_object(gathered, mine)
@@ -96,6 +98,25 @@ def stream(
                 values[place] = part
         for task, part in zip(group, values, strict=True):
             yield Scored(task.index, task.positions, task.places, part, task.last)
+
+
+@contextmanager
+def raise_together(ranks: int) -> Iterator[None]:
+    """What one rank cannot do stops all of them, with its words: else the others would wait for it."""
+    if ranks == 1:
+        yield
+        return
+    error: Exception | None = None
+    try:
+        yield
+    except Exception as raised:
+        error = raised
+    said: list[str | None] = [None] * ranks
+    torch.distributed.all_gather_object(said, None if error is None else f"{type(error).__name__}: {error}")
+    if error is not None:
+        raise error
+    if other := next((words for words in said if words is not None), None):
+        raise InputError(f"distributed: another rank stopped ({other})")
 
 
 def _ahead(windows: Iterator[_Task], batch_size: int | None, most: int) -> list[_Task]:
@@ -147,7 +168,7 @@ class _Scorer:
         if self.journal is None:
             return self._values(ids, target)
         key = self.journal.key(ids, target)
-        known = self.journal.read(key)
+        known = self.journal.read(key, self.fields * int((target != IGNORED).sum()))
         if known is None:
             known = self._values(ids, target)
             self.journal.write(key, known)

@@ -11,7 +11,8 @@ from .comparison import Comparison
 from .model_comparison import ModelComparison
 from .results import Evaluation
 
-SHOWN = 5  # domains aside, of each kind of extreme
+SHOWN = 5  # of each kind of extreme
+DOMAINS_SHOWN = 20
 
 
 def _table(title: str, *columns: str, text: int = 1) -> Table:
@@ -64,21 +65,28 @@ def _interval(interval: tuple[float, float]) -> str:
 
 
 def _beside(e: Evaluation, other: dict) -> tuple[str, str, str]:
-    if other["tokenizer_fingerprint"] != e.tokenizer_fingerprint:
-        return (
-            "  beside the baseline",
-            f"{other['bits_per_byte']:.4f}",
-            "bits per byte; another tokenizer: only these compare",
-        )
-    words = f"{e.loss - other['loss']:+.4f} nats a token from it"
+    name, perplexity = "  beside the baseline", f"{other.get('perplexity', exp(other['loss'])):,.3f}"
     if other["text_fingerprint"] != e.text_fingerprint:
-        words = "on another text: the two do not compare"
-    return "  beside the baseline", f"{other['perplexity']:,.3f}", words
+        return name, perplexity, "on another text: the two do not compare"
+    if other["tokenizer_fingerprint"] != e.tokenizer_fingerprint:
+        bits = other.get("bits_per_byte")
+        words = "" if bits is None else f": {bits:.4f}, {e.bits_per_byte - bits:+.4f} from it"
+        return name, "", f"another tokenizer: only bits per byte compare{words}"
+    words = f"{e.loss - other['loss']:+.4f} nats a token from it"
+    if other["tokens"] != e.tokens:
+        return name, perplexity, f"{other['tokens']:,} tokens of the same text scored: the two do not compare"
+    if (other.get("protocol"), other.get("context_length")) != (e.protocol, e.context_length):
+        words += f"; its windows differ ({other.get('protocol')}, context {other.get('context_length')})"
+    return name, perplexity, words
 
 
 def domains(evaluation: Evaluation) -> Table:
-    table = _table("by domain", "domain", "documents", "tokens", "loss", "±", "perplexity", "bits per byte")
-    for name, d in evaluation.domains.items():
+    more = len(evaluation.domains) - DOMAINS_SHOWN
+    title = "by domain" + (f" (the largest; {more:,} more in the JSON)" if more > 0 else "")
+    table = _table(title, "domain", "documents", "tokens", "loss", "±", "perplexity", "bits per byte")
+    largest = sorted(evaluation.domains, key=lambda name: -evaluation.domains[name]["tokens"])[:DOMAINS_SHOWN]
+    for name in largest:
+        d = evaluation.domains[name]
         table.add_row(
             Text(name),
             f"{d['documents']:,}",

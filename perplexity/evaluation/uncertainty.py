@@ -93,23 +93,24 @@ def uncertainty(
     tokens: Sequence[int],
     blocks: tuple[np.ndarray, np.ndarray] | None = None,
     squares: float | None = None,
+    bootstrap: bool = True,
 ) -> Uncertainty:
-    """Of a loss: ``nll`` sums and ``tokens`` of each document; for a single one ``blocks``, its sums over runs of tokens.
+    """Of a loss: ``nll`` sums and ``tokens`` of each document; for a single one ``blocks``, its sums over ``BLOCK`` tokens each.
 
-    ``squares``: Σ nll² over the tokens, for the effective number of them.
+    ``squares``: Σ nll² over the tokens, for the effective number of them. ``bootstrap``: draw that interval, too.
     """
     nll, tokens = np.asarray(nll, dtype=np.float64), np.asarray(tokens, dtype=np.float64)
     nll, tokens = nll[tokens > 0], tokens[tokens > 0]
     unit = "document"
     if len(tokens) == 1 and blocks is not None:
-        unit, (nll, tokens) = "block", blocks
+        unit, (nll, tokens) = "block", blocks_of(*blocks)
     clusters, total = len(tokens), float(tokens.sum())
     stderr = ratio_stderr(nll, tokens)
     if stderr is None or not math.isfinite(stderr):
         return Uncertainty(unit, clusters, False, None, None, None, None, None)
     loss = float(nll.sum()) / total
     width = half_width(stderr, clusters)
-    drawn = bootstrap_interval(nll, tokens)
+    drawn = bootstrap_interval(nll, tokens) if bootstrap else None
     effective = None
     if squares is not None and stderr > 0:
         effective = min(total, max(0.0, squares / total - loss * loss) / stderr**2)

@@ -204,3 +204,40 @@ def test_a_comparison_becomes_json(evaluations):
     record = compare(*evaluations).to_dict()
     assert json.loads(json.dumps(record))["verdict"] in ("A is better", "B is better", "no difference beyond chance")
     assert {f.name for f in dataclasses.fields(compare(*evaluations))} < set(record)
+
+
+def test_bits_per_byte_of_other_parts_of_a_text_are_refused(evaluations, model, tokenizer):
+    """llama.cpp scores half of a text: its nats over the whole text's bytes would be half of what they are."""
+    half = evaluate(model, tokenizer, DOCUMENTS, protocol="llama.cpp", context_length=16)
+    with pytest.raises(
+        InputError, match=r"bytes: expected the same part .* protocol llama.cpp, BOS auto, skipped \d+ first"
+    ):
+        compare(evaluations[0], half, measure="bits-per-byte")
+
+
+def test_what_was_skipped_is_noted(evaluations, model, tokenizer):
+    never = evaluate(model, tokenizer, DOCUMENTS, context_length=32, bos="never")
+    notes = compare(evaluations[0], never, measure="bits-per-byte").notes
+    assert any("bos differs (auto and never)" in note for note in notes)
+    assert any("skipped differs" in note for note in notes)
+
+
+def test_a_model_that_gives_nan_is_marked(model, tokenizer):
+    broken = build_model(model.config.vocab_size)
+    token = tokenizer(DOCUMENTS[2])["input_ids"][-2]
+    with torch.no_grad():
+        broken.model.embed_tokens.weight[token] = math.nan
+    found = compare_models(model, broken, tokenizer, [DOCUMENTS[0], DOCUMENTS[2]])
+    assert not found.ok and found.non_finite["document"] == "1" and math.isfinite(found.loss_b)
+    assert any("token" in note and "NaN" in note for note in found.notes)
+
+
+@pytest.mark.parametrize("content", ["3", '[{"id": "a"}]', '[{"id": "a", "nll": "x", "tokens": 1, "bytes": 2}]'])
+def test_a_result_file_with_broken_documents(evaluations, tmp_path, content):
+    record = json.loads(evaluations[0].to_json()) | {"per_document": json.loads(content)}
+    (tmp_path / "x.json").write_text(json.dumps(record))
+    with pytest.raises(InputError, match="per_document or loss is broken"):
+        compare(tmp_path / "x.json", evaluations[1])
+    (tmp_path / "deep.json").write_text("[" * 200_000)
+    with pytest.raises(InputError, match="not JSON"):
+        compare(tmp_path / "deep.json", evaluations[1])

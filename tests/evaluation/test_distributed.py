@@ -65,3 +65,19 @@ def test_ranks_give_the_single_process_numbers(folder, single, tmp_path, ranks):
 def test_distributed_needs_a_process_group(model, tokenizer):
     with pytest.raises(InputError, match="distributed: expected an initialised torch.distributed"):
         evaluate(model, tokenizer, TEXTS, distributed=True)
+
+
+def test_what_one_rank_cannot_do_stops_all_with_its_words(folder, tmp_path):
+    (tmp_path / "t.parquet.part").mkdir()  # only rank 0 writes
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    files = [folder / "model", folder / "text.jsonl", "--per-token", tmp_path / "t.parquet"]
+    done = subprocess.run(
+        [*launcher, "-m", "perplexity", "eval", *map(str, files)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode != 0
+    assert "per_token: expected a file that can be written" in done.stderr
+    assert "distributed: another rank stopped (InputError: per_token" in done.stderr

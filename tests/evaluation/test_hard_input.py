@@ -179,3 +179,43 @@ def test_out_of_memory_halves_the_batch_and_goes_on(model, tokenizer, rows):
 def test_a_window_that_never_fits(model, tokenizer):
     with pytest.raises(InputError, match="context_length: one window of .* tokens does not fit"):
         evaluate(Small(model, 0), tokenizer, TEXTS, batch_size=2)
+
+
+def test_a_special_token_that_is_the_unknown_one_too(model):
+    """GPT-2, OPT and GPT-NeoX: one token is BOS, EOS and unknown."""
+    tokenizer = build_tokenizer(bos=True)
+    tokenizer.eos_token = tokenizer.unk_token = tokenizer.pad_token = "<s>"
+    got = evaluate(model, tokenizer, ["the cat<s>the dog<s>sat"])
+    assert got.skipped == {"special": 2} and got.unknown_tokens == 0
+
+
+@pytest.mark.parametrize(
+    ("documents", "message"),
+    [
+        ("the cat sat", "documents: expected a sequence of them, got one str"),
+        ([3], "documents: expected strings or Documents, got int at 0"),
+        ([Document("d", "", ids=np.array([1.7]))], r"document d: expected integer ids \[tokens\], got float64"),
+        (
+            [Document("d", "", ids=np.ones((2, 2), int))],
+            r"document d: expected integer ids \[tokens\], got int64 \[2, 2\]",
+        ),
+    ],
+)
+def test_documents_that_are_none(model, tokenizer, documents, message):
+    with pytest.raises(InputError, match=message):
+        evaluate(model, tokenizer, documents)
+
+
+@pytest.mark.parametrize("given", [None, object()])
+def test_a_tokenizer_that_is_none(model, given):
+    with pytest.raises(InputError, match="tokenizer: expected a transformers tokenizer, got"):
+        evaluate(model, given, TEXTS)
+
+
+def test_special_tokens_inside_a_token_file_are_text(model, tokenizer):
+    """So that its bytes and its fingerprint are the plain text's."""
+    text = "the cat<s> the dog"
+    ids = np.array([tokenizer.bos_token_id, *tokenizer(text)["input_ids"], tokenizer.bos_token_id])
+    got, plain = evaluate(model, tokenizer, [Document("d", "", ids=ids)]), evaluate(model, tokenizer, [text])
+    assert (got.bytes, got.text_fingerprint, got.loss) == (plain.bytes, plain.text_fingerprint, plain.loss)
+    assert got.skipped == {"special": 3}

@@ -201,3 +201,51 @@ def test_killed_at_fifty_random_moments(tmp_path):
         del record["seconds"]
         results.append((record, pyarrow.parquet.read_table(tmp_path / f"{name}.parquet").to_pylist()))
     assert results[0] == results[1]
+
+
+def test_another_ranks_journal_of_another_run_is_refused(tmp_path):
+    """A second rank that had not looked at the first one's file wrote another model's values beside them."""
+    from perplexity.evaluation.journal import Journal
+
+    Journal(tmp_path, {"model": "a"}, rank=0).close()
+    with pytest.raises(InputError, match="is of another run, with model 'a' \\(now 'b'\\)"):
+        Journal(tmp_path, {"model": "b"}, rank=1)
+    assert [path.name for path in tmp_path.glob("*.sqlite")] == ["rank0.sqlite"]
+
+
+def test_damaged_values_are_scored_again(model, tokenizer, tmp_path):
+    arguments = dict(context_length=16, batch_size=4)
+    plain = evaluate(model, tokenizer, DOCUMENTS, journal=tmp_path, **arguments)
+    with sqlite3.connect(tmp_path / "rank0.sqlite") as journal:
+        journal.execute("UPDATE batches SET scored = substr(scored, 1, length(scored) - 3)")
+    assert numbers(evaluate(model, tokenizer, DOCUMENTS, journal=tmp_path, **arguments)) == numbers(plain)
+
+
+def test_another_body_or_rule_is_another_model():
+    from perplexity.evaluation.models import Head, HuggingFaceModel, fingerprint
+
+    class Adapter:
+        def __init__(self, model, **head):
+            self.net = model
+            self.head = Head(model.lm_head.weight, **head)
+
+    def built(scale=1.0, **config):
+        model = build_model(300)
+        model.model.layers[0].mlp.up_proj.weight.data *= scale
+        model.config.update(config)
+        return model
+
+    known = [
+        fingerprint(network)
+        for network in (
+            HuggingFaceModel(built()),
+            HuggingFaceModel(built(1.3)),
+            HuggingFaceModel(built(rms_norm_eps=1e-3)),
+            Adapter(built()),
+            Adapter(built(1.3)),
+            Adapter(built(), softcap=5.0),
+            Adapter(built(), logit_scale=2.0),
+        )
+    ]
+    assert len(set(known)) == len(known)
+    assert fingerprint(Adapter(built())) == known[3]

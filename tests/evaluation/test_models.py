@@ -1,5 +1,6 @@
 """Model families from tiny configurations: the head's rule is read right, verified, and the loss is the model's own."""
 
+import numpy as np
 import pytest
 import torch
 from tiny_models import TEXTS, build_model, build_tokenizer
@@ -80,14 +81,14 @@ def test_the_loss_is_the_models_own(family, tokenizer):
 def test_a_forgotten_rule_stops_the_run(family, tokenizer, monkeypatch):
     model = build(family, len(tokenizer))
     network = models.as_language_model(model)
-    sample = torch.arange(16)[None]
-    models.verify(network, sample)
+    sample = np.arange(16)
+    models.verify(network, sample, 24)
     wrong = {"gpt2": Head(network.head.weight, logit_scale=1.05), "llama tied": Head(network.head.weight, softcap=5.0)}
     network.head = wrong.get(family, Head(network.head.weight))
     if family == "opt":
         network.head = Head(network.head.weight.roll(1, 0))
     with pytest.raises(InputError, match="own logits differ from its head on its hidden states by"):
-        models.verify(network, sample)
+        models.verify(network, sample, 24)
 
 
 def test_a_model_that_looks_ahead_is_refused(tokenizer):
@@ -219,3 +220,90 @@ def test_code_that_comes_with_a_model_runs_only_where_asked(tmp_path):
     assert not (tmp_path / "ran").exists()
     loaded, _ = models.load(tmp_path, device="cpu", trust_remote_code=True)
     assert (tmp_path / "ran").exists() and type(loaded).__name__ == "OwnModel"
+
+
+class Looking:
+    """Looks ahead where asked, and gives logits as asked."""
+
+    def __init__(self, model, ahead=0.0, logits=None):
+        self.net, self.ahead, self.own = model, ahead, logits
+        self.head, self.context_length = Head(model.lm_head.weight), 64
+
+    def hidden_states(self, input_ids):
+        hidden = self.net.model(input_ids=input_ids, use_cache=False).last_hidden_state
+        return hidden + self.ahead * hidden.mean(1, keepdim=True)
+
+    def logits(self, input_ids):
+        logits = self.hidden_states(input_ids) @ self.head.weight.T
+        return logits if self.own is None else self.own(logits)
+
+
+def test_looking_ahead_shows_on_a_text_of_one_token_repeated(tokenizer):
+    from perplexity.evaluation import Document
+
+    documents = [Document("d", "", ids=np.full(40, 9))]
+    model = build_model(len(tokenizer))
+    assert evaluate(Looking(model), tokenizer, documents, bos="never").tokens == 39
+    with pytest.raises(InputError, match="depend on later tokens"):
+        evaluate(Looking(model, ahead=0.1), tokenizer, documents, bos="never")
+
+
+@pytest.mark.parametrize(
+    ("own", "message"),
+    [
+        (lambda logits: logits * torch.nan, "own logits differ"),
+        (lambda logits: logits[..., :-1], r"expected logits of shape \(1, 16, \d+\), got \(1, 16, \d+\)"),
+        (lambda logits: "logits", r"expected logits of shape .*, got str"),
+        (lambda logits: logits.roll(1, 1)[:, -1:], "own logits differ"),
+    ],
+)
+def test_logits_that_are_not_the_heads(tokenizer, own, message):
+    with pytest.raises(InputError, match=message):
+        evaluate(Looking(build_model(len(tokenizer)), logits=own), tokenizer, TEXTS)
+
+
+def test_logits_of_the_last_position_alone_do(tokenizer):
+    """nanoGPT's, without targets."""
+    model = build_model(len(tokenizer))
+    assert evaluate(Looking(model, logits=lambda logits: logits[:, -1:]), tokenizer, TEXTS).ok
+
+
+def test_every_modules_mode_is_put_back(tokenizer):
+    model = build_model(len(tokenizer))
+    model.train()
+    model.model.layers[0].eval()
+    before = [module.training for module in model.modules()]
+    for network in (model, Looking(model)):
+        evaluate(network, tokenizer, TEXTS)
+        assert [module.training for module in model.modules()] == before
+
+
+def test_what_a_model_caches_serves_training_afterwards(tokenizer):
+    """Under inference_mode a mask made on first use raised in the next backward pass."""
+
+    class Caches(NanoGPT):
+        def features(self, idx):
+            if not hasattr(self, "table"):
+                self.table = torch.rand(64, 32)
+            return super().features(idx) * self.table[: idx.shape[1]]
+
+    class Adapter(Looking):
+        def hidden_states(self, input_ids):
+            return self.net.features(input_ids)
+
+    net = Caches(len(tokenizer))
+    evaluate(Adapter(net), tokenizer, TEXTS)
+    net(torch.arange(9)[None]).sum().backward()
+
+
+def test_a_peft_model(tokenizer):
+    import peft
+
+    torch.manual_seed(0)
+    wrapped = peft.get_peft_model(
+        build_model(len(tokenizer)), peft.LoraConfig(target_modules=["q_proj"], init_lora_weights=False)
+    )
+    got = evaluate(wrapped, tokenizer, TEXTS[:1])
+    ids = torch.tensor([[tokenizer.bos_token_id, *tokenizer(TEXTS[0])["input_ids"]]])
+    with torch.no_grad():
+        assert got.loss == pytest.approx(wrapped.eval()(input_ids=ids, labels=ids).loss.item(), rel=1e-5)

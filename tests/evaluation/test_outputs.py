@@ -95,3 +95,45 @@ def test_baselines(model, tokenizer):
 def test_json_is_json(model, tokenizer):
     record = json.loads(evaluate(model, tokenizer, DOCUMENTS).to_json())
     assert set(record["per_document"][0]) == {"id", "domain", "nll", "tokens", "bytes"}
+
+
+def test_one_document_is_cut_into_32_blocks(model, tokenizer):
+    """By ``evaluate`` itself: blocks of 128 tokens each gave an error bar several times too small."""
+    text = " ".join(TEXTS * 90)
+    got = evaluate(model, tokenizer, [text])
+    assert got.tokens > 40 * 128
+    assert got.clusters == {"unit": "block", "count": 32, "trusted": True}
+    # Beside documents without a scored token it is still the only one.
+    beside = evaluate(model, tokenizer, ["", text, "<s>"])
+    assert (beside.stderr, beside.clusters) == (got.stderr, got.clusters)
+
+
+def test_float32_logits_under_autocast(model, tokenizer):
+    with torch.autocast("cpu", torch.bfloat16, enabled=False):
+        plain = evaluate(model, tokenizer, DOCUMENTS)
+    from perplexity.evaluation.models import HuggingFaceModel
+
+    class Inside(HuggingFaceModel):
+        def hidden_states(self, input_ids):
+            with torch.autocast("cpu", enabled=False):
+                return super().hidden_states(input_ids)
+
+        def logits(self, input_ids):
+            with torch.autocast("cpu", enabled=False):
+                return super().logits(input_ids)
+
+    with torch.autocast("cpu", torch.bfloat16):
+        got = evaluate(Inside(model), tokenizer, DOCUMENTS)
+    assert got.loss == plain.loss
+
+
+def test_the_domains_table_is_capped(model, tokenizer):
+    from rich.console import Console
+
+    from perplexity.evaluation import tables
+
+    documents = [Document(f"[bold]{i}", "the cat", f"[/d]{i}") for i in range(30)]
+    console = Console(record=True, width=120, file=open("/dev/null", "w"))  # noqa: SIM115
+    tables.show(evaluate(model, tokenizer, documents), console)
+    shown = console.export_text()
+    assert "10 more in the JSON" in shown and "[/d]1" in shown and "[bold]0" in shown

@@ -195,3 +195,19 @@ def test_files_come_in_order_with_their_stems_as_domains(tmp_path):
         (tmp_path / name).write_text(name)
     got = list(read_documents([tmp_path / "z.txt", tmp_path / "a.txt"]))
     assert [(d.id, d.domain) for d in got] == [("z.txt", "z"), ("a.txt", "a")]
+
+
+def test_uint32_tokens_are_not_taken_for_uint16(tmp_path):
+    np.arange(50, dtype=np.uint32).tofile(tmp_path / "a.bin")
+    with pytest.raises(InputError, match="every second uint16 is 0: these are uint32 tokens"):
+        list(read_documents([tmp_path / "a.bin"]))
+    header = np.zeros(256, dtype=np.int32)
+    header[:3] = 20240520, 7, 50  # llm.c's version for 32 bits
+    (tmp_path / "b.bin").write_bytes(header.tobytes() + np.arange(50, dtype=np.uint32).tobytes())
+    assert [d.ids.tolist() for d in read_documents([tmp_path / "b.bin"])] == [list(range(50))]
+
+
+def test_json_too_deep_for_the_parser(tmp_path):
+    (tmp_path / "a.jsonl").write_text("[" * 200_000 + "\n")
+    with pytest.raises(InputError, match="a.jsonl, line 1: expected a JSON object, got broken JSON"):
+        list(read_documents([tmp_path / "a.jsonl"]))

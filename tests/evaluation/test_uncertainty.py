@@ -8,7 +8,6 @@ import pytest
 from perplexity.evaluation.uncertainty import (
     BLOCK,
     BLOCKS,
-    blocks_of,
     bootstrap_interval,
     half_width,
     ratio_stderr,
@@ -87,8 +86,7 @@ def test_the_interval_over_blocks_of_one_document_covers(model):
     for states in walks:
         nll = losses(states[None], matrix, stationary, model)[0]
         sums = nll.reshape(-1, BLOCK).sum(1)
-        blocks = blocks_of(sums, np.full(len(sums), float(BLOCK)))
-        found = uncertainty([nll.sum()], [length], blocks)
+        found = uncertainty([nll.sum()], [length], (sums, np.full(len(sums), float(BLOCK))))
         assert found.unit == "block" and found.clusters == BLOCKS and found.trusted
         low, high = found.perplexity_interval
         covered += low <= math.exp(expected) <= high
