@@ -22,7 +22,7 @@ from ..errors import InputError
 from ..metric import exp
 from ..statistics import linear_kl_divergence, token_statistics
 from . import models
-from .collect import note_non_finite
+from .collect import described, note_non_finite
 from .documents import Document
 from .evaluator import Progress, Told, evaluation_mode, read_positions
 from .fingerprints import TextFingerprint, tokenizer_fingerprint
