@@ -19,8 +19,10 @@ __version__ = "0.1.0"
 __all__ = [
     "Comparison",
     "CrossEntropyLoss",
+    "Diagnosis",
     "Evaluation",
     "LinearCrossEntropyLoss",
+    "Monitor",
     "Perplexity",
     "TokenStatistics",
     "VocabularyShard",
@@ -40,6 +42,10 @@ def __getattr__(name: str):
         from . import evaluation
 
         return getattr(evaluation, name)
+    if name in ("Diagnosis", "Monitor"):
+        from . import monitor
+
+        return getattr(monitor, name)
     if name == "Perplexity":
         from .metric import Perplexity
 

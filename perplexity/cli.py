@@ -14,6 +14,7 @@ EXTRA_OF = {"compare": "eval"}
 EXTRAS = {
     "eval": ("transformers", "rich", "scipy"),
     "compare": ("transformers", "rich", "scipy"),
+    "monitor": ("rich", "scipy", "pyarrow"),
     "demo": ("transformers", "tokenizers", "rich", "matplotlib", "tensorboard"),
 }
 
@@ -28,6 +29,12 @@ def _compare(arguments: argparse.Namespace) -> int:
     from .evaluation.commands import run_compare
 
     return run_compare(arguments)
+
+
+def _monitor(arguments: argparse.Namespace) -> int:
+    from .monitor.commands import run_monitor
+
+    return run_monitor(arguments)
 
 
 def _demo(arguments: argparse.Namespace) -> int:
@@ -113,6 +120,30 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--dtype-b", choices=DTYPES, help="of the second model (--dtype)")
     command.add_argument("--json", metavar="OUT", help="write every number to this file")
     command.set_defaults(run=_compare)
+
+    command = commands.add_parser("monitor", help="what the loss curves of a training run mean")
+    command.add_argument(
+        "history", help=".csv, .jsonl, trainer_state.json, a TensorBoard folder or a W&B offline run (.wandb)"
+    )
+    command.add_argument(
+        "--vocabulary-size", type=int, metavar="V", help="entries of the vocabulary, to know the uniform loss"
+    )
+    command.add_argument("--total-steps", type=int, metavar="N", help="the run's budget, for projections and time left")
+    command.add_argument("--unit", default="nats", choices=["nats", "bits", "perplexity"], help="of the losses (nats)")
+    command.add_argument(
+        "--tag", action="append", metavar="MEASURE=NAME", help="what a measure was logged as, e.g. val_loss=dev/ce"
+    )
+    command.add_argument("--json", metavar="OUT", help="write verdict, score and findings to this file")
+    command.add_argument("--fail-on", choices=["info", "warning", "danger"], help="exit with 1 on a finding as severe")
+    command.add_argument("--follow", action="store_true", help="go on reading as the file grows, until interrupted")
+    command.add_argument(
+        "--interval", type=float, default=5.0, metavar="S", help="seconds between looks with --follow (5)"
+    )
+    command.add_argument("--polls", type=int, metavar="N", help="end --follow after so many looks")
+    command.add_argument(
+        "--on-finding", metavar="COMMAND", help="with --follow: run for each new finding (PPL_SIGNAL, ...)"
+    )
+    command.set_defaults(run=_monitor)
 
     command = commands.add_parser("demo", help="train, evaluate and plot a small model on real text")
     command.add_argument("--out", default="demo-out", metavar="DIR", help="where model, logs and plot go (demo-out)")

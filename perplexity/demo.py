@@ -64,8 +64,8 @@ def split(documents: dict[str, str]) -> tuple[dict[str, str], dict[str, str], in
     return training, validation, dropped
 
 
-def train_tokenizer(texts):
-    """A byte-level BPE with a BOS token, trained on ``texts``."""
+def train_tokenizer(texts, vocabulary: int = VOCABULARY):
+    """A byte-level BPE of ``vocabulary`` entries with a BOS token, trained on ``texts``."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -73,7 +73,7 @@ def train_tokenizer(texts):
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY,
+        vocab_size=vocabulary,
         special_tokens=["<s>"],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,

@@ -1,0 +1,378 @@
+"""A training history as bounded state: what the signals need of it, kept up to date point by point.
+
+Training losses go into blocks of ``BLOCK`` points; a block keeps sums and medians, never its points, and old blocks are merged
+in pairs when there are too many: an update costs the same at the millionth point as at the first. Spikes are found on the way,
+against the last points that were none.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from dataclasses import dataclass, field
+from itertools import islice
+
+import numpy as np
+
+from .settings import Settings
+
+BLOCK = 32  # points
+BASELINE = 4  # blocks that a point is compared with
+MOST_BLOCKS = 4096
+MOST_EVALUATIONS = 4096
+MAD_TO_SIGMA = 1.4826  # of a normal distribution
+KEPT_EVENTS = 200
+
+
+@dataclass
+class Block:
+    """Consecutive training losses; sums without outliers and what is not finite."""
+
+    first: float  # steps
+    last: float
+    count: int
+    total: float
+    squares: float
+    lowest: float
+    highest: float  # outliers included
+    outliers: int
+
+    @property
+    def mean(self) -> float:
+        return self.total / self.count if self.count else math.nan
+
+    def merged(self, other: Block) -> Block:
+        return Block(
+            self.first,
+            other.last,
+            self.count + other.count,
+            self.total + other.total,
+            self.squares + other.squares,
+            min(self.lowest, other.lowest),
+            max(self.highest, other.highest),
+            self.outliers + other.outliers,
+        )
+
+
+@dataclass
+class Spike:
+    """Outliers in a row, upwards: ``points`` of them from ``first`` to ``last`` step, at most ``excess`` nats above the baseline."""
+
+    first: float
+    last: float
+    points: int
+    excess: float
+    deviations: float
+    ended: bool = False
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """A validation loss and the training losses just before it: their mean, its standard error, how far they fell meanwhile."""
+
+    step: float
+    loss: float
+    near: float = math.nan
+    near_error: float = math.nan
+    near_fall: float = 0.0
+    rescored: bool = False  # near is the training text in evaluation mode
+
+
+@dataclass(frozen=True)
+class Restart:
+    """Steps went back from ``left`` to ``to``; the mean training loss of the last points before ``to`` and of the first after."""
+
+    left: float
+    to: float
+    before: float
+    before_error: float
+    after: list = field(default_factory=list)  # the first points after it, up to NEAR
+
+    @property
+    def fall(self) -> float:
+        return self.before - float(np.mean(self.after)) if self.after else math.nan
+
+
+NEAR = BASELINE * BLOCK
+
+
+class Digest:
+    """State of one run. ``train``, ``validation`` and the rest take points in the order they were logged."""
+
+    def __init__(self, settings: Settings | None = None) -> None:
+        self.settings = settings or Settings()
+        self.points = 0  # finite training losses of the run as it stands
+        self.first_step = self.last_step = math.nan
+        self.blocks: list[Block] = []
+        self.evaluations: list[Evaluated] = []
+        self.spikes: deque[Spike] = deque(maxlen=KEPT_EVENTS)
+        self.spikes_seen = 0
+        self.restarts: deque[Restart] = deque(maxlen=KEPT_EVENTS)
+        self.restarts_seen = 0
+        self.non_finite: dict[str, list] = {}  # measure -> [count, first step]
+        self.learning_rate: list[tuple[float, float]] = []  # thinned
+        self.evaluation_seconds = self.seconds = 0.0
+        self.tokens = math.nan
+        self._open_block: list[float] = []
+        self._open_first = math.nan
+        self._recent: deque[tuple[float, float]] = deque(maxlen=NEAR)  # (step, loss), outliers left out
+        self._medians: deque[float] = deque(maxlen=BASELINE)
+        self._deviations: deque[float] = deque(maxlen=BASELINE)
+        self._spike: Spike | None = None
+        self._below = 0  # points under the threshold since the spike's last
+        self._outliers = 0  # of the open block
+        self._highest = -math.inf
+
+    # --- training losses ---------------------------------------------------------------------------------------------
+
+    def threshold(self) -> tuple[float, float]:
+        """(baseline, deviation) that the next point is compared with; NaN while there is none."""
+        if len(self._medians) < 2:
+            return math.nan, math.nan
+        centre = sum(self._medians) / len(self._medians)
+        return centre, MAD_TO_SIGMA * sum(self._deviations) / len(self._deviations)
+
+    def train(self, step: float, loss: float) -> None:
+        """One training loss, in nats."""
+        if step < self.last_step:
+            self._restart(step)
+        if math.isnan(self.first_step):
+            self.first_step = step
+        self.last_step = step
+        if not math.isfinite(loss):
+            self._note_non_finite("train_loss", step)
+            return
+        self.points += 1
+        if self.restarts and len(self.restarts[-1].after) < NEAR:
+            self.restarts[-1].after.append(loss)
+        centre, deviation = self.threshold()
+        limit = centre + max(self.settings.spike_floor, self.settings.spike_deviations * deviation)
+        if not self._open_block and not self._outliers:
+            self._open_first = step
+        self._highest = max(self._highest, loss)
+        if loss > limit:  # never while the limit is NaN
+            self._outlier(step, loss, centre, deviation)
+        else:
+            self._usual(step, loss)
+        if len(self._open_block) + self._outliers >= BLOCK:
+            self._close_block()
+
+    def _outlier(self, step: float, loss: float, centre: float, deviation: float) -> None:
+        self._outliers += 1
+        self._below = 0
+        excess = loss - centre
+        size = excess / max(deviation, 1e-9)
+        if self._spike is None:
+            self._spike = Spike(step, step, 1, excess, size)
+            self.spikes.append(self._spike)
+            self.spikes_seen += 1
+        else:
+            spike = self._spike
+            spike.last, spike.points = step, spike.points + 1
+            spike.excess, spike.deviations = max(spike.excess, excess), max(spike.deviations, size)
+
+    def _usual(self, step: float, loss: float) -> None:
+        self._open_block.append(loss)
+        self._recent.append((step, loss))
+        if self._spike is None:
+            return
+        self._below += 1
+        # One point that is no outlier ends a short spike; a long one ends when most are none again.
+        if self._below >= (1 if self._spike.points < self.settings.spike_sustained else 3):
+            self._spike.ended = True
+            if self._spike.points < self.settings.spike_sustained and len(self.spikes) > KEPT_EVENTS // 2:
+                self.spikes.remove(self._spike)  # single batches must not push long spikes out
+            self._spike = None
+
+    def _close_block(self) -> None:
+        values = self._open_block
+        if values:
+            total = math.fsum(values)
+            self.blocks.append(
+                Block(
+                    self._open_first,
+                    self.last_step,
+                    len(values),
+                    total,
+                    sum(value * value for value in values),
+                    min(values),
+                    self._highest,
+                    self._outliers,
+                )
+            )
+            if len(self.blocks) > MOST_BLOCKS:
+                self._merge_blocks()
+        # A block of mostly outliers is no baseline.
+        if len(values) > BLOCK // 2:
+            ordered = sorted(values)
+            median = ordered[len(ordered) // 2]
+            self._medians.append(median)
+            self._deviations.append(sorted(abs(value - median) for value in ordered)[len(ordered) // 2])
+        self._open_block, self._outliers, self._highest = [], 0, -math.inf
+
+    def _merge_blocks(self) -> None:
+        """The older three quarters in pairs: the end of the run keeps its detail."""
+        old = len(self.blocks) * 3 // 4 // 2 * 2
+        pairs = [self.blocks[i].merged(self.blocks[i + 1]) for i in range(0, old, 2)]
+        self.blocks = pairs + self.blocks[old:]
+
+    def all_blocks(self) -> list[Block]:
+        """With the one that is not full yet."""
+        values = self._open_block
+        if not values:
+            return self.blocks
+        open_block = Block(
+            self._open_first,
+            self.last_step,
+            len(values),
+            math.fsum(values),
+            sum(value * value for value in values),
+            min(values),
+            self._highest,
+            self._outliers,
+        )
+        return [*self.blocks, open_block]
+
+    # --- everything else ---------------------------------------------------------------------------------------------
+
+    def validation(self, step: float, loss: float, rescored: float | None = None, seconds: float | None = None) -> None:
+        """One validation loss, in nats; ``rescored``: the loss of training text in evaluation mode; ``seconds`` it took."""
+        if seconds is not None and math.isfinite(seconds):
+            self.evaluation_seconds += seconds
+        if self.evaluations and step < self.evaluations[-1].step and step < self.last_step:
+            self._restart(step)
+        elif self.evaluations and step < self.evaluations[-1].step:
+            self.evaluations = [e for e in self.evaluations if e.step < step]
+        if not math.isfinite(loss):
+            self._note_non_finite("val_loss", step)
+            return
+        if rescored is not None and math.isfinite(rescored):
+            self.evaluations.append(Evaluated(step, loss, rescored, 0.0, 0.0, True))
+        else:
+            self.evaluations.append(Evaluated(step, loss, *self._near(step)))
+        if len(self.evaluations) > MOST_EVALUATIONS:
+            old = len(self.evaluations) // 2
+            best = min(self.evaluations[:old], key=lambda e: e.loss)
+            thinned = [e for i, e in enumerate(self.evaluations[:old]) if i % 2 == 0 or e is best]
+            self.evaluations = thinned + self.evaluations[old:]
+
+    def _near(self, step: float) -> tuple[float, float, float]:
+        """Mean of the recent training losses, its standard error, and their fall from the older half to the newer.
+
+        Of the last tenth of the steps: further back the loss was another.
+        """
+        values = [loss for at, loss in self._recent if at >= 0.9 * step]
+        if len(values) < 4:
+            return math.nan, math.nan, 0.0
+        count = len(values)
+        mean = math.fsum(values) / count
+        variance = math.fsum((value - mean) ** 2 for value in values) / (count - 1)
+        half = count // 2
+        fall = math.fsum(values[:half]) / half - math.fsum(values[half:]) / (count - half)
+        return mean, math.sqrt(variance / count), max(0.0, fall)
+
+    def other(self, step: float, name: str, value: float) -> None:
+        """lr, tokens, seconds or grad_norm."""
+        if name == "lr":
+            if not self.learning_rate or self.learning_rate[-1][1] != value:
+                self.learning_rate.append((step, value))
+                if len(self.learning_rate) > 2 * MOST_BLOCKS:
+                    self.learning_rate = self.learning_rate[::2]
+        elif name == "seconds":
+            self.seconds = max(self.seconds, value)
+        elif name == "tokens":
+            self.tokens = value
+        elif name == "grad_norm" and not math.isfinite(value):
+            self._note_non_finite("grad_norm", step)
+
+    def _note_non_finite(self, name: str, step: float) -> None:
+        self.non_finite.setdefault(name, [0, step])[0] += 1
+
+    def _restart(self, step: float) -> None:
+        """Steps went back to ``step``: what was logged from it on is replaced by what comes."""
+        before = [loss for at, loss in self._recent if at < step][-NEAR:]
+        if len(before) < 8:  # the points before it are gone: their blocks' means stand for them
+            before = [block.mean for block in self.blocks if block.last < step][-BASELINE:]
+        count = max(1, len(before))
+        mean = math.fsum(before) / count if before else math.nan
+        error = float(np.std(before)) / math.sqrt(count) if len(before) > 1 else 0.0
+        self.restarts.append(Restart(self.last_step, step, mean, error))
+        self.restarts_seen += 1
+        self.blocks = [block for block in self.blocks if block.first < step]
+        self.evaluations = [e for e in self.evaluations if e.step < step]
+        self.points = sum(block.count for block in self.blocks)
+        self.last_step = step
+        if not self.blocks:
+            self.first_step = step
+        for part in (self._recent, self._medians, self._deviations):
+            part.clear()
+        if self._spike is not None:
+            self._spike.ended, self._spike = True, None
+        self._open_block, self._outliers, self._highest = [], 0, -math.inf
+
+    # --- many points at once -----------------------------------------------------------------------------------------
+
+    def train_many(self, steps: np.ndarray, losses: np.ndarray) -> None:
+        """As ``train`` for each, with whole blocks taken at once where nothing in them stands out."""
+        place = 0
+        while place < len(steps):
+            if self._open_block or self._outliers or len(self._medians) < BASELINE or self._spike is not None:
+                self.train(float(steps[place]), float(losses[place]))
+                place += 1
+                continue
+            place += self._plain_blocks(steps[place:], losses[place:])
+            for step, loss in islice(zip(steps[place:].tolist(), losses[place:].tolist(), strict=True), BLOCK):
+                self.train(step, loss)
+                place += 1
+
+    def _plain_blocks(self, steps: np.ndarray, losses: np.ndarray) -> int:
+        """Take whole blocks while they hold no outlier, nothing that is not finite and no step back; returns their points."""
+        count = min(len(steps) // BLOCK, 4096)
+        if not count or steps[0] < self.last_step or (self.restarts and len(self.restarts[-1].after) < NEAR):
+            return 0
+        shape = (count, BLOCK)
+        at, values = steps[: count * BLOCK].reshape(shape), losses[: count * BLOCK].reshape(shape)
+        ordered = np.sort(values, axis=1)
+        medians = ordered[:, BLOCK // 2]
+        deviations = np.sort(np.abs(ordered - medians[:, None]), axis=1)[:, BLOCK // 2]
+        all_medians = np.concatenate([list(self._medians), medians])
+        all_deviations = np.concatenate([list(self._deviations), deviations])
+
+        def baseline(of: np.ndarray) -> np.ndarray:
+            """Of the ``BASELINE`` blocks before each."""
+            sums = np.concatenate([[0.0], np.cumsum(of)])
+            return (sums[BASELINE : BASELINE + count] - sums[:count]) / BASELINE
+
+        with np.errstate(invalid="ignore"):
+            centre, deviation = baseline(all_medians), MAD_TO_SIGMA * baseline(all_deviations)
+            limit = centre + np.maximum(self.settings.spike_floor, self.settings.spike_deviations * deviation)
+            steady = np.concatenate([[True], at[1:, 0] >= at[:-1, -1]]) & (np.diff(at, axis=1) >= 0).all(axis=1)
+            # A hair below the limit: sums in another order must not decide.
+            plain = (ordered[:, -1] < limit - 1e-9) & np.isfinite(values).all(axis=1) & steady
+        taken = count if plain.all() else int(np.argmin(plain))
+        if not taken:
+            return 0
+        values, at = values[:taken], at[:taken]
+        for row in zip(
+            at[:, 0].tolist(),
+            at[:, -1].tolist(),
+            [BLOCK] * taken,
+            values.sum(1).tolist(),
+            (values * values).sum(1).tolist(),
+            ordered[:taken, 0].tolist(),
+            ordered[:taken, -1].tolist(),
+            [0] * taken,
+            strict=True,
+        ):
+            self.blocks.append(Block(*row))
+            if len(self.blocks) > MOST_BLOCKS:
+                self._merge_blocks()
+        self._medians.extend(medians[:taken].tolist()[-BASELINE:])
+        self._deviations.extend(deviations[:taken].tolist()[-BASELINE:])
+        tail = slice(max(0, taken * BLOCK - NEAR), taken * BLOCK)
+        self._recent.extend(zip(steps[tail].tolist(), losses[tail].tolist(), strict=True))
+        self.points += taken * BLOCK
+        if math.isnan(self.first_step):
+            self.first_step = float(steps[0])
+        self.last_step = float(at[-1, -1])
+        return taken * BLOCK

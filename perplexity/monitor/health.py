@@ -1,0 +1,135 @@
+"""Verdict and health score of a run's findings."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from ..metric import exp
+from .digest import Digest
+from .signals import SEVERITIES, Finding, all_findings
+
+VERDICTS = {"info": "healthy", "warning": "watch", "danger": "unhealthy"}
+# Which part of the score a signal speaks of, and the part's share of 100.
+PARTS = {
+    "stability": (35, ("non-finite", "divergence", "spike")),
+    "validation": (35, ("overfitting", "worse-than-uniform")),
+    "generalisation": (20, ("leakage-suspected", "generalisation-gap")),
+    "progress": (10, ("plateau",)),
+}
+LEFT = {"info": 1.0, "warning": 0.4, "danger": 0.0}  # of a part, by its worst finding
+FEWER = 0.8  # of what is left, for each further warning or danger in the part
+CEILING = {"info": 100.0, "warning": 70.0, "danger": 30.0}  # of the whole, by the worst finding of all
+GAP_SCALE = 2.0  # nats of validation above training that leave 1/e of the generalisation part
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """What a run's curves say; fields are the keys of ``ppl monitor --json``.
+
+    verdict: "healthy", "watch", "unhealthy", by the worst finding, or "insufficient-data"; health_score: 0 to 100, None where
+    there is too little; components: each part's share, what is left of it, and which findings took the rest.
+    """
+
+    verdict: str
+    health_score: float | None
+    components: dict[str, dict]
+    findings: list[Finding]
+    points: int
+    evaluations: int
+    first_step: float | None
+    last_step: float | None
+    train_loss: float | None
+    train_perplexity: float | None
+    val_loss: float | None
+    val_perplexity: float | None
+    best_val_loss: float | None
+    best_val_step: float | None
+    notes: list[str]
+
+    def to_dict(self) -> dict:
+        return asdict(self)
+
+    def to_json(self) -> str:
+        from ..evaluation.results import to_json
+
+        return to_json(self.to_dict())
+
+    def save(self, path: str | Path) -> None:
+        Path(path).write_text(self.to_json() + "\n")
+
+    def worst(self) -> str:
+        """The most severe finding's severity; "info" where there is none."""
+        return max((f.severity for f in self.findings), key=SEVERITIES.index, default="info")
+
+
+def score(findings: list[Finding], gap: float | None) -> tuple[float, dict[str, dict]]:
+    """Health score and its components; ``gap``: validation above training, in nats.
+
+    Σ share · left over the parts, at most the worst severity's ceiling. A part's ``left`` is LEFT of its worst finding, times
+    FEWER for each further warning or danger; generalisation's also times exp(−gap / GAP_SCALE) where validation is above
+    training. Every factor falls with a finding more, with a severity raised, and with a wider gap.
+    """
+    components, whole = {}, 0.0
+    for name, (share, signals) in PARTS.items():
+        mine = [f for f in findings if f.signal in signals and f.severity != "info"]
+        left = 1.0
+        if mine:
+            worst = max(mine, key=lambda f: SEVERITIES.index(f.severity)).severity
+            left = LEFT[worst] * FEWER ** (len(mine) - 1)
+        if name == "generalisation" and gap is not None:
+            left *= math.exp(-max(0.0, gap) / GAP_SCALE)
+        components[name] = {"share": share, "left": left, "findings": sorted({f.signal for f in mine})}
+        if name == "generalisation":
+            components[name]["gap"] = gap
+        whole += share * left
+    worst = max((f.severity for f in findings), key=SEVERITIES.index, default="info")
+    return min(whole, CEILING[worst]), components
+
+
+def diagnose(
+    digest: Digest,
+    *,
+    vocabulary_size: int | None = None,
+    total_steps: int | None = None,
+    notes: list[str] | None = None,
+) -> Diagnosis:
+    """``Diagnosis`` of a run: too little to go by is said, never guessed, but what is wrong already is told."""
+    findings = all_findings(digest, vocabulary_size=vocabulary_size, total_steps=total_steps)
+    s = digest.settings
+    evaluations, last = digest.evaluations, digest.evaluations[-1] if digest.evaluations else None
+    worst = max((f.severity for f in findings), key=SEVERITIES.index, default="info")
+    enough = len(evaluations) >= s.least_evaluations and digest.points >= s.least_points
+    verdict = VERDICTS[worst] if enough or worst != "info" else "insufficient-data"
+    notes = list(notes or [])
+    health, components = None, {}
+    if enough or worst == "danger":
+        gap = None if last is None or math.isnan(last.near) else last.loss - last.near
+        health, components = score(findings, gap)
+    if not enough:
+        notes.append(
+            f"{digest.points} training losses and {len(evaluations)} validation losses; {s.least_points} and "
+            f"{s.least_evaluations} are the least to judge a run by"
+        )
+    blocks = [block for block in digest.all_blocks() if block.count]
+    train = blocks[-1].mean if blocks else None
+    best = min(evaluations, key=lambda e: e.loss) if evaluations else None
+    number = lambda value: None if value is None or math.isnan(value) else value  # noqa: E731
+    return Diagnosis(
+        verdict,
+        health,
+        components,
+        findings,
+        digest.points,
+        len(evaluations),
+        number(digest.first_step),
+        number(digest.last_step),
+        train,
+        exp(train),
+        last and last.loss,
+        exp(last.loss) if last else None,
+        best and best.loss,
+        best and best.step,
+        notes,
+    )

@@ -1,0 +1,173 @@
+"""``Monitor``: in a training loop, from the first step on."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from ..errors import InputError
+from .digest import Digest
+from .health import Diagnosis, diagnose
+from .history import UNITS
+from .settings import Settings
+from .signals import SEVERITIES, Finding
+
+# In the order of `log`'s keywords.
+MEASURES = ("train_loss", "val_loss", "lr", "grad_norm", "tokens", "seconds", "train_eval_loss", "eval_seconds")
+
+
+class Monitor:
+    """Losses in, a diagnosis out; a call of ``log`` costs a few microseconds.
+
+    vocabulary_size: for losses worse than uniform. total_steps: the budget, for projections. unit: of the losses given. path: a
+    JSON-lines file to write the history to; where it exists it is read first, so that a run that restarts goes on with it.
+    stop_on: findings that make ``should_stop`` true, by severity or signal. on_finding: called with each new ``Finding``.
+
+    >>> monitor = Monitor(vocabulary_size=50_257)
+    >>> for step in range(3):
+    ...     monitor.log(step, train_loss=4.0 - step)
+    >>> monitor.diagnose().verdict
+    'insufficient-data'
+    """
+
+    def __init__(
+        self,
+        vocabulary_size: int | None = None,
+        *,
+        total_steps: int | None = None,
+        unit: str = "nats",
+        path: str | Path | None = None,
+        stop_on: str | tuple[str, ...] = (),
+        on_finding: Callable[[Finding], None] | None = None,
+        check_every: int = 100,
+        settings: Settings | None = None,
+    ) -> None:
+        if vocabulary_size is not None and vocabulary_size < 2:
+            raise ValueError(f"vocabulary_size: expected at least 2, got {vocabulary_size}")
+        if unit not in UNITS:
+            raise ValueError(f"unit: expected one of {', '.join(UNITS)}, got {unit!r}")
+        if check_every < 1:
+            raise ValueError(f"check_every: expected at least 1, got {check_every}")
+        self.vocabulary_size, self.total_steps = vocabulary_size, total_steps
+        self.stop_on = (stop_on,) if isinstance(stop_on, str) else tuple(stop_on)
+        self.on_finding, self.check_every = on_finding, check_every
+        self.digest = Digest(settings)
+        self.should_stop = False
+        self.stopped_by: Finding | None = None
+        self._convert = None if unit == "nats" else UNITS[unit]
+        self._told: set[tuple] = set()
+        self._calls = 0
+        self._started = time.perf_counter()
+        self._evaluation_seconds = 0.0
+        self._evaluations: list[tuple[int, Callable]] = []
+        self._file = None
+        if path is not None:
+            self._open(Path(path))
+
+    def _open(self, path: Path) -> None:
+        from .history import feed, read_history
+
+        try:
+            if path.exists() and path.stat().st_size:
+                feed(self.digest, read_history(path))
+            self._file = path.open("a", buffering=1)
+        except OSError as error:
+            raise InputError(f"path: expected a file that can be written, got {path} ({error.strerror})")
+
+    def log(
+        self,
+        step: float,
+        *,
+        train_loss: float | None = None,
+        val_loss: float | None = None,
+        lr: float | None = None,
+        grad_norm: float | None = None,
+        tokens: float | None = None,
+        seconds: float | None = None,
+        train_eval_loss: float | None = None,
+        eval_seconds: float | None = None,
+    ) -> None:
+        """One step's measures, losses of one batch or one evaluation; what is left out was not measured.
+
+        Numbers or tensors with one element (those wait for their device). Steps that go back are a restart.
+        """
+        digest = self.digest
+        if train_loss is not None:
+            train_loss = float(train_loss) if self._convert is None else self._convert(float(train_loss))
+            digest.train(step, train_loss)
+        for name, value in (("lr", lr), ("grad_norm", grad_norm), ("tokens", tokens), ("seconds", seconds)):
+            if value is not None:
+                digest.other(step, name, float(value))
+        if val_loss is not None:
+            val_loss = float(val_loss) if self._convert is None else self._convert(float(val_loss))
+            if train_eval_loss is not None:
+                train_eval_loss = (
+                    float(train_eval_loss) if self._convert is None else self._convert(float(train_eval_loss))
+                )
+            digest.validation(step, val_loss, train_eval_loss, eval_seconds)
+        if self._file is not None:
+            self._write(step, train_loss, val_loss, lr, grad_norm, tokens, seconds, train_eval_loss, eval_seconds)
+        self._calls += 1
+        if (self.stop_on or self.on_finding) and (val_loss is not None or self._calls % self.check_every == 0):
+            self.check()
+
+    def _write(self, step: float, *values) -> None:
+        row = {"step": step} | {
+            name: float(value) for name, value in zip(MEASURES, values, strict=True) if value is not None
+        }
+        self._file.write(json.dumps(row) + "\n")
+
+    def check(self) -> Diagnosis:
+        """Diagnose now: tell ``on_finding`` what is new and set ``should_stop``. ``log`` does it every ``check_every`` calls."""
+        diagnosis = self.diagnose()
+        for finding in diagnosis.findings:
+            if finding.signal in self.stop_on or _at_least(finding.severity, self.stop_on):
+                self.should_stop, self.stopped_by = True, self.stopped_by or finding
+            key = finding.signal, finding.severity, finding.first_step
+            if key not in self._told and (finding.signal, finding.severity) not in self._told:
+                self._told |= {key, (finding.signal, finding.severity)}
+                if self.on_finding is not None:
+                    self.on_finding(finding)
+        return diagnosis
+
+    def diagnose(self) -> Diagnosis:
+        """What the curves say so far."""
+        return diagnose(self.digest, vocabulary_size=self.vocabulary_size, total_steps=self.total_steps)
+
+    def evaluate_every(self, steps: int, fn: Callable[[], float | dict]) -> Callable[[float], float | None]:
+        """A function of the step, to be called at each: every ``steps`` it runs ``fn``, logs its loss and what it cost.
+
+        ``fn`` returns a validation loss in the monitor's unit, or a dict of ``log``'s measures. The share of the run's time
+        that evaluations took is in ``evaluation_share``. A NaN is logged as one; what ``fn`` raises is raised.
+        """
+        if steps < 1:
+            raise ValueError(f"steps: expected at least 1, got {steps}")
+
+        def at(step: float) -> float | None:
+            if step % steps:
+                return None
+            begin = time.perf_counter()
+            found = fn()
+            cost = time.perf_counter() - begin
+            self._evaluation_seconds += cost
+            measures = found if isinstance(found, dict) else {"val_loss": found}
+            self.log(step, **{"eval_seconds": cost, "seconds": time.perf_counter() - self._started} | measures)
+            return measures.get("val_loss")
+
+        return at
+
+    @property
+    def evaluation_share(self) -> float:
+        """Share of the time since the monitor was made that went into ``evaluate_every``'s evaluations."""
+        return self._evaluation_seconds / max(time.perf_counter() - self._started, 1e-9)
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+
+
+def _at_least(severity: str, rules: tuple[str, ...]) -> bool:
+    limits = [SEVERITIES.index(rule) for rule in rules if rule in SEVERITIES]
+    return bool(limits) and SEVERITIES.index(severity) >= min(limits)

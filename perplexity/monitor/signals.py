@@ -1,0 +1,536 @@
+"""Signals: each a pure function of a run's ``Digest``, with what it looks for, its reference, and what would make it wrong."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from ..metric import exp
+from .digest import Digest, Evaluated, Spike
+from .settings import Settings
+
+SEVERITIES = ("info", "warning", "danger")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What a signal found: from ``first_step`` to ``last_step``; ``evidence`` in words and numbers, ``advice`` what to do."""
+
+    signal: str
+    severity: str
+    first_step: float
+    last_step: float
+    evidence: str
+    advice: str
+    numbers: dict = field(default_factory=dict)
+
+
+def nats(value: float) -> str:
+    return f"{value:.3f} nats"
+
+
+def _with_train(evaluations: list[Evaluated]) -> list[Evaluated]:
+    return [e for e in evaluations if not math.isnan(e.near)]
+
+
+def validation_noise(digest: Digest) -> float:
+    """Standard error of a validation loss, from the second differences of those before the last few (MAD, /√6).
+
+    The last few are left out: what they do is being judged. Wrong where evaluations are few, or far apart on a steep curve.
+    """
+    losses = [e.loss for e in digest.evaluations[: -digest.settings.evaluations_in_a_row]]
+    losses = np.array(losses[len(losses) // 3 :])
+    if len(losses) < 4:
+        return 0.0
+    return float(1.4826 * np.median(np.abs(np.diff(losses, 2))) / math.sqrt(6))
+
+
+def non_finite(digest: Digest) -> Iterator[Finding]:
+    """NaN or infinite losses. Never wrong; a gradient norm may be infinite for a step under loss scaling: info."""
+    for name, (count, first) in digest.non_finite.items():
+        yield Finding(
+            "non-finite",
+            "info" if name == "grad_norm" else "danger",
+            first,
+            digest.last_step,
+            f"{name} is NaN or infinite {count} times, first at step {first:,.0f}",
+            "go back to a checkpoint before it; lower the learning rate, clip gradients, look for a bad batch, "
+            "check 16-bit overflow",
+            {"measure": name, "count": count},
+        )
+
+
+def spikes(digest: Digest) -> Iterator[Finding]:
+    """Training losses in a row far above the median of those before (median and MAD, outliers kept out of the baseline).
+
+    After OLMo-core's and llm-foundry's monitors, which compare with a mean: a median does not move with what it judges. Wrong
+    where the data change for good: the loss then never comes back. Single batches stand out in every healthy run.
+    """
+    s = digest.settings
+    single = [spike for spike in digest.spikes if spike.points < s.spike_sustained]
+    if single:
+        worst = max(single, key=lambda spike: spike.excess)
+        yield Finding(
+            "spike",
+            "info",
+            worst.first,
+            worst.last,
+            f"{digest.spikes_seen - (len(digest.spikes) - len(single)):,} outlying batches that recovered at once; the largest "
+            f"{nats(worst.excess)} ({worst.deviations:.0f} robust deviations) above the loss before it",
+            "nothing to do; look at that batch if you are curious",
+            {"points": worst.points, "excess": worst.excess, "class": "isolated"},
+        )
+    for spike in digest.spikes:
+        if spike.points >= s.spike_sustained:
+            yield _sustained(digest, spike)
+
+
+def _sustained(digest: Digest, spike: Spike) -> Finding:
+    lasted = f"{spike.points} logged steps, up to {nats(spike.excess)} above the loss before them"
+    if not spike.ended and spike.points >= digest.settings.spike_not_recovered:
+        return Finding(
+            "spike",
+            "danger",
+            spike.first,
+            spike.last,
+            f"the loss jumped at step {spike.first:,.0f} and has not come back for {lasted}",
+            "go back to the checkpoint before it; skip those batches, lower the learning rate, clip gradients",
+            {"points": spike.points, "excess": spike.excess, "class": "not recovered"},
+        )
+    slow = spike.points >= digest.settings.spike_not_recovered
+    state = "recovered slowly after" if slow else "recovered after" if spike.ended else "is up since"
+    return Finding(
+        "spike",
+        "warning",
+        spike.first,
+        spike.last,
+        f"a spike {state} {lasted}",
+        "look at the batches of those steps and at the gradient norm; if it comes again, lower the learning rate or clip",
+        {
+            "points": spike.points,
+            "excess": spike.excess,
+            "class": "slow" if slow else "recovered" if spike.ended else "open",
+        },
+    )
+
+
+def validation_rise(digest: Digest) -> tuple[Evaluated, float] | None:
+    """The best evaluation and by how much every one of the last few lies above it; None where they do not."""
+    s = digest.settings
+    evaluations = digest.evaluations
+    if len(evaluations) < s.evaluations_in_a_row + 2:
+        return None
+    last = evaluations[-s.evaluations_in_a_row :]
+    best = min(evaluations[: -s.evaluations_in_a_row], key=lambda e: e.loss)
+    rise = min(e.loss for e in last) - best.loss
+    if rise <= max(s.rise, s.standard_errors * validation_noise(digest)):
+        return None
+    return best, rise
+
+
+def overfitting(digest: Digest) -> Iterator[Finding]:
+    """Validation above its best for several evaluations while training falls (Prechelt, Early Stopping, 1998).
+
+    Wrong where validation is of another kind than training and moves away from it as the mix of training data changes.
+    """
+    found = validation_rise(digest)
+    if found is None:
+        return
+    best, rise = found
+    last = digest.evaluations[-1]
+    if _train_rose(digest, best, last):
+        return
+    fell = (
+        ""
+        if math.isnan(best.near) or math.isnan(last.near)
+        else f"; training went from {best.near:.3f} to {last.near:.3f}"
+    )
+    yield Finding(
+        "overfitting",
+        "danger",
+        best.step,
+        last.step,
+        f"validation has been {nats(rise)} or more above its best ({best.loss:.3f} at step {best.step:,.0f}, perplexity "
+        f"{exp(best.loss):,.1f}) for {digest.settings.evaluations_in_a_row} evaluations{fell}",
+        f"stop, and go back to step {best.step:,.0f}; more data, a smaller model, dropout or weight decay",
+        {"best_step": best.step, "best_loss": best.loss, "rise": rise},
+    )
+
+
+def _train_rose(digest: Digest, best: Evaluated, last: Evaluated) -> bool:
+    if math.isnan(best.near) or math.isnan(last.near):
+        return False
+    error = math.hypot(best.near_error, last.near_error)
+    return last.near - best.near > max(digest.settings.rise, digest.settings.standard_errors * error)
+
+
+def divergence(digest: Digest) -> Iterator[Finding]:
+    """Both losses rise, or the training loss alone by far more than its noise and for long.
+
+    Wrong where the data get harder on purpose, or the objective changes (a longer context, another mix).
+    """
+    s = digest.settings
+    found = validation_rise(digest)
+    if found is not None and _train_rose(digest, found[0], digest.evaluations[-1]):
+        best, last = found[0], digest.evaluations[-1]
+        yield Finding(
+            "divergence",
+            "danger",
+            best.step,
+            last.step,
+            f"since step {best.step:,.0f} validation rose from {best.loss:.3f} to {last.loss:.3f} and training from "
+            f"{best.near:.3f} to {last.near:.3f}",
+            f"stop, and go back to step {best.step:,.0f}; lower the learning rate, lengthen the warm-up, clip gradients",
+            {"best_step": best.step, "rise": found[1]},
+        )
+        return
+    blocks = [block for block in digest.all_blocks() if block.count]
+    # An eighth of the run, or four blocks, at the end against the best such stretch before it.
+    width = max(4, len(blocks) // 8)
+    if len(blocks) < 3 * width:
+        return
+    means = np.array([block.mean for block in blocks])
+    counts = np.array([block.count for block in blocks], dtype=float)
+    totals = np.concatenate([[0.0], np.cumsum(means * counts)])
+    sizes = np.concatenate([[0.0], np.cumsum(counts)])
+    stretches = (totals[width:] - totals[:-width]) / (sizes[width:] - sizes[:-width])
+    best = int(np.argmin(stretches[: -width or None]))
+    rise = float(stretches[-1] - stretches[best])
+    spread = float(np.std(np.diff(means[best : best + width + 1]))) if width > 1 else 0.0
+    if (
+        rise > max(s.train_rise, s.standard_errors * spread)
+        and (means[-width:] > stretches[best] + s.train_rise / 2).all()
+    ):
+        yield Finding(
+            "divergence",
+            "danger",
+            blocks[best].first,
+            digest.last_step,
+            f"the training loss is {nats(rise)} above its best mean ({stretches[best]:.3f} around step "
+            f"{blocks[best].first:,.0f}) and has been for the last {int(counts[-width:].sum()):,} logged steps",
+            f"stop, and go back to step {blocks[best].first:,.0f}; lower the learning rate, lengthen the warm-up, clip gradients",
+            {"best_step": blocks[best].first, "rise": rise},
+        )
+
+
+def plateau(digest: Digest) -> Iterator[Finding]:
+    """Little to gain: Theil and Sen's slope of the training loss over the logarithm of the step, in the last doubling.
+
+    The projected gain of another doubling, at the optimistic end of its 95 % interval, is under a share of the loss. Wrong in
+    a stable phase of a schedule with little left to learn until the rate is lowered: that is why it is a warning.
+    """
+    s = digest.settings
+    # Validation text is the same each time: its curve shows a plateau sooner than the batches do.
+    found = None
+    for measure, points in (("validation", _late_evaluations(digest)), ("training", _binned(digest))):
+        found = found or _flat(measure, *points, s)
+    if found is None:
+        return
+    measure, steps, level, gain, optimistic = found
+    constant = len(digest.learning_rate) == 1 or (digest.learning_rate and digest.learning_rate[-1][0] <= steps[0])
+    schedule = (
+        "the learning rate has been constant: a cosine or linear decay often gives the next gain; " if constant else ""
+    )
+    yield Finding(
+        "plateau",
+        "warning",
+        float(steps[0]),
+        digest.last_step,
+        f"the {measure} loss stands at {level:.3f}: another doubling of the steps would gain {nats(max(0.0, gain))} "
+        f"(at most {nats(max(0.0, optimistic))})",
+        schedule
+        + "more data or capacity; check that the learning rate is not zero and that labels belong to their inputs",
+        {"gain_per_doubling": gain, "loss": level},
+    )
+
+
+def _flat(measure: str, steps: np.ndarray | None, losses: np.ndarray | None, s: Settings) -> tuple | None:
+    """What a plateau shows: measure, steps, level, gain of another doubling, and that gain at its most optimistic."""
+    import scipy.stats
+
+    if steps is None:
+        return None
+    fit = scipy.stats.theilslopes(losses, np.log2(steps), 0.95)
+    gain, optimistic = -float(fit.slope), -float(fit.low_slope)
+    level = float(np.median(losses[-3:]))
+    error = (float(fit.high_slope) - float(fit.low_slope)) / (2 * 1.96)
+    # Under a share of the loss for certain; or no gain that stands out of the noise, where the noise is small.
+    certain = optimistic < s.plateau_gain * abs(level)
+    lost = gain < s.plateau_errors * error and error < s.plateau_error * abs(level)
+    return (measure, steps, level, gain, optimistic) if certain or lost else None
+
+
+def _late_evaluations(digest: Digest) -> tuple[np.ndarray | None, np.ndarray | None]:
+    s = digest.settings
+    late = [e for e in digest.evaluations if e.step >= max(0.55 * digest.last_step, 1)]
+    if digest.points < s.plateau_points or len(late) < s.plateau_evaluations:
+        return None, None
+    return np.array([e.step for e in late]), np.array([e.loss for e in late])
+
+
+def _binned(digest: Digest) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """Medians of blocks in bins of equal width in the logarithm of the step, over the last doubling of the run."""
+    s = digest.settings
+    last = digest.last_step
+    blocks = [block for block in digest.all_blocks() if block.count and block.first >= max(last / 2, 1)]
+    if digest.points < s.plateau_points or len(blocks) < s.plateau_bins // 2:
+        return None, None
+    at = np.array([(block.first + block.last) / 2 for block in blocks])
+    means = np.array([block.mean for block in blocks])
+    edges = np.linspace(np.log2(at[0]), np.log2(at[-1]) + 1e-9, s.plateau_bins + 1)
+    number = np.clip(np.searchsorted(edges, np.log2(at), side="right") - 1, 0, s.plateau_bins - 1)
+    kept = [which for which in range(s.plateau_bins) if (number == which).any()]
+    if len(kept) < s.plateau_bins // 2:
+        return None, None
+    return (
+        np.array([at[number == which].mean() for which in kept]),
+        np.array([np.median(means[number == which]) for which in kept]),
+    )
+
+
+def leakage(digest: Digest) -> Iterator[Finding]:
+    """Validation below training for long, by more than noise, the lag of the running loss, and a floor.
+
+    Wrong where validation is an easier text, where dropout or a running average makes the logged training loss high, or
+    where training text is scored in another way. Then re-score a sample of training text in evaluation mode (train_eval_loss).
+    """
+    s = digest.settings
+    with_train = _with_train(digest.evaluations)
+    last = with_train[-s.leak_evaluations :]
+    if len(last) == s.leak_evaluations and last[-1].step - last[0].step >= 0.1 * last[-1].step:
+        margins = [e.near - e.loss - max(s.leak_floor + e.near_fall, s.standard_errors * e.near_error) for e in last]
+        if min(margins) > 0:
+            below = min(e.near - e.loss for e in last)
+            kind = "training text scored in evaluation mode" if last[-1].rescored else "the training loss before it"
+            yield Finding(
+                "leakage-suspected",
+                "warning",
+                last[0].step,
+                last[-1].step,
+                f"validation has been {nats(below)} or more below {kind} for {len(last)} evaluations",
+                "check whether validation text is in the training data (ppl check-data); benign causes: dropout, a running "
+                "average as training loss, an easier text",
+                {"below": below},
+            )
+    evaluations = digest.evaluations[-s.evaluations_in_a_row :]
+    if len(evaluations) == s.evaluations_in_a_row and max(e.loss for e in evaluations) < s.memorised:
+        yield Finding(
+            "leakage-suspected",
+            "warning",
+            evaluations[0].step,
+            evaluations[-1].step,
+            f"a validation perplexity of {exp(evaluations[-1].loss):.2f}: the text is memorised, or degenerate",
+            "look at the validation text: repeated lines, or text of the training data",
+            {"loss": evaluations[-1].loss},
+        )
+    for restart in digest.restarts:
+        enough = len(restart.after) >= 32 and not math.isnan(restart.before)
+        limit = max(s.restart_fall, s.standard_errors * restart.before_error)
+        if enough and restart.fall > limit:
+            yield Finding(
+                "leakage-suspected",
+                "warning",
+                restart.to,
+                digest.last_step,
+                f"after the restart at step {restart.to:,.0f} the training loss is {nats(restart.fall)} lower at once: "
+                "data that had been seen already",
+                "check that the data loader continues where the checkpoint left it",
+                {"fall": restart.fall},
+            )
+
+
+def worse_than_uniform(digest: Digest, vocabulary_size: int | None) -> Iterator[Finding]:
+    """A loss above ln V for long: the model does worse than a guess. Wrong only where V is not the vocabulary's size."""
+    if not vocabulary_size:
+        return
+    s = digest.settings
+    limit = math.log(vocabulary_size) + s.uniform_margin
+    advice = (
+        "look for another tokenizer than the model's, labels shifted wrongly, padding that is scored, a diverged model"
+    )
+    last = digest.evaluations[-s.evaluations_in_a_row :]
+    if len(last) == s.evaluations_in_a_row and min(e.loss for e in last) > limit:
+        yield Finding(
+            "worse-than-uniform",
+            "warning",
+            last[0].step,
+            last[-1].step,
+            f"the last {len(last)} validation losses are above ln V = {math.log(vocabulary_size):.3f}; the last {last[-1].loss:.3f}",
+            advice,
+            {"measure": "val_loss", "loss": last[-1].loss},
+        )
+    blocks = [block for block in digest.all_blocks() if block.count]
+    late = [block for block in blocks if block.first >= digest.last_step / 2]
+    if digest.points >= s.least_points and late and min(block.mean for block in late) > limit:
+        yield Finding(
+            "worse-than-uniform",
+            "warning",
+            late[0].first,
+            digest.last_step,
+            f"the training loss has been above ln V = {math.log(vocabulary_size):.3f} since step {late[0].first:,.0f}; now "
+            f"{late[-1].mean:.3f}",
+            advice,
+            {"measure": "train_loss", "loss": late[-1].mean},
+        )
+
+
+def generalisation_gap(digest: Digest) -> Iterator[Finding]:
+    """Validation above training: its size and trend; a warning where it is wide. Wrong where the two texts differ in kind."""
+    s = digest.settings
+    with_train = _with_train(digest.evaluations)
+    last = with_train[-s.evaluations_in_a_row :]
+    if len(last) < s.evaluations_in_a_row:
+        return
+    gaps = [e.loss - e.near for e in last]
+    if min(gaps) <= s.gap:
+        return
+    earlier = with_train[len(with_train) // 2]
+    trend = "growing" if gaps[-1] > earlier.loss - earlier.near + s.rise else "not growing"
+    yield Finding(
+        "generalisation-gap",
+        "warning",
+        last[0].step,
+        last[-1].step,
+        f"validation is {nats(gaps[-1])} above training (perplexity {exp(gaps[-1]):.2f} times), {trend}",
+        "more or more varied data, regularisation; check that both texts are of one kind and cut by one tokenizer",
+        {"gap": gaps[-1]},
+    )
+
+
+def healthy_decline(digest: Digest, total_steps: int | None = None) -> Iterator[Finding]:
+    """The fall of the loss as a power law, L(s) = E + A·s^−α (Kaplan et al., 2020; Hoffmann et al., 2022), and where it leads.
+
+    Wrong as a projection where the learning rate is about to change; the exponent is a description, not a promise.
+    """
+    blocks = [block for block in digest.all_blocks() if block.count and block.first > 0]
+    if digest.points < digest.settings.least_points or len(blocks) < 6:
+        return
+    steps = np.array([(block.first + block.last) / 2 for block in blocks])
+    losses = np.array([block.mean for block in blocks])
+    late = steps >= steps[-1] / 16
+    if late.sum() < 6:
+        return
+    steps, losses = steps[late], losses[late]
+    fitted = _power_law(steps, losses)
+    if fitted is None:
+        return
+    floor, scale, exponent = fitted
+    gained = float(losses[: max(1, len(losses) // 8)].mean() - losses[-max(1, len(losses) // 8) :].mean())
+    if gained <= digest.settings.plateau_gain * abs(float(losses[-1])):
+        return
+    ends = total_steps is not None and total_steps > digest.last_step
+    end = total_steps if ends else 2 * digest.last_step
+    where = "at the end of the budget" if ends else "at twice the steps"
+    projected = floor + scale * end**-exponent
+    yield Finding(
+        "healthy-decline",
+        "info",
+        float(steps[0]),
+        digest.last_step,
+        f"the training loss fell by {nats(gained)} since step {steps[0]:,.0f}, as step to the power −{exponent:.2f}; the fit "
+        f"gives {projected:.3f} {where} (step {end:,.0f})",
+        "nothing to do",
+        {"exponent": exponent, "floor": floor, "projected": projected, "at_step": end},
+    )
+
+
+def _power_law(steps: np.ndarray, losses: np.ndarray) -> tuple[float, float, float] | None:
+    """(E, A, α) of least squares with E ≥ 0: a search over α with E and A solved for each, which cannot fail to converge."""
+    best = None
+    for exponent in np.geomspace(0.02, 2.0, 40):
+        basis = steps**-exponent
+        design = np.stack([np.ones_like(basis), basis], 1)
+        (floor, scale), *_ = np.linalg.lstsq(design, losses, rcond=None)
+        if floor < 0:
+            floor, scale = 0.0, float(np.dot(basis, losses) / np.dot(basis, basis))
+        residual = float(((floor + scale * basis - losses) ** 2).sum())
+        if scale > 0 and (best is None or residual < best[0]):
+            best = residual, float(floor), float(scale), float(exponent)
+    return best and best[1:]
+
+
+def cadence(digest: Digest) -> Iterator[Finding]:
+    """Evaluations too rare to see a trend, missing, or too dear for what they cost."""
+    s = digest.settings
+    count, last = len(digest.evaluations), digest.last_step
+    if digest.points < s.least_points:
+        return
+    wanted = "every 500 to 1,000 steps is usual"
+    if not count:
+        advice = f"evaluate on text that is not trained on: {wanted}"
+        yield Finding("evaluation-cadence", "info", digest.first_step, last, "no validation loss was logged", advice)
+        return
+    spacing = (digest.evaluations[-1].step - digest.evaluations[0].step) / max(1, count - 1)
+    since = last - digest.evaluations[-1].step
+    if (count < s.evaluations_wanted and last > 2 * s.steps_without) or max(spacing, since) > max(
+        s.steps_without, last / 4
+    ):
+        yield Finding(
+            "evaluation-cadence",
+            "info",
+            digest.evaluations[0].step,
+            last,
+            f"{count} evaluations, {spacing:,.0f} steps apart, the last {since:,.0f} steps ago: a trend shows late",
+            f"evaluate more often: {wanted}",
+            {"spacing": spacing, "count": count},
+        )
+    share = digest.evaluation_seconds / digest.seconds if digest.seconds else 0.0
+    if share > s.evaluation_share:
+        yield Finding(
+            "evaluation-cadence",
+            "info",
+            digest.evaluations[0].step,
+            last,
+            f"evaluations take {share:.0%} of the run's time, one every {spacing:,.0f} steps",
+            f"evaluate less often, or on less text: {wanted}",
+            {"share": share},
+        )
+
+
+def restarts(digest: Digest) -> Iterator[Finding]:
+    """Steps that went back: a restart from a checkpoint, or another run in the same file. What it replaced is not judged."""
+    if not digest.restarts:
+        return
+    last = digest.restarts[-1]
+    anew = "the run began anew" if last.to <= digest.first_step else "it went on from there"
+    yield Finding(
+        "restart",
+        "info",
+        last.to,
+        last.left,
+        f"steps went back {digest.restarts_seen} times, last from {last.left:,.0f} to {last.to:,.0f}; {anew}, and what was "
+        "logged from there on before is not judged",
+        "nothing to do; give runs files of their own to see them all",
+        {"count": digest.restarts_seen},
+    )
+
+
+PLAIN: tuple[Callable[[Digest], Iterator[Finding]], ...] = (
+    non_finite,
+    divergence,
+    overfitting,
+    spikes,
+    leakage,
+    generalisation_gap,
+    plateau,
+    restarts,
+    cadence,
+)
+
+
+def all_findings(
+    digest: Digest, *, vocabulary_size: int | None = None, total_steps: int | None = None
+) -> list[Finding]:
+    """Every signal's findings, the most severe first; a plateau is not also told of a run that overfits or diverges."""
+    found = [finding for signal in PLAIN for finding in signal(digest)]
+    found += worse_than_uniform(digest, vocabulary_size)
+    found += healthy_decline(digest, total_steps)
+    told = {finding.signal for finding in found}
+    if told & {"overfitting", "divergence"}:
+        found = [f for f in found if f.signal not in ("plateau", "healthy-decline")]
+    elif "plateau" in told:
+        found = [f for f in found if f.signal != "healthy-decline"]
+    return sorted(found, key=lambda finding: -SEVERITIES.index(finding.severity))
