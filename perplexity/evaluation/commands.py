@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import replace
 
 import torch
 from rich.console import Console
@@ -33,14 +33,14 @@ def run_eval(arguments: argparse.Namespace) -> int:
     if STANDARD_INPUT in arguments.text and _world_size() > 1:
         raise InputError("-: expected a file, standard input cannot be read by several processes")
     baseline = None if arguments.baseline is None else read_result(arguments.baseline)
+    texts = _Texts(arguments)
     with _ranks(arguments.device) as (rank, ranks, device):
         model, tokenizer = _load(arguments.model, arguments, device)
-        documents, total = _documents(arguments, tokenizer)
-        with _progress(total, rank == 0) as progress:
+        with _progress(texts, rank == 0) as progress:
             evaluation = evaluate(
                 model,
                 tokenizer,
-                documents,
+                texts.documents(tokenizer),
                 protocol=arguments.protocol,
                 context_length=arguments.context_length,
                 stride=arguments.stride,
@@ -68,16 +68,16 @@ def run_compare(arguments: argparse.Namespace) -> int:
         found = compare(arguments.a, arguments.b, measure=arguments.measure)
         table = tables.comparison(found)
     else:
+        texts = _Texts(arguments)
         model_a, tokenizer = _load(arguments.a, arguments, _device(arguments.device))
         dtype_b = arguments.dtype_b or arguments.dtype
         model_b, tokenizer_b = _load(arguments.b, arguments, _device(arguments.device), dtype_b)
-        documents, total = _documents(arguments, tokenizer)
-        with _progress(total, True) as progress:
+        with _progress(texts, True) as progress:
             found = compare_models(
                 model_a,
                 model_b,
                 tokenizer,
-                documents,
+                texts.documents(tokenizer),
                 tokenizer_b=tokenizer_b,
                 protocol=arguments.protocol,
                 context_length=arguments.context_length,
@@ -135,39 +135,38 @@ def _load(name: str, arguments: argparse.Namespace, device: str, dtype: str | No
     )
 
 
-@dataclass(frozen=True)
-class _Total:
-    documents: int
-    size: int
+class _Texts:
+    """The documents of a command, read once to the end before the model is loaded, so that bad input is told first."""
 
+    def __init__(self, arguments: argparse.Namespace) -> None:
+        self.paths, self.separator = arguments.text, arguments.separator
+        self.options = ReadOptions(
+            arguments.text_column,
+            arguments.domain_column,
+            arguments.id_column,
+            arguments.split,
+            arguments.token_dtype,
+            standard_input=arguments.stdin,
+        )
+        documents: Iterable[Document] = read_documents(self.paths, self.options)
+        self.held = list(documents) if STANDARD_INPUT in self.paths else None
+        self.count: int | None = 0
+        self.size = 0
+        for document in self.held or documents:
+            self.size += document.size
+            # Token files are cut into documents by their separator, which the tokenizer knows.
+            self.count = None if self.count is None or document.ids is not None else self.count + 1
 
-def _documents(arguments: argparse.Namespace, tokenizer) -> tuple[Iterable[Document], _Total]:
-    """The documents and how much: read once to the end before the model works, so that bad input is told first."""
-    bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
-    before, after = (bos, None) if bos is not None else (None, eos)
-    if arguments.separator is not None:
-        if not 0 <= arguments.separator < len(tokenizer):
-            raise InputError(f"--separator: expected a token id below {len(tokenizer)}, got {arguments.separator}")
-        before, after = (None, arguments.separator) if arguments.separator != bos else (bos, None)
-    options = ReadOptions(
-        arguments.text_column,
-        arguments.domain_column,
-        arguments.id_column,
-        arguments.split,
-        arguments.token_dtype,
-        before,
-        after,
-        arguments.stdin,
-    )
-    documents: Iterable[Document] = read_documents(arguments.text, options)
-    if STANDARD_INPUT in arguments.text:
-        documents = list(documents)
-    count = size = 0
-    for document in documents:
-        count, size = count + 1, size + document.size
-    return documents if STANDARD_INPUT in arguments.text else read_documents(arguments.text, options), _Total(
-        count, size
-    )
+    def documents(self, tokenizer) -> Iterable[Document]:
+        if self.held is not None:
+            return self.held
+        bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
+        before, after = (bos, None) if bos is not None else (None, eos)
+        if self.separator is not None:
+            if not 0 <= self.separator < len(tokenizer):
+                raise InputError(f"--separator: expected a token id below {len(tokenizer)}, got {self.separator}")
+            before, after = (None, self.separator) if self.separator != bos else (bos, None)
+        return read_documents(self.paths, replace(self.options, split_before=before, split_after=after))
 
 
 def _world_size() -> int:
@@ -193,19 +192,20 @@ def _ranks(device: str | None) -> Iterator[tuple[int, int, str]]:
 
 
 @contextmanager
-def _progress(total: _Total, visible: bool) -> Iterator[Callable[[Progress], None] | None]:
+def _progress(texts: _Texts, visible: bool) -> Iterator[Callable[[Progress], None] | None]:
     """A line that says how far it is: redrawn in a terminal, else one every ``LOG_EVERY`` seconds on stderr."""
     if not visible:
         yield None
         return
     started = time.monotonic()
+    of = "" if texts.count is None else f"/{texts.count:,}"
 
     def described(now: Progress) -> str:
         seconds = max(time.monotonic() - started, 1e-9)
-        left = seconds * (total.size - now.done) / now.done if now.done else None
+        left = seconds * (texts.size - now.done) / now.done if now.done else None
         speed = f"{now.tokens / seconds:,.0f} tokens/s"
         return (
-            f"{now.documents:,}/{total.documents:,} documents  {speed}  perplexity {exp(now.loss):,.2f}"
+            f"{now.documents:,}{of} documents  {speed}  perplexity {exp(now.loss):,.2f}"
             f"  {'' if left is None else f'{_clock(left)} left'}"
         )
 
@@ -222,7 +222,7 @@ def _progress(total: _Total, visible: bool) -> Iterator[Callable[[Progress], Non
         return
     columns = (BarColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
     with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("", total=total.size)
+        task = bar.add_task("", total=texts.size)
         yield lambda now: bar.update(task, completed=now.done, description=described(now))
 
 

@@ -56,7 +56,7 @@ class Block:
 
 @dataclass
 class Spike:
-    """Outliers in a row, upwards: ``points`` of them from ``first`` to ``last`` step, at most ``excess`` nats above the baseline."""
+    """Outliers in a row, upwards: ``points`` from ``first`` to ``last`` step, at most ``excess`` nats above the baseline."""
 
     first: float
     last: float
@@ -170,6 +170,8 @@ class Digest:
             spike = self._spike
             spike.last, spike.points = step, spike.points + 1
             spike.excess, spike.deviations = max(spike.excess, excess), max(spike.deviations, size)
+        if self._spike.points >= self.settings.spike_sustained:
+            self._recent.append((step, loss))  # no odd batch any more: this is the loss now
 
     def _usual(self, step: float, loss: float) -> None:
         self._open_block.append(loss)

@@ -26,6 +26,9 @@ class Settings:
     plateau_gain: float = 0.005
     plateau_errors: float = 1.0  # or no gain beyond its standard error ...
     plateau_error: float = 0.008  # ... where that is under this share of the loss
+    # Or the mean of the last doubling is under the one before by less than this share; healthy runs gain 0.04 and more ...
+    plateau_doubling: float = 0.01
+    plateau_spread: float = 0.01  # ... where the standard error of the difference is under this share
     plateau_points: int = 200
     plateau_bins: int = 12
     plateau_evaluations: int = 6

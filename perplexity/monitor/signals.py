@@ -227,6 +227,7 @@ def plateau(digest: Digest) -> Iterator[Finding]:
     found = None
     for measure, points in (("validation", _late_evaluations(digest)), ("training", _binned(digest))):
         found = found or _flat(measure, *points, s)
+    found = found or _no_gain(digest)
     if found is None:
         return
     measure, steps, level, gain, optimistic = found
@@ -261,6 +262,23 @@ def _flat(measure: str, steps: np.ndarray | None, losses: np.ndarray | None, s: 
     certain = optimistic < s.plateau_gain * abs(level)
     lost = gain < s.plateau_errors * error and error < s.plateau_error * abs(level)
     return (measure, steps, level, gain, optimistic) if certain or lost else None
+
+
+def _no_gain(digest: Digest) -> tuple | None:
+    """As ``_flat``, of a noisy curve: the last doubling's mean training loss beside that of the doubling before."""
+    s, last = digest.settings, digest.last_step
+    halves = []
+    for begin, end in ((last / 4, last / 2), (last / 2, math.inf)):
+        blocks = [block for block in digest.all_blocks() if block.count and begin <= block.first < end]
+        if len(blocks) < 4 or sum(block.count for block in blocks) < s.plateau_points / 2:
+            return None
+        means = np.array([block.mean for block in blocks])
+        halves.append((float(means.mean()), float(means.std(ddof=1)) / math.sqrt(len(means)), blocks[0].first))
+    (before, error_before, _), (now, error_now, first) = halves
+    gain, error = before - now, math.hypot(error_before, error_now)
+    if error > s.plateau_spread * abs(now) or gain > s.plateau_doubling * abs(now):
+        return None
+    return "training", np.array([first, last]), now, gain, gain + 1.96 * error
 
 
 def _late_evaluations(digest: Digest) -> tuple[np.ndarray | None, np.ndarray | None]:
@@ -301,7 +319,11 @@ def leakage(digest: Digest) -> Iterator[Finding]:
     with_train = _with_train(digest.evaluations)
     last = with_train[-s.leak_evaluations :]
     if len(last) == s.leak_evaluations and last[-1].step - last[0].step >= 0.1 * last[-1].step:
-        margins = [e.near - e.loss - max(s.leak_floor + e.near_fall, s.standard_errors * e.near_error) for e in last]
+        noise = validation_noise(digest)
+        margins = [
+            e.near - e.loss - max(s.leak_floor + e.near_fall, s.standard_errors * math.hypot(e.near_error, noise))
+            for e in last
+        ]
         if min(margins) > 0:
             below = min(e.near - e.loss for e in last)
             kind = "training text scored in evaluation mode" if last[-1].rescored else "the training loss before it"
@@ -358,7 +380,7 @@ def worse_than_uniform(digest: Digest, vocabulary_size: int | None) -> Iterator[
             "warning",
             last[0].step,
             last[-1].step,
-            f"the last {len(last)} validation losses are above ln V = {math.log(vocabulary_size):.3f}; the last {last[-1].loss:.3f}",
+            f"the last {len(last)} validation losses are above ln V = {math.log(vocabulary_size):.3f}; now {last[-1].loss:.3f}",
             advice,
             {"measure": "val_loss", "loss": last[-1].loss},
         )

@@ -24,7 +24,12 @@ def test_silence_where_curves_show_nothing(name):
 
 
 def test_the_verdict_is_the_worst_severity():
-    for name, verdict in (("nan", "unhealthy"), ("overfitting", "unhealthy"), ("frozen-rate", "watch"), ("healthy", "healthy")):
+    for name, verdict in (
+        ("nan", "unhealthy"),
+        ("overfitting", "unhealthy"),
+        ("frozen-rate", "watch"),
+        ("healthy", "healthy"),
+    ):
         for rows in runs(name):
             found = diagnosis(rows)
             assert found.verdict == verdict, name

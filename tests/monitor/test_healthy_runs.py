@@ -48,7 +48,9 @@ def test_nothing_is_found_at_any_moment(training_curves, keep):
             moments += 1
             judged += found.verdict == "healthy"
             if found.verdict not in ("healthy", "insufficient-data") or found.worst() != "info":
-                alarms.append((file.name, train, [(f.signal, f.evidence) for f in found.findings if f.severity != "info"]))
+                alarms.append(
+                    (file.name, train, [(f.signal, f.evidence) for f in found.findings if f.severity != "info"])
+                )
             if found.verdict == "insufficient-data":
                 assert found.evaluations < 5 or found.points < 100
                 assert found.health_score is None
