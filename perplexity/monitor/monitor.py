@@ -93,7 +93,7 @@ class Monitor:
 
         Numbers or tensors with one element (those wait for their device). Steps that go back are a restart.
         """
-        digest = self.digest
+        digest, step = self.digest, float(step)
         if train_loss is not None:
             train_loss = float(train_loss) if self._convert is None else self._convert(float(train_loss))
             digest.train(step, train_loss)

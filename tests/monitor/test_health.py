@@ -1,0 +1,169 @@
+"""The score falls with every finding, severity and validation loss that is added; ``Monitor`` in a loop."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+from faults import history, runs
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from perplexity import Monitor
+from perplexity.errors import InputError
+from perplexity.monitor import Finding, diagnose
+from perplexity.monitor.digest import Digest
+from perplexity.monitor.health import PARTS, score
+from perplexity.monitor.signals import SEVERITIES
+
+SIGNALS = [signal for _, signals in PARTS.values() for signal in signals]
+FINDINGS = st.builds(
+    lambda signal, severity: Finding(signal, severity, 0, 1, "", ""),
+    st.sampled_from(SIGNALS),
+    st.sampled_from(SEVERITIES),
+)
+GAPS = st.none() | st.floats(-5, 20)
+
+
+@settings(deadline=None)
+@given(st.lists(FINDINGS, max_size=8), FINDINGS, GAPS)
+def test_one_more_finding_never_raises_the_score(findings, more, gap):
+    before, _ = score(findings, gap)
+    after, components = score([*findings, more], gap)
+    assert 0 <= after <= before <= 100
+    assert sum(part["share"] for part in components.values()) == 100
+
+
+@settings(deadline=None)
+@given(st.lists(FINDINGS, min_size=1, max_size=8), st.data(), GAPS)
+def test_a_higher_severity_never_raises_the_score(findings, data, gap):
+    place = data.draw(st.integers(0, len(findings) - 1))
+    old = findings[place]
+    severity = data.draw(st.sampled_from(SEVERITIES[SEVERITIES.index(old.severity) :]))
+    raised = [*findings[:place], Finding(old.signal, severity, 0, 1, "", ""), *findings[place + 1 :]]
+    assert score(raised, gap)[0] <= score(findings, gap)[0]
+
+
+def run(losses: list[float], gaps: list[float]) -> Digest:
+    digest = Digest()
+    for place, (loss, gap) in enumerate(zip(losses, gaps, strict=True)):
+        for step in range(40):
+            digest.train(40 * place + step + 1, loss + 0.02 * math.sin(7.1 * step))
+        digest.validation(40 * place + 40, loss + gap)
+    return digest
+
+
+@settings(deadline=None, max_examples=150)
+@given(
+    st.lists(st.tuples(st.floats(-0.4, 0.2), st.floats(0.02, 0.8)), min_size=6, max_size=24),
+    st.integers(1, 3),
+    st.floats(0, 2),
+)
+def test_higher_last_validation_losses_never_raise_the_score(shape, last, rise):
+    """Where validation is above training; a common rise of the last one to three evaluations."""
+    losses = (6 + np.cumsum([change for change, _ in shape])).clip(1).tolist()
+    gaps = [gap for _, gap in shape]
+    before = diagnose(run(losses, gaps))
+    after = diagnose(run(losses, gaps[:-last] + [gap + rise for gap in gaps[-last:]]))
+    if before.health_score is not None and after.health_score is not None:
+        assert after.health_score <= before.health_score + 1e-9
+
+
+def test_a_monitor_says_what_a_history_says():
+    for name in ("overfitting", "nan", "frozen-rate", "healthy"):
+        rows = runs(name)[0]
+        monitor = Monitor(vocabulary_size=512)
+        for step, train, value in rows:
+            monitor.log(step, train_loss=train, val_loss=value)
+        expected = diagnose(history(rows).digest(), vocabulary_size=512)
+        assert monitor.diagnose().to_json() == expected.to_json()
+
+
+def test_it_stops_a_run_by_the_users_rule():
+    told = []
+    monitor = Monitor(stop_on="danger", on_finding=told.append)
+    for step, train, value in runs("overfitting")[0]:
+        monitor.log(step, train_loss=train, val_loss=value)
+        if monitor.should_stop:
+            break
+    assert step < 400 and monitor.stopped_by.signal == "overfitting"
+    assert [f.signal for f in told].count("overfitting") == 1
+    quiet = Monitor(stop_on=("spike",))
+    for step, train, value in runs("overfitting")[0]:
+        quiet.log(step, train_loss=train, val_loss=value)
+    assert not quiet.should_stop
+
+
+def test_evaluations_at_a_cadence_and_what_they_cost():
+    monitor = Monitor(total_steps=100)
+    calls = []
+    evaluate = monitor.evaluate_every(10, lambda: calls.append(1) or 3.0)
+    found = []
+    for step in range(1, 101):
+        monitor.log(step, train_loss=3.1)
+        found.append(evaluate(step))
+    assert len(calls) == 10 and found[9] == 3.0 and found[10] is None
+    assert len(monitor.digest.evaluations) == 10
+    assert 0 < monitor.evaluation_share < 1
+    assert monitor.digest.evaluation_seconds == pytest.approx(monitor._evaluation_seconds)
+
+
+def test_its_file_survives_a_restart(tmp_path):
+    rows = runs("healthy")[0]
+    whole = Monitor()
+    for step, train, value in rows:
+        whole.log(step, train_loss=train, val_loss=value)
+    for part in (rows[:250], rows[250:]):
+        monitor = Monitor(path=tmp_path / "history.jsonl")
+        for step, train, value in part:
+            monitor.log(step, train_loss=train, val_loss=value)
+        monitor.close()
+    assert monitor.diagnose().to_json() == whole.diagnose().to_json()
+    assert Monitor(path=tmp_path / "history.jsonl").diagnose().to_json() == whole.diagnose().to_json()
+
+
+def test_losses_in_other_units_and_as_tensors():
+    import torch
+
+    plain, bits = Monitor(), Monitor(unit="bits")
+    for step in range(300):
+        plain.log(step, train_loss=torch.tensor(3.0 - step / 1000))
+        bits.log(step, train_loss=(3.0 - step / 1000) / math.log(2))
+    assert bits.diagnose().train_loss == pytest.approx(plain.diagnose().train_loss, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (dict(vocabulary_size=1), "vocabulary_size: expected at least 2, got 1"),
+        (dict(unit="bans"), "unit: expected one of nats"),
+        (dict(check_every=0), "check_every: expected at least 1"),
+    ],
+)
+def test_bad_arguments(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        Monitor(**arguments)
+    with pytest.raises(ValueError, match="steps: expected at least 1, got 0"):
+        Monitor().evaluate_every(0, float)
+
+
+def test_a_file_that_cannot_be_written(tmp_path):
+    with pytest.raises(InputError, match="path: expected a file that can be written"):
+        Monitor(path=tmp_path / "no" / "such")
+
+
+@pytest.mark.parametrize("points", [0, 1, 5, 99])
+def test_too_few_points_are_no_verdict(points):
+    monitor = Monitor()
+    for step in range(points):
+        monitor.log(step, train_loss=3.0, val_loss=3.0)
+    found = monitor.diagnose()
+    assert found.verdict == "insufficient-data" and found.health_score is None
+    record = json.loads(found.to_json())
+    assert record["verdict"] == "insufficient-data" and record["health_score"] is None
+
+
+def test_the_keys_of_the_json():
+    record = json.loads(diagnose(history(runs("overfitting")[0]).digest()).to_json())
+    assert {"verdict", "health_score", "components", "findings"} <= set(record)
+    assert {"signal", "severity", "first_step", "last_step", "evidence", "advice"} <= set(record["findings"][0])

@@ -1,0 +1,242 @@
+"""Every kind of history gives the same diagnosis; what is broken is named, what is repaired is said."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+from perplexity.errors import InputError
+from perplexity.monitor import History, diagnose, read_history
+
+STEPS = 400
+
+
+def rows(seed: int = 0) -> list[dict]:
+    generator = np.random.default_rng(seed)
+    found = []
+    for step in range(1, STEPS + 1):
+        loss = 3 + 5 * step**-0.4
+        row = {"step": step, "train_loss": round(loss + 0.05 * generator.normal(), 5), "lr": 1e-3 * (1 - step / STEPS)}
+        if step % 20 == 0:
+            row["val_loss"] = round(loss + 0.02, 5)
+        found.append(row)
+    return found
+
+
+def write(folder, kind: str, of: list[dict]):
+    path = folder / kind
+    if kind.endswith(".csv"):
+        lines = ["step,train_loss,val_loss,lr,note"]
+        lines += [f"{r['step']},{r['train_loss']},{r.get('val_loss', '')},{r['lr']},a word" for r in of]
+        path.write_text("\n".join(lines) + "\n")
+    elif kind.endswith(".jsonl"):
+        path.write_text("".join(json.dumps(r) + "\n" for r in of))
+    elif kind == "trainer_state.json":
+        log = []
+        for r in of:
+            log.append({"step": r["step"], "loss": r["train_loss"], "learning_rate": r["lr"], "epoch": 0.1})
+            if "val_loss" in r:
+                log.append({"step": r["step"], "eval_loss": r["val_loss"], "eval_runtime": 2.0})
+        path.write_text(json.dumps({"log_history": log, "global_step": STEPS}))
+    elif kind in ("tensorboard", "lightning"):
+        from torch.utils.tensorboard import SummaryWriter
+
+        train, val = ("train/loss", "eval/loss") if kind == "tensorboard" else ("train_loss", "val_loss")
+        with SummaryWriter(str(path)) as writer:
+            for place, r in enumerate(of):
+                writer.add_scalar(train, r["train_loss"], r["step"], walltime=1000.0 + place)
+                if "val_loss" in r:
+                    writer.add_scalar(val, r["val_loss"], r["step"], walltime=1000.0 + place)
+    elif kind == "wandb":
+        wandb = pytest.importorskip("wandb")
+        run = wandb.init(
+            project="p", mode="offline", dir=str(folder), settings=wandb.Settings(silent=True, console="off")
+        )
+        for r in of:
+            run.log(
+                {"train/loss": r["train_loss"]} | ({"eval/loss": r["val_loss"]} if "val_loss" in r else {}),
+                step=r["step"],
+            )
+        run.finish()
+        wandb.teardown()  # its service process writes on after finish
+        (path,) = folder.rglob("*.wandb")
+    return path
+
+
+@pytest.mark.parametrize("kind", ["a.csv", "a.jsonl", "trainer_state.json", "tensorboard", "lightning", "wandb"])
+def test_every_kind_of_history_says_the_same(tmp_path, kind):
+    history = read_history(write(tmp_path, kind, rows()))
+    steps, losses = history.arrays()
+    assert steps.tolist() == list(range(1, STEPS + 1))
+    # TensorBoard keeps float32.
+    assert losses == pytest.approx([r["train_loss"] for r in rows()], rel=1e-6)
+    at, _ = history.of("val_loss")
+    assert at.tolist() == list(range(20, STEPS + 1, 20))
+    found = diagnose(history.digest())
+    assert found.verdict == "healthy" and found.evaluations == 20 and found.points == STEPS
+    assert found.best_val_step == 400
+
+
+def test_units(tmp_path):
+    plain = diagnose(read_history(write(tmp_path, "a.jsonl", rows())).digest())
+    for unit, change in (("bits", lambda x: x / math.log(2)), ("perplexity", math.exp)):
+        changed = [r | {k: change(r[k]) for k in ("train_loss", "val_loss") if k in r} for r in rows()]
+        for kind in ("b.jsonl", "b.csv"):
+            found = diagnose(read_history(write(tmp_path, kind, changed), unit=unit).digest())
+            assert found.val_loss == pytest.approx(plain.val_loss, rel=1e-9)
+            assert found.train_loss == pytest.approx(plain.train_loss, rel=1e-9)
+
+
+def test_names_of_ones_own(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"it": 1, "ce": 3.0, "dev": 3.5}\n' * 3)
+    history = read_history(path, tags={"step": "it", "train_loss": "ce", "val_loss": "dev"})
+    assert history.arrays()[1].tolist() == [3.0] * 3 and history.of("val_loss")[1].tolist() == [3.5] * 3
+    with pytest.raises(InputError, match="tag: expected one of step, train_loss"):
+        read_history(path, tags={"loss": "ce"})
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("a.csv", "", "a.csv: expected a history, got an empty file"),
+        ("a.csv", "a,b\n1,2\n", "a.csv: expected columns step and train_loss or val_loss, got a, b"),
+        ("a.csv", "step,train_loss\n1,3.0\n2,abc\n", "a.csv: expected numbers in step, train_loss.*abc"),
+        ("a.csv", "step,train_loss\n1,3.0\n2,3.0,4.0\n", "a.csv: expected numbers"),
+        ("a.csv", "step,train_loss\n", "a.csv: expected a training loss or a validation loss, got none"),
+        (
+            "a.jsonl",
+            '{"step": 1, "train_loss": 3}\n{"step":\n',
+            "a.jsonl, line 2: expected a JSON object, got broken JSON",
+        ),
+        ("a.jsonl", '{"step": 1, "train_loss": "x"}\n', "a.jsonl, line 1: expected a number for train_loss, got 'x'"),
+        ("a.jsonl", "[1]\n", "a.jsonl, line 1: expected a JSON object"),
+        ("trainer_state.json", "{}", "expected trainer_state.json with a log_history"),
+        ("trainer_state.json", '{"log_history": [3]}', "expected objects in log_history, got 3 at 1"),
+        ("a.txt", "x", "expected .csv, .jsonl"),
+        ("a.wandb", "this is no run of theirs", "a.wandb: expected a W&B run"),
+    ],
+)
+def test_broken_histories_are_named(tmp_path, name, text, message):
+    if name.endswith(".wandb"):
+        pytest.importorskip("wandb")
+    (tmp_path / name).write_text(text)
+    with pytest.raises(InputError, match=message):
+        read_history(tmp_path / name)
+
+
+def test_what_is_absent(tmp_path):
+    with pytest.raises(InputError, match="no such file"):
+        read_history(tmp_path / "absent.csv")
+    with pytest.raises(InputError, match="expected TensorBoard event files"):
+        read_history(tmp_path)
+    with pytest.raises(InputError, match="unit: expected one of nats"):
+        read_history(tmp_path / "a.csv", unit="bans")
+
+
+@pytest.mark.parametrize("kind", ["a.csv", "a.jsonl"])
+def test_a_line_being_written_is_left_out_and_said(tmp_path, kind):
+    path = write(tmp_path, kind, rows())
+    path.write_bytes(path.read_bytes()[:-9])
+    history = read_history(path)
+    assert len(history.train_step) == STEPS - 1
+    assert "the last line has no end" in history.notes[0]
+
+
+@pytest.mark.parametrize("kind", ["a.csv", "a.jsonl"])
+def test_rows_in_no_order_are_sorted_and_said(tmp_path, kind):
+    mixed = [rows()[place] for place in np.random.default_rng(1).permutation(STEPS)]
+    history = read_history(write(tmp_path, kind, mixed))
+    assert "sorted by step" in history.notes[0]
+    found, plain = diagnose(history.digest()), diagnose(read_history(write(tmp_path, "b.jsonl", rows())).digest())
+    assert (found.verdict, found.val_loss, found.train_loss) == (plain.verdict, plain.val_loss, plain.train_loss)
+
+
+def test_an_empty_cell_is_no_measurement_and_nan_is_one(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text("step,train_loss,val_loss\n1,3.0,\n2,nan,\n3,,3.1\n4,2.9,inf\n")
+    history = read_history(path)
+    found = diagnose(history.digest())
+    assert found.points == 2 and found.evaluations == 1
+    told = {f.numbers["measure"]: f.numbers["count"] for f in found.findings if f.signal == "non-finite"}
+    assert told == {"train_loss": 1, "val_loss": 1}
+    assert found.verdict == "unhealthy"
+
+
+@pytest.mark.parametrize("fill", ["nan", "inf"])
+def test_a_history_of_nothing_but_nan(tmp_path, fill):
+    path = tmp_path / "a.csv"
+    path.write_text("step,train_loss\n" + "".join(f"{step},{fill}\n" for step in range(300)))
+    found = diagnose(read_history(path).digest())
+    assert found.verdict == "unhealthy" and found.findings[0].first_step == 0
+    json.loads(found.to_json())
+
+
+def test_duplicated_rows_change_no_verdict(tmp_path):
+    twice = [r for r in rows() for _ in range(2)]
+    assert diagnose(read_history(write(tmp_path, "a.csv", twice)).digest()).verdict == "healthy"
+
+
+def test_a_restart_replaces_what_came_after_it(tmp_path):
+    again = rows()[:300] + rows(1)[200:]
+    found = diagnose(read_history(write(tmp_path, "a.csv", again)).digest())
+    restart = next(f for f in found.findings if f.signal == "restart")
+    assert (restart.first_step, restart.last_step) == (201, 300)
+    assert found.verdict == "healthy" and found.evaluations == 20
+
+
+def test_two_runs_in_one_file(tmp_path):
+    found = diagnose(read_history(write(tmp_path, "a.csv", rows() + rows(1))).digest())
+    restart = next(f for f in found.findings if f.signal == "restart")
+    assert "the run began anew" in restart.evidence
+    assert found.verdict == "healthy" and found.evaluations == 20 and found.points == STEPS
+
+
+def test_many_points_at_once_are_the_points_one_by_one():
+    """The fast path over whole blocks gives the state that ``train`` gives, spikes, NaN and steps back included."""
+    from perplexity.monitor.digest import Digest
+
+    generator = np.random.default_rng(0)
+    for case in range(20):
+        count = int(generator.integers(1, 3000))
+        steps = np.arange(count, dtype=float)
+        losses = 3 + 2 * (steps + 1) ** -0.3 + 0.05 * generator.normal(size=count)
+        for _ in range(int(generator.integers(0, 4))):
+            at = int(generator.integers(0, count))
+            losses[at : at + int(generator.integers(1, 80))] += generator.choice([1.0, 3.0, np.nan])
+        if case % 3 == 0 and count > 600:
+            steps[500:] -= 100
+        one, many = Digest(), Digest()
+        for step, loss in zip(steps.tolist(), losses.tolist(), strict=True):
+            one.train(step, loss)
+        cut = int(generator.integers(0, count))
+        many.train_many(steps[:cut], losses[:cut])
+        many.train_many(steps[cut:], losses[cut:])
+        assert many.points == one.points and many.last_step == one.last_step
+        assert [s.__dict__ for s in many.spikes] == [pytest.approx(s.__dict__) for s in one.spikes]
+        assert [b.count for b in many.all_blocks()] == [b.count for b in one.all_blocks()]
+        assert [b.total for b in many.all_blocks()] == pytest.approx([b.total for b in one.all_blocks()])
+        assert list(many._recent) == list(one._recent)
+        assert many.non_finite == one.non_finite
+
+
+def test_state_is_bounded():
+    from perplexity.monitor.digest import MOST_BLOCKS, Digest
+
+    digest = Digest()
+    count = 400_000
+    steps = np.arange(count, dtype=float)
+    digest.train_many(steps, 3 + 0.05 * np.sin(steps))
+    assert len(digest.blocks) <= MOST_BLOCKS and digest.points == count
+    assert sum(block.count for block in digest.all_blocks()) == count
+    assert digest.blocks[0].first == 0 and digest.blocks[-1].last == count - 1
+
+
+def test_rows_logged_apart_are_one_step():
+    history = History()
+    for step in range(1, 400):
+        history.add(step, {"train_loss": 3.0})
+        if step % 20 == 0:
+            history.add(step, {"val_loss": 3.0})
+    assert not [f for f in diagnose(history.digest()).findings if f.signal == "restart"]
