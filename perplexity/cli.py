@@ -15,7 +15,8 @@ EXTRAS = {
     "eval": ("transformers", "rich", "scipy"),
     "compare": ("transformers", "rich", "scipy"),
     "monitor": ("rich", "scipy", "pyarrow"),
-    "demo": ("transformers", "tokenizers", "rich", "matplotlib", "tensorboard"),
+    "report": ("rich", "scipy", "pyarrow", "matplotlib", "plotly"),
+    "demo": ("transformers", "tokenizers", "rich", "scipy", "pyarrow", "matplotlib", "tensorboard", "plotly"),
 }
 
 
@@ -35,6 +36,12 @@ def _monitor(arguments: argparse.Namespace) -> int:
     from .monitor.commands import run_monitor
 
     return run_monitor(arguments)
+
+
+def _report(arguments: argparse.Namespace) -> int:
+    from .report.commands import run_report
+
+    return run_report(arguments)
 
 
 def _demo(arguments: argparse.Namespace) -> int:
@@ -92,6 +99,18 @@ def _text_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--journal", metavar="DIR", help="the same command again goes on where a killed one stopped")
 
 
+def _history_options(command: argparse.ArgumentParser) -> None:
+    """How a training history is read and judged."""
+    command.add_argument(
+        "--vocabulary-size", type=int, metavar="V", help="entries of the vocabulary, to know the uniform loss"
+    )
+    command.add_argument("--total-steps", type=int, metavar="N", help="the run's budget, for projections and time left")
+    command.add_argument("--unit", default="nats", choices=["nats", "bits", "perplexity"], help="of the losses (nats)")
+    command.add_argument(
+        "--tag", action="append", metavar="MEASURE=NAME", help="what a measure was logged as, e.g. val_loss=dev/ce"
+    )
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = _OneLineParser(prog="ppl", description="Perplexity: evaluate, watch and explain language models.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -125,14 +144,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument(
         "history", help=".csv, .jsonl, trainer_state.json, a TensorBoard folder or a W&B offline run (.wandb)"
     )
-    command.add_argument(
-        "--vocabulary-size", type=int, metavar="V", help="entries of the vocabulary, to know the uniform loss"
-    )
-    command.add_argument("--total-steps", type=int, metavar="N", help="the run's budget, for projections and time left")
-    command.add_argument("--unit", default="nats", choices=["nats", "bits", "perplexity"], help="of the losses (nats)")
-    command.add_argument(
-        "--tag", action="append", metavar="MEASURE=NAME", help="what a measure was logged as, e.g. val_loss=dev/ce"
-    )
+    _history_options(command)
     command.add_argument("--json", metavar="OUT", help="write verdict, score and findings to this file")
     command.add_argument("--fail-on", choices=["info", "warning", "danger"], help="exit with 1 on a finding as severe")
     command.add_argument("--follow", action="store_true", help="go on reading as the file grows, until interrupted")
@@ -144,6 +156,16 @@ def _parser() -> argparse.ArgumentParser:
         "--on-finding", metavar="COMMAND", help="with --follow: run for each new finding (PPL_SIGNAL, ...)"
     )
     command.set_defaults(run=_monitor)
+
+    command = commands.add_parser("report", help="a run's curves and what they mean, as a page and as plots")
+    command.add_argument("history", help="as for ppl monitor")
+    command.add_argument("-o", "--output", metavar="OUT.html", help="one file that needs no network")
+    command.add_argument("--png", metavar="OUT.png", help="loss and perplexity side by side")
+    command.add_argument("--svg", metavar="OUT.svg", help="the same, to scale")
+    command.add_argument("--eval", action="append", metavar="FILE", help="a result of ppl eval --json to show beside")
+    command.add_argument("--title", help="of the page and the plots")
+    _history_options(command)
+    command.set_defaults(run=_report)
 
     command = commands.add_parser("demo", help="train, evaluate and plot a small model on real text")
     command.add_argument("--out", default="demo-out", metavar="DIR", help="where model, logs and plot go (demo-out)")

@@ -156,6 +156,9 @@ def run(out: str | Path, *, steps: int = 300) -> dict:
     from torch.utils.tensorboard import SummaryWriter
 
     from .evaluation import Document, evaluate, models, tables
+    from .monitor import diagnose, read_history
+    from .monitor.commands import view
+    from .report.html import write_report
     from .report.plots import loss_curves
 
     if steps < 1:
@@ -256,6 +259,16 @@ def run(out: str | Path, *, steps: int = 300) -> dict:
     ):
         closing.add_row(name, f"{loss:.3f}", f"{exp(loss):,.1f}", f"as if choosing among about {exp(loss):,.0f} tokens")
     console.print(closing, soft_wrap=False)
+    curves = read_history(out / "history.jsonl")
+    digest = curves.digest()
+    diagnosis = diagnose(digest, vocabulary_size=VOCABULARY, total_steps=steps)
+    diagnosis.save(out / "diagnosis.json")
+    console.print(view(digest, diagnosis))
+    shown = json.loads(evaluation.to_json()) | {"source": "of the validation text"}
+    title = f"Python's documentation, {steps} steps"
+    write_report(
+        out / "report.html", curves, digest, diagnosis, vocabulary_size=VOCABULARY, evaluations=[shown], title=title
+    )
     summary = {
         "text_sha256": text_hash,
         "steps": steps,
@@ -265,10 +278,12 @@ def run(out: str | Path, *, steps: int = 300) -> dict:
         "unigram_loss": baselines["unigram"],
         "loss": evaluation.loss,
         "perplexity": evaluation.perplexity,
+        "verdict": diagnosis.verdict,
     }
     (out / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
     console.print(
-        f"written to {out}: model/, history.jsonl, history.csv, tensorboard/, evaluation.json, curves.png\n"
+        f"written to {out}: model/, history.jsonl, history.csv, tensorboard/, evaluation.json, diagnosis.json, curves.png, "
+        "report.html (open it in a browser)\n"
         f"again, by hand: ppl eval {out}/model {out}/validation.jsonl --context-length {CONTEXT}"
     )
     return summary

@@ -28,7 +28,9 @@ def test_it_leaves_everything(out):
         "history.jsonl",
         "history.csv",
         "evaluation.json",
+        "diagnosis.json",
         "curves.png",
+        "report.html",
     ):
         assert (out / name).stat().st_size > 0, name
     assert list((out / "tensorboard").glob("events.out.*"))

@@ -24,7 +24,7 @@ BARS = "▁▂▃▄▅▆▇█"
 
 
 def run_monitor(arguments: argparse.Namespace) -> int:
-    tags = _tags(arguments.tag)
+    tags = parse_tags(arguments.tag)
     if arguments.vocabulary_size is not None and arguments.vocabulary_size < 2:
         raise InputError(f"--vocabulary-size: expected at least 2, got {arguments.vocabulary_size}")
     if arguments.follow:
@@ -41,7 +41,7 @@ def run_monitor(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _tags(given: list[str] | None) -> dict[str, str]:
+def parse_tags(given: list[str] | None) -> dict[str, str]:
     tags = {}
     for tag in given or []:
         measure, equals, name = tag.partition("=")

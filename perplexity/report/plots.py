@@ -49,3 +49,47 @@ def loss_curves(
     figure.suptitle(title, fontsize=11)
     figure.savefig(path, dpi=130)
     plt.close(figure)
+
+
+def run_curves(
+    history, digest, diagnosis, path: str | Path, *, vocabulary_size: int | None = None, title: str | None = None
+) -> None:
+    """Write a PNG or SVG, by the path's suffix: loss and perplexity of a run with its findings shaded, over steps."""
+    import math
+
+    import matplotlib
+
+    matplotlib.use("agg")
+    import matplotlib.pyplot as plt
+
+    from .html import COLOURS, MARKED, thinned
+
+    shades = {"info": "#4682b4", "warning": "#e6a000", "danger": "#c82828"}
+    steps, losses = thinned(*history.arrays())
+    blocks = [block for block in digest.all_blocks() if block.count]
+    figure, panels = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
+    for panel, change, label in zip(panels, (float, exp), ("loss (nats a token)", "perplexity"), strict=True):
+        panel.plot(steps, [change(x) for x in losses], color=COLOURS["batch"], lw=0.7, label="one batch")
+        at = [(block.first + block.last) / 2 for block in blocks]
+        panel.plot(at, [change(block.mean) for block in blocks], color=COLOURS["train"], lw=1.6, label="training")
+        if digest.evaluations:
+            at = [e.step for e in digest.evaluations]
+            values = [change(e.loss) for e in digest.evaluations]
+            panel.plot(at, values, color=COLOURS["val"], lw=1.6, marker="o", ms=3, label="validation")
+        if vocabulary_size:
+            panel.axhline(change(math.log(vocabulary_size)), color="#888888", ls="--", lw=1, label="uniform guess")
+        for finding in diagnosis.findings:
+            if finding.signal in MARKED and finding.severity != "info":
+                last = max(finding.last_step, finding.first_step + 1)
+                panel.axvspan(
+                    finding.first_step, last, color=shades[finding.severity], alpha=0.12, label=finding.signal
+                )
+        panel.set_xlabel("step")
+        panel.set_ylabel(label)
+        panel.grid(alpha=0.25)
+    panels[1].set_yscale("log")
+    handles = dict(zip(*reversed(panels[0].get_legend_handles_labels()), strict=True))
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=6, frameon=False, fontsize=8)
+    figure.suptitle(title or f"{diagnosis.verdict}", fontsize=11)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)

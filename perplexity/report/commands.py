@@ -1,0 +1,49 @@
+"""``ppl report``: a run's history, diagnosed and drawn."""
+
+from __future__ import annotations
+
+import argparse
+import os
+
+from ..errors import InputError
+from ..evaluation.results import read_result
+from ..monitor.commands import parse_tags
+from ..monitor.health import diagnose
+from ..monitor.history import read_history
+
+
+def run_report(arguments: argparse.Namespace) -> int:
+    for option in ("output", "png", "svg"):
+        path = getattr(arguments, option)
+        if path and not os.path.isdir(os.path.dirname(os.path.abspath(path))):
+            raise InputError(f"--{option}: expected a file in an existing folder, got {path}")
+    if not (arguments.output or arguments.png or arguments.svg):
+        raise InputError("report: expected -o, --png or --svg, got none")
+    history = read_history(arguments.history, tags=parse_tags(arguments.tag), unit=arguments.unit)
+    digest = history.digest()
+    diagnosis = diagnose(
+        digest, vocabulary_size=arguments.vocabulary_size, total_steps=arguments.total_steps, notes=history.notes
+    )
+    if arguments.output:
+        from .html import write_report
+
+        evaluations = [read_result(path) | {"source": str(path)} for path in arguments.eval or []]
+        write_report(
+            arguments.output,
+            history,
+            digest,
+            diagnosis,
+            vocabulary_size=arguments.vocabulary_size,
+            evaluations=evaluations,
+            title=arguments.title,
+        )
+        print(f"{arguments.output}: {diagnosis.verdict}")
+    for path in (arguments.png, arguments.svg):
+        if path:
+            from .plots import run_curves
+
+            run_curves(
+                history, digest, diagnosis, path, vocabulary_size=arguments.vocabulary_size, title=arguments.title
+            )
+            print(path)
+    return 0

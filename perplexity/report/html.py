@@ -1,0 +1,183 @@
+"""``ppl report``: one file a browser shows without a network: both curves, what was found in them, evaluations beside."""
+
+from __future__ import annotations
+
+import html
+import json
+import math
+from importlib import resources
+from pathlib import Path
+
+import numpy as np
+
+from ..errors import InputError
+from ..metric import exp
+from ..monitor.digest import Digest
+from ..monitor.health import Diagnosis
+from ..monitor.history import History
+
+DRAWN = 3000  # points of a curve: more than a screen has columns
+MARKED = ("spike", "plateau", "overfitting", "divergence", "leakage-suspected", "non-finite", "generalisation-gap")
+SEVERITY_COLOURS = {"info": "rgba(70,130,180,.10)", "warning": "rgba(230,160,0,.14)", "danger": "rgba(200,40,40,.14)"}
+COLOURS = {"batch": "#9ab7d3", "train": "#2b6ca3", "val": "#c1440e", "other": "#7a6fa8"}
+
+
+def thinned(steps: np.ndarray, values: np.ndarray, most: int = DRAWN) -> tuple[list, list]:
+    """At most ``most`` points that keep what stands out: of each run of points the lowest and the highest."""
+    finite = np.isfinite(values)
+    steps, values = steps[finite], values[finite]
+    if len(steps) > most:
+        edges = np.linspace(0, len(steps), most // 2 + 1).astype(int)[:-1]
+        kept = set()
+        for begin, end in zip(edges, [*edges[1:], len(steps)], strict=True):
+            kept |= {begin + int(np.argmin(values[begin:end])), begin + int(np.argmax(values[begin:end]))}
+        kept = sorted(kept)
+        steps, values = steps[kept], values[kept]
+    return steps.tolist(), values.tolist()
+
+
+def figures(history: History, digest: Digest, diagnosis: Diagnosis, vocabulary_size: int | None) -> dict[str, dict]:
+    """Plotly figures by the id of the element they are drawn in."""
+    steps, losses = thinned(*history.arrays())
+    blocks = [block for block in digest.all_blocks() if block.count]
+    means = [(block.first + block.last) / 2 for block in blocks], [block.mean for block in blocks]
+    evaluations = [e.step for e in digest.evaluations], [e.loss for e in digest.evaluations]
+    lines = [("uniform guess, ln V", math.log(vocabulary_size))] if vocabulary_size else []
+    found = {}
+    for name, change, label in (("loss", lambda x: x, "loss (nats a token)"), ("perplexity", exp, "perplexity")):
+        traces = [
+            _trace("one batch", steps, [change(x) for x in losses], COLOURS["batch"], width=1),
+            _trace("training", means[0], [change(x) for x in means[1]], COLOURS["train"], width=2),
+            _trace(
+                "validation", evaluations[0], [change(x) for x in evaluations[1]], COLOURS["val"], width=2, markers=True
+            ),
+        ]
+        shapes, notes = _marks(diagnosis)
+        for words, level in lines:
+            shapes.append(_line(change(level)))
+            notes.append(_note(words, 1.0, change(level)))
+        found[name] = _figure([t for t in traces if t["x"]], label, shapes, notes, log=name == "perplexity")
+        if limits := _limits(digest):
+            found[name]["layout"]["yaxis"]["range"] = [change(level) for level in limits]
+    gaps = [(e.step, e.loss - e.near) for e in digest.evaluations if not math.isnan(e.near)]
+    if gaps:
+        at, values = map(list, zip(*gaps, strict=True))
+        trace = _trace("validation − training", at, values, COLOURS["val"], width=2, markers=True)
+        found["gap"] = _figure([trace], "gap (nats)", [_line(0.0)], [], log=False)
+    for name, label in (("lr", "learning rate"), ("grad_norm", "gradient norm")):
+        at, values = history.of(name)
+        if len(at) > 1:
+            trace = _trace(label, *thinned(at, values), COLOURS["other"], width=1.5)
+            found[name] = _figure([trace], label, [], [], log=False)
+    return found
+
+
+def _limits(digest: Digest) -> tuple[float, float] | None:
+    """Lowest and highest mean loss but for the first hundredth of the run, which would dwarf the rest, and a little room."""
+    late = digest.first_step + 0.01 * (digest.last_step - digest.first_step)
+    levels = [block.mean for block in digest.all_blocks() if block.count and block.first >= late]
+    levels += [e.loss for e in digest.evaluations if e.step >= late]
+    if not levels:
+        return None
+    low, high = min(levels), max(levels)
+    room = 0.08 * max(high - low, 0.05)
+    return max(low - room, 0.7 * low, 1e-3), high + 2 * room
+
+
+def _trace(name: str, x: list, y: list, colour: str, *, width: float, markers: bool = False) -> dict:
+    return {
+        "type": "scatter",
+        "mode": "lines+markers" if markers else "lines",
+        "name": name,
+        "x": x,
+        "y": [value if math.isfinite(value) else None for value in y],
+        "line": {"color": colour, "width": width},
+        "marker": {"size": 5},
+        "hovertemplate": "step %{x:,.0f}: %{y:.4f}<extra>" + html.escape(name) + "</extra>",
+    }
+
+
+def _line(level: float) -> dict:
+    line = {"color": "#888", "width": 1, "dash": "dash"}
+    return {"type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": level, "y1": level, "line": line}
+
+
+def _note(words: str, x: float, y: float) -> dict:
+    at = {"xref": "paper", "x": x, "y": y, "xanchor": "right", "yanchor": "bottom"}
+    return {"text": html.escape(words), "showarrow": False, "font": {"size": 11}, **at}
+
+
+def _marks(diagnosis: Diagnosis) -> tuple[list[dict], list[dict]]:
+    """Findings as shaded stretches, named at their top; several of one place below each other."""
+    shapes, notes = [], []
+    for place, finding in enumerate(f for f in diagnosis.findings if f.signal in MARKED):
+        first, last = finding.first_step, max(finding.last_step, finding.first_step + 1)
+        shapes.append(
+            {
+                "type": "rect",
+                "yref": "paper",
+                "x0": first,
+                "x1": last,
+                "y0": 0,
+                "y1": 1,
+                "fillcolor": SEVERITY_COLOURS[finding.severity],
+                "line": {"width": 0},
+                "layer": "below",
+            }
+        )
+        at = {"x": first, "yref": "paper", "y": 1 - 0.07 * (place % 6), "xanchor": "left", "yanchor": "top"}
+        notes.append({"text": html.escape(finding.signal), "showarrow": False, "font": {"size": 11}, **at})
+    return shapes, notes
+
+
+def _figure(traces: list[dict], label: str, shapes: list, notes: list, *, log: bool) -> dict:
+    return {
+        "data": traces,
+        "layout": {
+            "xaxis": {"title": {"text": "step"}},
+            "yaxis": {"title": {"text": label}, "type": "log" if log else "linear"},
+            "shapes": shapes,
+            "annotations": notes,
+            "margin": {"l": 60, "r": 12, "t": 12, "b": 44},
+            "legend": {"orientation": "h", "y": 1.12, "x": 0},
+            "hovermode": "closest",
+        },
+    }
+
+
+def write_report(
+    path: str | Path,
+    history: History,
+    digest: Digest,
+    diagnosis: Diagnosis,
+    *,
+    vocabulary_size: int | None = None,
+    evaluations: list[dict] | None = None,
+    title: str | None = None,
+) -> None:
+    """One self-contained HTML file; ``evaluations`` are results of ``ppl eval --json``. Strings of a run are escaped."""
+    try:
+        import jinja2
+        from plotly.offline import get_plotlyjs
+    except ImportError as error:
+        raise InputError(f"report: needs {error.name}; install fused-perplexity[report]")
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
+    environment.filters["n"] = lambda value, places=0: "–" if value is None else f"{float(value):,.{places}f}"
+    template = environment.from_string(resources.files(__package__).joinpath("report.html").read_text())
+    drawn = figures(history, digest, diagnosis, vocabulary_size)
+    # Inside <script>: nothing may end it.
+    data = json.dumps(drawn, allow_nan=False).replace("<", "\\u003c")
+    text = template.render(
+        title=title or f"Training run {history.source}",
+        diagnosis=diagnosis,
+        figures=list(drawn),
+        data=jinja2.utils.markupsafe.Markup(data),
+        library=jinja2.utils.markupsafe.Markup(get_plotlyjs().replace("</script", "<\\/script")),
+        evaluations=evaluations or [],
+        tokens=None if math.isnan(digest.tokens) else digest.tokens,
+        minutes=digest.seconds / 60 if digest.seconds else None,
+    )
+    try:
+        Path(path).write_text(text)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({error.strerror})")

@@ -1,0 +1,118 @@
+"""The report: everything in one file, every string escaped, drawn by a real browser without an error."""
+
+import json
+import re
+import shutil
+import subprocess
+
+import pytest
+from faults import VOCABULARY, history, runs
+
+from perplexity.monitor import diagnose
+from perplexity.report.html import thinned, write_report
+from perplexity.report.plots import run_curves
+
+HOSTILE = '<b>run</b> & </script><script>document.title="taken"</script>'
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory):
+    path = tmp_path_factory.mktemp("report") / "report.html"
+    made = history(runs("overfitting")[0])
+    made.source = HOSTILE
+    for step in range(1, 1101):
+        made.events.append((step, step, "lr", 1e-3 * (1 - step / 1200)))
+    made.events.sort(key=lambda event: event[0])
+    digest = made.digest()
+    evaluation = {
+        "source": HOSTILE,
+        "loss": 4.9,
+        "stderr": 0.07,
+        "perplexity": 134.3,
+        "perplexity_interval": [113.0, 158.0],
+        "bits_per_byte": 2.08,
+        "tokens": 7035,
+        "documents": 9,
+        "protocol": "sliding",
+        "context_length": 256,
+        "worst_documents": [{"id": HOSTILE, "tokens": 100, "loss": 5.0}],
+        "surprising_tokens": [{"document": "d", "position": 3, "before": HOSTILE, "text": HOSTILE, "nll": 12.0}],
+        "notes": [HOSTILE],
+    }
+    found = diagnose(digest, vocabulary_size=VOCABULARY, notes=[HOSTILE])
+    write_report(path, made, digest, found, vocabulary_size=VOCABULARY, evaluations=[evaluation])
+    return path
+
+
+def test_every_string_of_a_run_is_escaped(page):
+    text = page.read_text()
+    assert HOSTILE not in text and 'document.title="taken"' not in text
+    assert text.count("&lt;b&gt;run&lt;/b&gt;") >= 6
+
+
+def test_it_needs_no_network(page):
+    text = page.read_text()
+    own = re.sub(r"<script>.*?</script>", "", text, flags=re.S)  # the library names its home page
+    assert not re.search(r"(src|href)=[\"']?(https?:)?//", own)
+    assert "default-src 'none'" in own
+
+
+def test_the_curves_are_in_it(page):
+    data = json.loads(re.search(r'<script id="data" type="application/json">(.*?)</script>', page.read_text(), re.S)[1])
+    assert list(data) == ["loss", "perplexity", "gap", "lr"]
+    assert data["perplexity"]["layout"]["yaxis"]["type"] == "log"
+    names = [trace["name"] for trace in data["loss"]["data"]]
+    assert names == ["one batch", "training", "validation"]
+    assert any(note["text"] == "overfitting" for note in data["loss"]["layout"]["annotations"])
+
+
+def test_thinning_keeps_what_stands_out():
+    import numpy as np
+
+    values = np.zeros(100_000)
+    values[[777, 50_001]] = 9.0, -9.0
+    steps, kept = thinned(np.arange(100_000), values, 1000)
+    assert len(kept) <= 1000 and 9.0 in kept and -9.0 in kept
+    assert steps == sorted(steps)
+
+
+@pytest.mark.parametrize("suffix", ["png", "svg"])
+def test_plots_for_papers(tmp_path, suffix):
+    made = history(runs("overfitting")[0])
+    digest = made.digest()
+    run_curves(made, digest, diagnose(digest), tmp_path / f"a.{suffix}", vocabulary_size=VOCABULARY)
+    assert (tmp_path / f"a.{suffix}").read_bytes()[:5] in (b"\x89PNG\r", b"<?xml")
+
+
+CHROMIUM = shutil.which("chromium")
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs chromium")
+@pytest.mark.parametrize(
+    ("toggled", "expected"),
+    [
+        ("", dict(theme="light", pressed=["marks"], log_loss=False)),
+        ("#theme,log-x,log-y,marks", dict(theme="dark", pressed=["log-x", "log-y", "theme"], log_loss=True)),
+    ],
+)
+def test_a_real_browser_draws_it(page, tmp_path, toggled, expected):
+    options = "--headless=new --no-sandbox --disable-gpu --enable-logging=stderr --window-size=1200,1400".split()
+    options += ["--virtual-time-budget=8000", f"--user-data-dir={tmp_path}", "--dump-dom"]
+    done = subprocess.run(
+        [CHROMIUM, *options, f"file://{page}{toggled}"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert "CONSOLE" not in done.stderr, [line for line in done.stderr.splitlines() if "CONSOLE" in line]
+    dom = done.stdout
+    assert re.search(r"<title>Training run &lt;b&gt;", dom)  # nobody's script ran
+    assert f'data-theme="{expected["theme"]}"' in dom
+    pressed = re.findall(r'<button id="([\w-]+)" aria-pressed="true"', dom)
+    assert sorted(pressed) == sorted(expected["pressed"])
+    for name in ("loss", "perplexity", "gap", "lr"):
+        drawn = dom.split(f'id="{name}"')[1].split("js-plotly-plot")[0]
+        assert 'class="main-svg"' in drawn and "scatterlayer" in drawn and "<path" in drawn, name
+    # Ticks of the steps: thousands on the linear axis, powers on the other.
+    ticks = re.findall(r'class="xtick"><text[^>]*data-unformatted="([\d.k]+)"', dom)
+    assert ("10" in ticks) == expected["log_loss"]
