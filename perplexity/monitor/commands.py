@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import subprocess
 import sys
 import time
@@ -15,7 +16,7 @@ from rich.text import Text
 from ..errors import InputError
 from .digest import Digest
 from .health import Diagnosis, diagnose
-from .history import feed, read_history
+from .history import Follower, feed, read_history
 from .signals import SEVERITIES, Finding
 
 COLOURS = {"info": "cyan", "warning": "yellow", "danger": "red"}
@@ -25,6 +26,10 @@ BARS = "▁▂▃▄▅▆▇█"
 
 def run_monitor(arguments: argparse.Namespace) -> int:
     tags = parse_tags(arguments.tag)
+    if arguments.json and not os.path.isdir(os.path.dirname(os.path.abspath(arguments.json))):
+        raise InputError(f"--json: expected a file in an existing folder, got {arguments.json}")
+    if arguments.interval <= 0:
+        raise InputError(f"--interval: expected more than 0 seconds, got {arguments.interval:g}")
     if arguments.vocabulary_size is not None and arguments.vocabulary_size < 2:
         raise InputError(f"--vocabulary-size: expected at least 2, got {arguments.vocabulary_size}")
     if arguments.follow:
@@ -58,24 +63,23 @@ def _diagnose(digest: Digest, arguments: argparse.Namespace, notes: list[str]) -
 def _follow(arguments: argparse.Namespace, tags: dict[str, str]) -> Diagnosis:
     """Read the file as it grows until interrupted (or for --polls times), and tell what is new."""
     told: set[tuple[str, str]] = set()
-    diagnosis = None
-    polls = 0
+    diagnosis, polls, notes = None, 0, []
+    follower, digest = Follower(arguments.history, tags=tags, unit=arguments.unit), Digest()
     with Live(console=Console(), refresh_per_second=4) as live:
         try:
-            digest, counts, size = Digest(), (0, 0), None
             while True:
                 try:
-                    history = read_history(arguments.history, tags=tags, unit=arguments.unit)
+                    history, whole = follower.new()
                 except InputError as error:
-                    if diagnosis is None and polls == 0 and "no such file" in str(error):
+                    if polls == 0 and "no such file" in str(error):
                         raise
                     live.update(Text(f"waiting: {error}"))
                 else:
-                    now = len(history.train_step), len(history.events)
-                    if now[0] < counts[0] or now[1] < counts[1] or _sorted_anew(history, size):
-                        digest, counts = Digest(), (0, 0)
-                    counts, size = feed(digest, history, *counts), len(history.notes)
-                    diagnosis = _diagnose(digest, arguments, history.notes)
+                    if whole:
+                        digest, notes = Digest(), []
+                    notes += [note for note in history.notes if note not in notes and not follower.lines]
+                    feed(digest, history)
+                    diagnosis = _diagnose(digest, arguments, notes)
                     live.update(view(digest, diagnosis, arguments.total_steps))
                     _tell(diagnosis.findings, told, arguments.on_finding)
                 polls += 1
@@ -89,14 +93,8 @@ def _follow(arguments: argparse.Namespace, tags: dict[str, str]) -> Diagnosis:
     return diagnosis
 
 
-def _sorted_anew(history, notes_before: int | None) -> bool:
-    return notes_before is not None and len(history.notes) != notes_before
-
-
 def _tell(findings: list[Finding], told: set, command: str | None) -> None:
     """Run the command of --on-finding for each new one, with the finding in its environment."""
-    import os
-
     for finding in findings:
         key = finding.signal, finding.severity
         if key in told:

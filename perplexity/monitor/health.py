@@ -57,7 +57,9 @@ class Diagnosis:
         return to_json(self.to_dict())
 
     def save(self, path: str | Path) -> None:
-        Path(path).write_text(self.to_json() + "\n")
+        from ..evaluation.results import write_text
+
+        write_text(path, self.to_json() + "\n")
 
     def worst(self) -> str:
         """The most severe finding's severity; "info" where there is none."""

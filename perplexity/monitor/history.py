@@ -216,24 +216,35 @@ def _whole_lines(path: Path, history: History) -> bytes:
 
 
 def _read_csv(path: Path, names: Names) -> History:
+    history = History(str(path))
+    add_csv(history, _whole_lines(path, history), names, str(path))
+    return history
+
+
+def csv_header(raw: bytes) -> list[str]:
+    """Names of the first line."""
+    line = raw[: raw.find(b"\n")].decode(errors="replace").strip().removeprefix("\ufeff")
+    return [name.strip().strip('"') for name in line.split(",")]
+
+
+def add_csv(history: History, raw: bytes, names: Names, where: str, header: list[str] | None = None) -> None:
+    """Rows of CSV text; ``header`` where the text has none of its own."""
     import pyarrow
     from pyarrow import csv
 
-    history = History(str(path))
-    raw = _whole_lines(path, history)
-    header = raw[: raw.find(b"\n")].decode(errors="replace").strip().removeprefix("\ufeff").split(",")
-    header = [name.strip().strip('"') for name in header]
+    skipped = 0 if header else 1
+    header = header or csv_header(raw)
     columns = {}
     for name in header:
         measure = names.measure.get(name)
         if measure is not None and measure not in columns:
             columns[measure] = name
     if "step" not in columns or not columns.keys() & set(LOSSES):
-        raise InputError(f"{path}: expected columns step and train_loss or val_loss, got {', '.join(header)[:200]}")
+        raise InputError(f"{where}: expected columns step and train_loss or val_loss, got {', '.join(header)[:200]}")
     try:
         table = csv.read_csv(
             pyarrow.py_buffer(raw),
-            read_options=csv.ReadOptions(column_names=header, skip_rows=1),
+            read_options=csv.ReadOptions(column_names=header, skip_rows=skipped),
             convert_options=csv.ConvertOptions(
                 column_types={name: pyarrow.float64() for name in columns.values()},
                 include_columns=list(columns.values()),
@@ -242,7 +253,9 @@ def _read_csv(path: Path, names: Names) -> History:
             ),
         )
     except pyarrow.ArrowInvalid as error:
-        raise InputError(f"{path}: expected numbers in {', '.join(columns.values())}, got {str(error).splitlines()[0]}")
+        raise InputError(
+            f"{where}: expected numbers in {', '.join(columns.values())}, got {str(error).splitlines()[0]}"
+        )
     found = {}
     for measure, name in columns.items():
         column = table[name].combine_chunks()
@@ -254,9 +267,48 @@ def _read_csv(path: Path, names: Names) -> History:
     if not known.all():
         history.notes.append(f"{int((~known).sum()):,} rows without a step are left out")
     if not np.isfinite(steps[known]).all():
-        raise InputError(f"{path}: expected finite steps, got NaN or infinity")
+        raise InputError(f"{where}: expected finite steps, got NaN or infinity")
     _fill(history, steps, known, found)
-    return history
+
+
+class Follower:
+    """New rows of a .csv or .jsonl file each time it is asked; of other histories the whole, read anew."""
+
+    def __init__(self, path: str | Path, *, tags: dict[str, str] | None = None, unit: str = "nats") -> None:
+        self.path, self.tags, self.unit = Path(path), tags, unit
+        self.names = Names(tags, unit)
+        self.lines = self.path.suffix in (".csv", ".jsonl", ".ndjson") and not self.path.is_dir()
+        self.offset, self.header, self.identity = 0, None, None
+
+    def new(self) -> tuple[History, bool]:
+        """What was added, and whether it is the whole: at first, and after the file was replaced or cut."""
+        if not self.lines:
+            return read_history(self.path, tags=self.tags, unit=self.unit), True
+        try:
+            stat = self.path.stat()
+        except FileNotFoundError:
+            raise InputError(f"{self.path}: expected a history, got no such file")
+        whole = self.offset == 0 or stat.st_size < self.offset or stat.st_ino != self.identity
+        if whole:
+            history = read_history(self.path, tags=self.tags, unit=self.unit)
+            raw = self.path.read_bytes()
+            self.offset, self.identity = raw.rfind(b"\n") + 1, stat.st_ino
+            self.header = csv_header(raw) if self.path.suffix == ".csv" else None
+            return history, True
+        history = History(str(self.path))
+        with self.path.open("rb") as file:
+            file.seek(self.offset)
+            raw = file.read()
+        raw = raw[: raw.rfind(b"\n") + 1]
+        where = f"{self.path}, after byte {self.offset:,}"
+        if raw.strip() and self.header is not None:
+            add_csv(history, raw, self.names, where, self.header)
+        elif raw.strip():
+            for line in raw.split(b"\n"):
+                if line.strip():
+                    add_json_line(history, line, self.names, where)
+        self.offset += len(raw)
+        return history, False
 
 
 def _fill(

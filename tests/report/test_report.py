@@ -96,7 +96,7 @@ CHROMIUM = shutil.which("chromium")
     ],
 )
 def test_a_real_browser_draws_it(page, tmp_path, toggled, expected):
-    options = "--headless=new --no-sandbox --disable-gpu --enable-logging=stderr --window-size=1200,1400".split()
+    options = ["--headless=new", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--window-size=1200,1400"]
     options += ["--virtual-time-budget=8000", f"--user-data-dir={tmp_path}", "--dump-dom"]
     done = subprocess.run(
         [CHROMIUM, *options, f"file://{page}{toggled}"],

@@ -1,0 +1,139 @@
+"""``ppl monitor`` and ``ppl report`` as processes: what they print and write, exit statuses, following a file that grows."""
+
+import json
+import subprocess
+import sys
+import time
+
+import pytest
+from faults import runs
+from test_cli import ppl
+
+from perplexity.monitor.history import Follower, feed, read_history
+
+
+def csv_of(rows) -> str:
+    lines = [f"{step},{train},{'' if value is None else value}" for step, train, value in rows]
+    return "step,train_loss,val_loss\n" + "".join(f"{line}\n" for line in lines)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("monitor")
+    for name in ("healthy", "overfitting", "frozen-rate"):
+        (folder / f"{name}.csv").write_text(csv_of(runs(name)[0]))
+    (folder / "broken.csv").write_text("step,train_loss\n1,x\n")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "status", "verdict"),
+    [
+        ("healthy", [], 0, "healthy"),
+        ("healthy", ["--fail-on", "warning"], 0, "healthy"),
+        ("overfitting", [], 0, "unhealthy"),
+        ("overfitting", ["--fail-on", "danger"], 1, "unhealthy"),
+        ("frozen-rate", ["--fail-on", "danger"], 0, "watch"),
+        ("frozen-rate", ["--fail-on", "warning"], 1, "watch"),
+    ],
+)
+def test_verdict_and_exit_status(folder, tmp_path, name, options, status, verdict):
+    out = tmp_path / "out.json"
+    done = ppl("monitor", folder / f"{name}.csv", "--vocabulary-size", 512, "--json", out, *options)
+    assert done.returncode == status, done.stderr
+    assert done.stdout.startswith(verdict)
+    record = json.loads(out.read_text())
+    assert record["verdict"] == verdict
+    assert {f["signal"] for f in record["findings"]} >= ({"overfitting"} if name == "overfitting" else set())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["monitor", "absent.csv"], ["absent.csv", "no such file"]),
+        (["monitor", "broken.csv"], ["broken.csv", "expected numbers"]),
+        (["monitor", "healthy.csv", "--vocabulary-size", "1"], ["--vocabulary-size"]),
+        (["monitor", "healthy.csv", "--tag", "x"], ["--tag", "MEASURE=NAME"]),
+        (["monitor", "healthy.csv", "--json", "no/such"], ["--json", "existing folder"]),
+        (["monitor", "healthy.csv", "--unit", "bans"], ["--unit"]),
+        (["monitor", "absent.csv", "--follow"], ["absent.csv", "no such file"]),
+        (["report", "healthy.csv"], ["-o", "--png"]),
+        (["report", "healthy.csv", "-o", "no/such.html"], ["--output", "existing folder"]),
+        (["report", "healthy.csv", "-o", "x.html", "--eval", "healthy.csv"], ["healthy.csv", "result file"]),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_status_2(folder, arguments, words):
+    done = ppl(*arguments, cwd=folder)
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1 and "Traceback" not in done.stderr
+    for word in words:
+        assert word in done.stderr
+
+
+def test_a_file_that_grows_is_followed(folder, tmp_path):
+    path, told, out = tmp_path / "run.csv", tmp_path / "told", tmp_path / "out.json"
+    text = csv_of(runs("overfitting")[0]).splitlines(keepends=True)
+    path.write_text("".join(text[:100]))
+    command = [sys.executable, "-m", "perplexity", "monitor", path, "--follow", "--interval", "0.1", "--polls", "40"]
+    command += ["--json", out, "--on-finding", f'echo "$PPL_SIGNAL $PPL_SEVERITY $PPL_STEP" >> {told}']
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    time.sleep(3)
+    with path.open("a") as file:
+        for line in text[100:]:
+            file.write(line[: len(line) // 2])
+            file.flush()
+            file.write(line[len(line) // 2 :])
+            file.flush()
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 0, errors
+    record = json.loads(out.read_text())
+    whole = read_history(path)
+    assert record["points"] == len(whole.train_step) and record["verdict"] == "unhealthy"
+    lines = told.read_text().splitlines()
+    assert sum(line.startswith("overfitting danger") for line in lines) == 1
+
+
+@pytest.mark.parametrize("suffix", ["csv", "jsonl"])
+def test_rows_read_as_they_come_are_the_file(tmp_path, suffix):
+    from perplexity.monitor.digest import Digest
+
+    rows = runs("healthy")[0]
+    path = tmp_path / f"a.{suffix}"
+    if suffix == "csv":
+        text = csv_of(rows)
+    else:
+        text = "".join(
+            json.dumps({"step": s, "train_loss": t} | ({"val_loss": v} if v else {})) + "\n" for s, t, v in rows
+        )
+    follower, digest = Follower(path), Digest()
+    for end in (300, 1000, 1001, 5000, len(text)):
+        path.write_text(text[:end])
+        history, whole = follower.new()
+        assert whole == (end == 300)
+        feed(digest, history)
+    expected = read_history(path).digest()
+    assert digest.points == expected.points and digest.evaluations == expected.evaluations
+    assert digest.all_blocks() == expected.all_blocks()
+    path.write_text(text[:400])  # begun anew
+    assert follower.new()[1]
+
+
+def test_report(folder, tmp_path):
+    done = ppl(
+        "report",
+        folder / "overfitting.csv",
+        "-o",
+        tmp_path / "r.html",
+        "--png",
+        tmp_path / "r.png",
+        "--svg",
+        tmp_path / "r.svg",
+    )
+    assert done.returncode == 0, done.stderr
+    assert "unhealthy" in done.stdout
+    assert all((tmp_path / name).stat().st_size > 10_000 for name in ("r.html", "r.png", "r.svg"))
