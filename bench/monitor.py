@@ -33,7 +33,7 @@ def main() -> None:
     with tempfile.NamedTemporaryFile("w", suffix=".csv") as file:
         file.write("step,train_loss,val_loss\n" + "\n".join(rows) + "\n")
         file.flush()
-        import pyarrow.csv  # noqa: F401: imports aside
+        import pyarrow.csv  # noqa: F401 (imports aside)
         import scipy.stats  # noqa: F401
 
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -28,6 +28,10 @@ def run_monitor(arguments: argparse.Namespace) -> int:
     tags = parse_tags(arguments.tag)
     if arguments.json and not os.path.isdir(os.path.dirname(os.path.abspath(arguments.json))):
         raise InputError(f"--json: expected a file in an existing folder, got {arguments.json}")
+    for option in ("total_steps", "polls"):
+        value = getattr(arguments, option)
+        if value is not None and value < 1:
+            raise InputError(f"--{option.replace('_', '-')}: expected at least 1, got {value}")
     if arguments.interval <= 0:
         raise InputError(f"--interval: expected more than 0 seconds, got {arguments.interval:g}")
     if arguments.vocabulary_size is not None and arguments.vocabulary_size < 2:
@@ -41,9 +45,8 @@ def run_monitor(arguments: argparse.Namespace) -> int:
         Console().print(view(digest, diagnosis, arguments.total_steps))
     if arguments.json:
         diagnosis.save(arguments.json)
-    if arguments.fail_on and SEVERITIES.index(diagnosis.worst()) >= SEVERITIES.index(arguments.fail_on):
-        return 1
-    return 0
+    severities = [SEVERITIES.index(finding.severity) for finding in diagnosis.findings]
+    return int(bool(arguments.fail_on) and max(severities, default=-1) >= SEVERITIES.index(arguments.fail_on))
 
 
 def parse_tags(given: list[str] | None) -> dict[str, str]:
@@ -77,7 +80,7 @@ def _follow(arguments: argparse.Namespace, tags: dict[str, str]) -> Diagnosis:
                 else:
                     if whole:
                         digest, notes = Digest(), []
-                    notes += [note for note in history.notes if note not in notes and not follower.lines]
+                    notes += [note for note in history.notes if note not in notes]
                     feed(digest, history)
                     diagnosis = _diagnose(digest, arguments, notes)
                     live.update(view(digest, diagnosis, arguments.total_steps))

@@ -86,7 +86,8 @@ class Restart:
     to: float
     before: float
     before_error: float
-    after: list = field(default_factory=list)  # the first points after it, up to NEAR
+    decline: float  # from the older half of those before to the newer
+    after: list = field(default_factory=list)  # the first points after it, up to NEAR // 2
 
     @property
     def fall(self) -> float:
@@ -94,6 +95,7 @@ class Restart:
 
 
 NEAR = BASELINE * BLOCK
+LARGEST = 1e30  # a loss beyond it is taken for infinite: its square would be
 
 
 class Digest:
@@ -139,11 +141,11 @@ class Digest:
         if math.isnan(self.first_step):
             self.first_step = step
         self.last_step = step
-        if not math.isfinite(loss):
+        if not abs(loss) < LARGEST:
             self._note_non_finite("train_loss", step)
             return
         self.points += 1
-        if self.restarts and len(self.restarts[-1].after) < NEAR:
+        if self.restarts and len(self.restarts[-1].after) < NEAR // 2:
             self.restarts[-1].after.append(loss)
         centre, deviation = self.threshold()
         limit = centre + max(self.settings.spike_floor, self.settings.spike_deviations * deviation)
@@ -245,7 +247,9 @@ class Digest:
             self._restart(step)
         elif self.evaluations and step < self.evaluations[-1].step:
             self.evaluations = [e for e in self.evaluations if e.step < step]
-        if not math.isfinite(loss):
+        if not self.points and "train_loss" not in self.non_finite:  # a history of evaluations alone
+            self.first_step, self.last_step = step if math.isnan(self.first_step) else self.first_step, step
+        if not abs(loss) < LARGEST:
             self._note_non_finite("val_loss", step)
             return
         if rescored is not None and math.isfinite(rescored):
@@ -292,15 +296,19 @@ class Digest:
 
     def _restart(self, step: float) -> None:
         """Steps went back to ``step``: what was logged from it on is replaced by what comes."""
-        before = [loss for at, loss in self._recent if at < step][-NEAR:]
-        if len(before) < 8:  # the points before it are gone: their blocks' means stand for them
-            before = [block.mean for block in self.blocks if block.last < step][-BASELINE:]
-        count = max(1, len(before))
-        mean = math.fsum(before) / count if before else math.nan
-        error = float(np.std(before)) / math.sqrt(count) if len(before) > 1 else 0.0
-        self.restarts.append(Restart(self.last_step, step, mean, error))
+        # The last points before it, replaced ones as well: they are of the same stage as those to come.
+        recent = [loss for _, loss in self._recent]
+        older, newer = recent[: len(recent) // 2], recent[len(recent) // 2 :]
+        mean, error, decline = math.nan, 0.0, 0.0
+        if len(older) >= 8:
+            mean, error = float(np.mean(newer)), float(np.std(newer)) / math.sqrt(len(newer))
+            decline = max(0.0, float(np.mean(older)) - mean)
+        self.restarts.append(Restart(self.last_step, step, mean, error, decline))
         self.restarts_seen += 1
-        self.blocks = [block for block in self.blocks if block.first < step]
+        self._close_block()
+        self.spikes = deque((s for s in self.spikes if s.first < step), maxlen=KEPT_EVENTS)
+        self.non_finite = {name: found for name, found in self.non_finite.items() if found[1] < step}
+        self.blocks = [block for block in self.blocks if block.last < step]
         self.evaluations = [e for e in self.evaluations if e.step < step]
         self.points = sum(block.count for block in self.blocks)
         self.last_step = step
@@ -330,7 +338,7 @@ class Digest:
     def _plain_blocks(self, steps: np.ndarray, losses: np.ndarray) -> int:
         """Take whole blocks while they hold no outlier, nothing that is not finite and no step back; returns their points."""
         count = min(len(steps) // BLOCK, 4096)
-        if not count or steps[0] < self.last_step or (self.restarts and len(self.restarts[-1].after) < NEAR):
+        if not count or steps[0] < self.last_step or (self.restarts and len(self.restarts[-1].after) < NEAR // 2):
             return 0
         shape = (count, BLOCK)
         at, values = steps[: count * BLOCK].reshape(shape), losses[: count * BLOCK].reshape(shape)
@@ -350,7 +358,7 @@ class Digest:
             limit = centre + np.maximum(self.settings.spike_floor, self.settings.spike_deviations * deviation)
             steady = np.concatenate([[True], at[1:, 0] >= at[:-1, -1]]) & (np.diff(at, axis=1) >= 0).all(axis=1)
             # A hair below the limit: sums in another order must not decide.
-            plain = (ordered[:, -1] < limit - 1e-9) & np.isfinite(values).all(axis=1) & steady
+            plain = (ordered[:, -1] < limit - 1e-9) & (np.abs(values) < LARGEST).all(axis=1) & steady
         taken = count if plain.all() else int(np.argmin(plain))
         if not taken:
             return 0

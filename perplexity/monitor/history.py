@@ -5,6 +5,7 @@ Losses become nats a token; an empty cell is no measurement, NaN is one. What is
 
 from __future__ import annotations
 
+import csv
 import json
 import math
 import struct
@@ -41,7 +42,7 @@ NAMES = {
     ),
     "grad_norm": ("grad_norm", "train/grad_norm", "optim/total_grad_norm", "optim/grad_norm", "total grad norm"),
     "tokens": ("tokens", "num_input_tokens_seen", "train/tokens", "throughput/total_tokens", "tokens_seen"),
-    "seconds": ("seconds", "elapsed", "_runtime", "wall_time", "time"),
+    "seconds": ("seconds", "elapsed", "_runtime"),
     "train_eval_loss": ("train_eval_loss",),
     "eval_seconds": ("eval_seconds", "eval_runtime", "eval/runtime"),
 }
@@ -76,6 +77,10 @@ class History:
         for name in ("lr", "grad_norm", "tokens", "seconds", "eval_seconds", "train_eval_loss", "val_loss"):
             if name in measures:
                 self.events.append((place, step, name, measures[name]))
+
+    def say(self, note: str) -> None:
+        if note not in self.notes:
+            self.notes.append(note)
 
     def arrays(self) -> tuple[np.ndarray, np.ndarray]:
         """Steps and losses of training."""
@@ -184,7 +189,7 @@ def _repair_order(history: History) -> None:
     """Rows in no order at all are sorted by step; a few steps back are restarts and stay."""
     steps = np.array(history.train_step)
     back = int((np.diff(steps) < 0).sum()) if len(steps) > 1 else 0
-    if back <= max(3, 0.02 * len(steps)):
+    if back <= max(3, 0.2 * len(steps)):  # rows in no order go back every second time
         return
     order = np.argsort(steps, kind="stable")
     losses = np.array(history.train_loss)
@@ -224,13 +229,13 @@ def _read_csv(path: Path, names: Names) -> History:
 def csv_header(raw: bytes) -> list[str]:
     """Names of the first line."""
     line = raw[: raw.find(b"\n")].decode(errors="replace").strip().removeprefix("\ufeff")
-    return [name.strip().strip('"') for name in line.split(",")]
+    return [name.strip() for name in next(csv.reader([line]))]
 
 
 def add_csv(history: History, raw: bytes, names: Names, where: str, header: list[str] | None = None) -> None:
     """Rows of CSV text; ``header`` where the text has none of its own."""
     import pyarrow
-    from pyarrow import csv
+    from pyarrow.csv import ConvertOptions, ReadOptions, read_csv
 
     skipped = 0 if header else 1
     header = header or csv_header(raw)
@@ -242,10 +247,10 @@ def add_csv(history: History, raw: bytes, names: Names, where: str, header: list
     if "step" not in columns or not columns.keys() & set(LOSSES):
         raise InputError(f"{where}: expected columns step and train_loss or val_loss, got {', '.join(header)[:200]}")
     try:
-        table = csv.read_csv(
+        table = read_csv(
             pyarrow.py_buffer(raw),
-            read_options=csv.ReadOptions(column_names=header, skip_rows=skipped),
-            convert_options=csv.ConvertOptions(
+            read_options=ReadOptions(column_names=header, skip_rows=skipped),
+            convert_options=ConvertOptions(
                 column_types={name: pyarrow.float64() for name in columns.values()},
                 include_columns=list(columns.values()),
                 null_values=[""],
@@ -271,6 +276,9 @@ def add_csv(history: History, raw: bytes, names: Names, where: str, header: list
     _fill(history, steps, known, found)
 
 
+TAIL = 64  # bytes before the offset, by which a file that was written anew is known
+
+
 class Follower:
     """New rows of a .csv or .jsonl file each time it is asked; of other histories the whole, read anew."""
 
@@ -278,7 +286,7 @@ class Follower:
         self.path, self.tags, self.unit = Path(path), tags, unit
         self.names = Names(tags, unit)
         self.lines = self.path.suffix in (".csv", ".jsonl", ".ndjson") and not self.path.is_dir()
-        self.offset, self.header, self.identity = 0, None, None
+        self.offset, self.header, self.identity, self.tail = 0, None, None, b""
 
     def new(self) -> tuple[History, bool]:
         """What was added, and whether it is the whole: at first, and after the file was replaced or cut."""
@@ -288,17 +296,15 @@ class Follower:
             stat = self.path.stat()
         except FileNotFoundError:
             raise InputError(f"{self.path}: expected a history, got no such file")
-        whole = self.offset == 0 or stat.st_size < self.offset or stat.st_ino != self.identity
-        if whole:
-            history = read_history(self.path, tags=self.tags, unit=self.unit)
-            raw = self.path.read_bytes()
-            self.offset, self.identity = raw.rfind(b"\n") + 1, stat.st_ino
-            self.header = csv_header(raw) if self.path.suffix == ".csv" else None
-            return history, True
         history = History(str(self.path))
         with self.path.open("rb") as file:
-            file.seek(self.offset)
+            begin = max(0, self.offset - len(self.tail))
+            file.seek(begin)
             raw = file.read()
+            if self.offset == 0 or stat.st_ino != self.identity or not raw.startswith(self.tail):  # another file by now
+                file.seek(0)
+                return self._whole(history, file.read(), stat.st_ino), True
+        raw = raw[len(self.tail) :]
         raw = raw[: raw.rfind(b"\n") + 1]
         where = f"{self.path}, after byte {self.offset:,}"
         if raw.strip() and self.header is not None:
@@ -307,8 +313,28 @@ class Follower:
             for line in raw.split(b"\n"):
                 if line.strip():
                     add_json_line(history, line, self.names, where)
-        self.offset += len(raw)
+        self._read(raw)
         return history, False
+
+    def _read(self, raw: bytes) -> None:
+        self.offset += len(raw)
+        self.tail = (self.tail + raw)[-TAIL:]
+
+    def _whole(self, history: History, raw: bytes, identity: int) -> History:
+        raw = raw[: raw.rfind(b"\n") + 1]
+        self.offset, self.tail, self.identity = 0, b"", identity
+        if not raw.strip():
+            raise InputError(f"{self.path}: expected a history, got no whole line yet")
+        if self.path.suffix == ".csv":
+            self.header = csv_header(raw)
+            add_csv(history, raw, self.names, str(self.path))
+        else:
+            for number, line in enumerate(raw.split(b"\n"), 1):
+                if line.strip():
+                    add_json_line(history, line, self.names, f"{self.path}, line {number}")
+        _repair_order(history)
+        self._read(raw)
+        return history
 
 
 def _fill(
@@ -353,8 +379,18 @@ def add_json_line(history: History, line: bytes, names: Names, where: str) -> No
         raise InputError(f"{where}: expected a JSON object, got broken JSON ({error})")
     if not isinstance(record, dict):
         raise InputError(f"{where}: expected a JSON object, got {line[:60].decode(errors='replace')!r}")
-    step, measures = names.row(record, where)
-    if step is not None and measures:
+    _add_row(history, *names.row(record, where), record, where)
+
+
+def _add_row(history: History, step: float | None, measures: dict[str, float], record: dict, where: str) -> None:
+    """A row into the history; what is left out is said once."""
+    if "train_runtime" in record:  # transformers' last row: the mean over the whole run
+        return history.say("a summary of the whole run is left out (train_runtime)")
+    if step is None:
+        return history.say("rows without a step are left out") if measures else None
+    if not math.isfinite(step):
+        raise InputError(f"{where}: expected a finite step, got {step}")
+    if measures:
         history.add(step, measures)
 
 
@@ -369,9 +405,8 @@ def _read_trainer_state(path: Path, names: Names) -> History:
     for number, row in enumerate(rows if isinstance(rows, list) else [], 1):
         if not isinstance(row, dict):
             raise InputError(f"{path}: expected objects in log_history, got {row!r:.60} at {number}")
-        step, measures = names.row(row, f"{path}, log_history {number}")
-        if step is not None:
-            history.add(step, measures)
+        where = f"{path}, log_history {number}"
+        _add_row(history, *names.row(row, where), row, where)
     return history
 
 

@@ -12,7 +12,7 @@ from .digest import Digest
 from .health import Diagnosis, diagnose
 from .history import UNITS
 from .settings import Settings
-from .signals import SEVERITIES, Finding
+from .signals import SEVERITIES, SIGNALS, Finding
 
 # In the order of `log`'s keywords.
 MEASURES = ("train_loss", "val_loss", "lr", "grad_norm", "tokens", "seconds", "train_eval_loss", "eval_seconds")
@@ -41,7 +41,7 @@ class Monitor:
         path: str | Path | None = None,
         stop_on: str | tuple[str, ...] = (),
         on_finding: Callable[[Finding], None] | None = None,
-        check_every: int = 100,
+        check_every: int = 500,
         settings: Settings | None = None,
     ) -> None:
         if vocabulary_size is not None and vocabulary_size < 2:
@@ -52,6 +52,9 @@ class Monitor:
             raise ValueError(f"check_every: expected at least 1, got {check_every}")
         self.vocabulary_size, self.total_steps = vocabulary_size, total_steps
         self.stop_on = (stop_on,) if isinstance(stop_on, str) else tuple(stop_on)
+        for rule in self.stop_on:
+            if rule not in (*SEVERITIES, *SIGNALS):
+                raise ValueError(f"stop_on: expected {', '.join((*SEVERITIES, *SIGNALS))}, got {rule!r}")
         self.on_finding, self.check_every = on_finding, check_every
         self.digest = Digest(settings)
         self.should_stop = False
@@ -67,11 +70,22 @@ class Monitor:
             self._open(Path(path))
 
     def _open(self, path: Path) -> None:
-        from .history import feed, read_history
+        from .history import History, Names, add_json_line, feed
 
+        if path.suffix != ".jsonl":
+            raise InputError(f"path: expected a name that ends in .jsonl, got {path}")
         try:
-            if path.exists() and path.stat().st_size:
-                feed(self.digest, read_history(path))
+            if path.exists():
+                raw = path.read_bytes()
+                whole = raw[: raw.rfind(b"\n") + 1]
+                history, names = History(str(path)), Names()
+                for number, line in enumerate(whole.split(b"\n"), 1):
+                    if line.strip():
+                        add_json_line(history, line, names, f"{path}, line {number}")
+                feed(self.digest, history)
+                if len(whole) < len(raw):  # a line that a crash cut off must not be gone on with
+                    with path.open("r+b") as file:
+                        file.truncate(len(whole))
             self._file = path.open("a", buffering=1)
         except OSError as error:
             raise InputError(f"path: expected a file that can be written, got {path} ({error.strerror})")
@@ -94,6 +108,8 @@ class Monitor:
         Numbers or tensors with one element (those wait for their device). Steps that go back are a restart.
         """
         digest, step = self.digest, float(step)
+        if step - step != 0:
+            raise ValueError(f"step: expected a finite number, got {step}")
         if train_loss is not None:
             train_loss = float(train_loss) if self._convert is None else self._convert(float(train_loss))
             digest.train(step, train_loss)
@@ -137,7 +153,7 @@ class Monitor:
         return diagnose(self.digest, vocabulary_size=self.vocabulary_size, total_steps=self.total_steps)
 
     def evaluate_every(self, steps: int, fn: Callable[[], float | dict]) -> Callable[[float], float | None]:
-        """A function of the step, to be called at each: every ``steps`` it runs ``fn``, logs its loss and what it cost.
+        """A function to call with each step: once past every multiple of ``steps`` it runs ``fn``, logs its loss and cost.
 
         ``fn`` returns a validation loss in the monitor's unit, or a dict of ``log``'s measures. The share of the run's time
         that evaluations took is in ``evaluation_share``. A NaN is logged as one; what ``fn`` raises is raised.
@@ -145,13 +161,23 @@ class Monitor:
         if steps < 1:
             raise ValueError(f"steps: expected at least 1, got {steps}")
 
+        done: int | None = None  # the last multiple that was evaluated
+
         def at(step: float) -> float | None:
-            if step % steps:
+            nonlocal done
+            multiple = int(step // steps)
+            if done is None:
+                done = int((step - 1) // steps) if step else 0
+            if multiple <= done:
+                done = min(done, multiple)  # steps went back: a restart
                 return None
+            done = multiple
             begin = time.perf_counter()
             found = fn()
             cost = time.perf_counter() - begin
             self._evaluation_seconds += cost
+            if found is None:
+                raise ValueError("fn: expected a loss or a dict of measures, got None")
             measures = found if isinstance(found, dict) else {"val_loss": found}
             self.log(step, **{"eval_seconds": cost, "seconds": time.perf_counter() - self._started} | measures)
             return measures.get("val_loss")

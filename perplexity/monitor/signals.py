@@ -12,7 +12,12 @@ from ..metric import exp
 from .digest import Digest, Evaluated, Spike
 from .settings import Settings
 
+MOST_SLOPES = 64
 SEVERITIES = ("info", "warning", "danger")
+SIGNALS = (
+    *("healthy-decline", "plateau", "overfitting", "divergence", "spike", "non-finite", "leakage-suspected"),
+    *("generalisation-gap", "worse-than-uniform", "evaluation-cadence", "restart"),
+)
 
 
 @dataclass(frozen=True)
@@ -124,8 +129,14 @@ def validation_rise(digest: Digest) -> tuple[Evaluated, float] | None:
     if len(evaluations) < s.evaluations_in_a_row + 2:
         return None
     last = evaluations[-s.evaluations_in_a_row :]
-    best = min(evaluations[: -s.evaluations_in_a_row], key=lambda e: e.loss)
-    rise = min(e.loss for e in last) - best.loss
+    before = evaluations[: -s.evaluations_in_a_row]
+    best = min(before, key=lambda e: e.loss)
+    # The lowest of many noisy losses lies below the curve: medians of three do less so.
+    losses = np.array([e.loss for e in before])
+    level = (
+        np.median(np.stack([losses[:-2], losses[1:-1], losses[2:]]), axis=0).min() if len(losses) > 2 else losses.min()
+    )
+    rise = float(min(e.loss for e in last) - level)
     if rise <= max(s.rise, s.standard_errors * validation_noise(digest)):
         return None
     return best, rise
@@ -240,8 +251,12 @@ def plateau(digest: Digest) -> Iterator[Finding]:
         "warning",
         float(steps[0]),
         digest.last_step,
-        f"the {measure} loss stands at {level:.3f}: another doubling of the steps would gain {nats(max(0.0, gain))} "
-        f"(at most {nats(max(0.0, optimistic))})",
+        f"the {measure} loss stands at {level:.3f}: "
+        + (
+            f"another doubling of the steps would gain {nats(gain)} (at most {nats(max(0.0, optimistic))})"
+            if gain >= 0
+            else f"it rises by {nats(-gain)} a doubling of the steps, if anything"
+        ),
         schedule
         + "more data or capacity; check that the learning rate is not zero and that labels belong to their inputs",
         {"gain_per_doubling": gain, "loss": level},
@@ -252,8 +267,11 @@ def _flat(measure: str, steps: np.ndarray | None, losses: np.ndarray | None, s: 
     """What a plateau shows: measure, steps, level, gain of another doubling, and that gain at its most optimistic."""
     import scipy.stats
 
-    if steps is None:
+    if steps is None or len(np.unique(steps)) < 4:
         return None
+    if len(steps) > MOST_SLOPES:  # the slopes of all pairs are too many
+        parts = np.array_split(np.arange(len(steps)), MOST_SLOPES)
+        steps, losses = (np.array([values[part].mean() for part in parts]) for values in (steps, losses))
     fit = scipy.stats.theilslopes(losses, np.log2(steps), 0.95)
     gain, optimistic = -float(fit.slope), -float(fit.low_slope)
     level = float(np.median(losses[-3:]))
@@ -309,6 +327,11 @@ def _binned(digest: Digest) -> tuple[np.ndarray | None, np.ndarray | None]:
     )
 
 
+def _lag(e: Evaluated) -> float:
+    """What a running average may lag behind: twice the fall within the recent points, less its noise."""
+    return 2 * max(0.0, e.near_fall - e.near_error)
+
+
 def leakage(digest: Digest) -> Iterator[Finding]:
     """Validation below training for long, by more than noise, the lag of the running loss, and a floor.
 
@@ -317,11 +340,12 @@ def leakage(digest: Digest) -> Iterator[Finding]:
     """
     s = digest.settings
     with_train = _with_train(digest.evaluations)
-    last = with_train[-s.leak_evaluations :]
-    if len(last) == s.leak_evaluations and last[-1].step - last[0].step >= 0.1 * last[-1].step:
+    late = [e for e in with_train if e.step >= 0.9 * with_train[-1].step] if with_train else []
+    last = max(with_train[-s.leak_evaluations :], late, key=len)
+    if len(last) >= s.leak_evaluations and last[-1].step - last[0].step >= 0.05 * last[-1].step:
         noise = validation_noise(digest)
         margins = [
-            e.near - e.loss - max(s.leak_floor + e.near_fall, s.standard_errors * math.hypot(e.near_error, noise))
+            e.near - e.loss - max(s.leak_floor + _lag(e), s.standard_errors * math.hypot(e.near_error, noise))
             for e in last
         ]
         if min(margins) > 0:
@@ -337,28 +361,29 @@ def leakage(digest: Digest) -> Iterator[Finding]:
                 "average as training loss, an easier text",
                 {"below": below},
             )
-    evaluations = digest.evaluations[-s.evaluations_in_a_row :]
-    if len(evaluations) == s.evaluations_in_a_row and max(e.loss for e in evaluations) < s.memorised:
+    blocks = [block for block in digest.all_blocks() if block.count][-4:]
+    if len(blocks) == 4 and max(block.mean for block in blocks) < s.memorised:
         yield Finding(
             "leakage-suspected",
             "warning",
-            evaluations[0].step,
-            evaluations[-1].step,
-            f"a validation perplexity of {exp(evaluations[-1].loss):.2f}: the text is memorised, or degenerate",
-            "look at the validation text: repeated lines, or text of the training data",
-            {"loss": evaluations[-1].loss},
+            blocks[0].first,
+            digest.last_step,
+            f"a training perplexity of {exp(blocks[-1].mean):.2f}: the text is memorised, or degenerate",
+            "look at the training text: repeated lines, too little of it; and whether validation text is in it",
+            {"loss": blocks[-1].mean},
         )
     for restart in digest.restarts:
         enough = len(restart.after) >= 32 and not math.isnan(restart.before)
-        limit = max(s.restart_fall, s.standard_errors * restart.before_error)
+        # The ordinary decline goes on after a restart, too.
+        limit = max(s.restart_fall, s.standard_errors * restart.before_error) + 2 * restart.decline
         if enough and restart.fall > limit:
             yield Finding(
                 "leakage-suspected",
                 "warning",
                 restart.to,
                 digest.last_step,
-                f"after the restart at step {restart.to:,.0f} the training loss is {nats(restart.fall)} lower at once: "
-                "data that had been seen already",
+                f"after the restart at step {restart.to:,.0f} the training loss is {nats(restart.fall)} lower within "
+                f"{len(restart.after)} logged steps: data that had been seen already",
                 "check that the data loader continues where the checkpoint left it",
                 {"fall": restart.fall},
             )

@@ -58,7 +58,9 @@ def figures(history: History, digest: Digest, diagnosis: Diagnosis, vocabulary_s
             notes.append(_note(words, 1.0, change(level)))
         found[name] = _figure([t for t in traces if t["x"]], label, shapes, notes, log=name == "perplexity")
         if limits := _limits(digest):
-            found[name]["layout"]["yaxis"]["range"] = [change(level) for level in limits]
+            levels = [change(level) for level in limits]
+            if all(map(math.isfinite, levels)):
+                found[name]["layout"]["yaxis"]["range"] = levels
     gaps = [(e.step, e.loss - e.near) for e in digest.evaluations if not math.isnan(e.near)]
     if gaps:
         at, values = map(list, zip(*gaps, strict=True))

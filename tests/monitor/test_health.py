@@ -149,7 +149,70 @@ def test_bad_arguments(arguments, message):
 
 def test_a_file_that_cannot_be_written(tmp_path):
     with pytest.raises(InputError, match="path: expected a file that can be written"):
-        Monitor(path=tmp_path / "no" / "such")
+        Monitor(path=tmp_path / "no" / "such.jsonl")
+    with pytest.raises(InputError, match=r"path: expected a name that ends in .jsonl, got run.log"):
+        Monitor(path="run.log")
+
+
+def test_a_file_cut_off_in_a_line_is_gone_on_with(tmp_path):
+    path = tmp_path / "h.jsonl"
+    for _ in range(3):
+        monitor = Monitor(path=path)
+        at = int(monitor.digest.points)
+        for step in range(at, at + 5):
+            monitor.log(step, train_loss=3.0)
+        monitor.close()
+        with path.open("a") as file:
+            file.write('{"step": 5.0, "train_l')
+    assert Monitor(path=path).digest.points == 15
+
+
+@pytest.mark.parametrize(("stride", "expected"), [(1, 40), (16, 40), (2, 39), (700, 28)])
+def test_every_multiple_is_evaluated_once_whatever_the_steps(stride, expected):
+    monitor = Monitor()
+    calls = []
+    evaluate = monitor.evaluate_every(500, lambda: calls.append(1) or 3.0)
+    for step in range(0 if stride != 2 else 1, 20_001, stride):
+        for _ in range(2):  # gradient accumulation calls twice a step
+            evaluate(step)
+    assert len(calls) == expected
+
+
+def test_a_rule_that_is_none():
+    with pytest.raises(ValueError, match="stop_on: expected info, warning, danger, .* got 'Danger'"):
+        Monitor(stop_on="Danger")
+    with pytest.raises(ValueError, match="step: expected a finite number, got nan"):
+        Monitor().log(math.nan, train_loss=3.0)
+
+
+def test_what_a_restart_replaced_is_not_judged():
+    monitor = Monitor()
+    for step in range(1, 340):
+        monitor.log(
+            step, train_loss=math.nan if step > 300 else 3.0 + 1 / step, val_loss=3.0 if step % 50 == 0 else None
+        )
+    assert monitor.diagnose().verdict == "unhealthy"
+    for step in range(251, 1000):
+        monitor.log(step, train_loss=3.0 + 1 / step, val_loss=3.0 if step % 50 == 0 else None)
+    assert not [f for f in monitor.diagnose().findings if f.signal == "non-finite"]
+
+
+@pytest.mark.parametrize("at", [150, 300, 1000])
+def test_a_restart_of_a_falling_run_is_no_leak(at):
+    generator = np.random.default_rng(at)
+    loss = lambda step: 3 + 8 * step**-0.4 + 0.05 * generator.normal()  # noqa: E731
+    monitor = Monitor()
+    for step in [*range(1, at + 100), *range(at, at + 1000)]:
+        monitor.log(step, train_loss=loss(step))
+    assert [f.signal for f in monitor.diagnose().findings if f.severity != "info"] == []
+
+
+def test_leakage_is_told_as_long_as_it_lasts():
+    monitor = Monitor()
+    for step in range(1, 10_001):
+        loss = 3 + 5 * step**-0.4
+        monitor.log(step, train_loss=loss + 0.02 * math.sin(step), val_loss=loss - 0.3 if step % 100 == 0 else None)
+    assert "leakage-suspected" in [f.signal for f in monitor.diagnose().findings]
 
 
 @pytest.mark.parametrize("points", [0, 1, 5, 99])

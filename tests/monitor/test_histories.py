@@ -240,3 +240,41 @@ def test_rows_logged_apart_are_one_step():
         if step % 20 == 0:
             history.add(step, {"val_loss": 3.0})
     assert not [f for f in diagnose(history.digest()).findings if f.signal == "restart"]
+
+
+def test_transformers_summary_of_the_whole_run_is_no_point(tmp_path):
+    path = write(tmp_path, "trainer_state.json", rows())
+    record = json.loads(path.read_text())
+    record["log_history"].append({"step": STEPS, "train_loss": 4.5, "train_runtime": 60.0})
+    path.write_text(json.dumps(record))
+    history = read_history(path)
+    assert len(history.train_step) == STEPS and "train_runtime" in history.notes[0]
+
+
+def test_rows_without_a_step_are_said(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"loss": 9}\n{"step": 1, "loss": 3}\n')
+    assert read_history(path).notes == ["rows without a step are left out"]
+    path.write_text('{"loss": 9}\n')
+    with pytest.raises(InputError, match="rows without a step are left out"):
+        read_history(path)
+
+
+@pytest.mark.parametrize("text", ['{"step": NaN, "loss": 3}', '{"step": 1e400, "loss": 3}'])
+def test_steps_that_are_none(tmp_path, text):
+    (tmp_path / "a.jsonl").write_text(text + "\n")
+    with pytest.raises(InputError, match="a.jsonl, line 1: expected a finite step"):
+        read_history(tmp_path / "a.jsonl")
+
+
+def test_losses_beyond_all_measure_and_one_step_for_all(tmp_path, recwarn):
+    path = tmp_path / "a.csv"
+    path.write_text("step,train_loss,val_loss\n" + "".join(f"{i},1e308,1e308\n" for i in range(300)))
+    assert diagnose(read_history(path).digest()).verdict == "unhealthy"
+    path.write_text("step,train_loss,val_loss\n" + "5,3,3\n" * 600)
+    diagnose(read_history(path).digest())
+    path.write_text("step,val_loss\n" + "".join(f"{i},{'nan' if i == 7 else 3}\n" for i in range(20)))
+    found = diagnose(read_history(path).digest())
+    assert (found.first_step, found.last_step) == (0, 19)
+    json.loads(found.to_json())
+    assert not [w for w in recwarn if issubclass(w.category, RuntimeWarning)]
