@@ -135,9 +135,11 @@ def test_everything_at_once(folder, tmp_path):
 
 
 def test_a_comparison_that_is_refused_exits_with_2(folder, tmp_path):
+    from perplexity import evaluate
+    from perplexity.evaluation import models
+
     for name, text in (("a", "one"), ("b", "two")):
-        (tmp_path / f"{name}.txt").write_text(text)
-        assert ppl("eval", folder / "model", tmp_path / f"{name}.txt", "--json", tmp_path / name).returncode == 0
+        evaluate(*models.load(folder / "model", device="cpu"), [text]).save(tmp_path / name)
     done = ppl("compare", tmp_path / "a", tmp_path / "b")
     assert done.returncode == 2 and done.stdout == "" and len(done.stderr.splitlines()) == 1
     assert "expected one text for both" in done.stderr
