@@ -271,11 +271,11 @@ class Digest:
         if len(values) < 4:
             return math.nan, math.nan, 0.0
         count = len(values)
-        mean = math.fsum(values) / count
-        variance = math.fsum((value - mean) ** 2 for value in values) / (count - 1)
         half = count // 2
-        fall = math.fsum(values[:half]) / half - math.fsum(values[half:]) / (count - half)
-        return mean, math.sqrt(variance / count), max(0.0, fall)
+        older, newer = sum(values[:half]), sum(values[half:])
+        mean = (older + newer) / count
+        variance = max(0.0, sum([value * value for value in values]) - count * mean * mean) / (count - 1)
+        return mean, math.sqrt(variance / count), max(0.0, older / half - newer / (count - half))
 
     def other(self, step: float, name: str, value: float) -> None:
         """lr, tokens, seconds or grad_norm."""

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ..errors import InputError
-from .digest import Digest
+from .digest import LARGEST, Digest
 from .health import Diagnosis, diagnose
 from .history import UNITS
 from .settings import Settings
@@ -41,7 +41,7 @@ class Monitor:
         path: str | Path | None = None,
         stop_on: str | tuple[str, ...] = (),
         on_finding: Callable[[Finding], None] | None = None,
-        check_every: int = 500,
+        check_every: int = 1000,
         settings: Settings | None = None,
     ) -> None:
         if vocabulary_size is not None and vocabulary_size < 2:
@@ -62,6 +62,7 @@ class Monitor:
         self._convert = None if unit == "nats" else UNITS[unit]
         self._told: set[tuple] = set()
         self._calls = 0
+        self._broken = False  # a loss that is no number has been told at once
         self._started = time.perf_counter()
         self._evaluation_seconds = 0.0
         self._evaluations: list[tuple[int, Callable]] = []
@@ -126,8 +127,11 @@ class Monitor:
         if self._file is not None:
             self._write(step, train_loss, val_loss, lr, grad_norm, tokens, seconds, train_eval_loss, eval_seconds)
         self._calls += 1
-        if (self.stop_on or self.on_finding) and (val_loss is not None or self._calls % self.check_every == 0):
-            self.check()
+        if self.stop_on or self.on_finding:
+            broken = train_loss is not None and not abs(train_loss) < LARGEST and not self._broken
+            self._broken = self._broken or broken
+            if broken or val_loss is not None or self._calls % self.check_every == 0:
+                self.check()
 
     def _write(self, step: float, *values) -> None:
         row = {"step": step} | {
@@ -136,7 +140,8 @@ class Monitor:
         self._file.write(json.dumps(row) + "\n")
 
     def check(self) -> Diagnosis:
-        """Diagnose now: tell ``on_finding`` what is new and set ``should_stop``. ``log`` does it every ``check_every`` calls."""
+        """Diagnose now: tell ``on_finding`` what is new and set ``should_stop``. ``log`` does it every ``check_every`` calls,
+        after each validation loss, and at the first loss that is no number."""
         diagnosis = self.diagnose()
         for finding in diagnosis.findings:
             if finding.signal in self.stop_on or _at_least(finding.severity, self.stop_on):

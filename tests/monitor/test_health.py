@@ -178,6 +178,13 @@ def test_every_multiple_is_evaluated_once_whatever_the_steps(stride, expected):
     assert len(calls) == expected
 
 
+def test_nan_stops_at_once():
+    monitor = Monitor(stop_on="non-finite")
+    for step in range(10):
+        monitor.log(step, train_loss=3.0 if step < 7 else math.nan)
+        assert monitor.should_stop == (step >= 7)
+
+
 def test_a_rule_that_is_none():
     with pytest.raises(ValueError, match="stop_on: expected info, warning, danger, .* got 'Danger'"):
         Monitor(stop_on="Danger")
