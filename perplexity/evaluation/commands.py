@@ -55,9 +55,11 @@ def run_eval(arguments: argparse.Namespace) -> int:
                 progress=progress,
             )
     if rank == 0:
-        if arguments.json:
-            evaluation.save(arguments.json)
-        tables.show(evaluation, Console(), baseline)
+        try:
+            if arguments.json:
+                evaluation.save(arguments.json)
+        finally:  # a file that cannot be written must not take the numbers with it, nor a terminal the file
+            tables.show(evaluation, Console(), baseline)
     return 0 if evaluation.ok else 1
 
 
