@@ -41,16 +41,10 @@ def run_eval(arguments: argparse.Namespace) -> int:
                 model,
                 tokenizer,
                 texts.documents(tokenizer),
-                protocol=arguments.protocol,
-                context_length=arguments.context_length,
-                stride=arguments.stride,
-                bos=arguments.bos,
+                **_scoring(arguments),
                 score_special=arguments.score_special,
-                batch_size=arguments.batch_size,
-                backend=arguments.backend,
                 per_token=arguments.per_token,
                 per_document=arguments.per_document,
-                journal=arguments.journal,
                 distributed=ranks > 1,
                 progress=progress,
             )
@@ -81,13 +75,7 @@ def run_compare(arguments: argparse.Namespace) -> int:
                 tokenizer,
                 texts.documents(tokenizer),
                 tokenizer_b=tokenizer_b,
-                protocol=arguments.protocol,
-                context_length=arguments.context_length,
-                stride=arguments.stride,
-                bos=arguments.bos,
-                batch_size=arguments.batch_size,
-                backend=arguments.backend,
-                journal=arguments.journal,
+                **_scoring(arguments),
                 progress=progress,
             )
         table = tables.model_comparison(found)
@@ -97,6 +85,12 @@ def run_compare(arguments: argparse.Namespace) -> int:
     console.print(table)
     tables.notes(found.notes, console)
     return 0 if found.ok else 1
+
+
+def _scoring(arguments: argparse.Namespace) -> dict:
+    """Keywords that ``evaluate`` and ``compare_models`` share."""
+    names = ("protocol", "context_length", "stride", "bos", "batch_size", "backend", "journal")
+    return {name: getattr(arguments, name) for name in names}
 
 
 def _check_outputs(arguments: argparse.Namespace, *options: str) -> None:

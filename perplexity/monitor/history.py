@@ -310,9 +310,7 @@ class Follower:
         if raw.strip() and self.header is not None:
             add_csv(history, raw, self.names, where, self.header)
         elif raw.strip():
-            for line in raw.split(b"\n"):
-                if line.strip():
-                    add_json_line(history, line, self.names, where)
+            add_json_lines(history, raw, self.names, where)
         self._read(raw)
         return history, False
 
@@ -329,9 +327,7 @@ class Follower:
             self.header = csv_header(raw)
             add_csv(history, raw, self.names, str(self.path))
         else:
-            for number, line in enumerate(raw.split(b"\n"), 1):
-                if line.strip():
-                    add_json_line(history, line, self.names, f"{self.path}, line {number}")
+            add_json_lines(history, raw, self.names, str(self.path))
         _repair_order(history)
         self._read(raw)
         return history
@@ -366,13 +362,18 @@ def _fill(
 
 def _read_json_lines(path: Path, names: Names) -> History:
     history = History(str(path))
-    for number, line in enumerate(_whole_lines(path, history).split(b"\n"), 1):
-        if line.strip():
-            add_json_line(history, line, names, f"{path}, line {number}")
+    add_json_lines(history, _whole_lines(path, history), names, str(path))
     return history
 
 
-def add_json_line(history: History, line: bytes, names: Names, where: str) -> None:
+def add_json_lines(history: History, raw: bytes, names: Names, where: str) -> None:
+    """Rows of JSON lines."""
+    for number, line in enumerate(raw.split(b"\n"), 1):
+        if line.strip():
+            _add_json_line(history, line, names, f"{where}, line {number}")
+
+
+def _add_json_line(history: History, line: bytes, names: Names, where: str) -> None:
     try:
         record = json.loads(line)
     except (ValueError, RecursionError) as error:

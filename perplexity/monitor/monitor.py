@@ -71,7 +71,7 @@ class Monitor:
             self._open(Path(path))
 
     def _open(self, path: Path) -> None:
-        from .history import History, Names, add_json_line, feed
+        from .history import History, Names, add_json_lines, feed
 
         if path.suffix != ".jsonl":
             raise InputError(f"path: expected a name that ends in .jsonl, got {path}")
@@ -79,10 +79,8 @@ class Monitor:
             if path.exists():
                 raw = path.read_bytes()
                 whole = raw[: raw.rfind(b"\n") + 1]
-                history, names = History(str(path)), Names()
-                for number, line in enumerate(whole.split(b"\n"), 1):
-                    if line.strip():
-                        add_json_line(history, line, names, f"{path}, line {number}")
+                history = History(str(path))
+                add_json_lines(history, whole, Names(), str(path))
                 feed(self.digest, history)
                 if len(whole) < len(raw):  # a line that a crash cut off must not be gone on with
                     with path.open("r+b") as file:
@@ -146,9 +144,9 @@ class Monitor:
         for finding in diagnosis.findings:
             if finding.signal in self.stop_on or _at_least(finding.severity, self.stop_on):
                 self.should_stop, self.stopped_by = True, self.stopped_by or finding
-            key = finding.signal, finding.severity, finding.first_step
-            if key not in self._told and (finding.signal, finding.severity) not in self._told:
-                self._told |= {key, (finding.signal, finding.severity)}
+            key = finding.signal, finding.severity
+            if key not in self._told:
+                self._told.add(key)
                 if self.on_finding is not None:
                     self.on_finding(finding)
         return diagnosis
