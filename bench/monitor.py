@@ -6,7 +6,9 @@ Written to bench/results/cpu-<name>-monitor.json; asserts nothing.
 from __future__ import annotations
 
 import argparse
-import resource
+import os
+import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -19,6 +21,16 @@ from perplexity.monitor import Monitor, diagnose, read_history
 POINTS = 1_000_000
 
 
+def peak_mib(*arguments: str) -> float:
+    """High-water mark of a ``ppl`` process; a fresh image's own, which getrusage of a child is not."""
+    code = "import sys; from perplexity.cli import main; from peak_memory import high_water; "
+    code += "main(sys.argv[1:]); print(high_water(), file=sys.stderr)"
+    path = os.pathsep.join([str(Path(__file__).parents[1] / "tests"), *sys.path])
+    command = [sys.executable, "-c", code, *arguments]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": path})
+    return int(done.stderr.split()[-1]) / 2**20
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=RESULTS / f"cpu-{slug(cpu_name())}-monitor.json")
@@ -26,32 +38,50 @@ def main() -> None:
     generator = np.random.default_rng(0)
     steps = np.arange(1, POINTS + 1)
     losses = 3 + 5 * steps**-0.3 + 0.05 * generator.normal(size=POINTS)
-    rows = (
-        f"{step},{loss:.5f},{loss:.5f}" if step % 1000 == 0 else f"{step},{loss:.5f},"
-        for step, loss in zip(steps.tolist(), losses.tolist(), strict=True)
-    )
-    with tempfile.NamedTemporaryFile("w", suffix=".csv") as file:
-        file.write("step,train_loss,val_loss\n" + "\n".join(rows) + "\n")
-        file.flush()
-        import pyarrow.csv  # noqa: F401 (imports aside)
-        import scipy.stats  # noqa: F401
+    points = list(zip(steps.tolist(), losses.tolist(), strict=True))
+    import pyarrow.csv  # imports aside
+    import pyarrow.json  # noqa: F401
+    import scipy.stats  # noqa: F401
 
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "run.csv"
+        with path.open("w") as file:
+            file.write("step,train_loss,val_loss\n")
+            file.writelines(f"{s},{x:.5f},{f'{x:.5f}' if s % 1000 == 0 else ''}\n" for s, x in points)
+        few = Path(folder) / "few.csv"
+        few.write_text("step,train_loss\n" + "".join(f"{s},{x:.5f}\n" for s, x in points[:1000]))
+        lines = Path(folder) / "run.jsonl"
+        with lines.open("w") as file:
+            val = lambda s, x: f', "val_loss": {x:.5f}' if s % 1000 == 0 else ""  # noqa: E731
+            file.writelines(f'{{"step": {s}, "train_loss": {x:.5f}{val(s, x)}}}\n' for s, x in points)
+        del points
         start = time.perf_counter()
-        history = read_history(file.name)
+        history = read_history(path)
         read = time.perf_counter()
         found = diagnose(history.digest(), vocabulary_size=50_257)
         judged = time.perf_counter()
+        begin = time.perf_counter()
+        assert len(read_history(lines)) == len(history)
+        read_lines = time.perf_counter() - begin
+        mib = {  # of the whole command, imports and all
+            "command_of_few_points_mib": peak_mib("monitor", str(few)),
+            "command_mib": peak_mib("monitor", str(path)),
+            "command_json_lines_mib": peak_mib("monitor", str(lines)),
+        }
     calls = losses[:200_000].tolist()
     monitor = Monitor()
     begin = time.perf_counter()
     for step, loss in enumerate(calls):
         monitor.log(step, train_loss=loss)
     log = (time.perf_counter() - begin) / len(calls)
+    begin = time.perf_counter()
+    for step, loss in enumerate(calls[:20_000], len(calls)):
+        monitor.log(step, train_loss=loss, val_loss=loss)
+    evaluation = (time.perf_counter() - begin) / 20_000
     updates = []
     for _ in range(20):  # of the view that follows a file: one more point, and the diagnosis
         begin = time.perf_counter()
-        monitor.log(len(calls), train_loss=3.0)
+        monitor.log(2 * len(calls), train_loss=3.0)
         monitor.diagnose()
         updates.append(time.perf_counter() - begin)
     results = dict(
@@ -63,9 +93,10 @@ def main() -> None:
         verdict=found.verdict,
         read_seconds=read - start,
         judge_seconds=judged - read,
-        peak_mib=(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024,
-        process_mib=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        json_lines_read_seconds=read_lines,
+        **mib,
         log_microseconds=1e6 * log,
+        log_with_validation_microseconds=1e6 * evaluation,
         diagnose_milliseconds=1e3 * sorted(updates)[len(updates) // 2],
     )
     write(results, options.out)

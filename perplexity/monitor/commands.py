@@ -15,9 +15,11 @@ from rich.text import Text
 
 from ..errors import InputError
 from .digest import Digest
+from .findings import SEVERITIES, Finding
+from .follower import Follower, NotYet
 from .health import Diagnosis, diagnose
-from .history import Follower, feed, read_history
-from .signals import SEVERITIES, Finding
+from .history import feed
+from .readers import read_history
 
 COLOURS = {"info": "cyan", "warning": "yellow", "danger": "red"}
 VERDICT_COLOURS = {"healthy": "green", "watch": "yellow", "unhealthy": "red", "insufficient-data": "cyan"}
@@ -73,7 +75,7 @@ def _follow(arguments: argparse.Namespace, tags: dict[str, str]) -> Diagnosis:
             while True:
                 try:
                     history, whole = follower.new()
-                except InputError as error:
+                except NotYet as error:
                     if polls == 0 and "no such file" in str(error):
                         raise
                     live.update(Text(f"waiting: {error}"))

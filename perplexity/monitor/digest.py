@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import islice, pairwise
 
 import numpy as np
 
@@ -75,6 +75,7 @@ class Evaluated:
     near: float = math.nan
     near_error: float = math.nan
     near_fall: float = 0.0
+    near_smooth: bool = False  # they move together, as a running average's do
     rescored: bool = False  # near is the training text in evaluation mode
 
 
@@ -95,6 +96,7 @@ class Restart:
 
 
 NEAR = BASELINE * BLOCK
+SMOOTH = 0.5  # von Neumann ratio below which training losses are taken for a running average
 LARGEST = 1e30  # a loss beyond it is taken for infinite: its square would be
 
 
@@ -253,7 +255,7 @@ class Digest:
             self._note_non_finite("val_loss", step)
             return
         if rescored is not None and math.isfinite(rescored):
-            self.evaluations.append(Evaluated(step, loss, rescored, 0.0, 0.0, True))
+            self.evaluations.append(Evaluated(step, loss, rescored, 0.0, rescored=True))
         else:
             self.evaluations.append(Evaluated(step, loss, *self._near(step)))
         if len(self.evaluations) > MOST_EVALUATIONS:
@@ -262,20 +264,25 @@ class Digest:
             thinned = [e for i, e in enumerate(self.evaluations[:old]) if i % 2 == 0 or e is best]
             self.evaluations = thinned + self.evaluations[old:]
 
-    def _near(self, step: float) -> tuple[float, float, float]:
-        """Mean of the recent training losses, its standard error, and their fall from the older half to the newer.
+    def _near(self, step: float) -> tuple[float, float, float, bool]:
+        """Mean of the recent training losses, its standard error, their fall from the older half to the newer, whether smooth.
 
         Of the last tenth of the steps: further back the loss was another.
         """
         values = [loss for at, loss in self._recent if at >= 0.9 * step]
         if len(values) < 4:
-            return math.nan, math.nan, 0.0
+            return math.nan, math.nan, 0.0, False
         count = len(values)
         half = count // 2
         older, newer = sum(values[:half]), sum(values[half:])
         mean = (older + newer) / count
         variance = max(0.0, sum([value * value for value in values]) - count * mean * mean) / (count - 1)
-        return mean, math.sqrt(variance / count), max(0.0, older / half - newer / (count - half))
+        # Von Neumann's ratio (1941) of the residuals of a straight line: near 2 where each loss is its own batch's.
+        middle, spread = (count - 1) / 2, (count**3 - count) / 12
+        slope = sum([(place - middle) * value for place, value in enumerate(values)]) / spread
+        rough = sum([(later - earlier - slope) ** 2 for earlier, later in pairwise(values)])
+        smooth = rough < SMOOTH * max(0.0, variance * (count - 1) - slope * slope * spread)
+        return mean, math.sqrt(variance / count), max(0.0, older / half - newer / (count - half)), smooth
 
     def other(self, step: float, name: str, value: float) -> None:
         """lr, tokens, seconds or grad_norm."""

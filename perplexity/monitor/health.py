@@ -8,7 +8,8 @@ from pathlib import Path
 
 from ..metric import exp
 from .digest import Digest
-from .signals import SEVERITIES, Finding, all_findings
+from .findings import SEVERITIES, Finding
+from .signals import all_findings
 
 VERDICTS = {"info": "healthy", "warning": "watch", "danger": "unhealthy"}
 # Which part of the score a signal speaks of, and the part's share of 100.

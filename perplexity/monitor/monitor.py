@@ -9,10 +9,10 @@ from pathlib import Path
 
 from ..errors import InputError
 from .digest import LARGEST, Digest
+from .findings import SEVERITIES, SIGNALS, Finding
 from .health import Diagnosis, diagnose
 from .history import UNITS
 from .settings import Settings
-from .signals import SEVERITIES, SIGNALS, Finding
 
 # In the order of `log`'s keywords.
 MEASURES = ("train_loss", "val_loss", "lr", "grad_norm", "tokens", "seconds", "train_eval_loss", "eval_seconds")
@@ -71,7 +71,8 @@ class Monitor:
             self._open(Path(path))
 
     def _open(self, path: Path) -> None:
-        from .history import History, Names, add_json_lines, feed
+        from .history import History, Names, feed
+        from .readers import add_json_lines
 
         if path.suffix != ".jsonl":
             raise InputError(f"path: expected a name that ends in .jsonl, got {path}")
@@ -109,6 +110,8 @@ class Monitor:
         digest, step = self.digest, float(step)
         if step - step != 0:
             raise ValueError(f"step: expected a finite number, got {step}")
+        if val_loss is None and (train_eval_loss is not None or eval_seconds is not None):
+            raise ValueError("train_eval_loss, eval_seconds: expected beside a val_loss of the same step, got none")
         if train_loss is not None:
             train_loss = float(train_loss) if self._convert is None else self._convert(float(train_loss))
             digest.train(step, train_loss)

@@ -15,6 +15,8 @@ class Settings:
 
     # Noise. A rise or a gap counts where it is larger than this many standard errors and than the floor of its signal.
     standard_errors: float = 4.0
+    noise_prior: float = 0.05  # nats of a validation loss about its curve, until enough were seen: it counts as ...
+    noise_prior_evaluations: int = 4  # ... this many
     evaluations_in_a_row: int = 3  # one evaluation above the best is chance, three are not
 
     # Overfitting, divergence: a rise of the validation loss above its best. Healthy runs on FineWeb rise by up to 0.016.
@@ -25,7 +27,7 @@ class Settings:
     # Plateau: the gain projected over the next doubling of the steps, as a share of the loss. Healthy runs gain 0.03 and more.
     plateau_gain: float = 0.005
     plateau_errors: float = 1.0  # or no gain beyond its standard error ...
-    plateau_error: float = 0.008  # ... where that is under this share of the loss
+    plateau_error: float = 0.006  # ... where that is under this share of the loss
     # Or the mean of the last doubling is under the one before by less than this share; healthy runs gain 0.04 and more ...
     plateau_doubling: float = 0.01
     plateau_spread: float = 0.01  # ... where the standard error of the difference is under this share

@@ -9,7 +9,7 @@ from ..errors import InputError
 from ..evaluation.results import read_result
 from ..monitor.commands import parse_tags
 from ..monitor.health import diagnose
-from ..monitor.history import read_history
+from ..monitor.readers import read_history
 
 
 def run_report(arguments: argparse.Namespace) -> int:

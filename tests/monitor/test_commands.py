@@ -9,7 +9,10 @@ import pytest
 from faults import runs
 from test_cli import fails, ppl
 
-from perplexity.monitor.history import Follower, feed, read_history
+from perplexity.errors import InputError
+from perplexity.monitor import read_history
+from perplexity.monitor.follower import Follower, NotYet
+from perplexity.monitor.history import feed
 
 
 def csv_of(rows) -> str:
@@ -92,6 +95,25 @@ def test_a_file_that_grows_is_followed(folder, tmp_path):
     assert record["points"] == len(whole.train_step) and record["verdict"] == "unhealthy"
     lines = told.read_text().splitlines()
     assert sum(line.startswith("overfitting danger") for line in lines) == 1
+
+
+@pytest.mark.parametrize("suffix", ["csv", "jsonl"])
+def test_a_whole_line_that_is_broken_ends_the_following(tmp_path, suffix):
+    path = tmp_path / f"a.{suffix}"
+    path.write_text("step,train_loss\n1,3\n" if suffix == "csv" else '{"step": 1, "train_loss": 3}\n')
+    follower = Follower(path)
+    follower.new()
+    with path.open("a") as file:
+        file.write("2,x")
+    assert len(follower.new()[0]) == 0  # being written
+    with path.open("a") as file:
+        file.write("yz\n")
+    with pytest.raises(InputError, match=r"a\..*, after byte \d+.*: expected") as raised:
+        follower.new()
+    assert not isinstance(raised.value, NotYet)
+    path.unlink()
+    with pytest.raises(NotYet, match="no such file"):
+        follower.new()
 
 
 @pytest.mark.parametrize("suffix", ["csv", "jsonl"])

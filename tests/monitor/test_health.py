@@ -13,8 +13,8 @@ from perplexity import Monitor
 from perplexity.errors import InputError
 from perplexity.monitor import Finding, diagnose
 from perplexity.monitor.digest import Digest
+from perplexity.monitor.findings import SEVERITIES
 from perplexity.monitor.health import PARTS, score
-from perplexity.monitor.signals import SEVERITIES
 
 SIGNALS = [signal for _, signals in PARTS.values() for signal in signals]
 FINDINGS = st.builds(
@@ -190,6 +190,8 @@ def test_a_rule_that_is_none():
         Monitor(stop_on="Danger")
     with pytest.raises(ValueError, match="step: expected a finite number, got nan"):
         Monitor().log(math.nan, train_loss=3.0)
+    with pytest.raises(ValueError, match="train_eval_loss, eval_seconds: expected beside a val_loss"):
+        Monitor().log(1, train_loss=3.0, train_eval_loss=3.0)
 
 
 def test_what_a_restart_replaced_is_not_judged():

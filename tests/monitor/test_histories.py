@@ -251,6 +251,43 @@ def test_transformers_summary_of_the_whole_run_is_no_point(tmp_path):
     assert len(history.train_step) == STEPS and "train_runtime" in history.notes[0]
 
 
+def test_json_lines_at_once_are_the_lines_one_by_one(tmp_path, monkeypatch):
+    """Arrow's reader gives what Python's gives: NaN, null, integers, measures under two names, rows of other things."""
+    from perplexity.monitor import readers
+
+    lines = []
+    for step in range(900):
+        other = {"x": [1, {"y": 2}]} if step % 2 else {}
+        lines.append(json.dumps({"step": step, "loss": 3 + step % 7, "lr": 0.1} | other))
+    lines += [
+        '{"step": 900, "loss": NaN, "val_loss": -Infinity}',
+        '{"note": "no step"}',
+        "",
+        '{"_step": 901, "eval_loss": 2}',
+    ]
+    lines += ['{"step": 902, "train_loss": 1.5, "loss": 2.5, "eval_loss": null}', '{"loss": 3, "step": null}']
+    (tmp_path / "a.jsonl").write_text("\n".join(lines) + "\n")
+    at_once = read_history(tmp_path / "a.jsonl")
+    monkeypatch.setattr(readers, "_json_table", lambda raw: None)
+    one_by_one = read_history(tmp_path / "a.jsonl")
+    assert at_once.arrays()[0].tolist() == one_by_one.arrays()[0].tolist() == [*range(901), 902]
+    assert np.array_equal(at_once.arrays()[1], one_by_one.arrays()[1], equal_nan=True)
+    assert at_once.arrays()[1][-1] == 1.5
+    assert at_once.events == one_by_one.events and at_once.notes == one_by_one.notes
+    assert at_once.notes == [
+        "rows without a step are left out",
+        "rows hold train_loss under more than one name: the first is read (--tag train_loss=NAME chooses)",
+    ]
+
+
+def test_two_columns_of_one_measure_are_said(tmp_path):
+    (tmp_path / "a.csv").write_text("step,loss,train_loss\n1,9,3\n2,9,3\n")
+    history = read_history(tmp_path / "a.csv")
+    assert history.arrays()[1].tolist() == [3.0, 3.0]
+    assert "train_loss under more than one name" in history.notes[0]
+    assert read_history(tmp_path / "a.csv", tags={"train_loss": "loss"}).arrays()[1].tolist() == [9.0, 9.0]
+
+
 def test_rows_without_a_step_are_said(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_text('{"loss": 9}\n{"step": 1, "loss": 3}\n')

@@ -88,18 +88,24 @@ CHROMIUM = shutil.which("chromium")
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="needs chromium")
+@pytest.mark.parametrize("by", ["address", "clicks"])
 @pytest.mark.parametrize(
     ("toggled", "expected"),
     [
         ("", dict(theme="light", pressed=["marks"], log_loss=False)),
-        ("#theme,log-x,log-y,marks", dict(theme="dark", pressed=["log-x", "log-y", "theme"], log_loss=True)),
+        ("theme,log-x,log-y,marks", dict(theme="dark", pressed=["log-x", "log-y", "theme"], log_loss=True)),
     ],
 )
-def test_a_real_browser_draws_it(page, tmp_path, toggled, expected):
+def test_a_real_browser_draws_it(page, tmp_path, toggled, expected, by):
+    if by == "clicks":
+        clicks = "".join(f"document.getElementById({name!r}).click();" for name in filter(None, toggled.split(",")))
+        clicked = tmp_path / "clicked.html"
+        clicked.write_text(page.read_text().replace("</body>", f"<script>{clicks}</script></body>"))
+        page, toggled = clicked, ""
     options = ["--headless=new", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--window-size=1200,1400"]
     options += ["--virtual-time-budget=8000", f"--user-data-dir={tmp_path}", "--dump-dom"]
     done = subprocess.run(
-        [CHROMIUM, *options, f"file://{page}{toggled}"],
+        [CHROMIUM, *options, f"file://{page}#{toggled}"],
         capture_output=True,
         text=True,
         timeout=120,

@@ -1,0 +1,181 @@
+"""Where the loss is going: a plateau, or a healthy decline and where it leads."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import numpy as np
+
+from .digest import Digest
+from .findings import Finding, nats
+from .settings import Settings
+
+MOST_SLOPES = 64
+
+
+def plateau(digest: Digest) -> Iterator[Finding]:
+    """Little to gain: Theil and Sen's slope of the training loss over the logarithm of the step, in the last doubling.
+
+    The projected gain of another doubling, at the optimistic end of its 95 % interval, is under a share of the loss. Wrong in
+    a stable phase of a schedule with little left to learn until the rate is lowered: that is why it is a warning.
+    """
+    s = digest.settings
+    # Validation text is the same each time: its curve shows a plateau sooner than the batches do.
+    found = None
+    for measure, points in (("validation", _late_evaluations(digest)), ("training", _binned(digest))):
+        found = found or _flat(measure, *points, s)
+    found = found or _no_gain(digest)
+    if found is None:
+        return
+    measure, steps, level, gain, optimistic = found
+    yield Finding(
+        "plateau",
+        "warning",
+        float(steps[0]),
+        digest.last_step,
+        f"the {measure} loss stands at {level:.3f}: "
+        + (
+            f"another doubling of the steps would gain {nats(gain)} (at most {nats(max(0.0, optimistic))})"
+            if gain >= 0
+            else f"it rises by {nats(-gain)} a doubling of the steps, if anything"
+        ),
+        _plateau_advice(digest, float(steps[0])),
+        {"gain_per_doubling": gain, "loss": level},
+    )
+
+
+def _plateau_advice(digest: Digest, since: float) -> str:
+    """By what the learning rate did: at zero, constant (no failure: a stable phase is flat), decayed, or not logged."""
+    more = "more data or capacity; check that labels belong to their inputs"
+    rates = [rate for _, rate in digest.learning_rate]
+    if not rates:
+        return f"check that the learning rate is not zero; where it is constant, a cosine or linear decay; {more}"
+    if rates[-1] == 0:
+        return "the learning rate is 0: nothing is learnt any more; if the schedule has not ended, mend it"
+    if digest.learning_rate[-1][0] <= since:
+        return (
+            "the learning rate has been constant: a stable phase is flat and no failure, a cosine or linear decay often "
+            f"gives the next gain; else {more}"
+        )
+    if rates[-1] < 0.1 * max(rates):
+        return (
+            f"the learning rate has decayed to {rates[-1] / max(rates):.0%} of its peak, this run gains no more: {more}"
+        )
+    return more
+
+
+def _flat(measure: str, steps: np.ndarray | None, losses: np.ndarray | None, s: Settings) -> tuple | None:
+    """What a plateau shows: measure, steps, level, gain of another doubling, and that gain at its most optimistic."""
+    import scipy.stats
+
+    if steps is None or len(np.unique(steps)) < 4:
+        return None
+    if len(steps) > MOST_SLOPES:  # the slopes of all pairs are too many
+        parts = np.array_split(np.arange(len(steps)), MOST_SLOPES)
+        steps, losses = (np.array([values[part].mean() for part in parts]) for values in (steps, losses))
+    fit = scipy.stats.theilslopes(losses, np.log2(steps), 0.95)
+    gain, optimistic = -float(fit.slope), -float(fit.low_slope)
+    level = float(np.median(losses[-3:]))
+    error = (float(fit.high_slope) - float(fit.low_slope)) / (2 * 1.96)
+    # Under a share of the loss for certain; or no gain that stands out of the noise, where the noise is small.
+    certain = optimistic < s.plateau_gain * abs(level)
+    lost = gain < s.plateau_errors * error and error < s.plateau_error * abs(level)
+    return (measure, steps, level, gain, optimistic) if certain or lost else None
+
+
+def _no_gain(digest: Digest) -> tuple | None:
+    """As ``_flat``, of a noisy curve: the last doubling's mean training loss beside that of the doubling before."""
+    s, last = digest.settings, digest.last_step
+    halves = []
+    for begin, end in ((last / 4, last / 2), (last / 2, math.inf)):
+        blocks = [block for block in digest.all_blocks() if block.count and begin <= block.first < end]
+        if len(blocks) < 4 or sum(block.count for block in blocks) < s.plateau_points / 2:
+            return None
+        means = np.array([block.mean for block in blocks])
+        halves.append((float(means.mean()), float(means.std(ddof=1)) / math.sqrt(len(means)), blocks[0].first))
+    (before, error_before, _), (now, error_now, first) = halves
+    gain, error = before - now, math.hypot(error_before, error_now)
+    if error > s.plateau_spread * abs(now) or gain > s.plateau_doubling * abs(now):
+        return None
+    return "training", np.array([first, last]), now, gain, gain + 1.96 * error
+
+
+def _late_evaluations(digest: Digest) -> tuple[np.ndarray | None, np.ndarray | None]:
+    s = digest.settings
+    late = [e for e in digest.evaluations if e.step >= max(0.55 * digest.last_step, 1)]
+    if digest.points < s.plateau_points or len(late) < s.plateau_evaluations:
+        return None, None
+    return np.array([e.step for e in late]), np.array([e.loss for e in late])
+
+
+def _binned(digest: Digest) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """Medians of blocks in bins of equal width in the logarithm of the step, over the last doubling of the run."""
+    s = digest.settings
+    last = digest.last_step
+    blocks = [block for block in digest.all_blocks() if block.count and block.first >= max(last / 2, 1)]
+    if digest.points < s.plateau_points or len(blocks) < s.plateau_bins // 2:
+        return None, None
+    at = np.array([(block.first + block.last) / 2 for block in blocks])
+    means = np.array([block.mean for block in blocks])
+    edges = np.linspace(np.log2(at[0]), np.log2(at[-1]) + 1e-9, s.plateau_bins + 1)
+    number = np.clip(np.searchsorted(edges, np.log2(at), side="right") - 1, 0, s.plateau_bins - 1)
+    kept = [which for which in range(s.plateau_bins) if (number == which).any()]
+    if len(kept) < s.plateau_bins // 2:
+        return None, None
+    return (
+        np.array([at[number == which].mean() for which in kept]),
+        np.array([np.median(means[number == which]) for which in kept]),
+    )
+
+
+def healthy_decline(digest: Digest, total_steps: int | None = None) -> Iterator[Finding]:
+    """The fall of the loss as a power law, L(s) = E + A·s^−α (Kaplan et al., 2020; Hoffmann et al., 2022), and where it leads.
+
+    Wrong as a projection where the learning rate is about to change; the exponent is a description, not a promise.
+    """
+    blocks = [block for block in digest.all_blocks() if block.count and block.first > 0]
+    if digest.points < digest.settings.least_points or len(blocks) < 6:
+        return
+    steps = np.array([(block.first + block.last) / 2 for block in blocks])
+    losses = np.array([block.mean for block in blocks])
+    late = steps >= steps[-1] / 16
+    if late.sum() < 6:
+        return
+    steps, losses = steps[late], losses[late]
+    fitted = _power_law(steps, losses)
+    if fitted is None:
+        return
+    floor, scale, exponent = fitted
+    gained = float(losses[: max(1, len(losses) // 8)].mean() - losses[-max(1, len(losses) // 8) :].mean())
+    if gained <= digest.settings.plateau_gain * abs(float(losses[-1])):
+        return
+    ends = total_steps is not None and total_steps > digest.last_step
+    end = total_steps if ends else 2 * digest.last_step
+    where = "at the end of the budget" if ends else "at twice the steps"
+    projected = floor + scale * end**-exponent
+    yield Finding(
+        "healthy-decline",
+        "info",
+        float(steps[0]),
+        digest.last_step,
+        f"the training loss fell by {nats(gained)} since step {steps[0]:,.0f}, as step to the power −{exponent:.2f}; the fit "
+        f"gives {projected:.3f} {where} (step {end:,.0f})",
+        "nothing to do",
+        {"exponent": exponent, "floor": floor, "projected": projected, "at_step": end},
+    )
+
+
+def _power_law(steps: np.ndarray, losses: np.ndarray) -> tuple[float, float, float] | None:
+    """(E, A, α) of least squares with E ≥ 0: a search over α with E and A solved for each, which cannot fail to converge."""
+    best = None
+    for exponent in np.geomspace(0.02, 2.0, 40):
+        basis = steps**-exponent
+        design = np.stack([np.ones_like(basis), basis], 1)
+        (floor, scale), *_ = np.linalg.lstsq(design, losses, rcond=None)
+        if floor < 0:
+            floor, scale = 0.0, float(np.dot(basis, losses) / np.dot(basis, basis))
+        residual = float(((floor + scale * basis - losses) ** 2).sum())
+        if scale > 0 and (best is None or residual < best[0]):
+            best = residual, float(floor), float(scale), float(exponent)
+    return best and best[1:]

@@ -1,0 +1,75 @@
+"""Weights & Biases offline runs: protocol buffers in LevelDB's log format."""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+from ..errors import InputError
+from .history import LOSSES, History, Names
+
+
+def read_wandb(path: Path, names: Names) -> History:
+    """The history of a run."""
+    try:
+        from wandb.proto.wandb_internal_pb2 import Record
+    except ImportError:
+        raise InputError(f"{path}: needs wandb; install it beside fused-perplexity[monitor]")
+    history = History(str(path))
+    for data in _wandb_records(path, history):
+        record = Record()
+        record.ParseFromString(data)
+        if record.WhichOneof("record_type") != "history":
+            continue
+        values = {".".join(item.nested_key) or item.key: item.value_json for item in record.history.item}
+        known = {name: _json_number(value) for name, value in values.items() if name in names.measure}
+        step, measures = names.row(known, str(path))
+        step = float(record.history.step.num) if step is None else step
+        if measures.keys() & set(LOSSES):
+            history.add(step, measures)
+    return history
+
+
+def _json_number(value: str):
+    """W&B writes what JSON has not as strings."""
+    number = json.loads(value)
+    return (
+        {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}.get(number, number)
+        if isinstance(number, str)
+        else number
+    )
+
+
+LOG_BLOCK, LOG_HEADER = 32_768, 7  # bytes; a record's header: checksum (4), length (2), kind (1)
+WHOLE, FIRST, MIDDLE, LAST = 1, 2, 3, 4
+
+
+def _wandb_records(path: Path, history: History) -> Iterator[bytes]:
+    """Records of the log (leveldb/doc/log_format.md); a cut-off end is noted and left out."""
+    raw = path.read_bytes()
+    if raw[:4] != b":W&B":
+        raise InputError(f"{path}: expected a W&B run, got another file")
+    place, parts = LOG_HEADER, []
+    while place + LOG_HEADER <= len(raw):
+        left = LOG_BLOCK - place % LOG_BLOCK
+        if left < LOG_HEADER:  # too little for a header: zeros up to the next block
+            place += left
+            continue
+        checksum, length, kind = struct.unpack("<IHB", raw[place : place + LOG_HEADER])
+        data = raw[place + LOG_HEADER : place + LOG_HEADER + length]
+        if (
+            len(data) < length
+            or kind not in (WHOLE, FIRST, MIDDLE, LAST)
+            or zlib.crc32(data, zlib.crc32(bytes([kind]))) != checksum
+        ):
+            break
+        place += LOG_HEADER + length
+        parts = [data] if kind in (WHOLE, FIRST) else [*parts, data]
+        if kind in (WHOLE, LAST):
+            yield b"".join(parts)
+    if place < len(raw):
+        history.notes.append("the last record has no end (being written, or cut off) and is left out")
