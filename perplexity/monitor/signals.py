@@ -333,7 +333,7 @@ def generalisation_gap(digest: Digest) -> Iterator[Finding]:
         "warning",
         last[0].step,
         last[-1].step,
-        f"validation is {nats(gaps[-1])} above training (perplexity {exp(gaps[-1]):.2f} times), {trend}",
+        f"validation is {nats(gaps[-1])} above training (perplexity {exp(gaps[-1]):,.2f} times), {trend}",
         "more or more varied data, regularisation; check that both texts are of one kind and cut by one tokenizer",
         {"gap": gaps[-1]},
     )
