@@ -25,6 +25,7 @@ import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from . import SUMS
 from .blockwise_kl import KL_ROWS
@@ -179,7 +180,10 @@ def source(launch: Launch, target: Target) -> ASTSource:
             continue
         value = launch.arguments[name]
         divisible = False
-        if isinstance(value, torch.Tensor):
+        if isinstance(value, TensorDescriptor):
+            element, block = POINTERS[value.base.dtype].lstrip("*"), ",".join(map(str, value.block_shape))
+            signature[name] = f"tensordesc<{element}[{block}]>"
+        elif isinstance(value, torch.Tensor):
             signature[name] = POINTERS[value.dtype]
             divisible = value.data_ptr() % 16 == 0
         elif isinstance(value, float):

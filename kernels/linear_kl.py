@@ -24,13 +24,50 @@ import triton.language as tl
 from .blockwise_kl import KL_ROWS, Head, Rule, gradient_vectors, merge
 from .chunks import accumulate_gradients, gradient_block
 from .launch import current_target, launch, widen_products
-from .linear_nll import MEMORY_LIMIT, SPAN
-from .logit_tile import head_arguments, logit_tile, tile_configuration, vectorised
+from .linear_nll import GROUP, MEMORY_LIMIT, SPAN, span_and_row
+from .logit_tile import (
+    apply_rule,
+    column_parts,
+    describable,
+    described,
+    head_arguments,
+    logit_tile,
+    product_tile,
+    tile_configuration,
+    vectorised,
+)
+
+
+@triton.jit
+def _fold(
+    sums,  # what the columns before left: p_maximum, p_sum, q_maximum, q_sum, gap
+    a,  # float32 [BLOCK_N, columns], logits of P, −inf past V
+    b,  # likewise of Q
+):
+    """The sums with these columns in them."""
+    p_maximum, p_sum, q_maximum, q_sum, gap = sums
+    p_new = tl.maximum(p_maximum, tl.max(a, axis=1))
+    q_new = tl.maximum(q_maximum, tl.max(b, axis=1))
+    # Logits of −inf alone (a bias may hold them): any finite reference avoids inf − inf.
+    p_reference = tl.where(p_new == -float("inf"), 0.0, p_new)
+    q_reference = tl.where(q_new == -float("inf"), 0.0, q_new)
+    a -= p_reference[:, None]
+    b -= q_reference[:, None]
+    p_decay = tl.exp(p_maximum - p_reference)
+    exponentials = tl.exp(a)
+    # The old gap was taken from the old maxima: both references moved.
+    p_moved = p_maximum - p_reference
+    q_moved = tl.where(q_maximum == -float("inf"), 0.0, q_maximum) - q_reference
+    moved = tl.where(p_decay * p_sum > 0.0, p_decay * (gap + p_sum * (p_moved - q_moved)), 0.0)
+    gap = moved + tl.sum(tl.where(exponentials > 0.0, exponentials * (a - b), 0.0), axis=1)
+    p_sum = p_sum * p_decay + tl.sum(exponentials, axis=1)
+    q_sum = q_sum * tl.exp(q_maximum - q_reference) + tl.sum(tl.exp(b), axis=1)
+    return p_new, p_sum, q_new, q_sum, gap
 
 
 @triton.jit(do_not_specialize=["N", "spans"])
 def _kl_partials_kernel(
-    p_hidden_ptr,  # [N, D_p]
+    p_hidden_ptr,  # [N, D_p], all four descriptors where DESCRIBED
     p_weight_ptr,  # [V, D_p]
     p_bias_ptr,  # [V]
     q_hidden_ptr,  # [N, D_q]
@@ -64,28 +101,24 @@ def _kl_partials_kernel(
     Q_EVEN_D: tl.constexpr,
     WIDEN: tl.constexpr,
     PRECISION: tl.constexpr,
+    DESCRIBED: tl.constexpr,
+    PARTS: tl.constexpr,  # in which a pair of tiles is summed
     SPAN: tl.constexpr,
+    GROUP: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_V: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    row_blocks = tl.cdiv(N, BLOCK_N)
-    span = tl.program_id(0) // row_blocks
-    first_row = (tl.program_id(0) % row_blocks).to(tl.int64) * BLOCK_N
+    span, first_row = span_and_row(N, spans, GROUP, BLOCK_N)
     rows = first_row + tl.arange(0, BLOCK_N)
     exists = rows < N
 
-    p_maximum = tl.full([BLOCK_N], -float("inf"), dtype=tl.float32)
-    q_maximum = tl.full([BLOCK_N], -float("inf"), dtype=tl.float32)
-    p_sum = tl.zeros([BLOCK_N], dtype=tl.float32)
-    q_sum = tl.zeros([BLOCK_N], dtype=tl.float32)
-    gap = tl.zeros([BLOCK_N], dtype=tl.float32)
+    nothing = tl.zeros([BLOCK_N], dtype=tl.float32)
+    sums = nothing - float("inf"), nothing, nothing - float("inf"), nothing, nothing
     for start in range(span * SPAN, min(span * SPAN + SPAN, V), BLOCK_V):
-        inside = (start + tl.arange(0, BLOCK_V) < V)[None, :]
-        a = logit_tile(
+        p_accumulator = product_tile(
             p_hidden_ptr,
             p_weight_ptr,
-            p_bias_ptr,
             first_row,
             start,
             N,
@@ -95,22 +128,17 @@ def _kl_partials_kernel(
             p_hidden_stride_d,
             p_weight_stride_v,
             p_weight_stride_d,
-            p_bias_stride,
-            p_logit_scale,
-            p_softcap,
-            P_HAS_BIAS,
-            P_HAS_SOFTCAP,
             P_EVEN_D,
             WIDEN,
             PRECISION,
             BLOCK_N,
             BLOCK_V,
             BLOCK_D,
+            DESCRIBED,
         )
-        b = logit_tile(
+        q_accumulator = product_tile(
             q_hidden_ptr,
             q_weight_ptr,
-            q_bias_ptr,
             first_row,
             start,
             N,
@@ -120,38 +148,28 @@ def _kl_partials_kernel(
             q_hidden_stride_d,
             q_weight_stride_v,
             q_weight_stride_d,
-            q_bias_stride,
-            q_logit_scale,
-            q_softcap,
-            Q_HAS_BIAS,
-            Q_HAS_SOFTCAP,
             Q_EVEN_D,
             WIDEN,
             PRECISION,
             BLOCK_N,
             BLOCK_V,
             BLOCK_D,
+            DESCRIBED,
         )
-        a = tl.where(inside, a, -float("inf"))
-        b = tl.where(inside, b, -float("inf"))
-        p_new = tl.maximum(p_maximum, tl.max(a, axis=1))
-        q_new = tl.maximum(q_maximum, tl.max(b, axis=1))
-        # Logits of −inf alone (a bias may hold them): any finite reference avoids inf − inf.
-        p_reference = tl.where(p_new == -float("inf"), 0.0, p_new)
-        q_reference = tl.where(q_new == -float("inf"), 0.0, q_new)
-        a -= p_reference[:, None]
-        b -= q_reference[:, None]
-        p_decay = tl.exp(p_maximum - p_reference)
-        exponentials = tl.exp(a)
-        # The old gap was taken from the old maxima: both references moved.
-        p_moved = p_maximum - p_reference
-        q_moved = tl.where(q_maximum == -float("inf"), 0.0, q_maximum) - q_reference
-        moved = tl.where(p_decay * p_sum > 0.0, p_decay * (gap + p_sum * (p_moved - q_moved)), 0.0)
-        gap = moved + tl.sum(tl.where(exponentials > 0.0, exponentials * (a - b), 0.0), axis=1)
-        p_sum = p_sum * p_decay + tl.sum(exponentials, axis=1)
-        q_sum = q_sum * tl.exp(q_maximum - q_reference) + tl.sum(tl.exp(b), axis=1)
-        p_maximum = p_new
-        q_maximum = q_new
+        p_parts = column_parts(p_accumulator, PARTS)
+        q_parts = column_parts(q_accumulator, PARTS)
+        for part in tl.static_range(PARTS):
+            columns = start + part * (BLOCK_V // PARTS) + tl.arange(0, BLOCK_V // PARTS)
+            read = tl.minimum(columns, V - 1)
+            a = apply_rule(
+                p_parts[part], p_bias_ptr, read, p_bias_stride, p_logit_scale, p_softcap, P_HAS_BIAS, P_HAS_SOFTCAP
+            )
+            b = apply_rule(
+                q_parts[part], q_bias_ptr, read, q_bias_stride, q_logit_scale, q_softcap, Q_HAS_BIAS, Q_HAS_SOFTCAP
+            )
+            inside = (columns < V)[None, :]
+            sums = _fold(sums, tl.where(inside, a, -float("inf")), tl.where(inside, b, -float("inf")))
+    p_maximum, p_sum, q_maximum, q_sum, gap = sums
 
     plane = spans.to(tl.int64) * N
     partials_ptr += span.to(tl.int64) * N + rows
@@ -290,7 +308,9 @@ def _kl_gradient_kernel(
     )
 
 
-def _arguments(p_head: Head, q_head: Head, rules: tuple[Rule, Rule]) -> tuple[dict, dict, dict]:
+def _arguments(
+    p_head: Head, q_head: Head, rules: tuple[Rule, Rule], may_describe: bool = False
+) -> tuple[dict, dict, dict]:
     """Arguments, constants and options of both kernels from (hidden, weight, bias) twice and (softcap, logit_scale) twice."""
     target, arguments, constants = current_target(), {}, {}
     for prefix, head, rule in zip("pq", (p_head, q_head), rules, strict=True):
@@ -301,7 +321,8 @@ def _arguments(p_head: Head, q_head: Head, rules: tuple[Rule, Rule]) -> tuple[di
     matrices = [arguments[f"{side}_{name}_ptr"] for side in "pq" for name in ("hidden", "weight")]
     # One tile size for both sides, that of the side which leaves less room.
     dtype = max((matrix.dtype for matrix in matrices), key=lambda dtype: dtype.itemsize)
-    tiles, options = tile_configuration(target, dtype, all(map(vectorised, matrices)), "divergence")
+    describes = may_describe and all(describable(target, matrix) for matrix in matrices)
+    tiles, options = tile_configuration(target, dtype, all(map(vectorised, matrices)), "divergence", describes)
     constants |= dict(
         P_EVEN_D=arguments["p_D"] % tiles["BLOCK_D"] == 0,
         Q_EVEN_D=arguments["q_D"] % tiles["BLOCK_D"] == 0,
@@ -309,6 +330,10 @@ def _arguments(p_head: Head, q_head: Head, rules: tuple[Rule, Rule]) -> tuple[di
         PRECISION=target.float32_products,
         **tiles,
     )
+    if describes:
+        arguments = described(described(arguments, tiles, "p_"), tiles, "q_")
+    if may_describe:
+        constants["DESCRIBED"] = describes
     return arguments | dict(V=vocabulary), constants, options
 
 
@@ -330,14 +355,14 @@ def linear_kl(
     chunks = []
     for start in range(0, tokens, size):
         heads = [(head[0][start : start + size], *head[1:]) for head in (p_head, q_head)]
-        arguments, constants, options = _arguments(*heads, (p_rule, q_rule))
+        arguments, constants, options = _arguments(*heads, (p_rule, q_rule), may_describe=True)
         here = heads[0][0].shape[0]
         partials = p_head[0].new_empty((KL_ROWS, spans, here), dtype=torch.float32)
         launch(
             _kl_partials_kernel,
             (triton.cdiv(here, constants["BLOCK_N"]) * spans,),
             arguments | dict(partials_ptr=partials, N=here, spans=spans),
-            constants | dict(SPAN=SPAN),
+            constants | dict(SPAN=SPAN, GROUP=GROUP, PARTS=4 if constants["DESCRIBED"] else 1),
             options,
         )
         chunks.append(merge(partials))

@@ -8,8 +8,12 @@ of ``BLOCK_V`` with an online softmax (a running maximum; sums rescaled when it 
 arXiv:1805.02867) and writes its partial sums. ``merge`` folds the spans, always in the same order: no atomics, two
 runs give the same bits. SPAN is a constant, so a token's sums do not depend on which batch it came in.
 
-Cost: 2·N·V·D operations; reads hidden once per vocabulary tile (from L2) and weight once per block of tokens;
-temporary memory 5 · ceil(V / SPAN) · N floats.
+From Hopper on tiles come through tensor descriptors (TMA) where rows are aligned, one loop runs through all tiles of a span so
+that the next tile's reads are under way while this one's logits are summed, and a tile is summed in ``PARTS`` so that it
+needs no more registers than the accumulator and one part.
+
+Cost: 2·N·V·D operations; reads hidden once per vocabulary tile (from L2) and weight once per ``GROUP`` blocks of tokens;
+temporary memory 3 or 5 · ceil(V / SPAN) · N floats.
 """
 
 from __future__ import annotations
@@ -19,10 +23,16 @@ import triton
 import triton.language as tl
 
 from . import EXP_SHIFT, LOGIT_SUM, MAX, SUM_EXP, SUMS, TARGET
-from .launch import launch
-from .logit_tile import logit_arguments, logit_tile, work_of
+from .launch import current_target, launch
+from .logit_tile import apply_rule, column_parts, logit_arguments, product_tile, work_of
 
-SPAN = 4096
+# Vocabulary rows a program walks: with 128 tokens, at least 95 % of 132 multiprocessors are busy at every shape that
+# docs/performance.md counts, and starting a program is 2 % of its life at most.
+SPAN = 2048
+# Blocks of tokens that walk a span side by side. 16 of them and 8 spans, one program on each of 132 multiprocessors, read
+# the fewest bytes: what they share stays in L2.
+GROUP = 16
+NLL_PLANES = 3  # maximum, Σexp and the target's logit: the others are not written where nobody asked for them
 MEMORY_LIMIT = 512 << 20
 
 MAX_ROW, SUM_EXP_ROW, TARGET_ROW, LOGIT_SUM_ROW, EXP_SHIFT_ROW = (
@@ -31,15 +41,80 @@ MAX_ROW, SUM_EXP_ROW, TARGET_ROW, LOGIT_SUM_ROW, EXP_SHIFT_ROW = (
 ROWS = tl.constexpr(SUMS)
 
 
+@triton.jit
+def span_and_row(N, spans, GROUP: tl.constexpr, BLOCK_N: tl.constexpr):
+    """What a program works on: its span and, int64, its first token. A group's blocks over one span, then over the next."""
+    group = tl.program_id(0) // (GROUP * spans)
+    in_group = tl.minimum(tl.cdiv(N, BLOCK_N) - group * GROUP, GROUP)
+    place = tl.program_id(0) % (GROUP * spans)
+    return place // in_group, (group * GROUP + place % in_group).to(tl.int64) * BLOCK_N
+
+
+@triton.jit
+def _fold(
+    sums,  # what the columns before left: maximum, sum_exp, target_logit, logit_sum, exp_shift, above, best, weight_seen
+    accumulator,  # float32 [BLOCK_N, columns], hidden @ weightᵀ
+    start,  # the first column
+    bias_ptr,
+    V,
+    bias_stride,
+    logit_scale,
+    softcap,
+    target,  # int32 [BLOCK_N], −1 for none
+    own_logit,  # float32 [BLOCK_N], the target's, read where WITH_RANK
+    class_weight_ptr,
+    HAS_BIAS: tl.constexpr,
+    HAS_SOFTCAP: tl.constexpr,
+    HAS_CLASS_WEIGHT: tl.constexpr,
+    WITH_LOGIT_SUM: tl.constexpr,
+    WITH_EXP_SHIFT: tl.constexpr,
+    WITH_RANK: tl.constexpr,
+):
+    """The sums with these columns in them."""
+    maximum, sum_exp, target_logit, logit_sum, exp_shift, above, best, weight_seen = sums
+    lanes = tl.arange(0, accumulator.shape[1])
+    columns = tl.minimum(start + lanes, V - 1)
+    logits = apply_rule(accumulator, bias_ptr, columns, bias_stride, logit_scale, softcap, HAS_BIAS, HAS_SOFTCAP)
+    hit = lanes[None, :] == (target - start)[:, None]
+    inside = (lanes < V - start)[None, :]
+    target_logit += tl.sum(tl.where(hit, logits, 0.0), axis=1)
+    # The mask comes after the softcap: a capped −inf would be a finite −softcap in the sum.
+    logits = tl.where(inside, logits, -float("inf"))
+    part_maximum = tl.max(logits, axis=1)
+    if WITH_RANK:
+        # Lanes past V are −inf and above nothing; of equal logits the first column is the prediction.
+        above += tl.sum(((logits > own_logit[:, None]) & (hit == 0)).to(tl.int32), axis=1)
+        first = tl.min(tl.where(logits == part_maximum[:, None], lanes[None, :], V), axis=1)
+        best = tl.where(part_maximum > maximum, start + first, best)
+    new_maximum = tl.maximum(maximum, part_maximum)
+    # Logits of −inf alone (a bias may hold them): any finite reference avoids inf − inf.
+    reference = tl.where(new_maximum == -float("inf"), 0.0, new_maximum)
+    decay = tl.exp(maximum - reference)
+    shifted = logits - reference[:, None]
+    exponentials = tl.exp(shifted)
+    moved = tl.where(sum_exp > 0.0, maximum - reference, 0.0)
+    if WITH_LOGIT_SUM:
+        class_weight = tl.full([logits.shape[1]], 1.0, dtype=tl.float32)
+        if HAS_CLASS_WEIGHT:
+            class_weight = tl.load(class_weight_ptr + start + lanes, mask=lanes < V - start, other=0.0)
+        logit_sum += weight_seen * moved + tl.sum(tl.where(inside, shifted * class_weight[None, :], 0.0), axis=1)
+        weight_seen += tl.sum(tl.where(lanes < V - start, class_weight, 0.0), axis=0)
+    if WITH_EXP_SHIFT:
+        products = tl.where(shifted == -float("inf"), 0.0, exponentials * shifted)
+        exp_shift = decay * (exp_shift + sum_exp * moved) + tl.sum(products, axis=1)
+    sum_exp = sum_exp * decay + tl.sum(exponentials, axis=1)
+    return new_maximum, sum_exp, target_logit, logit_sum, exp_shift, above, best, weight_seen
+
+
 @triton.jit(do_not_specialize=["N", "spans", "ignore_index"])
 def _partials_kernel(
-    hidden_ptr,  # [N, D]
-    weight_ptr,  # [V, D]
+    hidden_ptr,  # [N, D], a descriptor where DESCRIBED
+    weight_ptr,  # [V, D], likewise
     bias_ptr,  # [V]
     target_ptr,  # int [N]
     class_weight_ptr,  # float32 [V]
     target_logit_ptr,  # float32 [N], read where WITH_RANK
-    partials_ptr,  # float32 [5, spans, N]
+    partials_ptr,  # float32 [3 or 5, spans, N]
     choices_ptr,  # int32 [2, spans, N], written where WITH_RANK: logits above the target's, column of the largest
     N,
     V,
@@ -63,15 +138,16 @@ def _partials_kernel(
     EVEN_D: tl.constexpr,
     WIDEN: tl.constexpr,
     PRECISION: tl.constexpr,
+    DESCRIBED: tl.constexpr,
+    FLATTEN: tl.constexpr,  # one loop over the tiles of a span and the parts of D
+    PARTS: tl.constexpr,  # in which a tile is summed
     SPAN: tl.constexpr,
+    GROUP: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_V: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    # Neighbouring programs share a span: its weight is read from memory once, then from L2.
-    row_blocks = tl.cdiv(N, BLOCK_N)
-    span = tl.program_id(0) // row_blocks
-    first_row = (tl.program_id(0) % row_blocks).to(tl.int64) * BLOCK_N
+    span, first_row = span_and_row(N, spans, GROUP, BLOCK_N)
     rows = first_row + tl.arange(0, BLOCK_N)
     exists = rows < N
     target = tl.load(target_ptr + rows * target_stride, mask=exists, other=ignore_index).to(tl.int64)
@@ -79,23 +155,17 @@ def _partials_kernel(
     # 32 bits are enough for a column, and half the registers of 64; −1 is no column.
     target = tl.where((target >= 0) & (target < V), target, -1).to(tl.int32)
 
-    maximum = tl.full([BLOCK_N], -float("inf"), dtype=tl.float32)
-    sum_exp = tl.zeros([BLOCK_N], dtype=tl.float32)
-    target_logit = tl.zeros([BLOCK_N], dtype=tl.float32)
-    logit_sum = tl.zeros([BLOCK_N], dtype=tl.float32)
-    exp_shift = tl.zeros([BLOCK_N], dtype=tl.float32)
-    weight_seen = 0.0  # Σ w of the columns so far
+    nothing = tl.zeros([BLOCK_N], dtype=tl.float32)
+    none = tl.zeros([BLOCK_N], dtype=tl.int32)
+    own_logit = nothing
     if WITH_RANK:
         own_logit = tl.load(target_logit_ptr + rows, mask=exists, other=0.0)
-        above = tl.zeros([BLOCK_N], dtype=tl.int32)
-        best = tl.zeros([BLOCK_N], dtype=tl.int32)
+    sums = nothing - float("inf"), nothing, nothing, nothing, nothing, none, none, 0.0
     if tl.max(counted.to(tl.int32), axis=0) > 0:  # a block of ignored tokens costs nothing
-        for start in range(span * SPAN, min(span * SPAN + SPAN, V), BLOCK_V):
-            columns = start + tl.arange(0, BLOCK_V)
-            logits = logit_tile(
+        for start in tl.range(span * SPAN, tl.minimum(span * SPAN + SPAN, V), BLOCK_V, flatten=FLATTEN):
+            accumulator = product_tile(
                 hidden_ptr,
                 weight_ptr,
-                bias_ptr,
                 first_row,
                 start,
                 N,
@@ -105,48 +175,36 @@ def _partials_kernel(
                 hidden_stride_d,
                 weight_stride_v,
                 weight_stride_d,
-                bias_stride,
-                logit_scale,
-                softcap,
-                HAS_BIAS,
-                HAS_SOFTCAP,
                 EVEN_D,
                 WIDEN,
                 PRECISION,
                 BLOCK_N,
                 BLOCK_V,
                 BLOCK_D,
+                DESCRIBED,
             )
-            inside = (columns < V)[None, :]
-            target_logit += tl.sum(tl.where(columns[None, :] == target[:, None], logits, 0.0), axis=1)
-            # The mask comes after the softcap: a capped −inf would be a finite −softcap in the sum.
-            logits = tl.where(inside, logits, -float("inf"))
-            tile_maximum = tl.max(logits, axis=1)
-            if WITH_RANK:
-                # Lanes past V are −inf and above nothing; of equal logits the first column is the prediction.
-                larger = (logits > own_logit[:, None]) & (columns[None, :] != target[:, None])
-                above += tl.sum(larger.to(tl.int32), axis=1)
-                first = tl.min(tl.where(logits == tile_maximum[:, None], columns[None, :], V), axis=1)
-                best = tl.where(tile_maximum > maximum, first, best)
-            new_maximum = tl.maximum(maximum, tile_maximum)
-            # Logits of −inf alone (a bias may hold them): any finite reference avoids inf − inf.
-            reference = tl.where(new_maximum == -float("inf"), 0.0, new_maximum)
-            decay = tl.exp(maximum - reference)
-            shifted = logits - reference[:, None]
-            exponentials = tl.exp(shifted)
-            moved = tl.where(sum_exp > 0.0, maximum - reference, 0.0)
-            if WITH_LOGIT_SUM:
-                class_weight = tl.full([BLOCK_V], 1.0, dtype=tl.float32)
-                if HAS_CLASS_WEIGHT:
-                    class_weight = tl.load(class_weight_ptr + columns, mask=columns < V, other=0.0)
-                weighted = tl.where(inside, shifted * class_weight[None, :], 0.0)
-                logit_sum += weight_seen * moved + tl.sum(weighted, axis=1)
-                weight_seen += tl.sum(tl.where(columns < V, class_weight, 0.0), axis=0)
-            if WITH_EXP_SHIFT:
-                products = tl.where(shifted == -float("inf"), 0.0, exponentials * shifted)
-                exp_shift = decay * (exp_shift + sum_exp * moved) + tl.sum(products, axis=1)
-            sum_exp = sum_exp * decay + tl.sum(exponentials, axis=1)
-            maximum = new_maximum
+            parts = column_parts(accumulator, PARTS)
+            for part in tl.static_range(PARTS):
+                sums = _fold(
+                    sums,
+                    parts[part],
+                    start + part * (BLOCK_V // PARTS),
+                    bias_ptr,
+                    V,
+                    bias_stride,
+                    logit_scale,
+                    softcap,
+                    target,
+                    own_logit,
+                    class_weight_ptr,
+                    HAS_BIAS,
+                    HAS_SOFTCAP,
+                    HAS_CLASS_WEIGHT,
+                    WITH_LOGIT_SUM,
+                    WITH_EXP_SHIFT,
+                    WITH_RANK,
+                )
+    maximum, sum_exp, target_logit, logit_sum, exp_shift, above, best, _ = sums
 
     plane = spans.to(tl.int64) * N
     if WITH_RANK:
@@ -157,13 +215,14 @@ def _partials_kernel(
     tl.store(partials_ptr + MAX_ROW * plane, maximum, mask=exists)
     tl.store(partials_ptr + SUM_EXP_ROW * plane, sum_exp, mask=exists)
     tl.store(partials_ptr + TARGET_ROW * plane, target_logit, mask=exists)
-    tl.store(partials_ptr + LOGIT_SUM_ROW * plane, logit_sum, mask=exists)
-    tl.store(partials_ptr + EXP_SHIFT_ROW * plane, exp_shift, mask=exists)
+    if WITH_LOGIT_SUM or WITH_EXP_SHIFT:
+        tl.store(partials_ptr + LOGIT_SUM_ROW * plane, logit_sum, mask=exists)
+        tl.store(partials_ptr + EXP_SHIFT_ROW * plane, exp_shift, mask=exists)
 
 
 @triton.jit(do_not_specialize=["N", "spans", "ignore_index"])
 def _merge_kernel(
-    partials_ptr,  # float32 [5, spans, N]
+    partials_ptr,  # float32 [3 or 5, spans, N]
     weights_ptr,  # float32 [spans], Σ w of a span, read where WITH_LOGIT_SUM
     target_ptr,  # int [N]
     sums_ptr,  # float32 [5, N]
@@ -173,6 +232,7 @@ def _merge_kernel(
     target_stride,
     ignore_index,
     WITH_LOGIT_SUM: tl.constexpr,
+    ALL_PLANES: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
     rows = tl.program_id(0).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -189,14 +249,16 @@ def _merge_kernel(
     for span in range(spans):
         span_maximum = tl.load(partials_ptr + MAX_ROW * plane, mask=exists, other=0.0)
         span_sum = tl.load(partials_ptr + SUM_EXP_ROW * plane, mask=exists, other=0.0)
-        span_shift = tl.load(partials_ptr + EXP_SHIFT_ROW * plane, mask=exists, other=0.0)
         new_maximum = tl.maximum(maximum, span_maximum)
         reference = tl.where(new_maximum == -float("inf"), 0.0, new_maximum)
         decay = tl.exp(maximum - reference)
         span_decay = tl.exp(span_maximum - reference)
         moved = tl.where(sum_exp > 0.0, maximum - reference, 0.0)
         span_moved = tl.where(span_sum > 0.0, span_maximum - reference, 0.0)
-        exp_shift = decay * (exp_shift + sum_exp * moved) + span_decay * (span_shift + span_sum * span_moved)
+        if ALL_PLANES:
+            span_shift = tl.load(partials_ptr + EXP_SHIFT_ROW * plane, mask=exists, other=0.0)
+            exp_shift = decay * (exp_shift + sum_exp * moved) + span_decay * (span_shift + span_sum * span_moved)
+            logit_sum += tl.load(partials_ptr + LOGIT_SUM_ROW * plane, mask=exists, other=0.0)
         sum_exp = decay * sum_exp + span_decay * span_sum
         if WITH_LOGIT_SUM:
             span_weight = tl.load(weights_ptr + span)
@@ -204,7 +266,6 @@ def _merge_kernel(
             weight_seen += span_weight
         maximum = new_maximum
         target_logit += tl.load(partials_ptr + TARGET_ROW * plane, mask=exists, other=0.0)
-        logit_sum += tl.load(partials_ptr + LOGIT_SUM_ROW * plane, mask=exists, other=0.0)
         partials_ptr += N
 
     target = tl.load(target_ptr + rows * target_stride, mask=exists, other=ignore_index).to(tl.int64)
@@ -217,6 +278,19 @@ def _merge_kernel(
     tl.store(sums_ptr + TARGET_ROW * wide, tl.where(counted, target_logit, 0.0), mask=exists)
     tl.store(sums_ptr + LOGIT_SUM_ROW * wide, tl.where(counted, logit_sum, 0.0), mask=exists)
     tl.store(sums_ptr + EXP_SHIFT_ROW * wide, tl.where(counted, exp_shift, 0.0), mask=exists)
+
+
+def loop_shape(constants: dict) -> dict:
+    """``FLATTEN`` and ``PARTS`` that leave the registers for a tile: one loop from Hopper on, but not where the accumulator has a
+    memory of its own and its parts must be fetched (Blackwell)."""
+    target = current_target()
+    if not constants["DESCRIBED"]:
+        return dict(FLATTEN=False, PARTS=1)  # the addresses take the registers that parts would save
+    return dict(FLATTEN=target.backend == "cuda" and target.arch < 100, PARTS=4)
+
+
+def planes_of(with_logit_sum: bool, with_exp_shift: bool) -> int:
+    return SUMS if with_logit_sum or with_exp_shift else NLL_PLANES
 
 
 def partials(
@@ -233,18 +307,19 @@ def partials(
     with_logit_sum: bool,
     with_exp_shift: bool,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Per-span sums, float32 [5, spans, N]; a target that is not a row of ``weight`` adds nothing to ``TARGET``.
+    """Per-span sums, float32 [3 or 5, spans, N]; a target that is not a row of ``weight`` adds nothing to ``TARGET``.
 
     With ``target_logit`` [N] also int32 [2, spans, N]: how many logits are larger, and the column of the largest.
     """
     tokens, vocabulary = hidden.shape[0], weight.shape[0]
     spans = triton.cdiv(vocabulary, SPAN)
-    out = hidden.new_empty((SUMS, spans, tokens), dtype=torch.float32)
+    planes = planes_of(with_logit_sum, with_exp_shift)
+    out = hidden.new_empty((planes, spans, tokens), dtype=torch.float32)
     choices = None if target_logit is None else hidden.new_empty((2, spans, tokens), dtype=torch.int32)
     if tokens == 0 or vocabulary == 0:
         return out, choices
     work = work_of(with_logit_sum, with_exp_shift) if target_logit is None else "statistics"
-    arguments, constants, options = logit_arguments(hidden, weight, bias, softcap, logit_scale, work)
+    arguments, constants, options = logit_arguments(hidden, weight, bias, softcap, logit_scale, work, may_describe=True)
     launch(
         _partials_kernel,
         (triton.cdiv(tokens, constants["BLOCK_N"]) * spans,),
@@ -267,6 +342,8 @@ def partials(
             WITH_EXP_SHIFT=with_exp_shift,
             WITH_RANK=target_logit is not None,
             SPAN=SPAN,
+            GROUP=GROUP,
+            **loop_shape(constants),
         ),
         options,
     )
@@ -287,12 +364,12 @@ def merge(
     vocabulary: int,
     ignore_index: int,
 ) -> torch.Tensor:
-    """Fold partial sums [5, spans, N] into [5, N], in the order of the spans; ``LOGIT_SUM`` needs their ``weights`` [spans].
+    """Fold partial sums [3 or 5, spans, N] into [5, N], in the order of the spans; ``LOGIT_SUM`` needs their ``weights`` [spans].
 
     Marks what only the whole vocabulary can tell: ignored tokens (sums 0, 1, 0, 0, 0) and targets outside
     [0, ``vocabulary``) (NaN). Spans may also be the shards of ranks, empty ones (sums −inf, 0, 0, 0, 0) included.
     """
-    _, spans, tokens = partials.shape
+    planes, spans, tokens = partials.shape
     out = partials.new_empty((SUMS, tokens))
     if tokens == 0:
         return out
@@ -310,7 +387,7 @@ def merge(
             target_stride=target.stride(0),
             ignore_index=ignore_index,
         ),
-        dict(WITH_LOGIT_SUM=weights is not None, BLOCK_N=128),
+        dict(WITH_LOGIT_SUM=weights is not None, ALL_PLANES=planes == SUMS, BLOCK_N=128),
         dict(num_warps=4),
     )
     return out
@@ -318,7 +395,10 @@ def merge(
 
 def token_chunks(tokens: int, vocabulary: int, bytes_per_partial: int, memory_limit: int) -> list[slice]:
     """Chunks of tokens whose partial sums fit in ``memory_limit`` bytes; one empty chunk where there are no tokens."""
-    size = max(1, memory_limit // (bytes_per_partial * max(1, triton.cdiv(vocabulary, SPAN))))
+    most = max(1, memory_limit // (bytes_per_partial * max(1, triton.cdiv(vocabulary, SPAN))))
+    size = triton.cdiv(tokens, triton.cdiv(tokens, most)) if tokens else 1  # equal ones, of whole blocks where they fit
+    whole = triton.cdiv(size, 128) * 128
+    size = whole if whole <= most else size
     return [slice(start, min(tokens, start + size)) for start in range(0, max(1, tokens), size)]
 
 
@@ -342,7 +422,8 @@ def linear_nll(
     """
     weights = span_weights(weight.shape[0], class_weight, hidden) if with_logit_sum and weight.shape[0] else None
     chunks = []
-    for tokens in token_chunks(hidden.shape[0], weight.shape[0], 4 * SUMS, memory_limit):
+    bytes_per_partial = 4 * planes_of(with_logit_sum, with_exp_shift)
+    for tokens in token_chunks(hidden.shape[0], weight.shape[0], bytes_per_partial, memory_limit):
         of_spans, _ = partials(
             hidden[tokens],
             weight,

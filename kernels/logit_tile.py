@@ -8,20 +8,27 @@ from __future__ import annotations
 import torch
 import triton
 import triton.language as tl
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from .launch import Target, current_target, tanh, widen_products
 
 
-def tile_configuration(target: Target, dtype: torch.dtype, vectorised: bool, work: str) -> tuple[dict, dict]:
+def tile_configuration(
+    target: Target, dtype: torch.dtype, vectorised: bool, work: str, described: bool = False
+) -> tuple[dict, dict]:
     """Tile sizes and launch options of the kernels that multiply hidden by weight.
 
-    ``work`` on a tile of logits: "nll"; "sums" (a softcap, or one sum beyond NLL); "all sums"; "statistics" (ranks);
-    "divergence" (a second tile). The largest tile whose accumulator (BLOCK_N · BLOCK_V floats over num_warps) stays in
-    registers; less room is left the more work there is, where three tf32 products a tile need both operands split, and where
-    rows that cannot be read 16 bytes at a time take registers for addresses. None spills: `make compile-check`.
+    ``work`` on a tile of logits: "nll", or "capped nll" under a softcap; "sums" (one beyond NLL), "all sums"; "statistics"
+    (ranks), or "ruled statistics" with a bias or a softcap; "divergence" (a second tile). The largest tile whose accumulator
+    (BLOCK_N · BLOCK_V floats over num_warps) stays in registers; less room is left the more work there is, where three tf32
+    products a tile need both operands split, and where rows that cannot be read 16 bytes at a time take registers for
+    addresses. None spills: `make compile-check`.
+    ``described``: tiles come through tensor descriptors (``describable``).
     """
     if target.backend == "interpreter":
         return dict(BLOCK_N=64, BLOCK_V=128, BLOCK_D=64), {}
+    if described:
+        return _described_configuration(target, work)
     two_tiles = work == "divergence"
     if target.backend == "hip":
         if dtype == torch.float32:
@@ -36,6 +43,18 @@ def tile_configuration(target: Target, dtype: torch.dtype, vectorised: bool, wor
     if work == "nll":
         return dict(BLOCK_N=128, BLOCK_V=128, BLOCK_D=64), dict(num_warps=8, num_stages=3)
     return dict(BLOCK_N=64, BLOCK_V=128, BLOCK_D=64), dict(num_warps=8, num_stages=3) | limit
+
+
+def _described_configuration(target: Target, work: str) -> tuple[dict, dict]:
+    """With the copy engine no thread holds an address, and a tile of twice the columns stays in registers.
+
+    Hopper's accumulator is 128 registers of each of 256 threads: a softcap, or a sum that neither NLL nor statistics need, is
+    one too many, and so is a fourth stage. Blackwell's is in a memory of its own, from which the sums take a part at a time.
+    """
+    blackwell = target.arch >= 100
+    wide = work in ("nll", "statistics") or (blackwell and work in ("capped nll", "ruled statistics"))
+    tiles = dict(BLOCK_N=128, BLOCK_V=256 if wide else 128, BLOCK_D=64)
+    return tiles, dict(num_warps=8, num_stages=4 if blackwell or not wide else 3)
 
 
 def work_of(with_logit_sum: bool, with_exp_shift: bool) -> str:
@@ -80,6 +99,47 @@ def products(
 
 
 @triton.jit
+def described_products(
+    hidden,  # descriptor of [N, D], tiles [BLOCK_N, BLOCK_D]
+    weight,  # descriptor of [V, D], tiles [BLOCK_V, BLOCK_D]
+    first_row,
+    first_column,
+    D,
+    WIDEN: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_V: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """As ``products``, with whole tiles read by the copy engine; what lies past N, V or D it reads as 0."""
+    accumulator = tl.zeros([BLOCK_N, BLOCK_V], dtype=tl.float32)
+    for start in range(0, D, BLOCK_D):
+        hidden_part = hidden.load([first_row, start])
+        weight_part = weight.load([first_column, start])
+        if WIDEN:
+            hidden_part = hidden_part.to(tl.float32)
+            weight_part = weight_part.to(tl.float32)
+        accumulator = tl.dot(hidden_part, weight_part.T, accumulator, input_precision=PRECISION)
+    return accumulator
+
+
+@triton.jit
+def column_parts(tile, PARTS: tl.constexpr):
+    """A tile [BLOCK_N, BLOCK_V] as a tuple of 1, 2 or 4 with equally many neighbouring columns each, left to right."""
+    if PARTS == 1:
+        parts = (tile,)
+    else:
+        left, right = tile.reshape(tile.shape[0], 2, tile.shape[1] // 2).permute(0, 2, 1).split()
+        if PARTS == 2:
+            parts = (left, right)
+        else:
+            first, second = left.reshape(left.shape[0], 2, left.shape[1] // 2).permute(0, 2, 1).split()
+            third, fourth = right.reshape(right.shape[0], 2, right.shape[1] // 2).permute(0, 2, 1).split()
+            parts = (first, second, third, fourth)
+    return parts
+
+
+@triton.jit
 def apply_rule(
     logits,  # float32 [BLOCK_N, BLOCK_V]
     bias_ptr,  # [V], read where HAS_BIAS
@@ -97,6 +157,66 @@ def apply_rule(
     if HAS_SOFTCAP:
         logits = softcap * tanh(logits / softcap)
     return logits
+
+
+@triton.jit
+def product_tile(
+    hidden_ptr,  # [N, D], a descriptor where DESCRIBED
+    weight_ptr,  # [V, D], likewise
+    first_row,  # int64
+    first_column,
+    N,
+    V,
+    D,
+    hidden_stride_n,
+    hidden_stride_d,
+    weight_stride_v,
+    weight_stride_d,
+    EVEN_D: tl.constexpr,
+    WIDEN: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_V: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    DESCRIBED: tl.constexpr = False,
+):
+    """hidden @ weightᵀ of a tile, float32 [BLOCK_N, BLOCK_V], not masked: lanes past N or V hold those of the last row or
+    column, or 0."""
+    if DESCRIBED:
+        accumulator = described_products(
+            hidden_ptr,
+            weight_ptr,
+            first_row.to(tl.int32),
+            first_column,
+            D,
+            WIDEN,
+            PRECISION,
+            BLOCK_N,
+            BLOCK_V,
+            BLOCK_D,
+        )
+    else:
+        # One 64-bit address a tile and 32-bit offsets within it: 64-bit offsets would take half the registers.
+        rows = tl.minimum(tl.arange(0, BLOCK_N), (N - 1 - first_row).to(tl.int32))
+        columns = tl.minimum(tl.arange(0, BLOCK_V), V - 1 - first_column)
+        wide_column = first_column + tl.zeros([], dtype=tl.int64)
+        offsets = tl.arange(0, BLOCK_D)
+        accumulator = products(
+            hidden_ptr + first_row * hidden_stride_n,
+            weight_ptr + wide_column * weight_stride_v,
+            rows[:, None] * hidden_stride_n + offsets[None, :] * hidden_stride_d,
+            columns[None, :] * weight_stride_v + offsets[:, None] * weight_stride_d,
+            D,
+            hidden_stride_d,
+            weight_stride_d,
+            EVEN_D,
+            WIDEN,
+            PRECISION,
+            BLOCK_N,
+            BLOCK_V,
+            BLOCK_D,
+        )
+    return accumulator
 
 
 @triton.jit
@@ -124,20 +244,20 @@ def logit_tile(
     BLOCK_N: tl.constexpr,
     BLOCK_V: tl.constexpr,
     BLOCK_D: tl.constexpr,
+    DESCRIBED: tl.constexpr = False,
 ):
-    """Logits of a tile, float32 [BLOCK_N, BLOCK_V], not masked: lanes past N or V repeat the last row or column."""
-    # One 64-bit address a tile and 32-bit offsets within it: 64-bit offsets would take half the registers.
-    rows = tl.minimum(tl.arange(0, BLOCK_N), (N - 1 - first_row).to(tl.int32))
-    columns = tl.minimum(tl.arange(0, BLOCK_V), V - 1 - first_column)
-    wide_column = first_column + tl.zeros([], dtype=tl.int64)
-    offsets = tl.arange(0, BLOCK_D)
-    accumulator = products(
-        hidden_ptr + first_row * hidden_stride_n,
-        weight_ptr + wide_column * weight_stride_v,
-        rows[:, None] * hidden_stride_n + offsets[None, :] * hidden_stride_d,
-        columns[None, :] * weight_stride_v + offsets[:, None] * weight_stride_d,
+    """Logits of a tile: ``product_tile`` under the rule."""
+    accumulator = product_tile(
+        hidden_ptr,
+        weight_ptr,
+        first_row,
+        first_column,
+        N,
+        V,
         D,
+        hidden_stride_n,
         hidden_stride_d,
+        weight_stride_v,
         weight_stride_d,
         EVEN_D,
         WIDEN,
@@ -145,17 +265,10 @@ def logit_tile(
         BLOCK_N,
         BLOCK_V,
         BLOCK_D,
+        DESCRIBED,
     )
-    return apply_rule(
-        accumulator,
-        bias_ptr,
-        first_column + columns,
-        bias_stride,
-        logit_scale,
-        softcap,
-        HAS_BIAS,
-        HAS_SOFTCAP,
-    )
+    columns = tl.minimum(first_column + tl.arange(0, BLOCK_V), V - 1)
+    return apply_rule(accumulator, bias_ptr, columns, bias_stride, logit_scale, softcap, HAS_BIAS, HAS_SOFTCAP)
 
 
 def vectorised(matrix: torch.Tensor) -> bool:
@@ -169,6 +282,30 @@ def vectorised(matrix: torch.Tensor) -> bool:
         and matrix.shape[1] % 16 == 0
         and matrix.data_ptr() % 16 == 0
     )
+
+
+def describable(target: Target, matrix: torch.Tensor) -> bool:
+    """Whether the copy engine can read tiles of a matrix: Hopper or later, 16-bit elements, rows of 16-byte multiples that
+    start on one. The interpreter plays it."""
+    engine = target.backend == "interpreter" or (target.backend == "cuda" and target.arch >= 90)
+    row_bytes = matrix.stride(0) * matrix.element_size()
+    return (
+        engine
+        and matrix.element_size() == 2
+        and matrix.numel() > 0
+        and matrix.stride(1) == 1
+        and row_bytes % 16 == 0
+        and 0 < row_bytes < 2**40
+        and matrix.data_ptr() % 16 == 0
+    )
+
+
+def described(arguments: dict, tiles: dict, side: str = "") -> dict:
+    """``arguments`` with descriptors in the place of hidden and weight."""
+    blocks = ((f"{side}hidden_ptr", tiles["BLOCK_N"]), (f"{side}weight_ptr", tiles["BLOCK_V"]))
+    return arguments | {
+        name: TensorDescriptor.from_tensor(arguments[name], [rows, tiles["BLOCK_D"]]) for name, rows in blocks
+    }
 
 
 def within_32_bits(matrix: torch.Tensor) -> torch.Tensor:
@@ -210,13 +347,25 @@ def logit_arguments(
     softcap: float | None,
     logit_scale: float,
     work: str,
+    may_describe: bool = False,
 ) -> tuple[dict, dict, dict]:
-    """Arguments, constants and launch options common to the kernels that compute tiles of logits."""
+    """Arguments, constants and launch options common to the kernels that compute tiles of logits.
+
+    ``may_describe``: the kernel takes descriptors, and ``DESCRIBED`` says whether it gets them.
+    """
     target = current_target()
     arguments, constants = head_arguments(hidden, weight, bias, softcap, logit_scale)
-    wide_reads = vectorised(arguments["hidden_ptr"]) and vectorised(arguments["weight_ptr"])
-    work = "sums" if work == "nll" and softcap is not None else work
-    tiles, options = tile_configuration(target, hidden.dtype, wide_reads, work)
+    matrices = arguments["hidden_ptr"], arguments["weight_ptr"]
+    if work == "nll" and softcap is not None:
+        work = "capped nll"
+    if work == "statistics" and (bias is not None or softcap is not None):
+        work = "ruled statistics"
+    describes = may_describe and all(describable(target, matrix) for matrix in matrices)
+    tiles, options = tile_configuration(target, hidden.dtype, all(map(vectorised, matrices)), work, describes)
+    if describes:
+        arguments = described(arguments, tiles)
+    if may_describe:
+        constants["DESCRIBED"] = describes
     constants |= dict(
         EVEN_D=arguments["D"] % tiles["BLOCK_D"] == 0,
         WIDEN=widen_products(target, hidden.dtype),
