@@ -34,8 +34,8 @@ def run_monitor(arguments: argparse.Namespace) -> int:
         value = getattr(arguments, option)
         if value is not None and value < 1:
             raise InputError(f"--{option.replace('_', '-')}: expected at least 1, got {value}")
-    if arguments.interval <= 0:
-        raise InputError(f"--interval: expected more than 0 seconds, got {arguments.interval:g}")
+    if not 0 < arguments.interval <= 86_400:
+        raise InputError(f"--interval: expected more than 0 seconds and at most a day, got {arguments.interval:g}")
     if arguments.vocabulary_size is not None and arguments.vocabulary_size < 2:
         raise InputError(f"--vocabulary-size: expected at least 2, got {arguments.vocabulary_size}")
     if arguments.follow:

@@ -41,6 +41,20 @@ class Block:
     def mean(self) -> float:
         return self.total / self.count if self.count else math.nan
 
+    def until(self, step: float) -> Block | None:
+        """What of it comes before a step: a share of its sums where it holds both."""
+        if self.last < step:
+            return self
+        share = (step - self.first) / (self.last - self.first + 1e-9)
+        count = int(self.count * min(share, 1.0))
+        if self.first >= step or count == 0:
+            return None
+        part = count / self.count
+        outliers = int(self.outliers * part)
+        return Block(
+            self.first, step, count, self.total * part, self.squares * part, self.lowest, self.highest, outliers
+        )
+
     def merged(self, other: Block) -> Block:
         return Block(
             self.first,
@@ -96,6 +110,7 @@ class Restart:
 
 
 NEAR = BASELINE * BLOCK
+LONG_CHANCE = 16  # outliers in a row that may still be chance, where single ones are common
 SMOOTH = 0.5  # von Neumann ratio below which training losses are taken for a running average
 LARGEST = 1e30  # a loss beyond it is taken for infinite: its square would be
 
@@ -117,6 +132,8 @@ class Digest:
         self.learning_rate: list[tuple[float, float]] = []  # thinned
         self.evaluation_seconds = self.seconds = 0.0
         self.tokens = math.nan
+        self.single_outliers = 0  # points of spikes that were over before they counted as sustained
+        self._seconds_before, self._seconds_last = 0.0, 0.0  # of earlier sessions, and the last of this one
         self._open_block: list[float] = []
         self._open_first = math.nan
         self._recent: deque[tuple[float, float]] = deque(maxlen=NEAR)  # (step, loss), outliers left out
@@ -186,6 +203,8 @@ class Digest:
         # One point that is no outlier ends a short spike; a long one ends when most are none again.
         if self._below >= (1 if self._spike.points < self.settings.spike_sustained else 3):
             self._spike.ended = True
+            if self._spike.points <= LONG_CHANCE:
+                self.single_outliers += self._spike.points
             if self._spike.points < self.settings.spike_sustained and len(self.spikes) > KEPT_EVENTS // 2:
                 self.spikes.remove(self._spike)  # single batches must not push long spikes out
             self._spike = None
@@ -243,8 +262,8 @@ class Digest:
 
     def validation(self, step: float, loss: float, rescored: float | None = None, seconds: float | None = None) -> None:
         """One validation loss, in nats; ``rescored``: the loss of training text in evaluation mode; ``seconds`` it took."""
-        if seconds is not None and math.isfinite(seconds):
-            self.evaluation_seconds += seconds
+        if seconds is not None:
+            self.evaluated_for(seconds)
         if self.evaluations and step < self.evaluations[-1].step and step < self.last_step:
             self._restart(step)
         elif self.evaluations and step < self.evaluations[-1].step:
@@ -263,6 +282,11 @@ class Digest:
             best = min(self.evaluations[:old], key=lambda e: e.loss)
             thinned = [e for i, e in enumerate(self.evaluations[:old]) if i % 2 == 0 or e is best]
             self.evaluations = thinned + self.evaluations[old:]
+
+    def evaluated_for(self, seconds: float) -> None:
+        """What an evaluation took."""
+        if math.isfinite(seconds):
+            self.evaluation_seconds += seconds
 
     def _near(self, step: float) -> tuple[float, float, float, bool]:
         """Mean of the recent training losses, its standard error, their fall from the older half to the newer, whether smooth.
@@ -284,6 +308,14 @@ class Digest:
         smooth = rough < SMOOTH * max(0.0, variance * (count - 1) - slope * slope * spread)
         return mean, math.sqrt(variance / count), max(0.0, older / half - newer / (count - half)), smooth
 
+    def train_at(self, step: float) -> float:
+        """About what the training loss was at a step, also where few were logged: a median of three, else of its block."""
+        values = sorted([loss for at, loss in self._recent if at <= step][-3:])
+        if values:
+            return values[len(values) // 2]
+        blocks = [block for block in self.blocks if block.count and block.first <= step]
+        return blocks[-1].mean if blocks else math.nan
+
     def other(self, step: float, name: str, value: float) -> None:
         """lr, tokens, seconds or grad_norm."""
         if name == "lr":
@@ -292,7 +324,10 @@ class Digest:
                 if len(self.learning_rate) > 2 * MOST_BLOCKS:
                     self.learning_rate = self.learning_rate[::2]
         elif name == "seconds":
-            self.seconds = max(self.seconds, value)
+            if value < self._seconds_last:  # another session, whose clock began anew
+                self._seconds_before += self._seconds_last
+            self._seconds_last = value
+            self.seconds = self._seconds_before + value
         elif name == "tokens":
             self.tokens = value
         elif name == "grad_norm" and not math.isfinite(value):
@@ -303,19 +338,25 @@ class Digest:
 
     def _restart(self, step: float) -> None:
         """Steps went back to ``step``: what was logged from it on is replaced by what comes."""
-        # The last points before it, replaced ones as well: they are of the same stage as those to come.
+        # The last points before it, replaced ones as well: they are of the same stage as those to come. Unless they are
+        # what the run went back from, a spike or a divergence: then the last blocks that stay.
         recent = [loss for _, loss in self._recent]
         older, newer = recent[: len(recent) // 2], recent[len(recent) // 2 :]
         mean, error, decline = math.nan, 0.0, 0.0
         if len(older) >= 8:
             mean, error = float(np.mean(newer)), float(np.std(newer)) / math.sqrt(len(newer))
             decline = max(0.0, float(np.mean(older)) - mean)
+        stay = [block for block in self.blocks if block.last < step and block.count][-2:]
+        if stay and not mean <= stay[-1].mean:
+            mean = stay[-1].mean
+            variance = max(0.0, stay[-1].squares / stay[-1].count - mean * mean)
+            error, decline = math.sqrt(variance / stay[-1].count), max(0.0, stay[0].mean - mean)
         self.restarts.append(Restart(self.last_step, step, mean, error, decline))
         self.restarts_seen += 1
         self._close_block()
         self.spikes = deque((s for s in self.spikes if s.first < step), maxlen=KEPT_EVENTS)
         self.non_finite = {name: found for name, found in self.non_finite.items() if found[1] < step}
-        self.blocks = [block for block in self.blocks if block.last < step]
+        self.blocks = [kept for block in self.blocks if (kept := block.until(step)) is not None]
         self.evaluations = [e for e in self.evaluations if e.step < step]
         self.points = sum(block.count for block in self.blocks)
         self.last_step = step

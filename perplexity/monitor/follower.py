@@ -72,6 +72,8 @@ class Follower:
             add_csv(history, raw, self.names, str(self.path))
         else:
             add_json_lines(history, raw, self.names, str(self.path))
+        if not len(history):
+            raise NotYet(f"{self.path}: expected a training loss or a validation loss, got none so far")
         self.names.tell(history)
         repair_order(history)
         self._read(raw)

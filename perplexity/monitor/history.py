@@ -18,14 +18,22 @@ from .settings import Settings
 # What a measure is called by the programs that log it; of two in one row the first here is read. `--tag measure=name` puts
 # another in their place.
 NAMES = {
-    "step": ("step", "global_step", "trainer/global_step", "_step", "iteration", "iter"),
+    "step": ("step", "global_step", "train/global_step", "trainer/global_step", "_step", "iteration", "iter"),
     "train_loss": (
         *("train_loss", "train/loss", "loss", "train/CrossEntropyLoss", "train/ce_loss", "training_loss", "Loss/train"),
         *("train_loss_step", "train/lm_loss", "lm loss", "train_cross_entropy"),
     ),
     "val_loss": (
         *("val_loss", "eval_loss", "valid_loss", "validation_loss", "eval/loss", "val/loss", "valid/loss", "Loss/val"),
-        *("validation/loss", "eval/lm/CE loss", "eval/validation/CrossEntropyLoss", "test_loss", "lm loss validation"),
+        *(
+            "test/loss",
+            "dev/loss",
+            "validation/loss",
+            "eval/lm/CE loss",
+            "eval/validation/CrossEntropyLoss",
+            "test_loss",
+            "lm loss validation",
+        ),
     ),
     "lr": (
         "lr",
@@ -102,19 +110,40 @@ class History:
 def feed(digest: Digest, history: History, train_from: int = 0, events_from: int = 0) -> tuple[int, int]:
     """Give ``digest`` what the history holds beyond these counts; returns the new ones."""
     steps, losses = history.arrays()
-    place, waiting = train_from, {}
-    for at, step, name, value in history.events[events_from:]:
+    place = train_from
+    events = history.events[events_from:]
+    beside = _beside(events)
+    for number, (at, step, name, value) in enumerate(events):
         if at > place:
             digest.train_many(steps[place:at], losses[place:at])
             place = at
-        if name in ("train_eval_loss", "eval_seconds"):
-            waiting[name] = value  # of the validation loss in the same row
-        elif name == "val_loss":
-            digest.validation(step, value, waiting.pop("train_eval_loss", None), waiting.pop("eval_seconds", None))
-        else:
+        if name == "val_loss":
+            found = beside.pop(number, {})
+            digest.validation(step, value, found.get("train_eval_loss"))
+        elif name == "eval_seconds":
+            digest.evaluated_for(value)
+        elif name != "train_eval_loss":
             digest.other(step, name, value)
     digest.train_many(steps[place:], losses[place:])
     return len(steps), len(history.events)
+
+
+def _beside(events: list[tuple]) -> dict[int, dict[str, float]]:
+    """By the number of a validation loss among the events, the re-scored training loss of the same step: logged before or after."""
+    found: dict[int, dict[str, float]] = {}
+    last: dict[float, int] = {}  # step to the validation loss there
+    waiting: dict[float, float] = {}
+    for number, (_, step, name, value) in enumerate(events):
+        if name == "val_loss":
+            last[step] = number
+            if step in waiting:
+                found[number] = {"train_eval_loss": waiting.pop(step)}
+        elif name == "train_eval_loss":
+            if step in last and last[step] not in found:
+                found[last[step]] = {"train_eval_loss": value}
+            else:
+                waiting[step] = value
+    return found
 
 
 class Names:
@@ -123,7 +152,11 @@ class Names:
     def __init__(self, tags: dict[str, str] | None = None, unit: str = "nats") -> None:
         if unit not in UNITS:
             raise InputError(f"unit: expected one of {', '.join(UNITS)}, got {unit!r}")
-        self.convert = UNITS[unit]
+        self.unit, self.convert = unit, UNITS[unit]
+        self.tags, self.present = (
+            dict(tags or {}),
+            set(),
+        )  # names asked for, and of all known names those that were there
         self.doubled: set[str] = set()  # measures that a row held under two names
         self.measure = {name: measure for measure, names in NAMES.items() for name in names}
         for measure, name in (tags or {}).items():
@@ -145,12 +178,16 @@ class Names:
     def columns(self, header: list[str]) -> dict[str, list[str]]:
         """Measures to the names of a header or a row that hold them, in order of preference."""
         found: dict[str, list[str]] = {}
+        self.present.update(header)
         for name in sorted({name for name in header if name in self.measure}, key=self.rank.get):
             found.setdefault(self.measure[name], []).append(name)
         return found
 
     def tell(self, history: History) -> None:
-        """Say which measures came under two names in one row."""
+        """Say which measures came under two names in one row; InputError for a name asked for that is nowhere."""
+        for measure, name in self.tags.items():
+            if name not in self.present:
+                raise InputError(f"tag: expected a name that {history.source} logs for {measure}, got {name!r}")
         for measure in sorted(self.doubled - {"step"}):
             history.say(
                 f"rows hold {measure} under more than one name: the first is read (--tag {measure}=NAME chooses)"
@@ -158,7 +195,14 @@ class Names:
 
     def number(self, value, measure: str, where: str) -> float:
         try:
-            number = float(value)
+            number = math.nan if isinstance(value, bool) else float(value)
         except (TypeError, ValueError, OverflowError):
             raise InputError(f"{where}: expected a number for {measure}, got {value!r:.60}")
-        return self.convert(number) if measure in LOSSES else number
+        if isinstance(value, bool):
+            raise InputError(f"{where}: expected a number for {measure}, got {value}")
+        return self.nats(number, measure, where) if measure in LOSSES else number
+
+    def nats(self, loss: float, measure: str, where: str) -> float:
+        if self.unit == "perplexity" and loss <= 0:
+            raise InputError(f"{where}: expected perplexities above 0 for {measure}, got {loss:g}")
+        return self.convert(loss)

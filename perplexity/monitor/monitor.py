@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -66,6 +67,7 @@ class Monitor:
         self._started = time.perf_counter()
         self._evaluation_seconds = 0.0
         self._evaluations: list[tuple[int, Callable]] = []
+        self.notes: list[str] = []  # of the file gone on with
         self._file = None
         if path is not None:
             self._open(Path(path))
@@ -83,6 +85,7 @@ class Monitor:
                 history = History(str(path))
                 add_json_lines(history, whole, Names(), str(path))
                 feed(self.digest, history)
+                self.notes = history.notes
                 if len(whole) < len(raw):  # a line that a crash cut off must not be gone on with
                     with path.open("r+b") as file:
                         file.truncate(len(whole))
@@ -107,23 +110,28 @@ class Monitor:
 
         Numbers or tensors with one element (those wait for their device). Steps that go back are a restart.
         """
-        digest, step = self.digest, float(step)
+        digest = self.digest
+        try:
+            step = float(step)
+        except OverflowError:
+            step = math.inf
         if step - step != 0:
             raise ValueError(f"step: expected a finite number, got {step}")
         if val_loss is None and (train_eval_loss is not None or eval_seconds is not None):
             raise ValueError("train_eval_loss, eval_seconds: expected beside a val_loss of the same step, got none")
+        # All are numbers before the first is counted: a call that raises leaves no trace.
+        train_loss, val_loss, train_eval_loss = map(self._nats, (train_loss, val_loss, train_eval_loss))
+        others = [
+            (name, float(value))
+            for name, value in (("lr", lr), ("grad_norm", grad_norm), ("tokens", tokens), ("seconds", seconds))
+            if value is not None
+        ]
+        eval_seconds = None if eval_seconds is None else float(eval_seconds)
         if train_loss is not None:
-            train_loss = float(train_loss) if self._convert is None else self._convert(float(train_loss))
             digest.train(step, train_loss)
-        for name, value in (("lr", lr), ("grad_norm", grad_norm), ("tokens", tokens), ("seconds", seconds)):
-            if value is not None:
-                digest.other(step, name, float(value))
+        for name, value in others:
+            digest.other(step, name, value)
         if val_loss is not None:
-            val_loss = float(val_loss) if self._convert is None else self._convert(float(val_loss))
-            if train_eval_loss is not None:
-                train_eval_loss = (
-                    float(train_eval_loss) if self._convert is None else self._convert(float(train_eval_loss))
-                )
             digest.validation(step, val_loss, train_eval_loss, eval_seconds)
         if self._file is not None:
             self._write(step, train_loss, val_loss, lr, grad_norm, tokens, seconds, train_eval_loss, eval_seconds)
@@ -133,6 +141,11 @@ class Monitor:
             self._broken = self._broken or broken
             if broken or val_loss is not None or self._calls % self.check_every == 0:
                 self.check()
+
+    def _nats(self, loss: float | None) -> float | None:
+        if loss is None:
+            return None
+        return float(loss) if self._convert is None else self._convert(float(loss))
 
     def _write(self, step: float, *values) -> None:
         row = {"step": step} | {
@@ -145,7 +158,9 @@ class Monitor:
         after each validation loss, and at the first loss that is no number."""
         diagnosis = self.diagnose()
         for finding in diagnosis.findings:
-            if finding.signal in self.stop_on or _at_least(finding.severity, self.stop_on):
+            # By its name a spike stops a run where it is one, not at an odd batch; so do losses that are no numbers.
+            harmless = finding.severity == "info" and finding.signal in ("spike", "non-finite")
+            if (finding.signal in self.stop_on and not harmless) or _at_least(finding.severity, self.stop_on):
                 self.should_stop, self.stopped_by = True, self.stopped_by or finding
             key = finding.signal, finding.severity
             if key not in self._told:
@@ -156,7 +171,9 @@ class Monitor:
 
     def diagnose(self) -> Diagnosis:
         """What the curves say so far."""
-        return diagnose(self.digest, vocabulary_size=self.vocabulary_size, total_steps=self.total_steps)
+        return diagnose(
+            self.digest, vocabulary_size=self.vocabulary_size, total_steps=self.total_steps, notes=self.notes
+        )
 
     def evaluate_every(self, steps: int, fn: Callable[[], float | dict]) -> Callable[[float], float | None]:
         """A function to call with each step: once past every multiple of ``steps`` it runs ``fn``, logs its loss and cost.
@@ -182,9 +199,9 @@ class Monitor:
             found = fn()
             cost = time.perf_counter() - begin
             self._evaluation_seconds += cost
-            if found is None:
-                raise ValueError("fn: expected a loss or a dict of measures, got None")
             measures = found if isinstance(found, dict) else {"val_loss": found}
+            if measures.get("val_loss") is None:
+                raise ValueError(f"fn: expected a loss or a dict with a val_loss, got {found!r:.80}")
             self.log(step, **{"eval_seconds": cost, "seconds": time.perf_counter() - self._started} | measures)
             return measures.get("val_loss")
 

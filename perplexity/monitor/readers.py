@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import InputError
-from .history import EVENTS, LOSSES, UNITS, History, Names
+from .history import EVENTS, LOSSES, History, Names
 from .wandb_log import read_wandb
 
 SUMMARY = "train_runtime"  # in the last row that transformers logs: means over the whole run
@@ -28,7 +28,8 @@ def read_history(path: str | Path, *, tags: dict[str, str] | None = None, unit: 
     if path.is_dir():
         history = _read_folder(path, names)
     elif not path.is_file():
-        raise InputError(f"{path}: expected a history, got no such file")
+        what = "what is no regular file (a pipe is read once, a history twice)" if path.exists() else "no such file"
+        raise InputError(f"{path}: expected a history, got {what}")
     elif path.suffix == ".csv":
         history = _read_csv(path, names)
     elif path.suffix in (".jsonl", ".ndjson"):
@@ -55,10 +56,12 @@ def _seen(history: History) -> str:
 
 
 def repair_order(history: History) -> None:
-    """Rows in no order at all are sorted by step; a few steps back are restarts and stay."""
+    """Rows that are out of order are sorted by step; steps that go back and are logged again are a restart and stay."""
+    if not history.train_step:
+        return _repair_evaluations(history)
     steps = np.array(history.train_step)
-    back = int((np.diff(steps) < 0).sum()) if len(steps) > 1 else 0
-    if back <= max(3, 0.2 * len(steps)):  # rows in no order go back every second time
+    back = _out_of_order(steps)
+    if not back:
         return
     order = np.argsort(steps, kind="stable")
     losses = np.array(history.train_loss)
@@ -71,9 +74,35 @@ def repair_order(history: History) -> None:
         ),
         key=lambda event: (event[0], event[1]),
     )
-    history.notes.append(
-        f"steps went back {back:,} times in {len(steps):,} rows: taken for rows in no order, and sorted by step"
-    )
+    _say_sorted(history, back, len(steps))
+
+
+def _repair_evaluations(history: History) -> None:
+    """The same for a history of evaluations alone."""
+    back = _out_of_order(np.array([step for _, step, name, _ in history.events if name == "val_loss"]))
+    if back:
+        history.events.sort(key=lambda event: event[1])
+        _say_sorted(history, back, len(history.events))
+
+
+def _out_of_order(steps: np.ndarray) -> int:
+    """How often the steps go back, 0 where that is by restarts: they log again what they went back over.
+
+    Rows out of order repeat no step. One to three ways back that are followed by more than two rows below the highest step so
+    far are restarts all the same, whose steps fall between the old ones.
+    """
+    if len(steps) < 2:
+        return 0
+    ways_back = np.flatnonzero(np.diff(steps) < 0) + 1
+    if not len(ways_back) or len(steps) - len(np.unique(steps)) >= len(ways_back):
+        return 0
+    highest = np.maximum.accumulate(steps)
+    longest = max(int(np.argmax(np.append(steps[at:] >= highest[at - 1], True))) for at in ways_back[:4])
+    return 0 if len(ways_back) <= 3 and longest > 2 else len(ways_back)
+
+
+def _say_sorted(history: History, back: int, rows: int) -> None:
+    history.say(f"steps went back {back:,} times in {rows:,} rows and none came twice: out of order, sorted by step")
 
 
 def _whole_lines(path: Path, history: History) -> bytes:
@@ -140,8 +169,8 @@ def _add_table(history: History, table, columns: dict[str, list[str]], names: Na
             fresh = known & ~there
             values[fresh] = more[fresh]
             there |= fresh
-        if measure in LOSSES and names.convert is not UNITS["nats"]:
-            values[there] = [names.convert(value) for value in values[there].tolist()]
+        if measure in LOSSES and names.unit != "nats":
+            values[there] = [names.nats(value, measure, where) for value in values[there].tolist()]
         found[measure] = values, there
     steps, known = found.pop("step")
     measured = np.any([there for _, there in found.values()], axis=0) if found else known
@@ -251,7 +280,7 @@ def _read_trainer_state(path: Path, names: Names) -> History:
     """transformers' Trainer: its log_history."""
     history = History(str(path))
     try:
-        record = json.loads(path.read_text())
+        record = json.loads(path.read_text(encoding="utf-8-sig"))
         rows = record["log_history"]
     except (ValueError, RecursionError, KeyError, TypeError) as error:
         raise InputError(f"{path}: expected trainer_state.json with a log_history, got another file ({error!r:.80})")
@@ -284,28 +313,25 @@ def _read_folder(path: Path, names: Names) -> History:
 
 
 def _read_tensorboard(path: Path, names: Names) -> History:
-    try:
-        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-    except ImportError:
-        raise InputError(f"{path}: needs tensorboard; install fused-perplexity[monitor]")
     history = History(str(path))
-    folders = sorted({file.parent for file in path.rglob("*.tfevents.*")}) if path.is_dir() else [path]
+    files = sorted(path.rglob("*.tfevents.*")) if path.is_dir() else [path]
     rows: list[tuple[float, float, str, float]] = []
-    seen = []
-    for folder in folders:
-        events = EventAccumulator(str(folder), size_guidance={"scalars": 0, "tensors": 0})
-        events.Reload()
-        tags = {tag: events.Scalars for tag in events.Tags()["scalars"]}
-        for tag, read in tags.items():
-            # Writers that keep train and eval in folders of their own: eval/loss is the tag loss under eval.
-            inner = "" if path == folder or not path.is_dir() else f"{folder.relative_to(path).as_posix()}/"
-            measure = names.measure.get(f"{inner}{tag}") or names.measure.get(tag)
-            seen.append(f"{inner}{tag}")
+    seen: dict[str, str] = {}  # tag to measure
+    where: dict[str, set[str]] = {}  # measure to folders
+    for file in files:
+        folder = file.parent.relative_to(path).as_posix() if path.is_dir() else "."
+        for wall, step, tag, value in _scalars(file, history):
+            name = _tensorboard_name(folder, tag, names)
+            seen.setdefault(name, tag)
+            measure = names.measure.get(name)
+            names.present.add(name)
             if measure and measure != "step":
-                rows += [
-                    (event.wall_time, event.step, measure, names.number(event.value, measure, f"{path}, tag {tag}"))
-                    for event in read(tag)
-                ]
+                where.setdefault(measure, set()).add(folder)
+                rows.append((wall, step, measure, names.number(value, measure, f"{file}, tag {tag}")))
+    for measure in LOSSES:
+        if len(folders := sorted(where.get(measure, ()))) > 1:
+            listed = ", ".join(folders)[:200]
+            raise InputError(f"{path}: expected one run, got {measure} in {len(folders)} folders; name one of {listed}")
     # In the order they were written; of one moment the training loss first.
     rows.sort(key=lambda row: (row[0], row[2] != "train_loss"))
     start = rows[0][0] if rows else 0.0
@@ -314,3 +340,48 @@ def _read_tensorboard(path: Path, names: Names) -> History:
     if not rows:
         history.notes.append(f"tags seen: {', '.join(seen)[:300] or 'none'}; --tag train_loss=NAME says which is which")
     return history
+
+
+def _tensorboard_name(folder: str, tag: str, names: Names) -> str:
+    """What a tag is called: writers keep train and eval in folders of their own, whose name says which.
+
+    ``loss`` under ``eval`` is ``eval/loss``; ``add_scalars("loss", {"val": ...})`` puts it under ``loss_val``.
+    """
+    last = folder.rsplit("/", 1)[-1]
+    part = last.removeprefix(f"{tag.replace('/', '_')}_")
+    for name in (f"{folder}/{tag}", f"{last}/{tag}", f"{part}/{tag}"):
+        if name in names.measure:
+            return name
+    return tag
+
+
+def _scalars(file: Path, history: History):
+    """(wall time, step, tag, value) of an event file's scalars, what was replaced after a restart included."""
+    try:
+        from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+        from tensorboard.util.tensor_util import make_ndarray
+    except ImportError:
+        raise InputError(f"{file}: needs tensorboard; install fused-perplexity[monitor]")
+    read = 0
+    for event in EventFileLoader(str(file)).Load():
+        read += 1
+        for value in event.summary.value:
+            if value.HasField("tensor"):
+                number = make_ndarray(value.tensor)
+                if number.size == 1 and number.dtype.kind in "fiu":
+                    yield event.wall_time, float(event.step), value.tag, float(number.reshape(()))
+    written, whole = _framed(file)
+    if read < written or not whole:
+        lost = f"{written - read:,} records behind a broken one" if read < written else "a last record without an end"
+        history.say(f"{file.name}: {lost} left out")
+
+
+def _framed(file: Path) -> tuple[int, bool]:
+    """How many records a file frames (TFRecord: length, its checksum, data, its checksum), and whether the last is whole."""
+    size, place, count = file.stat().st_size, 0, 0
+    with file.open("rb") as raw:
+        while place + 12 <= size:
+            raw.seek(place)
+            place += 16 + int.from_bytes(raw.read(8), "little")
+            count += place <= size
+    return count, place == size

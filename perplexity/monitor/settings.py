@@ -16,7 +16,7 @@ class Settings:
     # Noise. A rise or a gap counts where it is larger than this many standard errors and than the floor of its signal.
     standard_errors: float = 4.0
     noise_prior: float = 0.05  # nats of a validation loss about its curve, until enough were seen: it counts as ...
-    noise_prior_evaluations: int = 4  # ... this many
+    noise_prior_evaluations: int = 2  # ... this many
     evaluations_in_a_row: int = 3  # one evaluation above the best is chance, three are not
 
     # Overfitting, divergence: a rise of the validation loss above its best. Healthy runs on FineWeb rise by up to 0.016.

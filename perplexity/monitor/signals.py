@@ -18,25 +18,36 @@ def _with_train(evaluations: list[Evaluated]) -> list[Evaluated]:
 
 
 def validation_noise(digest: Digest) -> float:
-    """Standard deviation of a validation loss about its curve, in nats: what it is apart from the mean of those before and after.
+    """Standard deviation of a validation loss about its curve, in nats: how far it is from the line, in the logarithm of the
+    step, through one before and one after.
 
     The larger of two robust ones (MAD): for neighbours, in the later two thirds, the last few left out as they are judged; and
     for evaluations three apart, up to the best (a loss that wanders hides from the first). Drawn towards ``noise_prior`` while
-    there are few. Too large where evaluations are far apart on a steep curve.
+    there are few. Too large where the curve bends between evaluations that are far apart.
     """
     s = digest.settings
-    losses = np.array([e.loss for e in digest.evaluations[: -s.evaluations_in_a_row]])
+    before = digest.evaluations[: -s.evaluations_in_a_row]
+    at = np.log(np.maximum([e.step for e in before], 1.0))
+    losses = np.array([e.loss for e in before])
     seen, count = 0.0, 0
     if len(losses):
-        late = losses[len(losses) // 3 :]
         best = int(np.argmin(losses)) + 1
-        for apart, of in ((1, late), (3, losses[best // 3 : best])):
-            off = of[apart:-apart] - (of[: -2 * apart] + of[2 * apart :]) / 2
+        for apart, part in ((1, slice(len(losses) // 3, None)), (3, slice(best // 3, best))):
+            off = _off_the_line(at[part], losses[part], apart)
             if len(off) >= 2:
-                scatter = MAD_TO_SIGMA * float(np.median(np.abs(off))) / math.sqrt(1.5)
-                seen, count = max(seen, scatter), max(count, len(off))
+                seen, count = max(seen, MAD_TO_SIGMA * float(np.median(np.abs(off)))), max(count, len(off))
     weight = s.noise_prior_evaluations
     return math.sqrt((count * seen**2 + weight * s.noise_prior**2) / (count + weight))
+
+
+def _off_the_line(at: np.ndarray, losses: np.ndarray, apart: int) -> np.ndarray:
+    """What each loss is apart from the line through those ``apart`` before and after, scaled to the noise of one."""
+    if len(losses) < 2 * apart + 1:
+        return np.empty(0)
+    left, middle, right = at[: -2 * apart], at[apart:-apart], at[2 * apart :]
+    share = np.where(right > left, (middle - left) / np.maximum(right - left, 1e-12), 0.5)
+    off = losses[apart:-apart] - (1 - share) * losses[: -2 * apart] - share * losses[2 * apart :]
+    return off / np.sqrt(1 + share**2 + (1 - share) ** 2)
 
 
 def non_finite(digest: Digest) -> Iterator[Finding]:
@@ -60,8 +71,8 @@ def spikes(digest: Digest) -> Iterator[Finding]:
     After OLMo-core's and llm-foundry's monitors, which compare with a mean: a median does not move with what it judges. Wrong
     where the data change for good: the loss then never comes back. Single batches stand out in every healthy run.
     """
-    s = digest.settings
-    single = [spike for spike in digest.spikes if spike.points < s.spike_sustained]
+    sustained = _sustained_length(digest)
+    single = [spike for spike in digest.spikes if spike.points < sustained]
     if single:
         worst = max(single, key=lambda spike: spike.excess)
         yield Finding(
@@ -75,8 +86,19 @@ def spikes(digest: Digest) -> Iterator[Finding]:
             {"points": worst.points, "excess": worst.excess, "class": "isolated"},
         )
     for spike in digest.spikes:
-        if spike.points >= s.spike_sustained:
+        if spike.points >= sustained:
             yield _sustained(digest, spike)
+
+
+def _sustained_length(digest: Digest) -> int:
+    """Outliers in a row that are no chance: where a share q of n batches stand out singly, n · q^length is under 0.01.
+
+    In text of mixed kinds every seventh batch may be a hard one, and five in a row come of themselves.
+    """
+    share = digest.single_outliers / max(1, digest.points)
+    if digest.single_outliers < 10 or share >= 1:
+        return digest.settings.spike_sustained
+    return max(digest.settings.spike_sustained, math.ceil(math.log(0.01 / digest.points) / math.log(share)))
 
 
 def _sustained(digest: Digest, spike: Spike) -> Finding:
@@ -131,7 +153,8 @@ def validation_rise(digest: Digest) -> tuple[Evaluated, float] | None:
 def overfitting(digest: Digest) -> Iterator[Finding]:
     """Validation above its best for several evaluations while training falls (Prechelt, Early Stopping, 1998).
 
-    Wrong where validation is of another kind than training and moves away from it as the mix of training data changes.
+    Wrong where validation is of another kind than training and moves away from it as the mix of training data changes, and
+    while a cyclic learning rate is at its height again.
     """
     found = validation_rise(digest)
     if found is None:
@@ -140,11 +163,12 @@ def overfitting(digest: Digest) -> Iterator[Finding]:
     last = digest.evaluations[-1]
     if _train_rose(digest, best, last):
         return
-    fell = (
-        ""
-        if math.isnan(best.near) or math.isnan(last.near)
-        else f"; training went from {best.near:.3f} to {last.near:.3f}"
-    )
+    before, now = digest.train_at(best.step), digest.train_at(last.step)
+    if not math.isnan(best.near) and not math.isnan(last.near):
+        before, now = best.near, last.near
+    fell = f"; training went from {before:.3f} to {now:.3f}"
+    if math.isnan(before) or math.isnan(now):
+        fell = "; without training losses beside it this may be a divergence as well"
     yield Finding(
         "overfitting",
         "danger",
@@ -158,8 +182,11 @@ def overfitting(digest: Digest) -> Iterator[Finding]:
 
 
 def _train_rose(digest: Digest, best: Evaluated, last: Evaluated) -> bool:
-    if math.isnan(best.near) or math.isnan(last.near):
-        return False
+    if math.isnan(best.near) or math.isnan(last.near):  # few training losses: a rise as large as validation's counts
+        return (
+            digest.train_at(last.step) - digest.train_at(best.step)
+            > max(digest.settings.rise, last.loss - best.loss) / 2
+        )
     error = math.hypot(best.near_error, last.near_error)
     return last.near - best.near > max(digest.settings.rise, digest.settings.standard_errors * error)
 
@@ -167,7 +194,8 @@ def _train_rose(digest: Digest, best: Evaluated, last: Evaluated) -> bool:
 def divergence(digest: Digest) -> Iterator[Finding]:
     """Both losses rise, or the training loss alone by far more than its noise and for long.
 
-    Wrong where the data get harder on purpose, or the objective changes (a longer context, another mix).
+    Wrong where the data get harder on purpose, the objective changes (a longer context, another mix), or a cyclic learning
+    rate is at its height again.
     """
     s = digest.settings
     found = validation_rise(digest)
@@ -179,7 +207,11 @@ def divergence(digest: Digest) -> Iterator[Finding]:
             best.step,
             last.step,
             f"since step {best.step:,.0f} validation rose from {best.loss:.3f} to {last.loss:.3f} and training from "
-            f"{best.near:.3f} to {last.near:.3f}",
+            + (
+                f"{best.near:.3f} to {last.near:.3f}"
+                if last.near == last.near and best.near == best.near
+                else f"{digest.train_at(best.step):.3f} to {digest.train_at(last.step):.3f}"
+            ),
             f"stop, and go back to step {best.step:,.0f}; lower the learning rate, lengthen the warm-up, clip gradients",
             {"best_step": best.step, "rise": found[1]},
         )

@@ -21,11 +21,11 @@ def plateau(digest: Digest) -> Iterator[Finding]:
     a stable phase of a schedule with little left to learn until the rate is lowered: that is why it is a warning.
     """
     s = digest.settings
-    # Validation text is the same each time: its curve shows a plateau sooner than the batches do.
-    found = None
-    for measure, points in (("validation", _late_evaluations(digest)), ("training", _binned(digest))):
-        found = found or _flat(measure, *points, s)
-    found = found or _no_gain(digest)
+    # Validation text is the same each time: its curve shows sooner than the batches do whether anything is gained.
+    steps, losses = _late_evaluations(digest)
+    found = _flat("validation", steps, losses, s)
+    if found is None and not _gains(steps, losses, s):
+        found = _flat("training", *_binned(digest), s) or _no_gain(digest)
     if found is None:
         return
     measure, steps, level, gain, optimistic = found
@@ -84,6 +84,16 @@ def _flat(measure: str, steps: np.ndarray | None, losses: np.ndarray | None, s: 
     return (measure, steps, level, gain, optimistic) if certain or lost else None
 
 
+def _gains(steps: np.ndarray | None, losses: np.ndarray | None, s: Settings) -> bool:
+    """Whether more is gained than on a plateau for certain: at the pessimistic end of the slope's 95 % interval."""
+    import scipy.stats
+
+    if steps is None or len(np.unique(steps)) < 4:
+        return False
+    fit = scipy.stats.theilslopes(losses, np.log2(steps), 0.95)
+    return -float(fit.high_slope) > s.plateau_gain * abs(float(np.median(losses[-3:])))
+
+
 def _no_gain(digest: Digest) -> tuple | None:
     """As ``_flat``, of a noisy curve: the last doubling's mean training loss beside that of the doubling before."""
     s, last = digest.settings, digest.last_step
@@ -102,8 +112,11 @@ def _no_gain(digest: Digest) -> tuple | None:
 
 
 def _late_evaluations(digest: Digest) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """Steps and losses of the later evaluations but for the last few: a rise there is no gain, but would blur the slope and
+    hide a plateau."""
     s = digest.settings
-    late = [e for e in digest.evaluations if e.step >= max(0.55 * digest.last_step, 1)]
+    before = digest.evaluations[: -s.evaluations_in_a_row]
+    late = [e for e in before if e.step >= max(0.55 * before[-1].step, 1)]
     if digest.points < s.plateau_points or len(late) < s.plateau_evaluations:
         return None, None
     return np.array([e.step for e in late]), np.array([e.loss for e in late])

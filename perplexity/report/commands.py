@@ -38,12 +38,19 @@ def run_report(arguments: argparse.Namespace) -> int:
             title=arguments.title,
         )
         print(f"{arguments.output}: {diagnosis.verdict}")
-    for path in (arguments.png, arguments.svg):
+    for form in ("png", "svg"):
+        path = getattr(arguments, form)
         if path:
             from .plots import run_curves
 
             run_curves(
-                history, digest, diagnosis, path, vocabulary_size=arguments.vocabulary_size, title=arguments.title
+                history,
+                digest,
+                diagnosis,
+                path,
+                vocabulary_size=arguments.vocabulary_size,
+                title=arguments.title,
+                form=form,
             )
             print(path)
     return 0

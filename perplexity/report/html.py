@@ -16,6 +16,7 @@ from ..monitor.digest import Digest
 from ..monitor.health import Diagnosis
 from ..monitor.history import History
 
+NUMBER = (int, float)
 DRAWN = 3000  # points of a curve: more than a screen has columns
 MARKED = ("spike", "plateau", "overfitting", "divergence", "leakage-suspected", "non-finite", "generalisation-gap")
 SEVERITY_COLOURS = {"info": "rgba(70,130,180,.10)", "warning": "rgba(230,160,0,.14)", "danger": "rgba(200,40,40,.14)"}
@@ -147,6 +148,40 @@ def _figure(traces: list[dict], label: str, shapes: list, notes: list, *, log: b
     }
 
 
+def evaluation_section(record: dict, source: str) -> dict:
+    """What the page shows of a result of ``ppl eval --json``: what is absent is left out, InputError where a value is none of
+    its kind."""
+    shown: dict = {"source": source}
+
+    def take(given: dict, kind, names: tuple[str, ...]) -> dict:
+        found = {}
+        for name in names:
+            value = given.get(name)
+            fits = value is None or (isinstance(value, kind) and not isinstance(value, bool))
+            if not fits or (isinstance(value, int) and abs(value) > 1e300):
+                what = "text" if kind is str else "a number" if kind is NUMBER else "a list"
+                raise InputError(f"{source}: expected {what} for {name}, got {value!r:.60}")
+            found[name] = value
+        return found
+
+    numbers = ("loss", "stderr", "perplexity", "bits_per_byte", "tokens", "documents", "context_length")
+    shown |= take(record, NUMBER, numbers) | take(record, str, ("protocol",))
+    lists = take(record, list, ("perplexity_interval", "worst_documents", "surprising_tokens", "notes"))
+    interval = lists["perplexity_interval"] or []
+    if len(interval) not in (0, 2) or not all(isinstance(bound, NUMBER) for bound in interval):
+        raise InputError(f"{source}: expected two numbers for perplexity_interval, got {interval!r:.60}")
+    rows = {
+        "worst_documents": (("id",), ("tokens", "loss")),
+        "surprising_tokens": (("document", "before", "text"), ("position", "nll")),
+    }
+    for name, (texts, values) in rows.items():
+        found = lists[name] or []
+        if not all(isinstance(row, dict) for row in found):
+            raise InputError(f"{source}: expected objects in {name}, got {found!r:.60}")
+        shown[name] = [take(row, str, texts) | take(row, NUMBER, values) for row in found]
+    return shown | {"perplexity_interval": interval, "notes": [str(note) for note in lists["notes"] or []]}
+
+
 def write_report(
     path: str | Path,
     history: History,
@@ -175,11 +210,11 @@ def write_report(
         figures=list(drawn),
         data=jinja2.utils.markupsafe.Markup(data),
         library=jinja2.utils.markupsafe.Markup(get_plotlyjs().replace("</script", "<\\/script")),
-        evaluations=evaluations or [],
+        evaluations=[evaluation_section(record, str(record.get("source", ""))) for record in evaluations or []],
         tokens=None if math.isnan(digest.tokens) else digest.tokens,
         minutes=digest.seconds / 60 if digest.seconds else None,
     )
     try:
-        Path(path).write_text(text)
+        Path(path).write_bytes(text.encode("utf-8", "replace"))  # a file's name need not be text
     except OSError as error:
         raise InputError(f"{path}: cannot be written ({error.strerror})")

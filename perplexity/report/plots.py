@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ..errors import InputError
 from ..metric import exp
 
 
@@ -52,9 +53,16 @@ def loss_curves(
 
 
 def run_curves(
-    history, digest, diagnosis, path: str | Path, *, vocabulary_size: int | None = None, title: str | None = None
+    history,
+    digest,
+    diagnosis,
+    path: str | Path,
+    *,
+    vocabulary_size: int | None = None,
+    title: str | None = None,
+    form: str = "png",
 ) -> None:
-    """Write a PNG or SVG, by the path's suffix: loss and perplexity of a run with its findings shaded, over steps."""
+    """Write a PNG or SVG, by ``form``: loss and perplexity of a run with its findings shaded, over steps."""
     import math
 
     import matplotlib
@@ -91,5 +99,9 @@ def run_curves(
     handles = dict(zip(*reversed(panels[0].get_legend_handles_labels()), strict=True))
     figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=6, frameon=False, fontsize=8)
     figure.suptitle(title or f"{diagnosis.verdict}", fontsize=11)
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
+    try:
+        figure.savefig(path, dpi=150, format=form)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({error.strerror or error})")
+    finally:
+        plt.close(figure)

@@ -14,6 +14,9 @@ from perplexity.monitor import read_history
 from perplexity.monitor.follower import Follower, NotYet
 from perplexity.monitor.history import feed
 
+# The least that a result file of ``ppl eval --json`` holds.
+RESULT = {"loss": 3.0, "tokens": 10, "per_document": [], "tokenizer_fingerprint": "a", "text_fingerprint": "b"}
+
 
 def csv_of(rows) -> str:
     lines = [f"{step},{train},{'' if value is None else value}" for step, train, value in rows]
@@ -25,6 +28,8 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("monitor")
     for name in ("healthy", "overfitting", "frozen-rate"):
         (folder / f"{name}.csv").write_text(csv_of(runs(name)[0]))
+    (folder / "nothing.jsonl").write_text('{"epoch": 1, "ppl": 2}\n')
+    (folder / "odd.json").write_text(json.dumps(RESULT | {"tokens": [1]}))
     (folder / "broken.csv").write_text("step,train_loss\n1,x\n")
     return folder
 
@@ -60,6 +65,11 @@ def test_verdict_and_exit_status(folder, tmp_path, name, options, status, verdic
         (["monitor", "healthy.csv", "--json", "no/such"], ["--json", "existing folder"]),
         (["monitor", "healthy.csv", "--unit", "bans"], ["--unit"]),
         (["monitor", "absent.csv", "--follow"], ["absent.csv", "no such file"]),
+        (["monitor", "healthy.csv", "--tag", "val_loss=typo"], ["tag", "typo"]),
+        (["monitor", "healthy.csv", "--follow", "--interval", "inf"], ["--interval", "at most a day"]),
+        (["monitor", "nothing.jsonl", "--follow", "--polls", "1"], ["nothing.jsonl"]),
+        (["report", "healthy.csv", "--png", "."], [".", "cannot be written"]),
+        (["report", "healthy.csv", "-o", "x.html", "--eval", "odd.json"], ["odd.json", "number for tokens"]),
         (["report", "healthy.csv"], ["-o", "--png"]),
         (["report", "healthy.csv", "-o", "no/such.html"], ["--output", "existing folder"]),
         (["report", "healthy.csv", "-o", "x.html", "--eval", "healthy.csv"], ["healthy.csv", "result file"]),

@@ -315,3 +315,132 @@ def test_losses_beyond_all_measure_and_one_step_for_all(tmp_path, recwarn):
     assert (found.first_step, found.last_step) == (0, 19)
     json.loads(found.to_json())
     assert not [w for w in recwarn if issubclass(w.category, RuntimeWarning)]
+
+
+@pytest.mark.parametrize(
+    ("writers", "expected"),
+    [
+        ({"train": "loss", "val": "loss"}, (2.0, 7.0)),
+        ({"train": "loss", "test": "loss"}, (2.0, 7.0)),
+        ({"run1/train": "loss", "run1/dev": "loss"}, (2.0, 7.0)),
+        ({"loss_train": "loss", "loss_val": "loss"}, (2.0, 7.0)),  # what add_scalars makes
+        ({"a/train": "loss", "b/train": "loss"}, "train_loss in 2 folders; name one of a/train, b/train"),
+        ({"a": "loss", "b": "loss"}, "train_loss in 2 folders"),
+    ],
+)
+def test_tensorboard_folders_say_which_loss_it_is(tmp_path, writers, expected):
+    """Before, two writers with one tag were one curve of alternating losses."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    for place, (folder, tag) in enumerate(writers.items()):
+        with SummaryWriter(str(tmp_path / folder)) as writer:
+            for step in range(5):
+                writer.add_scalar(tag, (2.0, 7.0)[place], step)
+    if isinstance(expected, str):
+        with pytest.raises(InputError, match=expected):
+            read_history(tmp_path)
+        return
+    history = read_history(tmp_path)
+    assert set(history.arrays()[1]) == {expected[0]} and set(history.of("val_loss")[1]) == {expected[1]}
+
+
+def test_tensorboard_says_what_it_lost_and_keeps_what_was_replaced(tmp_path):
+    from torch.utils.tensorboard import SummaryWriter
+
+    with SummaryWriter(str(tmp_path / "a")) as writer:
+        for step in range(200):
+            writer.add_scalar("train/loss", 3.0, step, walltime=1000.0 + step)
+    with SummaryWriter(str(tmp_path / "a"), purge_step=150) as writer:  # as PyTorch tells to after a crash
+        for step in range(150, 300):
+            writer.add_scalar("train/loss", 3.0, step, walltime=2000.0 + step)
+    history = read_history(tmp_path / "a")
+    assert len(history.train_step) == 350 and history.digest().restarts_seen == 1
+    (first, _) = sorted((tmp_path / "a").iterdir(), key=lambda file: -file.stat().st_size)
+    raw = bytearray(first.read_bytes())
+    raw[len(raw) // 2] ^= 0xFF
+    first.write_bytes(raw)
+    assert "left out" in read_history(tmp_path / "a").notes[0]
+    first.write_bytes(raw[: len(raw) // 3])
+    assert "a last record without an end" in read_history(tmp_path / "a").notes[0]
+
+
+@pytest.mark.parametrize("order", ["swapped pairs", "a few swaps", "by sevens", "evaluations alone"])
+def test_rows_a_little_out_of_order_are_all_kept(tmp_path, order):
+    steps = list(range(2000))
+    if order == "swapped pairs":
+        for place in range(0, 2000, 10):
+            steps[place], steps[place + 1] = steps[place + 1], steps[place]
+    elif order == "a few swaps":
+        for place in (100, 500, 900):
+            steps[place], steps[place + 1] = steps[place + 1], steps[place]
+    elif order == "by sevens":
+        steps = [place * 7 % 100 for place in range(100)]
+    else:
+        steps = np.random.default_rng(0).permutation(100).tolist()
+    name = "val_loss" if order == "evaluations alone" else "train_loss"
+    path = tmp_path / "a.csv"
+    path.write_text(f"step,{name}\n" + "".join(f"{step},3.0\n" for step in steps))
+    history = read_history(path)
+    digest = history.digest()
+    assert "sorted by step" in history.notes[0] and digest.restarts_seen == 0
+    assert max(digest.points, len(digest.evaluations)) == len(steps)
+
+
+def test_a_restart_between_the_old_steps_is_one(tmp_path):
+    path = tmp_path / "a.csv"
+    steps = [*range(0, 1000, 10), *range(505, 1500, 10)]
+    path.write_text("step,train_loss\n" + "".join(f"{step},3.0\n" for step in steps))
+    assert read_history(path).digest().restarts_seen == 1
+
+
+def test_what_is_logged_beside_an_evaluation_belongs_to_its_step(tmp_path):
+    path = tmp_path / "a.jsonl"
+    rows = []
+    for step in (100, 200, 300):
+        rows += [{"step": step, "val_loss": 3.0}, {"step": step, "train_eval_loss": step / 100, "eval_seconds": 10.0}]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    digest = read_history(path).digest()
+    assert [e.near for e in digest.evaluations] == [1.0, 2.0, 3.0]
+    assert digest.evaluation_seconds == 30
+
+
+def test_steps_of_the_trainer_in_a_wandb_run(tmp_path):
+    """transformers' callback logs train/global_step and no step=; W&B's own count is another."""
+    wandb = pytest.importorskip("wandb")
+    run = wandb.init(
+        project="p", mode="offline", dir=str(tmp_path), settings=wandb.Settings(silent=True, console="off")
+    )
+    for step in range(100, 1000, 100):
+        run.log({"train/loss": 3.0, "train/learning_rate": 0.1, "train/global_step": step})
+        run.log({"eval/loss": 3.1, "train/global_step": step})
+    run.log({"train/learning_rate": 0.05, "train/global_step": 1000})
+    run.finish()
+    wandb.teardown()
+    (path,) = tmp_path.rglob("*.wandb")
+    history = read_history(path)
+    assert history.arrays()[0].tolist() == history.of("val_loss")[0].tolist() == list(range(100, 1000, 100))
+    assert history.of("lr")[0][-1] == 1000
+
+
+@pytest.mark.parametrize("kind", ["a.csv", "a.jsonl", "trainer_state.json", "tensorboard"])
+def test_a_tag_that_is_nowhere(tmp_path, kind):
+    path = write(tmp_path, kind, rows())
+    with pytest.raises(InputError, match="tag: expected a name that .* logs for val_loss, got 'typo'"):
+        read_history(path, tags={"val_loss": "typo"})
+
+
+@pytest.mark.parametrize(
+    ("text", "unit", "message"),
+    [
+        ('{"step": 1, "loss": true}', "nats", "expected a number for train_loss, got True"),
+        ('{"step": 1, "loss": 0}', "perplexity", "expected perplexities above 0 for train_loss, got 0"),
+    ],
+)
+def test_values_that_are_no_losses(tmp_path, text, unit, message):
+    (tmp_path / "a.jsonl").write_text(text + "\n")
+    with pytest.raises(InputError, match=message):
+        read_history(tmp_path / "a.jsonl", unit=unit)
+    if unit == "perplexity":
+        (tmp_path / "a.csv").write_text("step,loss\n1,5\n2,-3\n")
+        with pytest.raises(InputError, match="above 0 for train_loss, got -3"):
+            read_history(tmp_path / "a.csv", unit=unit)

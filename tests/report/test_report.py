@@ -8,8 +8,9 @@ import subprocess
 import pytest
 from faults import VOCABULARY, history, runs
 
+from perplexity.errors import InputError
 from perplexity.monitor import diagnose
-from perplexity.report.html import thinned, write_report
+from perplexity.report.html import evaluation_section, thinned, write_report
 from perplexity.report.plots import run_curves
 
 HOSTILE = '<b>run</b> & </script><script>document.title="taken"</script>'
@@ -80,7 +81,7 @@ def test_thinning_keeps_what_stands_out():
 def test_plots_for_papers(tmp_path, suffix):
     made = history(runs("overfitting")[0])
     digest = made.digest()
-    run_curves(made, digest, diagnose(digest), tmp_path / f"a.{suffix}", vocabulary_size=VOCABULARY)
+    run_curves(made, digest, diagnose(digest), tmp_path / f"a.{suffix}", vocabulary_size=VOCABULARY, form=suffix)
     assert (tmp_path / f"a.{suffix}").read_bytes()[:5] in (b"\x89PNG\r", b"<?xml")
 
 
@@ -122,3 +123,27 @@ def test_a_real_browser_draws_it(page, tmp_path, toggled, expected, by):
     # Ticks of the steps: thousands on the linear axis, powers on the other.
     ticks = re.findall(r'class="xtick"><text[^>]*data-unformatted="([\d.k]+)"', dom)
     assert ("10" in ticks) == expected["log_loss"]
+
+
+def test_a_result_with_the_least_keys_is_shown(tmp_path):
+    made = history(runs("healthy")[0])
+    digest = made.digest()
+    path = tmp_path / "least.html"
+    write_report(path, made, digest, diagnose(digest), evaluations=[{"loss": 3.0}], title="a \udcff b")
+    assert "3.0000 nats a token" in path.read_text()
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        {"perplexity": "x"},
+        {"perplexity_interval": [1]},
+        {"worst_documents": {}},
+        {"worst_documents": [3]},
+        {"tokens": 10**400},
+        {"protocol": 3},
+    ],
+)
+def test_a_result_of_the_wrong_kinds_is_named(record):
+    with pytest.raises(InputError, match=f"a.json: expected .* {next(iter(record))}"):
+        evaluation_section({"loss": 3.0} | record, "a.json")
