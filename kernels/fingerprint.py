@@ -10,6 +10,7 @@ FILES = (
     "launch.py",
     "logit_tile.py",
     "linear_nll.py",
+    "linear_nll_chunked.py",
     "linear_statistics.py",
     "linear_nll_grad.py",
     "nll.py",

@@ -54,7 +54,8 @@ def _described_configuration(target: Target, work: str) -> tuple[dict, dict]:
     blackwell = target.arch >= 100
     wide = work in ("nll", "statistics") or (blackwell and work in ("capped nll", "ruled statistics"))
     tiles = dict(BLOCK_N=128, BLOCK_V=256 if wide else 128, BLOCK_D=64)
-    return tiles, dict(num_warps=8, num_stages=4 if blackwell or not wide else 3)
+    limit = dict(maxnreg=255) if blackwell and work == "divergence" else {}
+    return tiles, dict(num_warps=8, num_stages=4 if blackwell or not wide else 3) | limit
 
 
 def work_of(with_logit_sum: bool, with_exp_shift: bool) -> str:

@@ -30,10 +30,11 @@ def _implementation(backend: str, name: str):
         return getattr(module, name)
     if backend != "triton":
         raise ValueError(f"backend: expected 'triton' or 'torch', got {backend!r}")
-    from . import linear_kl, linear_nll, linear_nll_grad, linear_statistics, nll
+    from . import linear_kl, linear_nll, linear_nll_chunked, linear_nll_grad, linear_statistics, nll
 
+    if name == "linear_nll":
+        return linear_nll_chunked.linear_nll_by_policy
     module = {
-        "linear_nll": linear_nll,
         "linear_nll_grad": linear_nll_grad,
         "merge": linear_nll,
         "target_logit": linear_statistics,

@@ -3,21 +3,25 @@
 import pytest
 import torch
 from tables import (
+    FORWARD,
     KL,
     LINEAR,
     ROWS,
     STATISTICS,
     Case,
+    assert_close,
     build,
     check_kl,
     check_linear,
     check_rows,
     check_statistics,
+    derived,
     implementation,
+    oracle,
     statistics_implementation,
 )
 
-from perplexity.kernels import SUM_EXP, TARGET, blockwise
+from perplexity.kernels import MAX, SUM_EXP, TARGET, blockwise
 
 BACKENDS = ("torch", "triton")
 
@@ -161,3 +165,116 @@ def test_only_the_gradients_asked_for(backend, needs, device):
     some = backward(inputs.upstream, maximum, *arguments, needs=needs)
     for asked, one, full in zip(needs, some, every, strict=True):
         assert torch.equal(one, full) if asked else one is None
+
+
+@pytest.mark.parametrize("case", [case for case in LINEAR if not (case.bias or case.masked_bias)], ids=str)
+def test_linear_nll_by_chunks_of_logits(case, device):
+    """The vendor's products and a row kernel: the same contract, several chunks of tokens, the last one shorter."""
+    from perplexity.kernels.linear_nll_chunked import linear_nll_chunked
+
+    inputs = build(case, device)
+    options = dict(softcap=case.softcap, logit_scale=case.logit_scale, with_logit_sum=True, with_exp_shift=True)
+    limit = 4 * case.shape[1] * 40
+    sums = linear_nll_chunked(
+        inputs.hidden,
+        inputs.weight,
+        inputs.target,
+        inputs.class_weight,
+        **options,
+        **case.options | dict(memory_limit=limit),
+    )
+    exact, _ = oracle(case, inputs, torch.float64)
+    plain, _ = oracle(case, inputs, case.dtype)
+    for name, value in derived(sums, True).items():
+        assert_close(name, value, plain[name], exact[name], FORWARD[case.dtype])
+
+
+@pytest.mark.parametrize(
+    ("target", "dtype", "bias", "limit", "expected"),
+    [
+        (("cuda", 80), torch.bfloat16, False, 256 << 20, True),
+        (("hip", "gfx942"), torch.float16, False, 256 << 20, True),
+        (("cuda", 90), torch.bfloat16, False, 256 << 20, False),  # has the copy engine
+        (("cuda", 80), torch.float32, False, 256 << 20, False),  # its products may be anything
+        (("cuda", 80), torch.bfloat16, True, 256 << 20, False),
+        (("cuda", 80), torch.bfloat16, False, 8 << 20, False),  # too few tokens fit
+        (("interpreter", 0), torch.bfloat16, False, 256 << 20, False),
+    ],
+)
+def test_which_way_a_gpu_takes(target, dtype, bias, limit, expected):
+    from perplexity.kernels.launch import Target
+    from perplexity.kernels.linear_nll_chunked import chunks_pay
+
+    hidden, weight = (
+        torch.empty(8192, 64, dtype=dtype, device="meta"),
+        torch.empty(50_304, 64, dtype=dtype, device="meta"),
+    )
+    assert chunks_pay(Target(*target), hidden, weight, weight[:, 0] if bias else None, limit) == expected
+
+
+def test_the_policy_keeps_the_contract(device, monkeypatch):
+    """Whichever way is taken, a bias or not: what the operator returns is the same to rounding."""
+    from perplexity.kernels import linear_nll_chunked
+
+    case = next(case for case in LINEAR if case.dtype == torch.float32 and not (case.bias or case.masked_bias))
+    inputs = build(case, device)
+    arguments = inputs.hidden, inputs.weight, None, inputs.target
+    fused = linear_nll_chunked.linear_nll_by_policy(*arguments)
+    monkeypatch.setattr(linear_nll_chunked, "chunks_pay", lambda *_: True)
+    chunked = linear_nll_chunked.linear_nll_by_policy(*arguments)
+    assert fused.shape == chunked.shape
+    for name in ("nll", "logsumexp"):
+        pair = [
+            (row[MAX] - row[TARGET] if name == "nll" else row[MAX]) + row[SUM_EXP].log() for row in (fused, chunked)
+        ]
+        torch.testing.assert_close(*pair, rtol=1e-5, atol=1e-5, equal_nan=True)
+
+
+@pytest.mark.parametrize("layout", ["described", "pointers"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_nll_alone_writes_three_planes_and_the_same_bits(layout, dtype, device):
+    """With and without the sums it does not need, from tensor descriptors and from pointers."""
+    from perplexity.kernels import linear_nll
+    from perplexity.kernels.logit_tile import logit_arguments
+
+    generator = torch.Generator(device).manual_seed(0)
+    width = 80 if layout == "described" else 81  # 162 bytes a row: no descriptor starts there
+    options = dict(generator=generator, device=device)
+    hidden, weight = (torch.randn(rows, width, **options).to(dtype)[:, :79] for rows in (200, 5000))
+    target = torch.randint(5000, (200,), **options)
+    _, constants, _ = logit_arguments(hidden, weight, None, None, 1.0, "nll", may_describe=True)
+    if device == "cpu":
+        assert constants["DESCRIBED"] == (layout == "described")
+    rule = dict(ignore_index=-100, softcap=None, logit_scale=1.0)
+    flags = [dict(with_logit_sum=value, with_exp_shift=value) for value in (False, True)]
+    few, all_sums = (linear_nll.partials(hidden, weight, None, target, None, **rule, **flag)[0] for flag in flags)
+    assert few.shape[0] == 3 and all_sums.shape[0] == 5
+    if device == "cpu":  # tiles of one size; compiled, more sums have smaller tiles
+        assert torch.equal(few, all_sums[:3])
+    exact = (hidden.double() @ weight.double().T).logsumexp(1)
+    sums = linear_nll.merge(few, target, vocabulary=5000, ignore_index=-100)
+    torch.testing.assert_close(sums[MAX] + sums[SUM_EXP].log(), exact.float(), rtol=1e-5, atol=1e-4)
+
+
+def test_programs_cover_every_block_and_span_once():
+    """A group of 16 blocks of tokens over one span after the other; the last group is smaller."""
+    from perplexity.kernels.linear_nll import GROUP
+
+    for blocks, spans in ((1, 1), (16, 5), (17, 5), (40, 63), (64, 3)):
+        places = []
+        for program in range(blocks * spans):
+            group = program // (GROUP * spans)
+            in_group = min(blocks - group * GROUP, GROUP)
+            place = program % (GROUP * spans)
+            places.append((place // in_group, group * GROUP + place % in_group))
+        assert sorted(places) == [(span, block) for span in range(spans) for block in range(blocks)]
+
+
+@pytest.mark.parametrize("limit", [1, 1000, 40_000, 10**9])
+def test_chunks_of_tokens_cover_all_within_the_limit(limit):
+    from perplexity.kernels.linear_nll import SPAN, token_chunks
+
+    for tokens in (0, 1, 127, 128, 1000, 5000):
+        chunks = token_chunks(tokens, 3 * SPAN, 12, limit)
+        assert [place for chunk in chunks for place in range(chunk.start, chunk.stop)] == list(range(tokens))
+        assert all((chunk.stop - chunk.start) * 36 <= max(limit, 36) for chunk in chunks)

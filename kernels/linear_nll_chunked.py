@@ -1,0 +1,73 @@
+"""The sums of ``linear_nll`` by way of the logits of some tokens at a time: the vendor's matrix product, then one read of it.
+
+Where the fused kernel's own products are slow this is faster, though every logit goes to memory and back: no copy engine that
+feeds the matrix unit (NVIDIA before Hopper, AMD). From Hopper on the fused kernel is taken: docs/performance.md has the sums.
+
+Cost: 2·N·V·D operations; 4·N·V bytes written and read; temporary memory 4·T·V bytes for T tokens at a time, at most
+``memory_limit``.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from .launch import Target, current_target
+from .linear_nll import linear_nll
+from .nll import nll
+
+CHUNKED_LIMIT = 256 << 20
+LEAST_TOKENS = 128  # a product of fewer reads the whole weight for little work
+
+
+def chunks_pay(target: Target, hidden: torch.Tensor, weight: torch.Tensor, bias, memory_limit: int) -> bool:
+    """Whether the vendor's product and a read of its logits are the faster way: 16-bit inputs on a GPU without a copy engine
+    (float32 ones need products that the vendor's library does not promise to make exactly), and memory for enough tokens."""
+    engine = target.backend == "interpreter" or (target.backend == "cuda" and target.arch >= 90)
+    enough = min(memory_limit, CHUNKED_LIMIT) >= 4 * LEAST_TOKENS * weight.shape[0]
+    return not engine and hidden.element_size() == 2 and bias is None and enough and weight.shape[0] > 0
+
+
+def linear_nll_by_policy(
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    target: torch.Tensor,
+    class_weight: torch.Tensor | None = None,
+    *,
+    memory_limit: int = CHUNKED_LIMIT,
+    **rule,
+) -> torch.Tensor:
+    """``linear_nll`` or ``linear_nll_chunked``, as ``chunks_pay`` says; one contract."""
+    chunked = chunks_pay(current_target(), hidden, weight, bias, memory_limit)
+    function = linear_nll_chunked if chunked else linear_nll
+    heads = (hidden, weight) if chunked else (hidden, weight, bias)
+    return function(*heads, target, class_weight, memory_limit=memory_limit, **rule)
+
+
+def linear_nll_chunked(
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    target: torch.Tensor,
+    class_weight: torch.Tensor | None = None,
+    *,
+    memory_limit: int = CHUNKED_LIMIT,
+    **rule,
+) -> torch.Tensor:
+    """The five sums of every token, float32 [5, N], from hidden [N, D], weight [V, D], target int [N]; ``rule`` as ``nll``'s.
+
+    ``memory_limit`` bounds the float32 logits that are held, in bytes, but for one token's.
+    """
+    tokens, vocabulary = hidden.shape[0], weight.shape[0]
+    most = max(1, min(memory_limit, CHUNKED_LIMIT) // (4 * vocabulary))
+    size = most // LEAST_TOKENS * LEAST_TOKENS or most
+    logits = hidden.new_empty((min(size, tokens), vocabulary), dtype=torch.float32)
+    sums = []
+    for start in range(0, max(tokens, 1), size):
+        part = hidden[start : start + size]
+        out = logits[: len(part)]
+        if hidden.dtype == torch.float32 or not hidden.is_cuda:
+            torch.mm(part.float(), weight.float().T, out=out)
+        else:
+            torch.mm(part, weight.T, out_dtype=torch.float32, out=out)
+        sums.append(nll(out, target[start : start + size], class_weight, **rule))
+    return sums[0] if len(sums) == 1 else torch.cat(sums, dim=1)
