@@ -118,7 +118,7 @@ def launches(case: Case) -> list[tuple[ASTSource, dict]]:
     from . import linear_kl, linear_nll, linear_nll_grad, linear_statistics, nll
 
     tokens, dtype = 1024, DTYPES[case.dtype]
-    vocabulary = 50257 if case.layout == "odd" else 50304
+    vocabulary = {"odd": 50257, "aligned": 197 * 256}.get(case.layout, 50304)
 
     def empty(*shape, dtype=dtype, layout=case.layout):
         if layout == "odd":  # one element past an aligned address
@@ -140,7 +140,7 @@ def launches(case: Case) -> list[tuple[ASTSource, dict]]:
 
     target = empty(tokens, dtype=torch.int32 if case.layout == "odd" else torch.int64)
     class_weight = torch.empty(vocabulary, device="meta") if "class_weight" in case.features else None
-    rule = dict(softcap=softcap(), logit_scale=0.5)
+    rule = dict(softcap=softcap(), logit_scale=0.5 if softcap() else 1.0)
     options = rule | {f"with_{name}": name in case.features for name in ("logit_sum", "exp_shift")}
     with recording(TARGETS[case.target]) as recorded:
         if case.operation == "linear_nll":

@@ -85,6 +85,25 @@ def widen_products(target: Target, dtype: torch.dtype) -> bool:
     return target.backend == "interpreter" and dtype != torch.float32
 
 
+LOG2_E = tl.constexpr(1.4426950408889634)
+
+
+@triton.jit
+def exp_below(x, FLUSH: tl.constexpr):
+    """exp(x) for x ≤ 0 to 2 units in the last place; what is under 2⁻¹²⁶ may be 0.
+
+    Where FLUSH (NVIDIA) one multiplication and one instruction of the special unit: without it, as ``tl.exp``, each takes five
+    to keep numbers that small, and a logit has few.
+    """
+    if FLUSH:
+        power = tl.inline_asm_elementwise(
+            "ex2.approx.ftz.f32 $0, $1;", "=f,f", [x * LOG2_E], dtype=tl.float32, is_pure=True, pack=1
+        )
+    else:
+        power = tl.exp(x)
+    return power
+
+
 @triton.jit
 def tanh(x):
     """tanh to 2e-7 relative, from exp alone (libdevice is missing under the interpreter).

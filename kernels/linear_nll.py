@@ -23,7 +23,7 @@ import triton
 import triton.language as tl
 
 from . import EXP_SHIFT, LOGIT_SUM, MAX, SUM_EXP, SUMS, TARGET
-from .launch import current_target, launch
+from .launch import current_target, exp_below, launch
 from .logit_tile import apply_rule, column_parts, logit_arguments, product_tile, work_of
 
 # Vocabulary rows a program walks: with 128 tokens, at least 95 % of 132 multiprocessors are busy at every shape that
@@ -69,17 +69,23 @@ def _fold(
     WITH_LOGIT_SUM: tl.constexpr,
     WITH_EXP_SHIFT: tl.constexpr,
     WITH_RANK: tl.constexpr,
+    HAS_SCALE: tl.constexpr,
+    FLUSH: tl.constexpr,
+    ENDS: tl.constexpr,  # the vocabulary may end among these columns
 ):
     """The sums with these columns in them."""
     maximum, sum_exp, target_logit, logit_sum, exp_shift, above, best, weight_seen = sums
     lanes = tl.arange(0, accumulator.shape[1])
     columns = tl.minimum(start + lanes, V - 1)
-    logits = apply_rule(accumulator, bias_ptr, columns, bias_stride, logit_scale, softcap, HAS_BIAS, HAS_SOFTCAP)
+    logits = apply_rule(
+        accumulator, bias_ptr, columns, bias_stride, logit_scale, softcap, HAS_BIAS, HAS_SOFTCAP, HAS_SCALE
+    )
     hit = lanes[None, :] == (target - start)[:, None]
-    inside = (lanes < V - start)[None, :]
+    if ENDS:
+        inside = (lanes < V - start)[None, :]
     target_logit += tl.sum(tl.where(hit, logits, 0.0), axis=1)
-    # The mask comes after the softcap: a capped −inf would be a finite −softcap in the sum.
-    logits = tl.where(inside, logits, -float("inf"))
+    if ENDS:  # after the softcap: a capped −inf would be a finite −softcap in the sum
+        logits = tl.where(inside, logits, -float("inf"))
     part_maximum = tl.max(logits, axis=1)
     if WITH_RANK:
         # Lanes past V are −inf and above nothing; of equal logits the first column is the prediction.
@@ -91,14 +97,18 @@ def _fold(
     reference = tl.where(new_maximum == -float("inf"), 0.0, new_maximum)
     decay = tl.exp(maximum - reference)
     shifted = logits - reference[:, None]
-    exponentials = tl.exp(shifted)
+    exponentials = exp_below(shifted, FLUSH)
     moved = tl.where(sum_exp > 0.0, maximum - reference, 0.0)
     if WITH_LOGIT_SUM:
         class_weight = tl.full([logits.shape[1]], 1.0, dtype=tl.float32)
         if HAS_CLASS_WEIGHT:
             class_weight = tl.load(class_weight_ptr + start + lanes, mask=lanes < V - start, other=0.0)
-        logit_sum += weight_seen * moved + tl.sum(tl.where(inside, shifted * class_weight[None, :], 0.0), axis=1)
-        weight_seen += tl.sum(tl.where(lanes < V - start, class_weight, 0.0), axis=0)
+        weighted = shifted * class_weight[None, :]
+        if ENDS:
+            weighted = tl.where(inside, weighted, 0.0)
+            class_weight = tl.where(lanes < V - start, class_weight, 0.0)
+        logit_sum += weight_seen * moved + tl.sum(weighted, axis=1)
+        weight_seen += tl.sum(class_weight, axis=0)
     if WITH_EXP_SHIFT:
         products = tl.where(shifted == -float("inf"), 0.0, exponentials * shifted)
         exp_shift = decay * (exp_shift + sum_exp * moved) + tl.sum(products, axis=1)
@@ -138,6 +148,9 @@ def _partials_kernel(
     EVEN_D: tl.constexpr,
     WIDEN: tl.constexpr,
     PRECISION: tl.constexpr,
+    HAS_SCALE: tl.constexpr,
+    EVEN_V: tl.constexpr,  # V is whole tiles
+    FLUSH: tl.constexpr,  # of exponentials, ``exp_below``
     DESCRIBED: tl.constexpr,
     FLATTEN: tl.constexpr,  # one loop over the tiles of a span and the parts of D
     PARTS: tl.constexpr,  # in which a tile is summed
@@ -203,6 +216,9 @@ def _partials_kernel(
                     WITH_LOGIT_SUM,
                     WITH_EXP_SHIFT,
                     WITH_RANK,
+                    HAS_SCALE,
+                    FLUSH,
+                    not EVEN_V,
                 )
     maximum, sum_exp, target_logit, logit_sum, exp_shift, above, best, _ = sums
 
@@ -341,6 +357,11 @@ def partials(
             WITH_LOGIT_SUM=with_logit_sum,
             WITH_EXP_SHIFT=with_exp_shift,
             WITH_RANK=target_logit is not None,
+            # Fewer operations a logit where tiles are descriptors; with pointers the compiler spends what is freed on more reads
+            # in flight, and spills.
+            HAS_SCALE=logit_scale != 1.0 or not constants["DESCRIBED"],
+            EVEN_V=vocabulary % constants["BLOCK_V"] == 0 and constants["DESCRIBED"],
+            FLUSH=current_target().backend == "cuda" and constants["DESCRIBED"],
             SPAN=SPAN,
             GROUP=GROUP,
             **loop_shape(constants),

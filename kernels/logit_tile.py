@@ -150,11 +150,13 @@ def apply_rule(
     softcap,
     HAS_BIAS: tl.constexpr,
     HAS_SOFTCAP: tl.constexpr,
+    HAS_SCALE: tl.constexpr = True,
 ):
     """softcap · tanh(logit_scale · (logits + bias) / softcap)."""
     if HAS_BIAS:
         logits += tl.load(bias_ptr + columns.to(tl.int64) * bias_stride).to(tl.float32)[None, :]
-    logits *= logit_scale
+    if HAS_SCALE:
+        logits *= logit_scale
     if HAS_SOFTCAP:
         logits = softcap * tanh(logits / softcap)
     return logits
