@@ -138,3 +138,36 @@ def test_the_first_size_and_the_quick_providers_come_first(gpu, monkeypatch):
     assert {size for case, size, _ in order if case == "nll_logits" and size[0] == 1024} == {
         (1024, None, v) for v in (32768, 128256, 256000)
     }
+
+
+def test_the_tuner_checks_what_it_times(tmp_path):
+    """Every tiny configuration gives the default's sums; a file as the others'."""
+    done = subprocess.run(
+        [sys.executable, BENCH / "tune.py", "--device", "cpu", "--repeats", "1", "--out", str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env=os.environ | {"TRITON_INTERPRET": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+    rows = json.loads((tmp_path / "tune-cpu.json").read_text())["rows"]
+    assert [row["what"] for row in rows] == ["product", "default", "chunked", "fused", "fused"]
+    assert [row["error"] for row in rows] == [None] * 5 and all(row["median_ms"] > 0 for row in rows)
+
+
+def test_the_roofline_is_of_this_device_code(monkeypatch):
+    """docs/performance.md shows the committed file, and that was computed for the kernels as they are."""
+    from perplexity.kernels.fingerprint import kernels_hash
+
+    results = json.loads((BENCH / "results" / "roofline-h200.json").read_text())
+    assert results["kernels_hash"] == kernels_hash(), "python bench/roofline.py"
+    monkeypatch.syspath_prepend(BENCH)
+    specification = importlib.util.spec_from_file_location("roofline", BENCH / "roofline.py")
+    roofline = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(roofline)
+    text = (BENCH.parent / "docs" / "performance.md").read_text()
+    assert text.split(roofline.BEGIN)[1].split(roofline.END)[0].strip() == roofline.markdown(results).strip()
+    for name, kernel in results["kernels"].items():
+        assert kernel["spilled_bytes"] == 0 and kernel["tma_loads"] > 0 and kernel["wgmma"] > 0
+        for row in results[name]:
+            assert roofline.predicted(kernel, row["n"], row["d"], row["v"]) == row
