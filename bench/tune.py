@@ -146,7 +146,7 @@ def main() -> int:
         kernels_hash=kernels_hash(), rows=[],
     )  # fmt: skip
     path = options.out / f"tune-{slug(name)}.json"
-    for n, (d, v) in itertools.product(options.n if gpu else [96], SHAPES if gpu else [(64, 512)]):
+    for n, (d, v) in itertools.product(options.n if gpu else [64], SHAPES if gpu else [(64, 256)]):
         tune_shape(n, d, v, options, began, results, path)
     return 0
 
