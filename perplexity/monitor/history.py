@@ -118,8 +118,7 @@ def feed(digest: Digest, history: History, train_from: int = 0, events_from: int
             digest.train_many(steps[place:at], losses[place:at])
             place = at
         if name == "val_loss":
-            found = beside.pop(number, {})
-            digest.validation(step, value, found.get("train_eval_loss"))
+            digest.validation(step, value, beside.get(number))
         elif name == "eval_seconds":
             digest.evaluated_for(value)
         elif name != "train_eval_loss":
@@ -128,19 +127,19 @@ def feed(digest: Digest, history: History, train_from: int = 0, events_from: int
     return len(steps), len(history.events)
 
 
-def _beside(events: list[tuple]) -> dict[int, dict[str, float]]:
+def _beside(events: list[tuple]) -> dict[int, float]:
     """By the number of a validation loss among the events, the re-scored training loss of the same step: logged before or after."""
-    found: dict[int, dict[str, float]] = {}
+    found: dict[int, float] = {}
     last: dict[float, int] = {}  # step to the validation loss there
     waiting: dict[float, float] = {}
     for number, (_, step, name, value) in enumerate(events):
         if name == "val_loss":
             last[step] = number
             if step in waiting:
-                found[number] = {"train_eval_loss": waiting.pop(step)}
+                found[number] = waiting.pop(step)
         elif name == "train_eval_loss":
             if step in last and last[step] not in found:
-                found[last[step]] = {"train_eval_loss": value}
+                found[last[step]] = value
             else:
                 waiting[step] = value
     return found
@@ -153,10 +152,8 @@ class Names:
         if unit not in UNITS:
             raise InputError(f"unit: expected one of {', '.join(UNITS)}, got {unit!r}")
         self.unit, self.convert = unit, UNITS[unit]
-        self.tags, self.present = (
-            dict(tags or {}),
-            set(),
-        )  # names asked for, and of all known names those that were there
+        self.tags = dict(tags or {})
+        self.present: set[str] = set()  # names that were there, to tell which of the tags is nowhere
         self.doubled: set[str] = set()  # measures that a row held under two names
         self.measure = {name: measure for measure, names in NAMES.items() for name in names}
         for measure, name in (tags or {}).items():

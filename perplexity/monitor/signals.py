@@ -163,9 +163,7 @@ def overfitting(digest: Digest) -> Iterator[Finding]:
     last = digest.evaluations[-1]
     if _train_rose(digest, best, last):
         return
-    before, now = digest.train_at(best.step), digest.train_at(last.step)
-    if not math.isnan(best.near) and not math.isnan(last.near):
-        before, now = best.near, last.near
+    before, now = _training(digest, best, last)
     fell = f"; training went from {before:.3f} to {now:.3f}"
     if math.isnan(before) or math.isnan(now):
         fell = "; without training losses beside it this may be a divergence as well"
@@ -181,14 +179,19 @@ def overfitting(digest: Digest) -> Iterator[Finding]:
     )
 
 
+def _training(digest: Digest, best: Evaluated, last: Evaluated) -> tuple[float, float]:
+    """Training losses at two evaluations: the means just before them, or of the few that were logged; NaN where none was."""
+    if math.isnan(best.near) or math.isnan(last.near):
+        return digest.train_at(best.step), digest.train_at(last.step)
+    return best.near, last.near
+
+
 def _train_rose(digest: Digest, best: Evaluated, last: Evaluated) -> bool:
+    before, now = _training(digest, best, last)
     if math.isnan(best.near) or math.isnan(last.near):  # few training losses: a rise as large as validation's counts
-        return (
-            digest.train_at(last.step) - digest.train_at(best.step)
-            > max(digest.settings.rise, last.loss - best.loss) / 2
-        )
+        return now - before > max(digest.settings.rise, last.loss - best.loss) / 2
     error = math.hypot(best.near_error, last.near_error)
-    return last.near - best.near > max(digest.settings.rise, digest.settings.standard_errors * error)
+    return now - before > max(digest.settings.rise, digest.settings.standard_errors * error)
 
 
 def divergence(digest: Digest) -> Iterator[Finding]:
@@ -207,11 +210,7 @@ def divergence(digest: Digest) -> Iterator[Finding]:
             best.step,
             last.step,
             f"since step {best.step:,.0f} validation rose from {best.loss:.3f} to {last.loss:.3f} and training from "
-            + (
-                f"{best.near:.3f} to {last.near:.3f}"
-                if last.near == last.near and best.near == best.near
-                else f"{digest.train_at(best.step):.3f} to {digest.train_at(last.step):.3f}"
-            ),
+            + "{:.3f} to {:.3f}".format(*_training(digest, best, last)),
             f"stop, and go back to step {best.step:,.0f}; lower the learning rate, lengthen the warm-up, clip gradients",
             {"best_step": best.step, "rise": found[1]},
         )
