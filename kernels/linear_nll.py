@@ -414,12 +414,17 @@ def merge(
     return out
 
 
+def equal_chunk(tokens: int, most: int) -> int:
+    """The size of as few equal chunks as ``most`` tokens at a time allow, of whole blocks where that fits."""
+    size = triton.cdiv(tokens, triton.cdiv(tokens, most)) if tokens else 1
+    whole = triton.cdiv(size, 128) * 128
+    return whole if whole <= most else size
+
+
 def token_chunks(tokens: int, vocabulary: int, bytes_per_partial: int, memory_limit: int) -> list[slice]:
     """Chunks of tokens whose partial sums fit in ``memory_limit`` bytes; one empty chunk where there are no tokens."""
     most = max(1, memory_limit // (bytes_per_partial * max(1, triton.cdiv(vocabulary, SPAN))))
-    size = triton.cdiv(tokens, triton.cdiv(tokens, most)) if tokens else 1  # equal ones, of whole blocks where they fit
-    whole = triton.cdiv(size, 128) * 128
-    size = whole if whole <= most else size
+    size = equal_chunk(tokens, most)
     return [slice(start, min(tokens, start + size)) for start in range(0, max(1, tokens), size)]
 
 

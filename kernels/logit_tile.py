@@ -35,7 +35,7 @@ def tile_configuration(
             return dict(BLOCK_N=64, BLOCK_V=64, BLOCK_D=32), dict(num_warps=4, num_stages=2)
         return dict(BLOCK_N=64 if two_tiles else 128, BLOCK_V=128, BLOCK_D=32), dict(num_warps=8, num_stages=2)
     # NVIDIA's assembler would rather spill a register than have one block less on a multiprocessor, unless told to.
-    limit = dict(maxnreg=255) if work in ("all sums", "divergence") else {}
+    limit = dict(maxnreg=255) if work in ("all sums", "divergence") or (work == "sums" and not vectorised) else {}
     if dtype == torch.float32 or not vectorised:
         # Of two products the split operands take twice the registers: half as many of them.
         tiles = dict(BLOCK_N=64, BLOCK_V=64, BLOCK_D=32 if vectorised and not two_tiles else 16)
@@ -49,12 +49,14 @@ def _described_configuration(target: Target, work: str) -> tuple[dict, dict]:
     """With the copy engine no thread holds an address, and a tile of twice the columns stays in registers.
 
     Hopper's accumulator is 128 registers of each of 256 threads: a softcap, or a sum that neither NLL nor statistics need, is
-    one too many, and so is a fourth stage. Blackwell's is in a memory of its own, from which the sums take a part at a time.
+    one too many, and so is a fourth stage. Blackwell's is in a memory of its own, from which the sums take a part at a time;
+    where they are many the parts are narrower still, and the assembler is told to keep to one block a multiprocessor.
     """
     blackwell = target.arch >= 100
-    wide = work in ("nll", "statistics") or (blackwell and work in ("capped nll", "ruled statistics"))
-    tiles = dict(BLOCK_N=128, BLOCK_V=256 if wide else 128, BLOCK_D=64)
-    limit = dict(maxnreg=255) if blackwell and work == "divergence" else {}
+    wide = work in ("nll", "statistics") or (blackwell and work == "ruled statistics")
+    columns = 256 if wide else 64 if blackwell and work in ("all sums", "divergence") else 128
+    tiles = dict(BLOCK_N=128, BLOCK_V=columns, BLOCK_D=64)
+    limit = dict(maxnreg=255) if blackwell and not wide else {}
     return tiles, dict(num_warps=8, num_stages=4 if blackwell or not wide else 3) | limit
 
 

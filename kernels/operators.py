@@ -47,13 +47,13 @@ def _implementation(backend: str, name: str):
     return getattr(module, name)
 
 
-def _memory(limit: int) -> dict:
+def memory(limit: int) -> dict:
     return {"memory_limit": limit} if limit else {}
 
 
 def _rows_memory(limit: int, backend: str) -> dict:
     """The kernels over logits take no temporaries."""
-    return _memory(limit) if backend == "torch" else {}
+    return memory(limit) if backend == "torch" else {}
 
 
 def _wide(*tensors: Tensor) -> torch.dtype:
@@ -71,16 +71,12 @@ def _class_weight(class_weight: Tensor | None, backend: str) -> Tensor | None:
     return class_weight
 
 
-def _no_second_derivative(operator) -> None:
+def refuse_second_derivative(*_):
     """A derivative of the derivative is an error that says so, instead of a silent zero."""
-
-    def backward(ctx, *_):
-        raise NotImplementedError(
-            "double backward: the fused losses have first derivatives only; for a gradient penalty take "
-            "torch.nn.functional.cross_entropy on torch.nn.functional.linear, which holds the logits"
-        )
-
-    operator.register_autograd(backward)
+    raise NotImplementedError(
+        "double backward: the fused losses have first derivatives only; for a gradient penalty take "
+        "torch.nn.functional.cross_entropy on torch.nn.functional.linear, which holds the logits"
+    )
 
 
 @torch.library.custom_op("perplexity::checked_target", mutates_args=())
@@ -137,7 +133,7 @@ def linear_nll(
         with_logit_sum=with_logit_sum,
         with_exp_shift=with_exp_shift,
         **({"rounded": rounded, "kept": kept if keep else None, "block": tuple(block)} if backend == "torch" else {}),
-        **_memory(memory_limit),
+        **memory(memory_limit),
     )
     return sums, kept
 
@@ -183,7 +179,7 @@ def linear_nll_grad(
         with_exp_shift=with_exp_shift,
         needs=tuple(needs),
         **({"rounded": rounded} if backend == "torch" else {}),
-        **_memory(memory_limit),
+        **memory(memory_limit),
     )
     return _present(gradients, hidden)
 
@@ -226,7 +222,7 @@ def linear_nll_grad_kept(
         rounded=rounded,
         kept=kept,
         block=tuple(block),
-        **_memory(memory_limit),
+        **memory(memory_limit),
     )
     return _present((grad_hidden, grad_bias), hidden)
 
@@ -256,7 +252,7 @@ def _(upstream, maximum, hidden, weight, bias, target, class_weight, *options):
     return _fake_gradients((hidden, weight, bias), options[-1])
 
 
-_no_second_derivative(linear_nll_grad)
+linear_nll_grad.register_autograd(refuse_second_derivative)
 
 
 def _linear_setup(ctx, inputs, output):
@@ -271,16 +267,13 @@ def _wanted(gradients, needs) -> list[Tensor | None]:
     return [gradient if needed else None for gradient, needed in zip(gradients, needs, strict=True)]
 
 
-def _may_overwrite(kept: Tensor, upstream: Tensor) -> bool:
-    """Whether this is the only backward there will be, of tensors that are what they seem.
-
-    Not of a graph that is retained, nor of what is being traced or batched: that may be run twice.
-    """
+def only_backward(upstream: Tensor) -> bool:
+    """Whether this is the only backward there will be: not of a graph that is retained, nor of what is traced or batched."""
     known = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", None)
     stays = known is None or known()
     functorch = torch._C._functorch
     batched = functorch.is_functorch_wrapped_tensor(upstream) or functorch.is_legacy_batchedtensor(upstream)
-    return not stays and not batched and type(kept) is Tensor
+    return not stays and not batched
 
 
 def _linear_backward(ctx, upstream, _):
@@ -290,7 +283,7 @@ def _linear_backward(ctx, upstream, _):
     needs = list(ctx.needs_input_grad[:3])
     *options, block, memory_limit, backend = ctx.options
     inputs = (upstream, sums[MAX].detach(), hidden, weight, bias, target, class_weight, *options)
-    if kept.shape == weight.shape and needs[1] and _may_overwrite(kept, upstream):
+    if kept.shape == weight.shape and needs[1] and type(kept) is Tensor and only_backward(upstream):
         grad_hidden, grad_bias = linear_nll_grad_kept(kept, *inputs, block, memory_limit, needs)
         gradients = grad_hidden, kept, grad_bias
     else:
@@ -352,7 +345,7 @@ def linear_statistics(
         ignore_index=ignore_index,
         softcap=softcap,
         logit_scale=logit_scale,
-        **_memory(memory_limit),
+        **memory(memory_limit),
     )
 
 
@@ -428,7 +421,7 @@ def _(upstream, maximum, logits, *_):
     return torch.empty_like(logits)
 
 
-_no_second_derivative(nll_grad)
+nll_grad.register_autograd(refuse_second_derivative)
 
 
 def _nll_setup(ctx, inputs, output):
@@ -511,7 +504,7 @@ def linear_kl(
         (q_hidden, q_weight, q_bias),
         p_rule=(p_softcap, p_logit_scale),
         q_rule=(q_softcap, q_logit_scale),
-        **_memory(memory_limit),
+        **memory(memory_limit),
     )
     return blockwise_kl.divergence(rows), rows
 
@@ -549,7 +542,7 @@ def linear_kl_grad(
         q_rule=(q_softcap, q_logit_scale),
         p_needs=tuple(needs[:3]),
         q_needs=tuple(needs[3:]),
-        **_memory(memory_limit),
+        **memory(memory_limit),
     )
     return _present(gradients, p_hidden)
 
@@ -559,7 +552,7 @@ def _(upstream, rows, *arguments):
     return _fake_gradients(arguments[:6], arguments[-1])
 
 
-_no_second_derivative(linear_kl_grad)
+linear_kl_grad.register_autograd(refuse_second_derivative)
 
 
 def _kl_setup(ctx, inputs, output):

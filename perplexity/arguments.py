@@ -385,6 +385,27 @@ class LinearInputs:
             memory_limit=self.options.memory_limit,
         )
 
+    def training_chunk(self) -> int:
+        """Tokens at a time whose gradients are made with the loss; 0 where they are left to the backward.
+
+        Not while a graph is traced, nor under torch.func: what is made there must be operators.
+        """
+        grads = [tensor is not None and tensor.requires_grad for tensor in (self.hidden, self.weight, self.bias)]
+        trains = torch.is_grad_enabled() and any(grads) and self.options.reduction != "none"
+        if not trains or self.backend != "triton" or self.shard is not None or self.target.probabilities:
+            return 0
+        if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+            return 0
+        from .kernels import launch, linear_nll_chunked
+
+        return linear_nll_chunked.training_chunk(
+            launch.current_target(),
+            self.hidden,
+            self.weight,
+            self.round_logits,
+            **operators.memory(self.options.memory),
+        )
+
     def sums(
         self, *, with_logit_sum: bool = False, with_exp_shift: bool = False, weights: Tensor | None = None
     ) -> Tensor:

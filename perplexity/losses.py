@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -9,7 +11,6 @@ from .arguments import (
     IGNORE_INDEX,
     LinearInputs,
     LossOptions,
-    Target,
     check_floating,
     choose_backend,
     class_weights,
@@ -29,36 +30,124 @@ def token_entropy(sums: Tensor) -> Tensor:
     return sums[SUM_EXP].log() - sums[EXP_SHIFT] / sums[SUM_EXP]
 
 
-def _reduced(loss: Tensor, penalty: Tensor | None, scale: Tensor, counted: Tensor, reduction: str) -> Tensor:
-    """Per-token loss and z-loss, [N], to the loss: the mean of the first by class weights, of the second by tokens."""
+def _reduced(loss: Tensor, penalty: Tensor | None, totals: tuple[Tensor, Tensor], reduction: str) -> Tensor:
+    """Per-token loss and z-loss, [N], to the loss: the mean of the first by class weights, of the second by tokens (``totals``)."""
     if reduction == "none":
         return loss if penalty is None else loss + penalty
     total = loss.sum()
     if reduction == "mean":
-        total = total / scale.sum()
+        total = total / totals[0]
     if penalty is not None:
-        total = total + (penalty.sum() / counted.sum() if reduction == "mean" else penalty.sum())
+        total = total + (penalty.sum() / totals[1] if reduction == "mean" else penalty.sum())
     return total
 
 
-def _loss(sums: Tensor, target: Target, class_weight: Tensor | None, vocabulary: int, options: LossOptions) -> Tensor:
+def _weights_of_tokens(
+    target: Tensor, class_weight: Tensor | None, vocabulary: int, ignore_index: int, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """What each of the targets [N] counts in the loss, and whether it counts at all, [N]."""
+    counted = target != ignore_index
+    scale = counted.to(dtype)
+    if class_weight is not None:
+        scale = scale * class_weight[target.clamp(0, vocabulary - 1).long()]
+    return scale, counted
+
+
+def _loss(
+    sums: Tensor,
+    target: Tensor,
+    class_weight: Tensor | None,
+    vocabulary: int,
+    options: LossOptions,
+    totals: tuple[Tensor, Tensor] | None = None,
+) -> Tensor:
     """Per-token sums [5, N] to the loss, in the dtype of the sums; formulas of torch.nn.functional.cross_entropy.
 
     loss = (1 − ε) · w[t] · nll + ε / V · Σ_v w[v] · (logsumexp − z[v]) + z_loss · logsumexp²
+
+    ``totals``: what a mean divides by, where these tokens are part of more.
     """
-    counted = target.flat != options.ignore_index
     log_sum = sums[SUM_EXP].log()
     loss = -token_log_probability(sums)
-    scale = counted.to(loss.dtype)
+    scale, counted = _weights_of_tokens(target, class_weight, vocabulary, options.ignore_index, loss.dtype)
     if class_weight is not None:
-        scale = scale * class_weight[target.flat.clamp(0, vocabulary - 1).long()]
         loss = loss * scale
     if options.label_smoothing:
         weight_sum = vocabulary if class_weight is None else class_weight.sum()
         spread = weight_sum * log_sum - sums[LOGIT_SUM]
         loss = (1.0 - options.label_smoothing) * loss + options.label_smoothing / vocabulary * spread
     penalty = options.z_loss * (sums[MAX] + log_sum).square() if options.z_loss else None
-    return _reduced(loss, penalty, scale, counted, options.reduction)
+    return _reduced(loss, penalty, totals or (scale.sum(), counted.sum()), options.reduction)
+
+
+class _FirstDerivative(torch.autograd.Function):
+    """A gradient that depends on the leaves, in a way that nobody may ask for."""
+
+    @staticmethod
+    def forward(ctx, gradient: Tensor, *leaves: Tensor) -> Tensor:
+        return gradient
+
+    backward = staticmethod(operators.refuse_second_derivative)
+
+
+class _GradientsAhead(torch.autograd.Function):
+    """A loss whose gradients are made with it, while a chunk's logits are there: three matrix products a step.
+
+    ``make()`` gives the loss and the gradients of hidden, weight and bias for an upstream gradient of 1.
+    """
+
+    @staticmethod
+    def forward(ctx, hidden: Tensor, weight: Tensor, bias: Tensor | None, make: Callable) -> Tensor:
+        loss, gradients = make(ctx.needs_input_grad[:3])
+        ctx.save_for_backward(hidden, weight, *gradients)
+        return loss
+
+    @staticmethod
+    def backward(ctx, upstream: Tensor):
+        hidden, weight, *gradients = ctx.saved_tensors
+        multiply = Tensor.mul_ if operators.only_backward(upstream) else Tensor.mul
+        scaled = [None if gradient is None else multiply(gradient, upstream) for gradient in gradients]
+        if torch.is_grad_enabled():
+            scaled = [
+                gradient if gradient is None else _FirstDerivative.apply(gradient, hidden, weight)
+                for gradient in scaled
+            ]
+        return *scaled, None
+
+
+def _loss_with_gradients(inputs: LinearInputs, chunk: int) -> Tensor:
+    from .kernels.linear_nll_chunked import linear_nll_with_gradients
+
+    target, options, weight, vocabulary = inputs.target.flat, inputs.options, inputs.class_weight, inputs.vocabulary
+    scale, counted = _weights_of_tokens(target, weight, vocabulary, options.ignore_index, torch.float32)
+    totals = scale.sum(), counted.sum()
+
+    def loss_of(sums: Tensor, tokens: slice) -> Tensor:
+        return _loss(sums, target[tokens], weight, vocabulary, options, totals)
+
+    def upstream_of(sums: Tensor, tokens: slice) -> Tensor:
+        with torch.enable_grad():
+            sums = sums.detach().requires_grad_()
+            return torch.autograd.grad(loss_of(sums, tokens), sums)[0]
+
+    def make(needs: tuple[bool, bool, bool]) -> tuple[Tensor, tuple[Tensor | None, ...]]:
+        sums, gradients = linear_nll_with_gradients(
+            inputs.hidden,
+            inputs.weight,
+            inputs.bias,
+            target,
+            weight if options.label_smoothing else None,
+            upstream_of=upstream_of,
+            chunk=chunk,
+            needs=needs,
+            ignore_index=options.ignore_index,
+            softcap=options.softcap,
+            logit_scale=options.logit_scale,
+            with_logit_sum=options.label_smoothing > 0.0,
+        )
+        return loss_of(sums, slice(None)), gradients
+
+    return _GradientsAhead.apply(inputs.hidden, inputs.weight, inputs.bias, make)
 
 
 def _soft_weights(
@@ -75,8 +164,8 @@ def _soft_loss(sums: Tensor, q: Tensor, options: LossOptions) -> Tensor:
     log_sum = sums[SUM_EXP].log()
     loss = q.sum(1) * log_sum - sums[LOGIT_SUM]
     penalty = options.z_loss * (sums[MAX] + log_sum).square() if options.z_loss else None
-    every = torch.ones_like(loss)  # torch divides by the number of tokens here, class weights or not
-    return _reduced(loss, penalty, every, every, options.reduction)
+    every = torch.ones_like(loss).sum()  # torch divides by the number of tokens here, class weights or not
+    return _reduced(loss, penalty, (every, every), options.reduction)
 
 
 def linear_cross_entropy(
@@ -153,9 +242,11 @@ def linear_cross_entropy(
     if inputs.target.probabilities:
         q = _soft_weights(inputs.target.flat, inputs.class_weight, settings, inputs.hidden.dtype)
         loss = _soft_loss(inputs.sums(with_logit_sum=True, weights=q), q, settings)
+    elif chunk := inputs.training_chunk():
+        loss = _loss_with_gradients(inputs, chunk)
     else:
         sums = inputs.sums(with_logit_sum=label_smoothing > 0.0, weights=inputs.class_weight)
-        loss = _loss(sums, inputs.target, inputs.class_weight, inputs.vocabulary, settings)
+        loss = _loss(sums, inputs.target.flat, inputs.class_weight, inputs.vocabulary, settings)
     return inputs.target.unflatten(loss) if reduction == "none" else loss
 
 
@@ -221,5 +312,5 @@ def cross_entropy(
         settings.memory,
         "torch" if backend is None and soft else choose_backend(backend, input),
     )
-    loss = _soft_loss(sums, q, settings) if soft else _loss(sums, prepared, weight, vocabulary, settings)
+    loss = _soft_loss(sums, q, settings) if soft else _loss(sums, rows, weight, vocabulary, settings)
     return prepared.unflatten(loss) if reduction == "none" else loss

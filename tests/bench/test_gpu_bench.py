@@ -171,3 +171,36 @@ def test_the_roofline_is_of_this_device_code(monkeypatch):
         assert kernel["spilled_bytes"] == 0 and kernel["tma_loads"] > 0 and kernel["wgmma"] > 0
         for row in results[name]:
             assert roofline.predicted(kernel, row["n"], row["d"], row["v"]) == row
+
+
+def test_the_readme_shows_what_was_measured_and_whether_it_still_holds(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(BENCH)
+    specification = importlib.util.spec_from_file_location("gpu_report", BENCH / "gpu_report.py")
+    report = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(report)
+    readme = (BENCH.parent / "README.md").read_text()
+    assert report.placed(readme) == readme, "python bench/gpu_report.py"
+    assert report.section(tmp_path) == report.NOTHING
+
+    size = dict(n=8192, d=4096, v=128256, error=None, tb_s=None, peak_temporary_bytes=3 << 20)
+    forward = size | dict(case="linear_nll_forward")
+    logits = size | dict(case="nll_logits", d=None)
+    results = dict(
+        device="NVIDIA H200", torch="2.11.0", triton="3.6.0", commit="abc", kernels_hash=report.kernels_hash(),
+        ceilings=dict(matmul_tflops=790.0, copy_tb_s=4.0),
+        rows=[
+            forward | dict(provider="cublas", median_ms=10.0),
+            forward | dict(provider="ours", median_ms=11.0),
+            forward | dict(provider="cce", median_ms=None, error="not installed"),
+            logits | dict(provider="ours", median_ms=2.0, tb_s=3.6),
+            logits | dict(provider="torch", median_ms=3.6, tb_s=2.0),
+        ],
+    )  # fmt: skip
+    (tmp_path / "nvidia-h200.json").write_text(json.dumps(results))
+    (tmp_path / "roofline.json").write_text("{}")
+    shown = report.section(tmp_path)
+    assert "| NLL | 8,192 | 4,096 | 128,256 | 10.000 | 1.10 (3) |  |  |  |  |  | not installed |" in shown
+    assert "| NLL of logits | 8,192 |  | 128,256 | 1.800 | 1.11 (3) |  | 2.00 (3) |" in shown
+    assert "has changed" not in shown
+    (tmp_path / "nvidia-h200.json").write_text(json.dumps(results | dict(kernels_hash="another")))
+    assert "The device code has changed since this was measured** (another)" in report.section(tmp_path)

@@ -1,0 +1,207 @@
+"""Losses whose gradients are made with them, a chunk of logits at a time: the same numbers, whatever is done with them."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from test_features import CASES, build, compare, keywords, torchs
+from test_losses import OPTIONS
+from test_losses import case as loss_case
+from test_losses import exact as exact_loss
+
+import perplexity
+from perplexity.kernels import linear_nll_chunked
+from perplexity.kernels.launch import Target
+
+CHUNK = 8
+HOPPER = Target("cuda", 90)
+
+
+@pytest.fixture
+def ahead(monkeypatch):
+    """Takes the way of a GPU; the list of what it was given."""
+    taken, function = [], linear_nll_chunked.linear_nll_with_gradients
+
+    def counted(hidden, *arguments, **options):
+        taken.append(hidden.shape[0])
+        return function(hidden, *arguments, **options)
+
+    monkeypatch.setattr(linear_nll_chunked, "training_chunk", lambda *_, **__: CHUNK)
+    monkeypatch.setattr(linear_nll_chunked, "linear_nll_with_gradients", counted)
+    return taken
+
+
+def leaves_of(device, tokens=30, vocabulary=131, dimension=16, dtype=torch.float32):
+    generator = torch.Generator().manual_seed(2)
+    shapes = (tokens, dimension), (vocabulary, dimension)
+    leaves = [torch.randn(shape, generator=generator).to(device, dtype).requires_grad_() for shape in shapes]
+    return leaves, torch.randint(vocabulary, (tokens,), generator=generator).to(device)
+
+
+@pytest.mark.parametrize(
+    "case",
+    [case for case in CASES if case["target"] == "indices" and case["reduction"] != "none"],
+    ids=lambda case: "-".join(str(value).replace("torch.", "") for value in case.values()),
+)
+def test_every_feature(case, ahead, device):
+    leaves, target, weight = build(case, device)
+    ours = perplexity.linear_cross_entropy(
+        leaves["input"],
+        leaves["linear_weight"],
+        target,
+        linear_bias=leaves.get("linear_bias"),
+        weight=weight,
+        backend="triton",
+        **keywords(case),
+    )
+    assert len(ahead) == 1
+
+    def formula(input, linear_weight, linear_bias=None):
+        z = case["logit_scale"] * F.linear(input, linear_weight, linear_bias)
+        z = z if case["softcap"] is None else case["softcap"] * torch.tanh(z / case["softcap"])
+        return torchs(case, z, target, weight)
+
+    compare(case, ours, leaves, formula)
+
+
+@pytest.mark.parametrize("options", [options for options in OPTIONS if options.get("reduction") != "none"], ids=str)
+def test_every_option_in_float32(options, ahead, device):
+    leaves, target, options = loss_case(options, device)
+    hidden, weight, *bias = leaves
+    ours = perplexity.linear_cross_entropy(
+        hidden, weight, target, linear_bias=bias[0] if bias else None, backend="triton", **options
+    )
+    doubled, expected = exact_loss(leaves, target, options)
+    torch.testing.assert_close(ours.double(), expected, atol=1e-5, rtol=1e-5)  # float32 sums of 211 terms
+    pairs = zip(torch.autograd.grad(ours, leaves), torch.autograd.grad(expected, doubled), strict=True)
+    for got, wanted in pairs:
+        torch.testing.assert_close(got.double(), wanted, atol=1e-5, rtol=1e-4)
+    assert len(ahead) == 1
+
+
+def test_float32_to_the_last_digits(ahead, device):
+    """The chunks' sums are those of one product: a mean over the whole, not of chunks' means."""
+    leaves, target = leaves_of(device)
+    target[3:17] = -100  # a chunk of ignored tokens alone, and others with few
+    loss = perplexity.linear_cross_entropy(*leaves, target, label_smoothing=0.1, backend="triton")
+    doubled = [leaf.detach().double().requires_grad_() for leaf in leaves]
+    exact = F.cross_entropy(doubled[0] @ doubled[1].T, target, label_smoothing=0.1)
+    assert ahead == [30] and abs(loss.item() - exact.item()) < 1e-6 * exact.item()
+    pairs = zip(torch.autograd.grad(loss, leaves), torch.autograd.grad(exact, doubled), strict=True)
+    for got, expected in pairs:
+        torch.testing.assert_close(got.double(), expected, atol=2e-7, rtol=2e-6)
+    assert (torch.autograd.grad(perplexity.linear_cross_entropy(*leaves, target), leaves)[0][3:17] == 0).all()
+
+
+def test_a_retained_graph_gives_the_same_gradients_twice(ahead, device):
+    leaves, target = leaves_of(device)
+    loss = perplexity.linear_cross_entropy(*leaves, target, backend="triton")
+    first = torch.autograd.grad(3.0 * loss, leaves, retain_graph=True)
+    second = torch.autograd.grad(3.0 * loss, leaves)
+    assert all(torch.equal(one, other) for one, other in zip(first, second, strict=True))
+    with pytest.raises(RuntimeError, match="a second time"):
+        torch.autograd.grad(loss, leaves)
+
+
+def test_the_upstream_gradient_scales_them(ahead, device):
+    leaves, target = leaves_of(device)
+    gradients = [
+        torch.autograd.grad(factor * perplexity.linear_cross_entropy(*leaves, target, backend="triton"), leaves)
+        for factor in (1.0, 0.25)
+    ]
+    for whole, quarter in zip(*gradients, strict=True):
+        assert torch.equal(0.25 * whole, quarter) and whole.abs().sum() > 0
+
+
+def test_a_second_derivative_is_an_error(ahead, device):
+    leaves, target = leaves_of(device)
+    loss = perplexity.linear_cross_entropy(*leaves, target, backend="triton")
+    gradients = torch.autograd.grad(loss, leaves, create_graph=True)
+    for gradient in gradients:
+        with pytest.raises(NotImplementedError, match="double backward"):
+            (loss + gradient.square().sum()).backward(retain_graph=True)
+
+
+def test_nothing_is_made_where_nobody_asks(ahead, device):
+    """Without gradients, one value a token, class probabilities, or the other backend: the fused kernel."""
+    leaves, target = leaves_of(device)
+    with torch.no_grad():
+        perplexity.linear_cross_entropy(*leaves, target, backend="triton")
+    perplexity.linear_cross_entropy(*(leaf.detach() for leaf in leaves), target, backend="triton")
+    perplexity.linear_cross_entropy(*leaves, target, backend="triton", reduction="none")
+    perplexity.linear_cross_entropy(*leaves, target, backend="torch")
+    torch.func.grad_and_value(lambda x: x.sum())(leaves[0])
+    assert ahead == []
+    perplexity.linear_cross_entropy(leaves[0].detach(), leaves[1], target, backend="triton").backward()
+    assert ahead == [30] and leaves[0].grad is None and leaves[1].grad is not None
+
+
+def test_a_training_step_under_autocast_and_checkpointing(ahead, device):
+    """Master weights in float32, products in bfloat16; the forward run again where activations are not kept."""
+    from torch.utils.checkpoint import checkpoint
+
+    leaves, target = leaves_of(device)
+    results = []
+    for again in (False, True):
+        with torch.autocast(device, torch.bfloat16):
+
+            def loss(hidden, weight):
+                return perplexity.linear_cross_entropy(hidden, weight, target, backend="triton")
+
+            value = checkpoint(loss, *leaves, use_reentrant=False) if again else loss(*leaves)
+        results.append(torch.autograd.grad(value, leaves))
+    assert all(gradient.dtype == torch.float32 for gradient in results[0])
+    assert all(torch.equal(one, other) for one, other in zip(*results, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("tokens", "vocabulary", "dimension", "limit", "chunk"),
+    [
+        (8192, 128256, 4096, 512 << 20, 2048),  # 2,093 fit: four equal chunks
+        (8192, 32768, 2048, 512 << 20, 8192),
+        (32768, 256000, 2304, 512 << 20, 1024),
+        (8192, 128256, 4096, 64 << 20, 0),  # 261 tokens: the weight's sums would cost more than they spare
+        (200, 128256, 4096, 64 << 20, 256),  # all at once, and no sums at all
+        (1024, 262144, 1152, 512 << 20, 1024),
+        (1025, 262144, 1152, 512 << 20, 640),
+        (0, 128256, 4096, 512 << 20, 0),
+        (8192, 0, 4096, 512 << 20, 0),
+    ],
+)
+def test_the_chunk_follows_from_the_limit(tokens, vocabulary, dimension, limit, chunk):
+    hidden, weight = (
+        torch.empty(rows, dimension, device="meta", dtype=torch.bfloat16) for rows in (tokens, vocabulary)
+    )
+    assert linear_nll_chunked.training_chunk(HOPPER, hidden, weight, True, limit) == chunk
+    assert 2 * chunk * vocabulary <= limit
+
+
+def test_where_gradients_are_left_to_the_backward():
+    hidden, weight = torch.empty(8192, 64, device="meta"), torch.empty(1000, 64, device="meta")
+
+    def chunk(target=HOPPER, dtype=torch.bfloat16, rounded=True):
+        return linear_nll_chunked.training_chunk(target, hidden.to(dtype), weight.to(dtype), rounded)
+
+    assert chunk() == 8192
+    assert chunk(dtype=torch.float16) == chunk(dtype=torch.float32) == chunk(rounded=False) == 0
+    assert chunk(Target("hip", "gfx942", 64)) == chunk(Target("interpreter", 0)) == 0
+
+
+def test_the_logits_held_at_once_are_a_chunk(ahead, device, monkeypatch):
+    """What the limit counts: no tensor of more logits than a chunk's is made on the way."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    largest = 0
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
+            nonlocal largest
+            result = function(*arguments, **(keywords or {}))
+            for tensor in result if isinstance(result, tuple | list) else [result]:
+                if isinstance(tensor, torch.Tensor) and 131 in tensor.shape and 16 not in tensor.shape:
+                    largest = max(largest, tensor.numel())
+            return result
+
+    leaves, target = leaves_of(device)
+    with Watch():
+        perplexity.linear_cross_entropy(*leaves, target, backend="triton").backward()
+    assert largest == CHUNK * 131 and ahead == [30]
