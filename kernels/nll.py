@@ -13,7 +13,7 @@ import triton.language as tl
 
 from . import EXP_SHIFT, LOGIT_SUM, MAX, SUM_EXP, SUMS, TARGET
 from .blockwise import with_positions
-from .launch import current_target, launch, tanh
+from .launch import current_target, exp_below, launch, tanh
 from .linear_nll_grad import sums_derivative
 
 MAX_ROW, SUM_EXP_ROW, TARGET_ROW, LOGIT_SUM_ROW, EXP_SHIFT_ROW = (
@@ -21,24 +21,77 @@ MAX_ROW, SUM_EXP_ROW, TARGET_ROW, LOGIT_SUM_ROW, EXP_SHIFT_ROW = (
 )
 
 
-def row_configuration(vocabulary: int) -> tuple[dict, dict]:
-    """A tile of at most 2,048 logits, 8 a thread (five running sums of each stay in registers), no larger than the row.
+LANE_WIDTH = (
+    8  # neighbouring logits that share a running maximum: 16 bytes of 16-bit ones, which one thread reads at once
+)
 
-    NVIDIA's assembler would rather spill a register than have one block less on a multiprocessor; told how many registers
-    leave room for two blocks of 256 threads, it takes what it needs.
+
+def row_configuration(logits: torch.Tensor, plain: bool) -> tuple[dict, dict]:
+    """A tile no larger than a row [items, V, positions]: at most 4,096 logits, 16 a thread, where only the NLL is asked for of
+    rows that are read 16 bytes at a time; 2,048 elsewhere.
+
+    Registers for four blocks of 256 threads on a multiprocessor, so that enough reads are under way to fill the memory's pipe;
+    for two where more sums, or an address a logit, take them.
     """
     target = current_target()
-    block = min(2048, max(128, triton.next_power_of_2(vocabulary)))
-    options = {} if target.backend == "interpreter" else dict(num_warps=8 if block == 2048 else 4)
-    return dict(BLOCK_V=block), options | (dict(maxnreg=128) if target.backend == "cuda" else {})
+    light = plain and logits.stride(1) == 1 and logits.stride(0) % 16 == 0 and logits.data_ptr() % 16 == 0
+    block = min(4096 if light else 2048, max(128, triton.next_power_of_2(logits.shape[1])))
+    options = {} if target.backend == "interpreter" else dict(num_warps=8 if block >= 2048 else 4)
+    return dict(BLOCK_V=block), options | (dict(maxnreg=64 if light else 128) if target.backend == "cuda" else {})
 
 
 @triton.jit
-def _load_logits(pointer, columns, V, stride, logit_scale, softcap, HAS_SOFTCAP: tl.constexpr):
-    logits = tl.load(pointer + columns.to(tl.int64) * stride, mask=columns < V, other=0.0).to(tl.float32) * logit_scale
+def _load_logits(pointers, mask, logit_scale, softcap, HAS_SOFTCAP: tl.constexpr, MASKED: tl.constexpr):
+    if MASKED:
+        logits = tl.load(pointers, mask=mask, other=0.0).to(tl.float32) * logit_scale
+    else:
+        logits = tl.load(pointers).to(tl.float32) * logit_scale
     if HAS_SOFTCAP:
         logits = softcap * tanh(logits / softcap)
     return logits
+
+
+@triton.jit
+def _fold_lanes(
+    state,  # of every lane [lanes]: maximum, sum_exp, logit_sum, exp_shift, weight_seen
+    pointers,  # [lanes, LANE_WIDTH], to these columns
+    weight_pointers,
+    inside,  # bool, likewise: not past V
+    logit_scale,
+    softcap,
+    HAS_SOFTCAP: tl.constexpr,
+    HAS_CLASS_WEIGHT: tl.constexpr,
+    WITH_LOGIT_SUM: tl.constexpr,
+    WITH_EXP_SHIFT: tl.constexpr,
+    FLUSH: tl.constexpr,
+    MASKED: tl.constexpr,
+):
+    """The state with a tile of logits in it: a thread's own affair, and one rescaling for LANE_WIDTH logits."""
+    maximum, sum_exp, logit_sum, exp_shift, weight_seen = state
+    logits = _load_logits(pointers, inside, logit_scale, softcap, HAS_SOFTCAP, MASKED)
+    if MASKED:
+        logits = tl.where(inside, logits, -float("inf"))
+    new_maximum = tl.maximum(maximum, tl.max(logits, axis=1))
+    reference = tl.where(new_maximum == -float("inf"), 0.0, new_maximum)
+    decay = exp_below(maximum - reference, FLUSH)
+    shifted = logits - reference[:, None]
+    exponentials = exp_below(shifted, FLUSH)
+    moved = tl.where(sum_exp > 0.0, maximum - reference, 0.0)
+    if WITH_LOGIT_SUM:
+        class_weight = tl.full(logits.shape, 1.0, dtype=tl.float32)
+        if HAS_CLASS_WEIGHT:
+            class_weight = tl.load(weight_pointers, mask=inside, other=0.0)
+        weighted = class_weight * shifted
+        if MASKED:
+            class_weight = tl.where(inside, class_weight, 0.0)
+            weighted = tl.where(inside, weighted, 0.0)
+        logit_sum += weight_seen * moved + tl.sum(weighted, axis=1)
+        weight_seen += tl.sum(class_weight, axis=1)
+    if WITH_EXP_SHIFT:
+        products = tl.where(shifted == -float("inf"), 0.0, exponentials * shifted)
+        exp_shift = decay * (exp_shift + sum_exp * moved) + tl.sum(products, axis=1)
+    sum_exp = sum_exp * decay + tl.sum(exponentials, axis=1)
+    return new_maximum, sum_exp, logit_sum, exp_shift, weight_seen
 
 
 @triton.jit(do_not_specialize=["N", "ignore_index"])
@@ -61,43 +114,45 @@ def _nll_kernel(
     HAS_CLASS_WEIGHT: tl.constexpr,
     WITH_LOGIT_SUM: tl.constexpr,
     WITH_EXP_SHIFT: tl.constexpr,
+    FLUSH: tl.constexpr,
+    MASKED: tl.constexpr,  # V is not whole tiles
+    LANE_WIDTH: tl.constexpr,
     BLOCK_V: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
     logits_ptr += row // T * logits_stride_n + row % T * logits_stride_t
     target = tl.load(target_ptr + row * target_stride).to(tl.int64)
     counted = target != ignore_index
-    # A running maximum and sum per lane, folded once at the end: no reduction inside the loop.
-    maximum = tl.full([BLOCK_V], -float("inf"), dtype=tl.float32)
-    sum_exp = tl.zeros([BLOCK_V], dtype=tl.float32)
-    target_logit = tl.zeros([BLOCK_V], dtype=tl.float32)
-    logit_sum = tl.zeros([BLOCK_V], dtype=tl.float32)
-    exp_shift = tl.zeros([BLOCK_V], dtype=tl.float32)
-    weight_seen = tl.zeros([BLOCK_V], dtype=tl.float32)
+    LANES: tl.constexpr = BLOCK_V // LANE_WIDTH
+    lanes = tl.arange(0, LANES)[:, None] * LANE_WIDTH + tl.arange(0, LANE_WIDTH)[None, :]
+    pointers = logits_ptr + lanes.to(tl.int64) * logits_stride_v
+    weight_pointers = class_weight_ptr + lanes
+    # A running maximum and sums per lane, folded once at the end: no reduction between threads inside the loop.
+    nothing = tl.zeros([LANES], dtype=tl.float32)
+    state = nothing - float("inf"), nothing, nothing, nothing, nothing
+    row_target = 0.0
     if counted:
+        known = (target >= 0) & (target < V)
+        row_target = _load_logits(logits_ptr + target * logits_stride_v, known, logit_scale, softcap, HAS_SOFTCAP, True)
+        row_target = tl.where(known, row_target, float("nan"))
         for start in range(0, V, BLOCK_V):
-            columns = start + tl.arange(0, BLOCK_V)
-            inside = columns < V
-            logits = _load_logits(logits_ptr, columns, V, logits_stride_v, logit_scale, softcap, HAS_SOFTCAP)
-            target_logit += tl.where(columns == target, logits, 0.0)
-            logits = tl.where(inside, logits, -float("inf"))
-            new_maximum = tl.maximum(maximum, logits)
-            reference = tl.where(new_maximum == -float("inf"), 0.0, new_maximum)
-            decay = tl.exp(maximum - reference)
-            shifted = logits - reference
-            exponentials = tl.exp(shifted)
-            moved = tl.where(sum_exp > 0.0, maximum - reference, 0.0)
-            if WITH_LOGIT_SUM:
-                class_weight = tl.where(inside, 1.0, 0.0)
-                if HAS_CLASS_WEIGHT:
-                    class_weight = tl.load(class_weight_ptr + columns, mask=inside, other=0.0)
-                logit_sum += weight_seen * moved + tl.where(inside, class_weight * shifted, 0.0)
-                weight_seen += class_weight
-            if WITH_EXP_SHIFT:
-                products = tl.where(shifted == -float("inf"), 0.0, exponentials * shifted)
-                exp_shift = decay * (exp_shift + sum_exp * moved) + products
-            sum_exp = sum_exp * decay + exponentials
-            maximum = new_maximum
+            state = _fold_lanes(
+                state,
+                pointers,
+                weight_pointers,
+                lanes < V - start,
+                logit_scale,
+                softcap,
+                HAS_SOFTCAP,
+                HAS_CLASS_WEIGHT,
+                WITH_LOGIT_SUM,
+                WITH_EXP_SHIFT,
+                FLUSH,
+                MASKED,
+            )
+            pointers += (tl.zeros([], dtype=tl.int64) + BLOCK_V) * logits_stride_v
+            weight_pointers += BLOCK_V
+    maximum, sum_exp, logit_sum, exp_shift, weight_seen = state
     row_maximum = tl.max(maximum, axis=0)
     reference = tl.where(row_maximum == -float("inf"), 0.0, row_maximum)
     decay = tl.exp(maximum - reference)
@@ -105,13 +160,11 @@ def _nll_kernel(
     row_exp_shift = tl.sum(decay * (exp_shift + sum_exp * moved), axis=0)
     row_logit_sum = tl.sum(logit_sum + weight_seen * moved, axis=0)
     row_sum_exp = tl.sum(decay * sum_exp, axis=0)
-    row_target = tl.sum(target_logit, axis=0)
-    row_target = tl.where((target >= 0) & (target < V), row_target, float("nan"))
     plane = N.to(tl.int64)
     sums_ptr += row
     tl.store(sums_ptr + MAX_ROW * plane, tl.where(counted, row_maximum, 0.0))
     tl.store(sums_ptr + SUM_EXP_ROW * plane, tl.where(counted, row_sum_exp, 1.0))
-    tl.store(sums_ptr + TARGET_ROW * plane, tl.where(counted, row_target, 0.0))
+    tl.store(sums_ptr + TARGET_ROW * plane, row_target)
     tl.store(sums_ptr + LOGIT_SUM_ROW * plane, tl.where(counted, row_logit_sum, 0.0))
     tl.store(sums_ptr + EXP_SHIFT_ROW * plane, tl.where(counted, row_exp_shift, 0.0))
 
@@ -151,7 +204,8 @@ def _nll_grad_kernel(
     counted = tl.zeros([1], dtype=tl.int64) + target != ignore_index
     for start in range(0, V, BLOCK_V):
         columns = start + tl.arange(0, BLOCK_V)
-        logits = _load_logits(logits_ptr, columns, V, logits_stride_v, logit_scale, softcap, HAS_SOFTCAP)
+        pointers = logits_ptr + columns.to(tl.int64) * logits_stride_v
+        logits = _load_logits(pointers, columns < V, logit_scale, softcap, HAS_SOFTCAP, True)
         class_weight = tl.full([BLOCK_V], 1.0, dtype=tl.float32)
         if HAS_CLASS_WEIGHT:
             class_weight = tl.load(class_weight_ptr + columns, mask=columns < V, other=0.0)
@@ -186,7 +240,7 @@ def _arguments(logits, target, class_weight, ignore_index, softcap, logit_scale,
         )
     logits = with_positions(logits)
     items, vocabulary, positions = logits.shape
-    constants, options = row_configuration(vocabulary)
+    constants, options = row_configuration(logits, not (with_logit_sum or with_exp_shift or softcap is not None))
     arguments = dict(
         logits_ptr=logits,
         target_ptr=target,
@@ -228,6 +282,11 @@ def nll(
     )
     sums = logits.new_empty((SUMS, arguments["N"]), dtype=torch.float32)
     if arguments["N"]:
+        constants |= dict(
+            FLUSH=current_target().backend == "cuda",
+            MASKED=arguments["V"] % constants["BLOCK_V"] != 0,
+            LANE_WIDTH=LANE_WIDTH,
+        )
         launch(_nll_kernel, (arguments["N"],), arguments | dict(sums_ptr=sums), constants, options)
     return sums
 

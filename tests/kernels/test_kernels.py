@@ -81,11 +81,15 @@ def test_equal_rows_of_the_vocabulary_tie(tokens, dtype, backend, device):
     """Untrained rows are copies of each other: a target among them, summed in another order, would rank behind them all."""
     inputs = build(Case(shape=(tokens, 900, 123), dtype=dtype, ignored="none"), device)
     module = statistics_implementation(backend)
-    weight = inputs.weight[1:2].repeat(900, 1)
+    hidden, weight = inputs.hidden, inputs.weight[1:2].repeat(900, 1)
     weight[::7] = inputs.weight[::7]
-    head = inputs.hidden, weight, None, inputs.target
+    if backend == "triton" and device == "cpu":
+        # Interpreted, products are numpy's: in some of its BLAS kernels the order of a sum depends on the column. Sixteenths
+        # have exact sums in any order; compiled, the order itself is under test.
+        hidden, weight = ((16 * tensor).round().clamp(-64, 64) / 16 for tensor in (hidden, weight))
+    head = hidden, weight, None, inputs.target
     _, above, best = module.linear_statistics(*head, module.target_logit(*head))
-    z = inputs.hidden.double() @ weight.double().T
+    z = hidden.double() @ weight.double().T
     slack = 1e-5
     own = z.gather(1, inputs.target[:, None])
     copy = inputs.target % 7 != 0
