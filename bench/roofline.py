@@ -1,4 +1,4 @@
-"""``python bench/roofline.py``: what the forward kernels should cost on an H200, from what they compile to; nothing is measured.
+"""``python bench/roofline.py``: what the kernels should cost on an H200, from what they compile to; nothing is measured.
 
 Compiles the launches ahead of time for sm_90, counts registers, shared memory and instructions, and predicts each case's time
 beside the bfloat16 product alone. Written to bench/results/roofline-h200.json and into docs/performance.md.
@@ -12,19 +12,78 @@ import subprocess
 import tempfile
 from pathlib import Path
 
+import torch
 import triton
 from environment import HERE, RESULTS, now, write
 from triton.backends.compiler import GPUTarget
 
 from perplexity.kernels.compile_check import Case, launches, nvidia_resources
 from perplexity.kernels.fingerprint import kernels_hash
+from perplexity.kernels.launch import Target
 from perplexity.kernels.linear_nll import SPAN
+from perplexity.kernels.linear_nll_chunked import training_chunk
 
 # Product and copy (read plus written) through PyTorch on one; multiprocessors, their clock under load and lanes by its sheet.
 DEVICE = dict(name="H200", product_flops=790e12, copy_bytes=4.3e12, multiprocessors=132, clock=1.755e9, lanes=128)
 TOKENS, SHAPES = (1024, 8192, 32768), ((2048, 32768), (2304, 256000), (4096, 128256), (8192, 128256))  # D, V
 KERNELS = {"token_nll": "linear_nll", "token_statistics": "linear_statistics"}
 BEGIN, END = "<!-- roofline: begin -->", "<!-- roofline: end -->"
+TRAIN_BEGIN, TRAIN_END = "<!-- training roofline: begin -->", "<!-- training roofline: end -->"
+
+
+ROW_BYTES = {"_nll_kernel": 2, "_nll_grad_kernel": 4}  # of a bfloat16 logit: read, and written in its place
+
+
+def sass(cubin: bytes) -> list[tuple[int, str]]:
+    """Addresses and texts of a program's instructions."""
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        text = subprocess.run([tool, "-sass", file.name], capture_output=True, text=True, check=True).stdout
+    return [(int(found[1], 16), found[2]) for found in re.finditer(r"/\*([0-9a-f]{4,})\*/\s+([@A-Z][^;]*);", text)]
+
+
+def row_kernels() -> dict[str, dict]:
+    """Of the kernels over logits that exist: instructions of a thread in the loop over a row, beside what the memory allows."""
+    found = {}
+    for built, options in launches(Case("nll", "sm_90", "bfloat16", "aligned", frozenset())):
+        name = built.fn.__name__
+        kernel = triton.compile(built, target=GPUTarget("cuda", 90, 32), options=options)
+        instructions = sass(kernel.asm["cubin"])
+        jumps = [(address, re.search(r"BRA\S*\s+(?:\S+,\s*)?(0x[0-9a-f]+)", text)) for address, text in instructions]
+        loops = [(int(jump[1], 16), address) for address, jump in jumps if jump and int(jump[1], 16) < address]
+        body = max(sum(first <= address <= last for address, _ in instructions) for first, last in loops)
+        block = next(value for key, value in built.constants.items() if built.fn.arg_names[key[0]] == "BLOCK_V")
+        per_logit = body / (block // (32 * options["num_warps"]))
+        lanes = DEVICE["multiprocessors"] * DEVICE["lanes"] * DEVICE["clock"]
+        registers, spilled = nvidia_resources(kernel.asm["cubin"])
+        bytes_a_logit = ROW_BYTES[name]
+        found[name.strip("_")] = dict(
+            registers=registers, spilled_bytes=spilled, instructions_a_logit=per_logit, bytes_a_logit=bytes_a_logit,
+            instructions_the_memory_allows=bytes_a_logit / DEVICE["copy_bytes"] * lanes,
+        )  # fmt: skip
+    return found
+
+
+def trained(kernel: dict, n: int, d: int, v: int) -> dict:
+    """Times the three products alone: gradients made with the loss, and logits recomputed in the backward.
+
+    What goes through memory is added to the products as if nothing of it happened at the same time.
+    """
+    hidden, weight = (torch.empty(rows, d, device="meta", dtype=torch.bfloat16) for rows in (n, v))
+    chunk = training_chunk(Target("cuda", 90), hidden, weight, True)
+    chunks = math.ceil(n / chunk)
+    forward = predicted(kernel, n, d, v)
+    product = forward["product_ms"] / 1e3
+    logits = 8 * n * v  # written, read for the sums, read and overwritten by their gradient
+    sums = (8 * chunks + 10) * v * d if chunks > 1 else 0  # float32, from zeros to the weight's 16 bits
+    recomputed = 2 * forward["fused"] + 2 + 2 * n * v / DEVICE["copy_bytes"] / product
+    return dict(
+        n=n, d=d, v=v, products_ms=3e3 * product, chunk=chunk, logits=logits / DEVICE["copy_bytes"] / product / 3,
+        weight_sums=sums / DEVICE["copy_bytes"] / product / 3,
+        ahead=1 + (logits + sums) / DEVICE["copy_bytes"] / product / 3, recomputed=recomputed / 3,
+    )  # fmt: skip
 
 
 def compiled(operation: str) -> dict:
@@ -33,11 +92,6 @@ def compiled(operation: str) -> dict:
     built, options = next(pair for pair in launches(case) if pair[0].fn.__name__ == "_partials_kernel")
     found = triton.compile(built, target=GPUTarget("cuda", 90, 32), options=options)
     registers, spilled = nvidia_resources(found.asm["cubin"])
-    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(found.asm["cubin"])
-        file.flush()
-        text = subprocess.run([tool, "-sass", file.name], capture_output=True, text=True, check=True).stdout
     constants = {built.fn.arg_names[key[0]]: value for key, value in built.constants.items()}
     n, v, d = (constants[f"BLOCK_{axis}"] for axis in "NVD")
     return dict(
@@ -49,7 +103,7 @@ def compiled(operation: str) -> dict:
         shared_bytes=found.metadata.shared,
         wgmma=found.asm["ptx"].count("wgmma.mma_async"),
         tma_loads=found.asm["ptx"].count("cp.async.bulk.tensor"),
-        instructions=len(re.findall(r"/\*[0-9a-f]{4,}\*/\s+[@A-Z]", text)),  # of the whole program: an upper bound
+        instructions=len(sass(found.asm["cubin"])),  # of the whole program: an upper bound
         logits_a_thread=n * v // (32 * options["num_warps"]),
         bytes_a_step=2 * (n + v) * d,
         flops_a_step=2 * n * v * d,
@@ -91,6 +145,37 @@ def markdown(results: dict) -> str:
     return "\n".join(lines) + "\n"
 
 
+def training_markdown(results: dict) -> str:
+    lines = [
+        "| D | V | N | three products ms | chunk | logits | weight's sums | made ahead | recomputed |",
+        "| ---: " * 9 + "|",
+    ]
+    for row in results["training"]:
+        lines.append(
+            f"| {row['d']:,} | {row['v']:,} | {row['n']:,} | {row['products_ms']:.3f} | {row['chunk']:,} | "
+            f"{row['logits']:.1%} | {row['weight_sums']:.1%} | {row['ahead']:.2f} | {row['recomputed']:.2f} |"
+        )
+    lines += [
+        "",
+        "| kernel | registers | spilled | instructions a logit | the memory allows |",
+        "| --- |" + " ---: |" * 4,
+    ]
+    for name, row in results["row_kernels"].items():
+        lines.append(
+            f"| `{name}` | {row['registers']} | {row['spilled_bytes']} | {row['instructions_a_logit']:.1f} | "
+            f"{row['instructions_the_memory_allows']:.1f} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def placed(text: str, results: dict) -> str:
+    """The document with both tables between their markers."""
+    for begin, end, table in ((BEGIN, END, markdown), (TRAIN_BEGIN, TRAIN_END, training_markdown)):
+        before, after = text.split(begin)[0], text.split(end)[1]
+        text = f"{before}{begin}\n{table(results)}{end}{after}"
+    return text
+
+
 def main() -> None:
     kernels = {name: compiled(operation) for name, operation in KERNELS.items()}
     results = dict(
@@ -98,11 +183,11 @@ def main() -> None:
     )
     for name, kernel in kernels.items():
         results[name] = [predicted(kernel, n, d, v) for d, v in SHAPES for n in TOKENS]
+    results["training"] = [trained(kernels["token_nll"], n, d, v) for d, v in SHAPES for n in TOKENS]
+    results["row_kernels"] = row_kernels()
     write(results, RESULTS / "roofline-h200.json")
     path = HERE.parent / "docs" / "performance.md"
-    text = path.read_text()
-    before, after = text.split(BEGIN)[0], text.split(END)[1]
-    path.write_text(f"{before}{BEGIN}\n{markdown(results)}{END}{after}")
+    path.write_text(placed(path.read_text(), results))
 
 
 if __name__ == "__main__":

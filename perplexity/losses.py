@@ -205,7 +205,8 @@ def linear_cross_entropy(
 
     ``round_logits``: products of 16-bit inputs may be rounded to their dtype before the softmax, as
     ``torch.nn.functional.linear`` rounds them, where that is faster: bfloat16 on a CPU that has instructions for it.
-    False: float32 logits everywhere, which is what the triton kernels compute in any case.
+    False: float32 logits everywhere. On a GPU rounding is of use to a bfloat16 training step alone (see below); everything
+    else there has float32 logits in any case.
 
     ``memory_limit`` caps temporary memory in bytes (gradients, counted in float32, and vectors of N excepted; one token
     and one vocabulary row are taken at least). Default: 12 MiB forward and 16 MiB backward on the torch backend, 512 MiB
@@ -214,12 +215,15 @@ def linear_cross_entropy(
     inputs, 4 for a softcap, 4 for class probabilities; a step that keeps products, see below, takes the backward's limit and
     c in both directions); of the limit, float32 copies of 16-bit inputs take three quarters
     at most, 16-bit products on their way to a float32 sum an eighth. On triton the forward takes 20 bytes a token and
-    4,096 vocabulary rows, the backward the 2 or 4 bytes of the inputs a logit and 4 · D bytes a vocabulary row.
+    2,048 vocabulary rows, the backward the 2 or 4 bytes of the inputs a logit and 4 · D bytes a vocabulary row; a step whose
+    gradients are made with the loss 2 bytes a logit.
 
     Gradients: three to four matrix products a step. The torch backend keeps the products of the first D tokens where the
-    gradient of the weight will be, from the forward on; the others are computed again, block by block, and all of them on
-    triton, while compiling, and where the graph is retained. Any upstream gradient, a second backward too, is right; the
-    second derivative is an error.
+    gradient of the weight will be, from the forward on. On an NVIDIA GPU a bfloat16 sum or mean makes its gradients with the
+    loss, from as many tokens' logits at a time as the limit holds, and the backward multiplies them by its upstream gradient:
+    they are held from then on, and the limit has to hold 1,024 tokens' logits, or all. Everywhere else, while compiling, and
+    on the torch backend where the graph is retained, logits are computed again, block by block. Any upstream gradient, a
+    second backward too, is right; the second derivative is an error.
 
     ``validate``: look for targets outside [0, V) and raise IndexError with the position (None: on a CPU only, since on a
     GPU looking waits for it; such a target gives NaN there). Raises ValueError or TypeError naming the argument.

@@ -166,11 +166,15 @@ def test_the_roofline_is_of_this_device_code(monkeypatch):
     roofline = importlib.util.module_from_spec(specification)
     specification.loader.exec_module(roofline)
     text = (BENCH.parent / "docs" / "performance.md").read_text()
-    assert text.split(roofline.BEGIN)[1].split(roofline.END)[0].strip() == roofline.markdown(results).strip()
+    assert roofline.placed(text, results) == text
     for name, kernel in results["kernels"].items():
         assert kernel["spilled_bytes"] == 0 and kernel["tma_loads"] > 0 and kernel["wgmma"] > 0
         for row in results[name]:
             assert roofline.predicted(kernel, row["n"], row["d"], row["v"]) == row
+    for row in results["training"]:
+        assert roofline.trained(results["kernels"]["token_nll"], row["n"], row["d"], row["v"]) == row
+    for kernel in results["row_kernels"].values():
+        assert kernel["instructions_a_logit"] < kernel["instructions_the_memory_allows"] and not kernel["spilled_bytes"]
 
 
 def test_the_readme_shows_what_was_measured_and_whether_it_still_holds(monkeypatch, tmp_path):

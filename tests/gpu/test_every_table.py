@@ -8,21 +8,33 @@ if not torch.cuda.is_available():
 
 import test_acceptance
 import test_features
+import test_gradients_ahead
 import test_kernels
 import test_losses
 import test_properties
 import test_torch_citizens
+import test_training_curve
 from tables import Case, build, implementation
 
 pytestmark = pytest.mark.gpu
 
-for module in (test_acceptance, test_features, test_kernels, test_losses, test_properties, test_torch_citizens):
+for module in (
+    test_acceptance,
+    test_features,
+    test_gradients_ahead,
+    test_kernels,
+    test_losses,
+    test_properties,
+    test_torch_citizens,
+    test_training_curve,
+):
     for name, function in list(vars(module).items()):
         if name.startswith("test_"):
             globals()[f"{module.__name__}_{name.removeprefix('test_')}"] = function
 
 
-def test_a_training_step_in_a_cuda_graph():
+@pytest.mark.parametrize("reduction", ["mean", "none"])  # gradients made with the loss, and logits recomputed
+def test_a_training_step_in_a_cuda_graph(reduction):
     """Nothing on the way waits for the device: a step is captured and replayed on other values."""
     import perplexity
 
@@ -31,7 +43,7 @@ def test_a_training_step_in_a_cuda_graph():
     target = torch.randint(0, 1000, (64,), device="cuda")
 
     def step():
-        loss = perplexity.linear_cross_entropy(*leaves, target, label_smoothing=0.1)
+        loss = perplexity.linear_cross_entropy(*leaves, target, label_smoothing=0.1, reduction=reduction).sum()
         return loss, *torch.autograd.grad(loss, leaves)
 
     side = torch.cuda.Stream()
