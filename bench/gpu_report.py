@@ -32,12 +32,14 @@ def measured(folder: Path = RESULTS) -> list[tuple[str, dict]]:
     return [(name, results) for name, results in found if "ceilings" in results and results["device"] != "cpu"]
 
 
-def _cell(row: dict | None, unit: float) -> str:
+def _cell(row: dict | None, unit: float | None) -> str:
     """Time over ``unit`` milliseconds and temporary MiB, or why there is none."""
     if row is None:
         return ""
     if row["error"]:
         return row["error"][:24]
+    if not unit:  # what times are multiples of failed
+        return f"{row['median_ms']:.3f} ms"
     return f"{row['median_ms'] / unit:.2f} ({row['peak_temporary_bytes'] / 2**20:,.0f})"
 
 
@@ -61,9 +63,10 @@ def table(results: dict, source: str) -> str:
     for (case, v, d, n), of in sorted(rows.items(), key=lambda item: (list(TITLES).index(item[0][0]), *item[0][1:])):
         product = of.get("cublas")
         unit = product and product["median_ms"]
-        if product is None and of["ours"]["median_ms"]:
-            unit = of["ours"]["median_ms"] * of["ours"]["tb_s"] / limits["copy_tb_s"]
-        cells = [_cell(of.get(provider), unit) if unit else "" for provider in PROVIDERS]
+        done = next((row for row in of.values() if row["tb_s"]), None)
+        if product is None and done:
+            unit = done["median_ms"] * done["tb_s"] / limits["copy_tb_s"]
+        cells = [_cell(of.get(provider), unit) for provider in PROVIDERS]
         shown = f"{unit:.3f}" if unit else ""
         size = " | ".join(f"{number:,}" if number else "" for number in (n, d, v))
         lines.append(f"| {TITLES[case]} | {size} | {shown} | " + " | ".join(cells) + " |")

@@ -124,7 +124,7 @@ def linear_nll_with_gradients(
         if bias is None:
             torch.mm(hidden[tokens], weight.T, out=out)
         else:
-            torch.addmm(bias, hidden[tokens], weight.T, out=out)
+            torch.addmm(bias.to(out.dtype), hidden[tokens], weight.T, out=out)
         here = nll(out, target[tokens], class_weight, **rule)
         sums[:, tokens] = here
         return nll_grad(upstream_of(here, tokens), here[MAX], out, target[tokens], class_weight, out=out, **rule)

@@ -287,6 +287,12 @@ def prepare_target(
     return Target(target.reshape(-1), classes, shift)
 
 
+def _traced(*tensors: Tensor) -> bool:
+    """Whether there is no data behind the tensors, or what is done with them is written down."""
+    proxies = torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY)
+    return proxies is not None or torch._guards.detect_fake_mode(tensors) is not None
+
+
 @dataclass(frozen=True)
 class LinearInputs:
     """A head's inputs as the kernels take them: hidden [N, D], weight [rows, D], bias [rows], class weights [V]."""
@@ -394,7 +400,11 @@ class LinearInputs:
         trains = torch.is_grad_enabled() and any(grads) and self.options.reduction != "none"
         if not trains or self.backend != "triton" or self.shard is not None or self.target.probabilities:
             return 0
-        if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        if (
+            torch.compiler.is_compiling()
+            or torch._C._are_functorch_transforms_active()
+            or _traced(self.hidden, self.weight)
+        ):
             return 0
         from .kernels import launch, linear_nll_chunked
 

@@ -10,13 +10,14 @@ import sys
 from .errors import InputError
 
 # What a subcommand needs beyond torch; the extra that brings it has the subcommand's name, but for EXTRA_OF.
-EXTRA_OF = {"compare": "eval"}
+EXTRA_OF = {"compare": "eval", "check-data": "data"}
 EXTRAS = {
     "eval": ("transformers", "rich", "scipy"),
     "compare": ("transformers", "rich", "scipy"),
+    "check-data": ("xxhash", "transformers", "rich", "scipy"),
     "monitor": ("rich", "scipy", "pyarrow"),
     "report": ("rich", "scipy", "pyarrow", "matplotlib", "plotly"),
-    "demo": ("transformers", "tokenizers", "rich", "scipy", "pyarrow", "matplotlib", "tensorboard", "plotly"),
+    "demo": ("transformers", "tokenizers", "rich", "scipy", "pyarrow", "matplotlib", "tensorboard", "plotly", "xxhash"),
 }
 
 
@@ -30,6 +31,12 @@ def _compare(arguments: argparse.Namespace) -> int:
     from .evaluation.commands import run_compare
 
     return run_compare(arguments)
+
+
+def _check_data(arguments: argparse.Namespace) -> int:
+    from .data_checks.commands import run_check_data
+
+    return run_check_data(arguments)
 
 
 def _monitor(arguments: argparse.Namespace) -> int:
@@ -85,6 +92,16 @@ def _text_options(command: argparse.ArgumentParser) -> None:
         "--bos", default="auto", choices=["auto", "always", "never"], help="BOS before a document, never two (auto)"
     )
     command.add_argument("--batch-size", type=int, metavar="N", help="windows at a time (by their length)")
+    _reader_options(command)
+    command.add_argument("--device", help="cpu, cuda, cuda:1, ... (a GPU if there is one)")
+    command.add_argument("--dtype", default="auto", choices=DTYPES)
+    command.add_argument("--trust-remote-code", action="store_true", help="run code that comes with the model")
+    command.add_argument("--backend", choices=["triton", "torch"], help="of the loss (by device)")
+    command.add_argument("--journal", metavar="DIR", help="the same command again goes on where a killed one stopped")
+
+
+def _reader_options(command: argparse.ArgumentParser) -> None:
+    """What a file's format leaves open."""
     command.add_argument("--text-column", default="text", metavar="NAME", help="of .jsonl, .parquet, datasets (text)")
     command.add_argument("--domain-column", default="domain", metavar="NAME", help="for a table by domain (domain)")
     command.add_argument("--id-column", default="id", metavar="NAME", help="names documents (id)")
@@ -92,11 +109,6 @@ def _text_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--token-dtype", default="uint16", choices=["uint16", "uint32"], help="of .bin files (uint16)")
     command.add_argument("--separator", type=int, metavar="ID", help="ends a document in .bin and .npy (BOS, else EOS)")
     command.add_argument("--stdin", default="txt", choices=["txt", "jsonl"], help="what - is (txt)")
-    command.add_argument("--device", help="cpu, cuda, cuda:1, ... (a GPU if there is one)")
-    command.add_argument("--dtype", default="auto", choices=DTYPES)
-    command.add_argument("--trust-remote-code", action="store_true", help="run code that comes with the model")
-    command.add_argument("--backend", choices=["triton", "torch"], help="of the loss (by device)")
-    command.add_argument("--journal", metavar="DIR", help="the same command again goes on where a killed one stopped")
 
 
 def _history_options(command: argparse.ArgumentParser) -> None:
@@ -139,6 +151,46 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--dtype-b", choices=DTYPES, help="of the second model (--dtype)")
     command.add_argument("--json", metavar="OUT", help="write every number to this file")
     command.set_defaults(run=_compare)
+
+    command = commands.add_parser(
+        "check-data", help="leakage, sizes, vocabulary and tokenizer of training and validation"
+    )
+    command.add_argument("--train", nargs="+", metavar="P", help=TEXT_HELP)
+    command.add_argument("--valid", nargs="+", metavar="P", help="the same; it is held in memory")
+    command.add_argument(
+        "--tokenizer", metavar="DIR", help="counts tokens, unknown ones among them; alone: its fingerprint"
+    )
+    command.add_argument(
+        "--embedding-size", type=int, metavar="V", help="rows of the model's embedding (vocab_size of DIR/config.json)"
+    )
+    command.add_argument(
+        "--unit",
+        default="auto",
+        choices=["auto", "document", "paragraph", "line"],
+        help="what counts as a document (paragraphs where --valid is one .txt file)",
+    )
+    command.add_argument(
+        "--near",
+        type=float,
+        default=0.25,
+        metavar="J",
+        help="Jaccard similarity of 4-word shingles that is a copy (0.25)",
+    )
+    command.add_argument(
+        "--interval", type=float, default=0.01, metavar="R", help="wanted of the perplexity's 95 %% interval, ± (0.01)"
+    )
+    command.add_argument("--memory-limit", type=int, default=1024, metavar="MIB", help="of the tables (1024)")
+    command.add_argument("--workers", type=int, default=1, metavar="N", help="processes over --train (1)")
+    command.add_argument("--journal", metavar="DIR", help="the same command again goes on where a killed one stopped")
+    command.add_argument("--write-clean", metavar="OUT", help="validation without what leaked: .jsonl or .txt")
+    command.add_argument(
+        "--write-split", metavar="DIR", help="train.jsonl and valid.jsonl of --train, cut by hash, no leaks"
+    )
+    command.add_argument("--valid-fraction", type=float, default=0.02, metavar="F", help="of --write-split (0.02)")
+    command.add_argument("--json", metavar="OUT", help="write every number to this file")
+    command.add_argument("--fail-on", choices=["info", "warning", "danger"], help="exit with 1 on a finding as severe")
+    _reader_options(command)
+    command.set_defaults(run=_check_data)
 
     command = commands.add_parser("monitor", help="what the loss curves of a training run mean")
     command.add_argument(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import Tensor
@@ -80,11 +81,25 @@ def _loss(
     return _reduced(loss, penalty, totals or (scale.sum(), counted.sum()), options.reduction)
 
 
-class _FirstDerivative(torch.autograd.Function):
-    """A gradient that depends on the leaves, in a way that nobody may ask for."""
+class _Anchor(torch.autograd.Function):
+    """An empty tensor that depends on the leaves: what a gradient that was made ahead depends on, without holding them."""
 
     @staticmethod
-    def forward(ctx, gradient: Tensor, *leaves: Tensor) -> Tensor:
+    def forward(ctx, *leaves: Tensor | None) -> Tensor:
+        ctx.set_materialize_grads(False)
+        ctx.leaves = len(leaves)
+        return leaves[0].new_empty(0)
+
+    @staticmethod
+    def backward(ctx, _):
+        return (None,) * ctx.leaves
+
+
+class _FirstDerivative(torch.autograd.Function):
+    """A gradient that depends on an anchor, in a way that nobody may ask for."""
+
+    @staticmethod
+    def forward(ctx, gradient: Tensor, anchor: Tensor) -> Tensor:
         return gradient
 
     backward = staticmethod(operators.refuse_second_derivative)
@@ -97,22 +112,29 @@ class _GradientsAhead(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, hidden: Tensor, weight: Tensor, bias: Tensor | None, make: Callable) -> Tensor:
+    def forward(ctx, hidden: Tensor, weight: Tensor, bias: Tensor | None, anchor: Tensor, make: Callable) -> Tensor:
         loss, gradients = make(ctx.needs_input_grad[:3])
-        ctx.save_for_backward(hidden, weight, *gradients)
+        ctx.save_for_backward(anchor, *gradients)
         return loss
 
     @staticmethod
     def backward(ctx, upstream: Tensor):
-        hidden, weight, *gradients = ctx.saved_tensors
+        anchor, *gradients = ctx.saved_tensors
         multiply = Tensor.mul_ if operators.only_backward(upstream) else Tensor.mul
         scaled = [None if gradient is None else multiply(gradient, upstream) for gradient in gradients]
         if torch.is_grad_enabled():
-            scaled = [
-                gradient if gradient is None else _FirstDerivative.apply(gradient, hidden, weight)
-                for gradient in scaled
-            ]
-        return *scaled, None
+            scaled = [None if gradient is None else _FirstDerivative.apply(gradient, anchor) for gradient in scaled]
+        return *scaled, None, None
+
+
+@contextmanager
+def _own_graph() -> Iterator[None]:
+    """Autograd for a graph of its own: a caller's hooks on saved tensors (checkpoints, offloading) are for the model's graph."""
+    hooks = nullcontext()
+    if torch._C._autograd._saved_tensors_hooks_is_enabled():
+        hooks = torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensor, lambda tensor: tensor)
+    with torch.enable_grad(), hooks:
+        yield
 
 
 def _loss_with_gradients(inputs: LinearInputs, chunk: int) -> Tensor:
@@ -126,7 +148,7 @@ def _loss_with_gradients(inputs: LinearInputs, chunk: int) -> Tensor:
         return _loss(sums, target[tokens], weight, vocabulary, options, totals)
 
     def upstream_of(sums: Tensor, tokens: slice) -> Tensor:
-        with torch.enable_grad():
+        with _own_graph():
             sums = sums.detach().requires_grad_()
             return torch.autograd.grad(loss_of(sums, tokens), sums)[0]
 
@@ -147,7 +169,8 @@ def _loss_with_gradients(inputs: LinearInputs, chunk: int) -> Tensor:
         )
         return loss_of(sums, slice(None)), gradients
 
-    return _GradientsAhead.apply(inputs.hidden, inputs.weight, inputs.bias, make)
+    leaves = inputs.hidden, inputs.weight, inputs.bias
+    return _GradientsAhead.apply(*leaves, _Anchor.apply(*leaves), make)
 
 
 def _soft_weights(
@@ -216,7 +239,7 @@ def linear_cross_entropy(
     c in both directions); of the limit, float32 copies of 16-bit inputs take three quarters
     at most, 16-bit products on their way to a float32 sum an eighth. On triton the forward takes 20 bytes a token and
     2,048 vocabulary rows, the backward the 2 or 4 bytes of the inputs a logit and 4 · D bytes a vocabulary row; a step whose
-    gradients are made with the loss 2 bytes a logit.
+    gradients are made with the loss 2 bytes a logit, and it holds the weight's gradient in float32 and in its own dtype at once.
 
     Gradients: three to four matrix products a step. The torch backend keeps the products of the first D tokens where the
     gradient of the weight will be, from the forward on. On an NVIDIA GPU a bfloat16 sum or mean makes its gradients with the

@@ -114,6 +114,11 @@ def test_the_upstream_gradient_scales_them(ahead, device):
 
 def test_a_second_derivative_is_an_error(ahead, device):
     leaves, target = leaves_of(device)
+    bias = torch.zeros(131, device=device, requires_grad=True)
+    frozen = [leaf.detach() for leaf in leaves]
+    of_bias = perplexity.linear_cross_entropy(*frozen, target, linear_bias=bias, backend="triton")
+    with pytest.raises(NotImplementedError, match="double backward"):
+        torch.autograd.grad(of_bias, bias, create_graph=True)[0].square().sum().backward()
     loss = perplexity.linear_cross_entropy(*leaves, target, backend="triton")
     gradients = torch.autograd.grad(loss, leaves, create_graph=True)
     for gradient in gradients:
@@ -129,28 +134,65 @@ def test_nothing_is_made_where_nobody_asks(ahead, device):
     perplexity.linear_cross_entropy(*(leaf.detach() for leaf in leaves), target, backend="triton")
     perplexity.linear_cross_entropy(*leaves, target, backend="triton", reduction="none")
     perplexity.linear_cross_entropy(*leaves, target, backend="torch")
-    torch.func.grad_and_value(lambda x: x.sum())(leaves[0])
     assert ahead == []
     perplexity.linear_cross_entropy(leaves[0].detach(), leaves[1], target, backend="triton").backward()
     assert ahead == [30] and leaves[0].grad is None and leaves[1].grad is not None
 
 
-def test_a_training_step_under_autocast_and_checkpointing(ahead, device):
-    """Master weights in float32, products in bfloat16; the forward run again where activations are not kept."""
+def test_a_training_step_under_autocast(ahead, device):
+    """Master weights and a bias in float32, products in bfloat16."""
+    leaves, target = leaves_of(device)
+    leaves.append(torch.randn(131, device=device, requires_grad=True))
+    with torch.autocast(device, torch.bfloat16):
+        loss = perplexity.linear_cross_entropy(*leaves[:2], target, linear_bias=leaves[2], backend="triton")
+        plain = F.cross_entropy(F.linear(*leaves).float(), target)
+    assert ahead == [30] and abs(loss.item() - plain.item()) < 0.02
+    pairs = zip(torch.autograd.grad(loss, leaves), torch.autograd.grad(plain, leaves), strict=True)
+    for got, expected in pairs:
+        assert got.dtype == torch.float32
+        torch.testing.assert_close(got, expected, atol=2e-3, rtol=5e-2)
+
+
+def test_a_checkpoint_runs_its_region_twice(ahead, device):
+    """Once forward and once backward: the loss's own small graphs are nothing to a checkpoint around it."""
     from torch.utils.checkpoint import checkpoint
 
     leaves, target = leaves_of(device)
-    results = []
-    for again in (False, True):
-        with torch.autocast(device, torch.bfloat16):
+    runs = []
 
-            def loss(hidden, weight):
-                return perplexity.linear_cross_entropy(hidden, weight, target, backend="triton")
+    def region(hidden, weight):
+        runs.append(1)
+        return perplexity.linear_cross_entropy(hidden.tanh().tanh(), weight, target, backend="triton")
 
-            value = checkpoint(loss, *leaves, use_reentrant=False) if again else loss(*leaves)
-        results.append(torch.autograd.grad(value, leaves))
-    assert all(gradient.dtype == torch.float32 for gradient in results[0])
-    assert all(torch.equal(one, other) for one, other in zip(*results, strict=True))
+    kept = torch.autograd.grad(region(*leaves), leaves)
+    again = torch.autograd.grad(checkpoint(region, *leaves, use_reentrant=False), leaves)
+    assert len(runs) == 3 and all(torch.equal(one, other) for one, other in zip(kept, again, strict=True))
+    packed = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: packed.append(t.shape) or t, lambda t: t):
+        perplexity.linear_cross_entropy(*leaves, target, backend="triton")
+    assert len(packed) == 3  # the anchor and two gradients
+    with torch.autograd.graph.disable_saved_tensors_hooks("none here"):
+        perplexity.linear_cross_entropy(*leaves, target, backend="triton")
+
+
+def test_what_is_traced_is_left_to_the_operators(ahead, device):
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    leaves, target = leaves_of(device)
+
+    def gradients(hidden, weight):
+        loss = perplexity.linear_cross_entropy(hidden, weight, target, backend="triton", validate=False)
+        return torch.autograd.grad(loss, [hidden, weight])
+
+    traced = make_fx(gradients)(*leaves)
+    assert not ahead
+    for one, other in zip(traced(*leaves), gradients(*leaves), strict=True):
+        torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-5)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        fake = torch.randn(30, 16, device=device, requires_grad=True), torch.randn(131, 16, device=device)
+        loss = perplexity.linear_cross_entropy(*fake, target, backend="triton", validate=False)
+    assert loss.shape == () and len(ahead) == 1
 
 
 @pytest.mark.parametrize(

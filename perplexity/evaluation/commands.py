@@ -99,14 +99,14 @@ def _check_outputs(arguments: argparse.Namespace, *options: str) -> None:
     taken = {os.path.realpath(path): "an input" for path in taken if path}
     for option in options:
         path = getattr(arguments, option)
-        _check_output(option, path)
+        check_output(option, path)
         if (path and os.path.isfile(path)) or (path and not os.path.exists(path)):
             if (real := os.path.realpath(path)) in taken:
                 raise InputError(f"--{option.replace('_', '-')}: expected a file of its own, got {taken[real]}, {path}")
             taken[real] = "another output"
 
 
-def _check_output(option: str, path: str | None) -> None:
+def check_output(option: str, path: str | None) -> None:
     folder = os.path.dirname(os.path.abspath(path)) if path else None
     name = "--" + option.replace("_", "-")
     if folder is not None and not os.path.isdir(folder):
@@ -131,19 +131,34 @@ def _load(name: str, arguments: argparse.Namespace, device: str, dtype: str | No
     )
 
 
+def read_options(arguments: argparse.Namespace) -> ReadOptions:
+    return ReadOptions(
+        arguments.text_column,
+        arguments.domain_column,
+        arguments.id_column,
+        arguments.split,
+        arguments.token_dtype,
+        standard_input=arguments.stdin,
+    )
+
+
+def with_separator(options: ReadOptions, tokenizer, separator: int | None) -> ReadOptions:
+    """``options`` with the token that cuts token files into documents: --separator, else what the tokenizer has."""
+    bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
+    before, after = (bos, None) if bos is not None else (None, eos)
+    if separator is not None:
+        if not 0 <= separator < len(tokenizer):
+            raise InputError(f"--separator: expected a token id below {len(tokenizer)}, got {separator}")
+        before, after = (None, separator) if separator != bos else (bos, None)
+    return replace(options, split_before=before, split_after=after)
+
+
 class _Texts:
     """The documents of a command, read once to the end before the model is loaded, so that bad input is told first."""
 
     def __init__(self, arguments: argparse.Namespace) -> None:
         self.paths, self.separator = arguments.text, arguments.separator
-        self.options = ReadOptions(
-            arguments.text_column,
-            arguments.domain_column,
-            arguments.id_column,
-            arguments.split,
-            arguments.token_dtype,
-            standard_input=arguments.stdin,
-        )
+        self.options = read_options(arguments)
         documents: Iterable[Document] = read_documents(self.paths, self.options)
         self.held = list(documents) if STANDARD_INPUT in self.paths else None
         self.count: int | None = 0
@@ -156,13 +171,7 @@ class _Texts:
     def documents(self, tokenizer) -> Iterable[Document]:
         if self.held is not None:
             return self.held
-        bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
-        before, after = (bos, None) if bos is not None else (None, eos)
-        if self.separator is not None:
-            if not 0 <= self.separator < len(tokenizer):
-                raise InputError(f"--separator: expected a token id below {len(tokenizer)}, got {self.separator}")
-            before, after = (None, self.separator) if self.separator != bos else (bos, None)
-        return read_documents(self.paths, replace(self.options, split_before=before, split_after=after))
+        return read_documents(self.paths, with_separator(self.options, tokenizer, self.separator))
 
 
 def _world_size() -> int:

@@ -215,33 +215,48 @@ def _cached(name: str | Path) -> bool:
     return False
 
 
+def _source(name: str | Path, trust_remote_code: bool, needs: str = "config.json") -> dict:
+    """Options of ``from_pretrained`` for a local folder with the file ``needs``, or a name of the hub or its cache."""
+    path = Path(name)
+    local = path.is_dir()
+    if local and needs and not (path / needs).is_file():
+        raise InputError(f"{name}: expected a Hugging Face model folder, got one without {needs}")
+    if not local and (path.exists() or len(path.parts) > 2 or path.is_absolute() or str(name).startswith(".")):
+        raise InputError(
+            f"{name}: expected a local model folder, got {'a file' if path.exists() else 'no such folder'}"
+        )
+    return {"local_files_only": local or _cached(name), "trust_remote_code": trust_remote_code}
+
+
+def _tokenizer(name: str | Path, rest: dict):
+    from transformers import AutoTokenizer
+
+    try:  # transformers raises anything here, from OSError to KeyError and SafetensorError
+        return AutoTokenizer.from_pretrained(name, **rest)
+    except Exception as error:
+        raise InputError(f"{name}: expected a tokenizer (tokenizer.json) there, got {_first_line(error)}")
+
+
+def load_tokenizer(name: str | Path, *, trust_remote_code: bool = False):
+    """The tokenizer of a folder, with or without a model beside it, or of a name. Raises InputError."""
+    return _tokenizer(name, _source(name, trust_remote_code, needs=""))
+
+
 def load(name: str | Path, *, device: str | None = None, dtype: str = "auto", trust_remote_code: bool = False):
     """Model and tokenizer of a Hugging Face folder, or of a name in its cache or on its hub.
 
     Weights are read as safetensors (whole or sharded), never unpickled; a model's own code runs only with
     ``trust_remote_code``. Raises InputError where something is missing or cannot be loaded.
     """
-    path = Path(name)
-    local = path.is_dir()
-    if local and not (path / "config.json").is_file():
-        raise InputError(f"{name}: expected a Hugging Face model folder, got one without config.json")
-    if not local and (path.exists() or len(path.parts) > 2 or path.is_absolute() or str(name).startswith(".")):
-        raise InputError(
-            f"{name}: expected a local model folder, got {'a file' if path.exists() else 'no such folder'}"
-        )
+    rest = _source(name, trust_remote_code)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
         torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError) as error:  # an unknown name, one that holds no numbers, or not built in
         raise InputError(f"device: expected one that this torch can use, got {device!r} ({_first_line(error)})")
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
 
-    rest = {"local_files_only": local or _cached(name), "trust_remote_code": trust_remote_code}
-    # transformers raises anything here, from OSError to KeyError and SafetensorError.
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(name, **rest)
-    except Exception as error:
-        raise InputError(f"{name}: expected a tokenizer (tokenizer.json) beside the model, got {_first_line(error)}")
+    tokenizer = _tokenizer(name, rest)
     try:
         model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, use_safetensors=True, **rest)
     except Exception as error:

@@ -8,6 +8,7 @@ import json
 import sys
 import zlib
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,17 +62,22 @@ def read_documents(paths: Iterable[str | Path], options: ReadOptions | None = No
         if name in _FILES:
             yield from read(path, options)
             continue
-        with _open(path) as stream:
-            try:
-                yield from read(stream, path, options)
-            except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-                raise InputError(
-                    f"{path}: expected a whole {path.suffix} file, got a broken or truncated one ({error})"
-                )
-            except OSError as error:
-                if path.suffix == ".zst":
-                    raise InputError(f"{path}: expected a whole .zst file, got a broken or truncated one ({error})")
-                raise
+        with opened(path) as stream:
+            yield from read(stream, path, options)
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[io.BufferedIOBase]:
+    """The bytes of a file, unpacked where its name ends in .gz or .zst; InputError where they are not whole."""
+    with _open(path) as stream:
+        try:
+            yield stream
+        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+            raise InputError(f"{path}: expected a whole {path.suffix} file, got a broken or truncated one ({error})")
+        except OSError as error:
+            if path.suffix == ".zst":
+                raise InputError(f"{path}: expected a whole .zst file, got a broken or truncated one ({error})")
+            raise
 
 
 def _format(path: Path) -> tuple[str, Callable]:
@@ -119,7 +125,7 @@ def _read_text(stream: io.BufferedIOBase, path: Path, options: ReadOptions) -> I
     text = _decode(stream.read(), str(path))
     if not text.strip():
         raise InputError(f"{path}: expected text, got an empty file")
-    yield Document(path.name, text, _stem(path))
+    yield Document(path.name, text, stem(path))
 
 
 def _read_json_lines(stream: io.BufferedIOBase, path: Path, options: ReadOptions) -> Iterator[Document]:
@@ -156,11 +162,11 @@ def _row(record: dict, path: Path, number: int, where: str, options: ReadOptions
     return Document(
         f"{path.name}:{number}" if identity is None else str(identity),
         text,
-        _stem(path) if domain is None else str(domain),
+        stem(path) if domain is None else str(domain),
     )
 
 
-def _stem(path: Path) -> str:
+def stem(path: Path) -> str:
     """The name before its suffixes: wiki.test.jsonl.gz gives wiki.test."""
     name = path.name
     for suffix in (".gz", ".zst"):
@@ -232,7 +238,7 @@ def _read_token_file(path: Path, options: ReadOptions) -> Iterator[Document]:
     for row in tokens if tokens.ndim == 2 else [tokens]:
         for piece in _split(row, options.split_before, options.split_after):
             number += 1
-            yield Document(f"{path.name}:{number}", "", _stem(path), piece)
+            yield Document(f"{path.name}:{number}", "", stem(path), piece)
 
 
 def _memory_map(path: Path, token_dtype: str) -> np.ndarray:

@@ -1,0 +1,203 @@
+"""``check_data``: all checks of a training and a validation text, in one pass over the first."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from ..errors import InputError
+from ..evaluation.fingerprints import tokenizer_fingerprint
+from ..evaluation.results import to_json, write_text
+from ..monitor.findings import SEVERITIES
+from .findings import Finding
+from .index import NGRAM, SHINGLE, Index, Scan, Text
+from .leakage import Leak, leakage_findings, leaks, overlaps, scan_texts
+from .splits import shift_findings, size_findings
+from .vocabulary import TRAIN_BYTES, Tokens, count_tokens, vocabulary_findings
+
+MEMORY_LIMIT = 1 << 30
+NEAR = 0.25  # Jaccard similarity of shingles; one word in ten changed leaves 0.43 or more
+
+
+@dataclass(frozen=True)
+class DataCheck:
+    """What was found; fields are the keys of ``ppl check-data --json``.
+
+    documents: {train, valid}; valid_fraction: of all words; leaked_fraction: of validation documents; leaked_token_fraction: of
+    their tokens (words where no tokenizer was given: ``token_unit``); exact_duplicates, near_duplicates: validation documents that
+    are in training as they are, or nearly or as part of a longer document; ngram_overlap: share of all validation n-grams that
+    training has; unknown_token_rate, tokenizer_fingerprint: None without a tokenizer.
+    """
+
+    documents: dict[str, int | None]
+    valid_fraction: float | None
+    leaked_fraction: float
+    leaked_token_fraction: float
+    exact_duplicates: int
+    near_duplicates: int
+    ngram_overlap: float | None
+    unknown_token_rate: float | None
+    tokenizer_fingerprint: str | None
+    findings: list[Finding]
+    words: dict[str, int]
+    bytes: dict[str, int]
+    token_unit: str
+    tokens: dict | None
+    settings: dict
+    notes: list[str]
+    leaked: list[Leak] = field(repr=False)
+
+    def worst(self) -> str:
+        """The most severe finding's severity; "info" where there is none."""
+        return max((finding.severity for finding in self.findings), key=SEVERITIES.index, default="info")
+
+    def to_dict(self) -> dict:
+        return asdict(self)
+
+    def to_json(self) -> str:
+        return to_json(self.to_dict())
+
+    def save(self, path: str | Path) -> None:
+        """Write ``to_json``; InputError naming the file where the system refuses."""
+        write_text(path, self.to_json() + "\n")
+
+
+def as_texts(texts: Iterable[Text | str]) -> Iterator[Text]:
+    """Strings are named by their number."""
+    for number, text in enumerate(texts):
+        yield Text(str(number), text) if isinstance(text, str) else text
+
+
+def check_data(
+    train: Iterable[Text | str],
+    valid: Iterable[Text | str],
+    *,
+    tokenizer=None,
+    embedding: int | None = None,
+    near: float = NEAR,
+    interval: float = 0.01,
+    memory_limit: int = MEMORY_LIMIT,
+    workers: int = 1,
+    journal: str | Path | None = None,
+    identity: dict | None = None,
+    train_bytes: int = TRAIN_BYTES,
+    progress: Callable[[Scan], None] | None = None,
+) -> DataCheck:
+    """Leakage, sizes, distribution and vocabulary of validation texts beside training texts.
+
+    valid is held in memory, with tables of at most ``memory_limit`` bytes; train goes by once, whatever its size, over ``workers``
+    processes. near: the Jaccard similarity of 4-word shingles from which a document counts as a copy. interval: the relative
+    half-width that is wanted of the perplexity's 95 % interval. tokenizer: a transformers tokenizer, which counts the tokens of
+    validation, and of the first ``train_bytes`` of training; embedding: rows of the model's. journal: a folder; the same call
+    again goes on where a killed one stopped, if ``identity`` is what it was. Raises InputError.
+    """
+    if not 0 < near <= 1:
+        raise InputError(f"near: expected a similarity above 0 and at most 1, got {near}")
+    if not 0 < interval < 1:
+        raise InputError(f"interval: expected a share above 0 and below 1, got {interval}")
+    if workers < 1:
+        raise InputError(f"workers: expected at least 1, got {workers}")
+    valid = list(as_texts(valid))
+    if not valid:
+        raise InputError("valid: expected at least one document, got none")
+    index = Index(valid, memory_limit, near)
+    sampled: list[Text] = []
+    kept = _sampling(as_texts(train), sampled, train_bytes if tokenizer is not None else 0)
+    scan = scan_texts(index, kept, workers=workers, state=journal, identity=identity, progress=progress)
+    leaked = leaks(index, scan)
+    lengths = [*index.lengths]
+    tokens = train_tokens = None
+    if tokenizer is not None:
+        tokens = count_tokens(tokenizer, valid, closely=True)
+        train_tokens = count_tokens(tokenizer, sampled)
+        lengths = _token_lengths(tokenizer, valid)
+    unit = "words" if tokenizer is None else "tokens"
+    findings = leakage_findings(index, scan, leaked)
+    findings += size_findings(index, scan, sum(lengths), unit, interval) + shift_findings(index, scan)
+    if tokenizer is not None:
+        findings += vocabulary_findings(tokenizer, tokens, train_tokens, embedding)
+    table, words = index.tables[NGRAM], sum(index.lengths)
+    kinds = [leak.kind for leak in leaked]
+    return DataCheck(
+        documents=dict(train=scan.documents, valid=len(valid)),
+        valid_fraction=words / (words + scan.words) if words + scan.words else None,
+        leaked_fraction=len(leaked) / len(valid),
+        leaked_token_fraction=sum(lengths[leak.document] for leak in leaked) / max(1, sum(lengths)),
+        exact_duplicates=kinds.count("exact"),
+        near_duplicates=len(kinds) - kinds.count("exact"),
+        ngram_overlap=float(table.seen(scan.seen).sum() / table.sizes.sum()) if table.sizes.sum() else None,
+        unknown_token_rate=None if tokens is None else tokens.unknown / max(1, tokens.tokens),
+        tokenizer_fingerprint=None if tokenizer is None else tokenizer_fingerprint(tokenizer),
+        findings=sorted(findings, key=lambda finding: -SEVERITIES.index(finding.severity)),
+        words=dict(train=scan.words, valid=words),
+        bytes=dict(train=scan.bytes, valid=sum(index.bytes)),
+        token_unit=unit,
+        tokens=None if tokens is None else _token_summary(tokens, train_tokens),
+        settings=dict(ngram=NGRAM, shingle=SHINGLE, near=near, memory_limit=memory_limit, ngrams_kept=index.kept),
+        notes=_notes(index, scan),
+        leaked=leaked,
+    )
+
+
+def _sampling(texts: Iterator[Text], into: list[Text], limit: int) -> Iterator[Text]:
+    """The same texts; the first ``limit`` bytes of them are kept."""
+    for text in texts:
+        if limit > 0:
+            into.append(text)
+            limit -= len(text.text)
+        yield text
+
+
+def _token_lengths(tokenizer, texts: list[Text]) -> list[int]:
+    encoded = tokenizer([text.text for text in texts], add_special_tokens=False, verbose=False)["input_ids"]
+    return [len(ids) for ids in encoded]
+
+
+def _token_summary(valid: Tokens, train: Tokens) -> dict:
+    return dict(
+        valid=valid.tokens,
+        unknown=valid.unknown,
+        bytes_per_token=dict(
+            valid=valid.bytes / max(1, valid.tokens), train=train.bytes / train.tokens if train.tokens else None
+        ),
+        unknown_by_domain={name: lost / max(1, of) for name, (lost, of) in sorted(valid.by_domain.items())},
+        worst_documents=valid.worst,
+        train_sampled=dict(tokens=train.tokens, bytes=train.bytes),
+    )
+
+
+def _notes(index: Index, scan: Scan) -> list[str]:
+    notes = []
+    if not scan.words:
+        notes.append("training has no words: nothing can leak from it")
+    if index.kept < 1:
+        notes.append(f"of the n-grams one in {round(1 / index.kept)} was kept, for memory_limit: shares are estimates")
+    unknown = int(np.isnan(overlaps(index, scan)).sum())
+    if unknown:
+        notes.append(
+            f"{unknown} validation documents have no n-gram of {NGRAM} words: only whole copies of them are found"
+        )
+    return notes
+
+
+def write_texts(path: str | Path, texts: Iterable[Text]) -> int:
+    """Texts to JSON lines (id, text, domain), or to a text file with blank lines between where the name ends in .txt; how many."""
+    count, plain = 0, str(path).endswith(".txt")
+    try:
+        with open(path, "w", encoding="utf-8") as file:
+            for text in texts:
+                row = dict(id=text.id, text=text.text, domain=text.domain)
+                if plain:
+                    file.write(("\n\n" if count else "") + text.text.strip("\n"))
+                else:
+                    file.write(json.dumps(row, ensure_ascii=False) + "\n")
+                count += 1
+            if plain:
+                file.write("\n")
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({error.strerror})")
+    return count

@@ -1,0 +1,294 @@
+"""Which validation documents are in the training text: exactly, nearly, or inside a longer document."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from multiprocessing import get_all_start_methods, get_context
+from pathlib import Path
+
+import numpy as np
+
+from ..errors import InputError
+from .findings import Finding
+from .index import NGRAM, SHINGLE, Index, Match, Scan, Text, scan_batch
+from .words import grams, hashes, words
+
+BATCH = 1 << 20  # characters of training text that one call scans
+CONTAINED = 0.5  # share of a document's n-grams from which it counts as leaked
+SAVE_EVERY = 20.0  # seconds between writings of the state
+
+
+@dataclass(frozen=True)
+class Leak:
+    """A validation document, the ``document``th from 0, that training holds.
+
+    kind: "exact" (case, spaces and punctuation apart), "near" (``similarity`` is the Jaccard similarity of shingles), "contained"
+    (``overlap`` is the share of its n-grams). passage: what is shared first, as words.
+    """
+
+    document: int
+    id: str
+    domain: str
+    kind: str
+    train_id: str
+    similarity: float
+    overlap: float
+    words: int
+    passage: str
+
+
+_worker_index: Index | None = None
+
+
+def _start_worker(index: Index) -> None:
+    global _worker_index
+    _worker_index = index
+
+
+def _scan_in_worker(texts: list[Text]) -> Scan:
+    return scan_batch(_worker_index, texts)
+
+
+def scan_texts(
+    index: Index,
+    texts: Iterable[Text],
+    *,
+    workers: int = 1,
+    state: str | Path | None = None,
+    identity: dict | None = None,
+    progress: Callable[[Scan], None] | None = None,
+) -> Scan:
+    """One pass over training texts; what was met.
+
+    ``state``: a folder where the pass is written down as it goes; the same call (``identity`` says of what) again goes on where a
+    killed one stopped, and reads but does not scan what came before. Raises InputError where the folder is of another call.
+    """
+    book = None if state is None else _State(Path(state), index, identity or {})
+    scan, done = (index.scan(), 0) if book is None else book.load()
+    for count, found in _scanned(index, _after(_groups(texts), done), workers):
+        scan.merge(found)
+        done += count
+        if progress is not None:
+            progress(scan)
+        if book is not None:
+            book.save(scan, done)
+    if book is not None:
+        book.save(scan, done, now=True)
+    return scan
+
+
+def _groups(texts: Iterable[Text]) -> Iterator[list[Text]]:
+    group, size = [], 0
+    for text in texts:
+        group.append(text)
+        size += len(text.text)
+        if size >= BATCH:
+            yield group
+            group, size = [], 0
+    if group:
+        yield group
+
+
+def _after(groups: Iterator[list[Text]], done: int) -> Iterator[list[Text]]:
+    for number, group in enumerate(groups):
+        if number >= done:
+            yield group
+
+
+def _scanned(index: Index, groups: Iterator[list[Text]], workers: int) -> Iterator[tuple[int, Scan]]:
+    """Scans of groups in their order, and how many groups each is of."""
+    if workers <= 1:
+        yield from ((1, scan_batch(index, group)) for group in groups)
+        return
+    # Forked where the system can: the index is shared, not copied.
+    context = get_context("fork" if "fork" in get_all_start_methods() else None)
+    with ProcessPoolExecutor(workers, context, _start_worker, (index,)) as pool:
+        waiting = deque()
+        for group in groups:
+            waiting.append(pool.submit(_scan_in_worker, group))
+            if len(waiting) > 2 * workers:
+                yield 1, waiting.popleft().result()
+        while waiting:
+            yield 1, waiting.popleft().result()
+
+
+class _State:
+    """A pass in a folder: identity.json says of what, scan.json and seen.npy what was met up to which group."""
+
+    def __init__(self, folder: Path, index: Index, identity: dict) -> None:
+        self.folder, self.index, self.saved = folder, index, time.monotonic()
+        identity = identity | {"ngram": NGRAM, "shingle": SHINGLE, "near": index.near, "kept": index.kept}
+        identity["validation"] = f"{hash_of(index):016x}"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            path = folder / "identity.json"
+            if path.exists():
+                known = json.loads(path.read_text())
+                different = sorted(key for key in known.keys() | identity.keys() if known.get(key) != identity.get(key))
+                if different:
+                    raise InputError(
+                        f"journal: {folder} is of another check ({', '.join(different)} differ); take another folder"
+                    )
+            else:
+                _replace(path, json.dumps(identity).encode())
+        except OSError as error:
+            raise InputError(f"journal: {folder} cannot be used ({error.strerror})")
+
+    def load(self) -> tuple[Scan, int]:
+        path = self.folder / "scan.json"
+        if not path.exists():
+            return self.index.scan(), 0
+        record = json.loads(path.read_text())
+        scan = self.index.scan()
+        scan.seen[record.pop("seen")] = True
+        done = record.pop("groups")
+        for name in ("exact", "near", "overlap"):
+            setattr(scan, name, {int(key): Match(**match) for key, match in record.pop(name).items()})
+        scan.domains.update(record.pop("domains"))
+        scan.lengths.update({int(key): count for key, count in record.pop("lengths").items()})
+        for name, value in record.items():
+            setattr(scan, name, value)
+        return scan, done
+
+    def save(self, scan: Scan, done: int, now: bool = False) -> None:
+        if not now and time.monotonic() - self.saved < SAVE_EVERY:
+            return
+        self.saved = time.monotonic()
+        record = asdict(scan) | {"seen": np.flatnonzero(scan.seen).tolist(), "groups": done}
+        _replace(self.folder / "scan.json", json.dumps(record).encode())
+
+
+def hash_of(index: Index) -> int:
+    """Of all validation texts, in whatever order."""
+    return int(np.bitwise_xor.reduce(hashes([f"{key} {len(of)}".encode() for key, of in index.digests.items()])))
+
+
+def _replace(path: Path, content: bytes) -> None:
+    """A file that is there whole, or as it was."""
+    part = path.with_suffix(".part")
+    part.write_bytes(content)
+    os.replace(part, path)
+
+
+def overlaps(index: Index, scan: Scan) -> np.ndarray:
+    """Share of each validation document's n-grams that training has, [documents]; NaN where it has none."""
+    table = index.tables[NGRAM]
+    with np.errstate(invalid="ignore"):
+        return table.seen(scan.seen) / table.sizes
+
+
+def leaks(index: Index, scan: Scan) -> list[Leak]:
+    """Validation documents that count as leaked, in their order: exact, else near, else ``CONTAINED`` of their n-grams."""
+    shares = overlaps(index, scan)
+    sizes = index.tables[NGRAM].sizes
+    found = []
+    for document, name in enumerate(index.ids):
+        share = 0.0 if np.isnan(shares[document]) else float(shares[document])
+        near, overlap = scan.near.get(document), scan.overlap.get(document)
+        similarity = near.score if near else 0.0
+        if document in scan.exact:
+            kind, match, similarity = "exact", scan.exact[document], 1.0
+        elif near is not None:
+            kind, match = "near", near
+        elif share >= CONTAINED:
+            # Boilerplate names no document; nor do pieces of which none has more than the others.
+            kind, match = "contained", overlap or Match(float(sizes[document]), "", "")
+        else:
+            continue
+        passage = (overlap or match).passage
+        domain, length = index.domains[document], index.lengths[document]
+        found.append(Leak(document, name, domain, kind, match.train_id, similarity, share, length, passage))
+    return found
+
+
+def leakage_findings(index: Index, scan: Scan, found: list[Leak]) -> list[Finding]:
+    findings, count = [], len(index.ids)
+    total = max(1, sum(index.lengths))
+    if found:
+        share, of_words = len(found) / count, sum(leak.words for leak in found) / total
+        kinds = {kind: sum(leak.kind == kind for leak in found) for kind in ("exact", "near", "contained")}
+        told = ", ".join(f"{number} {kind}" for kind, number in kinds.items() if number)
+        first = found[0]
+        findings.append(
+            Finding(
+                "leakage",
+                "danger" if share >= 0.01 else "warning",
+                f"{len(found)} of {count} validation documents ({share:.1%}; {of_words:.1%} of the words) are in training: {told}; "
+                f"for example {first.id} in {first.train_id or 'several documents'}",
+                "validation loss is too low by what was learnt by heart: evaluate on what is left (--write-clean), or train "
+                "without the copies",
+                dict(leaked_fraction=share, leaked_word_fraction=of_words, **kinds),
+            )
+        )
+    shares = overlaps(index, scan)
+    known = ~np.isnan(shares)
+    partial = known & (shares > 0.1)
+    partial[[leak.document for leak in found]] = False
+    all_shared = index.tables[NGRAM].seen(scan.seen)[partial].sum() / max(1, index.tables[NGRAM].sizes.sum())
+    if partial.any():
+        findings.append(
+            Finding(
+                "shared-passages",
+                "warning" if all_shared >= 0.01 else "info",
+                f"{int(partial.sum())} further validation documents share more than a tenth of their {NGRAM}-grams with training, "
+                f"{CONTAINED:.0%} at most",
+                "look at the passages: quotations and boilerplate are harmless, copied paragraphs are not",
+                dict(documents=int(partial.sum())),
+            )
+        )
+    if index.repeated:
+        findings.append(
+            Finding(
+                "repeated-validation",
+                "warning" if index.repeated >= 0.01 * count else "info",
+                f"{index.repeated} of {count} validation documents are copies of another",
+                "they count more than once in the loss, and its interval is too narrow",
+                dict(documents=index.repeated),
+            )
+        )
+    short = int((np.array(index.lengths) < NGRAM).sum())
+    if short and short >= 0.1 * count:
+        findings.append(
+            Finding(
+                "overlap-unknown",
+                "info",
+                f"{short} of {count} validation documents have fewer than {NGRAM} words: only whole copies of them are found",
+                "check longer pieces (--unit document) where these are lines or headings",
+                dict(documents=short),
+            )
+        )
+    return findings
+
+
+def without_leaks(texts: Iterable[Text], index: Index) -> Iterator[Text]:
+    """Training texts of which no validation document is a copy: whole ones dropped, and of longer ones the copied paragraphs."""
+    for group in _groups(texts):
+        if not leaks(index, scan_batch(index, group)):
+            yield from group
+            continue
+        for text in group:
+            if not _leaks(text, index):
+                yield text
+                continue
+            parts = [part for part in re.split(r"(\n[ \t\r]*\n\s*)", text.text) if part]
+            left = replace(text, text="".join(part for part in parts if not part.strip() or not _copied(part, index)))
+            if left.text.strip() and left.text != text.text and not _leaks(left, index):
+                yield left
+
+
+def _leaks(text: Text, index: Index) -> bool:
+    return bool(leaks(index, scan_batch(index, [text])))
+
+
+def _copied(part: str, index: Index) -> bool:
+    """Whether a paragraph is a validation document, or most of it part of one."""
+    found = grams(hashes(words(part)), NGRAM)
+    places, _ = index.tables[NGRAM].find(found)
+    return _leaks(Text("", part), index) or len(places) >= CONTAINED * max(1, len(found))

@@ -1,0 +1,100 @@
+"""What is checked, read: documents as the evaluation reads them, long text files in pieces, paragraphs where asked for."""
+
+from __future__ import annotations
+
+import codecs
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from ..errors import InputError
+from ..evaluation.readers import STANDARD_INPUT, ReadOptions, opened, read_documents, stem
+from .index import Text
+
+UNITS = ("auto", "document", "paragraph", "line")
+PIECE = 4 << 20  # bytes of a text file that are read at a time
+_BLANK = re.compile(r"\n[ \t\r]*\n\s*")
+
+
+def unit_of(unit: str, valid: list[str]) -> str:
+    """ "auto": paragraphs where all of validation is one text file, which has no documents; else documents."""
+    if unit != "auto":
+        return unit
+    return "paragraph" if len(valid) == 1 and _is_text(valid[0]) else "document"
+
+
+def _is_text(path: str) -> bool:
+    name = str(path).removesuffix(".gz").removesuffix(".zst")
+    return name.endswith(".txt") and Path(path).is_file()
+
+
+def read_texts(paths: Iterable[str], options: ReadOptions, unit: str = "document", tokenizer=None) -> Iterator[Text]:
+    """Texts of files, cut by ``unit``: of a document D the paragraphs (between blank lines) or lines that are not blank, D#1, ...
+
+    Tokens (.bin, .npy) are decoded by ``tokenizer``. A text file goes by in pieces, whatever its size. Raises InputError.
+    """
+    for path in paths:
+        if path != STANDARD_INPUT and _is_text(path):
+            yield from _cut(_pieces(Path(path)), unit)
+        else:
+            yield from _cut(_documents(path, options, tokenizer), unit)
+
+
+def _documents(path: str, options: ReadOptions, tokenizer) -> Iterator[Text]:
+    for document in read_documents([path], options):
+        text = document.text
+        if document.ids is not None:
+            if tokenizer is None:
+                raise InputError(f"{path}: expected a text, got tokens; --tokenizer says what they stand for")
+            text = tokenizer.decode(document.ids.tolist())
+        yield Text(document.id, text, document.domain)
+
+
+def _pieces(path: Path) -> Iterator[Text]:
+    """A text file whole, or in pieces that end where a paragraph does, or a line, or a word."""
+    decoder, rest, read = codecs.getincrementaldecoder("utf-8")(), "", 0
+    with opened(path) as stream:
+        raw = stream.read(PIECE)
+        while True:
+            following = stream.read(PIECE)
+            try:
+                rest += decoder.decode(raw, final=not following)
+            except UnicodeDecodeError as error:
+                offset = read + error.start - (len(error.object) - len(raw))
+                raise InputError(
+                    f"{path}: expected UTF-8, got byte 0x{error.object[error.start]:02x} at offset {offset}"
+                )
+            read += len(raw)
+            if not following:
+                break
+            end = next((place for mark in ("\n\n", "\n", " ") if (place := rest.rfind(mark)) > 0), len(rest))
+            yield Text(path.name, rest[:end], stem(path), last=False)
+            raw, rest = following, rest[end:]
+    if read == 0 or (read <= PIECE and not rest.strip()):
+        raise InputError(f"{path}: expected text, got an empty file")
+    yield Text(path.name, rest, stem(path))
+
+
+def _cut(texts: Iterator[Text], unit: str) -> Iterator[Text]:
+    if unit == "document":
+        yield from texts
+        return
+    split = _BLANK.split if unit == "paragraph" else str.splitlines
+    number, of = 0, None
+    for text in texts:
+        number = number if text.id == of else 0
+        for part in split(text.text):
+            if part.strip():
+                number += 1
+                yield Text(f"{text.id}#{number}", part, text.domain)
+        of = None if text.last else text.id
+
+
+def whole(texts: Iterable[Text]) -> Iterator[Text]:
+    """Pieces joined: validation, the small side, is held as documents."""
+    parts: list[Text] = []
+    for text in texts:
+        parts.append(text)
+        if text.last:
+            yield text if len(parts) == 1 else Text(text.id, "".join(part.text for part in parts), text.domain)
+            parts = []
