@@ -138,6 +138,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--per-token", metavar="OUT.parquet", help="a row a token: text, loss, entropy, rank")
     command.add_argument("--per-document", metavar="OUT.parquet", help="a row a document: loss, tokens, bytes")
     command.add_argument("--baseline", metavar="FILE", help="another evaluation's --json, shown beside this one")
+    command.add_argument("--train", nargs="+", metavar="P", help="training text: ppl check-data beside the evaluation")
     command.set_defaults(run=_eval)
 
     command = commands.add_parser("compare", help="two evaluations, paired by document; or two models on one text")
@@ -237,10 +238,14 @@ def main(argv: list[str] | None = None) -> int:
     ):  # a terminal that cannot show a character shows another, and nothing is lost
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
-    missing = [name for name in EXTRAS.get(arguments.command, ()) if importlib.util.find_spec(name) is None]
+    needed = EXTRAS.get(arguments.command, ())
+    if getattr(arguments, "train", None):
+        needed = dict.fromkeys((*needed, *EXTRAS["check-data"]))
+    missing = [name for name in needed if importlib.util.find_spec(name) is None]
     try:
         if missing:
             extra = EXTRA_OF.get(arguments.command, arguments.command)
+            extra = f"{extra},data" if extra == "eval" and "xxhash" in missing else extra
             raise InputError(f"{arguments.command}: needs {', '.join(missing)}; install fused-perplexity[{extra}]")
         return arguments.run(arguments)
     except BrokenPipeError:  # the reader, head say, has seen enough

@@ -6,7 +6,7 @@ import argparse
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from rich.console import Console, Group
@@ -15,6 +15,7 @@ from rich.text import Text as Line
 
 from ..errors import InputError
 from ..evaluation.commands import check_output, read_options, with_separator
+from ..evaluation.documents import Document
 from ..evaluation.fingerprints import tokenizer_fingerprint
 from ..evaluation.models import load_tokenizer
 from ..evaluation.readers import STANDARD_INPUT
@@ -24,7 +25,7 @@ from .checks import DataCheck, check_data, write_texts
 from .index import Index, Scan, Text
 from .leakage import without_leaks
 from .splits import goes_to_validation
-from .texts import read_texts, unit_of, whole
+from .texts import cut, read_texts, text_of, unit_of, whole
 from .vocabulary import embedding_size
 
 LISTED = 8  # leaked documents in a terminal
@@ -67,6 +68,19 @@ def run_check_data(arguments: argparse.Namespace) -> int:
         console.print(view(check))
     severities = [SEVERITIES.index(finding.severity) for finding in check.findings]
     return int(bool(arguments.fail_on) and max(severities, default=-1) >= SEVERITIES.index(arguments.fail_on))
+
+
+def check_evaluation(arguments: argparse.Namespace, tokenizer, documents: Iterable[Document]) -> DataCheck:
+    """``ppl eval --train``: the evaluated documents beside a training text, cut as the evaluation cuts them."""
+    options = with_separator(read_options(arguments), tokenizer, arguments.separator)
+    unit = unit_of("auto", arguments.text)
+    return check_data(
+        read_texts(arguments.train, options, unit, tokenizer),
+        cut((text_of(document, tokenizer) for document in documents), unit),
+        tokenizer=tokenizer,
+        embedding=embedding_size(arguments.model),
+        progress=_progress(),
+    )
 
 
 def _check(arguments: argparse.Namespace) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from ..errors import InputError
+from ..evaluation.documents import Document
 from ..evaluation.readers import STANDARD_INPUT, ReadOptions, opened, read_documents, stem
 from .index import Text
 
@@ -35,19 +36,22 @@ def read_texts(paths: Iterable[str], options: ReadOptions, unit: str = "document
     """
     for path in paths:
         if path != STANDARD_INPUT and _is_text(path):
-            yield from _cut(_pieces(Path(path)), unit)
+            yield from cut(_pieces(Path(path)), unit)
         else:
-            yield from _cut(_documents(path, options, tokenizer), unit)
+            yield from cut(_documents(path, options, tokenizer), unit)
 
 
 def _documents(path: str, options: ReadOptions, tokenizer) -> Iterator[Text]:
     for document in read_documents([path], options):
-        text = document.text
-        if document.ids is not None:
-            if tokenizer is None:
-                raise InputError(f"{path}: expected a text, got tokens; --tokenizer says what they stand for")
-            text = tokenizer.decode(document.ids.tolist())
-        yield Text(document.id, text, document.domain)
+        if document.ids is not None and tokenizer is None:
+            raise InputError(f"{path}: expected a text, got tokens; --tokenizer says what they stand for")
+        yield text_of(document, tokenizer)
+
+
+def text_of(document: Document, tokenizer) -> Text:
+    """A document as text, tokens decoded."""
+    text = document.text if document.ids is None else tokenizer.decode(document.ids.tolist())
+    return Text(document.id, text, document.domain)
 
 
 def _pieces(path: Path) -> Iterator[Text]:
@@ -75,7 +79,8 @@ def _pieces(path: Path) -> Iterator[Text]:
     yield Text(path.name, rest, stem(path))
 
 
-def _cut(texts: Iterator[Text], unit: str) -> Iterator[Text]:
+def cut(texts: Iterable[Text], unit: str) -> Iterator[Text]:
+    """Texts cut by ``unit``: a document D's paragraphs or lines that are not blank are D#1, D#2, ..."""
     if unit == "document":
         yield from texts
         return

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import InputError
-from .protocols import NON_FINITE, SPECIAL
+from .protocols import NON_FINITE, SPECIAL, unknown_id
 from .results import DocumentScore
 from .scoring import Scored
 from .uncertainty import BLOCK
@@ -132,7 +132,8 @@ class Collector:
         self.counts = np.zeros(vocabulary, dtype=np.int64)  # of scored tokens, by id
         self.squares = 0.0
         self.tokens_read = self.tokens = 0
-        self.nll = 0.0
+        self.nll = self.unknown_nll = 0.0
+        self.unknown = unknown_id(tokenizer)
         self.non_finite: dict | None = None
         self.surprising: list[tuple] = []
         self.blocks: tuple[np.ndarray, np.ndarray] | None = None  # of the only document with scored tokens
@@ -167,6 +168,8 @@ class Collector:
             self.nll, self.tokens = self.nll + total, self.tokens + len(nll)
             self.squares += float(np.dot(nll, nll))
             np.add.at(self.counts, ids, 1)
+            if self.unknown is not None:
+                self.unknown_nll += float(nll[ids == self.unknown].sum())
             if self._with_tokens == 0:
                 self._add_blocks(places, nll)
             self._note_surprising(scored, places, nll)
@@ -253,6 +256,15 @@ class Collector:
             self.blocks = None if self._with_tokens else (self._block_nll[kept], self._block_tokens[kept])
             self._with_tokens += 1
         self._start()
+
+    @property
+    def unknown_tokens(self) -> int:
+        return 0 if self.unknown is None else int(self.counts[self.unknown])
+
+    def loss_without_unknown(self) -> float | None:
+        """Nats a token over those that are not unknown, as KenLM's "excluding OOVs"; None where there are none."""
+        known = self.tokens - self.unknown_tokens
+        return (self.nll - self.unknown_nll) / known if known else None
 
     def surprising_tokens(self) -> list[dict]:
         """The tokens with the largest loss, the largest first."""

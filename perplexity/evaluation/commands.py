@@ -49,11 +49,21 @@ def run_eval(arguments: argparse.Namespace) -> int:
                 progress=progress,
             )
     if rank == 0:
+        check = None
+        if arguments.train:
+            from ..data_checks.commands import check_evaluation
+
+            check = check_evaluation(arguments, tokenizer, texts.documents(tokenizer))
+            evaluation = replace(evaluation, data_check=check.to_dict())
         try:
             if arguments.json:
                 evaluation.save(arguments.json)
         finally:  # a file that cannot be written must not take the numbers with it, nor a terminal the file
             tables.show(evaluation, Console(), baseline)
+            if check is not None:
+                from ..data_checks.commands import view
+
+                Console().print(view(check))
     return 0 if evaluation.ok else 1
 
 

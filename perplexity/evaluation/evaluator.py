@@ -25,7 +25,7 @@ from .collect import DOCUMENT_COLUMNS, TOKEN_COLUMNS, Collector, ParquetTable, d
 from .documents import Document
 from .fingerprints import TextFingerprint, tokenizer_fingerprint
 from .journal import Journal
-from .protocols import Positions, Protocol, choose_protocol, special_ids, unknown_id
+from .protocols import Positions, Protocol, choose_protocol, special_ids
 from .results import Evaluation, summarise
 from .scoring import IGNORED, Scored, raise_together, stream, tasks
 
@@ -302,8 +302,7 @@ def _evaluation(collector: Collector, tokenizer, **rest) -> Evaluation:
     by_domain = defaultdict(list)
     for score in collector.scores:
         by_domain[score.domain].append(score)
-    unknown = unknown_id(tokenizer)
-    unknown_tokens = 0 if unknown is None else int(collector.counts[unknown])
+    without_unknown = collector.loss_without_unknown()
     longest, worst = collector.extreme_documents()
     # Entropy of this text's own token frequencies: no predictor that ignores context can do better on it.
     counts = collector.counts[collector.counts > 0]
@@ -314,12 +313,14 @@ def _evaluation(collector: Collector, tokenizer, **rest) -> Evaluation:
         tokens_read=collector.tokens_read,
         tokens_skipped=sum(collector.skipped.values()),
         skipped=dict(collector.skipped),
-        unknown_tokens=unknown_tokens,
+        unknown_tokens=collector.unknown_tokens,
+        loss_without_unknown=without_unknown,
+        perplexity_without_unknown=None if without_unknown is None else exp(without_unknown),
         non_finite=collector.non_finite,
         baselines={
             name: {"loss": loss, "perplexity": exp(loss)} for name, loss in (("uniform", uniform), ("unigram", unigram))
         },
-        notes=_notes(summary, collector, unknown_tokens, uniform),
+        notes=_notes(summary, collector, uniform),
         domains={name: summarise(members, bootstrap=False) for name, members in sorted(by_domain.items())},
         longest_documents=longest,
         worst_documents=worst,
@@ -330,15 +331,21 @@ def _evaluation(collector: Collector, tokenizer, **rest) -> Evaluation:
     )
 
 
-def _notes(summary: dict, collector: Collector, unknown_tokens: int, uniform: float) -> list[str]:
+def _notes(summary: dict, collector: Collector, uniform: float) -> list[str]:
     """What a reader must know before believing the number."""
     notes = []
     if bad := collector.non_finite:
         notes.append(f"{described(bad)} and are left out")
-    if unknown_tokens:
+    if collector.unknown_tokens:
+        without = collector.loss_without_unknown()
         notes.append(
-            f"{unknown_tokens:,} of {summary['tokens']:,} scored tokens are unknown to the tokenizer: their loss says "
+            f"{collector.unknown_tokens:,} of {summary['tokens']:,} scored tokens are unknown to the tokenizer: their loss says "
             "nothing about what stood there"
+            + (
+                ""
+                if without is None
+                else f"; without them the loss is {without:.4f}, the perplexity {exp(without):,.3f}"
+            )
         )
     if math.isinf(summary["perplexity"]):
         notes.append(

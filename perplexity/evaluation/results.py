@@ -32,6 +32,7 @@ class Evaluation:
 
     loss: nats a scored token; stderr: its standard error over ``clusters``; perplexity_interval: 95 %, by the delta method on
     the scale of the loss; tokens: tokens scored; tokens_read = tokens + tokens_skipped, the latter by reason in ``skipped``.
+    loss_without_unknown: over the tokens that the tokenizer knows; data_check: of ``ppl eval --train``, as ppl check-data's JSON.
     """
 
     loss: float
@@ -45,6 +46,8 @@ class Evaluation:
     tokens_skipped: int
     skipped: dict[str, int]
     unknown_tokens: int
+    loss_without_unknown: float | None
+    perplexity_without_unknown: float | None
     non_finite: dict | None
     bytes: int
     words: int
@@ -73,6 +76,7 @@ class Evaluation:
     surprising_tokens: list[dict]
     per_document: list[DocumentScore] = field(repr=False)
     blocks: list[list[float]] | None = field(default=None, repr=False)
+    data_check: dict | None = field(default=None, repr=False)
 
     @property
     def ok(self) -> bool:
