@@ -55,7 +55,7 @@ class Batch:
 
     @property
     def starts(self) -> np.ndarray:
-        return np.concatenate([np.zeros(1, np.int64), self.ends[:-1]])
+        return np.concatenate([np.zeros(1, np.int64), self.ends])[:-1]
 
     def grams(self, size: int) -> tuple[np.ndarray, np.ndarray]:
         """Hashes of n-grams within a text, and the position of their first word."""

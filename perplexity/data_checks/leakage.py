@@ -161,7 +161,9 @@ class _State:
         if not now and time.monotonic() - self.saved < SAVE_EVERY:
             return
         self.saved = time.monotonic()
-        record = asdict(scan) | {"seen": np.flatnonzero(scan.seen).tolist(), "groups": done}
+        record = vars(scan) | {"seen": np.flatnonzero(scan.seen).tolist(), "groups": done}
+        for name in ("exact", "near", "overlap"):
+            record[name] = {document: asdict(match) for document, match in record[name].items()}
         _replace(self.folder / "scan.json", json.dumps(record).encode())
 
 
@@ -202,7 +204,7 @@ def leaks(index: Index, scan: Scan) -> list[Leak]:
             kind, match = "contained", overlap or Match(float(sizes[document]), "", "")
         else:
             continue
-        passage = (overlap or match).passage
+        passage = overlap.passage if overlap and overlap.train_id == match.train_id else match.passage
         domain, length = index.domains[document], index.lengths[document]
         found.append(Leak(document, name, domain, kind, match.train_id, similarity, share, length, passage))
     return found
