@@ -10,9 +10,10 @@ text can be scanned anywhere, by any engine, and merged in any order.
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 import numpy as np
 
@@ -154,6 +155,24 @@ class Scan:
         self.domains += other.domains
         self.lengths += other.lengths
         return self
+
+    def to_json(self) -> str:
+        record = vars(self) | {"seen": [len(self.seen), *np.flatnonzero(self.seen).tolist()]}
+        for name in ("exact", "near", "overlap"):
+            record[name] = {document: asdict(match) for document, match in record[name].items()}
+        return json.dumps(record)
+
+    @classmethod
+    def from_json(cls, text: str) -> Scan:
+        record = json.loads(text)
+        size, *rows = record["seen"]
+        record["seen"] = np.zeros(size, bool)
+        record["seen"][rows] = True
+        for name in ("exact", "near", "overlap"):
+            record[name] = {int(document): Match(**match) for document, match in record[name].items()}
+        record["domains"] = Counter(record["domains"])
+        record["lengths"] = Counter({int(bits): count for bits, count in record["lengths"].items()})
+        return cls(**record)
 
 
 class Index:

@@ -9,7 +9,8 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
+from itertools import islice
 from multiprocessing import get_all_start_methods, get_context
 from pathlib import Path
 
@@ -72,9 +73,9 @@ def scan_texts(
     """
     book = None if state is None else _State(Path(state), index, identity or {})
     scan, done = (index.scan(), 0) if book is None else book.load()
-    for count, found in _scanned(index, _after(_groups(texts), done), workers):
+    for found in _scanned(index, islice(groups(texts), done, None), workers):
         scan.merge(found)
-        done += count
+        done += 1
         if progress is not None:
             progress(scan)
         if book is not None:
@@ -84,7 +85,8 @@ def scan_texts(
     return scan
 
 
-def _groups(texts: Iterable[Text]) -> Iterator[list[Text]]:
+def groups(texts: Iterable) -> Iterator[list]:
+    """Lists of what has a ``text``, of ``BATCH`` characters or a little more."""
     group, size = [], 0
     for text in texts:
         group.append(text)
@@ -96,34 +98,28 @@ def _groups(texts: Iterable[Text]) -> Iterator[list[Text]]:
         yield group
 
 
-def _after(groups: Iterator[list[Text]], done: int) -> Iterator[list[Text]]:
-    for number, group in enumerate(groups):
-        if number >= done:
-            yield group
-
-
-def _scanned(index: Index, groups: Iterator[list[Text]], workers: int) -> Iterator[tuple[int, Scan]]:
-    """Scans of groups in their order, and how many groups each is of."""
+def _scanned(index: Index, parts: Iterator[list[Text]], workers: int) -> Iterator[Scan]:
+    """Scans of groups of texts, in their order."""
     if workers <= 1:
-        yield from ((1, scan_batch(index, group)) for group in groups)
+        yield from (scan_batch(index, part) for part in parts)
         return
     # Forked where the system can: the index is shared, not copied.
     context = get_context("fork" if "fork" in get_all_start_methods() else None)
     with ProcessPoolExecutor(workers, context, _start_worker, (index,)) as pool:
         waiting = deque()
-        for group in groups:
-            waiting.append(pool.submit(_scan_in_worker, group))
+        for part in parts:
+            waiting.append(pool.submit(_scan_in_worker, part))
             if len(waiting) > 2 * workers:
-                yield 1, waiting.popleft().result()
+                yield waiting.popleft().result()
         while waiting:
-            yield 1, waiting.popleft().result()
+            yield waiting.popleft().result()
 
 
 class _State:
-    """A pass in a folder: identity.json says of what, scan.json and seen.npy what was met up to which group."""
+    """A pass in a folder: identity.json says of what, scan.jsonl how many groups were scanned and what was met in them."""
 
     def __init__(self, folder: Path, index: Index, identity: dict) -> None:
-        self.folder, self.index, self.saved = folder, index, time.monotonic()
+        self.path, self.index, self.saved = folder / "scan.jsonl", index, time.monotonic()
         identity = identity | {"ngram": NGRAM, "shingle": SHINGLE, "near": index.near, "kept": index.kept}
         identity["validation"] = f"{hash_of(index):016x}"
         try:
@@ -137,34 +133,21 @@ class _State:
                         f"journal: {folder} is of another check ({', '.join(different)} differ); take another folder"
                     )
             else:
-                _replace(path, json.dumps(identity).encode())
+                _replace(path, json.dumps(identity))
         except OSError as error:
             raise InputError(f"journal: {folder} cannot be used ({error.strerror})")
 
     def load(self) -> tuple[Scan, int]:
-        path = self.folder / "scan.json"
-        if not path.exists():
+        if not self.path.exists():
             return self.index.scan(), 0
-        record = json.loads(path.read_text())
-        scan = self.index.scan()
-        scan.seen[record.pop("seen")] = True
-        done = record.pop("groups")
-        for name in ("exact", "near", "overlap"):
-            setattr(scan, name, {int(key): Match(**match) for key, match in record.pop(name).items()})
-        scan.domains.update(record.pop("domains"))
-        scan.lengths.update({int(key): count for key, count in record.pop("lengths").items()})
-        for name, value in record.items():
-            setattr(scan, name, value)
-        return scan, done
+        done, record = self.path.read_text().split("\n")
+        return Scan.from_json(record), int(done)
 
     def save(self, scan: Scan, done: int, now: bool = False) -> None:
         if not now and time.monotonic() - self.saved < SAVE_EVERY:
             return
         self.saved = time.monotonic()
-        record = vars(scan) | {"seen": np.flatnonzero(scan.seen).tolist(), "groups": done}
-        for name in ("exact", "near", "overlap"):
-            record[name] = {document: asdict(match) for document, match in record[name].items()}
-        _replace(self.folder / "scan.json", json.dumps(record).encode())
+        _replace(self.path, f"{done}\n{scan.to_json()}")
 
 
 def hash_of(index: Index) -> int:
@@ -172,10 +155,10 @@ def hash_of(index: Index) -> int:
     return int(np.bitwise_xor.reduce(hashes([f"{key} {len(of)}".encode() for key, of in index.digests.items()])))
 
 
-def _replace(path: Path, content: bytes) -> None:
+def _replace(path: Path, content: str) -> None:
     """A file that is there whole, or as it was."""
     part = path.with_suffix(".part")
-    part.write_bytes(content)
+    part.write_text(content)
     os.replace(part, path)
 
 
@@ -271,7 +254,7 @@ def leakage_findings(index: Index, scan: Scan, found: list[Leak]) -> list[Findin
 
 def without_leaks(texts: Iterable[Text], index: Index) -> Iterator[Text]:
     """Training texts of which no validation document is a copy: whole ones dropped, and of longer ones the copied paragraphs."""
-    for group in _groups(texts):
+    for group in groups(texts):
         if not leaks(index, scan_batch(index, group)):
             yield from group
             continue

@@ -1,7 +1,10 @@
 """Seeded copies are found, disjoint text is left alone, and one pass is many passes merged."""
 
+import json
 import random
 import re
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -206,3 +209,34 @@ def test_what_would_leak_is_dropped_from_training():
     assert [text.id for text in left] == ["part", "clean"]
     assert re.split(r"\n\s*\n", left[0].text.strip()) == [kept, f"{kept} too"]
     assert not leaks(index, scan_texts(index, left))
+
+
+def test_a_shard_runs_under_an_engine(tmp_path):
+    """datatrove's local executor, in processes of its own; run again it does nothing that is done."""
+    pytest.importorskip("datatrove")
+    code = f"""
+import sys
+sys.path[:0] = {[path for path in sys.path if path]!r}
+from corpus import documentation
+from datatrove.executor import LocalPipelineExecutor
+from datatrove.pipeline.readers import JsonlReader
+from perplexity.data_checks.engines import LeakageScan, merged
+from perplexity.data_checks.index import Index, Text
+from perplexity.data_checks.leakage import leaks
+if __name__ == "__main__":
+    index = Index([Text(str(number), text) for number, text in enumerate(documentation()[:100])])
+    steps = [JsonlReader("train"), LeakageScan(index, "scans")]
+    for _ in range(2):
+        LocalPipelineExecutor(steps, tasks=3, workers=2, logging_dir="log").run()
+    scan = merged("scans", index)
+    print(scan.documents, [leak.document for leak in leaks(index, scan)])
+"""
+    (tmp_path / "train").mkdir()
+    for shard in range(3):
+        rows = [*sources()[shard:12:3], documentation()[7 * shard]]
+        content = "".join(json.dumps({"text": text, "id": f"{shard}.{row}"}) + "\n" for row, text in enumerate(rows))
+        (tmp_path / "train" / f"{shard}.jsonl").write_text(content)
+    (tmp_path / "job.py").write_text(code)
+    done = subprocess.run([sys.executable, "job.py"], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.splitlines()[-1] == "15 [0, 7, 14]"

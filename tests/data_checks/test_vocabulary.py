@@ -18,9 +18,6 @@ def words_tokenizer(**options):
 
     words = ("the", "cat", "sat", "on", "mat", "and", "dog", "lay", "by", "door")
     vocabulary = {"<unk>": 0} | {word: number + 1 for number, word in enumerate(words)}
-        word: number + 1
-        for number, word in enumerate(["the", "cat", "sat", "on", "mat", "and", "dog", "lay", "by", "door"])
-    }
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     if options.pop("lower", False):
