@@ -1,4 +1,4 @@
-"""``python bench/data_checks.py``: what ``ppl check-data`` costs at 10, 100 and 1,000 MB of training text: seconds, MB/s, peak memory.
+"""``python bench/data_checks.py``: what ``ppl check-data`` costs at 10, 100 and 1,000 MB of training text: time and peak memory.
 
 The text is sentences of the standard library's sources in random order, a tenth of a percent of the documents copies of
 validation. Written to bench/results/cpu-<name>-data-checks.json; asserts nothing.
@@ -75,7 +75,10 @@ def main() -> None:
                     )
                 )  # fmt: skip
                 print(rows[-1], flush=True)
-    few = dict(documents="validation alone as training", peak_mib=peak_mib("check-data", "--train", __file__, "--valid", __file__))
+    few = dict(
+        documents="validation alone as training",
+        peak_mib=peak_mib("check-data", "--train", __file__, "--valid", __file__),
+    )
     results = dict(
         device=cpu_name(), command="python bench/data_checks.py", date=now(), commit=commit(), xxhash=version("xxhash"),
         numpy=version("numpy"), rows=rows, of_nothing=few,

@@ -216,6 +216,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--png", metavar="OUT.png", help="loss and perplexity side by side")
     command.add_argument("--svg", metavar="OUT.svg", help="the same, to scale")
     command.add_argument("--eval", action="append", metavar="FILE", help="a result of ppl eval --json to show beside")
+    command.add_argument("--data", action="append", metavar="FILE", help="a result of ppl check-data --json, likewise")
     command.add_argument("--title", help="of the page and the plots")
     _history_options(command)
     command.set_defaults(run=_report)

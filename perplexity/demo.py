@@ -1,4 +1,4 @@
-"""``ppl demo``: the main job end to end on real text: split, tokenizer, training with the fused loss, evaluation, plot."""
+"""``ppl demo``: the main job end to end on real text: split, tokenizer, training with the fused loss, evaluation, checks."""
 
 from __future__ import annotations
 
@@ -155,6 +155,8 @@ def run(out: str | Path, *, steps: int = 300) -> dict:
     from rich.table import Table
     from torch.utils.tensorboard import SummaryWriter
 
+    from .data_checks import Text, check_data
+    from .data_checks.commands import view as view_data
     from .evaluation import Document, evaluate, models, tables
     from .monitor import diagnose, read_history
     from .monitor.commands import view
@@ -264,10 +266,26 @@ def run(out: str | Path, *, steps: int = 300) -> dict:
     diagnosis = diagnose(digest, vocabulary_size=VOCABULARY, total_steps=steps)
     diagnosis.save(out / "diagnosis.json")
     console.print(view(digest, diagnosis))
+    check = check_data(
+        (Text(name, text, "train") for name, text in training.items()),
+        (Text(name, text, "validation") for name, text in validation.items()),
+        tokenizer=tokenizer,
+        embedding=VOCABULARY,
+        interval=0.05,
+    )
+    check.save(out / "data-check.json")
+    console.print(view_data(check), soft_wrap=False)
     shown = json.loads(evaluation.to_json()) | {"source": "of the validation text"}
     title = f"Python's documentation, {steps} steps"
     write_report(
-        out / "report.html", curves, digest, diagnosis, vocabulary_size=VOCABULARY, evaluations=[shown], title=title
+        out / "report.html",
+        curves,
+        digest,
+        diagnosis,
+        vocabulary_size=VOCABULARY,
+        evaluations=[shown],
+        data_checks=[check.to_dict() | {"source": "of the demo's split"}],
+        title=title,
     )
     summary = {
         "text_sha256": text_hash,
@@ -279,11 +297,13 @@ def run(out: str | Path, *, steps: int = 300) -> dict:
         "loss": evaluation.loss,
         "perplexity": evaluation.perplexity,
         "verdict": diagnosis.verdict,
+        "leaked_fraction": check.leaked_fraction,
     }
     (out / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
     console.print(
-        f"written to {out}: model/, history.jsonl, history.csv, tensorboard/, evaluation.json, diagnosis.json, curves.png, "
-        "report.html (open it in a browser)\n"
-        f"again, by hand: ppl eval {out}/model {out}/validation.jsonl --context-length {CONTEXT}"
+        f"written to {out}: model/, history.jsonl, history.csv, tensorboard/, evaluation.json, diagnosis.json, data-check.json, "
+        "curves.png, report.html (open it in a browser)\n"
+        f"again, by hand: ppl eval {out}/model {out}/validation.jsonl --context-length {CONTEXT} "
+        f"--train {out}/train.jsonl"
     )
     return summary

@@ -3,13 +3,27 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
+from pathlib import Path
 
 from ..errors import InputError
 from ..evaluation.results import read_result
 from ..monitor.commands import parse_tags
 from ..monitor.health import diagnose
 from ..monitor.readers import read_history
+
+
+def read_check(path: str) -> dict:
+    """What ``ppl check-data --json`` wrote; InputError where it is not that."""
+    try:
+        record = json.loads(Path(path).read_text())
+    except (ValueError, RecursionError, OSError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not JSON"
+        raise InputError(f"{path}: expected a result file of ppl check-data --json, got {reason}")
+    if not isinstance(record, dict):
+        raise InputError(f"{path}: expected a result file of ppl check-data --json, got no object")
+    return record
 
 
 def run_report(arguments: argparse.Namespace) -> int:
@@ -28,6 +42,9 @@ def run_report(arguments: argparse.Namespace) -> int:
         from .html import write_report
 
         evaluations = [read_result(path) | {"source": str(path)} for path in arguments.eval or []]
+        beside = [
+            e["data_check"] | {"source": e["source"]} for e in evaluations if isinstance(e.get("data_check"), dict)
+        ]
         write_report(
             arguments.output,
             history,
@@ -35,6 +52,7 @@ def run_report(arguments: argparse.Namespace) -> int:
             diagnosis,
             vocabulary_size=arguments.vocabulary_size,
             evaluations=evaluations,
+            data_checks=[read_check(path) | {"source": str(path)} for path in arguments.data or []] + beside,
             title=arguments.title,
         )
         print(f"{arguments.output}: {diagnosis.verdict}")

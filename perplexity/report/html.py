@@ -148,38 +148,63 @@ def _figure(traces: list[dict], label: str, shapes: list, notes: list, *, log: b
     }
 
 
+def _take(source: str, given: dict, kind, names: tuple[str, ...]) -> dict:
+    """The values of ``names``, None where there is none; InputError where one is none of its kind."""
+    found = {}
+    for name in names:
+        value = given.get(name)
+        fits = value is None or (isinstance(value, kind) and not isinstance(value, bool))
+        if not fits or (isinstance(value, int) and abs(value) > 1e300):
+            what = {str: "text", NUMBER: "a number", dict: "an object"}.get(kind, "a list")
+            raise InputError(f"{source}: expected {what} for {name}, got {value!r:.60}")
+        found[name] = value
+    return found
+
+
+def _take_rows(source: str, given: dict, name: str, texts: tuple[str, ...], values: tuple[str, ...] = ()) -> list[dict]:
+    found = _take(source, given, list, (name,))[name] or []
+    if not all(isinstance(row, dict) for row in found):
+        raise InputError(f"{source}: expected objects in {name}, got {found!r:.60}")
+    return [_take(source, row, str, texts) | _take(source, row, NUMBER, values) for row in found]
+
+
 def evaluation_section(record: dict, source: str) -> dict:
     """What the page shows of a result of ``ppl eval --json``: what is absent is left out, InputError where a value is none of
     its kind."""
-    shown: dict = {"source": source}
-
-    def take(given: dict, kind, names: tuple[str, ...]) -> dict:
-        found = {}
-        for name in names:
-            value = given.get(name)
-            fits = value is None or (isinstance(value, kind) and not isinstance(value, bool))
-            if not fits or (isinstance(value, int) and abs(value) > 1e300):
-                what = "text" if kind is str else "a number" if kind is NUMBER else "a list"
-                raise InputError(f"{source}: expected {what} for {name}, got {value!r:.60}")
-            found[name] = value
-        return found
-
     numbers = ("loss", "stderr", "perplexity", "bits_per_byte", "tokens", "documents", "context_length")
-    shown |= take(record, NUMBER, numbers) | take(record, str, ("protocol",))
-    lists = take(record, list, ("perplexity_interval", "worst_documents", "surprising_tokens", "notes"))
+    shown = {"source": source} | _take(source, record, NUMBER, numbers) | _take(source, record, str, ("protocol",))
+    lists = _take(source, record, list, ("perplexity_interval", "notes"))
     interval = lists["perplexity_interval"] or []
     if len(interval) not in (0, 2) or not all(isinstance(bound, NUMBER) for bound in interval):
         raise InputError(f"{source}: expected two numbers for perplexity_interval, got {interval!r:.60}")
-    rows = {
-        "worst_documents": (("id",), ("tokens", "loss")),
-        "surprising_tokens": (("document", "before", "text"), ("position", "nll")),
+    return shown | {
+        "perplexity_interval": interval,
+        "notes": [str(note) for note in lists["notes"] or []],
+        "worst_documents": _take_rows(source, record, "worst_documents", ("id",), ("tokens", "loss")),
+        "surprising_tokens": _take_rows(
+            source, record, "surprising_tokens", ("document", "before", "text"), ("position", "nll")
+        ),
     }
-    for name, (texts, values) in rows.items():
-        found = lists[name] or []
-        if not all(isinstance(row, dict) for row in found):
-            raise InputError(f"{source}: expected objects in {name}, got {found!r:.60}")
-        shown[name] = [take(row, str, texts) | take(row, NUMBER, values) for row in found]
-    return shown | {"perplexity_interval": interval, "notes": [str(note) for note in lists["notes"] or []]}
+
+
+def data_section(record: dict, source: str) -> dict:
+    """What the page shows of a result of ``ppl check-data --json``, likewise."""
+    numbers = ("leaked_fraction", "leaked_token_fraction", "valid_fraction", "ngram_overlap", "unknown_token_rate")
+    shown = _take(source, record, NUMBER, (*numbers, "exact_duplicates", "near_duplicates"))
+    if not isinstance(shown["leaked_fraction"], NUMBER):
+        raise InputError(f"{source}: expected a result file of ppl check-data --json, got one without leaked_fraction")
+    documents = _take(source, record, dict, ("documents",))["documents"] or {}
+    notes = _take(source, record, list, ("notes",))["notes"] or []
+    return shown | {
+        "source": source,
+        "documents": _take(source, documents, NUMBER, ("train", "valid")),
+        "token_unit": _take(source, record, str, ("token_unit",))["token_unit"] or "tokens",
+        "findings": _take_rows(source, record, "findings", ("signal", "severity", "evidence", "advice")),
+        "leaked": _take_rows(
+            source, record, "leaked", ("id", "train_id", "kind", "passage"), ("similarity", "overlap")
+        ),
+        "notes": [str(note) for note in notes],
+    }
 
 
 def write_report(
@@ -190,9 +215,13 @@ def write_report(
     *,
     vocabulary_size: int | None = None,
     evaluations: list[dict] | None = None,
+    data_checks: list[dict] | None = None,
     title: str | None = None,
 ) -> None:
-    """One self-contained HTML file; ``evaluations`` are results of ``ppl eval --json``. Strings of a run are escaped."""
+    """One self-contained HTML file; ``evaluations`` are results of ``ppl eval --json``, ``data_checks`` of ``ppl check-data``.
+
+    Strings of a run are escaped.
+    """
     try:
         import jinja2
         from plotly.offline import get_plotlyjs
@@ -211,6 +240,7 @@ def write_report(
         data=jinja2.utils.markupsafe.Markup(data),
         library=jinja2.utils.markupsafe.Markup(get_plotlyjs().replace("</script", "<\\/script")),
         evaluations=[evaluation_section(record, str(record.get("source", ""))) for record in evaluations or []],
+        data_checks=[data_section(record, str(record.get("source", ""))) for record in data_checks or []],
         tokens=None if math.isnan(digest.tokens) else digest.tokens,
         minutes=digest.seconds / 60 if digest.seconds else None,
     )
