@@ -10,7 +10,7 @@ from faults import VOCABULARY, history, runs
 
 from perplexity.errors import InputError
 from perplexity.monitor import diagnose
-from perplexity.report.html import evaluation_section, thinned, write_report
+from perplexity.report.html import data_section, evaluation_section, thinned, write_report
 from perplexity.report.plots import run_curves
 
 HOSTILE = '<b>run</b> & </script><script>document.title="taken"</script>'
@@ -147,3 +147,33 @@ def test_a_result_with_the_least_keys_is_shown(tmp_path):
 def test_a_result_of_the_wrong_kinds_is_named(record):
     with pytest.raises(InputError, match=f"a.json: expected .* {next(iter(record))}"):
         evaluation_section({"loss": 3.0} | record, "a.json")
+
+
+CHECK = {
+    "documents": {"train": 10, "valid": 4},
+    "leaked_fraction": 0.25,
+    "leaked_token_fraction": 0.125,
+    "findings": [{"signal": "leakage", "severity": "danger", "evidence": "<b>one</b> of 4", "advice": "look"}],
+    "leaked": [{"id": "v<i>1", "train_id": "t1", "kind": "near", "similarity": 0.5, "passage": "the same words"}],
+}
+
+
+def test_a_data_check_is_shown(tmp_path):
+    made = history(runs("healthy")[0])
+    digest = made.digest()
+    for name, record in (("whole", CHECK), ("least", {"leaked_fraction": 0.0})):
+        path = tmp_path / f"{name}.html"
+        write_report(path, made, digest, diagnose(digest), data_checks=[record])
+        text = path.read_text()
+        assert ("25.00 %" in text and "12.50 %" in text and "near 0.50" in text) == (name == "whole")
+        assert "<b>one" not in text and "<i>1" not in text
+
+
+@pytest.mark.parametrize(
+    "record",
+    [{}, {"leaked_fraction": "x"}, {"documents": []}, {"findings": {}}, {"leaked": [3]}, {"unknown_token_rate": "0"}],
+)
+def test_a_data_check_of_the_wrong_kinds_is_named(record):
+    given = ({"leaked_fraction": 0.1} | record) if record else {}
+    with pytest.raises(InputError, match=f"a.json: expected .* {next(iter(record), 'leaked_fraction')}"):
+        data_section(given, "a.json")
