@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -14,10 +15,10 @@ from ..evaluation.fingerprints import tokenizer_fingerprint
 from ..evaluation.results import to_json, write_text
 from ..monitor.findings import SEVERITIES
 from .findings import Finding
-from .index import NGRAM, SHINGLE, Index, Scan, Text
-from .leakage import Leak, leakage_findings, leaks, overlaps, scan_texts
+from .index import FEWEST, NGRAM, SHINGLE, Index, Scan, Text
+from .leakage import FEWEST_WORDS, Leak, leakage_findings, leaks, overlaps, scan_texts
 from .splits import shift_findings, size_findings
-from .vocabulary import TRAIN_BYTES, Tokens, count_tokens, vocabulary_findings
+from .vocabulary import TRAIN_BYTES, Sample, Tokens, count_tokens, vocabulary_findings
 
 MEMORY_LIMIT = 1 << 30
 NEAR = 0.25  # Jaccard similarity of shingles; one word in ten changed leaves 0.43 or more
@@ -92,7 +93,7 @@ def check_data(
     valid is held in memory, with tables of at most ``memory_limit`` bytes; train goes by once, whatever its size, over ``workers``
     processes. near: the Jaccard similarity of 4-word shingles from which a document counts as a copy. interval: the relative
     half-width that is wanted of the perplexity's 95 % interval. tokenizer: a transformers tokenizer, which counts the tokens of
-    validation, and of the first ``train_bytes`` of training; embedding: rows of the model's. journal: a folder; the same call
+    validation, and of a sample of ``train_bytes`` of training; embedding: rows of the model's. journal: a folder; the same call
     again goes on where a killed one stopped, if ``identity`` is what it was. Raises InputError.
     """
     if not 0 < near <= 1:
@@ -105,16 +106,17 @@ def check_data(
     if not valid:
         raise InputError("valid: expected at least one document, got none")
     index = Index(valid, memory_limit, near)
-    sampled: list[Text] = []
-    kept = _sampling(as_texts(train), sampled, train_bytes if tokenizer is not None else 0)
-    scan = scan_texts(index, kept, workers=workers, state=journal, identity=identity, progress=progress)
+    sample = Sample(train_bytes if tokenizer is not None else 0)
+    scan = scan_texts(
+        index, _sampled(as_texts(train), sample), workers=workers, state=journal, identity=identity, progress=progress
+    )
     leaked = leaks(index, scan)
-    lengths = [*index.lengths]
+    lengths = index.lengths
     tokens = train_tokens = None
     if tokenizer is not None:
         tokens = count_tokens(tokenizer, valid, closely=True)
-        train_tokens = count_tokens(tokenizer, sampled)
-        lengths = _token_lengths(tokenizer, valid)
+        train_tokens = count_tokens(tokenizer, (text for _, text in sample.texts))
+        lengths = tokens.lengths
     unit = "words" if tokenizer is None else "tokens"
     findings = leakage_findings(index, scan, leaked)
     findings += size_findings(index, scan, sum(lengths), unit, interval) + shift_findings(index, scan)
@@ -143,18 +145,10 @@ def check_data(
     )
 
 
-def _sampling(texts: Iterator[Text], into: list[Text], limit: int) -> Iterator[Text]:
-    """The same texts; the first ``limit`` bytes of them are kept."""
+def _sampled(texts: Iterator[Text], sample: Sample) -> Iterator[Text]:
     for text in texts:
-        if limit > 0:
-            into.append(text)
-            limit -= len(text.text)
+        sample.add(text)
         yield text
-
-
-def _token_lengths(tokenizer, texts: list[Text]) -> list[int]:
-    encoded = tokenizer([text.text for text in texts], add_special_tokens=False, verbose=False)["input_ids"]
-    return [len(ids) for ids in encoded]
 
 
 def _token_summary(valid: Tokens, train: Tokens) -> dict:
@@ -175,7 +169,14 @@ def _notes(index: Index, scan: Scan) -> list[str]:
     if not scan.words:
         notes.append("training has no words: nothing can leak from it")
     if index.kept < 1:
-        notes.append(f"of the n-grams one in {round(1 / index.kept)} was kept, for memory_limit: shares are estimates")
+        sizes = index.tables[SHINGLE].sizes
+        notes.append(
+            f"of the n-grams one in {round(1 / index.kept)} was kept, for memory_limit: shares are estimates, and of "
+            f"{int((sizes < 2 * FEWEST).sum())} short documents only whole copies are found"
+        )
+    short = sum(length < FEWEST_WORDS for length in index.lengths)
+    if short:
+        notes.append(f"{short} validation documents have fewer than {FEWEST_WORDS} words: nothing is told of them")
     unknown = int(np.isnan(overlaps(index, scan)).sum())
     if unknown:
         notes.append(
@@ -185,19 +186,17 @@ def _notes(index: Index, scan: Scan) -> list[str]:
 
 
 def write_texts(path: str | Path, texts: Iterable[Text]) -> int:
-    """Texts to JSON lines (id, text, domain), or to a text file with blank lines between where the name ends in .txt; how many."""
-    count, plain = 0, str(path).endswith(".txt")
+    """Texts to JSON lines (id, text, domain), or as paragraphs of a text file where the name ends in .txt; how many."""
+    count, plain, part = 0, str(path).endswith(".txt"), f"{path}.part"
     try:
-        with open(path, "w", encoding="utf-8") as file:
+        with open(part, "w", encoding="utf-8", errors="replace") as file:
             for text in texts:
                 row = dict(id=text.id, text=text.text, domain=text.domain)
-                if plain:
-                    file.write(("\n\n" if count else "") + text.text.strip("\n"))
-                else:
-                    file.write(json.dumps(row, ensure_ascii=False) + "\n")
+                file.write(text.text.strip("\n") + "\n\n" if plain else json.dumps(row, ensure_ascii=False) + "\n")
                 count += 1
-            if plain:
-                file.write("\n")
+        os.replace(part, path)
     except OSError as error:
         raise InputError(f"{path}: cannot be written ({error.strerror})")
+    finally:
+        Path(part).unlink(missing_ok=True)
     return count

@@ -40,7 +40,11 @@ def run_check_data(arguments: argparse.Namespace) -> int:
         console.print(f"tokenizer {tokenizer_fingerprint(tokenizer)}", highlight=False)
     if not arguments.train:
         return 0
-    unit = unit_of(arguments.unit, arguments.valid or arguments.train)
+    unit = unit_of(arguments.unit, arguments.valid or arguments.train, arguments.stdin)
+    if arguments.write_clean and arguments.write_clean.endswith(".txt") and unit != "paragraph":
+        raise InputError(
+            f"--write-clean: expected a .jsonl, which holds a {unit} as it is, got {arguments.write_clean}"
+        )
     if arguments.write_split:
         return _write_split(arguments, tokenizer, unit, console)
     valid = list(whole(_read(arguments.valid, arguments, tokenizer, unit)))
@@ -73,7 +77,7 @@ def run_check_data(arguments: argparse.Namespace) -> int:
 def check_evaluation(arguments: argparse.Namespace, tokenizer, documents: Iterable[Document]) -> DataCheck:
     """``ppl eval --train``: the evaluated documents beside a training text, cut as the evaluation cuts them."""
     options = with_separator(read_options(arguments), tokenizer, arguments.separator)
-    unit = unit_of("auto", arguments.text)
+    unit = unit_of("auto", arguments.text, arguments.stdin)
     return check_data(
         read_texts(arguments.train, options, unit, tokenizer),
         cut((text_of(document, tokenizer) for document in documents), unit),
@@ -103,12 +107,29 @@ def _check(arguments: argparse.Namespace) -> None:
             raise InputError(f"--{name.replace('_', '-')}: expected at least 1, got {getattr(arguments, name)}")
     if arguments.embedding_size is not None and arguments.embedding_size < 1:
         raise InputError(f"--embedding-size: expected at least 1, got {arguments.embedding_size}")
+    if STANDARD_INPUT in (arguments.train or []) and arguments.journal:
+        raise InputError("-: expected a file with --journal, standard input cannot be read again")
+    outputs = ("json", "write_clean", "journal", "fail_on")
+    given = [f"--{name.replace('_', '-')}" for name in outputs if getattr(arguments, name)]
+    if given and (arguments.write_split or not arguments.train):
+        what = "--write-split" if arguments.write_split else "--train and --valid"
+        raise InputError(
+            f"{given[0]}: expected {'no' if arguments.write_split else ''} {what}".replace("  ", " ") + " with it"
+        )
     inputs = {os.path.realpath(path) for path in [*(arguments.train or []), *(arguments.valid or [])]}
+    taken = dict.fromkeys(inputs, "an input")
     for name in ("json", "write_clean"):
         path = getattr(arguments, name)
         check_output(name, path)
-        if path and os.path.realpath(path) in inputs:
-            raise InputError(f"--{name.replace('_', '-')}: expected a file of its own, got an input, {path}")
+        real = os.path.realpath(path) if path else None
+        if path and (
+            real in taken or any(real.startswith(folder + os.sep) for folder in inputs if os.path.isdir(folder))
+        ):
+            got = taken.get(real, "one inside an input")
+            raise InputError(f"--{name.replace('_', '-')}: expected a file of its own, got {got}, {path}")
+        taken[real] = "another output"
+    if arguments.write_clean and not arguments.write_clean.endswith((".jsonl", ".txt")):
+        raise InputError(f"--write-clean: expected a name that ends in .jsonl or .txt, got {arguments.write_clean}")
     if arguments.write_split:
         if os.path.exists(arguments.write_split) and not os.path.isdir(arguments.write_split):
             raise InputError(f"--write-split: expected a folder, got the file {arguments.write_split}")
@@ -126,10 +147,14 @@ def _read(paths: list[str], arguments: argparse.Namespace, tokenizer, unit: str)
 
 def _identity(arguments: argparse.Namespace, unit: str) -> dict:
     """What a journal is of: the same files, read the same way."""
+    paths = [Path(path) for path in arguments.train]
     files = [
-        [path, os.path.getsize(path), os.stat(path).st_mtime_ns] for path in arguments.train if os.path.isfile(path)
+        file for path in paths for file in (sorted(path.rglob("*")) if path.is_dir() else [path]) if file.is_file()
     ]
-    return dict(train=files, unit=unit, text_column=arguments.text_column, split=arguments.split)
+    stamps = [[str(file), file.stat().st_size, file.stat().st_mtime_ns] for file in files]
+    return dict(train=stamps, unit=unit, tokenizer=arguments.tokenizer, separator=arguments.separator) | vars(
+        read_options(arguments)
+    )
 
 
 def _progress():
@@ -155,13 +180,17 @@ def _write_split(arguments: argparse.Namespace, tokenizer, unit: str, console: C
     except OSError as error:
         raise InputError(f"--write-split: {folder} cannot be made ({error.strerror})")
 
-    def side(validation: bool) -> Iterator[Text]:
+    def train() -> Iterator[Text]:
         for text in whole(_read(arguments.train, arguments, tokenizer, unit)):
-            if goes_to_validation(text.text, arguments.valid_fraction) is validation:
+            if not goes_to_validation(text.text, arguments.valid_fraction):
                 yield text
 
-    valid = list(side(True))
-    total = sum(1 for _ in side(False))
+    valid, total = [], 0
+    for text in whole(_read(arguments.train, arguments, tokenizer, unit)):
+        if goes_to_validation(text.text, arguments.valid_fraction):
+            valid.append(text)
+        else:
+            total += 1
     if not valid or not total:
         raise InputError(
             f"--valid-fraction: expected both sides to have a document, got {len(valid)} for validation and {total} for training "
@@ -169,7 +198,7 @@ def _write_split(arguments: argparse.Namespace, tokenizer, unit: str, console: C
         )
     index = Index(valid, arguments.memory_limit << 20, arguments.near)
     write_texts(folder / "valid.jsonl", valid)
-    kept = write_texts(folder / "train.jsonl", without_leaks(side(False), index))
+    kept = write_texts(folder / "train.jsonl", without_leaks(train, index))
     console.print(
         f"{folder}: {len(valid):,} {unit}s for validation, {kept:,} for training; {total - kept:,} dropped that would leak",
         highlight=False,

@@ -16,8 +16,7 @@ from pathlib import Path
 from datatrove.pipeline.base import PipelineStep
 
 from ..errors import InputError
-from .index import Index, Scan, Text, scan_batch
-from .leakage import groups
+from .index import Index, Scan, Text, groups, scan_batch
 
 
 class LeakageScan(PipelineStep):

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 
 import numpy as np
@@ -23,8 +23,11 @@ NGRAM = 13  # GPT-3 (arXiv:2005.14165, appendix C) and lm-evaluation-harness
 SHINGLE = 4
 FEWEST = 6  # shingles that a near copy shares: a phrase of eight words is none
 COMMON = 100  # n-grams of more documents than these are boilerplate: they name no document
+BATCH = 1 << 20  # characters of text that one call scans
 PASSAGE = 60  # words of a matching passage that are kept
-BYTES_A_GRAM = 64  # of the two tables while they are sorted
+BYTES_A_GRAM = 128  # of the two tables while they are sorted
+STRETCH = 0.35  # similarity that a stretch of a longer text needs at least: there are many stretches in a text
+ESTIMATED = 3  # n-grams that are needed to judge a document by where only a part of them is kept
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,15 @@ class Batch:
         positions = np.flatnonzero(inside)
         return found[positions], positions
 
+    def outlines(self) -> np.ndarray:
+        """First word, last word and length of each text, as one number, uint64 [texts]; 0 where there is no word."""
+        lengths = self.ends - self.starts
+        found = np.zeros(len(self.ends), np.uint64)
+        some = lengths > 0
+        first, last = self.hashes[self.starts[some]], self.hashes[self.ends[some] - 1]
+        found[some] = (first * np.uint64(3) + last) ^ lengths[some].astype(np.uint64)
+        return found
+
     def texts_of(self, positions: np.ndarray) -> np.ndarray:
         return np.searchsorted(self.ends, positions, side="right")
 
@@ -107,6 +119,13 @@ class GramTable:
         within = np.arange(len(of)) - np.repeat(np.cumsum(counts) - counts, counts)
         return of, self.documents[self.starts[rows][of] + within]
 
+    def rows_of(self, documents: Sequence[int]) -> np.ndarray:
+        """Which rows these documents have, bool [U]."""
+        of = np.repeat(np.arange(len(self.grams)), np.diff(self.starts))
+        found = np.zeros(len(self.grams), bool)
+        found[of[np.isin(self.documents, documents)]] = True
+        return found
+
     def seen(self, rows: np.ndarray) -> np.ndarray:
         """How many of each document's n-grams are among the rows marked in ``rows`` bool [U]."""
         marked = np.repeat(rows, np.diff(self.starts))
@@ -123,14 +142,17 @@ class Match:
 
     def better(self, other: Match | None) -> Match:
         """The order of arrival decides nothing: ties go by name."""
-        return self if other is None or (-self.score, self.train_id) <= (-other.score, other.train_id) else other
+        return self if other is None or self._order() <= other._order() else other
+
+    def _order(self) -> tuple:
+        return -self.score, self.train_id, self.passage
 
 
 @dataclass
 class Scan:
     """What was met in training text so far; ``merge`` adds what another pass met.
 
-    exact, near, overlap: by validation document, the best match (near: Jaccard similarity of shingles; overlap: n-grams). seen:
+    exact, near, overlap: by validation document, the best match (near: Jaccard similarity; overlap: n-grams in common). seen:
     rows of the table of n-grams, bool [U]. lengths: documents by the bits of their number of words.
     """
 
@@ -189,28 +211,36 @@ class Index:
         self.repeated = 0  # validation documents that are another one again
         self._mask, most = 0, max(1, memory_limit // BYTES_A_GRAM)
         parts: dict[int, list] = {NGRAM: [], SHINGLE: []}
-        for batch in batches(texts):
+        ends = []
+        for batch in map(Batch.of, groups(texts)):
             at = len(self.ids)
             for text, start, end in zip(batch.texts, batch.starts, batch.ends, strict=True):
-                known = self.digests.setdefault(digest(batch.hashes[start:end]), [])
-                self.repeated += bool(known)
-                known.append(len(self.ids))
+                if end > start:  # no words are no copy of no words
+                    known = self.digests.setdefault(digest(batch.hashes[start:end]), [])
+                    self.repeated += bool(known)
+                    known.append(len(self.ids))
                 self.ids.append(text.id)
                 self.domains.append(text.domain)
                 self.lengths.append(int(end - start))
                 self.bytes.append(len(text.text.encode(errors="replace")))
+            ends.append(batch.outlines())
             for size, kept in parts.items():
-                found, positions = batch.grams(size)
-                kept.append(self._sampled(found, (at + batch.texts_of(positions)).astype(np.int32)))
+                found, positions = self._sampled(*batch.grams(size))
+                of = batch.texts_of(positions)
+                once = np.unique(np.stack([found, of.astype(np.uint64)]), axis=1)
+                kept.append((once[0], (at + once[1].astype(np.int64)).astype(np.int32)))
             while sum(len(found) for kept in parts.values() for found, _ in kept) > most:
                 self._mask = 2 * self._mask + 1
                 for size in parts:
                     parts[size] = [self._sampled(*pair) for pair in parts[size]]
+        self._outlines = np.unique(np.concatenate(ends or [np.empty(0, np.uint64)]))
         count = len(self.ids)
         self.tables = {}
         for size, kept in parts.items():
             found = np.concatenate([pair[0] for pair in kept] or [np.empty(0, np.uint64)])
             documents = np.concatenate([pair[1] for pair in kept] or [np.empty(0, np.int32)])
+            order = np.argsort(documents, kind="stable")
+            found, documents = found[order], documents[order]
             self.tables[size] = GramTable(found, documents, count)
 
     @property
@@ -223,22 +253,31 @@ class Index:
         inside = ((found >> np.uint64(20)) & np.uint64(self._mask)) == 0
         return found[inside], others[inside]
 
+    def copies(self, batch: Batch) -> Iterator[tuple[int, int]]:
+        """(text of the batch, validation document) of the same words."""
+        # Few texts begin and end as a validation document of their length: only those are hashed as a whole.
+        for text in np.flatnonzero(np.isin(batch.outlines(), self._outlines)).tolist():
+            start, end = batch.starts[text], batch.ends[text]
+            if end > start:
+                yield from ((text, document) for document in self.digests.get(digest(batch.hashes[start:end]), ()))
+
     def scan(self) -> Scan:
         """An empty one, to merge into."""
         return Scan(np.zeros(len(self.tables[NGRAM].grams), bool))
 
 
-def batches(texts: Iterable[Text], characters: int = 1 << 20) -> Iterable[Batch]:
-    """Batches of texts with so many characters or more: numpy's calls cost as much for one document as for a thousand."""
-    waiting, size = [], 0
+def groups(texts: Iterable, characters: int = BATCH) -> Iterator[list]:
+    """Lists of what has a ``text``, of so many characters or a little more: numpy's calls cost as much for one document as for a
+    thousand."""
+    group, size = [], 0
     for text in texts:
-        waiting.append(text)
+        group.append(text)
         size += len(text.text)
         if size >= characters:
-            yield Batch.of(waiting)
-            waiting, size = [], 0
-    if waiting:
-        yield Batch.of(waiting)
+            yield group
+            group, size = [], 0
+    if group:
+        yield group
 
 
 def scan_batch(index: Index, texts: Sequence[Text]) -> Scan:
@@ -247,10 +286,11 @@ def scan_batch(index: Index, texts: Sequence[Text]) -> Scan:
     scan.documents = sum(text.last for text in texts)
     scan.words, scan.bytes = len(batch.words), sum(len(text.text.encode(errors="replace")) for text in texts)
     scan.domains = Counter(text.domain for text in texts if text.last)
-    scan.lengths = Counter(int(length).bit_length() for length in (batch.ends - batch.starts).tolist())
-    for text, start, end in zip(texts, batch.starts, batch.ends, strict=True):
-        for document in index.digests.get(digest(batch.hashes[start:end]), ()) if end > start else ():
-            scan.exact[document] = Match(1.0, text.id, _passage(batch, start, end)).better(scan.exact.get(document))
+    lengths = (batch.ends - batch.starts).tolist()
+    scan.lengths = Counter(length.bit_length() for text, length in zip(texts, lengths, strict=True) if text.last)
+    for text, document in index.copies(batch):
+        match = Match(1.0, texts[text].id, _passage(batch, batch.starts[text], batch.ends[text]))
+        scan.exact[document] = match.better(scan.exact.get(document))
     _overlaps(index, batch, scan)
     _near(index, batch, scan)
     return scan
@@ -294,25 +334,44 @@ def _overlaps(index: Index, batch: Batch, scan: Scan) -> None:
 
 
 def _near(index: Index, batch: Batch, scan: Scan) -> None:
-    """Jaccard similarity J = c / (a + b − c) ≥ t needs c ≥ t · b: only such pairs are looked at closely."""
+    """Texts, or stretches of them as long as a validation document, that have a Jaccard similarity of ``near`` or more with it.
+
+    With c shingles in common, a and b in all, J = c / (a + b − c) ≥ t needs c ≥ t · b: only such pairs are looked at closely.
+    """
     table = index.tables[SHINGLE]
     found, positions = index._sampled(*batch.grams(SHINGLE))
     places, rows = table.find(found)
     if not len(rows):
         return
-    texts = batch.texts_of(positions)
-    hit_texts, rows = np.divmod(np.unique(texts[places] * len(table.grams) + rows), len(table.grams))
     of, documents = table.pairs(rows)
-    texts_, documents, counts, _ = _counted(hit_texts[of], documents, len(index.ids))
-    enough = counts >= np.maximum(index.near * table.sizes[documents], FEWEST * index.kept)
-    bounds = np.searchsorted(texts, np.arange(len(batch.texts) + 1))
+    texts = batch.texts_of(positions[places])[of]
+    order = np.lexsort((positions[places[of]], documents, texts))
+    at, rows, documents, texts = positions[places[of]][order], rows[of][order], documents[order], texts[order]
+    bounds = np.searchsorted(batch.texts_of(positions), np.arange(len(batch.texts) + 1))
     distinct: dict[int, int] = {}
-    for text, document, count in zip(texts_[enough], documents[enough], counts[enough], strict=True):
+    for text, document, count, first in zip(*_counted(texts, documents, len(index.ids)), strict=True):
+        size = int(table.sizes[document])
+        if count < max(index.near * size, FEWEST):
+            continue
+        mine = slice(first, first + count)
+        similarity, begin = _stretch(at[mine], rows[mine], size, index.lengths[document], index.kept)
+        shared = len(np.unique(rows[mine]))
         if text not in distinct:
             distinct[text] = len(np.unique(found[bounds[text] : bounds[text + 1]]))
-        similarity = count / (distinct[text] + table.sizes[document] - count)
+        whole = shared / (distinct[text] + size - shared) if shared >= FEWEST else 0.0
+        similarity = max(similarity if similarity >= STRETCH else 0.0, whole)
         if similarity >= index.near:
-            start, end = batch.starts[text], batch.ends[text]
             match = Match(float(similarity), batch.texts[text].id)
             if match.better(scan.near.get(document)) is match:
-                scan.near[int(document)] = Match(match.score, match.train_id, _passage(batch, start, end))
+                end = min(int(batch.ends[text]), begin + index.lengths[document])
+                scan.near[int(document)] = Match(match.score, match.train_id, _passage(batch, begin, end))
+
+
+def _stretch(at: np.ndarray, rows: np.ndarray, size: int, length: int, kept: float) -> tuple[float, int]:
+    """Similarity of a document of ``length`` words with the stretch of a text, as long as it, that has most of its shingles, and
+    where that begins; at, rows: positions of shingles they have in common, in order."""
+    ends = np.searchsorted(at, at + length)
+    best = int(np.argmax(ends - np.arange(len(at))))
+    shared = len(np.unique(rows[best : ends[best]]))
+    inside = max((length - SHINGLE + 1) * kept, shared)
+    return (shared / (inside + size - shared) if shared >= FEWEST else 0.0), int(at[best])

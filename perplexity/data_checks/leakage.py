@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from itertools import islice
 from multiprocessing import get_all_start_methods, get_context
@@ -18,10 +21,11 @@ import numpy as np
 
 from ..errors import InputError
 from .findings import Finding
-from .index import NGRAM, SHINGLE, Index, Match, Scan, Text, scan_batch
+from .index import ESTIMATED, NGRAM, SHINGLE, GramTable, Index, Match, Scan, Text, groups, scan_batch
+from .texts import BLANK
 from .words import grams, hashes, words
 
-BATCH = 1 << 20  # characters of training text that one call scans
+FEWEST_WORDS = 4  # of a document that can leak: "example" and "is equivalent to" are in every text
 CONTAINED = 0.5  # share of a document's n-grams from which it counts as leaked
 SAVE_EVERY = 20.0  # seconds between writings of the state
 
@@ -48,9 +52,16 @@ class Leak:
 _worker_index: Index | None = None
 
 
-def _start_worker(index: Index) -> None:
+def _start_worker(index: Index, parent: int) -> None:
     global _worker_index
     _worker_index = index
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1.0)
+        os._exit(1)  # whoever would take the results was killed
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _scan_in_worker(texts: list[Text]) -> Scan:
@@ -85,19 +96,6 @@ def scan_texts(
     return scan
 
 
-def groups(texts: Iterable) -> Iterator[list]:
-    """Lists of what has a ``text``, of ``BATCH`` characters or a little more."""
-    group, size = [], 0
-    for text in texts:
-        group.append(text)
-        size += len(text.text)
-        if size >= BATCH:
-            yield group
-            group, size = [], 0
-    if group:
-        yield group
-
-
 def _scanned(index: Index, parts: Iterator[list[Text]], workers: int) -> Iterator[Scan]:
     """Scans of groups of texts, in their order."""
     if workers <= 1:
@@ -105,14 +103,19 @@ def _scanned(index: Index, parts: Iterator[list[Text]], workers: int) -> Iterato
         return
     # Forked where the system can: the index is shared, not copied.
     context = get_context("fork" if "fork" in get_all_start_methods() else None)
-    with ProcessPoolExecutor(workers, context, _start_worker, (index,)) as pool:
+    with ProcessPoolExecutor(workers, context, _start_worker, (index, os.getpid())) as pool:
         waiting = deque()
-        for part in parts:
-            waiting.append(pool.submit(_scan_in_worker, part))
-            if len(waiting) > 2 * workers:
+        try:
+            for part in parts:
+                waiting.append(pool.submit(_scan_in_worker, part))
+                if len(waiting) > 2 * workers:
+                    yield waiting.popleft().result()
+            while waiting:
                 yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
+        except BrokenProcessPool:
+            raise InputError(
+                f"workers: one of {workers} processes was ended from outside, for memory perhaps; take fewer"
+            )
 
 
 class _State:
@@ -121,12 +124,13 @@ class _State:
     def __init__(self, folder: Path, index: Index, identity: dict) -> None:
         self.path, self.index, self.saved = folder / "scan.jsonl", index, time.monotonic()
         identity = identity | {"ngram": NGRAM, "shingle": SHINGLE, "near": index.near, "kept": index.kept}
-        identity["validation"] = f"{hash_of(index):016x}"
+        identity["validation"] = _digest_of(index)
         try:
             folder.mkdir(parents=True, exist_ok=True)
             path = folder / "identity.json"
+            identity = json.loads(json.dumps(identity))  # as it will be read
             if path.exists():
-                known = json.loads(path.read_text())
+                known = _identity_in(path)
                 different = sorted(key for key in known.keys() | identity.keys() if known.get(key) != identity.get(key))
                 if different:
                     raise InputError(
@@ -140,8 +144,11 @@ class _State:
     def load(self) -> tuple[Scan, int]:
         if not self.path.exists():
             return self.index.scan(), 0
-        done, record = self.path.read_text().split("\n")
-        return Scan.from_json(record), int(done)
+        try:
+            done, record = self.path.read_text().split("\n")
+            return Scan.from_json(record), int(done)
+        except (ValueError, KeyError, TypeError):
+            raise InputError(f"journal: {self.path} is not what a check wrote; remove it to begin anew")
 
     def save(self, scan: Scan, done: int, now: bool = False) -> None:
         if not now and time.monotonic() - self.saved < SAVE_EVERY:
@@ -150,9 +157,20 @@ class _State:
         _replace(self.path, f"{done}\n{scan.to_json()}")
 
 
-def hash_of(index: Index) -> int:
-    """Of all validation texts, in whatever order."""
-    return int(np.bitwise_xor.reduce(hashes([f"{key} {len(of)}".encode() for key, of in index.digests.items()])))
+def _identity_in(path: Path) -> dict:
+    try:
+        known = json.loads(path.read_text())
+    except ValueError:
+        known = None
+    if not isinstance(known, dict):
+        raise InputError(f"journal: {path} is not what a check wrote; remove it to begin anew")
+    return known
+
+
+def _digest_of(index: Index) -> str:
+    """Of all validation documents, in their order."""
+    order = sorted((document, value) for value, of in index.digests.items() for document in of)
+    return hashlib.sha256(json.dumps([order, index.ids, index.domains]).encode()).hexdigest()[:16]
 
 
 def _replace(path: Path, content: str) -> None:
@@ -170,26 +188,28 @@ def overlaps(index: Index, scan: Scan) -> np.ndarray:
 
 
 def leaks(index: Index, scan: Scan) -> list[Leak]:
-    """Validation documents that count as leaked, in their order: exact, else near, else ``CONTAINED`` of their n-grams."""
-    shares = overlaps(index, scan)
-    sizes = index.tables[NGRAM].sizes
+    """Validation documents that count as leaked, in their order: exact, or by the stronger of near and contained."""
+    shares, table = overlaps(index, scan), index.tables[NGRAM]
+    counts = table.seen(scan.seen)
     found = []
     for document, name in enumerate(index.ids):
+        if index.lengths[document] < FEWEST_WORDS:
+            continue
         share = 0.0 if np.isnan(shares[document]) else float(shares[document])
         near, overlap = scan.near.get(document), scan.overlap.get(document)
         similarity = near.score if near else 0.0
+        contained = share >= CONTAINED and (index.kept == 1 or counts[document] >= ESTIMATED)
         if document in scan.exact:
             kind, match, similarity = "exact", scan.exact[document], 1.0
+        elif contained and share > similarity:
+            # Boilerplate names no document.
+            kind, match = "contained", overlap or Match(float(counts[document]), "", "")
         elif near is not None:
             kind, match = "near", near
-        elif share >= CONTAINED:
-            # Boilerplate names no document; nor do pieces of which none has more than the others.
-            kind, match = "contained", overlap or Match(float(sizes[document]), "", "")
         else:
             continue
-        passage = overlap.passage if overlap and overlap.train_id == match.train_id else match.passage
         domain, length = index.domains[document], index.lengths[document]
-        found.append(Leak(document, name, domain, kind, match.train_id, similarity, share, length, passage))
+        found.append(Leak(document, name, domain, kind, match.train_id, similarity, share, length, match.passage))
     return found
 
 
@@ -204,7 +224,7 @@ def leakage_findings(index: Index, scan: Scan, found: list[Leak]) -> list[Findin
         findings.append(
             Finding(
                 "leakage",
-                "danger" if share >= 0.01 else "warning",
+                "danger" if min(share, of_words) >= 0.01 else "warning",
                 f"{len(found)} of {count} validation documents ({share:.1%}; {of_words:.1%} of the words) are in training: {told}; "
                 f"for example {first.id} in {first.train_id or 'several documents'}",
                 "validation loss is too low by what was learnt by heart: evaluate on what is left (--write-clean), or train "
@@ -252,8 +272,22 @@ def leakage_findings(index: Index, scan: Scan, found: list[Leak]) -> list[Findin
     return findings
 
 
-def without_leaks(texts: Iterable[Text], index: Index) -> Iterator[Text]:
-    """Training texts of which no validation document is a copy: whole ones dropped, and of longer ones the copied paragraphs."""
+def without_leaks(texts: Callable[[], Iterable[Text]], index: Index) -> Iterator[Text]:
+    """Training texts of which no validation document is a copy: whole ones dropped, and of longer ones the copied paragraphs.
+
+    ``texts`` gives them anew at each call. What is left may still hold a document in pieces, one here and one there: of such
+    documents every paragraph that has an n-gram is dropped.
+    """
+    table = index.tables[NGRAM]
+    left = leaks(index, scan_texts(index, _without_copies(texts(), index)))
+    forbidden = table.rows_of([leak.document for leak in left])
+    for text in _without_copies(texts(), index):
+        text = _without_paragraphs(text, lambda part: forbidden[_rows_in(part, table)].any()) if left else text
+        if text.text.strip():
+            yield text
+
+
+def _without_copies(texts: Iterable[Text], index: Index) -> Iterator[Text]:
     for group in groups(texts):
         if not leaks(index, scan_batch(index, group)):
             yield from group
@@ -262,18 +296,25 @@ def without_leaks(texts: Iterable[Text], index: Index) -> Iterator[Text]:
             if not _leaks(text, index):
                 yield text
                 continue
-            parts = [part for part in re.split(r"(\n[ \t\r]*\n\s*)", text.text) if part]
-            left = replace(text, text="".join(part for part in parts if not part.strip() or not _copied(part, index)))
+            left = _without_paragraphs(text, lambda part: _copied(part, index))
             if left.text.strip() and left.text != text.text and not _leaks(left, index):
                 yield left
+
+
+def _without_paragraphs(text: Text, unwanted: Callable[[str], bool]) -> Text:
+    parts = re.split(f"({BLANK})", text.text)
+    return replace(text, text="".join(part for part in parts if not (part.strip() and unwanted(part))))
 
 
 def _leaks(text: Text, index: Index) -> bool:
     return bool(leaks(index, scan_batch(index, [text])))
 
 
+def _rows_in(part: str, table: GramTable) -> np.ndarray:
+    return table.find(grams(hashes(words(part)), NGRAM))[1]
+
+
 def _copied(part: str, index: Index) -> bool:
     """Whether a paragraph is a validation document, or most of it part of one."""
-    found = grams(hashes(words(part)), NGRAM)
-    places, _ = index.tables[NGRAM].find(found)
-    return _leaks(Text("", part), index) or len(places) >= CONTAINED * max(1, len(found))
+    most = CONTAINED * max(1, len(words(part)) - NGRAM + 1)
+    return _leaks(Text("", part), index) or len(_rows_in(part, index.tables[NGRAM])) >= most

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator
 
 import numpy as np
 
 from .findings import Finding
-from .index import Index, Scan, Text
+from .index import Index, Scan
 from .words import digest, hashes, words
 
 USUAL = (0.01, 0.05)  # share of all text that validation usually is
@@ -102,8 +101,3 @@ def goes_to_validation(text: str, fraction: float) -> bool:
     """By the hash of its words: the same in every run and on every machine, and copies stay on one side."""
     # Hashed once more: the first digest of few words is not even enough in its top bits to be cut by.
     return digest(np.array([digest(hashes(words(text)))], np.uint64)) < fraction * 2**64
-
-
-def split(texts: Iterable[Text], fraction: float) -> Iterator[tuple[Text, bool]]:
-    """Each text, and whether it is for validation."""
-    return ((text, goes_to_validation(text.text, fraction)) for text in texts)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import codecs
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from ..errors import InputError
@@ -14,14 +16,15 @@ from .index import Text
 
 UNITS = ("auto", "document", "paragraph", "line")
 PIECE = 4 << 20  # bytes of a text file that are read at a time
-_BLANK = re.compile(r"\n[ \t\r]*\n\s*")
+BLANK = r"\n[ \t\r]*\n\s*"  # between paragraphs
 
 
-def unit_of(unit: str, valid: list[str]) -> str:
+def unit_of(unit: str, valid: list[str], standard_input: str) -> str:
     """ "auto": paragraphs where all of validation is one text file, which has no documents; else documents."""
     if unit != "auto":
         return unit
-    return "paragraph" if len(valid) == 1 and _is_text(valid[0]) else "document"
+    one = len(valid) == 1 and (_is_text(valid[0]) or (valid[0] == STANDARD_INPUT and standard_input == "txt"))
+    return "paragraph" if one else "document"
 
 
 def _is_text(path: str) -> bool:
@@ -34,11 +37,17 @@ def read_texts(paths: Iterable[str], options: ReadOptions, unit: str = "document
 
     Tokens (.bin, .npy) are decoded by ``tokenizer``. A text file goes by in pieces, whatever its size. Raises InputError.
     """
+    paths = [str(path) for path in paths]
+    names = Counter(Path(path).name for path in paths)
     for path in paths:
-        if path != STANDARD_INPUT and _is_text(path):
-            yield from cut(_pieces(Path(path)), unit)
-        else:
-            yield from cut(_documents(path, options, tokenizer), unit)
+        text = path != STANDARD_INPUT and _is_text(path)
+        found = cut(_pieces(Path(path)) if text else _documents(path, options, tokenizer), unit)
+        if names[Path(path).name] == 1:
+            yield from found
+            continue
+        name = Path(path).name  # of several files: their paths tell them apart
+        for text in found:
+            yield replace(text, id=path + text.id.removeprefix(name)) if text.id.startswith(name) else text
 
 
 def _documents(path: str, options: ReadOptions, tokenizer) -> Iterator[Text]:
@@ -50,7 +59,7 @@ def _documents(path: str, options: ReadOptions, tokenizer) -> Iterator[Text]:
 
 def text_of(document: Document, tokenizer) -> Text:
     """A document as text, tokens decoded."""
-    text = document.text if document.ids is None else tokenizer.decode(document.ids.tolist())
+    text = document.text if document.ids is None else tokenizer.decode(document.ids.tolist(), skip_special_tokens=True)
     return Text(document.id, text, document.domain)
 
 
@@ -84,7 +93,7 @@ def cut(texts: Iterable[Text], unit: str) -> Iterator[Text]:
     if unit == "document":
         yield from texts
         return
-    split = _BLANK.split if unit == "paragraph" else str.splitlines
+    split = re.compile(BLANK).split if unit == "paragraph" else str.splitlines
     number, of = 0, None
     for text in texts:
         number = number if text.id == of else 0

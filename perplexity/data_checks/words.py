@@ -16,23 +16,34 @@ import xxhash
 
 _SPACED = bytes(byte if byte > 127 or chr(byte).isalnum() or byte == ord("_") else ord(" ") for byte in range(256))
 _NOT_ASCII = re.compile(r"[^\x00-\x7f]+")
-_IDEOGRAPHS = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]")  # written without spaces: each is a word
+# Written without spaces (Thai, Lao, Burmese, Khmer, Japanese, Chinese): each character is a word.
+_UNSPACED = re.compile(
+    "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]"
+)
+_SHORT = 32  # characters beyond ASCII in a row that are worth remembering
 _MULTIPLIER = 0x9E3779B97F4A7C15
 
 
-@lru_cache(1 << 16)
 def _plain(run: str) -> str:
-    """Of characters beyond ASCII: letters and digits in their compatible form, ideographs apart, spaces for the rest."""
+    """Of characters beyond ASCII: letters, marks and digits in their compatible form, spaces for the rest."""
     run = unicodedata.normalize("NFKC", run).lower()
-    run = "".join(letter if letter.isalnum() or unicodedata.combining(letter) else " " for letter in run)
-    return _IDEOGRAPHS.sub(r" \g<0> ", run)
+    run = "".join(letter if letter.isalnum() or unicodedata.category(letter)[0] == "M" else " " for letter in run)
+    return _UNSPACED.sub(r" \g<0> ", run)
+
+
+_remembered = lru_cache(1 << 16)(_plain)
+
+
+def _plain_of(found: re.Match) -> str:
+    run = found[0]
+    return _remembered(run) if len(run) <= _SHORT else _plain(run)
 
 
 def words(text: str) -> list[bytes]:
     """Words of letters, digits and underscores, in lower case, UTF-8."""
     if not text.isascii():
         text = unicodedata.normalize("NFC", text)
-        text = _NOT_ASCII.sub(lambda run: _plain(run[0]), text)
+        text = _NOT_ASCII.sub(_plain_of, text)
     return text.lower().encode(errors="replace").translate(_SPACED).split()
 
 

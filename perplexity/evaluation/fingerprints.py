@@ -17,11 +17,16 @@ def tokenizer_fingerprint(tokenizer) -> str:
         state = json.dumps({k: v for k, v in state.items() if k not in ("padding", "truncation", "post_processor")})
     else:
         merges = sorted(getattr(tokenizer, "bpe_ranks", {}).items())
-        settings = {k: v for k, v in getattr(tokenizer, "init_kwargs", {}).items() if isinstance(v, bool)}
+        settings = {
+            k: v
+            for k, v in getattr(tokenizer, "init_kwargs", {}).items()
+            if isinstance(v, bool) and k not in ("is_local", "local_files_only", "trust_remote_code", "use_fast")
+        }
         state = repr(
             (type(tokenizer).__name__, sorted(tokenizer.get_vocab().items()), merges, sorted(settings.items()))
         )
-    return hashlib.sha256((state + repr(sorted(dict(tokenizer.special_tokens_map).items()))).encode()).hexdigest()[:16]
+    special = sorted(pair for pair in dict(tokenizer.special_tokens_map).items() if pair[0] != "pad_token")
+    return hashlib.sha256((state + repr(special)).encode()).hexdigest()[:16]
 
 
 class TextFingerprint:

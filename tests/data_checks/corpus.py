@@ -10,12 +10,17 @@ WORDS = ("amber", "brook", "cedar", "delta", "ember", "fjord", "grove", "heath",
 
 
 @cache
-def documentation() -> list[str]:
-    """Paragraphs of CPython's documentation, but for the debugger's, which the source of pdb has word for word."""
+def topics() -> list[str]:
+    """CPython's documentation, but for the debugger's, which the source of pdb has word for word."""
     from pydoc_data import topics
 
-    texts = [text for name, text in topics.topics.items() if name != "debugger"]
-    found = (part for text in texts for part in re.split(r"\n\s*\n", text) if len(part.split()) >= 20)
+    return [text for name, text in topics.topics.items() if name != "debugger"]
+
+
+@cache
+def documentation() -> list[str]:
+    """Its paragraphs of 20 words or more."""
+    found = (part for text in topics() for part in re.split(r"\n\s*\n", text) if len(part.split()) >= 20)
     return list(dict.fromkeys(found))
 
 

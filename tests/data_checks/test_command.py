@@ -112,6 +112,31 @@ def test_other_formats(files):
     )
 
 
+def test_files_of_one_name_are_told_apart(files):
+    train, valid, folder = files
+    (folder / "b").mkdir()
+    other = lines(folder / "b" / "train.jsonl", documentation()[50:53])
+    assert run("--train", train, other, "--valid", valid, "--json", folder / "out.json") == 0
+    found = {leak["train_id"] for leak in json.loads((folder / "out.json").read_text())["leaked"]}
+    assert f"{other}:1" in found and f"{train}:31" in found and len(found) == 8
+
+
+def test_a_journal_is_of_its_files_and_options(files, capsys):
+    import datasets
+
+    _, valid, folder = files
+    texts = documentation()[:60]
+    for name, rows in (("a", texts), ("b", texts[:20])):
+        datasets.Dataset.from_dict({"text": rows}).save_to_disk(str(folder / name))
+    journal = ("--journal", folder / "journal")
+    assert run("--train", folder / "a", "--valid", valid, *journal) == 0
+    assert run("--train", folder / "a", "--valid", valid, *journal) == 0
+    capsys.readouterr()
+    for other in (("--train", folder / "b"), ("--train", folder / "a", "--id-column", "name")):
+        assert run(*other, "--valid", valid, *journal) == 2
+        assert "is of another check" in capsys.readouterr().err
+
+
 def test_a_tokenizer_alone_prints_its_fingerprint(tmp_path, capsys):
     from perplexity.evaluation.fingerprints import tokenizer_fingerprint
 
@@ -185,6 +210,20 @@ def test_corrupted_files_are_told_in_a_line(name, content, said, side, files, ca
         (["--train", "missing.txt", "--valid", "VALID"], "missing.txt: expected a text file, got no such file"),
         (["--train", "TRAIN", "--valid", "VALID", "--tokenizer", "missing"], "missing: expected a"),
         (["--train", "-", "--valid", "-"], "-: expected a file"),
+        (["--train", "-", "--valid", "VALID", "--journal", "FOLDER/j"], "-: expected a file with --journal"),
+        (
+            ["--train", "TRAIN", "--valid", "VALID", "--write-clean", "FOLDER/c.jsonl.gz"],
+            "--write-clean: expected a name",
+        ),
+        (["--train", "TRAIN", "--valid", "VALID", "--write-clean", "FOLDER/c.txt"], "--write-clean: expected a .jsonl"),
+        (
+            ["--train", "TRAIN", "--valid", "VALID", "--write-clean", "FOLDER/c.jsonl", "--json", "FOLDER/c.jsonl"],
+            "--write-clean: expected a file of its own, got another output",
+        ),
+        (
+            ["--train", "TRAIN", "--write-split", "FOLDER/s", "--json", "FOLDER/j"],
+            "--json: expected no --write-split with it",
+        ),
         (
             ["--train", "VALID", "--write-split", "FOLDER/s", "--valid-fraction", "0.00001"],
             "--valid-fraction: expected both",

@@ -63,6 +63,14 @@ def test_tokens_that_training_never_had():
     assert "unseen-tokens" not in signals(check_data([FILLER], valid[2:], tokenizer=words_tokenizer()))
 
 
+def test_training_is_sampled_over_all_of_it():
+    """What comes late is as likely to be met as what comes first."""
+    train = [Text(str(number), "the cat" if number < 500 else "a dog") for number in range(1000)]
+    check = check_data(train, ["the cat", "a dog"], tokenizer=build_tokenizer(bos=True), train_bytes=500)
+    assert 100 <= check.tokens["train_sampled"]["bytes"] <= 500
+    assert "unseen-tokens" not in signals(check)
+
+
 def test_text_that_does_not_come_back():
     check = check_data([FILLER], ["The CAT sat"], tokenizer=words_tokenizer(lower=True))
     assert "'The CAT sat' became 'the cat sat'" in signals(check)["round-trip-loss"].evidence
@@ -89,7 +97,14 @@ def test_a_fingerprint_is_stable_and_tells_tokenizers_apart(tmp_path, monkeypatc
     for loaded in (by_path, AutoTokenizer.from_pretrained("second"), AutoTokenizer.from_pretrained("./first")):
         loaded("used", padding=False)
         loaded("and cut", truncation=True, max_length=3)
+        loaded.pad_token = "<s>"
         assert tokenizer_fingerprint(loaded) == fingerprint
+
+    from transformers import ByT5Tokenizer
+
+    slow = ByT5Tokenizer()
+    slow.save_pretrained(tmp_path / "slow")
+    assert tokenizer_fingerprint(slow) == tokenizer_fingerprint(ByT5Tokenizer.from_pretrained(tmp_path / "slow"))
 
     def other(change):
         copy = AutoTokenizer.from_pretrained(tmp_path / "first")

@@ -91,16 +91,37 @@ def test_a_document_longer_than_the_context(model, tokenizer):
     assert got.skipped == {}
 
 
-def test_a_text_of_unknown_tokens_only():
+def words_tokenizer():
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
     words = Tokenizer(models.WordLevel({"<unk>": 0, "<s>": 1, "the": 2, "cat": 3}, unk_token="<unk>"))
     words.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, bos_token="<s>", unk_token="<unk>")
+    return PreTrainedTokenizerFast(tokenizer_object=words, bos_token="<s>", unk_token="<unk>")
+
+
+def test_a_text_of_unknown_tokens_only():
+    tokenizer = words_tokenizer()
     got = evaluate(build_model(4), tokenizer, ["nothing known here", "at all"])
     assert got.tokens == got.unknown_tokens == 5 and got.skipped == {}
     assert any("5 of 5 scored tokens are unknown" in note for note in got.notes)
+    assert got.loss_without_unknown is None and got.perplexity_without_unknown is None
+
+
+def test_the_loss_with_and_without_unknown_tokens(tmp_path):
+    """As KenLM's two perplexities: of all tokens, and of those in the vocabulary, their contexts unchanged."""
+    import pyarrow.parquet
+
+    tokenizer = words_tokenizer()
+    got = evaluate(build_model(4), tokenizer, ["the dog the cat", "cat cat bird"], per_token=tmp_path / "t.parquet")
+    table = pyarrow.parquet.read_table(tmp_path / "t.parquet").to_pydict()
+    rows = list(zip(table["token_id"], table["nll"], strict=True))
+    assert (got.tokens, got.unknown_tokens) == (7, 2)
+    assert got.loss == pytest.approx(sum(nll for _, nll in rows) / 7, rel=1e-6)
+    assert got.loss_without_unknown == pytest.approx(sum(nll for token, nll in rows if token) / 5, rel=1e-6)
+    assert got.perplexity_without_unknown == pytest.approx(np.exp(got.loss_without_unknown))
+    known = evaluate(build_model(4), tokenizer, ["the cat"])
+    assert known.loss_without_unknown == known.loss
 
 
 @pytest.mark.parametrize("bad", [10**6, -1])
