@@ -59,7 +59,7 @@ class HuggingFaceModel:
         self.body = model.base_model
         if self.body is model:
             raise InputError(f"model: expected a body and a head ({type(model).__name__} shows none as base_model)")
-        self.head = _head(model)
+        self.head = head_of(model)
         config = model.config.get_text_config()
         self.context_length = getattr(config, "max_position_embeddings", None) or getattr(config, "n_ctx", None)
 
@@ -89,8 +89,8 @@ DIVISORS = ("logits_scaling",)
 SOFTCAPS = ("final_logit_softcapping", "logits_soft_cap")
 
 
-def _head(model) -> Head:
-    """Weight, bias and logit rule of a transformers model, from its modules and its configuration.
+def head_of(model) -> Head:
+    """Weight, bias and logit rule of a transformers model, from its modules and its configuration; differentiable.
 
     What a configuration does not say is caught by ``verify``.
     """
@@ -104,7 +104,23 @@ def _head(model) -> Head:
     for name in DIVISORS:
         scale /= getattr(config, name, None) or 1.0
     softcap = next((cap for name in SOFTCAPS if (cap := getattr(config, name, None))), None)
-    return Head(layer.weight, getattr(layer, "bias", None), softcap, scale)
+    return Head(*_weight_and_bias(layer), softcap, scale)
+
+
+def _weight_and_bias(layer) -> tuple[Tensor, Tensor | None]:
+    """Of an output layer, with PEFT's adapters in it: a copy that is trained instead of it, or low-rank additions (LoRA)."""
+    if hasattr(layer, "modules_to_save"):
+        adapters = layer.active_adapters if not layer.disable_adapters else []
+        layer = layer.modules_to_save[adapters[0]] if adapters else layer.original_module
+    weight, bias = layer.weight, getattr(layer, "bias", None)
+    if hasattr(layer, "get_delta_weight") and hasattr(layer, "lora_A"):
+        if any(getattr(layer, "use_dora", {}).values()):
+            raise InputError("use_dora: expected plain LoRA on the head, got DoRA")
+        if not (layer.merged or layer.disable_adapters):
+            for adapter in layer.active_adapters:
+                if adapter in layer.lora_A:
+                    weight = weight + layer.get_delta_weight(adapter).to(weight.dtype)
+    return weight, bias
 
 
 @torch.no_grad()

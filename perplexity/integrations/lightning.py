@@ -1,0 +1,66 @@
+"""PyTorch Lightning: validation loss and perplexity of all tokens, and the monitor, as a callback."""
+
+from __future__ import annotations
+
+try:
+    import lightning.pytorch as pl
+except ImportError:
+    import pytorch_lightning as pl
+import torch
+from torch import Tensor
+
+from ..metric import Perplexity, exp
+from ..monitor import Monitor
+
+
+class PerplexityCallback(pl.Callback):
+    """Logs ``train_perplexity`` beside the training loss, ``val_loss_token`` and ``val_perplexity`` of all of an epoch's tokens.
+
+    ``training_step`` returns the loss (a tensor, or a dict with "loss"), as always. ``validation_step`` returns a dict with "loss",
+    a mean, and "tokens", how many it is of; or with "nll", of every token that counts. ``monitor`` gets every loss, and stops the
+    trainer where its ``stop_on`` says so.
+    """
+
+    def __init__(self, monitor: Monitor | None = None) -> None:
+        self.monitor = Monitor() if monitor is None else monitor
+        self._sums: Tensor | None = None
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
+        loss = outputs["loss"] if isinstance(outputs, dict) else outputs
+        if loss is None:
+            return
+        value = float(loss.detach()) * trainer.accumulate_grad_batches  # Lightning has divided it
+        pl_module.log("train_perplexity", exp(value), prog_bar=True)
+        rates = [group["lr"] for optimizer in trainer.optimizers for group in optimizer.param_groups]
+        self.monitor.log(trainer.global_step, train_loss=value, lr=rates[0] if rates else None)
+        trainer.should_stop = trainer.should_stop or self.monitor.should_stop
+
+    def on_validation_epoch_start(self, trainer, pl_module) -> None:
+        self._sums = None
+
+    def on_validation_batch_end(self, trainer, pl_module, outputs, batch, batch_idx, dataloader_idx=0) -> None:
+        if not isinstance(outputs, dict) or not ("nll" in outputs or {"loss", "tokens"} <= outputs.keys()):
+            got = sorted(outputs) if isinstance(outputs, dict) else type(outputs).__name__
+            raise ValueError(f'validation_step: expected a dict with "nll", or "loss" and "tokens", got {got}')
+        if "nll" in outputs:
+            nll = outputs["nll"].detach().double()
+            sums = torch.stack([nll.sum(), nll.new_tensor(nll.numel())])
+        else:
+            loss = outputs["loss"].detach().double()
+            tokens = torch.as_tensor(outputs["tokens"], dtype=torch.float64, device=loss.device)
+            sums = torch.stack([torch.where(tokens > 0, loss * tokens, 0.0), tokens])
+        self._sums = sums if self._sums is None else self._sums + sums
+
+    def on_validation_epoch_end(self, trainer, pl_module) -> None:
+        if self._sums is None:
+            return
+        metric = Perplexity()
+        metric.nll, metric.tokens = self._sums[0].item(), int(self._sums[1])
+        found = metric.sync().compute()
+        if found["loss"] is None:
+            return
+        pl_module.log("val_loss_token", found["loss"], rank_zero_only=False)
+        pl_module.log("val_perplexity", found["perplexity"], prog_bar=True)
+        if not trainer.sanity_checking:
+            self.monitor.log(trainer.global_step, val_loss=found["loss"])
+            trainer.should_stop = trainer.should_stop or self.monitor.should_stop

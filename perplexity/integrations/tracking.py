@@ -1,0 +1,62 @@
+"""TensorBoard and Weights & Biases: loss and perplexity side by side under the tags their users expect, findings as text."""
+
+from __future__ import annotations
+
+from ..metric import exp
+from ..monitor import Finding
+
+# The measures of ``Monitor.log``, and what they are called.
+TAGS = {
+    "train_loss": ("train/loss", "train/perplexity"),
+    "val_loss": ("eval/loss", "eval/perplexity"),
+    "train_eval_loss": ("train_eval/loss", "train_eval/perplexity"),
+    "lr": ("train/learning_rate", None),
+    "grad_norm": ("train/grad_norm", None),
+    "tokens": ("train/tokens", None),
+}
+ALERTS = {"warning": "WARN", "danger": "ERROR"}  # W&B's levels, by severity
+
+
+def scalars(measures: dict[str, float | None]) -> dict[str, float]:
+    """Tags and values of measures, each loss with its perplexity; None is left out. ValueError for a name that is none."""
+    found = {}
+    for name, value in measures.items():
+        if name not in TAGS:
+            raise ValueError(f"log: expected measures of {', '.join(TAGS)}, got {name!r}")
+        if value is not None:
+            tag, beside = TAGS[name]
+            found[tag] = float(value)
+            if beside is not None:
+                found[beside] = exp(float(value))
+    return found
+
+
+class TensorBoardTracker:
+    """``writer``: a ``SummaryWriter``. ``Monitor(on_finding=tracker.finding)`` writes findings as text."""
+
+    def __init__(self, writer) -> None:
+        self.writer = writer
+
+    def log(self, step: int, **measures: float | None) -> None:
+        for tag, value in scalars(measures).items():
+            self.writer.add_scalar(tag, value, step)
+
+    def finding(self, finding: Finding) -> None:
+        text = f"**{finding.severity}**: {finding.evidence}  \n{finding.advice}"
+        self.writer.add_text(f"findings/{finding.signal}", text, int(finding.last_step))
+
+
+class WandbTracker:
+    """``run``: what ``wandb.init`` returned. ``Monitor(on_finding=tracker.finding)`` raises an alert for each finding but info."""
+
+    def __init__(self, run) -> None:
+        self.run = run
+
+    def log(self, step: int, **measures: float | None) -> None:
+        self.run.log(scalars(measures), step=step)
+
+    def finding(self, finding: Finding) -> None:
+        if finding.severity in ALERTS:
+            self.run.alert(
+                title=finding.signal, text=f"{finding.evidence}. {finding.advice}", level=ALERTS[finding.severity]
+            )

@@ -1,0 +1,234 @@
+"""Hugging Face transformers: causal models that train through the fused loss, and a callback for ``Trainer``."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import types
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import TrainerCallback
+from transformers.loss.loss_utils import ForCausalLMLoss
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from ..errors import InputError
+from ..evaluation import models
+from ..evaluation.evaluator import evaluation_mode
+from ..losses import linear_cross_entropy
+from ..metric import Perplexity, exp
+from ..monitor import Monitor
+
+IGNORED = -100
+OF_LOSS = ("labels", "shift_labels", "num_items_in_batch", "ignore_index")
+
+
+class FusedLoss:
+    """What ``use_fused_loss`` did to a model: ``undo()`` it, or leave the ``with`` block."""
+
+    def __init__(self, model, network: models.HuggingFaceModel, backend: str | None) -> None:
+        self.model, self.network, self.backend = model, network, backend
+        self.active, self.before = True, vars(model).get("forward")
+        original = type(model).forward if self.before is None else self.before
+
+        # The signature stays: Trainer looks at it for the columns to keep and for num_items_in_batch.
+        @functools.wraps(original)
+        def forward(module, *args, **kwargs):
+            call = functools.partial(original, module) if self.before is None else original
+            given = _named(call, args, kwargs)
+            if not self.active or (given.get("labels") is None and given.get("shift_labels") is None):
+                return call(*args, **kwargs)
+            return self._loss(module, given)
+
+        self.forward = types.MethodType(forward, model)  # a deep copy of the model gets one bound to itself
+        model.forward = self.forward
+
+    def _loss(self, module, given: dict):
+        _refuse(module, given)
+        body = module.base_model
+        rest = {name: value for name, value in given.items() if name not in (*OF_LOSS, "logits_to_keep")}
+        return_dict = rest.pop("return_dict", None)
+        return_dict = getattr(module.config, "return_dict", True) if return_dict is None else return_dict
+        parameters = inspect.signature(body.forward).parameters.values()
+        if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+            rest = {name: value for name, value in rest.items() if name in {parameter.name for parameter in parameters}}
+        outputs = body(**rest, return_dict=True)
+        head = models.head_of(module)
+        shifted = given.get("shift_labels")
+        labels = (given["labels"] if shifted is None else shifted).to(head.weight.device)
+        items = given.get("num_items_in_batch")
+        loss = linear_cross_entropy(
+            outputs.last_hidden_state.to(head.weight.device),
+            head.weight,
+            labels,
+            shift=shifted is None,
+            ignore_index=given.get("ignore_index", IGNORED),
+            reduction="mean" if items is None else "sum",
+            backend=self.backend,
+            **head.arguments(),
+        )
+        if items is not None:
+            loss = loss / (items.to(loss.device) if isinstance(items, Tensor) else items)
+        found = CausalLMOutputWithPast(
+            loss=loss,
+            past_key_values=outputs.get("past_key_values"),
+            hidden_states=outputs.get("hidden_states"),
+            attentions=outputs.get("attentions"),
+        )
+        return found if return_dict else found.to_tuple()
+
+    def undo(self) -> None:
+        """The model as it was; nothing where it was undone before."""
+        self.active = False  # whoever wrapped the forward since then still calls through
+        if vars(self.model).get("forward") is self.forward:
+            if self.before is None:
+                del self.model.forward
+            else:
+                self.model.forward = self.before
+
+    def __enter__(self) -> FusedLoss:
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.undo()
+
+
+def use_fused_loss(model, *, backend: str | None = None) -> FusedLoss:
+    """Make a transformers causal model compute its loss from labels without logits: ``model(input_ids, labels=...)``, ``Trainer``.
+
+    Loss and gradients are the unpatched model's (a mean over the labels that are not −100, or their sum over
+    ``num_items_in_batch``); ``logits`` is then None. Without labels the model is as before. PEFT adapters, on the head too,
+    gradient checkpointing, autocast and tied weights work. Returns a handle: ``undo()``, or a ``with`` block.
+
+    The head is checked at once against the model's own logits, on a few positions. InputError where that fails, and where a loss
+    is not the plain one of causal models: another loss function, a router's auxiliary loss, dropout on the head's adapter.
+    """
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    network = models.as_language_model(model)
+    if not isinstance(network, models.HuggingFaceModel):
+        raise InputError(f"model: expected a transformers causal model, got {type(model).__name__}")
+    if getattr(inner.forward, "__func__", None) is not None and hasattr(inner.forward.__func__, "_fused"):
+        raise InputError("model: expected one that computes its own loss, got one with the fused loss in use")
+    if getattr(inner, "loss_function", ForCausalLMLoss) is not ForCausalLMLoss:
+        name = getattr(inner.loss_function, "__name__", type(inner.loss_function).__name__)
+        raise InputError(f"model: expected the loss of causal models, {type(inner).__name__} has {name}")
+    _refuse(inner, {})
+    if not any(parameter.is_meta for parameter in inner.parameters()):
+        with evaluation_mode(network):
+            limit = network.context_length or models.VERIFIED_POSITIONS
+            models.verify(network, np.arange(models.VERIFIED_POSITIONS) % network.head.weight.shape[0], limit)
+    handle = FusedLoss(inner, network, backend)
+    handle.forward.__func__._fused = True
+    return handle
+
+
+def _named(call, args: tuple, kwargs: dict) -> dict:
+    """Arguments by name, those of ``**kwargs`` among them."""
+    if not args:
+        return kwargs
+    bound = inspect.signature(call).bind_partial(*args, **kwargs)
+    found = dict(bound.arguments)
+    for parameter in inspect.signature(call).parameters.values():
+        if parameter.kind is parameter.VAR_KEYWORD:
+            found |= found.pop(parameter.name, {})
+    return found
+
+
+def _refuse(module, given: dict) -> None:
+    """What the loss of labels would be more than cross-entropy for, by name."""
+    router = given.get("output_router_logits")
+    router = getattr(module.config, "output_router_logits", False) if router is None else router
+    if router:
+        raise InputError(
+            "output_router_logits: expected False, the router's auxiliary loss is not part of the fused loss"
+        )
+    if isinstance(given.get("logits_to_keep"), Tensor) or given.get("logits_to_keep"):
+        raise InputError("logits_to_keep: expected 0 with labels, there are no logits")
+    layer = module.get_output_embeddings()
+    dropouts = getattr(layer, "lora_dropout", None) or {}
+    if module.training and any(getattr(dropout, "p", 0) for dropout in dropouts.values()):
+        raise InputError(
+            "lora_dropout: expected 0 on the head, whose input it would have to drop out for the adapter alone"
+        )
+
+
+class PerplexityCallback(TrainerCallback):
+    """For ``Trainer``: loss and perplexity side by side, per token, read by the monitor.
+
+    Logs ``perplexity`` beside ``loss`` and, after each evaluation, ``eval_token_loss`` and ``eval_perplexity``: of all tokens,
+    where Trainer's ``eval_loss`` is a mean of batch means. ``monitor`` (a ``Monitor``, one of its own by default) gets every
+    loss; where it says so (its ``stop_on``), training stops. ``Trainer(callbacks=[PerplexityCallback()])`` is enough for the
+    numbers in ``state.log_history`` and ``metrics``; trackers see them as well after ``PerplexityCallback().attach(trainer)``,
+    which puts it before them. A sampler that pads the last batch of ranks with copies has them counted.
+    """
+
+    def __init__(self, monitor: Monitor | None = None) -> None:
+        self.monitor = Monitor() if monitor is None else monitor
+        self._hook = None
+        self._sums: Tensor | None = None  # float64 [2]: Σ nll, tokens
+        self._last: dict[str, float] = {}  # what was logged of the last evaluation
+
+    def attach(self, trainer) -> PerplexityCallback:
+        """Add it to a trainer, before everything that writes logs."""
+        trainer.callback_handler.callbacks.insert(0, self)
+        self._watch(trainer.model)
+        return self
+
+    def on_init_end(self, args, state, control, model=None, **kwargs):
+        self._watch(model)
+
+    def on_train_begin(self, args, state, control, model=None, **kwargs):
+        self._watch(model)
+
+    def _watch(self, model) -> None:
+        if self._hook is None and model is not None:
+            inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+            self._hook = inner.register_forward_hook(self._seen, with_kwargs=True)
+
+    @torch.no_grad()
+    def _seen(self, module, arguments, given, output) -> None:
+        """Loss and tokens of a batch in evaluation; nothing waits for the device."""
+        labels = given.get("labels")
+        if module.training or labels is None:
+            return
+        loss = output[0] if isinstance(output, tuple) else output.loss
+        tokens = (labels[..., 1:] != IGNORED).sum()
+        items = given.get("num_items_in_batch")
+        total = loss.double() * (tokens if items is None else items)
+        total = torch.where(tokens > 0, total, 0.0)  # a mean over nothing is no number
+        sums = torch.stack([total, tokens.double().to(total.device)])
+        self._sums = sums if self._sums is None else self._sums + sums
+
+    def _measured(self) -> dict[str, float]:
+        """Of the evaluation that has ended, over all ranks; empty where there was none."""
+        if self._sums is None:
+            return {}
+        metric = Perplexity()
+        metric.nll, metric.tokens = self._sums[0].item(), int(self._sums[1])
+        self._sums = None
+        found = metric.sync().compute()
+        return {} if found["loss"] is None else {"token_loss": found["loss"], "perplexity": found["perplexity"]}
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        logs = {} if logs is None else logs
+        names = [name for name in logs if name.endswith("_loss") and not name.endswith("token_loss")]
+        if "loss" in logs:
+            logs["perplexity"] = exp(logs["loss"])
+            extra = {name: logs[name] for name in ("grad_norm",) if name in logs}
+            self.monitor.log(state.global_step, train_loss=logs["loss"], lr=logs.get("learning_rate"), **extra)
+        elif names and (measured := self._measured()):
+            prefix = names[0].removesuffix("_loss")
+            logs |= {f"{prefix}_{name}": value for name, value in measured.items()}
+            self._last = logs
+            self.monitor.log(state.global_step, val_loss=measured["token_loss"])
+        if state.log_history:
+            state.log_history[-1].update(
+                {name: value for name, value in logs.items() if name not in state.log_history[-1]}
+            )
+        if self.monitor.should_stop:
+            control.should_training_stop = True
+
+    def on_evaluate(self, args, state, control, metrics=None, **kwargs):
+        if metrics is not None:
+            metrics.update({name: value for name, value in self._last.items() if name not in metrics})

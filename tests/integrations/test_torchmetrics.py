@@ -1,0 +1,103 @@
+"""The metric beside torchmetrics' and torcheval's own, in collections, checkpoints and over ranks."""
+
+import math
+import os
+import socket
+import subprocess
+import sys
+
+import pytest
+import torch
+
+torchmetrics = pytest.importorskip("torchmetrics")
+
+from perplexity.integrations.torchmetrics import Perplexity  # noqa: E402
+
+
+def batches(count=4, ignored=True):
+    generator = torch.Generator().manual_seed(1)
+    for length in range(3, 3 + count):
+        logits = torch.randn(2, length, 37, generator=generator) * 3
+        target = torch.randint(37, (2, length), generator=generator)
+        if ignored:
+            target[0, : length - 2] = -100
+        yield logits, target
+
+
+@pytest.mark.parametrize("ignored", [False, True])
+def test_equal_to_torchmetrics_and_torcheval(ignored):
+    from torcheval.metrics import Perplexity as Torcheval
+
+    given = dict(ignore_index=-100) if ignored else {}
+    ours, theirs, evals = Perplexity(**given), torchmetrics.text.Perplexity(**given), Torcheval(**given)
+    nll = 0.0
+    for logits, target in batches(ignored=ignored):
+        for metric in (ours, theirs, evals):
+            metric.update(logits, target)
+        nll += torch.nn.functional.cross_entropy(
+            logits.flatten(0, 1).double(), target.flatten(), reduction="sum"
+        ).item()
+    assert ours.compute().item() == pytest.approx(math.exp(nll / ours.tokens.item()), rel=1e-6)
+    assert ours.compute().item() == pytest.approx(theirs.compute().item(), rel=1e-5)
+    assert ours.compute().item() == pytest.approx(evals.compute().item(), rel=1e-5)
+
+
+def test_in_a_collection_and_a_checkpoint():
+    collection = torchmetrics.MetricCollection({"ours": Perplexity(-100), "theirs": torchmetrics.text.Perplexity(-100)})
+    for logits, target in batches():
+        collection.update(logits, target)
+    found = collection.compute()
+    assert found["ours"].item() == pytest.approx(found["theirs"].item(), rel=1e-5)
+    metric = Perplexity(-100)
+    metric.persistent(True)
+    for logits, target in batches():
+        metric(logits, target)  # forward: of the batch, and kept
+    other = Perplexity(-100)
+    other.persistent(True)
+    other.load_state_dict(metric.state_dict())
+    assert other.compute() == metric.compute() == found["ours"]
+    metric.reset()
+    assert metric.tokens == 0
+
+
+def test_nll_without_logits():
+    metric = Perplexity()
+    metric.update_nll(torch.tensor([[1.0, 2.0], [math.nan, 3.0]]), torch.tensor([[True, True], [False, True]]))
+    metric.update_nll(torch.tensor([2.0]))
+    assert metric.compute().item() == pytest.approx(math.exp(2.0)) and metric.compute().dtype == torch.float64
+    with pytest.raises(ValueError, match="target: expected the shape"):
+        metric.update(torch.zeros(2, 3, 5), torch.zeros(2, 4, dtype=torch.int64))
+
+
+RANK = """
+import sys, torch, torch.distributed as dist
+sys.path[:0] = {path!r}
+from test_torchmetrics import batches
+from perplexity.integrations.torchmetrics import Perplexity
+dist.init_process_group("gloo")
+metric = Perplexity(-100)
+for number, (logits, target) in enumerate(batches()):
+    if number % 2 == dist.get_rank():
+        metric.update(logits, target)
+print(repr(metric.compute().item()), flush=True)
+dist.destroy_process_group()
+"""
+
+
+def test_over_ranks():
+    metric = Perplexity(-100)
+    for logits, target in batches():
+        metric.update(logits, target)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    base = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
+    code = RANK.format(path=[os.path.dirname(__file__), *sys.path])
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-c", code], env=base | {"RANK": str(rank)}, stdout=subprocess.PIPE, text=True
+        )
+        for rank in range(2)
+    ]
+    said = [float(rank.communicate(timeout=120)[0].split()[-1]) for rank in ranks]
+    assert said == pytest.approx([metric.compute().item()] * 2, rel=1e-12)

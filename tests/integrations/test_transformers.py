@@ -1,0 +1,285 @@
+"""Models of transformers with the fused loss: the same loss and gradients as their own, whatever surrounds them."""
+
+import copy
+import math
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.append(str(Path(__file__).parents[1] / "evaluation"))
+
+from test_models import FAMILIES, build
+from tiny_models import build_model
+
+from perplexity import Monitor
+from perplexity.errors import InputError
+from perplexity.integrations.transformers import PerplexityCallback, use_fused_loss
+
+VOCABULARY = 305
+
+
+def batch(rows=2, length=12, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.randint(0, VOCABULARY, (rows, length), generator=generator)
+    labels = ids.clone()
+    labels[0, :4] = labels[-1, -3:] = -100
+    return dict(input_ids=ids, labels=labels, attention_mask=torch.ones_like(ids))
+
+
+def step(model, **given):
+    model.zero_grad()
+    out = model(**(batch() | given))
+    out.loss.backward()
+    return out, {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def close(one, other, tolerance=1e-5):
+    assert one.keys() == other.keys()
+    largest = max(gradient.abs().max() for gradient in one.values())
+    for name in one:
+        torch.testing.assert_close(one[name], other[name], atol=tolerance * largest, rtol=tolerance, msg=name)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family(family):
+    model = build(family, VOCABULARY)
+    own, gradients = step(model)
+    handle = use_fused_loss(model)
+    fused, others = step(model)
+    assert fused.logits is None and own.logits is not None
+    torch.testing.assert_close(fused.loss, own.loss, atol=1e-6, rtol=1e-6)
+    close(gradients, others)
+    assert model(input_ids=batch()["input_ids"]).logits.shape == (2, 12, VOCABULARY)  # without labels as before
+    handle.undo()
+    again, _ = step(model)
+    assert torch.equal(again.loss, own.loss) and again.logits is not None and "forward" not in vars(model)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        dict(num_items_in_batch=torch.tensor(7)),
+        dict(num_items_in_batch=7),
+        dict(labels=torch.full((2, 12), -100), num_items_in_batch=3),
+        dict(shift_labels=torch.arange(24).view(2, 12)),
+        dict(output_hidden_states=True, use_cache=True),
+    ],
+    ids=str,
+)
+def test_what_a_trainer_gives(given):
+    model = build_model(VOCABULARY)
+    own, gradients = step(model, **given)
+    with use_fused_loss(model):
+        fused, others = step(model, **given)
+    torch.testing.assert_close(fused.loss, own.loss, atol=1e-6, rtol=1e-6)
+    close(gradients, others)
+    if "output_hidden_states" in given:
+        assert len(fused.hidden_states) == len(own.hidden_states) and fused.past_key_values is not None
+
+
+def test_positional_arguments_and_tuples():
+    model, given = build_model(VOCABULARY), batch()
+    own = model(given["input_ids"], given["attention_mask"], labels=given["labels"], return_dict=False)
+    with use_fused_loss(model):
+        fused = model(given["input_ids"], given["attention_mask"], labels=given["labels"], return_dict=False)
+    assert isinstance(fused, tuple)
+    torch.testing.assert_close(fused[0], own[0])
+
+
+def test_checkpointing_autocast_and_a_frozen_head():
+    model = build_model(VOCABULARY).train()
+    model.gradient_checkpointing_enable()
+    own, gradients = step(model)
+    with use_fused_loss(model):
+        fused, others = step(model)
+        close(gradients, others)
+        model.lm_head.weight.requires_grad_(False)
+        _, frozen = step(model)
+        assert "lm_head.weight" not in frozen
+        with torch.autocast("cpu", torch.bfloat16):
+            half, others = step(model)
+    with torch.autocast("cpu", torch.bfloat16):
+        plain, gradients = step(model)
+    torch.testing.assert_close(half.loss, plain.loss, atol=2e-2, rtol=2e-2)
+    close(gradients, others, 5e-2)
+    assert torch.isclose(fused.loss, own.loss)
+
+
+@pytest.mark.parametrize("targets", [["q_proj"], ["q_proj", "lm_head"], "saved"])
+def test_peft(targets):
+    """Adapters in the body, low-rank ones on the head, and a head that is trained whole."""
+    import peft
+
+    torch.manual_seed(0)
+    options = (
+        dict(modules_to_save=["lm_head"], target_modules=["q_proj"])
+        if targets == "saved"
+        else dict(target_modules=targets)
+    )
+    model = peft.get_peft_model(build_model(VOCABULARY), peft.LoraConfig(r=2, **options))
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.2)
+    own, gradients = step(model)
+    with use_fused_loss(model):
+        fused, others = step(model)
+        torch.testing.assert_close(fused.loss, own.loss, atol=1e-6, rtol=1e-6)
+        close(gradients, others)
+        with model.disable_adapter():
+            bare = model(**batch()).loss
+    with model.disable_adapter():
+        torch.testing.assert_close(bare, model(**batch()).loss, atol=1e-6, rtol=1e-6)
+    assert not torch.isclose(bare, own.loss)
+
+
+def test_a_copy_has_its_own():
+    model = build_model(VOCABULARY)
+    with use_fused_loss(model):
+        other = copy.deepcopy(model)
+        with torch.no_grad():
+            other.lm_head.weight.mul_(2.0)
+        assert not torch.isclose(other(**batch()).loss, model(**batch()).loss)
+        assert set(model.state_dict()) == set(build_model(VOCABULARY).state_dict())
+        assert model.generate(batch()["input_ids"][:1], max_new_tokens=2, do_sample=False).shape == (1, 14)
+
+
+def test_a_forward_that_was_wrapped_since_falls_through():
+    """accelerate wraps forward for mixed precision: undone underneath, the model's own loss is back."""
+    model = build_model(VOCABULARY)
+    handle = use_fused_loss(model)
+    inner = model.forward
+    model.forward = lambda *args, **given: inner(*args, **given)
+    assert model(**batch()).logits is None
+    handle.undo()
+    assert model(**batch()).logits is not None
+
+
+def test_what_is_not_supported_is_refused_by_name():
+    model = build("mixtral", VOCABULARY)
+    with use_fused_loss(model), pytest.raises(InputError, match="output_router_logits"):
+        model(**batch(), output_router_logits=True)
+    model.config.output_router_logits = True
+    with pytest.raises(InputError, match="output_router_logits"):
+        use_fused_loss(model)
+    model = build_model(VOCABULARY)
+    with use_fused_loss(model):
+        with pytest.raises(InputError, match="logits_to_keep"):
+            model(**batch(), logits_to_keep=2)
+        with pytest.raises(InputError, match="in use"):
+            use_fused_loss(model)
+    model.loss_function = lambda logits, labels, **_: logits.sum()
+    with pytest.raises(InputError, match="loss of causal models"):
+        use_fused_loss(model)
+    with pytest.raises(InputError, match="model: expected"):
+        use_fused_loss(torch.nn.Linear(2, 2))
+    model = build_model(VOCABULARY)
+    model.lm_head.register_forward_hook(lambda module, given, out: out + 1.5 * out.sin())  # a rule nobody declared
+    with pytest.raises(InputError, match="own logits differ"):
+        use_fused_loss(model)
+
+
+@pytest.mark.parametrize("option", [dict(use_dora=True), dict(lora_dropout=0.5)], ids=str)
+def test_adapters_of_the_head_that_are_refused(option):
+    import peft
+
+    model = peft.get_peft_model(build_model(VOCABULARY), peft.LoraConfig(r=2, target_modules=["lm_head"], **option))
+    with pytest.raises(InputError, match=next(iter(option))):
+        use_fused_loss(model.train())
+
+
+class Rows(torch.utils.data.Dataset):
+    """Sequences of unequal numbers of labels, of a language with four successors a token."""
+
+    def __init__(self, count, seed):
+        generator = torch.Generator().manual_seed(seed)
+        successors = torch.randint(VOCABULARY, (VOCABULARY, 4), generator=torch.Generator().manual_seed(9))
+        self.rows = []
+        for number in range(count):
+            ids = [int(torch.randint(VOCABULARY, (), generator=generator))]
+            while len(ids) < 16:
+                ids.append(int(successors[ids[-1], int(torch.randint(4, (), generator=generator))]))
+            labels = [*ids]
+            hidden = 1 + 12 * (number // 2 % 2)  # few labels in every other batch
+            labels[:hidden] = [-100] * hidden
+            self.rows.append(dict(input_ids=torch.tensor(ids), labels=torch.tensor(labels)))
+
+    def __len__(self):
+        return len(self.rows)
+
+    def __getitem__(self, place):
+        return self.rows[place]
+
+
+def trainer(model, folder, *callbacks, **options):
+    import transformers
+
+    arguments = transformers.TrainingArguments(
+        str(folder), per_device_train_batch_size=2, per_device_eval_batch_size=2, gradient_accumulation_steps=2,
+        max_steps=6, logging_steps=1, eval_strategy="steps", eval_steps=3, report_to=[], use_cpu=True, seed=3,
+        save_strategy="no", disable_tqdm=True, learning_rate=1e-2, **options,
+    )  # fmt: skip
+    data = dict(train_dataset=Rows(24, 0), eval_dataset=Rows(8, 1))
+    return transformers.Trainer(model=model, args=arguments, callbacks=list(callbacks), **data)
+
+
+def test_a_trainer_follows_the_same_curve(tmp_path):
+    """Gradient accumulation with an average over all of a step's labels, which Trainer counts."""
+    runs = []
+    for fused in (False, True):
+        model = build_model(VOCABULARY)
+        if fused:
+            use_fused_loss(model)
+        run = trainer(model, tmp_path)
+        run.train()
+        runs.append([row["loss"] for row in run.state.log_history if "loss" in row])
+    assert len(runs[0]) == 6 and runs[0] == pytest.approx(runs[1], rel=2e-4)
+
+
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("attached", [False, True])
+def test_the_callback_counts_tokens(tmp_path, fused, attached):
+    model = build_model(VOCABULARY)
+    if fused:
+        use_fused_loss(model)
+    seen = []
+
+    class Tracker(__import__("transformers").TrainerCallback):
+        def on_log(self, args, state, control, logs=None, **kwargs):
+            seen.append(dict(logs))
+
+    callback = PerplexityCallback()
+    run = trainer(model, tmp_path, Tracker(), *([] if attached else [callback]))
+    if attached:
+        callback.attach(run)
+    run.train()
+    metrics = run.evaluate()
+    total = count = 0.0
+    for row in run.eval_dataset.rows:
+        with torch.no_grad():
+            logits = model(input_ids=row["input_ids"][None]).logits[0, :-1].double()
+        kept = row["labels"][1:] != -100
+        total += torch.nn.functional.cross_entropy(logits[kept], row["labels"][1:][kept], reduction="sum").item()
+        count += int(kept.sum())
+    assert metrics["eval_token_loss"] == pytest.approx(total / count, rel=1e-5)
+    assert metrics["eval_perplexity"] == pytest.approx(math.exp(total / count), rel=1e-5)
+    assert abs(metrics["eval_loss"] - metrics["eval_token_loss"]) > 1e-3, "batch means are not what is wanted here"
+    history = [row for row in run.state.log_history if "eval_perplexity" in row]
+    assert [row["step"] for row in history] == [3, 6, 6]
+    assert all(
+        row["perplexity"] == pytest.approx(math.exp(row["loss"])) for row in run.state.log_history if "loss" in row
+    )
+    assert any("eval_perplexity" in logs for logs in seen) == attached
+    digest = callback.monitor.digest
+    assert [evaluation.step for evaluation in digest.evaluations] == [3, 6, 6]
+
+
+def test_the_monitor_stops_training(tmp_path):
+    monitor = Monitor(stop_on="non-finite")
+    model = build_model(VOCABULARY)
+    run = trainer(model, tmp_path, PerplexityCallback(monitor))
+    with torch.no_grad():
+        model.lm_head.weight[0, 0] = math.nan
+    run.train()
+    assert run.state.global_step < 6 and monitor.stopped_by.signal == "non-finite"
