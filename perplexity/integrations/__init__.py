@@ -1,1 +1,17 @@
 """What joins this library to the tools people train with; each module needs its own package and is imported by name."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+
+
+@contextmanager
+def needing(module: str):
+    """An import that fails says which extra brings the package."""
+    try:
+        yield
+    except ImportError as error:
+        package = (error.name or "").split(".")[0] or "a package"
+        raise ImportError(
+            f"{module}: needs {package}; install fused-perplexity[integrations]", name=error.name
+        ) from None

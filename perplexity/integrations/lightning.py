@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-try:
-    import lightning.pytorch as pl
-except ImportError:
-    import pytorch_lightning as pl
+import importlib.util
+
 import torch
 from torch import Tensor
 
 from ..metric import Perplexity, exp
 from ..monitor import Monitor
+from . import needing
+
+with needing(__name__):
+    if importlib.util.find_spec("pytorch_lightning") and not importlib.util.find_spec("lightning"):
+        import pytorch_lightning as pl  # the same under its former name
+    else:
+        import lightning.pytorch as pl
 
 
 class PerplexityCallback(pl.Callback):

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import torch
-import torchmetrics
 from torch import Tensor
 
 from ..losses import cross_entropy
+from . import needing
+
+with needing(__name__):
+    import torchmetrics
 
 
 class Perplexity(torchmetrics.Metric):

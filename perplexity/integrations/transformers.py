@@ -9,9 +9,6 @@ import types
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import TrainerCallback
-from transformers.loss.loss_utils import ForCausalLMLoss
-from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from ..errors import InputError
 from ..evaluation import models
@@ -19,6 +16,12 @@ from ..evaluation.evaluator import evaluation_mode
 from ..losses import linear_cross_entropy
 from ..metric import Perplexity, exp
 from ..monitor import Monitor
+from . import needing
+
+with needing(__name__):
+    from transformers import TrainerCallback
+    from transformers.loss.loss_utils import ForCausalLMLoss
+    from transformers.modeling_outputs import CausalLMOutputWithPast
 
 IGNORED = -100
 OF_LOSS = ("labels", "shift_labels", "num_items_in_batch", "ignore_index")

@@ -1,0 +1,60 @@
+"""``python bench/training_step.py``: a training step of a transformers model, before and after ``use_fused_loss``, V = 128,256.
+
+Each in a process of its own (tests/training_step_cost.py). Written to bench/results/cpu-<name>-training-step.json; asserts nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+from environment import HERE, RESULTS, commit, cpu_name, now, slug, version, write
+
+sys.path.insert(0, str(HERE.parent / "tests"))
+from training_step_cost import LAYERS, LENGTH, PROVIDERS, ROWS, VOCABULARY, WIDTH
+
+
+def measure(provider: str) -> tuple[float, float, float]:
+    """Bytes, seconds, loss."""
+    command = [sys.executable, HERE.parent / "tests" / "training_step_cost.py", provider]
+    # A fixed threshold: freed blocks go back to the system, and the figure is the step's, not the allocator's history.
+    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": str(1 << 16)}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=1800, check=True)
+    return tuple(map(float, done.stdout.split()[-3:]))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, default=RESULTS / f"cpu-{slug(cpu_name())}-training-step.json")
+    parser.add_argument("--rounds", type=int, default=3)
+    options = parser.parse_args()
+    runs = {provider: [] for provider in PROVIDERS}
+    for _ in range(options.rounds):
+        for provider, found in runs.items():
+            found.append(measure(provider))
+    rows = [
+        dict(
+            provider=provider, seconds=statistics.median(seconds for _, seconds, _ in found),
+            peak_bytes=int(statistics.median(peak for peak, _, _ in found)), loss=found[0][2],
+        )
+        for provider, found in runs.items()
+    ]  # fmt: skip
+    write(
+        dict(
+            device=cpu_name(), cores=os.cpu_count(), torch=version("torch"), transformers=version("transformers"), date=now(),
+            commit=commit(), vocabulary=VOCABULARY, hidden_size=WIDTH, layers=LAYERS, tokens=ROWS * LENGTH, rows=rows,
+        ),
+        options.out,
+    )  # fmt: skip
+    for row in rows:
+        print(
+            f"{row['provider']:6} {row['seconds']:6.2f} s  {row['peak_bytes'] / 2**20:7,.0f} MiB  loss {row['loss']:.6f}"
+        )
+
+
+if __name__ == "__main__":
+    main()

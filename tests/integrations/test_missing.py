@@ -1,0 +1,43 @@
+"""Without its package an integration says in one line which extra brings it."""
+
+import subprocess
+import sys
+
+import pytest
+
+HIDE = """
+import sys
+class Hidden:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {hidden!r}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+sys.meta_path.insert(0, Hidden())
+import importlib.util
+found = importlib.util.find_spec
+importlib.util.find_spec = lambda name, package=None: None if name.split(".")[0] in {hidden!r} else found(name, package)
+try:
+    import perplexity.integrations.{module}
+except ImportError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize(
+    ("module", "hidden", "named"),
+    [
+        ("transformers", ["transformers"], "transformers"),
+        ("torchmetrics", ["torchmetrics"], "torchmetrics"),
+        ("lightning", ["lightning", "pytorch_lightning"], "lightning"),
+    ],
+)
+def test_the_extra_is_named(module, hidden, named):
+    done = subprocess.run(
+        [sys.executable, "-c", HIDE.format(module=module, hidden=hidden)], capture_output=True, text=True
+    )
+    said = f"perplexity.integrations.{module}: needs {named}; install fused-perplexity[integrations]\n"
+    assert (done.stdout, done.returncode) == (said, 0), done.stderr
+
+
+def test_trackers_need_nothing():
+    code = "import perplexity.integrations.tracking, sys; assert not {'wandb', 'tensorboard'} & sys.modules.keys()"
+    subprocess.run([sys.executable, "-c", code], check=True)
