@@ -22,7 +22,7 @@ from .index import Index, Scan, Text, groups, scan_batch
 class LeakageScan(PipelineStep):
     """Scans the documents that pass, which go on as they are; ``folder`` gets one file a task."""
 
-    type = "🔎 - STATS"
+    type = "STATS"
     name = "perplexity leakage"
 
     def __init__(self, index: Index, folder: str | Path) -> None:

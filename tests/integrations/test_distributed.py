@@ -100,8 +100,25 @@ def vocabulary_parallel(rank, ranks):
     close(found, gradients)
 
 
+def metric(rank, ranks):
+    """Sums and counts of unequal shares, in one collective."""
+    from unittest.mock import patch
+
+    import perplexity
+
+    found = perplexity.Perplexity()
+    found.update(torch.full((rank + 1,), float(rank)), bytes=rank, words=2)
+    with patch.object(dist, "all_reduce", wraps=dist.all_reduce) as reduced:
+        found.sync()
+    assert reduced.call_count == 1
+    tokens = sum(range(1, ranks + 1))
+    assert found.state_dict() == dict(
+        nll=float(sum(r * (r + 1) for r in range(ranks))), tokens=tokens, bytes=sum(range(ranks)), words=2 * ranks
+    )
+
+
 def every_kind(rank, ranks):
-    for body in (data_parallel, fully_sharded, vocabulary_parallel):
+    for body in (metric, data_parallel, fully_sharded, vocabulary_parallel):
         body(rank, ranks)
 
 
