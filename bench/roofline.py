@@ -17,7 +17,7 @@ import triton
 from environment import HERE, RESULTS, now, write
 from triton.backends.compiler import GPUTarget
 
-from perplexity.kernels.compile_check import Case, launches, nvidia_resources
+from perplexity.kernels.compile_check import Case, launches, nvidia_resources, programs_a_multiprocessor
 from perplexity.kernels.fingerprint import kernels_hash
 from perplexity.kernels.launch import Target
 from perplexity.kernels.linear_nll import SPAN
@@ -26,7 +26,7 @@ from perplexity.kernels.linear_nll_chunked import training_chunk
 # Product and copy (read plus written) through PyTorch on one; multiprocessors, their clock under load and lanes by its sheet.
 DEVICE = dict(name="H200", product_flops=790e12, copy_bytes=4.3e12, multiprocessors=132, clock=1.755e9, lanes=128)
 TOKENS, SHAPES = (1024, 8192, 32768), ((2048, 32768), (2304, 256000), (4096, 128256), (8192, 128256))  # D, V
-KERNELS = {"token_nll": "linear_nll", "token_statistics": "linear_statistics"}
+KERNELS = {"token_nll": "linear_nll", "token_statistics": "linear_statistics", "linear_kl_divergence": "linear_kl"}
 BEGIN, END = "<!-- roofline: begin -->", "<!-- roofline: end -->"
 TRAIN_BEGIN, TRAIN_END = "<!-- training roofline: begin -->", "<!-- training roofline: end -->"
 
@@ -89,7 +89,9 @@ def trained(kernel: dict, n: int, d: int, v: int) -> dict:
 def compiled(operation: str) -> dict:
     """What the sweep over the vocabulary takes: tile, registers, bytes, and instructions a thread executes for a tile's sums."""
     case = Case(operation, "sm_90", "bfloat16", "aligned", frozenset())
-    built, options = next(pair for pair in launches(case) if pair[0].fn.__name__ == "_partials_kernel")
+    built, options = next(
+        pair for pair in launches(case) if pair[0].fn.__name__ in ("_partials_kernel", "_kl_partials_kernel")
+    )
     found = triton.compile(built, target=GPUTarget("cuda", 90, 32), options=options)
     registers, spilled = nvidia_resources(found.asm["cubin"])
     constants = {built.fn.arg_names[key[0]]: value for key, value in built.constants.items()}
@@ -107,12 +109,14 @@ def compiled(operation: str) -> dict:
         logits_a_thread=n * v // (32 * options["num_warps"]),
         bytes_a_step=2 * (n + v) * d,
         flops_a_step=2 * n * v * d,
+        products=2 if operation == "linear_kl" else 1,
+        programs=programs_a_multiprocessor("sm_90", registers, found.metadata.shared, options["num_warps"]),
     )
 
 
 def predicted(kernel: dict, n: int, d: int, v: int) -> dict:
-    """Milliseconds of the product alone, and times it: the fused sweep, and chunks of float32 logits through memory."""
-    product = 2 * n * v * d / DEVICE["product_flops"]
+    """Milliseconds of the products alone, and times them: the fused sweep, and chunks of float32 logits through memory."""
+    product = kernel["products"] * 2 * n * v * d / DEVICE["product_flops"]
     programs = math.ceil(n / kernel["tile"][0]) * math.ceil(v / SPAN)
     busy = programs / (math.ceil(programs / DEVICE["multiprocessors"]) * DEVICE["multiprocessors"])
     # Hopper's sums wait for the tile's products and the next tile's for them; only the reads run on.
@@ -127,20 +131,26 @@ def predicted(kernel: dict, n: int, d: int, v: int) -> dict:
 
 def markdown(results: dict) -> str:
     lines = [
-        "| kernel | tile N × V × D | registers | spilled | shared bytes | wgmma | TMA loads | instructions a tile and thread |",
-        "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+        "| kernel | tile N × V × D | registers | spilled | shared bytes | programs | wgmma | TMA loads "
+        "| instructions a tile and thread |",
+        "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for name, kernel in results["kernels"].items():
         tile = " × ".join(map(str, kernel["tile"]))
         lines.append(
             f"| `{name}` | {tile} | {kernel['registers']} | {kernel['spilled_bytes']} | {kernel['shared_bytes']:,} | "
-            f"{kernel['wgmma']} | {kernel['tma_loads']} | {kernel['instructions']:,} |"
+            f"{kernel['programs']} | {kernel['wgmma']} | {kernel['tma_loads']} | {kernel['instructions']:,} |"
         )
-    lines += ["", "| D | V | N | product ms | busy | fused: sums | fused | statistics | chunked |", "| ---: " * 9 + "|"]
-    for row, statistics in zip(results["token_nll"], results["token_statistics"], strict=True):
+    lines += [
+        "",
+        "| D | V | N | product ms | busy | fused: sums | fused | statistics | divergence | chunked |",
+        "| ---: " * 10 + "|",
+    ]
+    for row, statistics, divergence in zip(*(results[name] for name in KERNELS), strict=True):
         lines.append(
             f"| {row['d']:,} | {row['v']:,} | {row['n']:,} | {row['product_ms']:.3f} | {row['busy']:.0%} | "
-            f"{row['sums']:.1%} | {row['fused']:.2f} | {statistics['fused']:.2f} | {row['chunked']:.2f} |"
+            f"{row['sums']:.1%} | {row['fused']:.2f} | {statistics['fused']:.2f} | "
+            f"{divergence['fused']:.2f} | {row['chunked']:.2f} |"
         )
     return "\n".join(lines) + "\n"
 

@@ -103,6 +103,8 @@ class Compiled:
     multiplies: bool
     descriptor_loads: int = 0  # by the copy engine (TMA)
     described: bool = False  # whether the launch passes descriptors
+    programs: int = 0  # that a multiprocessor has room for
+    step_bytes: int = 0  # of both tiles that one step of a matrix product reads
 
     def failures(self) -> list[str]:
         found = []
@@ -218,6 +220,16 @@ def nvidia_resources(cubin: bytes) -> tuple[int, int]:
     return registers, stack + local
 
 
+def programs_a_multiprocessor(target: str, registers: int, shared_bytes: int, warps: int) -> int:
+    """By registers, shared memory and warps (CUDA occupancy calculator; CDNA 3 ISA: 512 registers a lane of each of 4 SIMDs)."""
+    if target == "gfx942":
+        by_registers = 4 * min(8, 512 // max(8 * -(-registers // 8), 8)) // warps
+        return min(by_registers, (64 << 10) // max(shared_bytes, 1))
+    a_warp = 256 * -(-32 * registers // 256)
+    by_shared = (SHARED_KIB[target] + 1 << 10) // (shared_bytes + 1024)  # one KiB of each program is the system's
+    return min(65536 // (a_warp * warps), by_shared, 64 // warps, 32)
+
+
 def compile_case(case: Case) -> list[Compiled]:
     target, found = TARGETS[case.target], []
     for built, options in launches(case):
@@ -234,6 +246,9 @@ def compile_case(case: Case) -> list[Compiled]:
                 for key in ("vgpr_count", "vgpr_spill_count", "private_segment_fixed_size")
             )
             spilled = max(4 * vector, scratch)
+        constants = {built.fn.arg_names[key[0]]: value for key, value in built.constants.items()}
+        multiplies = "tt.dot" in compiled.asm["ttir"]
+        tiles = sum(constants[name] for name in ("BLOCK_N", "BLOCK_V")) * constants["BLOCK_D"] if multiplies else 0
         found.append(
             Compiled(
                 built.fn.__name__.strip("_"),
@@ -243,9 +258,13 @@ def compile_case(case: Case) -> list[Compiled]:
                 spilled,
                 compiled.metadata.shared,
                 text.count(MATRIX_INSTRUCTION[case.target]),
-                "tt.dot" in compiled.asm["ttir"],
+                multiplies,
                 text.count("cp.async.bulk.tensor"),
                 any(kind.startswith("tensordesc") for kind in built.signature.values()),
+                programs_a_multiprocessor(
+                    case.target, registers, compiled.metadata.shared, compiled.metadata.num_warps
+                ),
+                tiles * DTYPES[case.dtype].itemsize,
             )
         )
     return found
@@ -299,14 +318,16 @@ def _worst(rows: list[Compiled]) -> list[Compiled]:
 
 def markdown(rows: list[Compiled]) -> str:
     lines = [
-        "| kernel | target | dtype | registers | spilled bytes | shared bytes | matrix instruction | TMA loads |",
-        "| --- | --- | --- | ---: | ---: | ---: | --- | ---: |",
+        "| kernel | target | dtype | registers | spilled bytes | shared bytes | programs | matrix instructions | TMA loads "
+        "| KiB a step |",
+        "| --- | --- | --- | ---: | ---: | ---: | ---: | --- | ---: | ---: |",
     ]
     for row in _worst(rows):
-        unit = MATRIX_INSTRUCTION[row.case.target] if row.matrix_instructions else ""
+        unit = f"{row.matrix_instructions} {MATRIX_INSTRUCTION[row.case.target]}" if row.matrix_instructions else ""
         lines.append(
             f"| {row.kernel} | {row.case.target} | {row.case.dtype} | {row.registers} | {row.spilled_bytes} "
-            f"| {row.shared_bytes} | {unit} | {row.descriptor_loads or ''} |"
+            f"| {row.shared_bytes} | {row.programs} | {unit} | {row.descriptor_loads or ''} "
+            f"| {f'{row.step_bytes / 1024:g}' if row.step_bytes else ''} |"
         )
     return "\n".join(lines)
 
@@ -346,7 +367,9 @@ def main(argv: list[str] | None = None) -> int:
             f"# Compile check\n\nWritten by `make compile-check` with triton {triton.__version__}: {compilations} compilations, "
             f"{extent} kernel × target × dtype × layout × feature set; of each kernel, target and dtype the row with most "
             f"registers. Device code {kernels_hash()} (`kernels/fingerprint.py`). Where the row with most registers reads through "
-            "pointers no TMA load is counted; a kernel that is given descriptors and has none fails.\n\n"
+            "pointers no TMA load is counted; a kernel that is given descriptors and has none fails. *Programs*: as many as a "
+            "multiprocessor has room for, by registers, shared memory and warps. *KiB a step*: both tiles of one step of a matrix "
+            "product.\n\n"
         )
         Path(arguments.markdown).write_text(heading + table + "\n")
     return 1 if failures else 0

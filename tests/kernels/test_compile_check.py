@@ -112,3 +112,22 @@ def test_interpreted_kernels_are_refused():
 def test_another_triton_than_expected_is_refused():
     done = run("--quick", "--expect-triton", "0.0.0")
     assert done.returncode == 2 and "expected triton 0.0.0" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("target", "registers", "shared", "warps", "programs"),
+    [
+        ("sm_90", 254, 147_480, 8, 1),
+        ("sm_90", 128, 0, 8, 2),
+        ("sm_90", 64, 0, 8, 4),
+        ("sm_90", 32, 0, 4, 16),  # 64 warps
+        ("sm_90", 32, 100 << 10, 4, 2),
+        ("sm_80", 32, 82 << 10, 4, 1),
+        ("gfx942", 118, 16_384, 8, 2),
+        ("gfx942", 64, 40_000, 4, 1),
+    ],
+)
+def test_programs_a_multiprocessor_has_room_for(target, registers, shared, warps, programs):
+    from perplexity.kernels.compile_check import programs_a_multiprocessor
+
+    assert programs_a_multiprocessor(target, registers, shared, warps) == programs
