@@ -113,9 +113,12 @@ def _weight_and_bias(layer) -> tuple[Tensor, Tensor | None]:
         adapters = layer.active_adapters if not layer.disable_adapters else []
         layer = layer.modules_to_save[adapters[0]] if adapters else layer.original_module
     weight, bias = layer.weight, getattr(layer, "bias", None)
-    if hasattr(layer, "get_delta_weight") and hasattr(layer, "lora_A"):
-        if any(getattr(layer, "use_dora", {}).values()):
-            raise InputError("use_dora: expected plain LoRA on the head, got DoRA")
+    if type(layer).__module__.startswith("peft."):
+        if not (hasattr(layer, "get_delta_weight") and hasattr(layer, "lora_A")):
+            raise InputError(f"model: expected plain LoRA on the head, got PEFT's {type(layer).__name__}")
+        for option in ("use_dora", "lora_bias"):
+            if any((getattr(layer, option, None) or {}).values()):
+                raise InputError(f"{option}: expected plain LoRA on the head")
         if not (layer.merged or layer.disable_adapters):
             for adapter in layer.active_adapters:
                 if adapter in layer.lora_A:

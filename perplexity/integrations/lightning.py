@@ -23,7 +23,7 @@ class PerplexityCallback(pl.Callback):
 
     ``training_step`` returns the loss (a tensor, or a dict with "loss"), as always. ``validation_step`` returns a dict with "loss",
     a mean, and "tokens", how many it is of; or with "nll", of every token that counts. ``monitor`` gets every loss, and stops the
-    trainer where its ``stop_on`` says so.
+    trainer where its ``stop_on`` says so. Several validation loaders are taken as one.
     """
 
     def __init__(self, monitor: Monitor | None = None) -> None:
@@ -31,7 +31,7 @@ class PerplexityCallback(pl.Callback):
         self._sums: Tensor | None = None
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
-        loss = outputs["loss"] if isinstance(outputs, dict) else outputs
+        loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
         if loss is None:
             return
         value = float(loss.detach()) * trainer.accumulate_grad_batches  # Lightning has divided it
@@ -64,7 +64,7 @@ class PerplexityCallback(pl.Callback):
         found = metric.sync().compute()
         if found["loss"] is None:
             return
-        pl_module.log("val_loss_token", found["loss"], rank_zero_only=False)
+        pl_module.log("val_loss_token", found["loss"])
         pl_module.log("val_perplexity", found["perplexity"], prog_bar=True)
         if not trainer.sanity_checking:
             self.monitor.log(trainer.global_step, val_loss=found["loss"])

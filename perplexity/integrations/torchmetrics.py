@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..arguments import IGNORE_INDEX
 from ..losses import cross_entropy
 from . import needing
 
@@ -16,14 +17,15 @@ class Perplexity(torchmetrics.Metric):
     """exp(Σ NLL / Σ tokens) of all that was seen, as ``torchmetrics.text.Perplexity``, in float64 sums, no softmax in memory.
 
     ``update(preds, target)``: logits [..., V] and target [...]; ``update_nll(nll, mask)``: NLL that is known, of ``token_nll`` say,
-    which needs no logits. ``compute`` gives a 0-dimensional float64 tensor, NaN before the first token.
+    which needs no logits. Targets of ``ignore_index`` (None: −100) do not count. ``compute`` gives a 0-dimensional float64
+    tensor, NaN before the first token.
     """
 
     is_differentiable, higher_is_better, full_state_update = False, False, False
 
     def __init__(self, ignore_index: int | None = None, **kwargs) -> None:
         super().__init__(**kwargs)
-        self.ignore_index = ignore_index
+        self.ignore_index = IGNORE_INDEX if ignore_index is None else ignore_index
         self.add_state("nll", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("tokens", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
 
@@ -37,18 +39,19 @@ class Perplexity(torchmetrics.Metric):
         nll = cross_entropy(
             preds.reshape(-1, preds.shape[-1]), target, ignore_index=self.ignore_index, reduction="none"
         )
-        self.update_nll(nll, None if self.ignore_index is None else target != self.ignore_index)
+        self._add(nll, target != self.ignore_index)
 
-    @torch.no_grad()
     def update_nll(self, nll: Tensor, mask: Tensor | None = None) -> None:
         """Add NLL of tokens, any shape, of which ``mask`` (same shape, bool) keeps those that count."""
-        self._update_count += 1
-        if mask is None:
-            self.nll = self.nll + nll.double().sum()
-            self.tokens = self.tokens + nll.numel()
-        else:
-            self.nll = self.nll + torch.where(mask, nll, 0.0).double().sum()
-            self.tokens = self.tokens + mask.sum()
+        if mask is not None and mask.shape != nll.shape:
+            raise ValueError(f"mask: expected the shape of nll, {tuple(nll.shape)}, got {tuple(mask.shape)}")
+        self._computed, self._update_count = None, self._update_count + 1  # as torchmetrics does around update
+        self._add(nll, torch.ones_like(nll, dtype=torch.bool) if mask is None else mask)
+
+    @torch.no_grad()
+    def _add(self, nll: Tensor, mask: Tensor) -> None:
+        self.nll = self.nll + torch.where(mask, nll, 0.0).double().sum()
+        self.tokens = self.tokens + mask.sum()
 
     def compute(self) -> Tensor:
         return (self.nll / self.tokens).exp()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from ..metric import exp
 from ..monitor import Finding
 
@@ -37,13 +39,14 @@ class TensorBoardTracker:
     def __init__(self, writer) -> None:
         self.writer = writer
 
-    def log(self, step: int, **measures: float | None) -> None:
+    def log(self, step: float, **measures: float | None) -> None:
         for tag, value in scalars(measures).items():
-            self.writer.add_scalar(tag, value, step)
+            self.writer.add_scalar(tag, value, int(step))
 
     def finding(self, finding: Finding) -> None:
         text = f"**{finding.severity}**: {finding.evidence}  \n{finding.advice}"
-        self.writer.add_text(f"findings/{finding.signal}", text, int(finding.last_step))
+        step = int(finding.last_step) if math.isfinite(finding.last_step) else None
+        self.writer.add_text(f"findings/{finding.signal}", text, step)
 
 
 class WandbTracker:
@@ -52,8 +55,8 @@ class WandbTracker:
     def __init__(self, run) -> None:
         self.run = run
 
-    def log(self, step: int, **measures: float | None) -> None:
-        self.run.log(scalars(measures), step=step)
+    def log(self, step: float, **measures: float | None) -> None:
+        self.run.log(scalars(measures), step=int(step))
 
     def finding(self, finding: Finding) -> None:
         if finding.severity in ALERTS:

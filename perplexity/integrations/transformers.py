@@ -30,8 +30,8 @@ OF_LOSS = ("labels", "shift_labels", "num_items_in_batch", "ignore_index")
 class FusedLoss:
     """What ``use_fused_loss`` did to a model: ``undo()`` it, or leave the ``with`` block."""
 
-    def __init__(self, model, network: models.HuggingFaceModel, backend: str | None) -> None:
-        self.model, self.network, self.backend = model, network, backend
+    def __init__(self, model, backend: str | None) -> None:
+        self.model, self.backend = model, backend
         self.active, self.before = True, vars(model).get("forward")
         original = type(model).forward if self.before is None else self.before
 
@@ -101,11 +101,13 @@ def use_fused_loss(model, *, backend: str | None = None) -> FusedLoss:
     """Make a transformers causal model compute its loss from labels without logits: ``model(input_ids, labels=...)``, ``Trainer``.
 
     Loss and gradients are the unpatched model's (a mean over the labels that are not −100, or their sum over
-    ``num_items_in_batch``); ``logits`` is then None. Without labels the model is as before. PEFT adapters, on the head too,
-    gradient checkpointing, autocast and tied weights work. Returns a handle: ``undo()``, or a ``with`` block.
+    ``num_items_in_batch``); ``logits`` is then None: what wants predictions beside a loss (Trainer's ``compute_metrics``) has none.
+    Without labels the model is as before (Trainer's ``label_smoothing_factor`` takes them away). PEFT's LoRA, on the head too,
+    gradient checkpointing, autocast and tied weights work. Call it before the model is wrapped or prepared (DDP, ``fully_shard``,
+    accelerate); ``nn.DataParallel`` is not supported. Returns a handle: ``undo()``, or a ``with`` block.
 
-    The head is checked at once against the model's own logits, on a few positions. InputError where that fails, and where a loss
-    is not the plain one of causal models: another loss function, a router's auxiliary loss, dropout on the head's adapter.
+    Head and loss are checked at once against the model's own, on a few positions. InputError where they differ: a loss that does
+    not shift or is scaled, a router's auxiliary loss, another adapter than LoRA on the head, or one with dropout.
     """
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
     network = models.as_language_model(model)
@@ -117,13 +119,43 @@ def use_fused_loss(model, *, backend: str | None = None) -> FusedLoss:
         name = getattr(inner.loss_function, "__name__", type(inner.loss_function).__name__)
         raise InputError(f"model: expected the loss of causal models, {type(inner).__name__} has {name}")
     _refuse(inner, {})
-    if not any(parameter.is_meta for parameter in inner.parameters()):
-        with evaluation_mode(network):
-            limit = network.context_length or models.VERIFIED_POSITIONS
-            models.verify(network, np.arange(models.VERIFIED_POSITIONS) % network.head.weight.shape[0], limit)
-    handle = FusedLoss(inner, network, backend)
-    handle.forward.__func__._fused = True
+    checks = not any(parameter.is_meta for parameter in inner.parameters())
+    with evaluation_mode(network), torch.no_grad():
+        own = _losses(inner, network) if checks else []
+        handle = FusedLoss(inner, backend)
+        handle.forward.__func__._fused = True
+        try:
+            for expected, got in zip(own, _losses(inner, network) if checks else [], strict=True):
+                wide = inner.get_output_embeddings().weight.dtype in (torch.float32, torch.float64)
+                if expected is not None and not abs(got - expected) <= (1e-3 if wide else 2e-2) * max(
+                    1.0, abs(expected)
+                ):
+                    raise InputError(
+                        f"model: expected the mean loss of next tokens, {type(inner).__name__}'s own is {expected:.4g} where "
+                        f"that is {got:.4g}"
+                    )
+        except BaseException:
+            handle.undo()
+            raise
     return handle
+
+
+def _losses(model, network: models.HuggingFaceModel) -> list[float | None]:
+    """The model's loss on a few positions, once as a mean and once over a number of items (None where it takes none)."""
+    rows, count = network.head.weight.shape[0], models.VERIFIED_POSITIONS
+    count = min(count, network.context_length or count)
+    ids = np.arange(count) % rows
+    if not hasattr(model.forward, "__func__") or not hasattr(model.forward.__func__, "_fused"):
+        models.verify(network, ids, count)
+    ids = torch.from_numpy(ids)[None].to(network.head.weight.device)
+    labels = ids.clone()
+    labels[:, 3:5] = IGNORED
+    found: list[float | None] = [model(input_ids=ids, labels=labels).loss.item()]
+    try:
+        found.append(model(input_ids=ids, labels=labels, num_items_in_batch=7).loss.item())
+    except TypeError:  # then Trainer gives it none either
+        found.append(None)
+    return found
 
 
 def _named(call, args: tuple, kwargs: dict) -> dict:
@@ -141,7 +173,9 @@ def _named(call, args: tuple, kwargs: dict) -> dict:
 def _refuse(module, given: dict) -> None:
     """What the loss of labels would be more than cross-entropy for, by name."""
     router = given.get("output_router_logits")
-    router = getattr(module.config, "output_router_logits", False) if router is None else router
+    if router is None:
+        configs = module.config, module.config.get_text_config()
+        router = any(getattr(config, "output_router_logits", False) for config in configs)
     if router:
         raise InputError(
             "output_router_logits: expected False, the router's auxiliary loss is not part of the fused loss"
@@ -163,18 +197,22 @@ class PerplexityCallback(TrainerCallback):
     where Trainer's ``eval_loss`` is a mean of batch means. ``monitor`` (a ``Monitor``, one of its own by default) gets every
     loss; where it says so (its ``stop_on``), training stops. ``Trainer(callbacks=[PerplexityCallback()])`` is enough for the
     numbers in ``state.log_history`` and ``metrics``; trackers see them as well after ``PerplexityCallback().attach(trainer)``,
-    which puts it before them. A sampler that pads the last batch of ranks with copies has them counted.
+    which puts it before them. Of several evaluation sets the monitor is told of the first. A sampler that pads the last batch of
+    ranks with copies has them counted.
     """
 
     def __init__(self, monitor: Monitor | None = None) -> None:
         self.monitor = Monitor() if monitor is None else monitor
-        self._hook = None
-        self._sums: Tensor | None = None  # float64 [2]: Σ nll, tokens
+        self._model, self._hook = None, None
+        self._batch: Tensor | None = None  # float64 [2]: Σ nll, tokens, of the forward that was seen last
+        self._sums: Tensor | None = None  # of the evaluation's batches
         self._last: dict[str, float] = {}  # what was logged of the last evaluation
+        self._watched: str | None = None  # of several evaluation sets the one the monitor is told of
 
     def attach(self, trainer) -> PerplexityCallback:
         """Add it to a trainer, before everything that writes logs."""
-        trainer.callback_handler.callbacks.insert(0, self)
+        callbacks = trainer.callback_handler.callbacks
+        callbacks[:] = [self, *(callback for callback in callbacks if callback is not self)]
         self._watch(trainer.model)
         return self
 
@@ -185,23 +223,40 @@ class PerplexityCallback(TrainerCallback):
         self._watch(model)
 
     def _watch(self, model) -> None:
-        if self._hook is None and model is not None:
-            inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-            self._hook = inner.register_forward_hook(self._seen, with_kwargs=True)
+        inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+        if inner is None or inner is self._model:
+            return
+        if self._hook is not None:
+            self._hook.remove()
+        self._model, self._hook = inner, inner.register_forward_hook(self._seen, with_kwargs=True)
 
     @torch.no_grad()
     def _seen(self, module, arguments, given, output) -> None:
-        """Loss and tokens of a batch in evaluation; nothing waits for the device."""
-        labels = given.get("labels")
-        if module.training or labels is None:
+        """Loss and tokens of a forward in evaluation; nothing waits for the device."""
+        labels, ids = given.get("labels"), given.get("input_ids")
+        shifted = not module.config.is_encoder_decoder
+        self._batch = None
+        if (
+            module.training
+            or labels is None
+            or labels.dim() != 2
+            or (shifted and ids is not None and ids.shape != labels.shape)
+        ):
             return
         loss = output[0] if isinstance(output, tuple) else output.loss
-        tokens = (labels[..., 1:] != IGNORED).sum()
+        tokens = (labels[..., int(shifted) :] != IGNORED).sum()
         items = given.get("num_items_in_batch")
         total = loss.double() * (tokens if items is None else items)
         total = torch.where(tokens > 0, total, 0.0)  # a mean over nothing is no number
-        sums = torch.stack([total, tokens.double().to(total.device)])
-        self._sums = sums if self._sums is None else self._sums + sums
+        self._batch = torch.stack([total, tokens.double().to(total.device)])
+
+    def on_prediction_step(self, args, state, control, **kwargs):
+        if self._batch is not None:
+            self._sums = self._batch if self._sums is None else self._sums + self._batch
+        self._batch = None
+
+    def on_predict(self, args, state, control, metrics=None, **kwargs):
+        self._sums = None
 
     def _measured(self) -> dict[str, float]:
         """Of the evaluation that has ended, over all ranks; empty where there was none."""
@@ -215,16 +270,18 @@ class PerplexityCallback(TrainerCallback):
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         logs = {} if logs is None else logs
-        names = [name for name in logs if name.endswith("_loss") and not name.endswith("token_loss")]
+        names = [name for name in logs if name.endswith("_loss") and not name.endswith(("token_loss", "train_loss"))]
         if "loss" in logs:
             logs["perplexity"] = exp(logs["loss"])
             extra = {name: logs[name] for name in ("grad_norm",) if name in logs}
             self.monitor.log(state.global_step, train_loss=logs["loss"], lr=logs.get("learning_rate"), **extra)
         elif names and (measured := self._measured()):
             prefix = names[0].removesuffix("_loss")
-            logs |= {f"{prefix}_{name}": value for name, value in measured.items()}
-            self._last = logs
-            self.monitor.log(state.global_step, val_loss=measured["token_loss"])
+            self._last = {f"{prefix}_{name}": value for name, value in measured.items()}
+            logs |= self._last
+            self._watched = self._watched or prefix
+            if prefix == self._watched:
+                self.monitor.log(state.global_step, val_loss=measured["token_loss"])
         if state.log_history:
             state.log_history[-1].update(
                 {name: value for name, value in logs.items() if name not in state.log_history[-1]}
@@ -234,4 +291,5 @@ class PerplexityCallback(TrainerCallback):
 
     def on_evaluate(self, args, state, control, metrics=None, **kwargs):
         if metrics is not None:
-            metrics.update({name: value for name, value in self._last.items() if name not in metrics})
+            metrics.update(self._last)
+        self._last, self._sums = {}, None

@@ -21,8 +21,12 @@ class Model(pl.LightningModule):
         self.gives = gives
         self.embedding, self.head = torch.nn.Embedding(VOCABULARY, 16), torch.nn.Linear(16, VOCABULARY, bias=False)
 
-    def training_step(self, batch, _):
+    skips = False
+
+    def training_step(self, batch, batch_index):
         tokens, labels = batch
+        if self.skips and batch_index % 2:
+            return None
         return linear_cross_entropy(self.embedding(tokens), self.head.weight, labels)
 
     def validation_step(self, batch, _):
@@ -74,6 +78,13 @@ def test_the_monitor_stops_it(tmp_path):
         model.head.weight.fill_(math.nan)
     run = fit(model, PerplexityCallback(Monitor(stop_on="non-finite")), tmp_path, num_sanity_val_steps=0)
     assert run.global_step < 16 and run.should_stop
+
+
+def test_batches_that_are_skipped(tmp_path):
+    model, callback = Model("mean"), PerplexityCallback()
+    model.skips = True
+    fit(model, callback, tmp_path)
+    assert len(callback.monitor.digest.evaluations) == 2
 
 
 def test_a_step_that_does_not_say_how_many_tokens(tmp_path):

@@ -65,6 +65,14 @@ def test_nll_without_logits():
     metric.update_nll(torch.tensor([[1.0, 2.0], [math.nan, 3.0]]), torch.tensor([[True, True], [False, True]]))
     metric.update_nll(torch.tensor([2.0]))
     assert metric.compute().item() == pytest.approx(math.exp(2.0)) and metric.compute().dtype == torch.float64
+    metric.update_nll(torch.full((4,), 4.0))
+    assert metric.compute().item() == pytest.approx(math.exp(3.0)), "what was computed before is not kept"
+    assert metric.update_count == 3
+    with pytest.raises(ValueError, match="mask: expected the shape of nll"):
+        metric.update_nll(torch.ones(2, 3), torch.ones(3, dtype=torch.bool))
+    ignoring = Perplexity()
+    ignoring.update(torch.zeros(2, 5), torch.tensor([1, -100]))
+    assert ignoring.tokens == 1 and ignoring.update_count == 1
     with pytest.raises(ValueError, match="target: expected the shape"):
         metric.update(torch.zeros(2, 3, 5), torch.zeros(2, 4, dtype=torch.int64))
 

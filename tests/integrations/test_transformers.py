@@ -180,6 +180,48 @@ def test_what_is_not_supported_is_refused_by_name():
         use_fused_loss(model)
 
 
+@pytest.mark.parametrize("family", ["Bart", "Marian", "Whisper", "Blenderbot"])
+def test_a_loss_that_does_not_shift_is_refused(family):
+    """Decoders of encoder-decoder models take labels as they are, and no number of items."""
+    import transformers
+
+    config = getattr(transformers, f"{family}Config")(
+        vocab_size=VOCABULARY, d_model=16, decoder_layers=1, encoder_layers=1, decoder_attention_heads=2, decoder_ffn_dim=16,
+        pad_token_id=0, bos_token_id=1, eos_token_id=2, decoder_start_token_id=1,
+    )  # fmt: skip
+    model = getattr(transformers, f"{family}ForCausalLM")(config)
+    with pytest.raises(InputError, match="model: expected the mean loss of next tokens"):
+        use_fused_loss(model)
+    assert "forward" not in vars(model)
+
+
+def test_a_loss_of_its_own_is_refused():
+    model = build_model(VOCABULARY)
+    own = type(model)
+
+    class Scaled(own):
+        def forward(self, *args, **given):
+            out = super().forward(*args, **given)
+            out.loss = None if out.loss is None else 2 * out.loss + 1
+            return out
+
+    model.__class__ = Scaled
+    with pytest.raises(InputError, match="expected the mean loss of next tokens"):
+        use_fused_loss(model)
+
+
+@pytest.mark.parametrize("kind", ["LoHaConfig", "IA3Config", "LoraConfig"])
+def test_another_adapter_on_the_head_is_refused(kind):
+    import peft
+
+    options = dict(
+        IA3Config=dict(feedforward_modules=["lm_head"]), LoHaConfig=dict(r=2), LoraConfig=dict(r=2, lora_bias=True)
+    )
+    config = getattr(peft, kind)(target_modules=["lm_head"], **options[kind])
+    with pytest.raises(InputError, match="expected plain LoRA on the head"):
+        use_fused_loss(peft.get_peft_model(build_model(VOCABULARY), config))
+
+
 @pytest.mark.parametrize("option", [dict(use_dora=True), dict(lora_dropout=0.5)], ids=str)
 def test_adapters_of_the_head_that_are_refused(option):
     import peft
@@ -283,3 +325,34 @@ def test_the_monitor_stops_training(tmp_path):
         model.lm_head.weight[0, 0] = math.nan
     run.train()
     assert run.state.global_step < 6 and monitor.stopped_by.signal == "non-finite"
+
+
+def test_the_callback_measures_this_evaluation_of_this_model(tmp_path):
+    """Neither what another model said, nor a prediction, nor a forward of one's own."""
+    callback = PerplexityCallback()
+    first = trainer(build_model(VOCABULARY), tmp_path, callback)
+    before = callback.attach(first).attach(first)
+    assert first.callback_handler.callbacks.count(before) == 1
+    first.evaluate()
+    other = build_model(VOCABULARY)
+    with torch.no_grad():
+        other.lm_head.weight.mul_(3.0)
+    run = trainer(other, tmp_path, callback)
+    run.predict(Rows(6, 5))
+    other.eval()
+    other(**batch())
+    found = run.evaluate()
+    clean = trainer(other, tmp_path, PerplexityCallback()).evaluate()
+    assert found["eval_perplexity"] == clean["eval_perplexity"] != first.evaluate().get("eval_perplexity")
+    nothing = [dict(row, labels=torch.full((16,), -100)) for row in Rows(2, 5).rows]
+    assert "eval_perplexity" not in run.evaluate(nothing)
+
+
+def test_several_evaluation_sets(tmp_path):
+    callback = PerplexityCallback()
+    run = trainer(build_model(VOCABULARY), tmp_path, callback)
+    run.eval_dataset = {"a": Rows(8, 1), "b": Rows(8, 2)}
+    run.train()
+    last = {name: value for row in run.state.log_history for name, value in row.items()}
+    assert last["eval_a_perplexity"] != last["eval_b_perplexity"]
+    assert [evaluation.step for evaluation in callback.monitor.digest.evaluations] == [3, 6]
