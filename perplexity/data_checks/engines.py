@@ -13,7 +13,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from datatrove.pipeline.base import PipelineStep
+try:
+    from datatrove.pipeline.base import PipelineStep
+except ImportError as error:
+    raise ImportError(f"{__name__}: needs {error.name}; install fused-perplexity[datatrove]", name=error.name) from None
 
 from ..errors import InputError
 from .index import Index, Scan, Text, groups, scan_batch
