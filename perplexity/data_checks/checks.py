@@ -5,15 +5,14 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from ..errors import InputError
 from ..evaluation.fingerprints import tokenizer_fingerprint
-from ..evaluation.results import to_json, write_text
-from ..monitor.findings import SEVERITIES
+from ..monitor.findings import SEVERITIES, Judged
 from .findings import Finding
 from .index import FEWEST, NGRAM, SHINGLE, Index, Scan, Text
 from .leakage import FEWEST_WORDS, Leak, leakage_findings, leaks, overlaps, scan_texts
@@ -25,7 +24,7 @@ NEAR = 0.25  # Jaccard similarity of shingles; one word in ten changed leaves 0.
 
 
 @dataclass(frozen=True)
-class DataCheck:
+class DataCheck(Judged):
     """What was found; fields are the keys of ``ppl check-data --json``.
 
     documents: {train, valid}; valid_fraction: of all words; leaked_fraction: of validation documents; leaked_token_fraction: of
@@ -51,20 +50,6 @@ class DataCheck:
     settings: dict
     notes: list[str]
     leaked: list[Leak] = field(repr=False)
-
-    def worst(self) -> str:
-        """The most severe finding's severity; "info" where there is none."""
-        return max((finding.severity for finding in self.findings), key=SEVERITIES.index, default="info")
-
-    def to_dict(self) -> dict:
-        return asdict(self)
-
-    def to_json(self) -> str:
-        return to_json(self.to_dict())
-
-    def save(self, path: str | Path) -> None:
-        """Write ``to_json``; InputError naming the file where the system refuses."""
-        write_text(path, self.to_json() + "\n")
 
 
 def as_texts(texts: Iterable[Text | str]) -> Iterator[Text]:

@@ -20,7 +20,6 @@ from ..evaluation.fingerprints import tokenizer_fingerprint
 from ..evaluation.models import load_tokenizer
 from ..evaluation.readers import STANDARD_INPUT
 from ..monitor.commands import COLOURS
-from ..monitor.findings import SEVERITIES
 from .checks import DataCheck, check_data, write_texts
 from .index import Index, Scan, Text
 from .leakage import without_leaks
@@ -70,8 +69,7 @@ def run_check_data(arguments: argparse.Namespace) -> int:
             check.save(arguments.json)
     finally:
         console.print(view(check))
-    severities = [SEVERITIES.index(finding.severity) for finding in check.findings]
-    return int(bool(arguments.fail_on) and max(severities, default=-1) >= SEVERITIES.index(arguments.fail_on))
+    return int(check.fails(arguments.fail_on))
 
 
 def check_evaluation(arguments: argparse.Namespace, tokenizer, documents: Iterable[Document]) -> DataCheck:

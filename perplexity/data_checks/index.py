@@ -86,15 +86,13 @@ class Batch:
 class GramTable:
     """Which validation documents an n-gram is in.
 
-    grams: distinct ones, sorted, uint64 [U]; starts [U + 1], documents [P]: those of each; sizes [documents]: how many each has.
+    Made of pairs (``found``, ``documents``), each once and documents in order. grams: distinct ones, sorted, uint64 [U]; starts
+    [U + 1], documents [P]: those of each; sizes [documents]: how many each has.
     """
 
     def __init__(self, found: np.ndarray, documents: np.ndarray, count: int) -> None:
         order = np.argsort(found, kind="stable")  # documents come in order, and stay so
-        found, documents = found[order], documents[order]
-        first = np.ones(len(found), bool)
-        first[1:] = (found[1:] != found[:-1]) | (documents[1:] != documents[:-1])
-        found, self.documents = found[first], documents[first].astype(np.int32)
+        found, self.documents = found[order], documents[order]
         self.sizes = np.bincount(self.documents, minlength=count)
         self.grams, starts = np.unique(found, return_index=True)
         self.starts = np.append(starts, len(found)).astype(np.int64)
@@ -239,8 +237,6 @@ class Index:
         for size, kept in parts.items():
             found = np.concatenate([pair[0] for pair in kept] or [np.empty(0, np.uint64)])
             documents = np.concatenate([pair[1] for pair in kept] or [np.empty(0, np.int32)])
-            order = np.argsort(documents, kind="stable")
-            found, documents = found[order], documents[order]
             self.tables[size] = GramTable(found, documents, count)
 
     @property

@@ -189,13 +189,12 @@ def overlaps(index: Index, scan: Scan) -> np.ndarray:
 
 def leaks(index: Index, scan: Scan) -> list[Leak]:
     """Validation documents that count as leaked, in their order: exact, or by the stronger of near and contained."""
-    shares, table = overlaps(index, scan), index.tables[NGRAM]
+    table, found = index.tables[NGRAM], []
     counts = table.seen(scan.seen)
-    found = []
     for document, name in enumerate(index.ids):
         if index.lengths[document] < FEWEST_WORDS:
             continue
-        share = 0.0 if np.isnan(shares[document]) else float(shares[document])
+        share = float(counts[document] / max(1, table.sizes[document]))
         near, overlap = scan.near.get(document), scan.overlap.get(document)
         similarity = near.score if near else 0.0
         contained = share >= CONTAINED and (index.kept == 1 or counts[document] >= ESTIMATED)

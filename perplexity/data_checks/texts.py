@@ -14,7 +14,6 @@ from ..evaluation.documents import Document
 from ..evaluation.readers import STANDARD_INPUT, ReadOptions, opened, read_documents, stem
 from .index import Text
 
-UNITS = ("auto", "document", "paragraph", "line")
 PIECE = 4 << 20  # bytes of a text file that are read at a time
 BLANK = r"\n[ \t\r]*\n\s*"  # between paragraphs
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 
+from ..metric import Perplexity
+
 
 @contextmanager
 def needing(module: str):
@@ -15,3 +17,10 @@ def needing(module: str):
         raise ImportError(
             f"{module}: needs {package}; install fused-perplexity[integrations]", name=error.name
         ) from None
+
+
+def over_ranks(sums) -> dict[str, float | None]:
+    """``Perplexity.compute`` of float64 [2] sums, Σ nll and tokens, over all ranks."""
+    metric = Perplexity()
+    metric.nll, metric.tokens = sums[0].item(), int(sums[1])
+    return metric.sync().compute()

@@ -7,9 +7,9 @@ import importlib.util
 import torch
 from torch import Tensor
 
-from ..metric import Perplexity, exp
+from ..metric import exp
 from ..monitor import Monitor
-from . import needing
+from . import needing, over_ranks
 
 with needing(__name__):
     if importlib.util.find_spec("pytorch_lightning") and not importlib.util.find_spec("lightning"):
@@ -59,9 +59,7 @@ class PerplexityCallback(pl.Callback):
     def on_validation_epoch_end(self, trainer, pl_module) -> None:
         if self._sums is None:
             return
-        metric = Perplexity()
-        metric.nll, metric.tokens = self._sums[0].item(), int(self._sums[1])
-        found = metric.sync().compute()
+        found = over_ranks(self._sums)
         if found["loss"] is None:
             return
         pl_module.log("val_loss_token", found["loss"])

@@ -14,9 +14,9 @@ from ..errors import InputError
 from ..evaluation import models
 from ..evaluation.evaluator import evaluation_mode
 from ..losses import linear_cross_entropy
-from ..metric import Perplexity, exp
+from ..metric import exp
 from ..monitor import Monitor
-from . import needing
+from . import needing, over_ranks
 
 with needing(__name__):
     from transformers import TrainerCallback
@@ -44,6 +44,7 @@ class FusedLoss:
                 return call(*args, **kwargs)
             return self._loss(module, given)
 
+        forward._fused = True
         self.forward = types.MethodType(forward, model)  # a deep copy of the model gets one bound to itself
         model.forward = self.forward
 
@@ -113,23 +114,24 @@ def use_fused_loss(model, *, backend: str | None = None) -> FusedLoss:
     network = models.as_language_model(model)
     if not isinstance(network, models.HuggingFaceModel):
         raise InputError(f"model: expected a transformers causal model, got {type(model).__name__}")
-    if getattr(inner.forward, "__func__", None) is not None and hasattr(inner.forward.__func__, "_fused"):
+    if hasattr(inner.forward, "_fused"):  # a bound method has its function's attributes
         raise InputError("model: expected one that computes its own loss, got one with the fused loss in use")
     if getattr(inner, "loss_function", ForCausalLMLoss) is not ForCausalLMLoss:
         name = getattr(inner.loss_function, "__name__", type(inner.loss_function).__name__)
         raise InputError(f"model: expected the loss of causal models, {type(inner).__name__} has {name}")
     _refuse(inner, {})
-    checks = not any(parameter.is_meta for parameter in inner.parameters())
+    if any(parameter.is_meta for parameter in inner.parameters()):
+        return FusedLoss(inner, backend)  # nothing to compute with yet
+    tolerance = 1e-3 if network.head.weight.dtype in (torch.float32, torch.float64) else 2e-2
+    rows, count = network.head.weight.shape[0], models.VERIFIED_POSITIONS
+    ids = np.arange(min(count, network.context_length or count)) % rows
     with evaluation_mode(network), torch.no_grad():
-        own = _losses(inner, network) if checks else []
+        models.verify(network, ids, len(ids))
+        own = _losses(inner, ids)
         handle = FusedLoss(inner, backend)
-        handle.forward.__func__._fused = True
         try:
-            for expected, got in zip(own, _losses(inner, network) if checks else [], strict=True):
-                wide = inner.get_output_embeddings().weight.dtype in (torch.float32, torch.float64)
-                if expected is not None and not abs(got - expected) <= (1e-3 if wide else 2e-2) * max(
-                    1.0, abs(expected)
-                ):
+            for expected, got in zip(own, _losses(inner, ids), strict=True):
+                if expected is not None and not abs(got - expected) <= tolerance * max(1.0, abs(expected)):
                     raise InputError(
                         f"model: expected the mean loss of next tokens, {type(inner).__name__}'s own is {expected:.4g} where "
                         f"that is {got:.4g}"
@@ -140,19 +142,14 @@ def use_fused_loss(model, *, backend: str | None = None) -> FusedLoss:
     return handle
 
 
-def _losses(model, network: models.HuggingFaceModel) -> list[float | None]:
+def _losses(model, ids: np.ndarray) -> list[float | None]:
     """The model's loss on a few positions, once as a mean and once over a number of items (None where it takes none)."""
-    rows, count = network.head.weight.shape[0], models.VERIFIED_POSITIONS
-    count = min(count, network.context_length or count)
-    ids = np.arange(count) % rows
-    if not hasattr(model.forward, "__func__") or not hasattr(model.forward.__func__, "_fused"):
-        models.verify(network, ids, count)
-    ids = torch.from_numpy(ids)[None].to(network.head.weight.device)
-    labels = ids.clone()
+    input_ids = torch.from_numpy(ids)[None].to(model.get_output_embeddings().weight.device)
+    labels = input_ids.clone()
     labels[:, 3:5] = IGNORED
-    found: list[float | None] = [model(input_ids=ids, labels=labels).loss.item()]
+    found: list[float | None] = [model(input_ids=input_ids, labels=labels).loss.item()]
     try:
-        found.append(model(input_ids=ids, labels=labels, num_items_in_batch=7).loss.item())
+        found.append(model(input_ids=input_ids, labels=labels, num_items_in_batch=7).loss.item())
     except TypeError:  # then Trainer gives it none either
         found.append(None)
     return found
@@ -262,10 +259,7 @@ class PerplexityCallback(TrainerCallback):
         """Of the evaluation that has ended, over all ranks; empty where there was none."""
         if self._sums is None:
             return {}
-        metric = Perplexity()
-        metric.nll, metric.tokens = self._sums[0].item(), int(self._sums[1])
-        self._sums = None
-        found = metric.sync().compute()
+        found, self._sums = over_ranks(self._sums), None
         return {} if found["loss"] is None else {"token_loss": found["loss"], "perplexity": found["perplexity"]}
 
     def on_log(self, args, state, control, logs=None, **kwargs):

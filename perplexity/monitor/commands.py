@@ -15,7 +15,7 @@ from rich.text import Text
 
 from ..errors import InputError
 from .digest import Digest
-from .findings import SEVERITIES, Finding
+from .findings import Finding
 from .follower import Follower, NotYet
 from .health import Diagnosis, diagnose
 from .history import feed
@@ -47,8 +47,7 @@ def run_monitor(arguments: argparse.Namespace) -> int:
         Console().print(view(digest, diagnosis, arguments.total_steps))
     if arguments.json:
         diagnosis.save(arguments.json)
-    severities = [SEVERITIES.index(finding.severity) for finding in diagnosis.findings]
-    return int(bool(arguments.fail_on) and max(severities, default=-1) >= SEVERITIES.index(arguments.fail_on))
+    return int(diagnosis.fails(arguments.fail_on))
 
 
 def parse_tags(given: list[str] | None) -> dict[str, str]:

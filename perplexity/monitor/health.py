@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 
 from ..metric import exp
 from .digest import Digest
-from .findings import SEVERITIES, Finding
+from .findings import SEVERITIES, Finding, Judged
 from .signals import all_findings
 
 VERDICTS = {"info": "healthy", "warning": "watch", "danger": "unhealthy"}
@@ -26,7 +25,7 @@ GAP_SCALE = 2.0  # nats of validation above training that leave 1/e of the gener
 
 
 @dataclass(frozen=True)
-class Diagnosis:
+class Diagnosis(Judged):
     """What a run's curves say; fields are the keys of ``ppl monitor --json``.
 
     verdict: "healthy", "watch", "unhealthy", by the worst finding, or "insufficient-data"; health_score: 0 to 100, None where
@@ -48,23 +47,6 @@ class Diagnosis:
     best_val_loss: float | None
     best_val_step: float | None
     notes: list[str]
-
-    def to_dict(self) -> dict:
-        return asdict(self)
-
-    def to_json(self) -> str:
-        from ..evaluation.results import to_json
-
-        return to_json(self.to_dict())
-
-    def save(self, path: str | Path) -> None:
-        from ..evaluation.results import write_text
-
-        write_text(path, self.to_json() + "\n")
-
-    def worst(self) -> str:
-        """The most severe finding's severity; "info" where there is none."""
-        return max((f.severity for f in self.findings), key=SEVERITIES.index, default="info")
 
 
 def score(findings: list[Finding], gap: float | None) -> tuple[float, dict[str, dict]]:
