@@ -137,6 +137,8 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--json", metavar="OUT", help="write every number to this file")
     command.add_argument("--per-token", metavar="OUT.parquet", help="a row a token: text, loss, entropy, rank")
     command.add_argument("--per-document", metavar="OUT.parquet", help="a row a document: loss, tokens, bytes")
+    command.add_argument("--calibration", action="store_true", help="whether the model is as often right as it is sure")
+    command.add_argument("--reliability", metavar="OUT.png", help="the same, drawn: .png or .svg")
     command.add_argument("--baseline", metavar="FILE", help="another evaluation's --json, shown beside this one")
     command.add_argument("--train", nargs="+", metavar="P", help="training text: ppl check-data beside the evaluation")
     command.set_defaults(run=_eval)
@@ -242,11 +244,16 @@ def main(argv: list[str] | None = None) -> int:
     needed = EXTRAS.get(arguments.command, ())
     if getattr(arguments, "train", None):
         needed = dict.fromkeys((*needed, *EXTRAS["check-data"]))
+    if getattr(arguments, "reliability", None):
+        needed = (*needed, "matplotlib")
     missing = [name for name in needed if importlib.util.find_spec(name) is None]
     try:
         if missing:
             extra = EXTRA_OF.get(arguments.command, arguments.command)
-            extra = f"{extra},data" if extra == "eval" and "xxhash" in missing else extra
+            if arguments.command == "eval":
+                extra += "".join(
+                    f",{other}" for other, name in (("data", "xxhash"), ("report", "matplotlib")) if name in missing
+                )
             raise InputError(f"{arguments.command}: needs {', '.join(missing)}; install fused-perplexity[{extra}]")
         return arguments.run(arguments)
     except BrokenPipeError:  # the reader, head say, has seen enough

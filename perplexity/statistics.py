@@ -92,13 +92,16 @@ def token_statistics(
     softcap: float | None = None,
     logit_scale: float = 1.0,
     shift: int = 0,
+    with_confidence: bool = False,
     backend: str | None = None,
     memory_limit: int | None = None,
     validate: bool | None = None,
     shard: VocabularyShard | None = None,
-) -> TokenStatistics:
+) -> TokenStatistics | tuple[TokenStatistics, Tensor]:
     """``TokenStatistics`` of every token in one pass over the vocabulary, no gradient; arguments as in ``token_nll``.
 
+    With ``with_confidence`` also p(predicted), the probability of the model's first choice, float32, from the same pass: what
+    calibration is measured on. It is 0 where ``predicted`` is −1.
     A logit is above the target's if it is larger as computed, in float32. Rows of the vocabulary that are the same tie on
     triton; on the torch backend they do wherever the library's matrix product gives them the same bits.
     """
@@ -131,18 +134,18 @@ def token_statistics(
         sums = shard.merge(sums, flat, own, options.ignore_index, inputs.backend)
     nll = -token_log_probability(sums)
     unknown = (flat == options.ignore_index) | nll.isnan()
-    return TokenStatistics(
-        *map(
-            inputs.target.unflatten,
-            (
-                nll.float(),
-                (sums[MAX] + sums[SUM_EXP].log()).float(),
-                token_entropy(sums).float(),
-                rank.masked_fill(unknown, -1),
-                predicted.masked_fill(unknown, -1),
-            ),
-        )
+    unflatten = inputs.target.unflatten
+    statistics = TokenStatistics(
+        unflatten(nll.float()),
+        unflatten((sums[MAX] + sums[SUM_EXP].log()).float()),
+        unflatten(token_entropy(sums).float()),
+        unflatten(rank.masked_fill(unknown, -1)),
+        unflatten(predicted.masked_fill(unknown, -1)),
     )
+    if not with_confidence:
+        return statistics
+    # The largest logit's term of Σ exp(z − max) is 1.
+    return statistics, unflatten((1 / sums[SUM_EXP]).float().masked_fill(unknown, 0))
 
 
 def token_log_probabilities(

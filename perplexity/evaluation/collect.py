@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import InputError
+from .calibration import CalibrationBins
 from .protocols import NON_FINITE, SPECIAL, unknown_id
 from .results import DocumentScore
 from .scoring import Scored
@@ -83,7 +84,11 @@ TOKEN_COLUMNS = {
     "nll": "float32",
     "entropy": "float32",
     "rank": "int64",
+    "predicted": "int64",
+    "confidence": "float32",
 }
+# What a token's statistics are, in the order of ``Scored.values``.
+DETAILS = ("nll", "entropy", "rank", "predicted", "confidence")
 DOCUMENT_COLUMNS = {
     "id": "string",
     "domain": "string",
@@ -123,10 +128,13 @@ def described(non_finite: dict) -> str:
 class Collector:
     """Sums of documents in float64, counts by reason, extremes; rows of the two tables where they are asked for."""
 
-    def __init__(self, tokenizer, vocabulary: int, *, scaled: bool, per_token=None, per_document=None) -> None:
+    def __init__(
+        self, tokenizer, vocabulary: int, *, scaled: bool, per_token=None, per_document=None, calibration=None
+    ) -> None:
         self.tokenizer, self.scaled = tokenizer, scaled
         self.per_token: ParquetTable | None = per_token
         self.per_document: ParquetTable | None = per_document
+        self.calibration: CalibrationBins | None = calibration
         self.scores: list[DocumentScore] = []
         self.skipped: Counter = Counter()
         self.counts = np.zeros(vocabulary, dtype=np.int64)  # of scored tokens, by id
@@ -161,6 +169,8 @@ class Collector:
         ids = positions.ids[places]
         if self.per_token is not None and len(scored.places):
             self._add_tokens(scored)
+        if self.calibration is not None:
+            self.calibration.add(scored.positions.ids[scored.places], scored.values)
         if len(nll):
             total = float(nll.sum())
             self._sums.append(total)
@@ -189,7 +199,7 @@ class Collector:
 
     def _add_tokens(self, scored: Scored) -> None:
         ids = scored.positions.ids[scored.places].tolist()
-        nll, entropy, rank = scored.values
+        nll, entropy, rank, predicted, confidence = scored.values
         self.per_token.add(
             len(ids),
             document=[scored.positions.document.id] * len(ids),
@@ -199,6 +209,8 @@ class Collector:
             nll=nll.tolist(),
             entropy=entropy.tolist(),
             rank=rank.astype(np.int64).tolist(),
+            predicted=predicted.astype(np.int64).tolist(),
+            confidence=confidence.tolist(),
         )
 
     def _note_surprising(self, scored: Scored, places: np.ndarray, nll: np.ndarray) -> None:

@@ -29,7 +29,9 @@ LOG_EVERY = 30.0  # seconds between lines of progress where there is no terminal
 
 
 def run_eval(arguments: argparse.Namespace) -> int:
-    _check_outputs(arguments, "json", "per_token", "per_document")
+    _check_outputs(arguments, "json", "per_token", "per_document", "reliability")
+    if arguments.reliability and not arguments.reliability.endswith((".png", ".svg")):
+        raise InputError(f"--reliability: expected a name that ends in .png or .svg, got {arguments.reliability}")
     if STANDARD_INPUT in arguments.text and _world_size() > 1:
         raise InputError("-: expected a file, standard input cannot be read by several processes")
     baseline = None if arguments.baseline is None else read_result(arguments.baseline)
@@ -45,6 +47,7 @@ def run_eval(arguments: argparse.Namespace) -> int:
                 score_special=arguments.score_special,
                 per_token=arguments.per_token,
                 per_document=arguments.per_document,
+                calibration=bool(arguments.calibration or arguments.reliability),
                 distributed=ranks > 1,
                 progress=progress,
             )
@@ -58,6 +61,10 @@ def run_eval(arguments: argparse.Namespace) -> int:
         try:
             if arguments.json:
                 evaluation.save(arguments.json)
+            if arguments.reliability and evaluation.calibration:
+                from ..report.plots import reliability
+
+                reliability(evaluation.calibration, arguments.reliability, title=arguments.model)
         finally:  # a file that cannot be written must not take the numbers with it, nor a terminal the file
             tables.show(evaluation, Console(), baseline)
             if check is not None:

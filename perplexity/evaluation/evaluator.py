@@ -21,7 +21,8 @@ from ..errors import InputError
 from ..metric import exp
 from ..statistics import token_nll, token_statistics
 from . import models
-from .collect import DOCUMENT_COLUMNS, TOKEN_COLUMNS, Collector, ParquetTable, described
+from .calibration import CalibrationBins
+from .collect import DETAILS, DOCUMENT_COLUMNS, TOKEN_COLUMNS, Collector, ParquetTable, described
 from .documents import Document
 from .fingerprints import TextFingerprint, tokenizer_fingerprint
 from .journal import Journal
@@ -73,6 +74,7 @@ def evaluate(
     backend: str | None = None,
     per_token: str | Path | None = None,
     per_document: str | Path | None = None,
+    calibration: bool = False,
     journal: str | Path | None = None,
     distributed: bool = False,
     progress: Callable[[Progress], None] | None = None,
@@ -85,7 +87,8 @@ def evaluate(
     never twice; "always" insists, "never" leaves it out: a first token without BOS has no context and is skipped.
     batch_size: windows at a time; by default as many as hold a few thousand tokens.
     score_special: also score special tokens spelled in the text (the other tools do, sliding does not).
-    per_token, per_document: Parquet files to write, token statistics included. journal: a folder; the same call again goes
+    per_token, per_document: Parquet files to write, token statistics included. calibration: measure it, from the same pass (it
+    is whenever ``per_token`` is written). journal: a folder; the same call again goes
     on where a killed one stopped, to the same bits. distributed: share the batches over the ranks of ``torch.distributed``;
     every rank must call, and rank 0 writes. ``progress`` is called as windows are scored.
 
@@ -108,7 +111,7 @@ def evaluate(
     head = network.head
     vocabulary = head.weight.shape[0]
     backend = choose_backend(backend, head.weight)
-    details = per_token is not None
+    details = calibration or per_token is not None
     fingerprint = tokenizer_fingerprint(tokenizer)
     text = TextFingerprint()
     tables = {}
@@ -128,7 +131,7 @@ def evaluate(
                         "batch_size": batch_size,
                         "device": head.weight.device.type,
                         "backend": backend,
-                        "per_token": details,
+                        "statistics": details,
                         "threads": torch.get_num_threads(),
                     },
                     rank,
@@ -138,7 +141,8 @@ def evaluate(
                     tables["per_token"] = ParquetTable(per_token, TOKEN_COLUMNS, "per_token")
                 if per_document is not None:
                     tables["per_document"] = ParquetTable(per_document, DOCUMENT_COLUMNS, "per_document")
-        collector = Collector(tokenizer, vocabulary, scaled=chosen.name == "llama.cpp", **tables)
+        bins = CalibrationBins() if details else None
+        collector = Collector(tokenizer, vocabulary, scaled=chosen.name == "llama.cpp", calibration=bins, **tables)
         with evaluation_mode(network):
             read = read_positions([network], tokenizer, documents, chosen, text, book)
             scored = stream(
@@ -147,7 +151,7 @@ def evaluate(
                 token_scorer(network, backend, details),
                 device=head.weight.device,
                 batch_size=batch_size,
-                fields=3 if details else 1,
+                fields=len(DETAILS) if details else 1,
                 journal=book,
                 rank=rank,
                 ranks=ranks,
@@ -207,7 +211,7 @@ def evaluation_mode(network: models.LanguageModel):
 
 
 def token_scorer(network: models.LanguageModel, backend: str, details: bool) -> Callable[[Tensor, Tensor], Tensor]:
-    """input_ids, targets -> [1, n] NLL of the scored tokens, or with ``details`` [3, n] NLL, entropy, rank."""
+    """input_ids, targets -> [1, n] NLL of the scored tokens, or with ``details`` [5, n], ``DETAILS``."""
     head = network.head
 
     # Not inference_mode: a table that a model makes on first use would be of no use in training after it.
@@ -218,9 +222,12 @@ def token_scorer(network: models.LanguageModel, backend: str, details: bool) -> 
         with torch.autocast(input_ids.device.type, enabled=False):  # float32 logits, whatever surrounds the call
             if not details:
                 return token_nll(*arguments, **head.arguments(), backend=backend)[None]
-            statistics = token_statistics(*arguments, **head.arguments(), backend=backend)
-        # A rank is a whole number below 2²⁴: exact in float32.
-        return torch.stack([statistics.nll, statistics.entropy, statistics.rank.float()])
+            statistics, confidence = token_statistics(
+                *arguments, **head.arguments(), backend=backend, with_confidence=True
+            )
+        nll, _, entropy, rank, predicted = statistics
+        # Ranks and columns are whole numbers below 2²⁴: exact in float32.
+        return torch.stack([nll, entropy, rank.float(), predicted.float(), confidence])
 
     return score
 
@@ -325,6 +332,7 @@ def _evaluation(collector: Collector, tokenizer, **rest) -> Evaluation:
         longest_documents=longest,
         worst_documents=worst,
         surprising_tokens=collector.surprising_tokens(),
+        calibration=None if collector.calibration is None else collector.calibration.summary(),
         per_document=collector.scores,
         blocks=None if collector.blocks is None else np.stack(collector.blocks, 1).tolist(),
         **rest,

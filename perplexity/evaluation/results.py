@@ -32,7 +32,8 @@ class Evaluation:
 
     loss: nats a scored token; stderr: its standard error over ``clusters``; perplexity_interval: 95 %, by the delta method on
     the scale of the loss; tokens: tokens scored; tokens_read = tokens + tokens_skipped, the latter by reason in ``skipped``.
-    loss_without_unknown: over the tokens that the tokenizer knows; data_check: of ``ppl eval --train``, as ppl check-data's JSON.
+    loss_without_unknown: over the tokens that the tokenizer knows; data_check: of ``ppl eval --train``, as ppl check-data's JSON;
+    calibration: ``calibration.CalibrationBins.summary``, where it was measured.
     """
 
     loss: float
@@ -77,6 +78,7 @@ class Evaluation:
     per_document: list[DocumentScore] = field(repr=False)
     blocks: list[list[float]] | None = field(default=None, repr=False)
     data_check: dict | None = field(default=None, repr=False)
+    calibration: dict | None = field(default=None, repr=False)
 
     @property
     def ok(self) -> bool:

@@ -49,6 +49,9 @@ def summary(evaluation: Evaluation, baseline: dict | None = None) -> Table:
     table.add_row("bits per byte", f"{e.bits_per_byte:.4f}", f"{e.bytes:,} bytes; comparable across tokenizers")
     table.add_row("byte perplexity", f"{e.byte_perplexity:.4f}", "2 to the power of bits per byte")
     table.add_row("word perplexity", f"{e.word_perplexity:,.1f}", f"{e.words:,} words")
+    if e.calibration is not None:
+        for row in calibration(e.calibration):
+            table.add_row(*row)
     skipped = ", ".join(f"{count:,} {reason}" for reason, count in e.skipped.items())
     table.add_row("tokens read", f"{e.tokens_read:,}", f"skipped: {skipped or 'none'}")
     table.add_row("protocol", e.protocol, f"context {e.context_length:,}, stride {e.stride:,}, BOS {e.bos}")
@@ -58,6 +61,31 @@ def summary(evaluation: Evaluation, baseline: dict | None = None) -> Table:
         f"{e.precision} logits, {e.seconds:.1f} s, {e.tokens / max(e.seconds, 1e-9):,.0f} tokens a second",
     )
     return table
+
+
+def calibration(c: dict) -> list[tuple[str, str, str]]:
+    """Measure, value and meaning of ``CalibrationBins.summary``."""
+    over = c["confidence"] - c["accuracy"]
+    sure = (
+        "as sure as it is right"
+        if abs(over) < 0.005
+        else "surer than it is right"
+        if over > 0
+        else "less sure than right"
+    )
+    return [
+        ("right first choices", f"{c['accuracy']:.2%}", f"of the tokens; it gives them {c['confidence']:.2%}: {sure}"),
+        (
+            "calibration error",
+            f"{c['ece']:.4f}",
+            f"expected, over {len(c['bins'])} bins of confidence; 0 is calibrated",
+        ),
+        (
+            "entropy",
+            f"{c['entropy']:.4f}",
+            f"nats; a calibrated model's loss, this one's is {c['loss'] - c['entropy']:+.4f}",
+        ),
+    ]
 
 
 def _interval(interval: tuple[float, float]) -> str:

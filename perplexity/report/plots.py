@@ -99,6 +99,45 @@ def run_curves(
     handles = dict(zip(*reversed(panels[0].get_legend_handles_labels()), strict=True))
     figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=6, frameon=False, fontsize=8)
     figure.suptitle(title or f"{diagnosis.verdict}", fontsize=11)
+    _save(figure, path, form)
+
+
+def reliability(calibration: dict, path: str | Path, *, title: str | None = None) -> None:
+    """Write a PNG or SVG, by the name's end: accuracy over confidence, and loss over entropy, each beside the diagonal."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    import matplotlib.pyplot as plt
+
+    figure, panels = plt.subplots(1, 2, figsize=(11, 4.8), layout="constrained")
+    for panel, bins, x, y, labels in (
+        (
+            panels[0],
+            calibration["bins"],
+            "confidence",
+            "accuracy",
+            ("probability of the first choice", "share that is right"),
+        ),
+        (panels[1], calibration["entropy_bins"], "entropy", "loss", ("entropy (nats)", "loss (nats a token)")),
+    ):
+        at, values = [row[x] for row in bins], [row[y] for row in bins]
+        top = 1.0 if x == "confidence" else 1.05 * max(*at, *values, 0.1)
+        panel.plot([0, top], [0, top], color="#888888", ls="--", lw=1, label="calibrated")
+        most = max(row["tokens"] for row in bins)
+        panel.plot(at, values, color="#2b6ca3", lw=1.2)
+        sizes = [12 + 160 * row["tokens"] / most for row in bins]
+        panel.scatter(at, values, s=sizes, color="#2b6ca3", alpha=0.8, label="a bin; its size: tokens")
+        panel.set(xlim=(0, top), ylim=(0, top), xlabel=labels[0], ylabel=labels[1], aspect="equal")
+        panel.grid(alpha=0.25)
+        panel.legend(frameon=False, fontsize=8, loc="upper left")
+    told = f"expected calibration error {calibration['ece']:.4f} over {calibration['tokens']:,} tokens"
+    figure.suptitle(f"{title}: {told}" if title else told, fontsize=11)
+    _save(figure, path, "svg" if str(path).endswith(".svg") else "png")
+
+
+def _save(figure, path: str | Path, form: str) -> None:
+    import matplotlib.pyplot as plt
+
     try:
         figure.savefig(path, dpi=150, format=form)
     except OSError as error:

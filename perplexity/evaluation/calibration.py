@@ -1,0 +1,62 @@
+"""Whether a model is as often right as it is sure: calibration of next-token predictions, from ``token_statistics`` alone."""
+
+from __future__ import annotations
+
+import numpy as np
+
+BINS = 15  # Guo et al. 2017, On Calibration of Modern Neural Networks (arXiv:1706.04599)
+ENTROPY_BINS = 12
+WIDEST = 12.0  # nats: the last bin of entropy is open above
+
+
+class CalibrationBins:
+    """Sums of tokens by confidence and by entropy; any number of tokens in the memory of the bins."""
+
+    def __init__(self) -> None:
+        self.by_confidence = np.zeros((3, BINS))  # tokens, Σ confidence, right predictions
+        self.by_entropy = np.zeros((3, ENTROPY_BINS))  # tokens, Σ entropy, Σ NLL
+
+    def add(self, ids: np.ndarray, values: np.ndarray) -> None:
+        """Tokens ``ids`` [n] and their ``values`` [5, n]: NLL, entropy, rank, predicted, confidence; NaN and inf are left out."""
+        nll, entropy, _, predicted, confidence = values.astype(np.float64)
+        known = np.isfinite(nll) & (predicted >= 0)
+        nll, entropy, confidence = nll[known], entropy[known], confidence[known]
+        right = (predicted[known] == ids[known]).astype(np.float64)
+        _add(self.by_confidence, confidence * BINS, confidence, right)
+        _add(self.by_entropy, entropy * (ENTROPY_BINS / WIDEST), entropy, nll)
+
+    def summary(self) -> dict | None:
+        """tokens, accuracy (share of first choices that are right), confidence (their mean probability), ece, entropy, loss; bins.
+
+        ece = Σ_b n_b / n · |accuracy_b − confidence_b| over 15 bins of equal width: 0 for a model that is right as often as it
+        is sure. A calibrated model's loss is its entropy; a larger loss is overconfidence, in nats. None without a token.
+        """
+        tokens, confidence, right = self.by_confidence
+        count = tokens.sum()
+        if not count:
+            return None
+        return {
+            "tokens": int(count),
+            "accuracy": right.sum() / count,
+            "confidence": confidence.sum() / count,
+            "ece": np.abs(right - confidence).sum() / count,
+            "entropy": self.by_entropy[1].sum() / count,
+            "loss": self.by_entropy[2].sum() / count,
+            "bins": _means(self.by_confidence, "confidence", "accuracy"),
+            "entropy_bins": _means(self.by_entropy, "entropy", "loss"),
+        }
+
+
+def _add(table: np.ndarray, place: np.ndarray, first: np.ndarray, second: np.ndarray) -> None:
+    bins = np.clip(place.astype(np.int64), 0, table.shape[1] - 1)
+    for row, weights in zip(table, (None, first, second), strict=True):
+        row += np.bincount(bins, weights, minlength=table.shape[1])
+
+
+def _means(table: np.ndarray, first: str, second: str) -> list[dict]:
+    """Of each bin that holds a token, in order."""
+    return [
+        {"tokens": int(tokens), first: float(a / tokens), second: float(b / tokens)}
+        for tokens, a, b in table.T
+        if tokens
+    ]
