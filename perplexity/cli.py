@@ -10,11 +10,13 @@ import sys
 from .errors import InputError
 
 # What a subcommand needs beyond torch; the extra that brings it has the subcommand's name, but for EXTRA_OF.
-EXTRA_OF = {"compare": "eval", "check-data": "data"}
+EXTRA_OF = {"compare": "eval", "check-data": "data", "ask": "probe"}
 EXTRAS = {
     "eval": ("transformers", "rich", "scipy"),
     "compare": ("transformers", "rich", "scipy"),
     "check-data": ("xxhash", "transformers", "rich", "scipy"),
+    "probe": ("transformers", "rich", "scipy", "pyarrow", "xxhash", "sacrebleu", "rouge_score"),
+    "ask": ("transformers", "rich", "scipy"),
     "monitor": ("rich", "scipy", "pyarrow"),
     "report": ("rich", "scipy", "pyarrow", "matplotlib", "plotly"),
     "demo": ("transformers", "tokenizers", "rich", "scipy", "pyarrow", "matplotlib", "tensorboard", "plotly", "xxhash"),
@@ -37,6 +39,18 @@ def _check_data(arguments: argparse.Namespace) -> int:
     from .data_checks.commands import run_check_data
 
     return run_check_data(arguments)
+
+
+def _probe(arguments: argparse.Namespace) -> int:
+    from .probe.commands import run_probe
+
+    return run_probe(arguments)
+
+
+def _ask(arguments: argparse.Namespace) -> int:
+    from .probe.commands import run_ask
+
+    return run_ask(arguments)
 
 
 def _monitor(arguments: argparse.Namespace) -> int:
@@ -93,11 +107,25 @@ def _text_options(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument("--batch-size", type=int, metavar="N", help="windows at a time (by their length)")
     _reader_options(command)
+    _model_options(command)
+    command.add_argument("--journal", metavar="DIR", help="the same command again goes on where a killed one stopped")
+
+
+def _model_options(command: argparse.ArgumentParser) -> None:
+    """Where and how a model runs."""
     command.add_argument("--device", help="cpu, cuda, cuda:1, ... (a GPU if there is one)")
     command.add_argument("--dtype", default="auto", choices=DTYPES)
     command.add_argument("--trust-remote-code", action="store_true", help="run code that comes with the model")
     command.add_argument("--backend", choices=["triton", "torch"], help="of the loss (by device)")
-    command.add_argument("--journal", metavar="DIR", help="the same command again goes on where a killed one stopped")
+
+
+def _question_options(command: argparse.ArgumentParser) -> None:
+    """What a judge is asked, and which words are its answers."""
+    command.add_argument("--template", metavar="FILE", help="the question, with {text} where the text goes")
+    command.add_argument(
+        "--yes", default="yes", metavar="WORD", help="the answer that counts, by its first token (yes)"
+    )
+    command.add_argument("--no", default="no", metavar="WORD", help="the other one (no)")
 
 
 def _reader_options(command: argparse.ArgumentParser) -> None:
@@ -195,6 +223,58 @@ def _parser() -> argparse.ArgumentParser:
     _reader_options(command)
     command.set_defaults(run=_check_data)
 
+    command = commands.add_parser(
+        "probe", help="what the model generates: repetition, reference metrics, one health score"
+    )
+    command.add_argument("model", help="Hugging Face model folder or name")
+    command.add_argument(
+        "prompts",
+        help=".jsonl with prompt and, where known, reference (or a list); .txt, a line each; or text to cut prompts from, as ppl "
+        "eval reads it; - is standard input",
+    )
+    command.add_argument("--limit", type=int, default=64, metavar="N", help="prompts, evenly over the file (64)")
+    command.add_argument("--samples", type=int, metavar="N", help="texts a prompt (4; greedy 1)")
+    command.add_argument("--max-new-tokens", type=int, default=128, metavar="N", help="where a text is cut off (128)")
+    command.add_argument("--temperature", type=float, default=1.0, metavar="T", help="of sampling; 0 is greedy (1)")
+    command.add_argument("--top-p", type=float, default=1.0, metavar="P", help="probability that is sampled from (1)")
+    command.add_argument("--top-k", type=int, default=0, metavar="K", help="tokens that are sampled from (0: all)")
+    command.add_argument("--seed", type=int, default=0, metavar="N", help="of sampling (0)")
+    command.add_argument("--prompt-tokens", type=int, default=32, metavar="N", help="of a document to cut (32)")
+    command.add_argument("--chat", action="store_true", help="put prompts through the tokenizer's chat template")
+    command.add_argument("--batch-size", type=int, default=64, metavar="N", help="texts generated at a time (64)")
+    command.add_argument("--prompt-column", default="prompt", metavar="NAME", help="of .jsonl (prompt)")
+    command.add_argument("--reference-column", default="reference", metavar="NAME", help="of .jsonl (reference)")
+    command.add_argument("--judge", metavar="MODEL", help="a model that is asked yes or no about each text")
+    _question_options(command)
+    command.add_argument("--embeddings", metavar="DIR", help="a sentence-transformers folder, for coherence")
+    command.add_argument(
+        "--eval", metavar="FILE", help="this model's ppl eval --json, where prompts have no references"
+    )
+    command.add_argument("--history", metavar="FILE", help="of its training run, as for ppl monitor")
+    command.add_argument(
+        "--scorer", action="append", metavar="MODULE:CLASS", help="a benchmark of your own, into the health score"
+    )
+    command.add_argument("--weight", action="append", metavar="PART=W", help="of the health score's parts")
+    command.add_argument("--step", type=int, metavar="N", help="of the checkpoint (from a folder's name, checkpoint-N)")
+    _reader_options(command)
+    _model_options(command)
+    command.add_argument("--json", metavar="OUT", help="write every number and text to this file")
+    command.add_argument("--fail-on", choices=["info", "warning", "danger"], help="exit with 1 on a finding as severe")
+    command.set_defaults(run=_probe)
+
+    command = commands.add_parser("ask", help="Ask-LLM: how probable a model holds yes, asked about each text")
+    command.add_argument("model", help="Hugging Face folder or name of the model that is asked")
+    command.add_argument("text", nargs="+", help=TEXT_HELP)
+    _question_options(command)
+    command.add_argument("--plain", action="store_true", help="no chat template, though the tokenizer has one")
+    command.add_argument("--batch-size", type=int, metavar="N", help="texts at a time (by their length)")
+    _reader_options(command)
+    _model_options(command)
+    command.add_argument("--journal", metavar="DIR", help="the same command again goes on where a killed one stopped")
+    command.add_argument("--out", metavar="OUT.jsonl", help="a line a text: its id and p_yes; .jsonl or .parquet")
+    command.add_argument("--json", metavar="OUT", help="write the means to this file")
+    command.set_defaults(run=_ask)
+
     command = commands.add_parser("monitor", help="what the loss curves of a training run mean")
     command.add_argument(
         "history", help=".csv, .jsonl, trainer_state.json, a TensorBoard folder or a W&B offline run (.wandb)"
@@ -219,6 +299,9 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--svg", metavar="OUT.svg", help="the same, to scale")
     command.add_argument("--eval", action="append", metavar="FILE", help="a result of ppl eval --json to show beside")
     command.add_argument("--data", action="append", metavar="FILE", help="a result of ppl check-data --json, likewise")
+    command.add_argument(
+        "--probe", action="append", metavar="FILE", help="of ppl probe --json; of several checkpoints: a trend"
+    )
     command.add_argument("--title", help="of the page and the plots")
     _history_options(command)
     command.set_defaults(run=_report)

@@ -21,6 +21,7 @@ from ..evaluation.models import load_tokenizer
 from ..evaluation.readers import STANDARD_INPUT
 from ..monitor.commands import COLOURS
 from .checks import DataCheck, check_data, write_texts
+from .findings import Finding
 from .index import Index, Scan, Text
 from .leakage import without_leaks
 from .splits import goes_to_validation
@@ -212,17 +213,7 @@ def view(check: DataCheck) -> Group:
     for name, value in summary(check):
         numbers.add_row(name, value)
     parts: list = [numbers]
-    if check.findings:
-        table = Table(title="findings", title_justify="left", title_style="bold")
-        table.add_column("signal")
-        table.add_column("evidence and advice")
-        for finding in check.findings:
-            told = Line(finding.evidence)
-            told.append(f"\n{finding.advice}", style="italic")
-            table.add_row(Line(f"{finding.signal}\n{finding.severity}", style=COLOURS[finding.severity]), told)
-        parts.append(table)
-    else:
-        parts.append(Line("nothing found", style="green"))
+    parts.append(findings_table(check.findings))
     if check.leaked:
         table = Table(title="leaked", title_justify="left", title_style="bold")
         for heading in ("validation", "training", "how", "what they share"):
@@ -235,6 +226,20 @@ def view(check: DataCheck) -> Group:
             parts.append(Line(f"and {len(check.leaked) - LISTED:,} more, all in --json"))
     parts += [Line(f"note: {note}") for note in check.notes]
     return Group(*parts)
+
+
+def findings_table(findings: list[Finding]) -> Table | Line:
+    """Each finding, what it saw and what to do."""
+    if not findings:
+        return Line("nothing found", style="green")
+    table = Table(title="findings", title_justify="left", title_style="bold")
+    table.add_column("signal")
+    table.add_column("evidence and advice")
+    for finding in findings:
+        told = Line(finding.evidence)
+        told.append(f"\n{finding.advice}", style="italic")
+        table.add_row(Line(f"{finding.signal}\n{finding.severity}", style=COLOURS[finding.severity]), told)
+    return table
 
 
 def summary(check: DataCheck) -> list[tuple[str, str]]:

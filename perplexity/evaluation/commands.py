@@ -37,7 +37,7 @@ def run_eval(arguments: argparse.Namespace) -> int:
     baseline = None if arguments.baseline is None else read_result(arguments.baseline)
     texts = _Texts(arguments)
     with _ranks(arguments.device) as (rank, ranks, device):
-        model, tokenizer = _load(arguments.model, arguments, device)
+        model, tokenizer = load_model(arguments.model, arguments, device)
         with _progress(texts, rank == 0) as progress:
             evaluation = evaluate(
                 model,
@@ -82,9 +82,9 @@ def run_compare(arguments: argparse.Namespace) -> int:
         table = tables.comparison(found)
     else:
         texts = _Texts(arguments)
-        model_a, tokenizer = _load(arguments.a, arguments, _device(arguments.device))
+        model_a, tokenizer = load_model(arguments.a, arguments, device_of(arguments.device))
         dtype_b = arguments.dtype_b or arguments.dtype
-        model_b, tokenizer_b = _load(arguments.b, arguments, _device(arguments.device), dtype_b)
+        model_b, tokenizer_b = load_model(arguments.b, arguments, device_of(arguments.device), dtype_b)
         with _progress(texts, True) as progress:
             found = compare_models(
                 model_a,
@@ -134,11 +134,11 @@ def check_output(option: str, path: str | None) -> None:
         raise InputError(f"{name}: expected a file that can be written, got {path}")
 
 
-def _device(device: str | None) -> str:
+def device_of(device: str | None) -> str:
     return device or ("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def _load(name: str, arguments: argparse.Namespace, device: str, dtype: str | None = None):
+def load_model(name: str, arguments: argparse.Namespace, device: str, dtype: str | None = None):
     import transformers
 
     transformers.utils.logging.disable_progress_bar()
@@ -200,12 +200,12 @@ def _ranks(device: str | None) -> Iterator[tuple[int, int, str]]:
     """(rank, ranks, device) as torchrun's environment says, with a process group where there is more than one."""
     ranks = _world_size()
     if ranks < 2:
-        yield 0, 1, _device(device)
+        yield 0, 1, device_of(device)
         return
-    device = _device(device)
+    device = device_of(device)
     if device == "cuda":
         device = f"cuda:{int(os.environ.get('LOCAL_RANK', '0'))}"
-        torch.cuda.set_device(device)
+        torch.cuda.setdevice_of(device)
     torch.distributed.init_process_group("nccl" if device.startswith("cuda") else "gloo")
     try:
         yield torch.distributed.get_rank(), ranks, device

@@ -147,8 +147,8 @@ def evaluate(
             read = read_positions([network], tokenizer, documents, chosen, text, book)
             scored = stream(
                 tasks(read, chosen),
-                chosen,
                 token_scorer(network, backend, details),
+                first_of_window=chosen.first_of_window,
                 device=head.weight.device,
                 batch_size=batch_size,
                 fields=len(DETAILS) if details else 1,

@@ -152,8 +152,8 @@ def compare_models(
         read = read_positions(networks, tokenizer, documents, chosen, text, book)
         for item in stream(
             tasks(read, chosen),
-            chosen,
             _pair_scorer(networks, backend),
+            first_of_window=chosen.first_of_window,
             device=networks[0].head.weight.device,
             batch_size=batch_size,
             fields=4,

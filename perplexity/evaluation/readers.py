@@ -111,7 +111,7 @@ def _pyarrow(path: Path):
     return pyarrow
 
 
-def _decode(raw: bytes, where: str, offset: int = 0) -> str:
+def decoded(raw: bytes, where: str, offset: int = 0) -> str:
     try:
         return raw.decode()
     except UnicodeDecodeError as error:
@@ -122,18 +122,24 @@ def _decode(raw: bytes, where: str, offset: int = 0) -> str:
 
 def _read_text(stream: io.BufferedIOBase, path: Path, options: ReadOptions) -> Iterator[Document]:
     # No translation of line endings: what is scored is what is in the file.
-    text = _decode(stream.read(), str(path))
+    text = decoded(stream.read(), str(path))
     if not text.strip():
         raise InputError(f"{path}: expected text, got an empty file")
     yield Document(path.name, text, stem(path))
 
 
 def _read_json_lines(stream: io.BufferedIOBase, path: Path, options: ReadOptions) -> Iterator[Document]:
+    for number, where, record in json_lines(stream, path, options.text_column):
+        yield _row(record, path, number, where, options)
+
+
+def json_lines(stream: io.BufferedIOBase, path: Path, needs: str) -> Iterator[tuple[int, str, dict]]:
+    """Number of the line, where it is, and its object; ``needs`` is the column that an error names."""
     # Lines end in "\n" and nothing else: JSON strings may hold U+2028 and its like unescaped.
     empty = True
     for number, raw in enumerate(stream, 1):
         where = f"{path}, line {number}"
-        line = _decode(raw.removeprefix(b"\xef\xbb\xbf") if number == 1 else raw, where)
+        line = decoded(raw.removeprefix(b"\xef\xbb\xbf") if number == 1 else raw, where)
         if not line.strip():
             continue
         empty = False
@@ -142,22 +148,28 @@ def _read_json_lines(stream: io.BufferedIOBase, path: Path, options: ReadOptions
         except (ValueError, RecursionError) as error:  # also of numbers too long and brackets too deep
             raise InputError(f"{where}: expected a JSON object, got broken JSON ({error})")
         if not isinstance(record, dict):
-            raise InputError(f"{where}: expected an object with a string {options.text_column!r}, got {line[:60]!r}")
-        yield _row(record, path, number, where, options)
+            raise InputError(f"{where}: expected an object with a string {needs!r}, got {line[:60]!r}")
+        yield number, where, record
     if empty:
         raise InputError(f"{path}: expected text, got an empty file")
 
 
-def _row(record: dict, path: Path, number: int, where: str, options: ReadOptions) -> Document:
-    text = record.get(options.text_column)
+def text_in(record: dict, column: str, where: str) -> str:
+    """The Unicode text in a column of a row; InputError where it is none."""
+    text = record.get(column)
     if not isinstance(text, str):
         names = ", ".join(repr(name) for name in record) or "no column"
-        got = type(text).__name__ if options.text_column in record else f"only {names}"
-        raise InputError(f"{where}: expected a string {options.text_column!r}, got {got[:200]}")
+        got = type(text).__name__ if column in record else f"only {names}"
+        raise InputError(f"{where}: expected a string {column!r}, got {got[:200]}")
     try:
         text.encode()
     except UnicodeEncodeError as error:  # JSON's \ud800: half of a pair
         raise InputError(f"{where}: expected Unicode text, got a lone surrogate at character {error.start}")
+    return text
+
+
+def _row(record: dict, path: Path, number: int, where: str, options: ReadOptions) -> Document:
+    text = text_in(record, options.text_column, where)
     identity, domain = record.get(options.id_column), record.get(options.domain_column)
     return Document(
         f"{path.name}:{number}" if identity is None else str(identity),

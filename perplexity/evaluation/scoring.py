@@ -60,11 +60,18 @@ def tasks(documents: Iterable[Positions], protocol: Protocol) -> Iterator[_Task]
         yield _Task(index, positions, *(previous or (None, nothing)), last=True)
 
 
+def continuations(sequences: Iterable[tuple[Positions, int]]) -> Iterator[_Task]:
+    """Each sequence as one window that scores from a position on: a prompt and what follows it."""
+    for index, (positions, first) in enumerate(sequences):
+        length = len(positions.ids)
+        yield _Task(index, positions, Window(0, length, first), np.arange(first, length), last=True)
+
+
 def stream(
     windows: Iterator[_Task],
-    protocol: Protocol,
     score: Score,
     *,
+    first_of_window: int | None = None,
     device: torch.device,
     batch_size: int | None,
     fields: int,
@@ -74,10 +81,12 @@ def stream(
 ) -> Iterator[Scored]:
     """``Scored`` for every window, in order; ``batch_size`` windows at a time, or as many as hold ``POSITIONS_AT_ONCE``.
 
+    first_of_window: what the model reads in the first place of every window instead of what stands there.
+
     Which windows share a batch depends on the windows and on nothing else, and a rank takes every ``ranks``-th batch: so
     any number of ranks, and a run that was cut off, give the same bits (with the same threads a process).
     """
-    scorer = _Scorer(protocol, score, device, fields, journal)
+    scorer = _Scorer(first_of_window, score, device, fields, journal)
     most = POSITIONS_AT_ONCE["cpu" if device.type == "cpu" else "other"]
     while group := _ahead(windows, batch_size, most):
         batches = _batches(group, batch_size, most)
@@ -148,8 +157,11 @@ def _length(task: _Task) -> int:
 
 
 class _Scorer:
-    def __init__(self, protocol: Protocol, score: Score, device: torch.device, fields: int, journal: Journal | None):
-        self.protocol, self.score, self.device, self.fields, self.journal = protocol, score, device, fields, journal
+    def __init__(
+        self, first_of_window: int | None, score: Score, device: torch.device, fields: int, journal: Journal | None
+    ) -> None:
+        self.first_of_window, self.score, self.device = first_of_window, score, device
+        self.fields, self.journal = fields, journal
         self.fits: int | None = None  # the most windows that went through at once after memory ended
 
     def __call__(self, batch: list[_Task]) -> np.ndarray:
@@ -161,8 +173,8 @@ class _Scorer:
             read = task.positions.ids[begin : end - 1]
             ids[row, : len(read)] = read
             ids[row, len(read) :] = read[-1]  # padding, out of sight of causal attention
-            if self.protocol.first_of_window is not None:
-                ids[row, 0] = self.protocol.first_of_window
+            if self.first_of_window is not None:
+                ids[row, 0] = self.first_of_window
             # The hidden state at a position predicts the next one.
             target[row, task.places - begin - 1] = task.positions.ids[task.places]
         if self.journal is None:

@@ -1,0 +1,228 @@
+"""Ask-LLM: a model is asked yes or no about a text, and its probability of yes is the text's score.
+
+Sachdeva et al. 2024, How to Train Data-Efficient LLMs (arXiv:2402.09668). The two answers' negative log-likelihoods come from
+the hidden state of the prompt's last position by ``token_statistics``: no logits.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..arguments import choose_backend
+from ..errors import InputError
+from ..evaluation import models
+from ..evaluation.documents import Document
+from ..evaluation.evaluator import evaluation_mode
+from ..evaluation.fingerprints import TextFingerprint, tokenizer_fingerprint
+from ..evaluation.journal import Journal
+from ..evaluation.protocols import Positions
+from ..evaluation.scoring import IGNORED, continuations, stream
+from ..statistics import token_statistics
+from .prompts import chat_text
+
+TEMPLATE = """Text:
+{text}
+
+Is the text above fluent, coherent and informative, without repeating itself? Answer yes or no.
+Answer:"""
+PLACE = "{text}"
+SHORTER = (
+    8  # tokens that a text loses beyond what is too much, each time: cutting may change how the rest is cut into tokens
+)
+UNANSWERED = 0.5  # of the probability on yes or no: below it the model answers something else
+
+
+@dataclass(frozen=True)
+class Answer:
+    """``p_yes``, ``p_no``: probabilities of the two tokens among the whole vocabulary; ``first``: the model's own first choice."""
+
+    id: str
+    p_yes: float
+    p_no: float
+    first: str
+    shortened: bool
+
+    @property
+    def yes_of_two(self) -> float | None:
+        """p_yes / (p_yes + p_no): the answer, were it one of the two; None where neither has any probability."""
+        both = self.p_yes + self.p_no
+        return self.p_yes / both if both > 0 else None
+
+
+class Questioner:
+    """A model, its tokenizer and a question; ``ask`` answers it for texts.
+
+    template: holds ``{text}`` once; where the tokenizer has a chat template (``chat`` None) it goes in as a user's message. yes,
+    no: the answers, scored by their first tokens; behind a prompt that is no chat and does not end in white space a space comes
+    first.
+    """
+
+    def __init__(
+        self,
+        model,
+        tokenizer,
+        *,
+        template: str = TEMPLATE,
+        yes: str = "yes",
+        no: str = "no",
+        chat: bool | None = None,
+        backend: str | None = None,
+    ) -> None:
+        if template.count(PLACE) != 1:
+            raise InputError(f"template: expected {PLACE} in it once, got it {template.count(PLACE)} times")
+        self.network = models.as_language_model(model)
+        self.tokenizer, self.template = tokenizer, template
+        self.chat = bool(getattr(tokenizer, "chat_template", None)) if chat is None else chat
+        self.backend = choose_backend(backend, self.network.head.weight)
+        models.check_tokenizer(tokenizer, self.network.head.weight.shape[0])
+        self.answers = yes, no
+        self.tokens = self._answer(yes, "yes"), self._answer(no, "no")
+        if self.tokens[0] == self.tokens[1]:
+            raise InputError(f"yes, no: expected answers that differ in their first token, got {yes!r} and {no!r}")
+
+    def prompt(self, text: str) -> str:
+        """What the model reads before it answers."""
+        filled = self.template.replace(PLACE, text)
+        return chat_text(self.tokenizer, filled) if self.chat else filled
+
+    def _answer(self, answer: str, name: str) -> int:
+        """First token of an answer as it follows the prompt."""
+        before = self.prompt("")
+        if not self.chat and answer and not (before[-1:].isspace() or answer[0].isspace()):
+            answer = " " + answer
+        ids, whole = self._ids(before), self._ids(before + answer)
+        if len(whole) > len(ids) and np.array_equal(whole[: len(ids)], ids):
+            return int(whole[len(ids)])
+        alone = self._cut(answer)
+        if not alone:
+            raise InputError(f"{name}: expected an answer of a token or more, got {answer!r}")
+        return alone[0]
+
+    def _cut(self, text: str) -> list[int]:
+        return self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+
+    def _ids(self, prompt: str) -> np.ndarray:
+        ids, bos = self._cut(prompt), self.tokenizer.bos_token_id
+        return np.array(ids if bos is None or self.chat or ids[:1] == [bos] else [bos, *ids], dtype=np.int64)
+
+    def ids(self, text: str) -> tuple[np.ndarray, bool]:
+        """The prompt's tokens and whether the text's end was left out to make it fit the model's context."""
+        limit = self.network.context_length
+        ids = self._ids(self.prompt(text))
+        if limit is None or len(ids) <= limit:
+            return ids, False
+        kept = self._cut(text)
+        while len(ids) > limit:
+            if not kept:
+                raise InputError(
+                    f"template: expected one that leaves room for a text, got {len(ids)} tokens of {limit}"
+                )
+            kept = kept[: max(0, len(kept) - (len(ids) - limit) - SHORTER)]
+            ids = self._ids(self.prompt(self.tokenizer.decode(kept)))
+        return ids, True
+
+    def ask(
+        self,
+        texts: Iterable[Document | str],
+        *,
+        batch_size: int | None = None,
+        journal: str | Path | None = None,
+        progress: Callable[[int], None] | None = None,
+    ) -> Iterator[Answer]:
+        """An ``Answer`` for each text, in order, as they come; ``batch_size`` prompts at a time, by default a few thousand tokens.
+
+        journal: a folder; the same call again goes on where a killed one stopped, to the same bits.
+        """
+        if batch_size is not None and batch_size < 1:
+            raise InputError(f"batch_size: expected at least 1, got {batch_size}")
+        device = self.network.head.weight.device
+        book = None if journal is None else Journal(journal, self._identity(batch_size, device))
+        with nullcontext() if book is None else closing(book), evaluation_mode(self.network):
+            scored = stream(
+                continuations(self._positions(texts, book)),
+                self._score,
+                device=device,
+                batch_size=batch_size,
+                fields=3,
+                journal=book,
+            )
+            for done, item in enumerate(scored, 1):
+                nll_yes, nll_no, first = item.values[:, 0].tolist()
+                if not (math.isfinite(nll_yes) or math.isfinite(nll_no)):
+                    raise InputError(f"model: expected probabilities, got NaN for text {item.positions.document.id}")
+                document = item.positions.document
+                token = self.tokenizer.decode([int(first)])
+                shortened = bool(item.positions.skipped["shortened"])
+                yield Answer(document.id, math.exp(-nll_yes), math.exp(-nll_no), token, shortened)
+                if progress is not None:
+                    progress(done)
+
+    def _identity(self, batch_size: int | None, device: torch.device) -> dict:
+        return {
+            "model": models.fingerprint(self.network),
+            "tokenizer": tokenizer_fingerprint(self.tokenizer),
+            "template": self.prompt(PLACE),
+            "answers": list(self.tokens),
+            "batch_size": batch_size,
+            "device": device.type,
+            "backend": self.backend,
+            "threads": torch.get_num_threads(),
+        }
+
+    def _positions(self, texts: Iterable[Document | str], book: Journal | None) -> Iterator[tuple[Positions, int]]:
+        if isinstance(texts, str | Document):
+            raise InputError(f"texts: expected a sequence of them, got one {type(texts).__name__}")
+        hashes = TextFingerprint()
+        for index, text in enumerate(texts):
+            document = Document(str(index), text) if isinstance(text, str) else text
+            if not isinstance(document, Document):
+                raise InputError(f"texts: expected strings or Documents, got {type(text).__name__} at {index}")
+            if document.ids is not None:
+                document = Document(document.id, self.tokenizer.decode(document.ids.tolist()), document.domain)
+            if book is not None:
+                book.document(index, hashes.add(document.text))
+            ids, shortened = self.ids(document.text)
+            if not index and len(ids) > 1:
+                models.verify(self.network, ids, self.network.context_length or len(ids))
+            # The answer's place is scored; what stands there is not read.
+            positions = Positions(document, np.append(ids, self.tokens[0]), 0)
+            positions.skipped["shortened"] = int(shortened)
+            yield positions, len(ids)
+
+    @torch.no_grad()
+    def _score(self, input_ids: Tensor, target: Tensor) -> Tensor:
+        """[3, rows]: NLL of yes, NLL of no, the model's own first choice."""
+        hidden = self.network.hidden_states(input_ids)[target != IGNORED]  # [rows, D]
+        answers = torch.tensor(self.tokens, device=hidden.device).repeat(len(hidden))
+        head = self.network.head
+        with torch.autocast(hidden.device.type, enabled=False):
+            found = token_statistics(
+                hidden.repeat_interleave(2, 0), head.weight, answers, **head.arguments(), backend=self.backend
+            )
+        nll = found.nll.view(-1, 2)
+        return torch.stack([nll[:, 0], nll[:, 1], found.predicted.view(-1, 2)[:, 0].float()])
+
+
+def summary(answers: list[Answer]) -> dict | None:
+    """Means over texts: p_yes, p_no, yes_of_two (of those answered), answered (p_yes + p_no); the most common first choices."""
+    if not answers:
+        return None
+    two = [answer.yes_of_two for answer in answers if answer.yes_of_two is not None]
+    return {
+        "texts": len(answers),
+        "p_yes": sum(answer.p_yes for answer in answers) / len(answers),
+        "p_no": sum(answer.p_no for answer in answers) / len(answers),
+        "answered": sum(answer.p_yes + answer.p_no for answer in answers) / len(answers),
+        "yes_of_two": sum(two) / len(two) if two else None,
+        "first_choices": dict(Counter(answer.first for answer in answers).most_common(3)),
+        "shortened": sum(answer.shortened for answer in answers),
+    }

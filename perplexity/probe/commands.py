@@ -1,0 +1,362 @@
+"""``ppl probe`` and ``ppl ask``."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import math
+import re
+import sys
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from rich.console import Console, Group
+from rich.table import Table
+from rich.text import Text as Line
+
+from ..data_checks.commands import findings_table
+from ..errors import InputError
+from ..evaluation.collect import ParquetTable
+from ..evaluation.commands import check_output, device_of, load_model, read_options, with_separator
+from ..evaluation.documents import Document
+from ..evaluation.readers import STANDARD_INPUT, read_documents
+from ..evaluation.results import read_result, to_json, write_text
+from ..evaluation.tables import calibration as calibration_rows
+from ..monitor.commands import VERDICT_COLOURS
+from .ask import TEMPLATE, UNANSWERED, Answer, Questioner, summary
+from .prober import Probe, probe
+from .prompts import read_prompts, spread
+from .scores import Scorer
+from .settings import GenerationSettings
+
+SHOWN = 400  # characters of an example
+LOG_EVERY = 10.0  # seconds between lines of progress
+ANSWER_COLUMNS = {"id": "string", "p_yes": "float64", "p_no": "float64", "yes_of_two": "float64", "first": "string"}
+CHECKPOINT = re.compile(r"(?:checkpoint|step)[-_]?(\d+)$")
+
+
+def run_probe(arguments: argparse.Namespace) -> int:
+    _check_files(arguments, "json")
+    samples = arguments.samples or (1 if arguments.temperature == 0 else 4)
+    names = ("max_new_tokens", "temperature", "top_p", "top_k", "seed", "prompt_tokens", "chat", "batch_size")
+    settings = GenerationSettings(samples=samples, **{name: getattr(arguments, name) for name in names})
+    if arguments.limit < 1:
+        raise InputError(f"--limit: expected at least 1, got {arguments.limit}")
+    weights = _weights(arguments.weight)
+    scorers = [_scorer(name) for name in arguments.scorer or []]
+    evaluation = None if arguments.eval is None else read_result(arguments.eval)
+    diagnosis = None if arguments.history is None else _diagnosis(arguments.history)
+    template = _template(arguments.template)
+    every = list(
+        read_prompts(
+            arguments.prompts,
+            read_options(arguments),
+            prompt_column=arguments.prompt_column,
+            reference_column=arguments.reference_column,
+        )
+    )
+    prompts = spread(every, arguments.limit)
+    device = device_of(arguments.device)
+    model, tokenizer = load_model(arguments.model, arguments, device)
+    judge = None
+    if arguments.judge is not None:
+        judging = (model, tokenizer)
+        if arguments.judge != arguments.model:
+            judging = load_model(arguments.judge, arguments, device)
+        judge = Questioner(*judging, template=template, yes=arguments.yes, no=arguments.no, backend=arguments.backend)
+    found = probe(
+        model,
+        tokenizer,
+        prompts,
+        settings=settings,
+        judge=judge,
+        embeddings=arguments.embeddings,
+        evaluation=evaluation,
+        diagnosis=diagnosis,
+        scorers=scorers,
+        weights=weights,
+        backend=arguments.backend,
+        name=arguments.model,
+        step=arguments.step if arguments.step is not None else _step(arguments.model),
+        progress=_progress(),
+    )
+    try:
+        if arguments.json:
+            found.save(arguments.json)
+    finally:
+        console = Console()
+        if len(prompts) < len(every):
+            console.print(f"{len(prompts):,} of {len(every):,} prompts, evenly over the file", highlight=False)
+        console.print(view(found))
+    return int(found.fails(arguments.fail_on))
+
+
+def run_ask(arguments: argparse.Namespace) -> int:
+    _check_files(arguments, "json", "out")
+    if arguments.out and not arguments.out.endswith((".jsonl", ".parquet")):
+        raise InputError(f"--out: expected a name that ends in .jsonl or .parquet, got {arguments.out}")
+    if STANDARD_INPUT in arguments.text and arguments.journal:
+        raise InputError("-: expected a file with --journal, standard input cannot be read again")
+    template = _template(arguments.template)
+    for _ in read_documents([path for path in arguments.text if path != STANDARD_INPUT], read_options(arguments)):
+        pass  # what is broken is told before the model is loaded
+    model, tokenizer = load_model(arguments.model, arguments, device_of(arguments.device))
+    judge = Questioner(
+        model,
+        tokenizer,
+        template=template,
+        yes=arguments.yes,
+        no=arguments.no,
+        chat=False if arguments.plain else None,
+        backend=arguments.backend,
+    )
+    documents: Iterable[Document] = read_documents(
+        arguments.text, with_separator(read_options(arguments), tokenizer, arguments.separator)
+    )
+    tell, answers = _progress(), []
+    with _Out(arguments.out) as out:
+        for answer in judge.ask(documents, batch_size=arguments.batch_size, journal=arguments.journal):
+            answers.append(answer)
+            out.add(answer)
+            tell("asking", len(answers), 0)
+    found = summary(answers)
+    if found is None:
+        raise InputError("text: expected at least one document, got none")
+    if arguments.json:
+        write_text(arguments.json, to_json(found | {"model": arguments.model, "template": template}) + "\n")
+    console = Console()
+    console.print(_answers_table(found, [answer.p_yes for answer in answers]))
+    if found["answered"] < UNANSWERED:
+        first = ", ".join(repr(word) for word in found["first_choices"])
+        console.print(
+            f"note: the model puts {found['answered']:.1%} of its probability on the two answers; it would rather say {first}: "
+            "another template, or --yes and --no in its own words, asks it better",
+            markup=False,
+            highlight=False,
+        )
+    if found["shortened"]:
+        console.print(
+            f"note: {found['shortened']:,} texts are too long for the model's context: their ends were not read",
+            highlight=False,
+        )
+    return 0
+
+
+class _Out:
+    """The answers' file, written as they come: Parquet gets its name once it is whole."""
+
+    def __init__(self, path: str | None) -> None:
+        self.table = self.lines = None
+        if path and path.endswith(".parquet"):
+            self.table = ParquetTable(path, ANSWER_COLUMNS, "--out")
+        elif path:
+            self.lines = Path(path).open("w")
+
+    def __enter__(self) -> _Out:
+        return self
+
+    def add(self, answer: Answer) -> None:
+        row = {name: getattr(answer, name) for name in ANSWER_COLUMNS}
+        if self.table is not None:
+            self.table.add(1, **{name: [value] for name, value in row.items()})
+        elif self.lines is not None:
+            self.lines.write(json.dumps(row) + "\n")
+
+    def __exit__(self, kind, *_) -> None:
+        if self.lines is not None:
+            self.lines.close()
+        if self.table is not None:
+            if kind is None:
+                self.table.finish()
+            self.table.discard()
+
+
+def _check_files(arguments: argparse.Namespace, *options: str) -> None:
+    for option in options:
+        check_output(option, getattr(arguments, option))
+
+
+def _template(path: str | None) -> str:
+    if path is None:
+        return TEMPLATE
+    try:
+        return Path(path).read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"--template: expected a text file, got {path} ({error})")
+
+
+def _weights(given: list[str] | None) -> dict[str, float]:
+    weights = {}
+    for pair in given or []:
+        name, equals, value = pair.partition("=")
+        try:
+            weights[name] = float(value)
+        except ValueError:
+            equals = ""
+        if not equals or not 0 <= weights[name] < math.inf:
+            raise InputError(f"--weight: expected PART=W with a number of 0 or more, got {pair!r}")
+    return weights
+
+
+def _scorer(name: str) -> Scorer:
+    """An object of the class that ``MODULE:CLASS`` names, made without arguments; the working folder is looked in, too."""
+    module, _, made = name.partition(":")
+    sys.path.insert(0, "")
+    try:
+        return getattr(importlib.import_module(module), made)()
+    except Exception as error:  # theirs: anything
+        raise InputError(
+            f"--scorer: expected MODULE:CLASS that can be made, got {name!r} ({type(error).__name__}: {error})"
+        )
+    finally:
+        sys.path.remove("")
+
+
+def _diagnosis(path: str) -> dict:
+    from ..monitor.health import diagnose
+    from ..monitor.readers import read_history
+
+    history = read_history(path)
+    return diagnose(history.digest(), notes=history.notes).to_dict()
+
+
+def _step(model: str) -> int | None:
+    found = CHECKPOINT.search(Path(model).name)
+    return int(found[1]) if found else None
+
+
+def _progress() -> Callable[[str, int, int], None]:
+    """A line every ``LOG_EVERY`` seconds on stderr."""
+    said = time.monotonic()
+
+    def tell(what: str, done: int, of: int) -> None:
+        nonlocal said
+        if time.monotonic() - said >= LOG_EVERY:
+            said = time.monotonic()
+            print(f"{what}: {done:,}{f' of {of:,}' if of else ''} texts", file=sys.stderr, flush=True)
+
+    return tell
+
+
+def view(found: Probe) -> Group:
+    """Verdict, measures beside the references', health, findings and two texts, for a terminal."""
+    head = Line(found.verdict, style=f"bold {VERDICT_COLOURS[found.verdict]}")
+    if found.health_score is not None:
+        head.append(f"  health {found.health_score:.0f} of 100", style="default")
+        head.append(f", from {found.health['coverage']:.0%} of its weight", style="dim")
+    told = Line(
+        f"{found.generation['texts']:,} texts to {found.prompts:,} prompts: {found.settings['in_words']}", style="dim"
+    )
+    parts: list = [head, told, _measures_table(found), _health_table(found), findings_table(found.findings)]
+    for title, text in examples(found):
+        parts.append(Line(f"{title}:", style="dim"))
+        parts.append(Line("  " + _shortened(text)))
+    parts += [Line(f"note: {note}") for note in found.notes]
+    return Group(*parts)
+
+
+def examples(found: Probe) -> list[tuple[str, str]]:
+    """The text in the middle of the order of repetition, and the most repetitive one."""
+    texts = sorted((text for text in found.texts if text.tokens), key=lambda text: text.repetition)
+    if not texts:
+        return []
+    middle = texts[len(texts) // 2]
+    chosen = [("a typical text", middle)]
+    if texts[-1].repetition > middle.repetition:
+        chosen.append(("the most repetitive", texts[-1]))
+    return [(f"{title} (prompt {text.id}, sample {text.sample})", text.text) for title, text in chosen]
+
+
+def _shortened(text: str) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= SHOWN else text[:SHOWN] + " …"
+
+
+def _measures_table(found: Probe) -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for name, justify in (("", "left"), ("its own", "right"), ("references", "right"), ("", "left")):
+        table.add_column(name, justify=justify, overflow="fold")
+    for row in measures(found):
+        table.add_row(*row)
+    return table
+
+
+def measures(found: Probe) -> list[tuple[str, str, str, str]]:
+    """Name, of the texts, of the references, meaning: what a reader wants first."""
+    own, other, losses = found.generation, found.reference_texts or {}, found.perplexity
+
+    def number(value: float | None, form: str = ",.2f") -> str:
+        return "–" if value is None else format(value, form)
+
+    def both(name: str, key: str, form: str, meaning: str) -> tuple[str, str, str, str]:
+        return name, number(own[key], form), number(other.get(key), form), meaning
+
+    rows = [
+        (
+            "perplexity",
+            number(losses["self_perplexity"]),
+            number(losses["reference_perplexity"]),
+            "of the model on both"
+            + (
+                "" if losses["unigram_perplexity"] is None else f"; {losses['unigram_perplexity']:,.0f} without context"
+            ),
+        ),
+        both("repeated 4-grams", "repeated", ".1%", "of a text's words, said before in it"),
+        both("texts that loop", "looping", ".1%", "a quarter or more in one loop"),
+        both("distinct 2-grams", "distinct_2", ".1%", "of all texts together; falls with their number"),
+        both("compression", "compression_ratio", ".2f", "bytes over compressed bytes; 2.4 is a loop"),
+        both("entropy", "entropy", ".2f", "nats a token: how open the model sees what comes next"),
+        both("tokens a text", "mean_tokens", ",.0f", f"{number(own['ended'], '.0%')} of its own ended by themselves"),
+    ]
+    for name, key, meaning in (
+        ("same prompt", "same_prompt", "of 4-grams, in another text of the prompt"),
+        ("other prompts", "other_prompts", "of 4-grams, in a text of another prompt"),
+        ("copied", "copied", "of 8-grams, word by word in the reference"),
+    ):
+        if own[key] is not None:
+            rows.append((name, f"{own[key]:.1%}", "", meaning))
+    if found.references:
+        r = found.references
+        rows.append(("BLEU, chrF", f"{r['bleu']:.1f}, {r['chrf']:.1f}", "", "of 100, against the references"))
+        rows.append(("ROUGE-1, 2, L", ", ".join(f"{r[k]:.3f}" for k in ("rouge1", "rouge2", "rougeL")), "", "F1, of 1"))
+    if found.coherence:
+        c = found.coherence
+        rows.append(
+            ("coherence", number(c["with_prompt"]), number(c.get("with_reference")), "cosine with prompt; reference")
+        )
+    if found.ask:
+        a = found.ask
+        meaning = f"of the judge; {a['answered']:.0%} of its probability is on yes or no"
+        rows.append(("says yes", number(a["yes_of_two"], ".1%"), "", meaning))
+    if found.calibration:
+        rows += [(name, "", value, meaning) for name, value, meaning in calibration_rows(found.calibration)[:2]]
+    return rows
+
+
+def _health_table(found: Probe) -> Table:
+    table = Table(title="health", title_justify="left", title_style="bold")
+    for name, justify in (("part", "left"), ("weight", "right"), ("score", "right"), ("from", "left")):
+        table.add_column(name, justify=justify, overflow="fold")
+    for name, part in found.health["parts"].items():
+        score = "missing" if part["score"] is None else f"{100 * part['score']:.0f}"
+        table.add_row(Line(name), f"{part['weight']:g}", score, Line(part["evidence"]))
+    return table
+
+
+def _answers_table(found: dict, p_yes: list[float]) -> Table:
+    table = Table(title=f"{found['texts']:,} texts asked about", title_justify="left", title_style="bold")
+    for name, justify in (("measure", "left"), ("value", "right"), ("meaning", "left")):
+        table.add_column(name, justify=justify, overflow="fold")
+    p_yes = sorted(p_yes)
+    at = [p_yes[round(share * (len(p_yes) - 1))] for share in (0.1, 0.5, 0.9)]
+    table.add_row("P(yes)", f"{found['p_yes']:.4f}", "mean over texts, among the whole vocabulary: the Ask-LLM score")
+    table.add_row(
+        "  of ten texts", "", f"the second lowest {at[0]:.4f}, the median {at[1]:.4f}, the second highest {at[2]:.4f}"
+    )
+    two = "–" if found["yes_of_two"] is None else f"{found['yes_of_two']:.4f}"
+    table.add_row("yes of the two", two, "P(yes) / (P(yes) + P(no))")
+    first = ", ".join(f"{word!r} {count:,}" for word, count in found["first_choices"].items())
+    table.add_row("answered", f"{found['answered']:.1%}", f"of the probability is on the two; first choices: {first}")
+    return table

@@ -1,0 +1,186 @@
+"""What a model is asked to continue, and what good continuations would be: from files, then as tokens."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ..errors import InputError
+from ..evaluation.readers import STANDARD_INPUT, ReadOptions, decoded, json_lines, opened, read_documents, text_in
+from .settings import GenerationSettings
+
+LEAST_REFERENCE = 16  # tokens that are left of a document for a reference; a shorter one is passed over
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """``references``: good continuations, the first of which is scored. ``document``: the text is a whole one, whose first
+    tokens are the prompt and whose next are the reference."""
+
+    id: str
+    text: str
+    references: tuple[str, ...] = ()
+    document: bool = False
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A prompt as the model reads it: ``ids`` [prompt tokens], ``reference`` [tokens] to score, ``references`` as texts."""
+
+    prompt: Prompt
+    ids: np.ndarray
+    reference: np.ndarray
+    references: tuple[str, ...]
+    shortened: bool  # the prompt's beginning is left out
+    cut: bool  # the reference's end is
+
+
+def read_prompts(
+    path: str | Path,
+    options: ReadOptions | None = None,
+    *,
+    prompt_column: str = "prompt",
+    reference_column: str = "reference",
+) -> Iterator[Prompt]:
+    """Prompts of a file: of .txt each line, of .jsonl each object with ``prompt_column`` (and a text or a list of texts in
+    ``reference_column``); an object without, and every other format that ``ppl eval`` reads, is a document to cut.
+
+    Raises InputError that names file and line.
+    """
+    options = options or ReadOptions()
+    name = str(path)
+    if name == STANDARD_INPUT:
+        read = _lines if options.standard_input == "txt" else _objects
+        yield from read(sys.stdin.buffer, Path("stdin"), options, prompt_column, reference_column)
+        return
+    file = Path(path)
+    kind = name.removesuffix(".gz").removesuffix(".zst")
+    if kind.endswith((".txt", ".jsonl")) and not file.is_dir():
+        if not file.is_file():
+            raise InputError(f"{file}: expected a file of prompts, got no such file")
+        with opened(file) as stream:
+            read = _lines if kind.endswith(".txt") else _objects
+            yield from read(stream, file, options, prompt_column, reference_column)
+        return
+    for document in read_documents([file], options):
+        if document.ids is not None:
+            raise InputError(f"{file}: expected text to cut prompts from, got tokens")
+        yield Prompt(document.id, document.text, document=True)
+
+
+def _lines(stream, path: Path, options: ReadOptions, prompt_column: str, reference_column: str) -> Iterator[Prompt]:
+    empty = True
+    for number, raw in enumerate(stream, 1):
+        line = decoded(raw.removeprefix(b"\xef\xbb\xbf") if number == 1 else raw, f"{path}, line {number}")
+        line = line.rstrip("\r\n")
+        if line.strip():
+            empty = False
+            yield Prompt(f"{path.name}:{number}", line)
+    if empty:
+        raise InputError(f"{path}: expected prompts, got an empty file")
+
+
+def _objects(stream, path: Path, options: ReadOptions, prompt_column: str, reference_column: str) -> Iterator[Prompt]:
+    for number, where, record in json_lines(stream, path, prompt_column):
+        named = record.get(options.id_column)
+        name = f"{path.name}:{number}" if named is None else str(named)
+        if prompt_column not in record and isinstance(record.get(options.text_column), str):
+            yield Prompt(name, text_in(record, options.text_column, where), document=True)
+            continue
+        found = record.get(reference_column)
+        found = [] if found is None else [found] if isinstance(found, str) else found
+        if not isinstance(found, list) or not all(isinstance(text, str) for text in found):
+            raise InputError(f"{where}: expected a text or a list of texts in {reference_column!r}, got {found!r:.60}")
+        references = tuple(text_in({reference_column: text}, reference_column, where) for text in found)
+        yield Prompt(name, text_in(record, prompt_column, where), tuple(text for text in references if text.strip()))
+
+
+def spread(prompts: Sequence[Prompt], most: int) -> list[Prompt]:
+    """At most ``most`` of them, evenly over the file."""
+    if len(prompts) <= most:
+        return list(prompts)
+    return [prompts[place] for place in np.linspace(0, len(prompts) - 1, most).round().astype(int).tolist()]
+
+
+def tokenize(
+    tokenizer, prompts: Iterable[Prompt], settings: GenerationSettings, context_length: int | None
+) -> tuple[list[Asked], int]:
+    """The prompts as tokens, behind the tokenizer's BOS where it has one, and how many documents were too short to cut.
+
+    A prompt that leaves no room for ``max_new_tokens`` loses its beginning, a reference that is longer its end. Where neither
+    a prompt's end nor its reference's beginning is white space, a space is put between them, as lm-evaluation-harness does.
+    """
+    room = None if context_length is None else context_length - settings.max_new_tokens
+    if room is not None and room < 1:
+        raise InputError(
+            f"max_new_tokens: expected at most {context_length - 1}, the model's context of {context_length} and a prompt, "
+            f"got {settings.max_new_tokens}"
+        )
+    asked, short = [], 0
+    for prompt in prompts:
+        if prompt.document:
+            ids = _encode(tokenizer, prompt.text)
+            begin = min(len(ids), settings.prompt_tokens + int(_starts_with_bos(tokenizer, ids)))
+            reference = ids[begin:]
+            if len(reference) < LEAST_REFERENCE:
+                short += 1
+                continue
+            scored = reference[: settings.max_new_tokens]
+            references: tuple[str, ...] = (tokenizer.decode(scored.tolist(), skip_special_tokens=True),)
+            ids, reference = ids[:begin], reference
+        else:
+            ids, references = _prompt_ids(tokenizer, prompt.text, settings.chat), prompt.references
+            reference = np.empty(0, np.int64)
+            if references:
+                reference = _continuation(tokenizer, prompt.text, ids, references[0], settings.chat)
+        if not len(ids):
+            raise InputError(f"prompt {prompt.id}: expected at least one token, got none, and the tokenizer has no BOS")
+        shortened = room is not None and len(ids) > room
+        if shortened:
+            bos = ids[:1] if _starts_with_bos(tokenizer, ids) and room > 1 else ids[:0]
+            ids = np.concatenate([bos, ids[len(ids) - room + len(bos) :]])
+        scored = reference[: settings.max_new_tokens]
+        asked.append(Asked(prompt, ids, scored, references, shortened, len(scored) < len(reference)))
+    return asked, short
+
+
+def _starts_with_bos(tokenizer, ids: np.ndarray) -> bool:
+    return len(ids) > 0 and tokenizer.bos_token_id is not None and int(ids[0]) == tokenizer.bos_token_id
+
+
+def _encode(tokenizer, text: str) -> np.ndarray:
+    """Tokens of ``text`` behind BOS, never two."""
+    ids = np.array(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"], dtype=np.int64)
+    bos = tokenizer.bos_token_id
+    return ids if bos is None or _starts_with_bos(tokenizer, ids) else np.concatenate([[bos], ids])
+
+
+def chat_text(tokenizer, text: str) -> str:
+    """``text`` as a user's message in the tokenizer's chat template, up to where the answer begins; InputError without one."""
+    if not getattr(tokenizer, "chat_template", None):
+        raise InputError("chat: expected a tokenizer with a chat template, got one without")
+    message = [{"role": "user", "content": text}]
+    return tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
+
+
+def _prompt_ids(tokenizer, text: str, chat: bool) -> np.ndarray:
+    if not chat:
+        return _encode(tokenizer, text)
+    ids = tokenizer(chat_text(tokenizer, text), add_special_tokens=False, verbose=False)["input_ids"]
+    return np.array(ids, dtype=np.int64)  # the template puts BOS where it belongs
+
+
+def _continuation(tokenizer, text: str, ids: np.ndarray, reference: str, chat: bool) -> np.ndarray:
+    """Tokens of ``reference`` after the prompt ``ids``: those that follow them in the whole, where it begins with them."""
+    if chat:
+        return np.array(tokenizer(reference, add_special_tokens=False, verbose=False)["input_ids"], dtype=np.int64)
+    apart = bool(text) and not text[-1].isspace() and not reference[0].isspace()
+    reference = " " + reference if apart else reference
+    whole = _encode(tokenizer, text + reference)
+    if len(whole) > len(ids) and np.array_equal(whole[: len(ids)], ids):
+        return whole[len(ids) :]
+    return np.array(tokenizer(reference, add_special_tokens=False, verbose=False)["input_ids"], dtype=np.int64)

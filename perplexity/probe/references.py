@@ -1,0 +1,55 @@
+"""Generated texts beside what should have been said: BLEU and chrF by sacrebleu, ROUGE by rouge-score, embeddings on request."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import zip_longest
+
+from ..errors import InputError
+
+ROUGE = ("rouge1", "rouge2", "rougeL")
+
+
+def overlap(texts: Sequence[str], references: Sequence[Sequence[str]]) -> dict:
+    """BLEU and chrF (0 to 100, of the corpus, with sacrebleu's signatures) and ROUGE F1 (0 to 1, mean over texts) of ``texts``
+    against one or more references each."""
+    try:
+        from rouge_score.rouge_scorer import RougeScorer
+        from sacrebleu.metrics import BLEU, CHRF
+    except ImportError as error:
+        raise InputError(f"references: needs {error.name}; install fused-perplexity[probe]")
+    streams = [list(stream) for stream in zip_longest(*references)]  # None where a text has fewer
+    bleu, chrf = BLEU(), CHRF()
+    found = {"texts": len(texts)}
+    for name, metric in (("bleu", bleu), ("chrf", chrf)):
+        found[name] = metric.corpus_score(list(texts), streams).score
+        found[f"{name}_signature"] = str(metric.get_signature())
+    rouge = RougeScorer(list(ROUGE), use_stemmer=False)
+    scores = [rouge.score_multi(list(of), text) for text, of in zip(texts, references, strict=True)]
+    return found | {name: sum(score[name].fmeasure for score in scores) / len(scores) for name in ROUGE}
+
+
+def coherence(folder: str, prompts: Sequence[str], texts: Sequence[str], references: Sequence[Sequence[str]]) -> dict:
+    """Mean cosine of sentence embeddings, of each text with its prompt and with its nearest reference.
+
+    folder: a sentence-transformers model on disk. Raises InputError where it is none.
+    """
+    try:
+        from sentence_transformers import SentenceTransformer
+    except ImportError as error:
+        raise InputError(f"embeddings: needs {error.name}; install fused-perplexity[coherence]")
+    try:
+        model = SentenceTransformer(str(folder), local_files_only=True)
+    except Exception as error:  # OSError, ValueError, KeyError: whatever is broken
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise InputError(f"embeddings: expected a sentence-transformers folder, got {folder} ({reason})")
+    encode = lambda of: model.encode(list(of), normalize_embeddings=True, show_progress_bar=False)  # noqa: E731
+    of_texts = encode(texts)
+    found = {"embeddings": str(folder), "with_prompt": float((of_texts * encode(prompts)).sum(-1).mean())}
+    paired = [(place, text) for place, of in enumerate(references) for text in of]
+    if paired:
+        nearest: dict[int, float] = {}
+        for (place, _), other in zip(paired, encode(text for _, text in paired), strict=True):
+            nearest[place] = max(nearest.get(place, -1.0), float(of_texts[place] @ other))
+        found["with_reference"] = sum(nearest.values()) / len(nearest)
+    return found

@@ -1,0 +1,144 @@
+"""One health score from several kinds of evidence: what each part gives, what it weighs, and what is missing."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol, runtime_checkable
+
+from ..errors import InputError
+from ..monitor.findings import SEVERITIES
+from ..monitor.health import CEILING
+
+# Of 100, where nothing else is said. A scorer of one's own weighs OWN_WEIGHT beside them.
+WEIGHTS = {"monitor": 25.0, "perplexity": 20.0, "generation": 30.0, "references": 10.0, "ask": 15.0}
+OWN_WEIGHT = 10.0
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a ``Scorer`` is given: the model and its tokenizer, ready to run, and what it wrote when it was probed."""
+
+    name: str
+    step: int | None
+    model: Any
+    tokenizer: Any
+    texts: list  # of measures.Measured
+
+
+@runtime_checkable
+class Scorer(Protocol):
+    """A benchmark of one's own: 0 (worst) to 1, or None where it does not apply.
+
+    The class's name is the part's; attributes ``name`` and ``weight``, where it has them, are used instead.
+    """
+
+    def score(self, checkpoint: Checkpoint) -> float | None: ...
+
+
+@dataclass(frozen=True)
+class Part:
+    """``score``: 0 to 1, None where it is missing; ``evidence``: what it is made of, or why it is missing."""
+
+    score: float | None
+    evidence: str
+
+
+@dataclass(frozen=True)
+class Health:
+    """score: 0 to 100, None where no part was measured; coverage: share of the weight that was, 0 to 1; ceiling: the most that
+    the worst finding allows; parts: weight, score and evidence by name."""
+
+    score: float | None
+    coverage: float
+    ceiling: float
+    parts: dict[str, dict]
+
+    def to_dict(self) -> dict:
+        return asdict(self)
+
+
+def health(parts: Mapping[str, Part], weights: Mapping[str, float], severities: Iterable[str] = ()) -> Health:
+    """Σ weight · score / Σ weight over the parts that were measured, times 100, at most the worst severity's ceiling.
+
+    Missing parts are left out of both sums and shown; ``coverage`` says how much of the weight is left. The ceilings are the
+    monitor's: 70 with a warning, 30 with a danger.
+    """
+    for name, weight in weights.items():
+        if name not in parts:
+            raise InputError(f"weights: expected names among {', '.join(parts)}, got {name!r}")
+        if not (isinstance(weight, int | float) and 0 <= weight < math.inf):
+            raise InputError(f"weights: expected a number of 0 or more for {name}, got {weight!r}")
+    shown, whole, present, total = {}, 0.0, 0.0, 0.0
+    for name, part in parts.items():
+        weight = float(weights.get(name, WEIGHTS.get(name, OWN_WEIGHT)))
+        shown[name] = {"weight": weight, "score": part.score, "evidence": part.evidence}
+        total += weight
+        if part.score is not None:
+            whole, present = whole + weight * part.score, present + weight
+    ceiling = CEILING[max(severities, key=SEVERITIES.index, default="info")]
+    score = None if not present else min(100 * whole / present, ceiling)
+    return Health(score, present / total if total else 0.0, ceiling, shown)
+
+
+def own_part(scorer: Scorer, checkpoint: Checkpoint) -> tuple[str, Part, float]:
+    """Name, part and weight of a scorer; InputError naming it where its score is none from 0 to 1."""
+    name = str(getattr(scorer, "name", type(scorer).__name__))
+    if not isinstance(scorer, Scorer):
+        raise InputError(f"scorers: expected objects with a method score, got {type(scorer).__name__}")
+    value = scorer.score(checkpoint)
+    if value is not None and not (isinstance(value, int | float) and 0 <= value <= 1):
+        raise InputError(f"scorer {name}: expected a score from 0 to 1, or None, got {value!r}")
+    part = Part(None if value is None else float(value), "no score" if value is None else "a scorer of your own")
+    return name, part, float(getattr(scorer, "weight", OWN_WEIGHT))
+
+
+def monitor_part(diagnosis: Mapping | None) -> Part:
+    """Of ``ppl monitor --json``."""
+    if diagnosis is None:
+        return Part(None, "no history was given")
+    score, verdict = diagnosis.get("health_score"), diagnosis.get("verdict")
+    if score is None:
+        return Part(None, f"the curves do not say: {verdict}")
+    return Part(score / 100, f"the run's curves: {verdict}, {score:.0f} of 100")
+
+
+def perplexity_part(losses: Mapping) -> Part:
+    """Of what a guess that knows nothing lacks, the share that the model knows: 1 − loss / log V, at least 0."""
+    loss, uniform = losses["known_loss"], losses["uniform_loss"]
+    if loss is None or not math.isfinite(loss):
+        return Part(
+            None, "neither references nor an evaluation were given" if loss is None else "the loss is no number"
+        )
+    told = f"loss {loss:.3f} nats a token on {losses['known_of']}, {uniform:.3f} of a uniform guess"
+    return Part(min(1.0, max(0.0, 1 - loss / uniform)), told)
+
+
+def generation_part(generation: Mapping, least: int, collapsed: float) -> Part:
+    """Product of what is not repeated, not the same as other samples, not copied and not empty, and of the entropy left."""
+    if generation["judged"] < least:
+        return Part(None, f"{generation['judged']} texts are long enough to judge, {least} are needed")
+    factors = {
+        "not repeated": 1 - generation["repetition"],
+        "not the same": 1 - max(generation["same_prompt"] or 0.0, generation["other_prompts"] or 0.0),
+        "not copied": 1 - (generation["copied"] or 0.0),
+        "not empty": 1 - generation["empty"],
+        "entropy": min(1.0, (generation["entropy_per_byte"] or 0.0) / collapsed),
+    }
+    return Part(math.prod(factors.values()), ", ".join(f"{name} {value:.2f}" for name, value in factors.items()))
+
+
+def references_part(references: Mapping | None, cut: bool) -> Part:
+    """chrF of texts that were asked for; what happens to follow in a document is one of many good continuations."""
+    if references is None:
+        return Part(None, "documents have one of many continuations" if cut else "the prompts have no references")
+    return Part(references["chrf"] / 100, f"chrF {references['chrf']:.1f} over {references['texts']:,} texts")
+
+
+def ask_part(asked: Mapping | None, least: float) -> Part:
+    if asked is None:
+        return Part(None, "no judge was given")
+    if asked["answered"] < least or asked["yes_of_two"] is None:
+        return Part(None, f"the judge does not answer yes or no ({asked['answered']:.0%} of its probability)")
+    return Part(asked["yes_of_two"], f"the judge says yes to {asked['yes_of_two']:.0%} of {asked['texts']:,} texts")

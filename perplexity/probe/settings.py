@@ -1,0 +1,63 @@
+"""How text is generated: stated in full, since repetition and self-perplexity mean nothing without it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..errors import InputError
+
+
+@dataclass(frozen=True)
+class GenerationSettings:
+    """What a model's own generation settings say is not used, so that two models are asked the same way.
+
+    max_new_tokens: a text ends there, or at the end-of-text token; samples: texts a prompt; temperature: 0 is greedy;
+    top_p, top_k: 1 and 0 leave nothing out; seed: of the sampling; prompt_tokens: how much of a document is prompt; chat: prompts
+    go through the tokenizer's chat template. The defaults sample from the model's own distribution, unchanged: greedy
+    decoding and sharp sampling loop in nearly every model (Holtzman et al. 2020, arXiv:1904.09751), and only under the model's own
+    distribution does its perplexity on its own text compare with that on others'.
+    """
+
+    max_new_tokens: int = 128
+    samples: int = 4
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    seed: int = 0
+    prompt_tokens: int = 32
+    chat: bool = False
+    batch_size: int = 64
+
+    def __post_init__(self) -> None:
+        for name in ("max_new_tokens", "samples", "prompt_tokens", "batch_size"):
+            if not _whole(getattr(self, name)) or getattr(self, name) < 1:
+                raise InputError(f"{name}: expected a whole number, at least 1, got {getattr(self, name)!r}")
+        for name in ("top_k", "seed"):
+            if not _whole(getattr(self, name)) or getattr(self, name) < 0:
+                raise InputError(f"{name}: expected a whole number, at least 0, got {getattr(self, name)!r}")
+        if not 0 <= self.temperature < float("inf"):
+            raise InputError(f"temperature: expected 0 or more, got {self.temperature!r}")
+        if not 0 < self.top_p <= 1:
+            raise InputError(f"top_p: expected above 0 and at most 1, got {self.top_p!r}")
+        if self.greedy and self.samples > 1:
+            raise InputError(
+                f"samples: expected 1 with temperature 0, which gives the same text again, got {self.samples}"
+            )
+
+    @property
+    def greedy(self) -> bool:
+        return self.temperature == 0
+
+    @property
+    def unchanged(self) -> bool:
+        """Texts are drawn from the model's own distribution."""
+        return self.temperature == 1 and self.top_p == 1 and self.top_k == 0
+
+    def __str__(self) -> str:
+        how = "greedy" if self.greedy else f"temperature {self.temperature:g}, top-p {self.top_p:g}, seed {self.seed}"
+        how += f", top-k {self.top_k}" if self.top_k else ""
+        return f"{how}, at most {self.max_new_tokens} tokens, {self.samples} a prompt"
+
+
+def _whole(value) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
