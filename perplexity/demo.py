@@ -107,8 +107,11 @@ def unigram_loss(training_ids: list[int], validation_ids: list[int]) -> float:
     return -sum(math.log((counts[token] + 1) / total) for token in validation_ids) / len(validation_ids)
 
 
-def train(model, stream: torch.Tensor, steps: int, validate, record) -> None:
-    """AdamW with warm-up and cosine decay; the loss goes from hidden states to a scalar without logits."""
+def train(model, stream: torch.Tensor, steps: int, validate, record, look) -> None:
+    """AdamW with warm-up and cosine decay; the loss goes from hidden states to a scalar without logits.
+
+    validate: a loss, every twelfth of the run; record: takes a step's row; look: is called with the step at each quarter's end.
+    """
     from rich.console import Console
     from rich.progress import track
 
@@ -146,6 +149,8 @@ def train(model, stream: torch.Tensor, steps: int, validate, record) -> None:
             row["val_perplexity"] = exp(row["val_loss"])
         row["seconds"] = time.perf_counter() - started
         record(row)
+        if step in {max(1, steps * quarter // 4) for quarter in (1, 2, 3, 4)}:
+            look(step)
 
 
 def run(out: str | Path, *, steps: int = 300) -> dict:
@@ -160,6 +165,8 @@ def run(out: str | Path, *, steps: int = 300) -> dict:
     from .evaluation import Document, evaluate, models, tables
     from .monitor import diagnose, read_history
     from .monitor.commands import view
+    from .probe import GenerationSettings, Probe, Prompt, probe
+    from .probe.commands import view as view_probe
     from .report.html import write_report
     from .report.plots import loss_curves
 
@@ -204,6 +211,18 @@ def run(out: str | Path, *, steps: int = 300) -> dict:
 
     score = lambda: evaluate(model, tokenizer, valid_documents, context_length=CONTEXT, stride=CONTEXT - 1)  # noqa: E731
     history: list[dict] = []
+    prompts = [Prompt(d.id, d.text, document=True) for d in valid_documents]
+    settings = GenerationSettings(max_new_tokens=96)
+    probes: list[Probe] = []
+
+    def look(step: int) -> None:
+        probes.append(probe(model, tokenizer, prompts, settings=settings, name="the model", step=step))
+        own, other = (probes[-1].perplexity[f"{whose}_perplexity"] for whose in ("self", "reference"))
+        console.print(
+            f"step {step:>5}  it writes text of perplexity {own:,.1f} and reads with {other:,.1f}; "
+            f"{probes[-1].generation['repetition'] or 0:.1%} of a text repeats itself"
+        )
+
     writer = SummaryWriter(str(out / "tensorboard"))
     with (out / "history.jsonl").open("w") as log:
 
@@ -227,7 +246,7 @@ def run(out: str | Path, *, steps: int = 300) -> dict:
                     f"{row['tokens'] / row['seconds']:7,.0f} tokens/s"
                 )
 
-        train(model, torch.tensor(training_ids), steps, lambda: score().loss, record)
+        train(model, torch.tensor(training_ids), steps, lambda: score().loss, record, look)
     writer.close()
     with (out / "history.csv").open("w", newline="") as file:
         columns = ["step", "train_loss", "val_loss", "lr", "grad_norm", "tokens", "seconds"]
@@ -275,6 +294,18 @@ def run(out: str | Path, *, steps: int = 300) -> dict:
     )
     check.save(out / "data-check.json")
     console.print(view_data(check), soft_wrap=False)
+    last = probe(
+        model,
+        tokenizer,
+        prompts,
+        settings=settings,
+        diagnosis=diagnosis.to_dict(),
+        name="the model",
+        step=steps,
+    )
+    probes[-1] = last
+    last.save(out / "probe.json")
+    console.print(view_probe(last), soft_wrap=False)
     shown = json.loads(evaluation.to_json()) | {"source": "of the validation text"}
     title = f"Python's documentation, {steps} steps"
     write_report(
@@ -285,6 +316,7 @@ def run(out: str | Path, *, steps: int = 300) -> dict:
         vocabulary_size=VOCABULARY,
         evaluations=[shown],
         data_checks=[check.to_dict() | {"source": "of the demo's split"}],
+        probes=[found.to_dict() | {"source": "of the demo's checkpoints"} for found in probes],
         title=title,
     )
     summary = {
@@ -298,11 +330,13 @@ def run(out: str | Path, *, steps: int = 300) -> dict:
         "perplexity": evaluation.perplexity,
         "verdict": diagnosis.verdict,
         "leaked_fraction": check.leaked_fraction,
+        "probe_verdict": last.verdict,
+        "probe_health": last.health_score,
     }
     (out / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
     console.print(
         f"written to {out}: model/, history.jsonl, history.csv, tensorboard/, evaluation.json, diagnosis.json, data-check.json, "
-        "curves.png, report.html (open it in a browser)\n"
+        "probe.json, curves.png, report.html (open it in a browser)\n"
         f"again, by hand: ppl eval {out}/model {out}/validation.jsonl --context-length {CONTEXT} "
         f"--train {out}/train.jsonl"
     )

@@ -7,6 +7,7 @@ the hidden state of the prompt's last position by ``token_statistics``: no logit
 from __future__ import annotations
 
 import math
+from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, nullcontext
@@ -212,17 +213,38 @@ class Questioner:
         return torch.stack([nll[:, 0], nll[:, 1], found.predicted.view(-1, 2)[:, 0].float()])
 
 
-def summary(answers: list[Answer]) -> dict | None:
-    """Means over texts: p_yes, p_no, yes_of_two (of those answered), answered (p_yes + p_no); the most common first choices."""
-    if not answers:
-        return None
-    two = [answer.yes_of_two for answer in answers if answer.yes_of_two is not None]
-    return {
-        "texts": len(answers),
-        "p_yes": sum(answer.p_yes for answer in answers) / len(answers),
-        "p_no": sum(answer.p_no for answer in answers) / len(answers),
-        "answered": sum(answer.p_yes + answer.p_no for answer in answers) / len(answers),
-        "yes_of_two": sum(two) / len(two) if two else None,
-        "first_choices": dict(Counter(answer.first for answer in answers).most_common(3)),
-        "shortened": sum(answer.shortened for answer in answers),
-    }
+class Tally:
+    """Sums over answers, eight bytes a text."""
+
+    def __init__(self) -> None:
+        self.p_yes, self.p_no, self.two, self.answered, self.shortened = array("d"), 0.0, 0.0, 0, 0
+        self.first: Counter = Counter()
+
+    def __len__(self) -> int:
+        return len(self.p_yes)
+
+    def add(self, answer: Answer) -> None:
+        self.p_yes.append(answer.p_yes)
+        self.p_no += answer.p_no
+        if answer.yes_of_two is not None:
+            self.two, self.answered = self.two + answer.yes_of_two, self.answered + 1
+        self.first[answer.first] += 1
+        self.shortened += answer.shortened
+
+    def summary(self) -> dict | None:
+        """Means over texts: p_yes, p_no, yes_of_two (where it is one), answered (p_yes + p_no); percentiles of p_yes; the most
+        common first choices. None without a text."""
+        count = len(self)
+        if not count:
+            return None
+        p_yes = np.array(self.p_yes)
+        return {
+            "texts": count,
+            "p_yes": float(p_yes.mean()),
+            "p_no": self.p_no / count,
+            "answered": float(p_yes.mean()) + self.p_no / count,
+            "yes_of_two": self.two / self.answered if self.answered else None,
+            "percentiles": {str(at): float(np.percentile(p_yes, at)) for at in (10, 50, 90)},
+            "first_choices": dict(self.first.most_common(3)),
+            "shortened": self.shortened,
+        }

@@ -9,7 +9,8 @@ import math
 import re
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from rich.console import Console, Group
@@ -23,13 +24,13 @@ from ..evaluation.commands import check_output, device_of, load_model, read_opti
 from ..evaluation.documents import Document
 from ..evaluation.readers import STANDARD_INPUT, read_documents
 from ..evaluation.results import read_result, to_json, write_text
-from ..evaluation.tables import calibration as calibration_rows
 from ..monitor.commands import VERDICT_COLOURS
-from .ask import TEMPLATE, UNANSWERED, Answer, Questioner, summary
+from .ask import TEMPLATE, UNANSWERED, Answer, Questioner, Tally
 from .prober import Probe, probe
 from .prompts import read_prompts, spread
 from .scores import Scorer
 from .settings import GenerationSettings
+from .summary import examples, rows
 
 SHOWN = 400  # characters of an example
 LOG_EVERY = 10.0  # seconds between lines of progress
@@ -115,19 +116,19 @@ def run_ask(arguments: argparse.Namespace) -> int:
     documents: Iterable[Document] = read_documents(
         arguments.text, with_separator(read_options(arguments), tokenizer, arguments.separator)
     )
-    tell, answers = _progress(), []
-    with _Out(arguments.out) as out:
+    tell, tally = _progress(), Tally()
+    with _written(arguments.out) as write:
         for answer in judge.ask(documents, batch_size=arguments.batch_size, journal=arguments.journal):
-            answers.append(answer)
-            out.add(answer)
-            tell("asking", len(answers), 0)
-    found = summary(answers)
+            tally.add(answer)
+            write(answer)
+            tell("asking", len(tally), 0)
+    found = tally.summary()
     if found is None:
         raise InputError("text: expected at least one document, got none")
     if arguments.json:
         write_text(arguments.json, to_json(found | {"model": arguments.model, "template": template}) + "\n")
     console = Console()
-    console.print(_answers_table(found, [answer.p_yes for answer in answers]))
+    console.print(_answers_table(found))
     if found["answered"] < UNANSWERED:
         first = ", ".join(repr(word) for word in found["first_choices"])
         console.print(
@@ -144,33 +145,22 @@ def run_ask(arguments: argparse.Namespace) -> int:
     return 0
 
 
-class _Out:
-    """The answers' file, written as they come: Parquet gets its name once it is whole."""
-
-    def __init__(self, path: str | None) -> None:
-        self.table = self.lines = None
-        if path and path.endswith(".parquet"):
-            self.table = ParquetTable(path, ANSWER_COLUMNS, "--out")
-        elif path:
-            self.lines = Path(path).open("w")
-
-    def __enter__(self) -> _Out:
-        return self
-
-    def add(self, answer: Answer) -> None:
-        row = {name: getattr(answer, name) for name in ANSWER_COLUMNS}
-        if self.table is not None:
-            self.table.add(1, **{name: [value] for name, value in row.items()})
-        elif self.lines is not None:
-            self.lines.write(json.dumps(row) + "\n")
-
-    def __exit__(self, kind, *_) -> None:
-        if self.lines is not None:
-            self.lines.close()
-        if self.table is not None:
-            if kind is None:
-                self.table.finish()
-            self.table.discard()
+@contextmanager
+def _written(path: str | None) -> Iterator[Callable[[Answer], None]]:
+    """Takes answers as they come: JSON lines, or Parquet, which gets its name once it is whole."""
+    row = lambda answer: {name: getattr(answer, name) for name in ANSWER_COLUMNS}  # noqa: E731
+    if path is None:
+        yield lambda answer: None
+    elif path.endswith(".jsonl"):
+        with open(path, "w") as file:
+            yield lambda answer: print(json.dumps(row(answer)), file=file)
+    else:
+        table = ParquetTable(path, ANSWER_COLUMNS, "--out")
+        try:
+            yield lambda answer: table.add(1, **{name: [value] for name, value in row(answer).items()})
+            table.finish()
+        finally:
+            table.discard()
 
 
 def _check_files(arguments: argparse.Namespace, *options: str) -> None:
@@ -249,24 +239,12 @@ def view(found: Probe) -> Group:
     told = Line(
         f"{found.generation['texts']:,} texts to {found.prompts:,} prompts: {found.settings['in_words']}", style="dim"
     )
-    parts: list = [head, told, _measures_table(found), _health_table(found), findings_table(found.findings)]
-    for title, text in examples(found):
+    parts: list = [head, told, _measures_table(found.to_dict()), _health_table(found), findings_table(found.findings)]
+    for title, text in examples(found.to_dict()):
         parts.append(Line(f"{title}:", style="dim"))
         parts.append(Line("  " + _shortened(text)))
     parts += [Line(f"note: {note}") for note in found.notes]
     return Group(*parts)
-
-
-def examples(found: Probe) -> list[tuple[str, str]]:
-    """The text in the middle of the order of repetition, and the most repetitive one."""
-    texts = sorted((text for text in found.texts if text.tokens), key=lambda text: text.repetition)
-    if not texts:
-        return []
-    middle = texts[len(texts) // 2]
-    chosen = [("a typical text", middle)]
-    if texts[-1].repetition > middle.repetition:
-        chosen.append(("the most repetitive", texts[-1]))
-    return [(f"{title} (prompt {text.id}, sample {text.sample})", text.text) for title, text in chosen]
 
 
 def _shortened(text: str) -> str:
@@ -274,65 +252,13 @@ def _shortened(text: str) -> str:
     return text if len(text) <= SHOWN else text[:SHOWN] + " …"
 
 
-def _measures_table(found: Probe) -> Table:
+def _measures_table(record: dict) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0))
     for name, justify in (("", "left"), ("its own", "right"), ("references", "right"), ("", "left")):
         table.add_column(name, justify=justify, overflow="fold")
-    for row in measures(found):
+    for row in rows(record):
         table.add_row(*row)
     return table
-
-
-def measures(found: Probe) -> list[tuple[str, str, str, str]]:
-    """Name, of the texts, of the references, meaning: what a reader wants first."""
-    own, other, losses = found.generation, found.reference_texts or {}, found.perplexity
-
-    def number(value: float | None, form: str = ",.2f") -> str:
-        return "–" if value is None else format(value, form)
-
-    def both(name: str, key: str, form: str, meaning: str) -> tuple[str, str, str, str]:
-        return name, number(own[key], form), number(other.get(key), form), meaning
-
-    rows = [
-        (
-            "perplexity",
-            number(losses["self_perplexity"]),
-            number(losses["reference_perplexity"]),
-            "of the model on both"
-            + (
-                "" if losses["unigram_perplexity"] is None else f"; {losses['unigram_perplexity']:,.0f} without context"
-            ),
-        ),
-        both("repeated 4-grams", "repeated", ".1%", "of a text's words, said before in it"),
-        both("texts that loop", "looping", ".1%", "a quarter or more in one loop"),
-        both("distinct 2-grams", "distinct_2", ".1%", "of all texts together; falls with their number"),
-        both("compression", "compression_ratio", ".2f", "bytes over compressed bytes; 2.4 is a loop"),
-        both("entropy", "entropy", ".2f", "nats a token: how open the model sees what comes next"),
-        both("tokens a text", "mean_tokens", ",.0f", f"{number(own['ended'], '.0%')} of its own ended by themselves"),
-    ]
-    for name, key, meaning in (
-        ("same prompt", "same_prompt", "of 4-grams, in another text of the prompt"),
-        ("other prompts", "other_prompts", "of 4-grams, in a text of another prompt"),
-        ("copied", "copied", "of 8-grams, word by word in the reference"),
-    ):
-        if own[key] is not None:
-            rows.append((name, f"{own[key]:.1%}", "", meaning))
-    if found.references:
-        r = found.references
-        rows.append(("BLEU, chrF", f"{r['bleu']:.1f}, {r['chrf']:.1f}", "", "of 100, against the references"))
-        rows.append(("ROUGE-1, 2, L", ", ".join(f"{r[k]:.3f}" for k in ("rouge1", "rouge2", "rougeL")), "", "F1, of 1"))
-    if found.coherence:
-        c = found.coherence
-        rows.append(
-            ("coherence", number(c["with_prompt"]), number(c.get("with_reference")), "cosine with prompt; reference")
-        )
-    if found.ask:
-        a = found.ask
-        meaning = f"of the judge; {a['answered']:.0%} of its probability is on yes or no"
-        rows.append(("says yes", number(a["yes_of_two"], ".1%"), "", meaning))
-    if found.calibration:
-        rows += [(name, "", value, meaning) for name, value, meaning in calibration_rows(found.calibration)[:2]]
-    return rows
 
 
 def _health_table(found: Probe) -> Table:
@@ -345,16 +271,13 @@ def _health_table(found: Probe) -> Table:
     return table
 
 
-def _answers_table(found: dict, p_yes: list[float]) -> Table:
+def _answers_table(found: dict) -> Table:
     table = Table(title=f"{found['texts']:,} texts asked about", title_justify="left", title_style="bold")
     for name, justify in (("measure", "left"), ("value", "right"), ("meaning", "left")):
         table.add_column(name, justify=justify, overflow="fold")
-    p_yes = sorted(p_yes)
-    at = [p_yes[round(share * (len(p_yes) - 1))] for share in (0.1, 0.5, 0.9)]
     table.add_row("P(yes)", f"{found['p_yes']:.4f}", "mean over texts, among the whole vocabulary: the Ask-LLM score")
-    table.add_row(
-        "  of ten texts", "", f"the second lowest {at[0]:.4f}, the median {at[1]:.4f}, the second highest {at[2]:.4f}"
-    )
+    spread = ", ".join(f"{at} %: {value:.4f}" for at, value in found["percentiles"].items())
+    table.add_row("  percentiles", "", spread)
     two = "–" if found["yes_of_two"] is None else f"{found['yes_of_two']:.4f}"
     table.add_row("yes of the two", two, "P(yes) / (P(yes) + P(no))")
     first = ", ".join(f"{word!r} {count:,}" for word, count in found["first_choices"].items())

@@ -14,7 +14,10 @@ SAME = 0.25  # mean share of a text's 4-grams that other samples have, of its pr
 COPIED = 0.1  # mean share of a text's 8-grams that stand in the reference: held-out text 0.00
 COLLAPSED = 0.1  # nats a byte of text, 0.14 bits: the best models of text leave about 0.5 bits
 FALLING = 0.5  # entropy of the second half over that of the first
-EASIER = 0.6  # loss on its own texts over loss on the references
+EASIER, HARDER = (
+    0.6,
+    2.0,
+)  # loss on its own texts over loss on the references, below and above: a sound model has about 1
 EMPTY = 0.1  # of the texts
 SHORT = 0.25  # mean length over the references'
 MISCALIBRATED = 0.1  # expected calibration error, over
@@ -35,7 +38,7 @@ def find(measured: dict, settings: GenerationSettings) -> list[Finding]:
         trapped = list(found)
         found += _falling(generation)
         if settings.unchanged:
-            found += _easier(losses)
+            found += _beside_references(losses)
         if trapped:
             found = [*_trap(trapped, losses), *found]
     if generation["texts"] >= LEAST_TEXTS:
@@ -161,10 +164,21 @@ def _falling(generation: dict) -> list[Finding]:
     ]
 
 
-def _easier(losses: dict) -> list[Finding]:
+def _beside_references(losses: dict) -> list[Finding]:
     own, other, tokens = losses["self_loss"], losses["reference_loss"], losses["reference_tokens"]
-    if own is None or other is None or tokens < LEAST_REFERENCE_TOKENS or own >= EASIER * other:
+    if own is None or other is None or tokens < LEAST_REFERENCE_TOKENS or EASIER * other <= own <= HARDER * other:
         return []
+    if own > HARDER * other:
+        return [
+            Finding(
+                "self-perplexity",
+                "warning",
+                f"the references have perplexity {exp(other):,.2f} under it, its own texts {exp(own):,.2f}: it knows "
+                "the references far better than what it writes itself",
+                "a model that has learnt the text's distribution finds both about as hard: were these references in training?",
+                {"self_loss": own, "reference_loss": other},
+            )
+        ]
     return [
         Finding(
             "self-perplexity",

@@ -25,7 +25,7 @@ from ..metric import exp
 from ..monitor.findings import Judged
 from ..monitor.health import VERDICTS
 from . import scores
-from .ask import UNANSWERED, Questioner, summary
+from .ask import UNANSWERED, Questioner, Tally
 from .findings import COLLAPSED, LEAST_REFERENCE_TOKENS, LEAST_TEXTS, find, known_good
 from .generation import Generated, ends_of_text, generate
 from .measures import Measured, measure, measure_references, perplexities, together
@@ -122,17 +122,17 @@ def probe(
         if asked[g.prompt].references and not asked[g.prompt].prompt.document
     ]
     wrote = [text for text in generated if text.text.strip()]
-    answers = []
+    tally = Tally()
     for answer in judge.ask(text.text for text in wrote) if judge and wrote else ():
-        answers.append(answer)
-        tell("asking", len(answers), len(wrote))
+        tally.add(answer)
+        tell("asking", len(tally), len(wrote))
     measured: dict[str, Any] = {
         "generation": together(texts) | {"can_end": bool(ends_of_text(model, tokenizer))},
         "reference_texts": together(of_references) if of_references else None,
         "perplexity": losses | _known(losses, evaluation),
         "references": overlap([text for text, _ in pairs], [of.references for _, of in pairs]) if pairs else None,
         "coherence": None,
-        "ask": summary(answers),
+        "ask": tally.summary(),
         "calibration": bins.summary(),
     }
     if embeddings is not None and wrote:

@@ -30,7 +30,7 @@ def overlap(texts: Sequence[str], references: Sequence[Sequence[str]]) -> dict:
 
 
 def coherence(folder: str, prompts: Sequence[str], texts: Sequence[str], references: Sequence[Sequence[str]]) -> dict:
-    """Mean cosine of sentence embeddings, of each text with its prompt and with its nearest reference.
+    """Mean cosine of sentence embeddings, of each text with its prompt and with its nearest reference; blank ones are left out.
 
     folder: a sentence-transformers model on disk. Raises InputError where it is none.
     """
@@ -44,8 +44,13 @@ def coherence(folder: str, prompts: Sequence[str], texts: Sequence[str], referen
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise InputError(f"embeddings: expected a sentence-transformers folder, got {folder} ({reason})")
     encode = lambda of: model.encode(list(of), normalize_embeddings=True, show_progress_bar=False)  # noqa: E731
+    kept = [place for place, pair in enumerate(zip(prompts, texts, strict=True)) if pair[0].strip() and pair[1].strip()]
+    found: dict = {"embeddings": str(folder), "texts": len(kept), "with_prompt": None}
+    if not kept:
+        return found
+    prompts, texts, references = ([of[place] for place in kept] for of in (prompts, texts, references))
     of_texts = encode(texts)
-    found = {"embeddings": str(folder), "with_prompt": float((of_texts * encode(prompts)).sum(-1).mean())}
+    found["with_prompt"] = float((of_texts * encode(prompts)).sum(-1).mean())
     paired = [(place, text) for place, of in enumerate(references) for text in of]
     if paired:
         nearest: dict[int, float] = {}

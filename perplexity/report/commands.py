@@ -14,16 +14,16 @@ from ..monitor.health import diagnose
 from ..monitor.readers import read_history
 
 
-def read_check(path: str) -> dict:
-    """What ``ppl check-data --json`` wrote; InputError where it is not that."""
+def read_object(path: str, command: str) -> dict:
+    """What ``ppl COMMAND --json`` wrote; InputError where it is no object."""
     try:
         record = json.loads(Path(path).read_text())
     except (ValueError, RecursionError, OSError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not JSON"
-        raise InputError(f"{path}: expected a result file of ppl check-data --json, got {reason}")
+        raise InputError(f"{path}: expected a result file of ppl {command} --json, got {reason}")
     if not isinstance(record, dict):
-        raise InputError(f"{path}: expected a result file of ppl check-data --json, got no object")
-    return record
+        raise InputError(f"{path}: expected a result file of ppl {command} --json, got no object")
+    return record | {"source": str(path)}
 
 
 def run_report(arguments: argparse.Namespace) -> int:
@@ -52,7 +52,8 @@ def run_report(arguments: argparse.Namespace) -> int:
             diagnosis,
             vocabulary_size=arguments.vocabulary_size,
             evaluations=evaluations,
-            data_checks=[read_check(path) | {"source": str(path)} for path in arguments.data or []] + beside,
+            data_checks=[read_object(path, "check-data") for path in arguments.data or []] + beside,
+            probes=[read_object(path, "probe") for path in arguments.probe or []],
             title=arguments.title,
         )
         print(f"{arguments.output}: {diagnosis.verdict}")

@@ -136,6 +136,7 @@ def _marks(diagnosis: Diagnosis) -> tuple[list[dict], list[dict]]:
 def _figure(traces: list[dict], label: str, shapes: list, notes: list, *, log: bool) -> dict:
     return {
         "data": traces,
+        "steps": True,
         "layout": {
             "xaxis": {"title": {"text": "step"}},
             "yaxis": {"title": {"text": label}, "type": "log" if log else "linear"},
@@ -216,9 +217,11 @@ def write_report(
     vocabulary_size: int | None = None,
     evaluations: list[dict] | None = None,
     data_checks: list[dict] | None = None,
+    probes: list[dict] | None = None,
     title: str | None = None,
 ) -> None:
-    """One self-contained HTML file; ``evaluations`` are results of ``ppl eval --json``, ``data_checks`` of ``ppl check-data``.
+    """One self-contained HTML file; ``evaluations`` are results of ``ppl eval --json``, ``data_checks`` of ``ppl check-data``,
+    ``probes`` of ``ppl probe``, one or a checkpoint each.
 
     Strings of a run are escaped.
     """
@@ -231,12 +234,19 @@ def write_report(
     environment.filters["n"] = lambda value, places=0: "–" if value is None else f"{float(value):,.{places}f}"
     template = environment.from_string(resources.files(__package__).joinpath("report.html").read_text())
     drawn = figures(history, digest, diagnosis, vocabulary_size)
+    curves, beyond = list(drawn), None
+    if probes:
+        from .beyond import beyond_section
+
+        beyond = beyond_section(probes, diagnosis)
+        drawn |= beyond["figures"]
     # Inside <script>: nothing may end it.
     data = json.dumps(drawn, allow_nan=False).replace("<", "\\u003c")
     text = template.render(
         title=title or f"Training run {history.source}",
         diagnosis=diagnosis,
-        figures=list(drawn),
+        figures=curves,
+        beyond=beyond,
         data=jinja2.utils.markupsafe.Markup(data),
         library=jinja2.utils.markupsafe.Markup(get_plotlyjs().replace("</script", "<\\/script")),
         evaluations=[evaluation_section(record, str(record.get("source", ""))) for record in evaluations or []],

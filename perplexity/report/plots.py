@@ -124,7 +124,6 @@ def reliability(calibration: dict, path: str | Path, *, title: str | None = None
         top = 1.0 if x == "confidence" else 1.05 * max(*at, *values, 0.1)
         panel.plot([0, top], [0, top], color="#888888", ls="--", lw=1, label="calibrated")
         most = max(row["tokens"] for row in bins)
-        panel.plot(at, values, color="#2b6ca3", lw=1.2)
         sizes = [12 + 160 * row["tokens"] / most for row in bins]
         panel.scatter(at, values, s=sizes, color="#2b6ca3", alpha=0.8, label="a bin; its size: tokens")
         panel.set(xlim=(0, top), ylim=(0, top), xlabel=labels[0], ylabel=labels[1], aspect="equal")

@@ -1,0 +1,188 @@
+"""The page's part on what the model writes: results of ``ppl probe --json``, of one checkpoint or of several."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from ..errors import InputError
+from ..monitor.health import Diagnosis
+from ..probe.scores import Part, health, monitor_part
+from ..probe.summary import examples, rows
+
+LINES = {
+    "monitor": "#7a6fa8",
+    "perplexity": "#c1440e",
+    "generation": "#2b6ca3",
+    "references": "#3d8b5f",
+    "ask": "#b8860b",
+}
+OWN_LINE = "#888888"
+EXAMPLE = 1200  # characters of a text that are shown
+
+
+def numbers(value):
+    """A record read from JSON with "inf" and "nan" as the numbers they stand for; texts are left alone."""
+    if isinstance(value, dict):
+        return {key: item if key in ("texts", "findings", "notes") else numbers(item) for key, item in value.items()}
+    return float(value) if isinstance(value, str) and value in ("inf", "-inf", "nan") else value
+
+
+def beyond_section(records: Sequence[dict], diagnosis: Diagnosis) -> dict | None:
+    """What the page shows of probes, the last checkpoint first in detail; None without one.
+
+    overall: the last probe's parts with the run's own curves as the monitor's, which is one score for the run. Raises InputError
+    that names the file where one is no result of ``ppl probe --json``.
+    """
+    found = [_checked(record) for record in records]
+    if not found:
+        return None
+    found.sort(key=lambda record: math.inf if record["step"] is None else record["step"])
+    last = found[-1]
+    comparable = _comparable(found)
+    curves = diagnosis.to_dict()
+    parts = {name: Part(part["score"], str(part["evidence"])) for name, part in last["health"]["parts"].items()}
+    weights = {name: part["weight"] for name, part in last["health"]["parts"].items()}
+    severities = [finding["severity"] for finding in (*last["findings"], *curves["findings"])]
+    overall = health(parts | {"monitor": monitor_part(curves)}, weights, severities)
+    return {
+        "overall": overall.to_dict(),
+        "last": last,
+        "rows": rows(last),
+        "examples": [(title, text[:EXAMPLE]) for title, text in examples(last)],
+        "checkpoints": [
+            {
+                "name": record["model"],
+                "step": record["step"],
+                "verdict": record["verdict"],
+                "health": score,
+                "perplexity": record["perplexity"]["reference_perplexity"],
+                "own": record["perplexity"]["self_perplexity"],
+                "repetition": record["generation"]["repetition"],
+                "findings": ", ".join(f["signal"] for f in record["findings"] if f["severity"] != "info"),
+            }
+            for record, score in zip(found, comparable["scores"], strict=True)
+        ],
+        "compared": comparable["parts"],
+        "figures": _figures(found, comparable["scores"]),
+    }
+
+
+def _comparable(found: list[dict]) -> dict:
+    """Health of each checkpoint over the parts that all of them have: else a part more would look like progress."""
+    parts = [record["health"]["parts"] for record in found]
+    names = [name for name in parts[-1] if all(of.get(name, {}).get("score") is not None for of in parts)]
+    weights = {name: parts[-1][name]["weight"] for name in names}
+    scores = [
+        health(
+            {name: Part(of[name]["score"], "") for name in names},
+            weights,
+            [finding["severity"] for finding in record["findings"]],
+        ).score
+        for record, of in zip(found, parts, strict=True)
+    ]
+    return {"parts": names, "scores": scores}
+
+
+def _checked(record: dict) -> dict:
+    """``record`` with numbers for "inf"; InputError unless all that the page reads is there and of its kind."""
+    source = str(record.get("source", ""))
+    try:
+        record = numbers(record)
+        if record["step"] is not None:
+            record["step"] = int(record["step"])
+        rows(record)
+        examples(record)
+        for part in record["health"]["parts"].values():
+            if not (part["score"] is None or 0 <= part["score"] <= 1) or not 0 <= part["weight"] < math.inf:
+                raise ValueError("a part's score or weight")
+        for finding in record["findings"]:
+            if finding["severity"] not in ("info", "warning", "danger"):
+                raise ValueError("a finding's severity")
+        for value in (record["health_score"], record["generation"]["repetition"]):
+            if value is not None:
+                float(value)
+        assert all(isinstance(text, str) for _, text in examples(record))
+        _figures([record], [None])
+        record["verdict"], record["model"] = str(record["verdict"]), str(record["model"])
+        record["notes"] = [str(note) for note in record["notes"]]
+    except (KeyError, TypeError, ValueError, AttributeError, AssertionError, OverflowError) as error:
+        raise InputError(
+            f"{source}: expected a result file of ppl probe --json, got one without or with another "
+            f"{error.args[0] if error.args else 'kind of value'}"
+        )
+    return record
+
+
+def _figures(found: list[dict], scores: list[float | None]) -> dict[str, dict]:
+    """Plotly figures by element: the trend where checkpoints have steps, reliability of the last one where measured."""
+    drawn = {}
+    stepped = [record for record in found if record["step"] is not None]
+    if len({record["step"] for record in stepped}) > 1:
+        steps = [record["step"] for record in stepped]
+        of_stepped = [score for record, score in zip(found, scores, strict=True) if record["step"] is not None]
+        traces = [_line("health", steps, of_stepped, "#1a7f37", 3)]
+        for name in stepped[-1]["health"]["parts"]:
+            scores = [record["health"]["parts"].get(name, {}).get("score") for record in stepped]
+            if any(score is not None for score in scores):
+                scaled = [None if score is None else 100 * score for score in scores]
+                traces.append(_line(name, steps, scaled, LINES.get(name, OWN_LINE), 1.5))
+        drawn["health-trend"] = _figure(traces, "step", "score (of 100)", [0, 105]) | {"steps": True}
+        traces = [
+            _line(f"perplexity of {what}", steps, [record["perplexity"][key] for record in stepped], colour, 2)
+            for what, key, colour in (
+                ("the references", "reference_perplexity", LINES["perplexity"]),
+                ("its own texts", "self_perplexity", LINES["generation"]),
+            )
+        ]
+        drawn["perplexity-trend"] = _figure(traces, "step", "perplexity", None, log=True) | {"steps": True}
+    if calibration := found[-1]["calibration"]:
+        top = max(*(max(row["entropy"], row["loss"]) for row in calibration["entropy_bins"]), 0.1) * 1.05
+        for name, bins, x, y, limit, labels in (
+            ("reliability", "bins", "confidence", "accuracy", 1, ("probability of the first choice", "share right")),
+            ("surprise", "entropy_bins", "entropy", "loss", top, ("entropy (nats)", "loss (nats a token)")),
+        ):
+            most = max(row["tokens"] for row in calibration[bins])
+            trace = _line(
+                "a bin; its size: tokens",
+                [r[x] for r in calibration[bins]],
+                [r[y] for r in calibration[bins]],
+                "#2b6ca3",
+                1.5,
+            )
+            trace["mode"] = "markers"
+            trace["marker"] = {"size": [6 + 14 * math.sqrt(row["tokens"] / most) for row in calibration[bins]]}
+            diagonal = _line("calibrated", [0, limit], [0, limit], "#888888", 1)
+            diagonal |= {"mode": "lines", "line": {"color": "#888888", "width": 1, "dash": "dash"}}
+            drawn[name] = _figure([diagonal, trace], *labels, [0, limit])
+            drawn[name]["layout"]["xaxis"]["range"] = [0, limit]
+    return drawn
+
+
+def _line(name: str, x: list, y: list, colour: str, width: float) -> dict:
+    y = [value if value is not None and math.isfinite(value) else None for value in y]
+    return {
+        "type": "scatter",
+        "mode": "lines+markers",
+        "name": name,
+        "x": x,
+        "y": y,
+        "line": {"color": colour, "width": width},
+        "hovertemplate": "%{x:,.4~g}: %{y:,.4~g}",
+    }
+
+
+def _figure(traces: list[dict], x: str, y: str, limits: list | None, *, log: bool = False) -> dict:
+    axis = {"title": {"text": y}, "type": "log" if log else "linear"} | ({"range": limits} if limits else {})
+    return {
+        "data": traces,
+        "layout": {
+            "xaxis": {"title": {"text": x}},
+            "yaxis": axis,
+            "shapes": [],
+            "annotations": [],
+            "margin": {"l": 60, "r": 12, "t": 12, "b": 44},
+            "legend": {"orientation": "h", "y": 1.15, "x": 0},
+            "hovermode": "closest",
+        },
+    }

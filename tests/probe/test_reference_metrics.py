@@ -1,0 +1,83 @@
+"""BLEU, chrF and ROUGE are the libraries' own; coherence is the cosine of a real sentence-transformers model's embeddings."""
+
+import numpy as np
+import pytest
+import sacrebleu
+from rouge_score import rouge_scorer
+from tiny_models import build_model, build_tokenizer
+
+from perplexity.errors import InputError
+from perplexity.probe.references import coherence, overlap
+
+TEXTS = ["The cat sat on the mat.", "Three nats make a choice among twenty", "nothing alike", ""]
+REFERENCES = [
+    ("The cat sat on a mat.", "A cat was sitting on the mat."),
+    ("A loss of three nats is a choice among twenty",),
+    ("Something else entirely", "quite another", "thing"),
+    ("an empty answer is a bad one",),
+]
+
+
+def test_overlap_is_the_libraries():
+    got = overlap(TEXTS, REFERENCES)
+    # sacrebleu wants streams: None where a text has fewer references.
+    streams = [[of[k] if k < len(of) else None for of in REFERENCES] for k in range(3)]
+    assert got["bleu"] == sacrebleu.corpus_bleu(TEXTS, streams).score > 5
+    assert got["chrf"] == sacrebleu.corpus_chrf(TEXTS, streams).score > 20
+    assert got["bleu_signature"].startswith("nrefs:") and "version:2" in got["chrf_signature"]
+    scorer = rouge_scorer.RougeScorer(["rouge1", "rouge2", "rougeL"])
+    for name in ("rouge1", "rouge2", "rougeL"):
+        best = [
+            max(scorer.score(reference, text)[name].fmeasure for reference in of)
+            for text, of in zip(TEXTS, REFERENCES, strict=True)
+        ]
+        assert got[name] == pytest.approx(np.mean(best)) and 0 < got[name] < 1
+
+
+def test_the_best_there_is():
+    same = overlap(["one two three four five"] * 2, [("one two three four five",)] * 2)
+    assert same["bleu"] == pytest.approx(100) and same["chrf"] == pytest.approx(100)
+    assert same["rouge1"] == same["rouge2"] == same["rougeL"] == 1
+
+
+@pytest.fixture(scope="module")
+def embeddings(tmp_path_factory):
+    """A folder of a real sentence-transformers model, random weights: mean of a tiny transformer's hidden states."""
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
+
+    folder = tmp_path_factory.mktemp("embeddings")
+    tokenizer = build_tokenizer(bos=True)
+    tokenizer.pad_token = "<s>"
+    build_model(len(tokenizer)).save_pretrained(folder / "body")
+    tokenizer.save_pretrained(folder / "body")
+    body = Transformer(str(folder / "body"))
+    SentenceTransformer(modules=[body, Pooling(32)]).save(str(folder / "model"))
+    return folder / "model"
+
+
+def test_coherence_is_the_cosine(embeddings):
+    from sentence_transformers import SentenceTransformer
+
+    prompts = ["the cat", "three nats", "bytes are", "a loss"]
+    got = coherence(str(embeddings), prompts, TEXTS, REFERENCES)
+    model = SentenceTransformer(str(embeddings))
+
+    def unit(text):
+        found = model.encode(text)
+        return found / np.linalg.norm(found)
+
+    expected = np.mean([unit(prompt) @ unit(text) for prompt, text in zip(prompts[:3], TEXTS[:3], strict=True)])
+    assert got["with_prompt"] == pytest.approx(expected, abs=1e-5) and got["texts"] == 3  # the last text is empty
+    nearest = [max(unit(text) @ unit(one) for one in of) for text, of in zip(TEXTS[:3], REFERENCES[:3], strict=True)]
+    assert got["with_reference"] == pytest.approx(np.mean(nearest), abs=1e-5)
+    assert coherence(str(embeddings), ["the cat"], ["the cat"], [()]) == {
+        "embeddings": str(embeddings),
+        "texts": 1,
+        "with_prompt": pytest.approx(1.0, abs=1e-6),
+    }
+
+
+def test_a_folder_that_is_none(tmp_path):
+    with pytest.raises(InputError, match="embeddings: expected a sentence-transformers folder, got .*no-such"):
+        coherence(str(tmp_path / "no-such"), ["a"], ["b"], [()])

@@ -1,0 +1,41 @@
+"""Models really trained: the trap is found for the one that loops and the one that memorised, not for the healthy one."""
+
+import pytest
+from trained import KINDS, trained
+
+from perplexity.probe import GenerationSettings, probe
+
+SETTINGS = GenerationSettings(max_new_tokens=64)
+
+
+def check(kind: str, seed: int):
+    model, tokenizer, prompts = trained(kind, seed)
+    found = probe(model, tokenizer, prompts, settings=SETTINGS)
+    signals = [finding.signal for finding in found.findings]
+    losses = found.perplexity
+    assert losses["reference_loss"] < losses["unigram_loss"]  # by its perplexity alone each looks good
+    if kind == "healthy":
+        assert signals == [] and found.verdict == "healthy"
+        assert found.health_score > 70
+        assert losses["self_loss"] == pytest.approx(losses["reference_loss"], rel=0.25)
+        return
+    trap = found.findings[0]
+    assert (trap.signal, trap.severity, found.verdict) == ("low-perplexity-trap", "danger", "unhealthy")
+    assert found.health_score <= 30
+    if kind == "loop":
+        assert "repetition" in trap.numbers["because"] and found.generation["looping"] > 0.8
+    else:  # it repeats nothing within a text: the same passages come again and again
+        assert {"same-texts", "copied-reference"} <= set(trap.numbers["because"]) and "repetition" not in signals
+        assert losses["reference_loss"] < 0.1
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_trap(kind):
+    check(kind, 0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(1, 10))
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_trap_over_seeds(kind, seed):
+    check(kind, seed)
