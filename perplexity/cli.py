@@ -234,7 +234,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     command.add_argument("--limit", type=int, default=64, metavar="N", help="prompts, evenly over the file (64)")
     command.add_argument("--samples", type=int, metavar="N", help="texts a prompt (4; greedy 1)")
-    command.add_argument("--max-new-tokens", type=int, default=128, metavar="N", help="where a text is cut off (128)")
+    command.add_argument(
+        "--max-new-tokens", type=int, metavar="N", help="where a text is cut off (128, or half the context)"
+    )
     command.add_argument("--temperature", type=float, default=1.0, metavar="T", help="of sampling; 0 is greedy (1)")
     command.add_argument("--top-p", type=float, default=1.0, metavar="P", help="probability that is sampled from (1)")
     command.add_argument("--top-k", type=int, default=0, metavar="K", help="tokens that are sampled from (0: all)")

@@ -40,7 +40,7 @@ CHECKPOINT = re.compile(r"(?:checkpoint|step)[-_]?(\d+)$")
 
 def run_probe(arguments: argparse.Namespace) -> int:
     _check_files(arguments, "json")
-    samples = arguments.samples or (1 if arguments.temperature == 0 else 4)
+    samples = arguments.samples if arguments.samples is not None else 1 if arguments.temperature == 0 else 4
     names = ("max_new_tokens", "temperature", "top_p", "top_k", "seed", "prompt_tokens", "chat", "batch_size")
     settings = GenerationSettings(samples=samples, **{name: getattr(arguments, name) for name in names})
     if arguments.limit < 1:

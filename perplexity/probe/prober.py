@@ -30,8 +30,8 @@ from .findings import COLLAPSED, LEAST_REFERENCE_TOKENS, LEAST_TEXTS, find, know
 from .generation import Generated, ends_of_text, generate
 from .measures import Measured, measure, measure_references, perplexities, together
 from .prompts import Asked, Prompt, tokenize
-from .references import coherence, overlap
-from .scores import Checkpoint, Scorer, health, own_part
+from .references import Embeddings, overlap
+from .scores import WEIGHTS, Checkpoint, Scorer, check_weights, health, name_of, own_part
 from .settings import GenerationSettings
 
 
@@ -91,14 +91,16 @@ def probe(
     scorers, weights: of the health score. progress: told what is done, how many of how many. Raises InputError.
     """
     started = time.perf_counter()
-    settings = settings or GenerationSettings()
     tell = progress or (lambda *_: None)
+    check_weights(weights or {}, [*WEIGHTS, *map(name_of, scorers)])
     network = models.as_language_model(model)
+    settings = (settings or GenerationSettings()).of(network.context_length)
     models.check_tokenizer(tokenizer, network.head.weight.shape[0])
     backend = choose_backend(backend, network.head.weight)
     fingerprint = tokenizer_fingerprint(tokenizer)
     if evaluation is not None and evaluation.get("tokenizer_fingerprint") not in (None, fingerprint):
         raise InputError("evaluation: expected one of this model, got one with another tokenizer")
+    encoder = None if embeddings is None else Embeddings(embeddings)
     asked, notes = _asked(tokenizer, prompts, settings, network.context_length)
     with evaluation_mode(network):
         count = len(asked) * settings.samples
@@ -135,10 +137,10 @@ def probe(
         "ask": tally.summary(),
         "calibration": bins.summary(),
     }
-    if embeddings is not None and wrote:
+    if encoder is not None and wrote:
         before = [_prompt_text(tokenizer, asked[text.prompt]) for text in wrote]
         references = [asked[text.prompt].references for text in wrote]
-        measured["coherence"] = coherence(embeddings, before, [text.text for text in wrote], references)
+        measured["coherence"] = encoder.coherence(before, [text.text for text in wrote], references)
     found = find(measured, settings)
     of_health = health(
         {

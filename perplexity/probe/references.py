@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import zip_longest
 
+import numpy as np
+
 from ..errors import InputError
 
 ROUGE = ("rouge1", "rouge2", "rougeL")
@@ -29,32 +31,38 @@ def overlap(texts: Sequence[str], references: Sequence[Sequence[str]]) -> dict:
     return found | {name: sum(score[name].fmeasure for score in scores) / len(scores) for name in ROUGE}
 
 
-def coherence(folder: str, prompts: Sequence[str], texts: Sequence[str], references: Sequence[Sequence[str]]) -> dict:
-    """Mean cosine of sentence embeddings, of each text with its prompt and with its nearest reference; blank ones are left out.
+class Embeddings:
+    """A sentence-transformers model on disk; InputError where ``folder`` is none."""
 
-    folder: a sentence-transformers model on disk. Raises InputError where it is none.
-    """
-    try:
-        from sentence_transformers import SentenceTransformer
-    except ImportError as error:
-        raise InputError(f"embeddings: needs {error.name}; install fused-perplexity[coherence]")
-    try:
-        model = SentenceTransformer(str(folder), local_files_only=True)
-    except Exception as error:  # OSError, ValueError, KeyError: whatever is broken
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise InputError(f"embeddings: expected a sentence-transformers folder, got {folder} ({reason})")
-    encode = lambda of: model.encode(list(of), normalize_embeddings=True, show_progress_bar=False)  # noqa: E731
-    kept = [place for place, pair in enumerate(zip(prompts, texts, strict=True)) if pair[0].strip() and pair[1].strip()]
-    found: dict = {"embeddings": str(folder), "texts": len(kept), "with_prompt": None}
-    if not kept:
+    def __init__(self, folder: str) -> None:
+        try:
+            from sentence_transformers import SentenceTransformer
+        except ImportError as error:
+            raise InputError(f"embeddings: needs {error.name}; install fused-perplexity[coherence]")
+        try:
+            self.model = SentenceTransformer(str(folder), local_files_only=True)
+        except Exception as error:  # OSError, ValueError, KeyError: whatever is broken
+            reason = next(iter(str(error).splitlines()), type(error).__name__)
+            raise InputError(f"embeddings: expected a sentence-transformers folder, got {folder} ({reason})")
+        self.folder = str(folder)
+
+    def encode(self, texts: Sequence[str]) -> np.ndarray:
+        """[texts, D] of length 1."""
+        return self.model.encode(list(texts), normalize_embeddings=True, show_progress_bar=False)
+
+    def coherence(self, prompts: Sequence[str], texts: Sequence[str], references: Sequence[Sequence[str]]) -> dict:
+        """Mean cosine of each text with its prompt and with its nearest reference; blank prompts and texts are left out."""
+        kept = [at for at, pair in enumerate(zip(prompts, texts, strict=True)) if pair[0].strip() and pair[1].strip()]
+        found: dict = {"embeddings": self.folder, "texts": len(kept), "with_prompt": None, "with_reference": None}
+        if not kept:
+            return found
+        prompts, texts, references = ([of[at] for at in kept] for of in (prompts, texts, references))
+        of_texts = self.encode(texts)
+        found["with_prompt"] = float((of_texts * self.encode(prompts)).sum(-1).mean())
+        paired = [(place, text) for place, of in enumerate(references) for text in of]
+        if paired:
+            nearest: dict[int, float] = {}
+            for (place, _), other in zip(paired, self.encode([text for _, text in paired]), strict=True):
+                nearest[place] = max(nearest.get(place, -1.0), float(of_texts[place] @ other))
+            found["with_reference"] = sum(nearest.values()) / len(nearest)
         return found
-    prompts, texts, references = ([of[place] for place in kept] for of in (prompts, texts, references))
-    of_texts = encode(texts)
-    found["with_prompt"] = float((of_texts * encode(prompts)).sum(-1).mean())
-    paired = [(place, text) for place, of in enumerate(references) for text in of]
-    if paired:
-        nearest: dict[int, float] = {}
-        for (place, _), other in zip(paired, encode(text for _, text in paired), strict=True):
-            nearest[place] = max(nearest.get(place, -1.0), float(of_texts[place] @ other))
-        found["with_reference"] = sum(nearest.values()) / len(nearest)
-    return found

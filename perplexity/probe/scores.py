@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
+from numbers import Real
 from typing import Any, Protocol, runtime_checkable
 
 from ..errors import InputError
@@ -65,11 +66,7 @@ def health(parts: Mapping[str, Part], weights: Mapping[str, float], severities: 
     Missing parts are left out of both sums and shown; ``coverage`` says how much of the weight is left. The ceilings are the
     monitor's: 70 with a warning, 30 with a danger.
     """
-    for name, weight in weights.items():
-        if name not in parts:
-            raise InputError(f"weights: expected names among {', '.join(parts)}, got {name!r}")
-        if not (isinstance(weight, int | float) and 0 <= weight < math.inf):
-            raise InputError(f"weights: expected a number of 0 or more for {name}, got {weight!r}")
+    check_weights(weights, parts)
     shown, whole, present, total = {}, 0.0, 0.0, 0.0
     for name, part in parts.items():
         weight = float(weights.get(name, WEIGHTS.get(name, OWN_WEIGHT)))
@@ -82,13 +79,28 @@ def health(parts: Mapping[str, Part], weights: Mapping[str, float], severities: 
     return Health(score, present / total if total else 0.0, ceiling, shown)
 
 
-def own_part(scorer: Scorer, checkpoint: Checkpoint) -> tuple[str, Part, float]:
-    """Name, part and weight of a scorer; InputError naming it where its score is none from 0 to 1."""
-    name = str(getattr(scorer, "name", type(scorer).__name__))
+def check_weights(weights: Mapping[str, float], parts: Iterable[str]) -> None:
+    """InputError unless each weight is a number of 0 or more and of a part."""
+    parts = list(parts)
+    for name, weight in weights.items():
+        if name not in parts:
+            raise InputError(f"weights: expected names among {', '.join(parts)}, got {name!r}")
+        if not (isinstance(weight, int | float) and 0 <= weight < math.inf):
+            raise InputError(f"weights: expected a number of 0 or more for {name}, got {weight!r}")
+
+
+def name_of(scorer: Scorer) -> str:
+    """Its part's name; InputError where it is no ``Scorer``."""
     if not isinstance(scorer, Scorer):
         raise InputError(f"scorers: expected objects with a method score, got {type(scorer).__name__}")
-    value = scorer.score(checkpoint)
-    if value is not None and not (isinstance(value, int | float) and 0 <= value <= 1):
+    return str(getattr(scorer, "name", type(scorer).__name__))
+
+
+def own_part(scorer: Scorer, checkpoint: Checkpoint) -> tuple[str, Part, float]:
+    """Name, part and weight of a scorer; InputError naming it where its score is none from 0 to 1."""
+    name, value = name_of(scorer), scorer.score(checkpoint)
+    number = isinstance(value, Real) and not isinstance(value, bool)
+    if value is not None and not (number and 0 <= value <= 1):
         raise InputError(f"scorer {name}: expected a score from 0 to 1, or None, got {value!r}")
     part = Part(None if value is None else float(value), "no score" if value is None else "a scorer of your own")
     return name, part, float(getattr(scorer, "weight", OWN_WEIGHT))

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..errors import InputError
+
+MOST = 128  # tokens of a text, where nothing else is said
 
 
 @dataclass(frozen=True)
 class GenerationSettings:
     """What a model's own generation settings say is not used, so that two models are asked the same way.
 
-    max_new_tokens: a text ends there, or at the end-of-text token; samples: texts a prompt; temperature: 0 is greedy;
-    top_p, top_k: 1 and 0 leave nothing out; seed: of the sampling; prompt_tokens: how much of a document is prompt; chat: prompts
-    go through the tokenizer's chat template. The defaults sample from the model's own distribution, unchanged: greedy
-    decoding and sharp sampling loop in nearly every model (Holtzman et al. 2020, arXiv:1904.09751), and only under the model's own
-    distribution does its perplexity on its own text compare with that on others'.
+    max_new_tokens: a text ends there, or at the end-of-text token (None: 128, or half of a smaller context); samples: texts
+    a prompt; temperature: 0 is greedy; top_p, top_k: 1 and 0 leave nothing out; seed: of the sampling; prompt_tokens: how much
+    of a document is prompt; chat: prompts go through the tokenizer's chat template; batch_size: texts at a time.
+
+    The defaults sample from the model's own distribution, unchanged: greedy decoding and sharp sampling loop in nearly every
+    model (Holtzman et al. 2020, arXiv:1904.09751), and only under the model's own distribution does its perplexity on its own
+    text compare with that on others'.
     """
 
-    max_new_tokens: int = 128
+    max_new_tokens: int | None = None
     samples: int = 4
     temperature: float = 1.0
     top_p: float = 1.0
@@ -30,6 +34,8 @@ class GenerationSettings:
 
     def __post_init__(self) -> None:
         for name in ("max_new_tokens", "samples", "prompt_tokens", "batch_size"):
+            if name == "max_new_tokens" and self.max_new_tokens is None:
+                continue
             if not _whole(getattr(self, name)) or getattr(self, name) < 1:
                 raise InputError(f"{name}: expected a whole number, at least 1, got {getattr(self, name)!r}")
         for name in ("top_k", "seed"):
@@ -43,6 +49,12 @@ class GenerationSettings:
             raise InputError(
                 f"samples: expected 1 with temperature 0, which gives the same text again, got {self.samples}"
             )
+
+    def of(self, context_length: int | None) -> GenerationSettings:
+        """With ``max_new_tokens`` a number, for a model that reads ``context_length`` tokens (None: any)."""
+        if self.max_new_tokens is not None:
+            return self
+        return replace(self, max_new_tokens=min(MOST, max(1, (context_length or 2 * MOST) // 2)))
 
     @property
     def greedy(self) -> bool:

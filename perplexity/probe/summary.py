@@ -48,7 +48,7 @@ def rows(record: dict) -> list[tuple[str, str, str, str]]:
     if record["coherence"]:
         c = record["coherence"]
         found.append(
-            ("coherence", number(c["with_prompt"]), number(c.get("with_reference")), "cosine with prompt; reference")
+            ("coherence", number(c["with_prompt"]), number(c["with_reference"]), "cosine with prompt; reference")
         )
     if record["ask"]:
         a = record["ask"]

@@ -6,7 +6,8 @@ import math
 from collections.abc import Sequence
 
 from ..errors import InputError
-from ..monitor.health import Diagnosis
+from ..monitor.findings import SEVERITIES
+from ..monitor.health import VERDICTS, Diagnosis
 from ..probe.scores import Part, health, monitor_part
 from ..probe.summary import examples, rows
 
@@ -18,6 +19,7 @@ LINES = {
     "ask": "#b8860b",
 }
 OWN_LINE = "#888888"
+VERDICT_NAMES = (*VERDICTS.values(), "insufficient-data")
 EXAMPLE = 1200  # characters of a text that are shown
 
 
@@ -86,32 +88,40 @@ def _comparable(found: list[dict]) -> dict:
 
 def _checked(record: dict) -> dict:
     """``record`` with numbers for "inf"; InputError unless all that the page reads is there and of its kind."""
-    source = str(record.get("source", ""))
+    record = numbers(record)
     try:
-        record = numbers(record)
-        if record["step"] is not None:
-            record["step"] = int(record["step"])
-        rows(record)
-        examples(record)
-        for part in record["health"]["parts"].values():
-            if not (part["score"] is None or 0 <= part["score"] <= 1) or not 0 <= part["weight"] < math.inf:
-                raise ValueError("a part's score or weight")
-        for finding in record["findings"]:
-            if finding["severity"] not in ("info", "warning", "danger"):
-                raise ValueError("a finding's severity")
-        for value in (record["health_score"], record["generation"]["repetition"]):
-            if value is not None:
-                float(value)
-        assert all(isinstance(text, str) for _, text in examples(record))
-        _figures([record], [None])
-        record["verdict"], record["model"] = str(record["verdict"]), str(record["model"])
-        record["notes"] = [str(note) for note in record["notes"]]
-    except (KeyError, TypeError, ValueError, AttributeError, AssertionError, OverflowError) as error:
+        _read(record)
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise InputError(
-            f"{source}: expected a result file of ppl probe --json, got one without or with another "
+            f"{record.get('source', '')}: expected a result file of ppl probe --json, got one without or with another "
             f"{error.args[0] if error.args else 'kind of value'}"
         )
     return record
+
+
+def _read(record: dict) -> None:
+    """Everything that the page reads, read once: raises where one is missing or of another kind."""
+    for value in (record["step"], record["health_score"], record["prompts"], record["generation"]["texts"]):
+        None if value is None else float(value)
+    if record["verdict"] not in VERDICT_NAMES:
+        raise ValueError("verdict")
+    for part in record["health"]["parts"].values():
+        if not (part["score"] is None or 0 <= part["score"] <= 1) or not 0 <= part["weight"] < math.inf:
+            raise ValueError("score or weight of a part")
+        _texts(part["evidence"])
+    for finding in record["findings"]:
+        _texts(finding["signal"], finding["evidence"], finding["advice"])
+        if finding["severity"] not in SEVERITIES:
+            raise ValueError("severity of a finding")
+    rows(record)
+    _texts(record["model"], record["settings"]["in_words"], *record["notes"], *(text for _, text in examples(record)))
+    _figures([record], [None])
+
+
+def _texts(*values) -> None:
+    for value in values:
+        if not isinstance(value, str):
+            raise TypeError(f"text, {value!r:.40}")
 
 
 def _figures(found: list[dict], scores: list[float | None]) -> dict[str, dict]:

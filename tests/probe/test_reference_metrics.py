@@ -7,7 +7,7 @@ from rouge_score import rouge_scorer
 from tiny_models import build_model, build_tokenizer
 
 from perplexity.errors import InputError
-from perplexity.probe.references import coherence, overlap
+from perplexity.probe.references import Embeddings, overlap
 
 TEXTS = ["The cat sat on the mat.", "Three nats make a choice among twenty", "nothing alike", ""]
 REFERENCES = [
@@ -60,7 +60,7 @@ def test_coherence_is_the_cosine(embeddings):
     from sentence_transformers import SentenceTransformer
 
     prompts = ["the cat", "three nats", "bytes are", "a loss"]
-    got = coherence(str(embeddings), prompts, TEXTS, REFERENCES)
+    got = Embeddings(str(embeddings)).coherence(prompts, TEXTS, REFERENCES)
     model = SentenceTransformer(str(embeddings))
 
     def unit(text):
@@ -71,13 +71,14 @@ def test_coherence_is_the_cosine(embeddings):
     assert got["with_prompt"] == pytest.approx(expected, abs=1e-5) and got["texts"] == 3  # the last text is empty
     nearest = [max(unit(text) @ unit(one) for one in of) for text, of in zip(TEXTS[:3], REFERENCES[:3], strict=True)]
     assert got["with_reference"] == pytest.approx(np.mean(nearest), abs=1e-5)
-    assert coherence(str(embeddings), ["the cat"], ["the cat"], [()]) == {
+    assert Embeddings(str(embeddings)).coherence(["the cat"], ["the cat"], [()]) == {
         "embeddings": str(embeddings),
         "texts": 1,
         "with_prompt": pytest.approx(1.0, abs=1e-6),
+        "with_reference": None,
     }
 
 
 def test_a_folder_that_is_none(tmp_path):
     with pytest.raises(InputError, match="embeddings: expected a sentence-transformers folder, got .*no-such"):
-        coherence(str(tmp_path / "no-such"), ["a"], ["b"], [()])
+        Embeddings(str(tmp_path / "no-such"))

@@ -177,3 +177,110 @@ def test_a_data_check_of_the_wrong_kinds_is_named(record):
     given = ({"leaked_fraction": 0.1} | record) if record else {}
     with pytest.raises(InputError, match=f"a.json: expected .* {next(iter(record), 'leaked_fraction')}"):
         data_section(given, "a.json")
+
+
+def probe_record(step, repetition=0.01, **more):
+    """A result of ``ppl probe --json``, as small as one can be made by hand."""
+    parts = {"monitor": None, "perplexity": 0.5, "generation": 1 - repetition, "references": None, "ask": None}
+    text = {"id": "p<i>1", "sample": 0, "text": HOSTILE, "tokens": 20, "repeated": repetition, "loop": 0.0}
+    own = dict(texts=9, repeated=repetition, repetition=repetition, looping=0.0, distinct_2=0.9, compression_ratio=1.5)
+    own |= dict(entropy=2.0, mean_tokens=20.0, ended=0.1, same_prompt=0.0, other_prompts=None, copied=0.0)
+    danger = {"signal": "low-perplexity-trap", "severity": "danger", "evidence": "<b>it loops</b>", "advice": "look"}
+    bins = [{"tokens": 10, "confidence": 0.2, "accuracy": 0.1}, {"tokens": 90, "confidence": 0.8, "accuracy": 0.7}]
+    return {
+        "source": "probe.json",
+        "model": HOSTILE,
+        "step": step,
+        "verdict": "unhealthy" if repetition > 0.5 else "healthy",
+        "health_score": 70.0,
+        "health": {
+            "score": 70.0,
+            "coverage": 0.5,
+            "parts": {name: {"weight": 20.0, "score": value, "evidence": "why"} for name, value in parts.items()},
+        },
+        "prompts": 3,
+        "settings": {"in_words": "temperature 1"},
+        "generation": own,
+        "reference_texts": None,
+        "perplexity": dict(self_perplexity=9.0, reference_perplexity="inf", unigram_perplexity=200.0),
+        "references": dict(bleu=5.0, chrf=20.0, rouge1=0.2, rouge2=0.1, rougeL=0.15),
+        "coherence": None,
+        "ask": None,
+        "calibration": {
+            **dict(tokens=100, accuracy=0.64, confidence=0.74, ece=0.1, entropy=1.0, loss=1.5, bins=bins),
+            "entropy_bins": [{"tokens": 100, "entropy": 1.0, "loss": 1.5}],
+        },
+        "findings": [danger] if repetition > 0.5 else [],
+        "notes": [HOSTILE],
+        "texts": [text, text | {"repeated": 0.9}],
+    } | more
+
+
+@pytest.fixture(scope="module")
+def beyond(tmp_path_factory):
+    path = tmp_path_factory.mktemp("beyond") / "report.html"
+    made = history(runs("healthy")[0])
+    digest = made.digest()
+    probes = [probe_record(200, 0.9), probe_record(100)]
+    write_report(path, made, digest, diagnose(digest), probes=probes)
+    return path
+
+
+def test_what_the_model_writes_is_shown(beyond):
+    text = beyond.read_text()
+    assert HOSTILE not in text and "<b>it loops" not in text and "<i>1" not in text
+    data = json.loads(re.search(r'<script id="data" type="application/json">(.*?)</script>', text, re.S)[1])
+    assert {"health-trend", "perplexity-trend", "reliability", "surprise"} <= data.keys()
+    trend = {trace["name"]: trace for trace in data["health-trend"]["data"]}
+    assert trend["health"]["x"] == [100, 200]  # in order of step
+    # Over the parts that both have: 20 of perplexity, 20 of generation; capped at 30 by the danger.
+    assert trend["health"]["y"] == [pytest.approx(100 * (0.5 + 0.99) / 2), pytest.approx(30)]
+    assert trend["generation"]["y"] == [pytest.approx(99), pytest.approx(10)] and "ask" not in trend
+    assert data["perplexity-trend"]["data"][0]["y"] == [None, None]  # "inf" cannot be drawn
+    assert "low-perplexity-trap" in text and "BLEU, chrF" in text and "missing" in text
+    assert re.search(r"With what the model writes at step 200: <b>30 of 100</b>", text)
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs chromium")
+def test_a_real_browser_draws_what_the_model_writes(beyond, tmp_path):
+    options = ["--headless=new", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--window-size=1200,3000"]
+    options += ["--virtual-time-budget=8000", f"--user-data-dir={tmp_path}", "--dump-dom"]
+    done = subprocess.run([CHROMIUM, *options, f"file://{beyond}#log-x"], capture_output=True, text=True, timeout=120)
+    assert "CONSOLE" not in done.stderr, [line for line in done.stderr.splitlines() if "CONSOLE" in line]
+    for name in ("health-trend", "perplexity-trend", "reliability", "surprise"):
+        drawn = done.stdout.split(f'id="{name}"')[1].split("js-plotly-plot")[0]
+        assert 'class="main-svg"' in drawn and "scatterlayer" in drawn and "<path" in drawn, name
+
+
+def test_one_probe_without_a_step_or_references(tmp_path):
+    made = history(runs("healthy")[0])
+    digest = made.digest()
+    path = tmp_path / "one.html"
+    write_report(path, made, digest, diagnose(digest), probes=[probe_record(None, calibration=None, references=None)])
+    text = path.read_text()
+    assert 'id="health-trend"' not in text and 'id="reliability"' not in text and "Beyond perplexity" in text
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"health": None},
+        {"health": {"parts": {"a": {"weight": -1, "score": 0.5, "evidence": ""}}}},
+        {"health": {"parts": {"a": {"weight": 1, "score": 5, "evidence": ""}}}},
+        {"generation": {}},
+        {"perplexity": []},
+        {"findings": [{"severity": "grave"}]},
+        {"findings": [3]},
+        {"texts": "x"},
+        {"texts": [{"tokens": 3, "repeated": 0.1, "loop": 0.0, "text": 5, "id": "a", "sample": 0}]},
+        {"step": "soon"},
+        {"calibration": {"bins": []}},
+        {"settings": None},
+        {"notes": 3},
+    ],
+)
+def test_a_probe_of_the_wrong_kinds_is_named(tmp_path, change):
+    made = history(runs("healthy")[0])
+    digest = made.digest()
+    with pytest.raises(InputError, match="probe.json: expected a result file of ppl probe --json"):
+        write_report(tmp_path / "x.html", made, digest, diagnose(digest), probes=[probe_record(1) | change])

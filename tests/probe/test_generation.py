@@ -1,0 +1,130 @@
+"""Generation as it is stated: no other settings, the same again, ends where the model ends."""
+
+import numpy as np
+import pytest
+import torch
+from tiny_models import build_model, build_tokenizer
+
+from perplexity.errors import InputError
+from perplexity.probe import GenerationSettings, Prompt
+from perplexity.probe.generation import generate
+from perplexity.probe.prompts import tokenize
+
+PROMPTS = [Prompt("a", "the cat sat on"), Prompt("b", "a loss"), Prompt("c", "na\u00efve bytes are not")]
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return build_tokenizer(bos=True, eos=True)
+
+
+@pytest.fixture
+def model(tokenizer):
+    return build_model(len(tokenizer))
+
+
+def asked(tokenizer, settings, prompts=PROMPTS):
+    return tokenize(tokenizer, prompts, settings, 64)[0]
+
+
+def test_greedy_is_the_largest_logit_whatever_the_padding(model, tokenizer):
+    settings = GenerationSettings(max_new_tokens=12, temperature=0, samples=1)
+    given = asked(tokenizer, settings)
+    for prompt, text in zip(given, generate(model, tokenizer, given, settings), strict=True):
+        ids = prompt.ids.tolist()
+        for token in text.ids:
+            with torch.no_grad():
+                assert model(torch.tensor([ids])).logits[0, -1].argmax() == token
+            ids.append(int(token))
+        assert text.text == tokenizer.decode(text.ids, skip_special_tokens=True)
+
+
+def test_the_models_own_settings_are_not_used(model, tokenizer):
+    """A repetition penalty or a top-k in a model's folder would hide what is probed; and it is put back."""
+    settings = GenerationSettings(max_new_tokens=16, samples=2)
+    given = asked(tokenizer, settings)
+    plain = generate(model, tokenizer, given, settings)
+    own = model.generation_config
+    own.repetition_penalty, own.top_k, own.no_repeat_ngram_size, own.min_new_tokens = 5.0, 1, 2, 16
+    again = generate(model, tokenizer, given, settings)
+    assert [text.ids.tolist() for text in again] == [text.ids.tolist() for text in plain]
+    assert model.generation_config is own and own.repetition_penalty == 5.0
+
+
+def test_all_tokens_are_drawn_from(tokenizer):
+    """transformers' default top-k is 50: with a nearly flat head more than 50 different first tokens must come."""
+    model = build_model(len(tokenizer))
+    model.lm_head.weight.data.mul_(1e-3)
+    settings = GenerationSettings(max_new_tokens=1, samples=400, batch_size=400)
+    found = generate(model, tokenizer, asked(tokenizer, settings, PROMPTS[:1]), settings)
+    assert len({text.ids.tolist()[0] for text in found if len(text.ids)}) > 150
+    few = GenerationSettings(max_new_tokens=1, samples=400, batch_size=400, top_k=5)
+    found = generate(model, tokenizer, asked(tokenizer, few, PROMPTS[:1]), few)
+    assert len({tuple(text.ids.tolist()) for text in found}) <= 5
+
+
+def test_seeds(model, tokenizer):
+    def ids(seed):
+        settings = GenerationSettings(max_new_tokens=16, samples=2, seed=seed)
+        return [text.ids.tolist() for text in generate(model, tokenizer, asked(tokenizer, settings), settings)]
+
+    before = torch.get_rng_state()
+    assert ids(1) == ids(1) != ids(2)
+    assert torch.equal(before, torch.get_rng_state())
+    first, second = ids(1)[:2]
+    assert first != second
+
+
+def test_texts_end_where_the_model_ends_them(model, tokenizer):
+    settings = GenerationSettings(max_new_tokens=40, samples=8)
+    given = asked(tokenizer, settings)
+    assert model.config.eos_token_id is None or tokenizer.eos_token_id is not None
+    model.generation_config.eos_token_id = [tokenizer.eos_token_id, 70]
+    found = generate(model, tokenizer, given, settings)
+    ended = [text for text in found if text.ended]
+    assert ended and len(ended) < len(found)
+    for text in found:
+        assert 70 not in text.ids and tokenizer.eos_token_id not in text.ids
+        assert text.ended == (len(text.ids) < 40) or len(text.ids) == 39
+
+
+def test_many_batches_in_order(model, tokenizer):
+    settings = GenerationSettings(max_new_tokens=4, samples=3, batch_size=2)
+    told = []
+    found = generate(model, tokenizer, asked(tokenizer, settings), settings, told.append)
+    assert [(text.prompt, text.sample) for text in found] == [(p, s) for p in range(3) for s in range(3)]
+    assert told == [3, 6, 9]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"samples": 0}, "samples: expected a whole number, at least 1, got 0"),
+        ({"max_new_tokens": True}, "max_new_tokens: expected a whole number"),
+        ({"temperature": -1.0}, "temperature: expected 0 or more"),
+        ({"temperature": float("nan")}, "temperature: expected 0 or more"),
+        ({"temperature": float("inf")}, "temperature: expected 0 or more"),
+        ({"top_p": 0.0}, "top_p: expected above 0 and at most 1"),
+        ({"top_k": -1}, "top_k: expected a whole number, at least 0"),
+        ({"temperature": 0}, "samples: expected 1 with temperature 0"),
+        ({"batch_size": 0}, "batch_size: expected a whole number, at least 1"),
+    ],
+)
+def test_settings_that_cannot_be(change, words):
+    with pytest.raises(InputError) as error:
+        GenerationSettings(**change)
+    assert words in str(error.value)
+
+
+def test_models_that_cannot_generate(model, tokenizer):
+    settings = GenerationSettings(max_new_tokens=4)
+    with pytest.raises(InputError, match="model: expected a transformers model that generates, got Linear"):
+        generate(torch.nn.Linear(2, 2), tokenizer, asked(tokenizer, settings), settings)
+    model.lm_head.weight.data.fill_(float("nan"))
+    with pytest.raises(InputError, match="model: cannot be sampled from"):
+        generate(model, tokenizer, asked(tokenizer, settings), settings)
+
+
+def test_numbers_are_arrays_of_whole_numbers(model, tokenizer):
+    settings = GenerationSettings(max_new_tokens=4)
+    assert all(text.ids.dtype == np.int64 for text in generate(model, tokenizer, asked(tokenizer, settings), settings))
