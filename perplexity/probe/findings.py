@@ -8,11 +8,16 @@ from .settings import GenerationSettings
 
 LEAST_TEXTS = 8  # judged texts, and
 LEAST_REFERENCE_TOKENS = 200  # reference tokens, below which nothing is concluded from them
-REPETITION = 0.25  # mean share of a text that repeats itself: human text 0.01, sampled 0.01 to 0.03, greedy GPT-2 0.4
+# Mean share of a text that repeats itself: human prose 0.01, drawn from a model 0.01 to 0.03, greedy GPT-2 0.4. Between the two
+# bounds it must also be more than the references' share, times MORE: code and tables repeat themselves.
+REPETITION, ALWAYS_REPETITION, MORE = 0.25, 0.5, 1.5
 LOOPING = 0.2  # of the texts
-SAME = 0.25  # mean share of a text's 4-grams that other samples have, of its prompt or of other prompts: drawn texts 0.00 to 0.05
-COPIED = 0.1  # mean share of a text's 8-grams that stand in the reference: held-out text 0.00
-COLLAPSED = 0.1  # nats a byte of text, 0.14 bits: the best models of text leave about 0.5 bits
+SAME_PROMPT = (
+    0.5  # mean share of a text's 4-grams that other samples of its prompt have: tuned models agree with themselves
+)
+OTHER_PROMPTS = 0.25  # that samples of other prompts have: drawn texts 0.00 to 0.05
+COPIED = 0.1  # mean share of a text's 8-grams that stand in the reference, and not in the prompt: held-out text 0.00
+COLLAPSED = 0.02  # nats a byte of text: models of text leave about 0.5, those tuned on preferences 0.05 to 0.15
 FALLING = 0.5  # entropy of the second half over that of the first
 EASIER, HARDER = (
     0.6,
@@ -34,13 +39,14 @@ def find(measured: dict, settings: GenerationSettings) -> list[Finding]:
     generation, losses = measured["generation"], measured["perplexity"]
     found: list[Finding] = []
     if generation["judged"] >= LEAST_TEXTS:
-        found += [*_repetition(generation, settings), *_same(generation), *_copied(generation), *_collapse(generation)]
+        found += _repetition(generation, measured["reference_texts"], settings)
+        found += [*_same(generation), *_copied(generation), *_collapse(generation)]
         trapped = list(found)
         found += _falling(generation)
         if settings.unchanged:
             found += _beside_references(losses)
         if trapped:
-            found = [*_trap(trapped, losses), *found]
+            found = [*_trap(trapped, losses, settings), *found]
     if generation["texts"] >= LEAST_TEXTS:
         found += _lengths(generation, measured["reference_texts"], settings)
     if measured["calibration"]:
@@ -61,14 +67,16 @@ def known_good(losses: dict) -> bool | None:
     return losses["known_loss"] < losses["known_unigram"]
 
 
-def _trap(because: list[Finding], losses: dict) -> list[Finding]:
+def _trap(because: list[Finding], losses: dict, settings: GenerationSettings) -> list[Finding]:
     if not known_good(losses):
         return []
     perplexity, unigram = exp(losses["known_loss"]), exp(losses["known_unigram"])
+    # Greedy and sharp decoding loop in sound models as well: the model is not convicted by it alone.
+    mild = settings.sharp and [finding.signal for finding in because] == ["repetition"]
     return [
         Finding(
             "low-perplexity-trap",
-            "danger",
+            "warning" if mild else "danger",
             f"the perplexity looks good ({perplexity:,.2f} on {losses['known_of']}, {unigram:,.0f} without context), and yet: "
             + "; ".join(finding.evidence for finding in because),
             "do not choose this model by its perplexity: look at its texts; check the text it was measured on for repetition and "
@@ -78,33 +86,38 @@ def _trap(because: list[Finding], losses: dict) -> list[Finding]:
     ]
 
 
-def _repetition(generation: dict, settings: GenerationSettings) -> list[Finding]:
+def _repetition(generation: dict, references: dict | None, settings: GenerationSettings) -> list[Finding]:
     share, looping = generation["repetition"], generation["looping"]
-    if share < REPETITION and looping < LOOPING:
+    usual = (references or {}).get("repetition") or 0.0
+    if share < ALWAYS_REPETITION and looping < LOOPING and (share < REPETITION or share < MORE * usual):
         return []
     advice = "train on text without its duplicates, or look at the learning rate: the model has learnt to repeat"
-    if settings.greedy or settings.temperature < 1:
+    if settings.sharp:
         advice = "greedy and sharp sampling loop in most models: probe with temperature 1 before blaming this one"
     loop = generation["longest_loop"]
     longest = (
         "" if loop is None else f"; the longest loop is {loop['tokens']:,} tokens of a period of {loop['period']:,}"
     )
+    beside = f" (of the references {usual:.0%})" if references else ""
     return [
         Finding(
             "repetition",
             "warning",
-            f"{share:.0%} of a generated text repeats itself and {looping:.0%} of the texts loop{longest}",
+            f"{share:.0%} of a generated text repeats itself{beside} and {looping:.0%} of the texts loop{longest}",
             advice,
-            {"repetition": share, "looping": looping},
+            {"repetition": share, "looping": looping, "references": usual if references else None},
         )
     ]
 
 
 def _same(generation: dict) -> list[Finding]:
     found = []
-    for key, whose in (("same_prompt", "other samples of their prompt"), ("other_prompts", "texts of other prompts")):
+    for key, least, whose in (
+        ("same_prompt", SAME_PROMPT, "other samples of their prompt"),
+        ("other_prompts", OTHER_PROMPTS, "texts of other prompts"),
+    ):
         share = generation[key]
-        if share is not None and share >= SAME:
+        if share is not None and share >= least:
             found.append(f"{share:.0%} of the texts' 4-grams are in {whose}")
     if not found:
         return []
@@ -127,7 +140,7 @@ def _copied(generation: dict) -> list[Finding]:
         Finding(
             "copied-reference",
             "warning",
-            f"{share:.0%} of the texts' 8-grams stand in the reference word by word",
+            f"{share:.0%} of the texts' 8-grams stand in the reference word by word, and not in the prompt",
             "no model guesses held-out text word by word: the references were in training (ppl check-data)",
             {"copied": share},
         )
@@ -182,11 +195,11 @@ def _beside_references(losses: dict) -> list[Finding]:
     return [
         Finding(
             "self-perplexity",
-            "warning",
+            "info",
             f"its own texts have perplexity {exp(own):,.2f} under it, the references {exp(other):,.2f}: what it writes is far more "
             "predictable than what it reads",
-            "a model that has learnt the text's distribution finds both about as hard: this one is overconfident on its own "
-            "texts, or the references are of another kind",
+            "tuning on preferences does that, and references of another kind do; a model that has only learnt the text's "
+            "distribution finds both about as hard",
             {"self_loss": own, "reference_loss": other},
         )
     ]

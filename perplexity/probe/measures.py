@@ -28,7 +28,7 @@ class Measured:
     nll, entropy: sums over its tokens, nats; late_entropy, early_entropy: nats a token of its two halves. repeated: of 4-grams
     of words, those that were in the text before; loop: of tokens, those in its longest loop, whose period is loop_period;
     same_prompt: of 4-grams, those that another sample of the prompt has, too; other_prompts: those that a sample of another
-    prompt has; copied: of 8-grams, those of the reference.
+    prompt has; copied: of 8-grams, those that the reference has and the prompt has not.
     """
 
     id: str
@@ -76,6 +76,7 @@ def measure(asked: list[Asked], generated: list[Generated], scored: list[np.ndar
         elsewhere = {gram for gram in grams[place] if prompts_with[gram] > 1}
         own = asked[text.prompt]
         said = {gram for reference in own.references for gram in ngrams(words(reference), COPIED)}
+        said -= set(ngrams(words(own.text), COPIED))  # what the prompt says may be said again: quotations, summaries
         found.append(
             _measured(
                 own.prompt.id,

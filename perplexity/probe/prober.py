@@ -138,7 +138,7 @@ def probe(
         "calibration": bins.summary(),
     }
     if encoder is not None and wrote:
-        before = [_prompt_text(tokenizer, asked[text.prompt]) for text in wrote]
+        before = [asked[text.prompt].text for text in wrote]
         references = [asked[text.prompt].references for text in wrote]
         measured["coherence"] = encoder.coherence(before, [text.text for text in wrote], references)
     found = find(measured, settings)
@@ -193,12 +193,6 @@ def _asked(tokenizer, prompts: Iterable[Prompt | str], settings: GenerationSetti
     if shortened := sum(prompt.shortened for prompt in asked):
         notes.append(f"{shortened:,} prompts are too long for the model's context and lost their beginning")
     return asked, notes
-
-
-def _prompt_text(tokenizer, asked: Asked) -> str:
-    if not asked.prompt.document:
-        return asked.prompt.text
-    return tokenizer.decode(asked.ids.tolist(), skip_special_tokens=True)
 
 
 def _example(asked: list[Asked], generated: list[Generated]) -> np.ndarray:

@@ -29,9 +29,10 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Asked:
-    """A prompt as the model reads it: ``ids`` [prompt tokens], ``reference`` [tokens] to score, ``references`` as texts."""
+    """A prompt as the model reads it: ``text``, ``ids`` [tokens]; ``reference`` [tokens] to score, ``references`` as texts."""
 
     prompt: Prompt
+    text: str
     ids: np.ndarray
     reference: np.ndarray
     references: tuple[str, ...]
@@ -131,8 +132,10 @@ def tokenize(
                 continue
             scored = reference[: settings.max_new_tokens]
             references: tuple[str, ...] = (tokenizer.decode(scored.tolist(), skip_special_tokens=True),)
-            ids, reference = ids[:begin], reference
+            ids = ids[:begin]
+            text = tokenizer.decode(ids.tolist(), skip_special_tokens=True)
         else:
+            text = prompt.text
             ids, references = _prompt_ids(tokenizer, prompt.text, settings.chat), prompt.references
             reference = np.empty(0, np.int64)
             if references:
@@ -144,7 +147,7 @@ def tokenize(
             bos = ids[:1] if _starts_with_bos(tokenizer, ids) and room > 1 else ids[:0]
             ids = np.concatenate([bos, ids[len(ids) - room + len(bos) :]])
         scored = reference[: settings.max_new_tokens]
-        asked.append(Asked(prompt, ids, scored, references, shortened, len(scored) < len(reference)))
+        asked.append(Asked(prompt, text, ids, scored, references, shortened, len(scored) < len(reference)))
     return asked, short
 
 

@@ -61,6 +61,11 @@ class GenerationSettings:
         return self.temperature == 0
 
     @property
+    def sharp(self) -> bool:
+        """Likely tokens come more often than the model holds them likely enough to make texts loop."""
+        return self.temperature < 0.9 or 0 < self.top_k < 20 or self.top_p < 0.8
+
+    @property
     def unchanged(self) -> bool:
         """Texts are drawn from the model's own distribution."""
         return self.temperature == 1 and self.top_p == 1 and self.top_k == 0

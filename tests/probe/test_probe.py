@@ -78,6 +78,23 @@ def test_every_text_against_full_logits(found, model, tokenizer):
     assert found.calibration["tokens"] == len(every)
 
 
+def test_what_the_prompt_says_is_not_copied_from_the_reference():
+    from perplexity.probe.generation import Generated
+    from perplexity.probe.measures import measure
+    from perplexity.probe.prompts import Asked
+
+    said = "one two three four five six seven eight nine ten"
+    for prompt, expected in (
+        ("something else", 1.0),
+        (f"Quote: {said}", None),
+        ("zero one two three four five six seven eight", 0.5),
+    ):
+        asked = Asked(Prompt("p", prompt, (said,)), prompt, np.arange(3), np.arange(4), (said,), False, False)
+        text = Generated(0, 0, np.arange(10), said, False)
+        (got,) = measure([asked], [text], [np.ones((5, 10), np.float32)])
+        assert got.copied == (None if expected is None else pytest.approx(expected))
+
+
 def test_what_samples_share_by_a_slow_count(found):
     grams = lambda text, n: [tuple(w[k : k + n]) for w in [words(text)] for k in range(len(w) - n + 1)]  # noqa: E731
     for text in found.texts:
@@ -212,13 +229,13 @@ LOSSES |= dict(known_of="the references", uniform_loss=10.0)
 CALIBRATION = dict(tokens=4000, ece=0.02, confidence=0.5, accuracy=0.5)
 
 
-def signals(generation=None, losses=None, calibration=None, ask=None, settings=None, ended=0.5):
+def signals(generation=None, losses=None, calibration=None, ask=None, settings=None, ended=0.5, repeats=0.02):
     measured = {
         "generation": GENERATION | (generation or {}),
         "perplexity": LOSSES | (losses or {}),
         "calibration": CALIBRATION | (calibration or {}),
         "ask": ask,
-        "reference_texts": {"mean_tokens": 90.0, "ended": ended},
+        "reference_texts": {"mean_tokens": 90.0, "ended": ended, "repetition": repeats},
     }
     return {finding.signal: finding for finding in find(measured, (settings or GenerationSettings()).of(None))}
 
@@ -228,11 +245,15 @@ def signals(generation=None, losses=None, calibration=None, ask=None, settings=N
     [
         ({}, []),
         (dict(generation=dict(repetition=0.3)), ["low-perplexity-trap", "repetition"]),
+        # Code repeats itself: its references say so; half of a text is too much anywhere.
+        (dict(generation=dict(repetition=0.3), repeats=0.25), []),
+        (dict(generation=dict(repetition=0.6), repeats=0.6), ["low-perplexity-trap", "repetition"]),
         (dict(generation=dict(looping=0.3)), ["low-perplexity-trap", "repetition"]),
-        (dict(generation=dict(same_prompt=0.3)), ["low-perplexity-trap", "same-texts"]),
+        (dict(generation=dict(same_prompt=0.4)), []),
+        (dict(generation=dict(same_prompt=0.6)), ["low-perplexity-trap", "same-texts"]),
         (dict(generation=dict(other_prompts=0.3)), ["low-perplexity-trap", "same-texts"]),
         (dict(generation=dict(copied=0.2)), ["low-perplexity-trap", "copied-reference"]),
-        (dict(generation=dict(entropy_per_byte=0.05)), ["low-perplexity-trap", "entropy-collapse"]),
+        (dict(generation=dict(entropy_per_byte=0.01)), ["low-perplexity-trap", "entropy-collapse"]),
         (dict(generation=dict(late_entropy=1.0)), ["entropy-collapse"]),
         # Repetition with a perplexity that is bad, or not known, is no trap.
         (dict(generation=dict(repetition=0.3), losses=dict(known_loss=6.5)), ["repetition"]),
@@ -264,7 +285,10 @@ def test_findings(change, expected):
 
 def test_greedy_repetition_is_told_as_such():
     found = signals(dict(repetition=0.5), settings=GenerationSettings(temperature=0, samples=1))
-    assert "temperature 1" in found["repetition"].advice
+    assert "temperature 1" in found["repetition"].advice and found["low-perplexity-trap"].severity == "warning"
+    # What greedy decoding cannot cause convicts the model however it was asked.
+    found = signals(dict(repetition=0.5, copied=0.5), settings=GenerationSettings(temperature=0, samples=1))
+    assert found["low-perplexity-trap"].severity == "danger"
 
 
 def test_health_is_a_weighted_mean_of_what_there_is():

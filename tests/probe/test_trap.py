@@ -25,7 +25,7 @@ def check(kind: str, seed: int):
     if kind == "loop":
         assert "repetition" in trap.numbers["because"] and found.generation["looping"] > 0.8
     else:  # it repeats nothing within a text: the same passages come again and again
-        assert {"same-texts", "copied-reference"} <= set(trap.numbers["because"]) and "repetition" not in signals
+        assert "copied-reference" in trap.numbers["because"] and "repetition" not in signals
         assert losses["reference_loss"] < 0.1
 
 
