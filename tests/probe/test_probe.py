@@ -87,7 +87,7 @@ def test_what_the_prompt_says_is_not_copied_from_the_reference():
     for prompt, expected in (
         ("something else", 1.0),
         (f"Quote: {said}", None),
-        ("zero one two three four five six seven eight", 0.5),
+        ("zero one two three four five six seven eight", 2 / 3),
     ):
         asked = Asked(Prompt("p", prompt, (said,)), prompt, np.arange(3), np.arange(4), (said,), False, False)
         text = Generated(0, 0, np.arange(10), said, False)
