@@ -344,6 +344,10 @@ def main(argv: list[str] | None = None) -> int:
     except BrokenPipeError:  # the reader, head say, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+    except SystemExit as error:
+        if isinstance(error.__context__, BrokenPipeError):  # rich's own answer to it is status 1, a finding's
+            return 141
+        raise
     except (InputError, ValueError, OSError) as error:
         # ValueError and OSError with a message are bad input met further down: an option, a full disk.
         if not isinstance(error, InputError) and os.environ.get("PERPLEXITY_DEBUG"):

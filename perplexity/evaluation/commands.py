@@ -29,7 +29,8 @@ LOG_EVERY = 30.0  # seconds between lines of progress where there is no terminal
 
 
 def run_eval(arguments: argparse.Namespace) -> int:
-    _check_outputs(arguments, "json", "per_token", "per_document", "reliability")
+    inputs = [arguments.model, arguments.baseline, *arguments.text, *(arguments.train or [])]
+    check_outputs(arguments, inputs, "json", "per_token", "per_document", "reliability")
     if arguments.reliability and not arguments.reliability.endswith((".png", ".svg")):
         raise InputError(f"--reliability: expected a name that ends in .png or .svg, got {arguments.reliability}")
     if STANDARD_INPUT in arguments.text and _world_size() > 1:
@@ -75,7 +76,7 @@ def run_eval(arguments: argparse.Namespace) -> int:
 
 
 def run_compare(arguments: argparse.Namespace) -> int:
-    _check_outputs(arguments, "json")
+    check_outputs(arguments, [arguments.a, arguments.b, *arguments.text], "json")
     found: Comparison | ModelComparison
     if not arguments.text:
         found = compare(arguments.a, arguments.b, measure=arguments.measure)
@@ -110,14 +111,13 @@ def _scoring(arguments: argparse.Namespace) -> dict:
     return {name: getattr(arguments, name) for name in names}
 
 
-def _check_outputs(arguments: argparse.Namespace, *options: str) -> None:
+def check_outputs(arguments: argparse.Namespace, inputs: Iterable[str | None], *options: str) -> None:
     """Before hours of work, not after them: each can be written, and is nothing else that is named."""
-    taken = [getattr(arguments, name, None) for name in ("baseline", "a", "b", "model")] + arguments.text
-    taken = {os.path.realpath(path): "an input" for path in taken if path}
+    taken = {os.path.realpath(path): "an input" for path in inputs if path}
     for option in options:
         path = getattr(arguments, option)
         check_output(option, path)
-        if (path and os.path.isfile(path)) or (path and not os.path.exists(path)):
+        if path and (os.path.isfile(path) or not os.path.exists(path)):
             if (real := os.path.realpath(path)) in taken:
                 raise InputError(f"--{option.replace('_', '-')}: expected a file of its own, got {taken[real]}, {path}")
             taken[real] = "another output"

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ..arguments import choose_backend
-from ..errors import InputError
+from ..errors import InputError, check_unicode
 from ..metric import exp
 from ..statistics import token_nll, token_statistics
 from . import models
@@ -266,7 +266,7 @@ def _tokenized(tokenizer, documents: Iterable[Document | str]) -> Iterator[tuple
     if isinstance(documents, str | Document):
         raise InputError(f"documents: expected a sequence of them, got one {type(documents).__name__}")
     special = np.array(sorted(special_ids(tokenizer)), dtype=np.int64)
-    checked = (_checked(index, document) for index, document in enumerate(documents))
+    checked = (checked_document(index, document) for index, document in enumerate(documents))
     while group := list(islice(checked, TOKENIZED_AT_ONCE)):
         texts = [document.text for document in group if document.ids is None]
         tokens = iter(tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"] if texts else [])
@@ -282,7 +282,8 @@ def _tokenized(tokenizer, documents: Iterable[Document | str]) -> Iterator[tuple
             yield dataclasses.replace(document, text=tokenizer.decode(piece.tolist())), ids
 
 
-def _checked(index: int, document: Document | str) -> Document:
+def checked_document(index: int, document: Document | str) -> Document:
+    """``document`` with an id and a domain that are texts; InputError unless it is a document of Unicode text or integer ids."""
     if isinstance(document, str):
         document = Document(str(index), document)
     if not (isinstance(document, Document) and isinstance(document.text, str)):
@@ -295,12 +296,7 @@ def _checked(index: int, document: Document | str) -> Document:
             raise InputError(
                 f"document {document.id}: expected integer ids [tokens], got {ids.dtype} {list(ids.shape)}"
             )
-    try:
-        document.text.encode()
-    except UnicodeEncodeError as error:
-        raise InputError(
-            f"document {document.id}: expected Unicode text, got a lone surrogate at character {error.start}"
-        )
+    check_unicode(f"document {document.id}", document.text)
     return document
 
 

@@ -60,7 +60,7 @@ class Journal:
         if known in (None, value):  # None: a rank that was killed before it wrote
             return
         if name == "identity":
-            then, now = json.loads(known), json.loads(value)
+            then, now = _object(known), json.loads(value)
             different = [key for key in {**then, **now} if then.get(key) != now.get(key)]
             was = ", ".join(f"{key} {then.get(key)!r} (now {now.get(key)!r})" for key in different)
         else:
@@ -88,7 +88,7 @@ class Journal:
         """The ``count`` float32 values that were written for ``key``, by any rank."""
         for connection in self.files:
             row = self._query(connection, "SELECT scored FROM batches WHERE key = ?", key)
-            if row and len(row[0]) == 4 * count:  # else damaged: scored again
+            if row and isinstance(row[0], bytes) and len(row[0]) == 4 * count:  # else damaged: scored again
                 return np.frombuffer(row[0], dtype=np.float32)
         return None
 
@@ -104,3 +104,12 @@ class Journal:
     def close(self) -> None:
         for connection in self.files:
             connection.close()
+
+
+def _object(text) -> dict:
+    """A JSON object; empty where a damaged journal holds something else."""
+    try:
+        found = json.loads(text)
+    except (ValueError, TypeError):
+        return {}
+    return found if isinstance(found, dict) else {}

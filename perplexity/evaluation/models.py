@@ -54,6 +54,11 @@ class HuggingFaceModel:
 
     def __init__(self, model) -> None:
         if hasattr(model, "get_base_model"):  # PEFT's wrapper, whose base_model has the head, too
+            if getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False):
+                kind = type(model.active_peft_config).__name__
+                raise InputError(
+                    f"model: expected adapters inside the model, as LoRA's, got {kind}, whose prompt is outside it"
+                )
             model = model.get_base_model()
         self.model = model
         self.body = model.base_model

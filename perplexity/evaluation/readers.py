@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..errors import InputError
+from ..errors import InputError, check_unicode
 from .documents import Document
 
 STANDARD_INPUT = "-"
@@ -50,7 +50,7 @@ def read_documents(paths: Iterable[str | Path], options: ReadOptions | None = No
     for given in paths:
         if str(given) == STANDARD_INPUT:
             read = _read_text if options.standard_input == "txt" else _read_json_lines
-            yield from read(sys.stdin.buffer, Path("stdin"), options)
+            yield from read(standard_input(), Path("stdin"), options)
             continue
         path = Path(given)
         if path.is_dir():
@@ -64,6 +64,13 @@ def read_documents(paths: Iterable[str | Path], options: ReadOptions | None = No
             continue
         with opened(path) as stream:
             yield from read(stream, path, options)
+
+
+def standard_input() -> io.BufferedIOBase:
+    """The bytes of standard input; InputError where it is closed."""
+    if sys.stdin is None:
+        raise InputError("-: expected standard input, got it closed")
+    return sys.stdin.buffer
 
 
 @contextmanager
@@ -161,10 +168,7 @@ def text_in(record: dict, column: str, where: str) -> str:
         names = ", ".join(repr(name) for name in record) or "no column"
         got = type(text).__name__ if column in record else f"only {names}"
         raise InputError(f"{where}: expected a string {column!r}, got {got[:200]}")
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:  # JSON's \ud800: half of a pair
-        raise InputError(f"{where}: expected Unicode text, got a lone surrogate at character {error.start}")
+    check_unicode(where, text)  # JSON's \ud800: half of a pair
     return text
 
 

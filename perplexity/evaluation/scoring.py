@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -131,7 +132,7 @@ def raise_together(ranks: int) -> Iterator[None]:
 def _ahead(windows: Iterator[_Task], batch_size: int | None, most: int) -> list[_Task]:
     """The next windows, for about ``BATCHES_AHEAD`` batches."""
     if batch_size is not None:
-        return list(islice(windows, BATCHES_AHEAD * batch_size))
+        return list(islice(windows, min(BATCHES_AHEAD * batch_size, sys.maxsize)))
     group, positions = [], 0
     while positions < BATCHES_AHEAD * most and (task := next(windows, None)) is not None:
         group.append(task)

@@ -11,7 +11,7 @@ from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,10 +19,10 @@ import torch
 from torch import Tensor
 
 from ..arguments import choose_backend
-from ..errors import InputError
+from ..errors import InputError, check_unicode
 from ..evaluation import models
 from ..evaluation.documents import Document
-from ..evaluation.evaluator import evaluation_mode
+from ..evaluation.evaluator import checked_document, evaluation_mode
 from ..evaluation.fingerprints import TextFingerprint, tokenizer_fingerprint
 from ..evaluation.journal import Journal
 from ..evaluation.protocols import Positions
@@ -78,6 +78,8 @@ class Questioner:
         chat: bool | None = None,
         backend: str | None = None,
     ) -> None:
+        for name, text in (("template", template), ("yes", yes), ("no", no)):
+            check_unicode(name, text)
         if template.count(PLACE) != 1:
             raise InputError(f"template: expected {PLACE} in it once, got it {template.count(PLACE)} times")
         self.network = models.as_language_model(model)
@@ -119,6 +121,8 @@ class Questioner:
         """The prompt's tokens and whether the text's end was left out to make it fit the model's context."""
         limit = self.network.context_length
         ids = self._ids(self.prompt(text))
+        if not len(ids):
+            raise InputError("template: expected a prompt of at least one token, got none")
         if limit is None or len(ids) <= limit:
             return ids, False
         kept = self._cut(text)
@@ -158,7 +162,7 @@ class Questioner:
             )
             for done, item in enumerate(scored, 1):
                 nll_yes, nll_no, first = item.values[:, 0].tolist()
-                if not (math.isfinite(nll_yes) or math.isfinite(nll_no)):
+                if math.isnan(nll_yes) or math.isnan(nll_no):
                     raise InputError(f"model: expected probabilities, got NaN for text {item.positions.document.id}")
                 document = item.positions.document
                 token = self.tokenizer.decode([int(first)])
@@ -182,22 +186,31 @@ class Questioner:
     def _positions(self, texts: Iterable[Document | str], book: Journal | None) -> Iterator[tuple[Positions, int]]:
         if isinstance(texts, str | Document):
             raise InputError(f"texts: expected a sequence of them, got one {type(texts).__name__}")
-        hashes = TextFingerprint()
+        hashes, verified = TextFingerprint(), False
         for index, text in enumerate(texts):
-            document = Document(str(index), text) if isinstance(text, str) else text
-            if not isinstance(document, Document):
-                raise InputError(f"texts: expected strings or Documents, got {type(text).__name__} at {index}")
+            document = checked_document(index, text)
             if document.ids is not None:
-                document = Document(document.id, self.tokenizer.decode(document.ids.tolist()), document.domain)
+                document = replace(document, text=self._decoded(document), ids=None)
             if book is not None:
                 book.document(index, hashes.add(document.text))
             ids, shortened = self.ids(document.text)
-            if not index and len(ids) > 1:
+            if not verified and len(ids) > 1:
                 models.verify(self.network, ids, self.network.context_length or len(ids))
+                verified = True
             # The answer's place is scored; what stands there is not read.
             positions = Positions(document, np.append(ids, self.tokens[0]), 0)
             positions.skipped["shortened"] = int(shortened)
             yield positions, len(ids)
+
+    def _decoded(self, document: Document) -> str:
+        ids = np.asarray(document.ids)
+        if len(ids) and not 0 <= ids.min() <= ids.max() < len(self.tokenizer):
+            place = int(np.flatnonzero((ids < 0) | (ids >= len(self.tokenizer)))[0])
+            raise InputError(
+                f"document {document.id}: token id {ids[place]} at position {place}, expected below {len(self.tokenizer)}, "
+                "the tokenizer's entries"
+            )
+        return self.tokenizer.decode(ids.tolist(), skip_special_tokens=True)
 
     @torch.no_grad()
     def _score(self, input_ids: Tensor, target: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ import argparse
 import importlib
 import json
 import math
+import os
 import re
 import sys
 import time
@@ -20,7 +21,7 @@ from rich.text import Text as Line
 from ..data_checks.commands import findings_table
 from ..errors import InputError
 from ..evaluation.collect import ParquetTable
-from ..evaluation.commands import check_output, device_of, load_model, read_options, with_separator
+from ..evaluation.commands import check_outputs, device_of, load_model, read_options, with_separator
 from ..evaluation.documents import Document
 from ..evaluation.readers import STANDARD_INPUT, read_documents
 from ..evaluation.results import read_result, to_json, write_text
@@ -39,7 +40,10 @@ CHECKPOINT = re.compile(r"(?:checkpoint|step)[-_]?(\d+)$")
 
 
 def run_probe(arguments: argparse.Namespace) -> int:
-    _check_files(arguments, "json")
+    given = [
+        getattr(arguments, name) for name in ("model", "prompts", "judge", "template", "embeddings", "eval", "history")
+    ]
+    check_outputs(arguments, given, "json")
     samples = arguments.samples if arguments.samples is not None else 1 if arguments.temperature == 0 else 4
     names = ("max_new_tokens", "temperature", "top_p", "top_k", "seed", "prompt_tokens", "chat", "batch_size")
     settings = GenerationSettings(samples=samples, **{name: getattr(arguments, name) for name in names})
@@ -95,7 +99,7 @@ def run_probe(arguments: argparse.Namespace) -> int:
 
 
 def run_ask(arguments: argparse.Namespace) -> int:
-    _check_files(arguments, "json", "out")
+    check_outputs(arguments, [arguments.model, *arguments.text, arguments.template], "json", "out")
     if arguments.out and not arguments.out.endswith((".jsonl", ".parquet")):
         raise InputError(f"--out: expected a name that ends in .jsonl or .parquet, got {arguments.out}")
     if STANDARD_INPUT in arguments.text and arguments.journal:
@@ -147,13 +151,20 @@ def run_ask(arguments: argparse.Namespace) -> int:
 
 @contextmanager
 def _written(path: str | None) -> Iterator[Callable[[Answer], None]]:
-    """Takes answers as they come: JSON lines, or Parquet, which gets its name once it is whole."""
+    """Takes answers as they come: JSON lines or Parquet; the file has its name once it is whole."""
     row = lambda answer: {name: getattr(answer, name) for name in ANSWER_COLUMNS}  # noqa: E731
     if path is None:
         yield lambda answer: None
     elif path.endswith(".jsonl"):
-        with open(path, "w") as file:
-            yield lambda answer: print(json.dumps(row(answer)), file=file)
+        part = Path(f"{path}.part")
+        try:
+            with part.open("w", encoding="utf-8") as file:
+                yield lambda answer: print(json.dumps(row(answer)), file=file)
+            os.replace(part, path)
+        except OSError as error:
+            raise InputError(f"--out: {path} cannot be written ({error.strerror})")
+        finally:
+            part.unlink(missing_ok=True)
     else:
         table = ParquetTable(path, ANSWER_COLUMNS, "--out")
         try:
@@ -163,16 +174,11 @@ def _written(path: str | None) -> Iterator[Callable[[Answer], None]]:
             table.discard()
 
 
-def _check_files(arguments: argparse.Namespace, *options: str) -> None:
-    for option in options:
-        check_output(option, getattr(arguments, option))
-
-
 def _template(path: str | None) -> str:
     if path is None:
         return TEMPLATE
     try:
-        return Path(path).read_text()
+        return Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"--template: expected a text file, got {path} ({error})")
 
@@ -257,7 +263,7 @@ def _measures_table(record: dict) -> Table:
     for name, justify in (("", "left"), ("its own", "right"), ("references", "right"), ("", "left")):
         table.add_column(name, justify=justify, overflow="fold")
     for row in rows(record):
-        table.add_row(*row)
+        table.add_row(*map(Line, row))
     return table
 
 
@@ -281,5 +287,7 @@ def _answers_table(found: dict) -> Table:
     two = "–" if found["yes_of_two"] is None else f"{found['yes_of_two']:.4f}"
     table.add_row("yes of the two", two, "P(yes) / (P(yes) + P(no))")
     first = ", ".join(f"{word!r} {count:,}" for word, count in found["first_choices"].items())
-    table.add_row("answered", f"{found['answered']:.1%}", f"of the probability is on the two; first choices: {first}")
+    table.add_row(
+        "answered", f"{found['answered']:.1%}", Line(f"of the probability is on the two; first choices: {first}")
+    )
     return table

@@ -29,7 +29,15 @@ MISCALIBRATED = 0.1  # expected calibration error, over
 CALIBRATION_TOKENS = 1000  # as many tokens at least
 
 SIGNALS = (
-    *("low-perplexity-trap", "repetition", "same-texts", "copied-reference", "entropy-collapse", "self-perplexity"),
+    *(
+        "low-perplexity-trap",
+        "non-finite",
+        "repetition",
+        "same-texts",
+        "copied-reference",
+        "entropy-collapse",
+        "self-perplexity",
+    ),
     *("early-stopping", "no-end", "overconfidence", "underconfidence", "unanswered"),
 )
 
@@ -49,6 +57,8 @@ def find(measured: dict, settings: GenerationSettings) -> list[Finding]:
             found = [*_trap(trapped, losses, settings), *found]
     if generation["texts"] >= LEAST_TEXTS:
         found += _lengths(generation, measured["reference_texts"], settings)
+    if losses["non_finite"]:
+        found = [_non_finite(losses["non_finite"]), *found]
     if measured["calibration"]:
         found += _calibration(measured["calibration"])
     if measured["ask"]:
@@ -65,6 +75,16 @@ def known_good(losses: dict) -> bool | None:
     ):
         return None
     return losses["known_loss"] < losses["known_unigram"]
+
+
+def _non_finite(tokens: int) -> Finding:
+    return Finding(
+        "non-finite",
+        "danger",
+        f"{tokens:,} tokens of its own texts or of the references have a NaN or infinite loss; they are left out",
+        "look for NaN in the weights (ppl eval names the first token), or for 16-bit overflow: run it with --dtype float32",
+        {"tokens": tokens},
+    )
 
 
 def _trap(because: list[Finding], losses: dict, settings: GenerationSettings) -> list[Finding]:

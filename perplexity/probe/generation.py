@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,6 +14,11 @@ import torch
 from ..errors import InputError
 from .prompts import Asked
 from .settings import GenerationSettings
+
+CHECKED = 8  # tokens that are generated to see which batches a model can be trusted with
+
+# Whether a model holds the tokens [n] after a prompt [tokens] for the likeliest, each after those before it.
+FirstChoices = Callable[[np.ndarray, np.ndarray], bool]
 
 
 @dataclass(frozen=True)
@@ -25,14 +32,15 @@ class Generated:
     ended: bool
 
 
-def ends_of_text(model, tokenizer) -> set[int]:
-    """Tokens that end a text: the model's own, else the tokenizer's."""
-    configured = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
-    if configured is None:
-        configured = getattr(model.config, "eos_token_id", None)
-    if configured is None:
-        configured = tokenizer.eos_token_id
-    return set() if configured is None else set(configured if isinstance(configured, list) else [configured])
+def ends_of_text(model, tokenizer) -> list[int]:
+    """Tokens that end a text: the model's own where its vocabulary has them, else the tokenizer's."""
+    rows = model.get_input_embeddings().weight.shape[0]
+    for source in (getattr(model, "generation_config", None), model.config.get_text_config(), tokenizer):
+        found = getattr(source, "eos_token_id", None)
+        found = found if isinstance(found, list | tuple) else [found]
+        if known := sorted({token for token in found if isinstance(token, int) and 0 <= token < rows}):
+            return known
+    return []
 
 
 def generate(
@@ -40,63 +48,121 @@ def generate(
     tokenizer,
     asked: list[Asked],
     settings: GenerationSettings,
+    *,
+    first_choices: FirstChoices | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> list[Generated]:
     """``settings.samples`` texts for each prompt, in order of prompt and sample; ``progress`` is told how many are there.
 
-    The same call gives the same texts on the same machine. Raises InputError where the model cannot generate.
+    first_choices: checks a few tokens first. Some models' batches, or padding before a prompt, change what they write (recurrent
+    ones, above all): they are given prompts of one length together, or one at a time. The same call gives the same texts
+    on the same machine. Raises InputError where the model cannot generate.
     """
-    from transformers import GenerationConfig
-
     if not (hasattr(model, "generate") and hasattr(model, "generation_config")):
         raise InputError(f"model: expected a transformers model that generates, got {type(model).__name__}")
-    ends = sorted(ends_of_text(model, tokenizer))
-    padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else ends[0] if ends else 0
-    sampled = {"temperature": settings.temperature, "top_p": settings.top_p, "top_k": settings.top_k}
-    config = GenerationConfig(
-        max_new_tokens=settings.max_new_tokens,
-        do_sample=not settings.greedy,
-        num_return_sequences=settings.samples,
-        eos_token_id=ends or None,
-        pad_token_id=padding,
-        bos_token_id=tokenizer.bos_token_id,
-        use_cache=True,
-        **({} if settings.greedy else sampled),
-    )
+    writer = _Writer(model, tokenizer, settings)
     found: list[Generated] = []
-    device = next(model.parameters()).device
-    rows = max(1, settings.batch_size // settings.samples)
-    # Prompts of about one length together: little padding.
-    order = sorted(range(len(asked)), key=lambda place: len(asked[place].ids))
-    with _no_other_settings(model, config), torch.random.fork_rng(enabled=True, devices=_cuda(device)), torch.no_grad():
+    with torch.random.fork_rng(devices=_cuda(writer.device)), torch.no_grad():
+        together = "padded" if first_choices is None else _together(writer, asked, first_choices)
         torch.manual_seed(settings.seed)
-        for begin in range(0, len(order), rows):
-            places = order[begin : begin + rows]
-            longest = max(len(asked[place].ids) for place in places)
-            ids = np.full((len(places), longest), padding, dtype=np.int64)
-            mask = np.zeros_like(ids)
-            for row, place in enumerate(places):
-                length = len(asked[place].ids)
-                ids[row, longest - length :], mask[row, longest - length :] = asked[place].ids, 1
-            try:
-                out = model.generate(
-                    input_ids=torch.from_numpy(ids).to(device), attention_mask=torch.from_numpy(mask).to(device)
-                )
-            except torch.OutOfMemoryError:
-                raise InputError(
-                    f"batch_size: {len(places) * settings.samples} texts at once do not fit in the memory of {device}"
-                )
-            except RuntimeError as error:  # probabilities that are no numbers, above all
-                raise InputError(f"model: cannot be sampled from ({str(error).splitlines()[0]})")
-            for number, tokens in enumerate(out[:, longest:].cpu().numpy()):
-                end = np.flatnonzero(np.isin(tokens, ends))
-                kept = tokens[: end[0]] if len(end) else tokens
-                text = tokenizer.decode(kept.tolist(), skip_special_tokens=True)
-                place, sample = places[number // settings.samples], number % settings.samples
-                found.append(Generated(place, sample, kept.astype(np.int64), text, len(end) > 0))
+        for places, copies in _batches(asked, settings, together):
+            texts = writer.write([asked[place].ids for place in places], settings.max_new_tokens, copies=copies)
+            for number, (ids, ended) in enumerate(texts):
+                place = places[number // copies]
+                sample = sum(text.prompt == place for text in found)
+                text = tokenizer.decode(ids.tolist(), skip_special_tokens=True)
+                found.append(Generated(place, sample, ids, text, ended))
             if progress is not None:
                 progress(len(found))
     return sorted(found, key=lambda text: (text.prompt, text.sample))
+
+
+def _batches(asked: list[Asked], settings: GenerationSettings, together: str) -> Iterator[tuple[list[int], int]]:
+    """Places of prompts to be given at once, and how many texts each gets, by length."""
+    order = sorted(range(len(asked)), key=lambda place: len(asked[place].ids))
+    if together == "alone":
+        for place in order:
+            for _ in range(settings.samples):
+                yield [place], 1
+        return
+    rows = max(1, settings.batch_size // settings.samples)
+    lengths = (lambda place: 0) if together == "padded" else (lambda place: len(asked[place].ids))
+    for _, group in groupby(order, lengths):
+        places = list(group)
+        for begin in range(0, len(places), rows):
+            yield places[begin : begin + rows], settings.samples
+
+
+def _together(writer: _Writer, asked: list[Asked], first_choices: FirstChoices) -> str:
+    """ "padded", "equal" or "alone": the largest batches whose greedy tokens are the model's own first choices."""
+    by_length = sorted((prompt.ids for prompt in asked), key=len)
+    tokens = min(CHECKED, writer.settings.max_new_tokens)
+    for name, prompts in (
+        ("padded", [by_length[0], by_length[-1]]),
+        ("equal", [by_length[-1]] * 2),
+        ("alone", [by_length[-1]]),
+    ):
+        texts = writer.write(prompts, tokens, greedy=True)
+        if all(first_choices(prompt, ids) for prompt, (ids, _) in zip(prompts, texts, strict=True) if len(ids)):
+            return name
+    raise InputError(
+        f"model: expected greedy tokens that {type(writer.model).__name__} holds for the likeliest, got others: its generate and "
+        "its forward pass disagree"
+    )
+
+
+class _Writer:
+    """``generate`` with nothing but the stated settings."""
+
+    def __init__(self, model, tokenizer, settings: GenerationSettings) -> None:
+        self.model, self.settings = model, settings
+        self.device = next(model.parameters()).device
+        self.ends = ends_of_text(model, tokenizer)
+        rows = model.get_input_embeddings().weight.shape[0]
+        known = [token for token in (tokenizer.pad_token_id, *self.ends) if token is not None and 0 <= token < rows]
+        self.padding = known[0] if known else 0
+        self.bos = tokenizer.bos_token_id
+
+    def write(
+        self, prompts: Sequence[np.ndarray], tokens: int, *, copies: int = 1, greedy: bool = False
+    ) -> list[tuple[np.ndarray, bool]]:
+        """``copies`` texts after each prompt, as tokens up to the end-of-text token, and whether it came."""
+        longest = max(map(len, prompts))
+        ids = np.full((len(prompts), longest), self.padding, dtype=np.int64)
+        mask = np.zeros_like(ids)
+        for row, prompt in enumerate(prompts):
+            ids[row, longest - len(prompt) :], mask[row, longest - len(prompt) :] = prompt, 1
+        given = {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(mask)}
+        with _no_other_settings(self.model, self._config(tokens, copies, greedy or self.settings.greedy)):
+            try:
+                out = self.model.generate(**{name: tensor.to(self.device) for name, tensor in given.items()})
+            except torch.OutOfMemoryError:
+                raise InputError(
+                    f"batch_size: {len(prompts) * copies} texts at once do not fit in the memory of {self.device}"
+                )
+            except RuntimeError as error:  # probabilities that are no numbers, above all
+                raise InputError(f"model: cannot be sampled from ({str(error).splitlines()[0]})")
+        texts = []
+        for row in out[:, longest:].cpu().numpy():
+            end = np.flatnonzero(np.isin(row, self.ends))
+            texts.append((row[: end[0]] if len(end) else row, len(end) > 0))
+        return texts
+
+    def _config(self, tokens: int, copies: int, greedy: bool):
+        from transformers import GenerationConfig
+
+        s = self.settings
+        sampled: dict[str, Any] = {} if greedy else {"temperature": s.temperature, "top_p": s.top_p, "top_k": s.top_k}
+        return GenerationConfig(
+            max_new_tokens=tokens,
+            do_sample=not greedy,
+            num_return_sequences=copies,
+            eos_token_id=self.ends or None,
+            pad_token_id=self.padding,
+            bos_token_id=self.bos,
+            use_cache=True,
+            **sampled,
+        )
 
 
 @contextmanager

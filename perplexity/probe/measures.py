@@ -25,10 +25,11 @@ JUDGED = 16  # tokens of a text that is long enough to repeat itself
 class Measured:
     """A text and its measures; shares are of 1, None where the text is too short for one.
 
-    nll, entropy: sums over its tokens, nats; late_entropy, early_entropy: nats a token of its two halves. repeated: of 4-grams
-    of words, those that were in the text before; loop: of tokens, those in its longest loop, whose period is loop_period;
-    same_prompt: of 4-grams, those that another sample of the prompt has, too; other_prompts: those that a sample of another
-    prompt has; copied: of 8-grams, those that the reference has and the prompt has not.
+    nll, entropy: sums over its tokens, nats; non_finite: tokens left out of them, whose NLL or entropy is NaN or infinite;
+    early_entropy, late_entropy: nats a token of its two halves. repeated: of 4-grams of words, those that were in the text
+    before; loop: of tokens, those in its longest loop, of loop_tokens with a period of loop_period; compression: bytes over
+    zlib's; same_prompt: of 4-grams, those that another sample of the prompt has, too; other_prompts: those that a sample of
+    another prompt has; copied: of 8-grams, those that the reference has and the prompt has not.
     """
 
     id: str
@@ -36,6 +37,7 @@ class Measured:
     text: str
     tokens: int
     ended: bool
+    non_finite: int
     nll: float
     entropy: float
     early_entropy: float | None
@@ -48,6 +50,11 @@ class Measured:
     same_prompt: float | None = None
     other_prompts: float | None = None
     copied: float | None = None
+
+    @property
+    def scored(self) -> int:
+        """Tokens whose NLL is a number."""
+        return self.tokens - self.non_finite
 
     @property
     def repetition(self) -> float:
@@ -115,14 +122,17 @@ def _measured(
     id: str, sample: int, text: str, ids, ended: bool, values: np.ndarray, of_words: list, **more
 ) -> Measured:
     nll, entropy = values[0].astype(np.float64), values[1].astype(np.float64)
+    finite = np.isfinite(nll) & np.isfinite(entropy)
+    nll, entropy = nll[finite], entropy[finite]
     loop = longest_loop(ids)
-    half = len(ids) // 2 if len(ids) >= JUDGED else 0
+    half = len(nll) // 2 if len(nll) >= JUDGED else 0
     return Measured(
         id,
         sample,
         text,
         len(ids),
         ended,
+        int((~finite).sum()),
         float(nll.sum()),
         float(entropy.sum()),
         float(entropy[:half].mean()) if half else None,
@@ -150,7 +160,7 @@ def together(texts: Sequence[Measured]) -> dict:
     of_words = [words(text.text) for text in texts]
     judged = [text for text in texts if text.tokens >= JUDGED]
     tokens, bytes_ = sum(text.tokens for text in texts), sum(len(text.text.encode(errors="replace")) for text in texts)
-    entropy = math.fsum(text.entropy for text in texts)
+    entropy, scored = math.fsum(text.entropy for text in texts), sum(text.scored for text in texts)
     worst = max(texts, key=lambda text: text.loop_tokens, default=None)
     return {
         "texts": len(texts),
@@ -170,8 +180,8 @@ def together(texts: Sequence[Measured]) -> dict:
         "same_prompt": mean(text.same_prompt for text in judged),
         "other_prompts": mean(text.other_prompts for text in judged),
         "copied": mean(text.copied for text in judged),
-        "entropy": entropy / tokens if tokens else None,
-        "entropy_per_byte": entropy / bytes_ if bytes_ else None,
+        "entropy": entropy / scored if scored else None,
+        "entropy_per_byte": entropy / bytes_ if bytes_ and scored == tokens else None,
         "early_entropy": mean(text.early_entropy for text in texts),
         "late_entropy": mean(text.late_entropy for text in texts),
     }
@@ -184,7 +194,7 @@ def perplexities(
     best guess without context, from their own tokens' frequencies, and the uniform one."""
 
     def loss(of: Sequence[Measured]) -> float | None:
-        tokens = sum(text.tokens for text in of)
+        tokens = sum(text.scored for text in of)
         return math.fsum(text.nll for text in of) / tokens if tokens else None
 
     own, on_references = loss(texts), loss(references)
@@ -196,11 +206,12 @@ def perplexities(
     return {
         "self_loss": own,
         "self_perplexity": exp(own),
-        "self_tokens": sum(text.tokens for text in texts),
+        "self_tokens": sum(text.scored for text in texts),
         "reference_loss": on_references,
         "reference_perplexity": exp(on_references),
-        "reference_tokens": sum(text.tokens for text in references),
+        "reference_tokens": sum(text.scored for text in references),
         "unigram_loss": unigram,
         "unigram_perplexity": exp(unigram),
         "uniform_loss": math.log(vocabulary),
+        "non_finite": sum(text.non_finite for text in (*texts, *references)),
     }

@@ -29,10 +29,12 @@ from .ask import UNANSWERED, Questioner, Tally
 from .findings import COLLAPSED, LEAST_REFERENCE_TOKENS, LEAST_TEXTS, find, known_good
 from .generation import Generated, ends_of_text, generate
 from .measures import Measured, measure, measure_references, perplexities, together
-from .prompts import Asked, Prompt, tokenize
+from .prompts import Asked, Prompt, checked_prompt, tokenize
 from .references import Embeddings, overlap
-from .scores import WEIGHTS, Checkpoint, Scorer, check_weights, health, name_of, own_part
+from .scores import WEIGHTS, Checkpoint, Scorer, check_weights, health, name_of
 from .settings import GenerationSettings
+
+NEARLY = 0.9  # of the likeliest token's probability: 16-bit arithmetic in a batch chooses the other of two that are as likely
 
 
 @dataclass(frozen=True)
@@ -92,69 +94,57 @@ def probe(
     """
     started = time.perf_counter()
     tell = progress or (lambda *_: None)
-    check_weights(weights or {}, [*WEIGHTS, *map(name_of, scorers)])
+    own_weights = scores.own_weights(scorers, WEIGHTS)
+    check_weights(weights or {}, [*WEIGHTS, *own_weights])
     network = models.as_language_model(model)
     settings = (settings or GenerationSettings()).of(network.context_length)
     models.check_tokenizer(tokenizer, network.head.weight.shape[0])
     backend = choose_backend(backend, network.head.weight)
     fingerprint = tokenizer_fingerprint(tokenizer)
-    if evaluation is not None and evaluation.get("tokenizer_fingerprint") not in (None, fingerprint):
-        raise InputError("evaluation: expected one of this model, got one with another tokenizer")
+    evaluated = _evaluated(evaluation, fingerprint)
     encoder = None if embeddings is None else Embeddings(embeddings)
     asked, notes = _asked(tokenizer, prompts, settings, network.context_length)
     with evaluation_mode(network):
-        count = len(asked) * settings.samples
-        generated = generate(model, tokenizer, asked, settings, lambda done: tell("generating", done, count))
-        models.verify(network, _example(asked, generated), _longest(asked, generated))
+        models.verify(network, asked[0].ids, network.context_length or len(asked[0].ids) + settings.max_new_tokens)
+        generated = generate(
+            model,
+            tokenizer,
+            asked,
+            settings,
+            first_choices=lambda prompt, ids: _first_choices(network, backend, prompt, ids),
+            progress=lambda done: tell("generating", done, len(asked) * settings.samples),
+        )
         texts = measure(asked, generated, _scored(network, backend, [(asked[g.prompt].ids, g.ids) for g in generated]))
         referred = [prompt for prompt in asked if len(prompt.reference)]
         scored = _scored(network, backend, [(prompt.ids, prompt.reference) for prompt in referred])
-        in_words = [tokenizer.decode(prompt.reference.tolist(), skip_special_tokens=True) for prompt in referred]
-        of_references = measure_references(referred, in_words, scored)
         checkpoint = Checkpoint(name, step, model, tokenizer, texts)
-        own = [own_part(scorer, checkpoint) for scorer in scorers]
+        own = {name_of(scorer): scores.own_part(scorer, checkpoint) for scorer in scorers}
+    in_words = [tokenizer.decode(prompt.reference.tolist(), skip_special_tokens=True) for prompt in referred]
+    of_references = measure_references(referred, in_words, scored)
     bins = CalibrationBins()
     for prompt, values in zip(referred, scored, strict=True):
         bins.add(prompt.reference, values)
     losses = perplexities(texts, of_references, [prompt.reference for prompt in referred], len(network.head.weight))
-    cut = all(prompt.prompt.document for prompt in asked)
-    pairs = [
-        (g.text, asked[g.prompt])
-        for g in generated
-        if asked[g.prompt].references and not asked[g.prompt].prompt.document
-    ]
-    wrote = [text for text in generated if text.text.strip()]
-    tally = Tally()
-    for answer in judge.ask(text.text for text in wrote) if judge and wrote else ():
-        tally.add(answer)
-        tell("asking", len(tally), len(wrote))
     measured: dict[str, Any] = {
         "generation": together(texts) | {"can_end": bool(ends_of_text(model, tokenizer))},
         "reference_texts": together(of_references) if of_references else None,
-        "perplexity": losses | _known(losses, evaluation),
-        "references": overlap([text for text, _ in pairs], [of.references for _, of in pairs]) if pairs else None,
-        "coherence": None,
-        "ask": tally.summary(),
+        "perplexity": losses | _known(losses, evaluated),
+        **_beside_others(asked, [text for text in generated if text.text.strip()], encoder, judge, tell),
         "calibration": bins.summary(),
     }
-    if encoder is not None and wrote:
-        before = [asked[text.prompt].text for text in wrote]
-        references = [asked[text.prompt].references for text in wrote]
-        measured["coherence"] = encoder.coherence(before, [text.text for text in wrote], references)
     found = find(measured, settings)
     of_health = health(
         {
             "monitor": scores.monitor_part(diagnosis),
             "perplexity": scores.perplexity_part(measured["perplexity"]),
             "generation": scores.generation_part(measured["generation"], LEAST_TEXTS, COLLAPSED),
-            "references": scores.references_part(measured["references"], cut),
+            "references": scores.references_part(measured["references"], all(a.prompt.document for a in asked)),
             "ask": scores.ask_part(measured["ask"], UNANSWERED),
-            **{label: part for label, part, _ in own},
+            **own,
         },
-        {label: weight for label, _, weight in own} | dict(weights or {}),
+        own_weights | dict(weights or {}),
         [finding.severity for finding in found] + [f["severity"] for f in (diagnosis or {}).get("findings", [])],
     )
-    notes += _notes(measured, settings)
     return Probe(
         name,
         step,
@@ -164,7 +154,7 @@ def probe(
         len(asked),
         vars(settings) | {"in_words": str(settings)},
         findings=found,
-        notes=notes,
+        notes=[*notes, *_notes(measured, settings)],
         tokenizer_fingerprint=fingerprint,
         backend=backend,
         seconds=time.perf_counter() - started,
@@ -173,14 +163,36 @@ def probe(
     )
 
 
+def _beside_others(
+    asked: list[Asked],
+    wrote: list[Generated],
+    encoder: Embeddings | None,
+    judge: Questioner | None,
+    tell: Callable[[str, int, int], None],
+) -> dict:
+    """What libraries, embeddings and the judge say of the texts that are not blank; None where there is nothing to say it by."""
+    pairs = [(text.text, asked[text.prompt]) for text in wrote]
+    meant = [(text, of.references) for text, of in pairs if of.references and not of.prompt.document]
+    tally = Tally()
+    for answer in judge.ask(text for text, _ in pairs) if judge else ():
+        tally.add(answer)
+        tell("asking", len(tally), len(pairs))
+    return {
+        "references": overlap(*zip(*meant, strict=True)) if meant else None,
+        "coherence": None
+        if encoder is None
+        else encoder.coherence(
+            [of.text for _, of in pairs], [text for text, _ in pairs], [of.references for _, of in pairs]
+        ),
+        "ask": tally.summary(),
+    }
+
+
 def _asked(tokenizer, prompts: Iterable[Prompt | str], settings: GenerationSettings, context_length: int | None):
     """The prompts as tokens, and notes on what was left out."""
     if isinstance(prompts, str | Prompt):
         raise InputError(f"prompts: expected a sequence of them, got one {type(prompts).__name__}")
-    given = [Prompt(str(place), prompt) if isinstance(prompt, str) else prompt for place, prompt in enumerate(prompts)]
-    for place, prompt in enumerate(given):
-        if not isinstance(prompt, Prompt):
-            raise InputError(f"prompts: expected strings or Prompts, got {type(prompt).__name__} at {place}")
+    given = [checked_prompt(place, prompt) for place, prompt in enumerate(prompts)]
     asked, short = tokenize(tokenizer, given, settings, context_length)
     if not asked:
         why = f"{short} documents too short to cut" if short else "none"
@@ -195,12 +207,26 @@ def _asked(tokenizer, prompts: Iterable[Prompt | str], settings: GenerationSetti
     return asked, notes
 
 
-def _example(asked: list[Asked], generated: list[Generated]) -> np.ndarray:
-    return np.concatenate([asked[generated[0].prompt].ids, generated[0].ids])
+def _evaluated(evaluation: Mapping | None, fingerprint: str) -> dict | None:
+    """Loss, the unigram's and tokens of a result of ``ppl eval --json``; InputError where they are none, or another tokenizer's."""
+    if evaluation is None:
+        return None
+    if evaluation.get("tokenizer_fingerprint") not in (None, fingerprint):
+        raise InputError("evaluation: expected one of this model, got one with another tokenizer")
+    unigram = evaluation.get("baselines")
+    for key in ("unigram", "loss"):
+        unigram = unigram.get(key) if isinstance(unigram, Mapping) else None
+    found = {"known_loss": evaluation.get("loss"), "known_unigram": unigram, "known_tokens": evaluation.get("tokens")}
+    for key, value in found.items():
+        if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
+            raise InputError(f"evaluation: expected a number for {key.removeprefix('known_')}, got {value!r:.40}")
+    return found | {"known_of": "the evaluation's text"}
 
 
-def _longest(asked: list[Asked], generated: list[Generated]) -> int:
-    return max(len(asked[text.prompt].ids) + len(text.ids) for text in generated)
+def _first_choices(network, backend: str, prompt: np.ndarray, ids: np.ndarray) -> bool:
+    """Whether each of ``ids`` is the likeliest after those before it, or all but."""
+    nll, _, _, _, confidence = _scored(network, backend, [(prompt, ids)])[0]
+    return bool((np.exp(-nll) >= NEARLY * confidence).all())
 
 
 def _scored(network, backend: str, pairs: list[tuple[np.ndarray, np.ndarray]]) -> list[np.ndarray]:
@@ -218,16 +244,10 @@ def _scored(network, backend: str, pairs: list[tuple[np.ndarray, np.ndarray]]) -
     return [item.values for item in found]
 
 
-def _known(losses: dict, evaluation: Mapping | None) -> dict:
-    """Of the references where there are enough, else of the evaluation: what the perplexity is judged by."""
-    if evaluation is not None and losses["reference_tokens"] < LEAST_REFERENCE_TOKENS:
-        unigram = (evaluation.get("baselines") or {}).get("unigram", {}).get("loss")
-        return {
-            "known_loss": evaluation["loss"],
-            "known_unigram": unigram,
-            "known_tokens": evaluation["tokens"],
-            "known_of": "the evaluation's text",
-        }
+def _known(losses: dict, evaluated: dict | None) -> dict:
+    """What the perplexity is judged by: the references where there are enough, else the evaluation."""
+    if evaluated is not None and losses["reference_tokens"] < LEAST_REFERENCE_TOKENS:
+        return evaluated
     return {
         "known_loss": losses["reference_loss"],
         "known_unigram": losses["unigram_loss"],
@@ -263,7 +283,4 @@ def _notes(measured: dict, settings: GenerationSettings) -> list[str]:
         notes.append(
             f"texts were not drawn from the model's own distribution ({settings}): self-perplexity says little"
         )
-    bad = sum(not math.isfinite(value) for value in (losses["self_loss"] or 0.0, losses["reference_loss"] or 0.0))
-    if bad:
-        notes.append("the model gave a NaN or infinite loss")
     return notes

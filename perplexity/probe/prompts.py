@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from ..errors import InputError
-from ..evaluation.readers import STANDARD_INPUT, ReadOptions, decoded, json_lines, opened, read_documents, text_in
+from ..errors import InputError, check_unicode
+from ..evaluation.readers import (
+    STANDARD_INPUT,
+    ReadOptions,
+    decoded,
+    json_lines,
+    opened,
+    read_documents,
+    standard_input,
+    text_in,
+)
 from .settings import GenerationSettings
 
 LEAST_REFERENCE = 16  # tokens that are left of a document for a reference; a shorter one is passed over
@@ -56,7 +64,7 @@ def read_prompts(
     name = str(path)
     if name == STANDARD_INPUT:
         read = _lines if options.standard_input == "txt" else _objects
-        yield from read(sys.stdin.buffer, Path("stdin"), options, prompt_column, reference_column)
+        yield from read(standard_input(), Path("stdin"), options, prompt_column, reference_column)
         return
     file = Path(path)
     kind = name.removesuffix(".gz").removesuffix(".zst")
@@ -100,6 +108,20 @@ def _objects(stream, path: Path, options: ReadOptions, prompt_column: str, refer
         yield Prompt(name, text_in(record, prompt_column, where), tuple(text for text in references if text.strip()))
 
 
+def checked_prompt(place: int, prompt: Prompt | str) -> Prompt:
+    """``prompt`` with references that are not blank; InputError naming it unless all of it is Unicode text."""
+    prompt = Prompt(str(place), prompt) if isinstance(prompt, str) else prompt
+    if not isinstance(prompt, Prompt):
+        raise InputError(f"prompts: expected strings or Prompts, got {type(prompt).__name__} at {place}")
+    if not isinstance(prompt.references, tuple | list):
+        raise InputError(f"prompt {prompt.id}: expected references as a tuple, got {type(prompt.references).__name__}")
+    for text in (prompt.text, *prompt.references):
+        if not isinstance(text, str):
+            raise InputError(f"prompt {prompt.id}: expected text, got {type(text).__name__}")
+        check_unicode(f"prompt {prompt.id}", text)
+    return replace(prompt, id=str(prompt.id), references=tuple(text for text in prompt.references if text.strip()))
+
+
 def spread(prompts: Sequence[Prompt], most: int) -> list[Prompt]:
     """At most ``most`` of them, evenly over the file."""
     if len(prompts) <= most:
@@ -141,7 +163,7 @@ def tokenize(
             if references:
                 reference = _continuation(tokenizer, prompt.text, ids, references[0], settings.chat)
         if not len(ids):
-            raise InputError(f"prompt {prompt.id}: expected at least one token, got none, and the tokenizer has no BOS")
+            raise InputError(f"prompt {prompt.id}: expected at least one token, got none")
         shortened = room is not None and len(ids) > room
         if shortened:
             bos = ids[:1] if _starts_with_bos(tokenizer, ids) and room > 1 else ids[:0]
@@ -167,7 +189,11 @@ def chat_text(tokenizer, text: str) -> str:
     if not getattr(tokenizer, "chat_template", None):
         raise InputError("chat: expected a tokenizer with a chat template, got one without")
     message = [{"role": "user", "content": text}]
-    return tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
+    try:
+        return tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
+    except Exception as error:  # jinja2's own, or whatever the template does
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise InputError(f"chat: expected a chat template that takes a user's message, got one that fails ({reason})")
 
 
 def _prompt_ids(tokenizer, text: str, chat: bool) -> np.ndarray:

@@ -85,25 +85,45 @@ def check_weights(weights: Mapping[str, float], parts: Iterable[str]) -> None:
     for name, weight in weights.items():
         if name not in parts:
             raise InputError(f"weights: expected names among {', '.join(parts)}, got {name!r}")
-        if not (isinstance(weight, int | float) and 0 <= weight < math.inf):
+        if not _number(weight) or not 0 <= weight < math.inf:
             raise InputError(f"weights: expected a number of 0 or more for {name}, got {weight!r}")
 
 
+def own_weights(scorers: Iterable[Scorer], taken: Iterable[str]) -> dict[str, float]:
+    """Weights by name; InputError where one is no ``Scorer``, its weight no number, or its name among ``taken`` or another's."""
+    found: dict[str, float] = {}
+    taken = set(taken)
+    for scorer in scorers:
+        if not callable(getattr(scorer, "score", None)):
+            raise InputError(f"scorers: expected objects with a method score, got {type(scorer).__name__}")
+        name, weight = name_of(scorer), getattr(scorer, "weight", OWN_WEIGHT)
+        if name in taken or name in found:
+            raise InputError(f"scorers: expected a name of its own, got {name!r} twice")
+        if not _number(weight) or not 0 <= weight < math.inf:
+            raise InputError(f"scorer {name}: expected a weight of 0 or more, got {weight!r}")
+        found[name] = float(weight)
+    return found
+
+
 def name_of(scorer: Scorer) -> str:
-    """Its part's name; InputError where it is no ``Scorer``."""
-    if not isinstance(scorer, Scorer):
-        raise InputError(f"scorers: expected objects with a method score, got {type(scorer).__name__}")
     return str(getattr(scorer, "name", type(scorer).__name__))
 
 
-def own_part(scorer: Scorer, checkpoint: Checkpoint) -> tuple[str, Part, float]:
-    """Name, part and weight of a scorer; InputError naming it where its score is none from 0 to 1."""
-    name, value = name_of(scorer), scorer.score(checkpoint)
-    number = isinstance(value, Real) and not isinstance(value, bool)
-    if value is not None and not (number and 0 <= value <= 1):
-        raise InputError(f"scorer {name}: expected a score from 0 to 1, or None, got {value!r}")
-    part = Part(None if value is None else float(value), "no score" if value is None else "a scorer of your own")
-    return name, part, float(getattr(scorer, "weight", OWN_WEIGHT))
+def own_part(scorer: Scorer, checkpoint: Checkpoint) -> Part:
+    """A scorer's part: missing, with the reason, where it has no score, fails, or gives something else than 0 to 1."""
+    try:
+        value = scorer.score(checkpoint)
+    except (Exception, SystemExit) as error:  # theirs: anything; the probe is not lost by it
+        return Part(None, f"it failed: {type(error).__name__}: {error}")
+    if value is None:
+        return Part(None, "it has no score")
+    if not _number(value) or not 0 <= value <= 1:
+        return Part(None, f"it failed: expected a score from 0 to 1, got {value!r}")
+    return Part(float(value), "a scorer of your own")
+
+
+def _number(value) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def monitor_part(diagnosis: Mapping | None) -> Part:
@@ -119,10 +139,10 @@ def monitor_part(diagnosis: Mapping | None) -> Part:
 def perplexity_part(losses: Mapping) -> Part:
     """Of what a guess that knows nothing lacks, the share that the model knows: 1 − loss / log V, at least 0."""
     loss, uniform = losses["known_loss"], losses["uniform_loss"]
-    if loss is None or not math.isfinite(loss):
-        return Part(
-            None, "neither references nor an evaluation were given" if loss is None else "the loss is no number"
-        )
+    if losses["non_finite"]:
+        return Part(0.0, f"{losses['non_finite']:,} tokens have a NaN or infinite loss")
+    if loss is None:
+        return Part(None, "neither references nor an evaluation were given")
     told = f"loss {loss:.3f} nats a token on {losses['known_of']}, {uniform:.3f} of a uniform guess"
     return Part(min(1.0, max(0.0, 1 - loss / uniform)), told)
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 from ..errors import InputError
 
+LEAST_TEMPERATURE = 0.01  # below it logits overflow
 MOST = 128  # tokens of a text, where nothing else is said
 
 
@@ -41,8 +42,12 @@ class GenerationSettings:
         for name in ("top_k", "seed"):
             if not _whole(getattr(self, name)) or getattr(self, name) < 0:
                 raise InputError(f"{name}: expected a whole number, at least 0, got {getattr(self, name)!r}")
-        if not 0 <= self.temperature < float("inf"):
-            raise InputError(f"temperature: expected 0 or more, got {self.temperature!r}")
+        if self.seed >= 1 << 63:
+            raise InputError(f"seed: expected less than 2⁶³, got {self.seed}")
+        if self.temperature != 0 and not LEAST_TEMPERATURE <= self.temperature < float("inf"):
+            raise InputError(
+                f"temperature: expected 0 (greedy) or {LEAST_TEMPERATURE} and more, got {self.temperature!r}"
+            )
         if not 0 < self.top_p <= 1:
             raise InputError(f"top_p: expected above 0 and at most 1, got {self.top_p!r}")
         if self.greedy and self.samples > 1:

@@ -101,12 +101,16 @@ def _checked(record: dict) -> dict:
 
 def _read(record: dict) -> None:
     """Everything that the page reads, read once: raises where one is missing or of another kind."""
-    for value in (record["step"], record["health_score"], record["prompts"], record["generation"]["texts"]):
-        None if value is None else float(value)
+    if not (record["step"] is None or type(record["step"]) is int):
+        raise TypeError(f"step, {record['step']!r:.40}")
+    own = record["generation"]
+    for value in (record["health_score"], record["prompts"], own["texts"], own["repetition"]):
+        if not (value is None or math.isfinite(value)):
+            raise ValueError(f"number, {value!r:.40}")
     if record["verdict"] not in VERDICT_NAMES:
         raise ValueError("verdict")
     for part in record["health"]["parts"].values():
-        if not (part["score"] is None or 0 <= part["score"] <= 1) or not 0 <= part["weight"] < math.inf:
+        if not (part["score"] is None or 0 <= part["score"] <= 1) or not 0 <= part["weight"] < 1e9:
             raise ValueError("score or weight of a part")
         _texts(part["evidence"])
     for finding in record["findings"]:
@@ -160,7 +164,7 @@ def _figures(found: list[dict], scores: list[float | None]) -> dict[str, dict]:
                 "#2b6ca3",
                 1.5,
             )
-            trace["mode"] = "markers"
+            trace |= {"mode": "markers", "cliponaxis": False}
             trace["marker"] = {"size": [6 + 14 * math.sqrt(row["tokens"] / most) for row in calibration[bins]]}
             diagonal = _line("calibrated", [0, limit], [0, limit], "#888888", 1)
             diagonal |= {"mode": "lines", "line": {"color": "#888888", "width": 1, "dash": "dash"}}

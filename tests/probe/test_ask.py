@@ -129,6 +129,7 @@ def test_a_killed_run_goes_on(model, tokenizer, tmp_path, monkeypatch):
         ({"template": "{text}{text}"}, "template: expected {text} in it once, got it 2 times"),
         ({"yes": "maybe", "no": "maybe"}, "yes, no: expected answers that differ in their first token"),
         ({"yes": ""}, "yes: expected an answer of a token or more"),
+        ({"yes": "\udcff"}, "yes: expected Unicode text, got a lone surrogate"),
         ({"chat": True}, "chat: expected a tokenizer with a chat template, got one without"),
     ],
 )
@@ -141,10 +142,18 @@ def test_what_cannot_be_asked(model, tokenizer, change, words):
 def test_no_texts_and_wrong_texts(model, tokenizer):
     judge = Questioner(model, tokenizer, template=SHORT)
     assert list(judge.ask([])) == []
-    with pytest.raises(InputError, match="texts: expected a sequence"):
-        list(judge.ask("one text"))
-    with pytest.raises(InputError, match="got int at 1"):
-        list(judge.ask(["a", 3]))
+    for texts, words in (
+        ("one text", "texts: expected a sequence"),
+        (["a", 3], "got int at 1"),
+        (["\ud800"], "document 0: expected Unicode text"),
+        ([Document("d", "", ids=np.array([5, 6, -2]))], "document d: token id -2 at position 2, expected below"),
+        ([Document("d", "", ids=np.array([60_000]))], "document d: token id 60000 at position 0, expected below"),
+    ):
+        with pytest.raises(InputError, match=words):
+            list(judge.ask(texts))
+    (tokens,) = judge.ask([Document("d", "", ids=np.array([0, *tokenizer("the cat")["input_ids"]]))])
+    (text,) = judge.ask(["the cat"])
+    assert tokens.p_yes == text.p_yes
     with pytest.raises(InputError, match="batch_size: expected at least 1, got 0"):
         list(judge.ask(["a"], batch_size=0))
 
@@ -165,3 +174,43 @@ def test_the_tally(model, tokenizer):
 
 def test_the_default_template_has_its_place():
     assert TEMPLATE.count(PLACE) == 1
+
+
+@pytest.mark.parametrize("template", ["{{ raise_exception('no users') }}", "{{ 1 / 0 }}", "{% if %}", ""])
+def test_a_chat_template_that_fails_or_says_nothing(model, template):
+    tokenizer = build_tokenizer(bos=True)
+    tokenizer.chat_template = template or "{{ '' }}"
+    words = (
+        "chat: expected a chat template that takes a user's message"
+        if template
+        else "template: expected a prompt of at"
+    )
+    with pytest.raises(InputError, match=words):
+        list(Questioner(model, tokenizer, template=SHORT).ask(["a"]))
+
+
+def test_an_empty_prompt_has_no_answer(model):
+    tokenizer = build_tokenizer(bos=False)
+    with pytest.raises(InputError, match="template: expected a prompt of at least one token, got none"):
+        list(Questioner(model, tokenizer, template="{text}").ask([""]))
+
+
+def test_a_model_that_gives_no_number(model, tokenizer):
+    import copy
+
+    broken = copy.deepcopy(model)
+    broken.lm_head.weight.data[5] = float("nan")
+    with pytest.raises(InputError, match="model: expected probabilities, got NaN for text 0"):
+        list(Questioner(broken, tokenizer, template=SHORT).ask(["a"]))
+
+
+def test_a_prompt_outside_the_model_is_refused(tokenizer):
+    """PEFT's prompt and prefix tuning put tokens before the text that the base model does not know of."""
+    from peft import LoraConfig, PrefixTuningConfig, PromptTuningConfig, get_peft_model
+
+    for config in (PromptTuningConfig(num_virtual_tokens=4), PrefixTuningConfig(num_virtual_tokens=4)):
+        config.task_type = "CAUSAL_LM"
+        with pytest.raises(InputError, match="model: expected adapters inside the model, as LoRA's, got P"):
+            Questioner(get_peft_model(build_model(len(tokenizer)), config), tokenizer)
+    inside = get_peft_model(build_model(len(tokenizer)), LoraConfig(target_modules=["q_proj"]))
+    assert len(list(Questioner(inside, tokenizer, template=SHORT).ask(["a"]))) == 1

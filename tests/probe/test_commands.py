@@ -1,5 +1,6 @@
 """``ppl probe`` and ``ppl ask`` as they are called: files in, numbers out, bad input in one line."""
 
+import io
 import json
 
 import pyarrow.parquet
@@ -146,6 +147,18 @@ def test_ask(folder, monkeypatch, capsys, suffix):
             ("ask", "checkpoint-40", "texts.jsonl", "--out", "a.csv"),
             "--out: expected a name that ends in .jsonl or .parquet",
         ),
+        (
+            ("ask", "checkpoint-40", "texts.jsonl", "--out", "texts.jsonl"),
+            "--out: expected a file of its own, got an input",
+        ),
+        (
+            ("ask", "checkpoint-40", "texts.jsonl", "--out", "o.jsonl", "--json", "o.jsonl"),
+            "got another output, o.jsonl",
+        ),
+        (
+            ("probe", "checkpoint-40", "prompts.jsonl", "--json", "prompts.jsonl"),
+            "--json: expected a file of its own, got an i",
+        ),
         (("ask", "checkpoint-40", "texts.jsonl", "--yes", "no"), "yes, no: expected answers that differ"),
         (("ask", "checkpoint-40", "-", "--journal", "j"), "-: expected a file with --journal"),
         (("ask", "checkpoint-40", "texts.jsonl", "--batch-size", "0"), "batch_size: expected at least 1"),
@@ -156,3 +169,53 @@ def test_bad_input_is_one_line(folder, monkeypatch, capsys, arguments, words):
     assert run(monkeypatch, folder, *arguments) == 2
     said = capsys.readouterr().err.strip().splitlines()[-1]
     assert said.startswith(f"ppl {arguments[0]}: ") and words in said
+
+
+def test_a_run_that_fails_leaves_the_earlier_file(folder, monkeypatch):
+    (folder / "kept.jsonl").write_text("earlier\n")
+    (folder / "both.jsonl").write_text('{"text": "a"}\n{"text": "b"}\n')
+    from perplexity.probe import Questioner
+
+    def fail(self, ids, target):
+        raise ValueError("on the way")
+
+    monkeypatch.setattr(Questioner, "_score", fail)
+    assert (
+        run(
+            monkeypatch,
+            folder,
+            "ask",
+            "checkpoint-40",
+            "both.jsonl",
+            "--template",
+            "question.txt",
+            "--out",
+            "kept.jsonl",
+        )
+        == 2
+    )
+    assert (folder / "kept.jsonl").read_text() == "earlier\n" and not (folder / "kept.jsonl.part").exists()
+
+
+def test_a_first_choice_in_brackets_is_no_markup():
+    from rich.console import Console
+
+    from perplexity.probe.ask import Answer, Tally
+    from perplexity.probe.commands import _answers_table
+
+    tally = Tally()
+    tally.add(Answer("a", 0.1, 0.2, "[/INST]", False))
+    console = Console(width=120, record=True, file=io.StringIO())
+    console.print(_answers_table(tally.summary()))
+    assert "[/INST]" in console.export_text()
+
+
+@pytest.mark.parametrize(
+    "command", [("probe", "checkpoint-40", "-"), ("ask", "checkpoint-40", "-"), ("eval", "checkpoint-40", "-")]
+)
+def test_standard_input_that_is_closed(folder, monkeypatch, capsys, command):
+    import sys
+
+    monkeypatch.setattr(sys, "stdin", None)
+    assert run(monkeypatch, folder, *command) == 2
+    assert "-: expected standard input, got it closed" in capsys.readouterr().err

@@ -91,7 +91,7 @@ def test_texts_end_where_the_model_ends_them(model, tokenizer):
 def test_many_batches_in_order(model, tokenizer):
     settings = GenerationSettings(max_new_tokens=4, samples=3, batch_size=2)
     told = []
-    found = generate(model, tokenizer, asked(tokenizer, settings), settings, told.append)
+    found = generate(model, tokenizer, asked(tokenizer, settings), settings, progress=told.append)
     assert [(text.prompt, text.sample) for text in found] == [(p, s) for p in range(3) for s in range(3)]
     assert told == [3, 6, 9]
 
@@ -101,9 +101,11 @@ def test_many_batches_in_order(model, tokenizer):
     [
         ({"samples": 0}, "samples: expected a whole number, at least 1, got 0"),
         ({"max_new_tokens": True}, "max_new_tokens: expected a whole number"),
-        ({"temperature": -1.0}, "temperature: expected 0 or more"),
-        ({"temperature": float("nan")}, "temperature: expected 0 or more"),
-        ({"temperature": float("inf")}, "temperature: expected 0 or more"),
+        ({"temperature": -1.0}, "temperature: expected 0 (greedy) or 0.01 and more"),
+        ({"temperature": float("nan")}, "temperature: expected 0 (greedy) or 0.01 and more"),
+        ({"temperature": float("inf")}, "temperature: expected 0 (greedy) or 0.01 and more"),
+        ({"temperature": 1e-40}, "temperature: expected 0 (greedy) or 0.01 and more"),
+        ({"seed": 1 << 64}, "seed: expected less than 2⁶³"),
         ({"top_p": 0.0}, "top_p: expected above 0 and at most 1"),
         ({"top_k": -1}, "top_k: expected a whole number, at least 0"),
         ({"temperature": 0}, "samples: expected 1 with temperature 0"),
@@ -128,3 +130,73 @@ def test_models_that_cannot_generate(model, tokenizer):
 def test_numbers_are_arrays_of_whole_numbers(model, tokenizer):
     settings = GenerationSettings(max_new_tokens=4)
     assert all(text.ids.dtype == np.int64 for text in generate(model, tokenizer, asked(tokenizer, settings), settings))
+
+
+def first_choices(model):
+    """By full logits, one prompt at a time: whether each token is the likeliest after those before it."""
+
+    def agrees(prompt, ids):
+        with torch.no_grad():
+            logits = model(torch.tensor([[*prompt, *ids]])).logits[0, len(prompt) - 1 : -1]
+        return logits.argmax(-1).tolist() == ids.tolist()
+
+    return agrees
+
+
+def recurrent(name, vocabulary):
+    import transformers as t
+
+    torch.manual_seed(0)
+    if name == "rwkv":
+        sizes = dict(hidden_size=32, num_hidden_layers=2, attention_hidden_size=32, context_length=64)
+        model = t.RwkvForCausalLM(t.RwkvConfig(vocab_size=vocabulary, **sizes))
+    else:
+        sizes = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4, lru_width=32)
+        model = t.RecurrentGemmaForCausalLM(
+            t.RecurrentGemmaConfig(vocab_size=vocabulary, **sizes, attention_window_size=32)
+        )
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.normal_(0, 0.4)
+    return model.eval()
+
+
+@pytest.mark.parametrize("name", ["rwkv", "recurrent_gemma", "llama"])
+def test_models_that_padding_or_a_batch_disturbs_write_what_they_would_alone(name, tokenizer):
+    """RWKV's state is shared over a batch and RecurrentGemma reads padding: their texts were not the model's own."""
+    model = build_model(len(tokenizer)) if name == "llama" else recurrent(name, len(tokenizer))
+    settings = GenerationSettings(max_new_tokens=10, temperature=0, samples=1)
+    given = asked(tokenizer, settings, [*PROMPTS, Prompt("d", "the dog lay by"), Prompt("e", "b")])
+    agrees = first_choices(model)
+    found = generate(model, tokenizer, given, settings, first_choices=agrees)
+    assert all(agrees(given[text.prompt].ids, text.ids) for text in found)
+    assert [text.prompt for text in found] == [0, 1, 2, 3, 4]
+
+
+def test_a_model_whose_generate_is_another_is_refused(model, tokenizer):
+    settings = GenerationSettings(max_new_tokens=4)
+    with pytest.raises(InputError, match="its generate and its forward pass disagree"):
+        generate(model, tokenizer, asked(tokenizer, settings), settings, first_choices=lambda prompt, ids: False)
+
+
+@pytest.mark.parametrize("together", ["equal", "alone"])
+def test_every_way_of_batching_gives_every_text_once(model, tokenizer, together, monkeypatch):
+    from perplexity.probe import generation
+
+    monkeypatch.setattr(generation, "_together", lambda *_: together)
+    settings = GenerationSettings(max_new_tokens=4, samples=3)
+    given = asked(tokenizer, settings, [*PROMPTS, Prompt("d", "the cat sat on")])
+    found = generate(model, tokenizer, given, settings, first_choices=first_choices(model))
+    assert [(text.prompt, text.sample) for text in found] == [(p, s) for p in range(4) for s in range(3)]
+
+
+@pytest.mark.parametrize("ends", [50256, [-1, None, "a"], 1.5])
+def test_an_end_of_text_that_the_model_has_not(model, tokenizer, ends):
+    """GPT-2's configuration says 50256 whatever the vocabulary."""
+    model.generation_config.eos_token_id = ends
+    settings = GenerationSettings(max_new_tokens=4)
+    assert len(generate(model, tokenizer, asked(tokenizer, settings), settings)) == 12
+    from perplexity.probe.generation import ends_of_text
+
+    assert ends_of_text(model, tokenizer) == [tokenizer.eos_token_id]

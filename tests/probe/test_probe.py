@@ -169,7 +169,7 @@ def test_a_scorer_of_ones_own(model, tokenizer):
     got = probe(model, tokenizer, PROMPTS, settings=SETTINGS, scorers=[Arithmetic(), Silent()], name="tiny")
     parts = got.health["parts"]
     assert parts["Arithmetic"] == {"weight": 40, "score": 0.25, "evidence": "a scorer of your own"}
-    assert parts["silent benchmark"] == {"weight": 10, "score": None, "evidence": "no score"}
+    assert parts["silent benchmark"] == {"weight": 10, "score": None, "evidence": "it has no score"}
     known = {name: part for name, part in parts.items() if part["score"] is not None}
     whole = sum(part["weight"] * part["score"] for part in known.values()) / sum(p["weight"] for p in known.values())
     assert got.health_score == pytest.approx(min(100 * whole, got.health["ceiling"]))
@@ -179,19 +179,84 @@ def test_a_scorer_of_ones_own(model, tokenizer):
     assert again.health["parts"]["Arithmetic"]["weight"] == 0 and again.health_score != got.health_score
 
 
-@pytest.mark.parametrize("value", [2, -0.1, float("nan"), "good", True])
-def test_a_scorer_that_gives_no_score(model, tokenizer, value):
-    class Wrong:
-        def score(self, checkpoint):
-            return value
+class Scores:
+    def __init__(self, value):
+        self.value = value
 
-    with pytest.raises(InputError, match="scorer Wrong: expected a score from 0 to 1, or None, got"):
-        probe(model, tokenizer, ["a"], settings=GenerationSettings(max_new_tokens=2), scorers=[Wrong()])
+    def score(self, checkpoint):
+        return self.value() if callable(self.value) else self.value
 
 
-def test_a_scorer_that_is_none(model, tokenizer):
-    with pytest.raises(InputError, match="scorers: expected objects with a method score, got int"):
-        probe(model, tokenizer, ["a"], settings=GenerationSettings(max_new_tokens=2), scorers=[3])
+def leave():
+    raise SystemExit(0)
+
+
+@pytest.mark.parametrize("value", [2, -0.1, float("nan"), "good", True, leave, lambda: 1 / 0])
+def test_a_scorer_that_fails_does_not_take_the_probe_with_it(model, tokenizer, value):
+    got = probe(model, tokenizer, ["a"], settings=GenerationSettings(max_new_tokens=2), scorers=[Scores(value)])
+    part = got.health["parts"]["Scores"]
+    assert part["score"] is None and part["evidence"].startswith("it failed: ")
+
+
+def test_numpys_numbers_are_scores(model, tokenizer):
+    got = probe(
+        model, tokenizer, ["a"], settings=GenerationSettings(max_new_tokens=2), scorers=[Scores(np.float32(0.5))]
+    )
+    assert got.health["parts"]["Scores"]["score"] == 0.5
+
+
+def named(name, weight=1):
+    return type("Named", (), {"name": name, "weight": weight, "score": lambda self, checkpoint: 1.0})()
+
+
+@pytest.mark.parametrize(
+    ("scorers", "words_"),
+    [
+        ([3], "scorers: expected objects with a method score, got int"),
+        ([type("A", (), {"score": 0.5})()], "scorers: expected objects with a method score, got A"),
+        ([named("generation")], "scorers: expected a name of its own, got 'generation' twice"),
+        ([named("x"), named("x")], "scorers: expected a name of its own, got 'x' twice"),
+        ([named("x", None)], "scorer x: expected a weight of 0 or more, got None"),
+        ([named("x", "abc")], "scorer x: expected a weight of 0 or more, got 'abc'"),
+        ([named("x", -1)], "scorer x: expected a weight of 0 or more, got -1"),
+    ],
+)
+def test_scorers_that_are_none(model, tokenizer, scorers, words_):
+    with pytest.raises(InputError) as error:
+        probe(model, tokenizer, ["a"], settings=GenerationSettings(max_new_tokens=2), scorers=scorers)
+    assert words_ in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"baselines": [1]},
+        {"baselines": {"unigram": None}},
+        {"baselines": {"unigram": {"loss": "nan"}}},
+        {"tokens": "abc"},
+        {"tokens": None},
+        {"loss": float("nan")},
+    ],
+)
+def test_an_evaluation_that_is_none(model, tokenizer, change):
+    given = {"loss": 3.0, "tokens": 500, "baselines": {"unigram": {"loss": 5.0}}} | change
+    with pytest.raises(InputError, match="evaluation: expected a number for"):
+        probe(model, tokenizer, ["a"], settings=GenerationSettings(max_new_tokens=2), evaluation=given)
+
+
+def test_a_model_with_a_broken_row_is_not_healthier_for_it(tokenizer):
+    """Only references hold the token: their loss was NaN, the part missing, and the mean of the others higher."""
+    model = build_model(len(tokenizer))
+    token = tokenizer("lay")["input_ids"][-1]
+    with torch.no_grad():
+        model.model.embed_tokens.weight[token] = float("nan")
+    prompts = [Prompt(str(k), "the cat sat", (" on the mat and the dog lay by the door",)) for k in range(4)]
+    got = probe(model, tokenizer, prompts, settings=SETTINGS)
+    assert got.findings[0].signal == "non-finite" and got.findings[0].severity == "danger"
+    assert got.verdict == "unhealthy" and got.health["parts"]["perplexity"]["score"] == 0
+    assert got.perplexity["non_finite"] > 0 and math.isfinite(got.perplexity["reference_loss"])
+    assert "self-perplexity" not in [finding.signal for finding in got.findings if "nan" in finding.evidence]
+    assert "nan" not in got.to_json().lower().replace("non_finite", "").replace("nan or infinite", "")
 
 
 @pytest.mark.parametrize(
@@ -200,6 +265,11 @@ def test_a_scorer_that_is_none(model, tokenizer):
         ("one", "prompts: expected a sequence of them, got one str"),
         ([3], "prompts: expected strings or Prompts, got int at 0"),
         ([], "prompts: expected at least one, got none"),
+        (["\ud800"], "prompt 0: expected Unicode text, got a lone surrogate at character 0"),
+        ([Prompt("d", 5)], "prompt d: expected text, got int"),
+        ([Prompt("d", "a", ("\udfff",))], "prompt d: expected Unicode text"),
+        ([Prompt("d", "a", (5,))], "prompt d: expected text, got int"),
+        ([Prompt("d", "a", "a reference")], "prompt d: expected references as a tuple, got str"),
         ([Prompt("d", "short", document=True)], "prompts: expected at least one, got 1 documents too short to cut"),
     ],
 )
@@ -225,7 +295,7 @@ GENERATION |= dict(can_end=True)
 LOSSES = dict(
     self_loss=2.4, reference_loss=2.5, reference_tokens=4000, known_loss=2.5, known_unigram=6.0, known_tokens=4000
 )
-LOSSES |= dict(known_of="the references", uniform_loss=10.0)
+LOSSES |= dict(known_of="the references", uniform_loss=10.0, non_finite=0)
 CALIBRATION = dict(tokens=4000, ece=0.02, confidence=0.5, accuracy=0.5)
 
 
@@ -259,6 +329,7 @@ def signals(generation=None, losses=None, calibration=None, ask=None, settings=N
         (dict(generation=dict(repetition=0.3), losses=dict(known_loss=6.5)), ["repetition"]),
         (dict(generation=dict(repetition=0.3), losses=dict(known_loss=None)), ["repetition"]),
         (dict(generation=dict(repetition=0.3), losses=dict(known_tokens=100)), ["repetition"]),
+        (dict(losses=dict(non_finite=3)), ["non-finite"]),
         (dict(losses=dict(self_loss=1.0)), ["self-perplexity"]),
         (dict(losses=dict(self_loss=5.5)), ["self-perplexity"]),
         (dict(losses=dict(self_loss=1.0), settings=GenerationSettings(temperature=0.5)), []),
