@@ -12,8 +12,7 @@ import numpy as np
 
 from ..errors import InputError
 from ..evaluation.fingerprints import tokenizer_fingerprint
-from ..monitor.findings import SEVERITIES, Judged
-from .findings import Finding
+from ..findings import SEVERITIES, Finding, Judged
 from .index import FEWEST, NGRAM, SHINGLE, Index, Scan, Text
 from .leakage import FEWEST_WORDS, Leak, leakage_findings, leaks, overlaps, scan_texts
 from .splits import shift_findings, size_findings

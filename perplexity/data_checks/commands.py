@@ -19,9 +19,8 @@ from ..evaluation.documents import Document
 from ..evaluation.fingerprints import tokenizer_fingerprint
 from ..evaluation.models import load_tokenizer
 from ..evaluation.readers import STANDARD_INPUT
-from ..monitor.commands import COLOURS
+from ..evaluation.tables import findings_table
 from .checks import DataCheck, check_data, write_texts
-from .findings import Finding
 from .index import Index, Scan, Text
 from .leakage import without_leaks
 from .splits import goes_to_validation
@@ -226,20 +225,6 @@ def view(check: DataCheck) -> Group:
             parts.append(Line(f"and {len(check.leaked) - LISTED:,} more, all in --json"))
     parts += [Line(f"note: {note}") for note in check.notes]
     return Group(*parts)
-
-
-def findings_table(findings: list[Finding]) -> Table | Line:
-    """Each finding, what it saw and what to do."""
-    if not findings:
-        return Line("nothing found", style="green")
-    table = Table(title="findings", title_justify="left", title_style="bold")
-    table.add_column("signal")
-    table.add_column("evidence and advice")
-    for finding in findings:
-        told = Line(finding.evidence)
-        told.append(f"\n{finding.advice}", style="italic")
-        table.add_row(Line(f"{finding.signal}\n{finding.severity}", style=COLOURS[finding.severity]), told)
-    return table
 
 
 def summary(check: DataCheck) -> list[tuple[str, str]]:

@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import InputError
-from .findings import Finding
+from ..findings import Finding
 from .index import ESTIMATED, NGRAM, SHINGLE, GramTable, Index, Match, Scan, Text, groups, scan_batch
 from .texts import BLANK
 from .words import grams, hashes, words

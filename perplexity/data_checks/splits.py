@@ -7,7 +7,7 @@ from collections import Counter
 
 import numpy as np
 
-from .findings import Finding
+from ..findings import Finding
 from .index import Index, Scan
 from .words import digest, hashes, words
 

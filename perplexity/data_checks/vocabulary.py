@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import xxhash
 
-from .findings import Finding
+from ..findings import Finding
 from .index import Text
 
 AT_ONCE = 64  # documents tokenised in a call

@@ -17,7 +17,7 @@ import xxhash
 _SPACED = bytes(byte if byte > 127 or chr(byte).isalnum() or byte == ord("_") else ord(" ") for byte in range(256))
 _NOT_ASCII = re.compile(r"[^\x00-\x7f]+")
 # Written without spaces (Thai, Lao, Burmese, Khmer, Japanese, Chinese): each character is a word.
-_UNSPACED = re.compile(
+UNSPACED = re.compile(
     "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]"
 )
 _SHORT = 32  # characters beyond ASCII in a row that are worth remembering
@@ -28,7 +28,7 @@ def _plain(run: str) -> str:
     """Of characters beyond ASCII: letters, marks and digits in their compatible form, spaces for the rest."""
     run = unicodedata.normalize("NFKC", run).lower()
     run = "".join(letter if letter.isalnum() or unicodedata.category(letter)[0] == "M" else " " for letter in run)
-    return _UNSPACED.sub(r" \g<0> ", run)
+    return UNSPACED.sub(r" \g<0> ", run)
 
 
 _remembered = lru_cache(1 << 16)(_plain)

@@ -205,7 +205,7 @@ def _ranks(device: str | None) -> Iterator[tuple[int, int, str]]:
     device = device_of(device)
     if device == "cuda":
         device = f"cuda:{int(os.environ.get('LOCAL_RANK', '0'))}"
-        torch.cuda.setdevice_of(device)
+        torch.cuda.set_device(device)
     torch.distributed.init_process_group("nccl" if device.startswith("cuda") else "gloo")
     try:
         yield torch.distributed.get_rank(), ranks, device

@@ -6,6 +6,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from ..findings import COLOURS, Finding
 from ..metric import exp
 from .comparison import Comparison
 from .model_comparison import ModelComparison
@@ -226,3 +227,17 @@ def model_comparison(m: ModelComparison) -> Table:
 
 def _percentiles(of: dict[str, float], form: str) -> str:
     return ", ".join(f"{at}%: {form.format(of[at])}" for at in ("0", "1", "10", "50", "90", "99", "100"))
+
+
+def findings_table(findings: list[Finding]) -> Table | Text:
+    """Each finding, what it saw and what to do."""
+    if not findings:
+        return Text("nothing found", style="green")
+    table = Table(title="findings", title_justify="left", title_style="bold")
+    table.add_column("signal")
+    table.add_column("evidence and advice")
+    for finding in findings:
+        told = Text(finding.evidence)
+        told.append(f"\n{finding.advice}", style="italic")
+        table.add_row(Text(f"{finding.signal}\n{finding.severity}", style=COLOURS[finding.severity]), told)
+    return table

@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..errors import InputError
+from ..findings import COLOURS, VERDICT_COLOURS
 from .digest import Digest
 from .findings import Finding
 from .follower import Follower, NotYet
@@ -21,8 +22,6 @@ from .health import Diagnosis, diagnose
 from .history import feed
 from .readers import read_history
 
-COLOURS = {"info": "cyan", "warning": "yellow", "danger": "red"}
-VERDICT_COLOURS = {"healthy": "green", "watch": "yellow", "unhealthy": "red", "insufficient-data": "cyan"}
 BARS = "▁▂▃▄▅▆▇█"
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from ..findings import CEILING, VERDICTS, Judged, worst
 from ..metric import exp
 from .digest import Digest
-from .findings import SEVERITIES, Finding, Judged
+from .findings import Finding
 from .signals import all_findings
 
-VERDICTS = {"info": "healthy", "warning": "watch", "danger": "unhealthy"}
 # Which part of the score a signal speaks of, and the part's share of 100.
 PARTS = {
     "stability": (35, ("non-finite", "divergence", "spike")),
@@ -20,7 +20,6 @@ PARTS = {
 }
 LEFT = {"info": 1.0, "warning": 0.4, "danger": 0.0}  # of a part, by its worst finding
 FEWER = 0.8  # of what is left, for each further warning or danger in the part
-CEILING = {"info": 100.0, "warning": 70.0, "danger": 30.0}  # of the whole, by the worst finding of all
 GAP_SCALE = 2.0  # nats of validation above training that leave 1/e of the generalisation part
 
 
@@ -61,16 +60,14 @@ def score(findings: list[Finding], gap: float | None) -> tuple[float, dict[str, 
         mine = [f for f in findings if f.signal in signals and f.severity != "info"]
         left = 1.0
         if mine:
-            worst = max(mine, key=lambda f: SEVERITIES.index(f.severity)).severity
-            left = LEFT[worst] * FEWER ** (len(mine) - 1)
+            left = LEFT[worst(f.severity for f in mine)] * FEWER ** (len(mine) - 1)
         if name == "generalisation" and gap is not None:
             left *= math.exp(-max(0.0, gap) / GAP_SCALE)
         components[name] = {"share": share, "left": left, "findings": sorted({f.signal for f in mine})}
         if name == "generalisation":
             components[name]["gap"] = gap
         whole += share * left
-    worst = max((f.severity for f in findings), key=SEVERITIES.index, default="info")
-    return min(whole, CEILING[worst]), components
+    return min(whole, CEILING[worst(f.severity for f in findings)]), components
 
 
 def diagnose(
@@ -84,12 +81,12 @@ def diagnose(
     findings = all_findings(digest, vocabulary_size=vocabulary_size, total_steps=total_steps)
     s = digest.settings
     evaluations, last = digest.evaluations, digest.evaluations[-1] if digest.evaluations else None
-    worst = max((f.severity for f in findings), key=SEVERITIES.index, default="info")
+    gravest = worst(f.severity for f in findings)
     enough = len(evaluations) >= s.least_evaluations and digest.points >= s.least_points
-    verdict = VERDICTS[worst] if enough or worst != "info" else "insufficient-data"
+    verdict = VERDICTS[gravest] if enough or gravest != "info" else "insufficient-data"
     notes = list(notes or [])
     health, components = None, {}
-    if enough or worst == "danger":
+    if enough or gravest == "danger":
         gap = None if last is None or math.isnan(last.near) else last.loss - last.near
         health, components = score(findings, gap)
     if not enough:

@@ -9,8 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ..errors import InputError
+from ..findings import SEVERITIES
 from .digest import LARGEST, Digest
-from .findings import SEVERITIES, SIGNALS, Finding
+from .findings import SIGNALS, Finding
 from .health import Diagnosis, diagnose
 from .history import UNITS
 from .settings import Settings

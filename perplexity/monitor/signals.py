@@ -7,9 +7,10 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
+from ..findings import SEVERITIES
 from ..metric import exp
 from .digest import MAD_TO_SIGMA, Digest, Evaluated, Spike
-from .findings import SEVERITIES, Finding, nats
+from .findings import Finding, nats
 from .trend import healthy_decline, plateau
 
 

@@ -1,22 +1,21 @@
 """Beyond perplexity: what a model writes, whether others find it good, and whether it knows what it knows."""
 
-from .ask import Answer, Questioner
-from .prober import Probe, probe
-from .prompts import Prompt, read_prompts
-from .scores import Checkpoint, Health, Part, Scorer, health
-from .settings import GenerationSettings
+import importlib
 
-__all__ = [
-    "Answer",
-    "Checkpoint",
-    "GenerationSettings",
-    "Health",
-    "Part",
-    "Probe",
-    "Prompt",
-    "Questioner",
-    "Scorer",
-    "health",
-    "probe",
-    "read_prompts",
-]
+# Imported where they are used: a report of probes needs no model, and Ask-LLM none of the measures.
+_HOME = {
+    "ask": ("Answer", "Questioner"),
+    "prober": ("Probe", "probe"),
+    "prompts": ("Prompt", "read_prompts"),
+    "scores": ("Checkpoint", "Health", "Part", "Scorer", "health"),
+    "settings": ("GenerationSettings",),
+}
+_MODULE = {name: module for module, names in _HOME.items() for name in names}
+
+__all__ = sorted(_MODULE)
+
+
+def __getattr__(name: str):
+    if name not in _MODULE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f".{_MODULE[name]}", __name__), name)

@@ -7,11 +7,13 @@ the hidden state of the prompt's last position by ``token_statistics``: no logit
 from __future__ import annotations
 
 import math
+import re
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import closing, nullcontext
 from dataclasses import dataclass, replace
+from itertools import repeat
 from pathlib import Path
 
 import numpy as np
@@ -35,11 +37,19 @@ TEMPLATE = """Text:
 
 Is the text above fluent, coherent and informative, without repeating itself? Answer yes or no.
 Answer:"""
-PLACE = "{text}"
+# Of a probe, where it is known what the text was to continue or to answer.
+PROBE_TEMPLATE = """Prompt:
+{prompt}
+
+Continuation, which may be cut off at its end:
+{text}
+
+Does the continuation go on from the prompt fluently, sensibly and truthfully, without repeating itself? Answer yes or no.
+Answer:"""
+PLACE, PROMPT = "{text}", "{prompt}"
 SHORTER = (
     8  # tokens that a text loses beyond what is too much, each time: cutting may change how the rest is cut into tokens
 )
-UNANSWERED = 0.5  # of the probability on yes or no: below it the model answers something else
 
 
 @dataclass(frozen=True)
@@ -62,9 +72,9 @@ class Answer:
 class Questioner:
     """A model, its tokenizer and a question; ``ask`` answers it for texts.
 
-    template: holds ``{text}`` once; where the tokenizer has a chat template (``chat`` None) it goes in as a user's message. yes,
-    no: the answers, scored by their first tokens; behind a prompt that is no chat and does not end in white space a space comes
-    first.
+    template: holds ``{text}`` once, and may hold ``{prompt}``; where the tokenizer has a chat template (``chat`` None) it goes
+    in as a user's message. yes, no: the answers, scored by their first tokens; behind a prompt that is no chat and does not end
+    in white space a space comes first.
     """
 
     def __init__(
@@ -82,6 +92,8 @@ class Questioner:
             check_unicode(name, text)
         if template.count(PLACE) != 1:
             raise InputError(f"template: expected {PLACE} in it once, got it {template.count(PLACE)} times")
+        if template.count(PROMPT) > 1:
+            raise InputError(f"template: expected {PROMPT} in it once at most, got it {template.count(PROMPT)} times")
         self.network = models.as_language_model(model)
         self.tokenizer, self.template = tokenizer, template
         self.chat = bool(getattr(tokenizer, "chat_template", None)) if chat is None else chat
@@ -92,9 +104,10 @@ class Questioner:
         if self.tokens[0] == self.tokens[1]:
             raise InputError(f"yes, no: expected answers that differ in their first token, got {yes!r} and {no!r}")
 
-    def prompt(self, text: str) -> str:
-        """What the model reads before it answers."""
-        filled = self.template.replace(PLACE, text)
+    def prompt(self, text: str, before: str = "") -> str:
+        """What the model reads before it answers about ``text``, which follows ``before``."""
+        put = {PLACE: text, PROMPT: before}
+        filled = re.sub("|".join(map(re.escape, put)), lambda place: put[place[0]], self.template)
         return chat_text(self.tokenizer, filled) if self.chat else filled
 
     def _answer(self, answer: str, name: str) -> int:
@@ -117,34 +130,46 @@ class Questioner:
         ids, bos = self._cut(prompt), self.tokenizer.bos_token_id
         return np.array(ids if bos is None or self.chat or ids[:1] == [bos] else [bos, *ids], dtype=np.int64)
 
-    def ids(self, text: str) -> tuple[np.ndarray, bool]:
-        """The prompt's tokens and whether the text's end was left out to make it fit the model's context."""
+    @property
+    def words(self) -> tuple[str, str]:
+        """The two answers as they are scored: of a longer one the first token, which may begin other words, too."""
+        yes, no = (self.tokenizer.decode([token]) for token in self.tokens)
+        return yes, no
+
+    def ids(self, text: str, before: str = "") -> tuple[np.ndarray, bool]:
+        """The prompt's tokens, and whether something was left out to make it fit the model's context: the beginning of
+        ``before``, then the end of ``text``, never the question."""
         limit = self.network.context_length
-        ids = self._ids(self.prompt(text))
+        ids = self._ids(self.prompt(text, before))
         if not len(ids):
             raise InputError("template: expected a prompt of at least one token, got none")
         if limit is None or len(ids) <= limit:
             return ids, False
-        kept = self._cut(text)
+        kept, ahead = self._cut(text), self._cut(before) if PROMPT in self.template else []
         while len(ids) > limit:
-            if not kept:
+            more = len(ids) - limit + SHORTER
+            if ahead:
+                ahead = ahead[more:]
+            elif kept:
+                kept = kept[: max(0, len(kept) - more)]
+            else:
                 raise InputError(
                     f"template: expected one that leaves room for a text, got {len(ids)} tokens of {limit}"
                 )
-            kept = kept[: max(0, len(kept) - (len(ids) - limit) - SHORTER)]
-            ids = self._ids(self.prompt(self.tokenizer.decode(kept)))
+            ids = self._ids(self.prompt(self.tokenizer.decode(kept), self.tokenizer.decode(ahead)))
         return ids, True
 
     def ask(
         self,
         texts: Iterable[Document | str],
         *,
+        prompts: Iterable[str] | None = None,
         batch_size: int | None = None,
         journal: str | Path | None = None,
-        progress: Callable[[int], None] | None = None,
     ) -> Iterator[Answer]:
         """An ``Answer`` for each text, in order, as they come; ``batch_size`` prompts at a time, by default a few thousand tokens.
 
+        prompts: what each text follows, for a template with ``{prompt}``.
         journal: a folder; the same call again goes on where a killed one stopped, to the same bits.
         """
         if batch_size is not None and batch_size < 1:
@@ -153,14 +178,14 @@ class Questioner:
         book = None if journal is None else Journal(journal, self._identity(batch_size, device))
         with nullcontext() if book is None else closing(book), evaluation_mode(self.network):
             scored = stream(
-                continuations(self._positions(texts, book)),
+                continuations(self._positions(texts, prompts, book)),
                 self._score,
                 device=device,
                 batch_size=batch_size,
                 fields=3,
                 journal=book,
             )
-            for done, item in enumerate(scored, 1):
+            for item in scored:
                 nll_yes, nll_no, first = item.values[:, 0].tolist()
                 if math.isnan(nll_yes) or math.isnan(nll_no):
                     raise InputError(f"model: expected probabilities, got NaN for text {item.positions.document.id}")
@@ -168,8 +193,6 @@ class Questioner:
                 token = self.tokenizer.decode([int(first)])
                 shortened = bool(item.positions.skipped["shortened"])
                 yield Answer(document.id, math.exp(-nll_yes), math.exp(-nll_no), token, shortened)
-                if progress is not None:
-                    progress(done)
 
     def _identity(self, batch_size: int | None, device: torch.device) -> dict:
         return {
@@ -183,17 +206,20 @@ class Questioner:
             "threads": torch.get_num_threads(),
         }
 
-    def _positions(self, texts: Iterable[Document | str], book: Journal | None) -> Iterator[tuple[Positions, int]]:
+    def _positions(
+        self, texts: Iterable[Document | str], prompts: Iterable[str] | None, book: Journal | None
+    ) -> Iterator[tuple[Positions, int]]:
         if isinstance(texts, str | Document):
             raise InputError(f"texts: expected a sequence of them, got one {type(texts).__name__}")
         hashes, verified = TextFingerprint(), False
-        for index, text in enumerate(texts):
+        ahead = repeat("") if prompts is None else iter(prompts)
+        for index, (text, before) in enumerate(zip(texts, ahead, strict=prompts is not None)):
             document = checked_document(index, text)
             if document.ids is not None:
                 document = replace(document, text=self._decoded(document), ids=None)
             if book is not None:
-                book.document(index, hashes.add(document.text))
-            ids, shortened = self.ids(document.text)
+                book.document(index, hashes.add(before + document.text))
+            ids, shortened = self.ids(document.text, before)
             if not verified and len(ids) > 1:
                 models.verify(self.network, ids, self.network.context_length or len(ids))
                 verified = True
@@ -227,10 +253,11 @@ class Questioner:
 
 
 class Tally:
-    """Sums over answers, eight bytes a text."""
+    """Sums over answers to a question, eight bytes a text."""
 
-    def __init__(self) -> None:
-        self.p_yes, self.p_no, self.two, self.answered, self.shortened = array("d"), 0.0, 0.0, 0, 0
+    def __init__(self, judge: Questioner) -> None:
+        self.answers = judge.words
+        self.p_yes, self.p_no, self.two, self.both, self.shortened = array("d"), 0.0, 0.0, 0, 0
         self.first: Counter = Counter()
 
     def __len__(self) -> int:
@@ -240,23 +267,24 @@ class Tally:
         self.p_yes.append(answer.p_yes)
         self.p_no += answer.p_no
         if answer.yes_of_two is not None:
-            self.two, self.answered = self.two + answer.yes_of_two, self.answered + 1
+            self.two, self.both = self.two + answer.yes_of_two, self.both + 1
         self.first[answer.first] += 1
         self.shortened += answer.shortened
 
     def summary(self) -> dict | None:
-        """Means over texts: p_yes, p_no, yes_of_two (where it is one), answered (p_yes + p_no); percentiles of p_yes; the most
-        common first choices. None without a text."""
+        """answers: the two tokens that are scored. Means over texts: p_yes, p_no, yes_of_two (where it is one), answered (p_yes +
+        p_no); percentiles of p_yes; the most common first choices. None without a text."""
         count = len(self)
         if not count:
             return None
         p_yes = np.array(self.p_yes)
         return {
             "texts": count,
+            "answers": list(self.answers),
             "p_yes": float(p_yes.mean()),
             "p_no": self.p_no / count,
             "answered": float(p_yes.mean()) + self.p_no / count,
-            "yes_of_two": self.two / self.answered if self.answered else None,
+            "yes_of_two": self.two / self.both if self.both else None,
             "percentiles": {str(at): float(np.percentile(p_yes, at)) for at in (10, 50, 90)},
             "first_choices": dict(self.first.most_common(3)),
             "shortened": self.shortened,

@@ -13,25 +13,29 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text as Line
 
-from ..data_checks.commands import findings_table
 from ..errors import InputError
 from ..evaluation.collect import ParquetTable
 from ..evaluation.commands import check_outputs, device_of, load_model, read_options, with_separator
 from ..evaluation.documents import Document
 from ..evaluation.readers import STANDARD_INPUT, read_documents
 from ..evaluation.results import read_result, to_json, write_text
-from ..monitor.commands import VERDICT_COLOURS
-from .ask import TEMPLATE, UNANSWERED, Answer, Questioner, Tally
-from .prober import Probe, probe
+from ..evaluation.tables import findings_table
+from ..findings import VERDICT_COLOURS
+from .ask import PROBE_TEMPLATE, PROMPT, TEMPLATE, Answer, Questioner, Tally
+from .findings import unanswered
 from .prompts import read_prompts, spread
 from .scores import Scorer
 from .settings import GenerationSettings
 from .summary import examples, rows
+
+if TYPE_CHECKING:
+    from .prober import Probe
 
 SHOWN = 400  # characters of an example
 LOG_EVERY = 10.0  # seconds between lines of progress
@@ -40,6 +44,8 @@ CHECKPOINT = re.compile(r"(?:checkpoint|step)[-_]?(\d+)$")
 
 
 def run_probe(arguments: argparse.Namespace) -> int:
+    from .prober import probe
+
     given = [
         getattr(arguments, name) for name in ("model", "prompts", "judge", "template", "embeddings", "eval", "history")
     ]
@@ -53,7 +59,7 @@ def run_probe(arguments: argparse.Namespace) -> int:
     scorers = [_scorer(name) for name in arguments.scorer or []]
     evaluation = None if arguments.eval is None else read_result(arguments.eval)
     diagnosis = None if arguments.history is None else _diagnosis(arguments.history)
-    template = _template(arguments.template)
+    template = _template(arguments.template, PROBE_TEMPLATE)
     every = list(
         read_prompts(
             arguments.prompts,
@@ -104,7 +110,9 @@ def run_ask(arguments: argparse.Namespace) -> int:
         raise InputError(f"--out: expected a name that ends in .jsonl or .parquet, got {arguments.out}")
     if STANDARD_INPUT in arguments.text and arguments.journal:
         raise InputError("-: expected a file with --journal, standard input cannot be read again")
-    template = _template(arguments.template)
+    template = _template(arguments.template, TEMPLATE)
+    if PROMPT in template:
+        raise InputError(f"--template: expected one without {PROMPT}, which texts have not here")
     for _ in read_documents([path for path in arguments.text if path != STANDARD_INPUT], read_options(arguments)):
         pass  # what is broken is told before the model is loaded
     model, tokenizer = load_model(arguments.model, arguments, device_of(arguments.device))
@@ -120,7 +128,7 @@ def run_ask(arguments: argparse.Namespace) -> int:
     documents: Iterable[Document] = read_documents(
         arguments.text, with_separator(read_options(arguments), tokenizer, arguments.separator)
     )
-    tell, tally = _progress(), Tally()
+    tell, tally = _progress(), Tally(judge)
     with _written(arguments.out) as write:
         for answer in judge.ask(documents, batch_size=arguments.batch_size, journal=arguments.journal):
             tally.add(answer)
@@ -133,14 +141,15 @@ def run_ask(arguments: argparse.Namespace) -> int:
         write_text(arguments.json, to_json(found | {"model": arguments.model, "template": template}) + "\n")
     console = Console()
     console.print(_answers_table(found))
-    if found["answered"] < UNANSWERED:
-        first = ", ".join(repr(word) for word in found["first_choices"])
-        console.print(
-            f"note: the model puts {found['answered']:.1%} of its probability on the two answers; it would rather say {first}: "
-            "another template, or --yes and --no in its own words, asks it better",
-            markup=False,
-            highlight=False,
-        )
+    for finding in unanswered(found):
+        console.print(f"note: {finding.evidence}; {finding.advice}", markup=False, highlight=False)
+    for word, token in zip((arguments.yes, arguments.no), found["answers"], strict=True):
+        if token.strip() != word.strip():
+            console.print(
+                f"note: {word!r} is scored by its first token, {token!r}, which begins other words, too",
+                markup=False,
+                highlight=False,
+            )
     if found["shortened"]:
         console.print(
             f"note: {found['shortened']:,} texts are too long for the model's context: their ends were not read",
@@ -174,9 +183,9 @@ def _written(path: str | None) -> Iterator[Callable[[Answer], None]]:
             table.discard()
 
 
-def _template(path: str | None) -> str:
+def _template(path: str | None, default: str) -> str:
     if path is None:
-        return TEMPLATE
+        return default
     try:
         return Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

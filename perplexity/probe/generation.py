@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from ..errors import InputError
+from ..evaluation.protocols import special_ids
 from .prompts import Asked
 from .settings import GenerationSettings
 
@@ -33,14 +34,18 @@ class Generated:
 
 
 def ends_of_text(model, tokenizer) -> list[int]:
-    """Tokens that end a text: the model's own where its vocabulary has them, else the tokenizer's."""
+    """Tokens that end a text: the tokenizer's, and of the model's own those that are no piece of text.
+
+    Both, because a tuned model ends its turns with another token than its configuration may say; no piece of text, because
+    architectures have ids for it by default, which in one's own vocabulary are anything.
+    """
     rows = model.get_input_embeddings().weight.shape[0]
-    for source in (getattr(model, "generation_config", None), model.config.get_text_config(), tokenizer):
-        found = getattr(source, "eos_token_id", None)
-        found = found if isinstance(found, list | tuple) else [found]
-        if known := sorted({token for token in found if isinstance(token, int) and 0 <= token < rows}):
-            return known
-    return []
+    no_text = special_ids(tokenizer) | set(getattr(tokenizer, "added_tokens_decoder", {}))
+    found = {getattr(tokenizer, "eos_token_id", None)}
+    for source in (getattr(model, "generation_config", None), model.config.get_text_config()):
+        ends = getattr(source, "eos_token_id", None)
+        found.update(token for token in (ends if isinstance(ends, list | tuple) else [ends]) if token in no_text)
+    return sorted(token for token in found if isinstance(token, int) and 0 <= token < rows)
 
 
 def generate(

@@ -5,13 +5,12 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from ..arguments import choose_backend
-from ..data_checks.findings import Finding
 from ..errors import InputError
 from ..evaluation import models
 from ..evaluation.calibration import CalibrationBins
@@ -21,20 +20,20 @@ from ..evaluation.evaluator import evaluation_mode, token_scorer
 from ..evaluation.fingerprints import tokenizer_fingerprint
 from ..evaluation.protocols import Positions
 from ..evaluation.scoring import continuations, stream
-from ..metric import exp
-from ..monitor.findings import Judged
-from ..monitor.health import VERDICTS
+from ..findings import SEVERITIES, VERDICTS, Finding, Judged
 from . import scores
-from .ask import UNANSWERED, Questioner, Tally
-from .findings import COLLAPSED, LEAST_REFERENCE_TOKENS, LEAST_TEXTS, find, known_good
+from .ask import Questioner, Tally
+from .findings import COLLAPSED, LEAST_TEXTS, LEAST_TOKENS, UNANSWERED, Asking, failed, find, known_good, of_the_run
 from .generation import Generated, ends_of_text, generate
-from .measures import Measured, measure, measure_references, perplexities, together
+from .measures import Measured, Source, measure, perplexities, totals
 from .prompts import Asked, Prompt, checked_prompt, tokenize
 from .references import Embeddings, overlap
-from .scores import WEIGHTS, Checkpoint, Scorer, check_weights, health, name_of
+from .scores import WEIGHTS, Checkpoint, Part, Scorer
 from .settings import GenerationSettings
 
 NEARLY = 0.9  # of the likeliest token's probability: 16-bit arithmetic in a batch chooses the other of two that are as likely
+
+Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -84,7 +83,7 @@ def probe(
     backend: str | None = None,
     name: str = "",
     step: int | None = None,
-    progress: Callable[[str, int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> Probe:
     """``Probe`` of a transformers causal model: it continues ``prompts`` as ``settings`` say, and its texts are measured.
 
@@ -95,7 +94,7 @@ def probe(
     started = time.perf_counter()
     tell = progress or (lambda *_: None)
     own_weights = scores.own_weights(scorers, WEIGHTS)
-    check_weights(weights or {}, [*WEIGHTS, *own_weights])
+    scores.check_weights(weights or {}, [*WEIGHTS, *own_weights])
     network = models.as_language_model(model)
     settings = (settings or GenerationSettings()).of(network.context_length)
     models.check_tokenizer(tokenizer, network.head.weight.shape[0])
@@ -104,6 +103,12 @@ def probe(
     evaluated = _evaluated(evaluation, fingerprint)
     encoder = None if embeddings is None else Embeddings(embeddings)
     asked, notes = _asked(tokenizer, prompts, settings, network.context_length)
+    asking = Asking(
+        documents=all(prompt.prompt.document for prompt in asked),
+        answers=any(prompt.references and not prompt.prompt.document for prompt in asked),
+        can_end=bool(ends_of_text(model, tokenizer)),
+        settings=settings,
+    )
     with evaluation_mode(network):
         models.verify(network, asked[0].ids, network.context_length or len(asked[0].ids) + settings.max_new_tokens)
         generated = generate(
@@ -114,45 +119,40 @@ def probe(
             first_choices=lambda prompt, ids: _first_choices(network, backend, prompt, ids),
             progress=lambda done: tell("generating", done, len(asked) * settings.samples),
         )
-        texts = measure(asked, generated, _scored(network, backend, [(asked[g.prompt].ids, g.ids) for g in generated]))
+        texts = measure(_of_texts(network, backend, asked, generated))
         referred = [prompt for prompt in asked if len(prompt.reference)]
-        scored = _scored(network, backend, [(prompt.ids, prompt.reference) for prompt in referred])
+        sources = _of_references(network, backend, tokenizer, referred)
         checkpoint = Checkpoint(name, step, model, tokenizer, texts)
-        own = {name_of(scorer): scores.own_part(scorer, checkpoint) for scorer in scorers}
-    in_words = [tokenizer.decode(prompt.reference.tolist(), skip_special_tokens=True) for prompt in referred]
-    of_references = measure_references(referred, in_words, scored)
+        own = {scores.name_of(scorer): scores.own_part(scorer, checkpoint) for scorer in scorers}
+    references = measure(sources)
     bins = CalibrationBins()
-    for prompt, values in zip(referred, scored, strict=True):
-        bins.add(prompt.reference, values)
-    losses = perplexities(texts, of_references, [prompt.reference for prompt in referred], len(network.head.weight))
+    for source in sources:
+        bins.add(source.ids, source.values)
+    losses = perplexities(texts, references, [source.ids for source in sources], len(network.head.weight))
+    texts, beside = _beside_others(asked, texts, generated, encoder, judge, tell)
     measured: dict[str, Any] = {
-        "generation": together(texts) | {"can_end": bool(ends_of_text(model, tokenizer))},
-        "reference_texts": together(of_references) if of_references else None,
-        "perplexity": losses | _known(losses, evaluated),
-        **_beside_others(asked, [text for text in generated if text.text.strip()], encoder, judge, tell),
+        "generation": totals(texts, LEAST_TEXTS),
+        "reference_texts": totals(references, LEAST_TEXTS) if references else None,
+        "perplexity": losses | {"judged_by": evaluated or _by_references(losses)},
+        **beside,
         "calibration": bins.summary(),
     }
-    found = find(measured, settings)
-    of_health = health(
-        {
-            "monitor": scores.monitor_part(diagnosis),
-            "perplexity": scores.perplexity_part(measured["perplexity"]),
-            "generation": scores.generation_part(measured["generation"], LEAST_TEXTS, COLLAPSED),
-            "references": scores.references_part(measured["references"], all(a.prompt.document for a in asked)),
-            "ask": scores.ask_part(measured["ask"], UNANSWERED),
-            **own,
-        },
-        own_weights | dict(weights or {}),
-        [finding.severity for finding in found] + [f["severity"] for f in (diagnosis or {}).get("findings", [])],
-    )
+    found = [*find(measured, asking), *of_the_run(diagnosis)]
+    found += failed({name: part.evidence for name, part in own.items() if part.evidence.startswith(scores.FAILED)})
+    found.sort(key=lambda finding: -SEVERITIES.index(finding.severity))
+    parts = _parts(measured, asking, diagnosis) | own
+    verdict = _verdict(found, parts, measured)
+    health = scores.health(parts, own_weights | dict(weights or {}), [finding.severity for finding in found])
+    if verdict == "insufficient-data":
+        health = replace(health, score=None)
     return Probe(
-        name,
-        step,
-        _verdict(found, measured),
-        of_health.score,
-        of_health.to_dict(),
-        len(asked),
-        vars(settings) | {"in_words": str(settings)},
+        model=name,
+        step=step,
+        verdict=verdict,
+        health_score=health.score,
+        health=health.to_dict(),
+        prompts=len(asked),
+        settings=vars(settings) | {"in_words": str(settings)},
         findings=found,
         notes=[*notes, *_notes(measured, settings)],
         tokenizer_fingerprint=fingerprint,
@@ -163,28 +163,70 @@ def probe(
     )
 
 
+def _of_texts(network, backend: str, asked: list[Asked], generated: list[Generated]) -> list[Source]:
+    scored = _scored(network, backend, [(asked[text.prompt].ids, text.ids) for text in generated])
+    return [
+        Source(of.prompt.id, text.sample, of.text, text.text, text.ids, text.ended, values, of.references)
+        for text, values, of in zip(generated, scored, (asked[text.prompt] for text in generated), strict=True)
+    ]
+
+
+def _of_references(network, backend: str, tokenizer, referred: list[Asked]) -> list[Source]:
+    """The references as they are scored; ``ended``: whole, and no piece of a document."""
+    scored = _scored(network, backend, [(of.ids, of.reference) for of in referred])
+    return [
+        Source(
+            of.prompt.id,
+            0,
+            of.text,
+            tokenizer.decode(of.reference.tolist(), skip_special_tokens=True),
+            of.reference,
+            not (of.cut or of.prompt.document),
+            values,
+        )
+        for of, values in zip(referred, scored, strict=True)
+    ]
+
+
 def _beside_others(
     asked: list[Asked],
-    wrote: list[Generated],
+    texts: list[Measured],
+    generated: list[Generated],
     encoder: Embeddings | None,
     judge: Questioner | None,
-    tell: Callable[[str, int, int], None],
-) -> dict:
-    """What libraries, embeddings and the judge say of the texts that are not blank; None where there is nothing to say it by."""
-    pairs = [(text.text, asked[text.prompt]) for text in wrote]
-    meant = [(text, of.references) for text, of in pairs if of.references and not of.prompt.document]
-    tally = Tally()
-    for answer in judge.ask(text for text, _ in pairs) if judge else ():
-        tally.add(answer)
-        tell("asking", len(tally), len(pairs))
+    tell: Progress,
+) -> tuple[list[Measured], dict]:
+    """The texts with the judge's p_yes, and what libraries, embeddings and the judge say of them; None where nobody was asked."""
+    of_texts = [asked[text.prompt] for text in generated]
+    meant = [
+        (text.text, of.references)
+        for text, of in zip(texts, of_texts, strict=True)
+        if of.references and not of.prompt.document
+    ]
+    wrote = [place for place, text in enumerate(texts) if text.text.strip()]
+    before, said = [of_texts[place].text for place in wrote], [texts[place].text for place in wrote]
+    beside: dict[str, Any] = {"references": None, "coherence": None, "ask": None}
+    if meant:
+        beside["references"] = overlap(*zip(*meant, strict=True))
+    if encoder is not None:
+        beside["coherence"] = encoder.coherence(before, said, [of_texts[place].references for place in wrote])
+    if judge is not None:
+        tally, texts = Tally(judge), list(texts)
+        for place, answer in zip(wrote, judge.ask(said, prompts=before), strict=True):
+            tally.add(answer)
+            texts[place] = replace(texts[place], p_yes=answer.p_yes)
+            tell("asking", len(tally), len(wrote))
+        beside["ask"] = tally.summary()
+    return texts, beside
+
+
+def _parts(measured: Mapping, asking: Asking, diagnosis: Mapping | None) -> dict[str, Part]:
     return {
-        "references": overlap(*zip(*meant, strict=True)) if meant else None,
-        "coherence": None
-        if encoder is None
-        else encoder.coherence(
-            [of.text for _, of in pairs], [text for text, _ in pairs], [of.references for _, of in pairs]
-        ),
-        "ask": tally.summary(),
+        "monitor": scores.monitor_part(diagnosis),
+        "perplexity": scores.perplexity_part(measured["perplexity"], LEAST_TOKENS),
+        "generation": scores.generation_part(measured["generation"], LEAST_TEXTS, COLLAPSED, asking.answers),
+        "references": scores.references_part(measured["references"], asking.documents, LEAST_TEXTS),
+        "ask": scores.ask_part(measured["ask"], UNANSWERED, LEAST_TEXTS),
     }
 
 
@@ -216,17 +258,17 @@ def _evaluated(evaluation: Mapping | None, fingerprint: str) -> dict | None:
     unigram = evaluation.get("baselines")
     for key in ("unigram", "loss"):
         unigram = unigram.get(key) if isinstance(unigram, Mapping) else None
-    found = {"known_loss": evaluation.get("loss"), "known_unigram": unigram, "known_tokens": evaluation.get("tokens")}
+    found = {"loss": evaluation.get("loss"), "unigram_loss": unigram, "tokens": evaluation.get("tokens")}
     for key, value in found.items():
         if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
-            raise InputError(f"evaluation: expected a number for {key.removeprefix('known_')}, got {value!r:.40}")
-    return found | {"known_of": "the evaluation's text"}
+            raise InputError(f"evaluation: expected a number for {key}, got {value!r:.40}")
+    return found | {"of": "the evaluation's text", "guess_loss": unigram}
 
 
 def _first_choices(network, backend: str, prompt: np.ndarray, ids: np.ndarray) -> bool:
-    """Whether each of ``ids`` is the likeliest after those before it, or all but."""
+    """Whether each of ``ids`` is the likeliest after those before it, or all but; NaN is told elsewhere."""
     nll, _, _, _, confidence = _scored(network, backend, [(prompt, ids)])[0]
-    return bool((np.exp(-nll) >= NEARLY * confidence).all())
+    return not (np.exp(-nll) < NEARLY * confidence).any()
 
 
 def _scored(network, backend: str, pairs: list[tuple[np.ndarray, np.ndarray]]) -> list[np.ndarray]:
@@ -244,40 +286,37 @@ def _scored(network, backend: str, pairs: list[tuple[np.ndarray, np.ndarray]]) -
     return [item.values for item in found]
 
 
-def _known(losses: dict, evaluated: dict | None) -> dict:
-    """What the perplexity is judged by: the references where there are enough, else the evaluation."""
-    if evaluated is not None and losses["reference_tokens"] < LEAST_REFERENCE_TOKENS:
-        return evaluated
-    return {
-        "known_loss": losses["reference_loss"],
-        "known_unigram": losses["unigram_loss"],
-        "known_tokens": losses["reference_tokens"],
-        "known_of": "the references",
-    }
+def _by_references(losses: Mapping) -> dict | None:
+    """What the perplexity is judged by where no evaluation is given: ``findings.known_good``."""
+    if losses["reference_loss"] is None:
+        return None
+    bounds = {"unigram_loss": losses["unigram_loss"], "guess_loss": losses["left_out_loss"]}
+    return {"loss": losses["reference_loss"], "tokens": losses["reference_tokens"], "of": "the references"} | bounds
 
 
-def _verdict(found: list[Finding], measured: dict) -> str:
-    worst = max((finding.severity for finding in found), key=list(VERDICTS).index, default="info")
-    enough = measured["generation"]["judged"] >= LEAST_TEXTS
-    return VERDICTS[worst] if enough or worst != "info" else "insufficient-data"
+def _verdict(found: list[Finding], parts: Mapping[str, Part], measured: Mapping) -> str:
+    """By the worst finding; a model whose texts alone are known, or too few of them, is not called healthy: noise is varied."""
+    gravest = max((finding.severity for finding in found), key=SEVERITIES.index, default="info")
+    others = [name for name, part in parts.items() if part.score is not None and name not in ("generation", "monitor")]
+    enough = measured["generation"]["judged"] >= LEAST_TEXTS and others
+    return VERDICTS[gravest] if enough or gravest != "info" else "insufficient-data"
 
 
 def _notes(measured: dict, settings: GenerationSettings) -> list[str]:
-    notes, generation, losses = [], measured["generation"], measured["perplexity"]
+    notes, generation, judged_by = [], measured["generation"], measured["perplexity"]["judged_by"]
     if generation["judged"] < LEAST_TEXTS:
         notes.append(
             f"{generation['judged']} of {generation['texts']} texts are long enough to judge repetition by; "
             f"{LEAST_TEXTS} are the least"
         )
-    if known_good(losses) is None:
+    if judged_by is None or judged_by["tokens"] < LEAST_TOKENS:
         notes.append(
             "the perplexity is not known well enough to tell the low-perplexity trap: it takes references (or an evaluation) of "
-            f"{LEAST_REFERENCE_TOKENS} tokens"
+            f"{LEAST_TOKENS} tokens"
         )
-    elif not known_good(losses):
+    elif known_good(judged_by) is None:
         notes.append(
-            f"the perplexity does not look good: {exp(losses['known_loss']):,.1f} on {losses['known_of']}, where the best guess "
-            f"without context has {exp(losses['known_unigram']):,.1f}"
+            f"whether the perplexity on {judged_by['of']} is better than a guess without context cannot be told"
         )
     if not settings.unchanged:
         notes.append(

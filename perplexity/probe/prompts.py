@@ -145,32 +145,54 @@ def tokenize(
         )
     asked, short = [], 0
     for prompt in prompts:
+        text, references = prompt.text, prompt.references
         if prompt.document:
-            ids = _encode(tokenizer, prompt.text)
+            if settings.chat:
+                raise InputError(f"prompt {prompt.id}: expected a prompt for --chat, got a document to cut")
+            ids = _encode(tokenizer, text)
             begin = min(len(ids), settings.prompt_tokens + int(_starts_with_bos(tokenizer, ids)))
-            reference = ids[begin:]
+            ids, reference = ids[:begin], ids[begin:]
             if len(reference) < LEAST_REFERENCE:
                 short += 1
                 continue
-            scored = reference[: settings.max_new_tokens]
-            references: tuple[str, ...] = (tokenizer.decode(scored.tolist(), skip_special_tokens=True),)
-            ids = ids[:begin]
             text = tokenizer.decode(ids.tolist(), skip_special_tokens=True)
+            scored = reference[: settings.max_new_tokens]
+            references = (tokenizer.decode(scored.tolist(), skip_special_tokens=True),)
+            ids, shortened = _shortened(tokenizer, ids, room)
+        elif settings.chat:
+            ids, shortened = _chat(tokenizer, text, room)
+            reference = _plain(tokenizer, references[0]) if references else np.empty(0, np.int64)
         else:
-            text = prompt.text
-            ids, references = _prompt_ids(tokenizer, prompt.text, settings.chat), prompt.references
-            reference = np.empty(0, np.int64)
-            if references:
-                reference = _continuation(tokenizer, prompt.text, ids, references[0], settings.chat)
+            ids = _encode(tokenizer, text)
+            reference = _continuation(tokenizer, text, ids, references[0]) if references else np.empty(0, np.int64)
+            ids, shortened = _shortened(tokenizer, ids, room)
         if not len(ids):
             raise InputError(f"prompt {prompt.id}: expected at least one token, got none")
-        shortened = room is not None and len(ids) > room
-        if shortened:
-            bos = ids[:1] if _starts_with_bos(tokenizer, ids) and room > 1 else ids[:0]
-            ids = np.concatenate([bos, ids[len(ids) - room + len(bos) :]])
         scored = reference[: settings.max_new_tokens]
         asked.append(Asked(prompt, text, ids, scored, references, shortened, len(scored) < len(reference)))
     return asked, short
+
+
+def _shortened(tokenizer, ids: np.ndarray, room: int | None) -> tuple[np.ndarray, bool]:
+    """The last ``room`` tokens, behind BOS where it was there."""
+    if room is None or len(ids) <= room:
+        return ids, False
+    bos = ids[:1] if _starts_with_bos(tokenizer, ids) and room > 1 else ids[:0]
+    return np.concatenate([bos, ids[len(ids) - room + len(bos) :]]), True
+
+
+def _chat(tokenizer, text: str, room: int | None) -> tuple[np.ndarray, bool]:
+    """A user's message in the template, which puts BOS where it belongs; one too long loses its beginning, not the template."""
+    ids, kept = _plain(tokenizer, chat_text(tokenizer, text)), None
+    while room is not None and len(ids) > room:
+        kept = _plain(tokenizer, text) if kept is None else kept
+        if not len(kept):
+            raise InputError(
+                f"max_new_tokens: expected room for the chat template, got {len(ids)} tokens of it, and {room} left"
+            )
+        kept = kept[len(ids) - room :]
+        ids = _plain(tokenizer, chat_text(tokenizer, tokenizer.decode(kept.tolist())))
+    return ids, kept is not None
 
 
 def _starts_with_bos(tokenizer, ids: np.ndarray) -> bool:
@@ -179,8 +201,7 @@ def _starts_with_bos(tokenizer, ids: np.ndarray) -> bool:
 
 def _encode(tokenizer, text: str) -> np.ndarray:
     """Tokens of ``text`` behind BOS, never two."""
-    ids = np.array(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"], dtype=np.int64)
-    bos = tokenizer.bos_token_id
+    ids, bos = _plain(tokenizer, text), tokenizer.bos_token_id
     return ids if bos is None or _starts_with_bos(tokenizer, ids) else np.concatenate([[bos], ids])
 
 
@@ -196,20 +217,15 @@ def chat_text(tokenizer, text: str) -> str:
         raise InputError(f"chat: expected a chat template that takes a user's message, got one that fails ({reason})")
 
 
-def _prompt_ids(tokenizer, text: str, chat: bool) -> np.ndarray:
-    if not chat:
-        return _encode(tokenizer, text)
-    ids = tokenizer(chat_text(tokenizer, text), add_special_tokens=False, verbose=False)["input_ids"]
-    return np.array(ids, dtype=np.int64)  # the template puts BOS where it belongs
+def _plain(tokenizer, text: str) -> np.ndarray:
+    return np.array(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"], dtype=np.int64)
 
 
-def _continuation(tokenizer, text: str, ids: np.ndarray, reference: str, chat: bool) -> np.ndarray:
+def _continuation(tokenizer, text: str, ids: np.ndarray, reference: str) -> np.ndarray:
     """Tokens of ``reference`` after the prompt ``ids``: those that follow them in the whole, where it begins with them."""
-    if chat:
-        return np.array(tokenizer(reference, add_special_tokens=False, verbose=False)["input_ids"], dtype=np.int64)
     apart = bool(text) and not text[-1].isspace() and not reference[0].isspace()
     reference = " " + reference if apart else reference
     whole = _encode(tokenizer, text + reference)
     if len(whole) > len(ids) and np.array_equal(whole[: len(ids)], ids):
         return whole[len(ids) :]
-    return np.array(tokenizer(reference, add_special_tokens=False, verbose=False)["input_ids"], dtype=np.int64)
+    return _plain(tokenizer, reference)

@@ -7,6 +7,7 @@ from itertools import zip_longest
 
 import numpy as np
 
+from ..data_checks.words import UNSPACED
 from ..errors import InputError
 
 ROUGE = ("rouge1", "rouge2", "rougeL")
@@ -14,21 +15,36 @@ ROUGE = ("rouge1", "rouge2", "rougeL")
 
 def overlap(texts: Sequence[str], references: Sequence[Sequence[str]]) -> dict:
     """BLEU and chrF (0 to 100, of the corpus, with sacrebleu's signatures) and ROUGE F1 (0 to 1, mean over texts) of ``texts``
-    against one or more references each."""
+    against one or more references each.
+
+    Chinese is cut as sacrebleu's "zh" does, other scripts without spaces by "char". ROUGE is None where most letters of the
+    references are not ASCII: rouge-score reads no others.
+    """
     try:
         from rouge_score.rouge_scorer import RougeScorer
         from sacrebleu.metrics import BLEU, CHRF
     except ImportError as error:
         raise InputError(f"references: needs {error.name}; install fused-perplexity[probe]")
     streams = [list(stream) for stream in zip_longest(*references)]  # None where a text has fewer
-    bleu, chrf = BLEU(), CHRF()
+    letters = [letter for of in references for text in of for letter in text if letter.isalpha()]
+    bleu, chrf = BLEU(tokenize=_cut_by(letters)), CHRF()
     found = {"texts": len(texts)}
     for name, metric in (("bleu", bleu), ("chrf", chrf)):
         found[name] = metric.corpus_score(list(texts), streams).score
         found[f"{name}_signature"] = str(metric.get_signature())
+    if sum(letter.isascii() for letter in letters) < 0.5 * len(letters):
+        return found | dict.fromkeys(ROUGE)
     rouge = RougeScorer(list(ROUGE), use_stemmer=False)
     scores = [rouge.score_multi(list(of), text) for text, of in zip(texts, references, strict=True)]
     return found | {name: sum(score[name].fmeasure for score in scores) / len(scores) for name in ROUGE}
+
+
+def _cut_by(letters: Sequence[str]) -> str:
+    """sacrebleu's tokenizer for a text of such letters."""
+    unspaced = [letter for letter in letters if UNSPACED.match(letter)]
+    if len(unspaced) < 0.3 * len(letters):
+        return "13a"
+    return "zh" if all("\u3400" <= letter <= "\u9fff" for letter in unspaced) else "char"
 
 
 class Embeddings:

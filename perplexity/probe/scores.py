@@ -9,12 +9,12 @@ from numbers import Real
 from typing import Any, Protocol, runtime_checkable
 
 from ..errors import InputError
-from ..monitor.findings import SEVERITIES
-from ..monitor.health import CEILING
+from ..findings import CEILING, worst
 
 # Of 100, where nothing else is said. A scorer of one's own weighs OWN_WEIGHT beside them.
 WEIGHTS = {"monitor": 25.0, "perplexity": 20.0, "generation": 30.0, "references": 10.0, "ask": 15.0}
 OWN_WEIGHT = 10.0
+FAILED = "it failed: "
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def health(parts: Mapping[str, Part], weights: Mapping[str, float], severities: 
         total += weight
         if part.score is not None:
             whole, present = whole + weight * part.score, present + weight
-    ceiling = CEILING[max(severities, key=SEVERITIES.index, default="info")]
+    ceiling = CEILING[worst(severities)]
     score = None if not present else min(100 * whole / present, ceiling)
     return Health(score, present / total if total else 0.0, ceiling, shown)
 
@@ -114,11 +114,11 @@ def own_part(scorer: Scorer, checkpoint: Checkpoint) -> Part:
     try:
         value = scorer.score(checkpoint)
     except (Exception, SystemExit) as error:  # theirs: anything; the probe is not lost by it
-        return Part(None, f"it failed: {type(error).__name__}: {error}")
+        return Part(None, f"{FAILED}{type(error).__name__}: {error}")
     if value is None:
         return Part(None, "it has no score")
     if not _number(value) or not 0 <= value <= 1:
-        return Part(None, f"it failed: expected a score from 0 to 1, got {value!r}")
+        return Part(None, f"{FAILED}expected a score from 0 to 1, got {value!r}")
     return Part(float(value), "a scorer of your own")
 
 
@@ -136,41 +136,53 @@ def monitor_part(diagnosis: Mapping | None) -> Part:
     return Part(score / 100, f"the run's curves: {verdict}, {score:.0f} of 100")
 
 
-def perplexity_part(losses: Mapping) -> Part:
-    """Of what a guess that knows nothing lacks, the share that the model knows: 1 − loss / log V, at least 0."""
-    loss, uniform = losses["known_loss"], losses["uniform_loss"]
+def perplexity_part(losses: Mapping, least: int) -> Part:
+    """Of what a guess without context lacks, the share that the model knows: 1 − loss / the guess's, at least 0."""
+    judged_by = losses["judged_by"]
     if losses["non_finite"]:
         return Part(0.0, f"{losses['non_finite']:,} tokens have a NaN or infinite loss")
-    if loss is None:
+    if judged_by is None:
         return Part(None, "neither references nor an evaluation were given")
-    told = f"loss {loss:.3f} nats a token on {losses['known_of']}, {uniform:.3f} of a uniform guess"
-    return Part(min(1.0, max(0.0, 1 - loss / uniform)), told)
+    if judged_by["tokens"] < least:
+        return Part(None, f"{judged_by['tokens']:,} tokens of {judged_by['of']} are too few, {least} are needed")
+    loss, guess = judged_by["loss"], judged_by["guess_loss"]
+    told = f"loss {loss:.3f} nats a token on {judged_by['of']}, {guess:.3f} of a guess without context"
+    return Part(min(1.0, max(0.0, 1 - loss / guess)) if guess > 0 else 0.0, told)
 
 
-def generation_part(generation: Mapping, least: int, collapsed: float) -> Part:
-    """Product of what is not repeated, not the same as other samples, not copied and not empty, and of the entropy left."""
+def generation_part(generation: Mapping, least: int, collapsed: float, answers: bool) -> Part:
+    """Product of what is not repeated, not the same as other texts, not copied and not empty, and of the entropy left.
+
+    answers: samples of one prompt may agree, and be certain: neither is held against them.
+    """
     if generation["judged"] < least:
         return Part(None, f"{generation['judged']} texts are long enough to judge, {least} are needed")
+    same = max(generation["other_prompts"] or 0.0, 0.0 if answers else generation["same_prompt"] or 0.0)
     factors = {
         "not repeated": 1 - generation["repetition"],
-        "not the same": 1 - max(generation["same_prompt"] or 0.0, generation["other_prompts"] or 0.0),
+        "not the same": 1 - same,
         "not copied": 1 - (generation["copied"] or 0.0),
         "not empty": 1 - generation["empty"],
-        "entropy": min(1.0, (generation["entropy_per_byte"] or 0.0) / collapsed),
     }
+    if not answers and generation["entropy_per_byte"] is not None:
+        factors["entropy"] = min(1.0, generation["entropy_per_byte"] / collapsed)
     return Part(math.prod(factors.values()), ", ".join(f"{name} {value:.2f}" for name, value in factors.items()))
 
 
-def references_part(references: Mapping | None, cut: bool) -> Part:
+def references_part(references: Mapping | None, documents: bool, least: int) -> Part:
     """chrF of texts that were asked for; what happens to follow in a document is one of many good continuations."""
     if references is None:
-        return Part(None, "documents have one of many continuations" if cut else "the prompts have no references")
+        return Part(None, "documents have one of many continuations" if documents else "the prompts have no references")
+    if references["texts"] < least:
+        return Part(None, f"{references['texts']} texts have references, {least} are needed")
     return Part(references["chrf"] / 100, f"chrF {references['chrf']:.1f} over {references['texts']:,} texts")
 
 
-def ask_part(asked: Mapping | None, least: float) -> Part:
+def ask_part(asked: Mapping | None, answered: float, least: int) -> Part:
     if asked is None:
         return Part(None, "no judge was given")
-    if asked["answered"] < least or asked["yes_of_two"] is None:
+    if asked["texts"] < least:
+        return Part(None, f"{asked['texts']} texts were asked about, {least} are needed")
+    if asked["answered"] < answered or asked["yes_of_two"] is None:
         return Part(None, f"the judge does not answer yes or no ({asked['answered']:.0%} of its probability)")
     return Part(asked["yes_of_two"], f"the judge says yes to {asked['yes_of_two']:.0%} of {asked['texts']:,} texts")

@@ -78,6 +78,7 @@ class GenerationSettings:
     def __str__(self) -> str:
         how = "greedy" if self.greedy else f"temperature {self.temperature:g}, top-p {self.top_p:g}, seed {self.seed}"
         how += f", top-k {self.top_k}" if self.top_k else ""
+        how += ", as chat" if self.chat else ""
         return f"{how}, at most {self.max_new_tokens} tokens, {self.samples} a prompt"
 
 

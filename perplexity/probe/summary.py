@@ -27,23 +27,23 @@ def rows(record: dict) -> list[tuple[str, str, str, str]]:
         ),
         both("repeated 4-grams", "repeated", ".1%", "of a text's words, said before in it"),
         both("texts that loop", "looping", ".1%", "a quarter or more in one loop"),
-        both("distinct 2-grams", "distinct_2", ".1%", "of all texts together; falls with their number"),
-        both("compression", "compression_ratio", ".2f", "bytes over compressed bytes; 2.4 is a loop"),
+        both("distinct 2-grams", "distinct_2", ".1%", "of one text a prompt together; falls with their number"),
+        both("compression", "compression", ".2f", "bytes over compressed bytes; 2.4 is a loop"),
         both("entropy", "entropy", ".2f", "nats a token: how open the model sees what comes next"),
         both("tokens a text", "mean_tokens", ",.0f", f"{number(own['ended'], '.0%')} of its own ended by themselves"),
     ]
     for name, key, meaning in (
-        ("same prompt", "same_prompt", "of 4-grams, in another text of the prompt"),
-        ("other prompts", "other_prompts", "of 4-grams, in a text of another prompt"),
-        ("copied", "copied", "of 8-grams, word by word in the reference"),
+        ("same prompt", "same_prompt", "of 4-grams not in the prompt, in another text of it"),
+        ("other prompts", "other_prompts", "of 4-grams not in the prompt, in a text of another"),
+        ("copied", "copied", "of 8-grams not in the prompt, word by word in the reference"),
     ):
         if own[key] is not None:
-            found.append((name, f"{own[key]:.1%}", "", meaning))
+            found.append((name, f"{own[key]:.1%}", "" if other.get(key) is None else f"{other[key]:.1%}", meaning))
     if record["references"]:
         r = record["references"]
         found.append(("BLEU, chrF", f"{r['bleu']:.1f}, {r['chrf']:.1f}", "", "of 100, against the references"))
         found.append(
-            ("ROUGE-1, 2, L", ", ".join(f"{r[k]:.3f}" for k in ("rouge1", "rouge2", "rougeL")), "", "F1, of 1")
+            ("ROUGE-1, 2, L", ", ".join(number(r[k], ".3f") for k in ("rouge1", "rouge2", "rougeL")), "", "F1, of 1")
         )
     if record["coherence"]:
         c = record["coherence"]

@@ -6,8 +6,8 @@ import math
 from collections.abc import Sequence
 
 from ..errors import InputError
-from ..monitor.findings import SEVERITIES
-from ..monitor.health import VERDICTS, Diagnosis
+from ..findings import SEVERITIES, VERDICTS
+from ..monitor.health import Diagnosis
 from ..probe.scores import Part, health, monitor_part
 from ..probe.summary import examples, rows
 

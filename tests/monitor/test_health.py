@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from perplexity import Monitor
 from perplexity.errors import InputError
+from perplexity.findings import SEVERITIES
 from perplexity.monitor import Finding, diagnose
 from perplexity.monitor.digest import Digest
-from perplexity.monitor.findings import SEVERITIES
 from perplexity.monitor.health import PARTS, score
 
 SIGNALS = [signal for _, signals in PARTS.values() for signal in signals]

@@ -82,11 +82,31 @@ def test_a_text_too_long_loses_its_end_and_the_question_stays(model, tokenizer):
     judge = Questioner(model, tokenizer, template="{text} Q: good? A:")
     ids, shortened = judge.ids("the cat " * 300)
     assert shortened and 40 < len(ids) <= 64
-    assert tokenizer.decode(ids[-5:]).endswith("good? A:"[-8:]) or tokenizer.decode(ids).endswith("Q: good? A:")
+    assert tokenizer.decode(ids).endswith(" Q: good? A:")
     (got,) = judge.ask(["the cat " * 300])
     assert got.shortened and 0 < got.p_yes < 1
     with pytest.raises(InputError, match="template: expected one that leaves room for a text"):
         Questioner(model, tokenizer, template="Q " * 100 + "{text}").ids("x")
+
+
+def test_the_prompt_can_be_shown_beside_the_text(model, tokenizer):
+    judge = Questioner(model, tokenizer, template="{prompt} > {text} ?")
+    assert judge.prompt("a {prompt}", "b {text}") == "b {text} > a {prompt} ?"
+    texts, prompts = ["the cat", "x"], ["who", "the dog lay"]
+    for text, before, got in zip(texts, prompts, judge.ask(texts, prompts=prompts), strict=True):
+        p_yes, p_no, _ = expected(model, tokenizer, f"{before} > {text} ?", (" yes", " no"))
+        assert (got.p_yes, got.p_no) == (pytest.approx(p_yes, rel=1e-4), pytest.approx(p_no, rel=1e-4))
+    ids, shortened = judge.ids("the cat", "the dog " * 200)
+    assert (
+        shortened and tokenizer.decode(ids).endswith("dog  > the cat ?") and len(ids) <= 64
+    )  # its beginning goes first
+    with pytest.raises(ValueError):
+        list(judge.ask(texts, prompts=["one"]))
+
+
+def test_the_answers_as_they_are_scored(model, tokenizer):
+    judge = Questioner(model, tokenizer, template=SHORT)
+    assert judge.words == tuple(tokenizer.decode(tokenizer(word)["input_ids"][:1]) for word in (" yes", " no"))
 
 
 def test_it_does_not_depend_on_the_batch(model, tokenizer):
@@ -127,6 +147,7 @@ def test_a_killed_run_goes_on(model, tokenizer, tmp_path, monkeypatch):
     [
         ({"template": "no place"}, "template: expected {text} in it once, got it 0 times"),
         ({"template": "{text}{text}"}, "template: expected {text} in it once, got it 2 times"),
+        ({"template": "{text}{prompt}{prompt}"}, "template: expected {prompt} in it once at most, got it 2 times"),
         ({"yes": "maybe", "no": "maybe"}, "yes, no: expected answers that differ in their first token"),
         ({"yes": ""}, "yes: expected an answer of a token or more"),
         ({"yes": "\udcff"}, "yes: expected Unicode text, got a lone surrogate"),
@@ -160,7 +181,7 @@ def test_no_texts_and_wrong_texts(model, tokenizer):
 
 def test_the_tally(model, tokenizer):
     answers = list(Questioner(model, tokenizer, template=SHORT).ask(TEXTS))
-    tally = Tally()
+    tally = Tally(Questioner(model, tokenizer, template=SHORT))
     assert tally.summary() is None
     for answer in answers:
         tally.add(answer)

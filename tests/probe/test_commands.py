@@ -22,6 +22,7 @@ def folder(tmp_path_factory):
     (out / "texts.jsonl").write_text(
         "".join(json.dumps({"id": f"t{k}", "text": t}) + "\n" for k, t in enumerate(TEXTS))
     )
+    (out / "long.jsonl").write_text("".join(json.dumps({"text": text * 3}) + "\n" for text in TEXTS * 4))
     (out / "question.txt").write_text("{text} good?")
     (out / "mine.py").write_text("class Half:\n    def score(self, checkpoint):\n        return 0.5\n")
     history = "step,train_loss,val_loss\n" + "".join(
@@ -65,11 +66,16 @@ def test_everything_at_once(folder, monkeypatch, capsys):
 
 
 def test_limit_greedy_and_status(folder, monkeypatch, capsys):
-    options = ["--limit", 3, "--temperature", 0, "--max-new-tokens", 40, "--fail-on", "danger"]
+    options = ["--limit", 3, "--temperature", 0, "--max-new-tokens", 40, "--fail-on", "warning"]
     status = run(monkeypatch, folder, "probe", "checkpoint-40", "prompts.jsonl", *options)
     said = " ".join(capsys.readouterr().out.split())
     assert "3 of 9 prompts, evenly over the file" in said and "3 texts to 3 prompts: greedy" in said
     assert status == 0 and "judge repetition by" in said
+    # A random model knows nothing of the documents: a warning, and no danger.
+    options = ["--max-new-tokens", 24, "--samples", 1, "--prompt-tokens", 8]
+    for severity, expected in (("warning", 1), ("danger", 0)):
+        got = run(monkeypatch, folder, "probe", "checkpoint-40", "long.jsonl", *options, "--fail-on", severity)
+        assert got == expected and "no-better-than-chance" in capsys.readouterr().out
 
 
 def test_standard_input(folder):
@@ -203,7 +209,7 @@ def test_a_first_choice_in_brackets_is_no_markup():
     from perplexity.probe.ask import Answer, Tally
     from perplexity.probe.commands import _answers_table
 
-    tally = Tally()
+    tally = Tally(type("Judge", (), {"words": ("[yes]", "[no]")})())
     tally.add(Answer("a", 0.1, 0.2, "[/INST]", False))
     console = Console(width=120, record=True, file=io.StringIO())
     console.print(_answers_table(tally.summary()))

@@ -12,7 +12,9 @@ from tiny_models import TEXTS, build_model, build_tokenizer
 from perplexity.data_checks.words import words
 from perplexity.errors import InputError
 from perplexity.probe import GenerationSettings, Part, Prompt, Questioner, health, probe
-from perplexity.probe.findings import SIGNALS, find
+from perplexity.probe.findings import SIGNALS, Asking, find
+from perplexity.probe.measures import Source, measure
+from perplexity.probe.repetition import ngrams
 from perplexity.probe.scores import WEIGHTS
 
 SETTINGS = GenerationSettings(max_new_tokens=24, samples=3)
@@ -78,40 +80,63 @@ def test_every_text_against_full_logits(found, model, tokenizer):
     assert found.calibration["tokens"] == len(every)
 
 
-def test_what_the_prompt_says_is_not_copied_from_the_reference():
-    from perplexity.probe.generation import Generated
-    from perplexity.probe.measures import measure
-    from perplexity.probe.prompts import Asked
+def source(text, prompt="", references=(), id="a", sample=0):
+    return Source(id, sample, prompt, text, np.arange(40), False, np.ones((5, 40), np.float32), references)
 
-    said = "one two three four five six seven eight nine ten"
-    for prompt, expected in (
+
+SAID = "one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen"
+
+
+@pytest.mark.parametrize(
+    ("prompt", "expected"),
+    [
         ("something else", 1.0),
-        (f"Quote: {said}", None),
-        ("zero one two three four five six seven eight", 2 / 3),
-    ):
-        asked = Asked(Prompt("p", prompt, (said,)), prompt, np.arange(3), np.arange(4), (said,), False, False)
-        text = Generated(0, 0, np.arange(10), said, False)
-        (got,) = measure([asked], [text], [np.ones((5, 10), np.float32)])
-        assert got.copied == (None if expected is None else pytest.approx(expected))
+        (f"Quote: {SAID}", None),
+        # A summary of the prompt's own sentences: at the seams there are n-grams that stand nowhere in it.
+        ("nine ten eleven twelve thirteen fourteen fifteen sixteen one two three four five six seven eight", None),
+    ],
+)
+def test_what_the_prompt_says_is_nobodys_copy(prompt, expected):
+    (got,) = measure([source(SAID, prompt, (SAID,))])
+    assert got.copied == expected
+    first, second, other = measure([source(SAID, prompt), source(SAID, prompt, sample=1), source(SAID, "else", id="b")])
+    assert first.same_prompt == second.same_prompt == expected
+    assert other.same_prompt is None and first.other_prompts == expected
 
 
 def test_what_samples_share_by_a_slow_count(found):
-    grams = lambda text, n: [tuple(w[k : k + n]) for w in [words(text)] for k in range(len(w) - n + 1)]  # noqa: E731
-    for text in found.texts:
-        own = grams(text.text, 4)
-        other = {g for t in found.texts if t.id == text.id and t.sample != text.sample for g in grams(t.text, 4)}
-        elsewhere = {g for t in found.texts if t.id != text.id for g in grams(t.text, 4)}
-        for value, known in ((text.same_prompt, other), (text.other_prompts, elsewhere)):
-            expected = sum(g in known for g in own) / len(own) if own else None
-            assert value == (None if expected is None else pytest.approx(expected))
+    """The prompts are short: nothing of a text's is in them but what these few bigrams say."""
+    said = {"a": "the cat sat", "b": "a loss of three"}
+
+    def novel(text, n):
+        known = {tuple(words(said[text.id])[k : k + 2]) for k in range(3)}
+        w = words(text.text)
+        grams = [w[k : k + n] for k in range(len(w) - n + 1)]
+        return [tuple(g) for g in grams if sum(tuple(g[k : k + 2]) in known for k in range(n - 1)) < n - 2]
+
+    texts = [text for text in found.texts if text.id in said]
+    for text in texts:
+        own = novel(text, 4)
+        other = {g for t in texts if t.id == text.id and t.sample != text.sample for g in novel(t, 4)}
+        expected = sum(g in other for g in own) / len(own) if len(own) >= 8 else None
+        assert text.same_prompt == (None if expected is None else pytest.approx(expected))
+    for sample in range(3):
+        (a, b) = (text for text in texts if text.sample == sample)
+        shared = set(novel(a, 4)) & set(novel(b, 4))
+        if not any(t.text for t in found.texts if t.id == "c" and set(novel(a, 4)) & set(ngrams(words(t.text), 4))):
+            expected = sum(g in shared for g in novel(a, 4)) / len(novel(a, 4)) if len(novel(a, 4)) >= 8 else None
+            assert a.other_prompts == (None if expected is None else pytest.approx(expected))
 
 
 def test_references_are_scored_for_prompts_that_ask_for_them(found):
     """Of documents there is none: what happens to follow is one of many continuations."""
     assert found.references["texts"] == 6
-    only = [p for p in PROMPTS if p.document]
-    assert found.health["parts"]["references"]["score"] == pytest.approx(found.references["chrf"] / 100)
-    assert only and found.coherence is None and found.ask is None
+    assert found.health["parts"]["references"] == {
+        "weight": 10,
+        "score": None,
+        "evidence": "6 texts have references, 8 are needed",
+    }
+    assert found.coherence is None and found.ask is None
 
 
 def test_json(found, tmp_path):
@@ -125,7 +150,7 @@ def test_few_texts_are_not_judged(model, tokenizer):
     got = probe(model, tokenizer, ["the cat"], settings=GenerationSettings(max_new_tokens=8))
     assert got.verdict == "insufficient-data" and got.health_score is None and got.health["coverage"] == 0
     assert all(part["score"] is None and part["evidence"] for part in got.health["parts"].values())
-    assert any("4 of 4" not in note and "judge repetition" in note for note in got.notes)
+    assert "0 of 4 texts are long enough to judge repetition by; 8 are the least" in got.notes
     assert any("low-perplexity trap" in note for note in got.notes)
 
 
@@ -134,7 +159,14 @@ def test_an_evaluation_stands_in_for_references(model, tokenizer):
 
     evaluation = json.loads(evaluate(model, tokenizer, TEXTS * 4).to_json())
     got = probe(model, tokenizer, ["the cat", "a"], settings=SETTINGS, evaluation=evaluation)
-    assert got.perplexity["known_loss"] == evaluation["loss"] and got.perplexity["reference_loss"] is None
+    assert got.perplexity["judged_by"] == {
+        "loss": evaluation["loss"],
+        "unigram_loss": evaluation["baselines"]["unigram"]["loss"],
+        "guess_loss": evaluation["baselines"]["unigram"]["loss"],
+        "tokens": evaluation["tokens"],
+        "of": "the evaluation's text",
+    }
+    assert got.perplexity["reference_loss"] is None
     assert got.health["parts"]["perplexity"]["score"] is not None
     with pytest.raises(InputError, match="evaluation: expected one of this model, got one with another tokenizer"):
         probe(model, tokenizer, ["a"], evaluation=evaluation | {"tokenizer_fingerprint": "x"})
@@ -144,7 +176,10 @@ def test_a_judge_is_asked_about_each_text(model, tokenizer):
     judge = Questioner(model, tokenizer, template="{text} ok?")
     got = probe(model, tokenizer, ["the cat", "a dog"], settings=SETTINGS, judge=judge)
     assert got.ask["texts"] == sum(bool(text.text.strip()) for text in got.texts)
-    answers = list(judge.ask(text.text for text in got.texts if text.text.strip()))
+    asked = [text for text in got.texts if text.text.strip()]
+    answers = list(judge.ask(text.text for text in asked))
+    assert [text.p_yes for text in asked] == pytest.approx([answer.p_yes for answer in answers])
+    assert got.ask["answers"] == list(judge.words)
     assert got.ask["p_yes"] == pytest.approx(np.mean([a.p_yes for a in answers]))
     assert got.health["parts"]["ask"]["score"] is None  # a tiny random model does not answer
     assert [f.severity for f in got.findings if f.signal == "unanswered"] == ["info"]
@@ -171,7 +206,8 @@ def test_a_scorer_of_ones_own(model, tokenizer):
     assert parts["Arithmetic"] == {"weight": 40, "score": 0.25, "evidence": "a scorer of your own"}
     assert parts["silent benchmark"] == {"weight": 10, "score": None, "evidence": "it has no score"}
     known = {name: part for name, part in parts.items() if part["score"] is not None}
-    whole = sum(part["weight"] * part["score"] for part in known.values()) / sum(p["weight"] for p in known.values())
+    assert list(known) == ["generation", "Arithmetic"]
+    whole = (30 * known["generation"]["score"] + 40 * 0.25) / 70
     assert got.health_score == pytest.approx(min(100 * whole, got.health["ceiling"]))
     again = probe(
         model, tokenizer, PROMPTS, settings=SETTINGS, scorers=[Arithmetic()], weights={"Arithmetic": 0}, name="tiny"
@@ -196,6 +232,7 @@ def test_a_scorer_that_fails_does_not_take_the_probe_with_it(model, tokenizer, v
     got = probe(model, tokenizer, ["a"], settings=GenerationSettings(max_new_tokens=2), scorers=[Scores(value)])
     part = got.health["parts"]["Scores"]
     assert part["score"] is None and part["evidence"].startswith("it failed: ")
+    assert [(f.signal, f.severity) for f in got.findings] == [("scorer-failed", "warning")]
 
 
 def test_numpys_numbers_are_scores(model, tokenizer):
@@ -247,7 +284,7 @@ def test_an_evaluation_that_is_none(model, tokenizer, change):
 def test_a_model_with_a_broken_row_is_not_healthier_for_it(tokenizer):
     """Only references hold the token: their loss was NaN, the part missing, and the mean of the others higher."""
     model = build_model(len(tokenizer))
-    token = tokenizer("lay")["input_ids"][-1]
+    token = tokenizer(" by")["input_ids"][0]  # late in the references
     with torch.no_grad():
         model.model.embed_tokens.weight[token] = float("nan")
     prompts = [Prompt(str(k), "the cat sat", (" on the mat and the dog lay by the door",)) for k in range(4)]
@@ -281,85 +318,145 @@ def test_prompts_that_are_none(model, tokenizer, prompts, words_):
 
 # What each finding needs; a sound model's measures, and one change.
 GENERATION = dict(
-    texts=40,
-    judged=40,
-    repetition=0.02,
-    looping=0.0,
-    longest_loop=None,
-    same_prompt=0.01,
-    other_prompts=0.02,
-    copied=0.0,
+    texts=40, judged=40, repetition=0.02, looping=0.0, longest_loop=None, same_prompt=0.05, other_prompts=0.02
 )
-GENERATION |= dict(empty=0.0, ended=0.5, mean_tokens=100.0, entropy_per_byte=0.6, early_entropy=2.5, late_entropy=2.4)
-GENERATION |= dict(can_end=True)
-LOSSES = dict(
-    self_loss=2.4, reference_loss=2.5, reference_tokens=4000, known_loss=2.5, known_unigram=6.0, known_tokens=4000
-)
-LOSSES |= dict(known_of="the references", uniform_loss=10.0, non_finite=0)
+GENERATION |= dict(copied=0.0, empty=0.0, ended=0.5, mean_tokens=100.0, entropy_per_byte=0.6)
+GENERATION |= dict(early_entropy=2.5, late_entropy=2.4)
+REFERENCES = dict(mean_tokens=90.0, ended=0.5, repetition=0.02, looping=0.0, other_prompts=0.02)
+JUDGED_BY = dict(loss=2.5, unigram_loss=6.0, guess_loss=7.0, tokens=4000, of="the references")
+LOSSES = dict(self_loss=2.4, reference_loss=2.5, reference_tokens=4000, non_finite=0, judged_by=JUDGED_BY)
 CALIBRATION = dict(tokens=4000, ece=0.02, confidence=0.5, accuracy=0.5)
+ASKED = dict(answered=0.9, answers=[" yes", " no"], first_choices={"x": 3})
+SAMPLED, GREEDY = GenerationSettings().of(None), GenerationSettings(temperature=0, samples=1).of(None)
+DOCUMENTS = dict(documents=True, answers=False, can_end=True, settings=SAMPLED)
+QUESTIONS = DOCUMENTS | dict(documents=False, answers=True)  # with references of their own
+OPEN = DOCUMENTS | dict(documents=False)  # without
+GREEDILY = DOCUMENTS | dict(settings=GREEDY)
+CHAT = QUESTIONS | dict(settings=GenerationSettings(chat=True).of(None))
 
 
-def signals(generation=None, losses=None, calibration=None, ask=None, settings=None, ended=0.5, repeats=0.02):
+def signals(
+    asking=DOCUMENTS, *, losses=None, judged_by=None, references=None, calibration=None, ask=None, **generation
+):
     measured = {
-        "generation": GENERATION | (generation or {}),
-        "perplexity": LOSSES | (losses or {}),
+        "generation": GENERATION | generation,
+        "perplexity": LOSSES
+        | (losses or {})
+        | {"judged_by": judged_by and JUDGED_BY | judged_by if judged_by != {} else None},
         "calibration": CALIBRATION | (calibration or {}),
-        "ask": ask,
-        "reference_texts": {"mean_tokens": 90.0, "ended": ended, "repetition": repeats},
+        "ask": ask and ASKED | ask,
+        "reference_texts": None if references == {} else REFERENCES | (references or {}),
     }
-    return {finding.signal: finding for finding in find(measured, (settings or GenerationSettings()).of(None))}
+    if judged_by is None:
+        measured["perplexity"]["judged_by"] = JUDGED_BY
+    return {finding.signal: finding for finding in find(measured, Asking(**asking))}
+
+
+TRAP = "low-perplexity-trap"
 
 
 @pytest.mark.parametrize(
-    ("change", "expected"),
+    ("asking", "change", "expected"),
     [
-        ({}, []),
-        (dict(generation=dict(repetition=0.3)), ["low-perplexity-trap", "repetition"]),
+        (DOCUMENTS, {}, []),
+        (DOCUMENTS, dict(repetition=0.3), [TRAP, "repetition"]),
+        (DOCUMENTS, dict(looping=0.3), [TRAP, "repetition"]),
         # Code repeats itself: its references say so; half of a text is too much anywhere.
-        (dict(generation=dict(repetition=0.3), repeats=0.25), []),
-        (dict(generation=dict(repetition=0.6), repeats=0.6), ["low-perplexity-trap", "repetition"]),
-        (dict(generation=dict(looping=0.3)), ["low-perplexity-trap", "repetition"]),
-        (dict(generation=dict(same_prompt=0.4)), []),
-        (dict(generation=dict(same_prompt=0.6)), ["low-perplexity-trap", "same-texts"]),
-        (dict(generation=dict(other_prompts=0.3)), ["low-perplexity-trap", "same-texts"]),
-        (dict(generation=dict(copied=0.2)), ["low-perplexity-trap", "copied-reference"]),
-        (dict(generation=dict(entropy_per_byte=0.01)), ["low-perplexity-trap", "entropy-collapse"]),
-        (dict(generation=dict(late_entropy=1.0)), ["entropy-collapse"]),
+        (DOCUMENTS, dict(repetition=0.3, references=dict(repetition=0.25)), []),
+        (DOCUMENTS, dict(repetition=0.6, references=dict(repetition=0.6)), [TRAP, "repetition"]),
+        (DOCUMENTS, dict(looping=0.3, references=dict(looping=0.25)), []),
+        (DOCUMENTS, dict(same_prompt=0.4), []),
+        (DOCUMENTS, dict(same_prompt=0.6), [TRAP, "same-texts"]),
+        # Agreement on a question that has an answer is right; on one that has none it is told, and convicts nobody.
+        (QUESTIONS, dict(same_prompt=0.9), []),
+        (OPEN, dict(same_prompt=0.6), ["same-texts"]),
+        (DOCUMENTS, dict(other_prompts=0.3), [TRAP, "same-texts"]),
+        (QUESTIONS, dict(other_prompts=0.3), [TRAP, "same-texts"]),
+        # Templates: the references share as much; and without references only what no template explains.
+        (DOCUMENTS, dict(other_prompts=0.35, references=dict(other_prompts=0.32)), []),
+        (OPEN, dict(other_prompts=0.4, references={}), []),
+        (OPEN, dict(other_prompts=0.95, references={}), [TRAP, "same-texts"]),
+        (DOCUMENTS, dict(copied=0.15), []),
+        (DOCUMENTS, dict(copied=0.3), [TRAP, "copied-reference"]),
+        (QUESTIONS, dict(copied=0.3), [TRAP, "copied-reference"]),
+        (DOCUMENTS, dict(entropy_per_byte=0.01), [TRAP, "entropy-collapse"]),
+        (QUESTIONS, dict(entropy_per_byte=0.01), []),
+        (DOCUMENTS, dict(late_entropy=1.0), ["entropy-collapse"]),
+        # Greedy decoding loops and agrees in sound models as well: only a copy convicts.
+        (
+            GREEDILY,
+            dict(repetition=0.6, other_prompts=0.5, entropy_per_byte=0.01, late_entropy=0.1),
+            ["repetition", "same-texts"],
+        ),
+        (GREEDILY, dict(repetition=0.6, copied=0.5), [TRAP, "repetition", "copied-reference"]),
         # Repetition with a perplexity that is bad, or not known, is no trap.
-        (dict(generation=dict(repetition=0.3), losses=dict(known_loss=6.5)), ["repetition"]),
-        (dict(generation=dict(repetition=0.3), losses=dict(known_loss=None)), ["repetition"]),
-        (dict(generation=dict(repetition=0.3), losses=dict(known_tokens=100)), ["repetition"]),
-        (dict(losses=dict(non_finite=3)), ["non-finite"]),
-        (dict(losses=dict(self_loss=1.0)), ["self-perplexity"]),
-        (dict(losses=dict(self_loss=5.5)), ["self-perplexity"]),
-        (dict(losses=dict(self_loss=1.0), settings=GenerationSettings(temperature=0.5)), []),
-        (dict(losses=dict(self_loss=1.0, reference_tokens=100)), []),
-        (dict(generation=dict(empty=0.2)), ["early-stopping"]),
-        (dict(generation=dict(ended=0.9, mean_tokens=5.0)), ["early-stopping"]),
-        (dict(generation=dict(ended=0.0), ended=1.0), ["no-end"]),
-        (dict(generation=dict(ended=0.0, can_end=False), ended=1.0), []),
-        (dict(calibration=dict(ece=0.2, confidence=0.7)), ["overconfidence"]),
-        (dict(calibration=dict(ece=0.2, confidence=0.3)), ["underconfidence"]),
-        (dict(calibration=dict(ece=0.2, confidence=0.7, tokens=500)), []),
-        (dict(ask=dict(answered=0.2, first_choices={"x": 3})), ["unanswered"]),
-        (dict(ask=dict(answered=0.9, first_choices={"x": 3})), []),
-        (dict(generation=dict(repetition=0.9, judged=3, texts=3)), []),
+        (DOCUMENTS, dict(repetition=0.3, judged_by=dict(loss=6.5)), ["repetition"]),
+        (DOCUMENTS, dict(repetition=0.3, judged_by={}), ["repetition"]),
+        (DOCUMENTS, dict(repetition=0.3, judged_by=dict(tokens=100)), ["repetition"]),
+        # Noise is varied, and no merit.
+        (DOCUMENTS, dict(judged_by=dict(loss=7.5)), ["no-better-than-chance"]),
+        (DOCUMENTS, dict(judged_by=dict(loss=7.5, tokens=100)), []),
+        (DOCUMENTS, dict(losses=dict(non_finite=3)), ["non-finite"]),
+        (DOCUMENTS, dict(losses=dict(self_loss=1.0)), ["self-perplexity"]),
+        (DOCUMENTS, dict(losses=dict(self_loss=5.5)), ["self-perplexity"]),
+        (DOCUMENTS, dict(losses=dict(self_loss=1.0, reference_tokens=100)), []),
+        (DOCUMENTS | dict(settings=GenerationSettings(temperature=0.5).of(None)), dict(losses=dict(self_loss=1.0)), []),
+        # A short answer is easier than the ramble that follows it.
+        (QUESTIONS, dict(losses=dict(self_loss=5.5)), []),
+        (DOCUMENTS, dict(empty=0.2), ["early-stopping"]),
+        (DOCUMENTS, dict(ended=0.9, mean_tokens=5.0), ["early-stopping"]),
+        (QUESTIONS, dict(ended=0.0, references=dict(ended=1.0)), ["no-end"]),
+        (QUESTIONS | dict(can_end=False), dict(ended=0.0, references=dict(ended=1.0)), []),
+        (DOCUMENTS, dict(calibration=dict(ece=0.2, confidence=0.7)), ["overconfidence"]),
+        (DOCUMENTS, dict(calibration=dict(ece=0.2, confidence=0.3)), ["underconfidence"]),
+        (DOCUMENTS, dict(calibration=dict(ece=0.2, confidence=0.7, tokens=500)), []),
+        (DOCUMENTS, dict(ask=dict(answered=0.2)), ["unanswered"]),
+        (DOCUMENTS, dict(ask=dict(answered=0.9)), []),
+        # Means over too few texts are None.
+        (DOCUMENTS, dict(repetition=None, looping=None, same_prompt=None, other_prompts=None, copied=None), []),
     ],
 )
-def test_findings(change, expected):
-    found = signals(**change)
+def test_findings(asking, change, expected):
+    found = signals(asking, **change)
     assert list(found) == expected and set(found) <= set(SIGNALS)
-    if "low-perplexity-trap" in found:
-        assert found["low-perplexity-trap"].severity == "danger"
-        assert found["low-perplexity-trap"].numbers["because"] == expected[1:]
+    if TRAP in found:
+        assert found[TRAP].severity == "danger" and set(found[TRAP].numbers["because"]) <= set(expected[1:])
 
 
-def test_greedy_repetition_is_told_as_such():
-    found = signals(dict(repetition=0.5), settings=GenerationSettings(temperature=0, samples=1))
-    assert "temperature 1" in found["repetition"].advice and found["low-perplexity-trap"].severity == "warning"
-    # What greedy decoding cannot cause convicts the model however it was asked.
-    found = signals(dict(repetition=0.5, copied=0.5), settings=GenerationSettings(temperature=0, samples=1))
-    assert found["low-perplexity-trap"].severity == "danger"
+def test_severities_and_advice_by_how_it_was_asked():
+    assert "temperature 1" in signals(GREEDILY, repetition=0.6)["repetition"].advice
+    assert "text it is measured on" in signals(repetition=0.6, references=dict(repetition=0.6))["repetition"].advice
+    assert signals(GREEDILY, repetition=0.6, copied=0.5)[TRAP].numbers["because"] == ["copied-reference"]
+    ended = dict(ended=0.0, references=dict(ended=1.0))
+    assert (signals(CHAT, **ended)["no-end"].severity, signals(QUESTIONS, **ended)["no-end"].severity) == (
+        "warning",
+        "info",
+    )
+    assert signals(losses=dict(self_loss=1.0))["self-perplexity"].severity == "info"
+    assert signals(losses=dict(self_loss=5.5))["self-perplexity"].severity == "warning"
+
+
+def test_a_model_that_knows_nothing_is_not_healthy(model, tokenizer):
+    """Random weights write the most varied texts there are: "healthy, 100 of 100", it was."""
+    bare = probe(model, tokenizer, ["the cat", "a loss", "bytes"], settings=SETTINGS)
+    assert bare.generation["judged"] >= 8 and bare.health["parts"]["generation"]["score"] > 0.5
+    assert bare.verdict == "insufficient-data" and bare.health_score is None
+    documents = [Prompt(str(k), text * 2, document=True) for k, text in enumerate(TEXTS * 4)]
+    known = probe(model, tokenizer, documents, settings=dataclasses.replace(SETTINGS, prompt_tokens=8))
+    assert [f.signal for f in known.findings if f.severity == "warning"][:1] == ["no-better-than-chance"]
+    assert known.verdict == "watch" and known.health["parts"]["perplexity"]["score"] == 0 and known.health_score <= 70
+
+
+def test_a_bad_run_is_a_bad_model(model, tokenizer):
+    """One list of findings for verdict, score and --fail-on."""
+    diagnosis = {
+        "health_score": 20.0,
+        "verdict": "unhealthy",
+        "findings": [{"signal": "divergence", "severity": "danger"}],
+    }
+    got = probe(model, tokenizer, PROMPTS, settings=SETTINGS, diagnosis=diagnosis, scorers=[Scores(1.0)])
+    assert got.verdict == "unhealthy" and got.fails("danger") and got.health_score <= 30
+    assert got.findings[0].signal == "training-run" and "divergence" in got.findings[0].evidence
 
 
 def test_health_is_a_weighted_mean_of_what_there_is():

@@ -151,3 +151,11 @@ def test_chat():
     tokenizer.chat_template = "{% for m in messages %}<s>{{ m['content'] }}:\n{% endfor %}"
     (asked,), _ = tokenize(tokenizer, [Prompt("p", "hello", ("you",))], chat, 64)
     assert tokenizer.decode(asked.ids) == "<s>hello:\n" and tokenizer.decode(asked.reference) == "you"
+    with pytest.raises(InputError, match="prompt d: expected a prompt for --chat, got a document to cut"):
+        tokenize(tokenizer, [Prompt("d", TEXTS[0] * 3, document=True)], chat, 64)
+    (asked,), _ = tokenize(tokenizer, [Prompt("p", "the cat " * 50)], chat, 64)
+    decoded = tokenizer.decode(asked.ids)
+    assert asked.shortened and len(asked.ids) <= 44 and decoded.startswith("<s>") and decoded.endswith("the cat :\n")
+    tokenizer.chat_template = "{{ 'header ' * 99 }}{{ messages[0]['content'] }}"
+    with pytest.raises(InputError, match="max_new_tokens: expected room for the chat template"):
+        tokenize(tokenizer, [Prompt("p", "the cat")], chat, 64)

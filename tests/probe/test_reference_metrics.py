@@ -40,6 +40,30 @@ def test_the_best_there_is():
     assert same["rouge1"] == same["rouge2"] == same["rougeL"] == 1
 
 
+@pytest.mark.parametrize(
+    ("texts", "references", "cut"),
+    [
+        (["\u4eca\u5929\u5929\u6c14\u5f88\u597d"], [("\u4eca\u5929\u5929\u6c14\u771f\u7684\u5f88\u597d",)], "zh"),
+        (
+            ["\u3053\u3093\u306b\u3061\u306f\u4e16\u754c"],
+            [("\u3053\u3093\u306b\u3061\u306f\u3001\u4e16\u754c",)],
+            "char",
+        ),
+        (
+            ["\u043f\u0440\u0438\u0432\u0435\u0442, \u043c\u0438\u0440"],
+            [("\u043f\u0440\u0438\u0432\u0435\u0442, \u043c\u0438\u0440!",)],
+            "13a",
+        ),
+    ],
+)
+def test_scripts_that_rouge_does_not_read(texts, references, cut):
+    """Two Chinese sentences that are nearly the same had a BLEU and a ROUGE of 0."""
+    got = overlap(texts, references)
+    assert got["bleu_signature"].find(f"tok:{cut}") > 0 and got["rouge1"] is got["rougeL"] is None
+    assert got["bleu"] == sacrebleu.corpus_bleu(texts, [[of[0] for of in references]], tokenize=cut).score > 1
+    assert got["chrf"] > 30
+
+
 @pytest.fixture(scope="module")
 def embeddings(tmp_path_factory):
     """A folder of a real sentence-transformers model, random weights: mean of a tiny transformer's hidden states."""

@@ -32,6 +32,11 @@ def check(kind: str, seed: int):
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_trap(kind):
     check(kind, 0)
+    if kind == "healthy":
+        model, tokenizer, prompts = trained(kind, 0)
+        for how in (dict(temperature=0, samples=1), dict(temperature=0.7), dict(top_p=0.9)):
+            found = probe(model, tokenizer, prompts, settings=GenerationSettings(max_new_tokens=64, **how))
+            assert found.verdict != "unhealthy", how
 
 
 @pytest.mark.slow

@@ -59,6 +59,7 @@ def train(model, draw, steps: int, rate: float = 3e-3) -> float:
     return loss.item()
 
 
+@lru_cache(maxsize=1)
 def trained(kind: str, seed: int):
     """Model, tokenizer and the prompts it is probed with: documents of the kind its owner would validate it on.
 

@@ -183,7 +183,7 @@ def probe_record(step, repetition=0.01, **more):
     """A result of ``ppl probe --json``, as small as one can be made by hand."""
     parts = {"monitor": None, "perplexity": 0.5, "generation": 1 - repetition, "references": None, "ask": None}
     text = {"id": "p<i>1", "sample": 0, "text": HOSTILE, "tokens": 20, "repeated": repetition, "loop": 0.0}
-    own = dict(texts=9, repeated=repetition, repetition=repetition, looping=0.0, distinct_2=0.9, compression_ratio=1.5)
+    own = dict(texts=9, repeated=repetition, repetition=repetition, looping=0.0, distinct_2=0.9, compression=1.5)
     own |= dict(entropy=2.0, mean_tokens=20.0, ended=0.1, same_prompt=0.0, other_prompts=None, copied=0.0)
     danger = {"signal": "low-perplexity-trap", "severity": "danger", "evidence": "<b>it loops</b>", "advice": "look"}
     bins = [{"tokens": 10, "confidence": 0.2, "accuracy": 0.1}, {"tokens": 90, "confidence": 0.8, "accuracy": 0.7}]

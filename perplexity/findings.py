@@ -1,0 +1,56 @@
+"""What a finding is, and what is done with findings: one form for curves, data and generated text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+SEVERITIES = ("info", "warning", "danger")
+VERDICTS = {"info": "healthy", "warning": "watch", "danger": "unhealthy"}  # by the worst finding
+CEILING = {"info": 100.0, "warning": 70.0, "danger": 30.0}  # of a health score, likewise
+COLOURS = {"info": "cyan", "warning": "yellow", "danger": "red"}
+VERDICT_COLOURS = {"healthy": "green", "watch": "yellow", "unhealthy": "red", "insufficient-data": "cyan"}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """``severity``: "info", "warning" or "danger"; ``evidence`` in words and numbers, ``advice`` what to do."""
+
+    signal: str
+    severity: str
+    evidence: str
+    advice: str
+    numbers: dict = field(default_factory=dict)
+
+
+def worst(severities: Iterable[str]) -> str:
+    """The most severe; "info" where there is none."""
+    return max(severities, key=SEVERITIES.index, default="info")
+
+
+class Judged:
+    """What a dataclass with ``findings`` does with them."""
+
+    def worst(self) -> str:
+        """The most severe finding's severity; "info" where there is none."""
+        return worst(finding.severity for finding in self.findings)
+
+    def fails(self, severity: str | None) -> bool:
+        """Whether a finding is as severe: what ``--fail-on`` asks; None asks nothing."""
+        least = len(SEVERITIES) if severity is None else SEVERITIES.index(severity)
+        return any(SEVERITIES.index(finding.severity) >= least for finding in self.findings)
+
+    def to_dict(self) -> dict:
+        return asdict(self)
+
+    def to_json(self) -> str:
+        from .evaluation.results import to_json
+
+        return to_json(self.to_dict())
+
+    def save(self, path: str | Path) -> None:
+        """Write ``to_json``; InputError naming the file where the system refuses."""
+        from .evaluation.results import write_text
+
+        write_text(path, self.to_json() + "\n")
