@@ -111,7 +111,7 @@ def _text_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--journal", metavar="DIR", help="the same command again goes on where a killed one stopped")
 
 
-def _model_options(command: argparse.ArgumentParser) -> None:
+def _model_options(command: argparse._ActionsContainer) -> None:
     """Where and how a model runs."""
     command.add_argument("--device", help="cpu, cuda, cuda:1, ... (a GPU if there is one)")
     command.add_argument("--dtype", default="auto", choices=DTYPES)
@@ -119,7 +119,7 @@ def _model_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--backend", choices=["triton", "torch"], help="of the loss (by device)")
 
 
-def _question_options(command: argparse.ArgumentParser) -> None:
+def _question_options(command: argparse._ActionsContainer) -> None:
     """What a judge is asked, and which words are its answers."""
     command.add_argument("--template", metavar="FILE", help="the question, with {text} where the text goes")
     command.add_argument(
@@ -128,7 +128,7 @@ def _question_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--no", default="no", metavar="WORD", help="the other one (no)")
 
 
-def _reader_options(command: argparse.ArgumentParser) -> None:
+def _reader_options(command: argparse._ActionsContainer) -> None:
     """What a file's format leaves open."""
     command.add_argument("--text-column", default="text", metavar="NAME", help="of .jsonl, .parquet, datasets (text)")
     command.add_argument("--domain-column", default="domain", metavar="NAME", help="for a table by domain (domain)")
@@ -223,9 +223,10 @@ def _parser() -> argparse.ArgumentParser:
     _reader_options(command)
     command.set_defaults(run=_check_data)
 
-    command = commands.add_parser(
+    probe = commands.add_parser(
         "probe", help="what the model generates: repetition, reference metrics, one health score"
     )
+    command = probe.add_argument_group("asked")
     command.add_argument("model", help="Hugging Face model folder or name")
     command.add_argument(
         "prompts",
@@ -233,6 +234,9 @@ def _parser() -> argparse.ArgumentParser:
         "eval reads it; - is standard input",
     )
     command.add_argument("--limit", type=int, default=64, metavar="N", help="prompts, evenly over the file (64)")
+    command.add_argument("--prompt-column", default="prompt", metavar="NAME", help="of .jsonl (prompt)")
+    command.add_argument("--reference-column", default="reference", metavar="NAME", help="of .jsonl (reference)")
+    command = probe.add_argument_group("generation")
     command.add_argument("--samples", type=int, metavar="N", help="texts a prompt (4; greedy 1)")
     command.add_argument(
         "--max-new-tokens", type=int, metavar="N", help="where a text is cut off (128, or half the context)"
@@ -244,8 +248,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--prompt-tokens", type=int, default=32, metavar="N", help="of a document to cut (32)")
     command.add_argument("--chat", action="store_true", help="put prompts through the tokenizer's chat template")
     command.add_argument("--batch-size", type=int, default=64, metavar="N", help="texts generated at a time (64)")
-    command.add_argument("--prompt-column", default="prompt", metavar="NAME", help="of .jsonl (prompt)")
-    command.add_argument("--reference-column", default="reference", metavar="NAME", help="of .jsonl (reference)")
+    command = probe.add_argument_group("beside it")
     command.add_argument("--judge", metavar="MODEL", help="a model that is asked yes or no about each text")
     _question_options(command)
     command.add_argument("--embeddings", metavar="DIR", help="a sentence-transformers folder, for coherence")
@@ -258,11 +261,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     command.add_argument("--weight", action="append", metavar="PART=W", help="of the health score's parts")
     command.add_argument("--step", type=int, metavar="N", help="of the checkpoint (from a folder's name, checkpoint-N)")
-    _reader_options(command)
-    _model_options(command)
+    _reader_options(probe.add_argument_group("reading"))
+    _model_options(probe.add_argument_group("the models"))
+    command = probe.add_argument_group("output")
     command.add_argument("--json", metavar="OUT", help="write every number and text to this file")
     command.add_argument("--fail-on", choices=["info", "warning", "danger"], help="exit with 1 on a finding as severe")
-    command.set_defaults(run=_probe)
+    probe.set_defaults(run=_probe)
 
     command = commands.add_parser("ask", help="Ask-LLM: how probable a model holds yes, asked about each text")
     command.add_argument("model", help="Hugging Face folder or name of the model that is asked")

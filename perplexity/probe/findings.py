@@ -50,7 +50,7 @@ BOUNDS = {
     "looping": Bounds(0.2, 0.5),
     "other_prompts": Bounds(0.25, 0.9),
     "same_prompt": Bounds(0.5, 0.5, alone=True),
-    "copied": Bounds(0.25, 0.25, alone=True),
+    "copied": Bounds(0.25, 0.9),
 }
 
 
@@ -70,7 +70,7 @@ def find(measured: Mapping, asking: Asking) -> list[Finding]:
     generation, references = measured["generation"], measured["reference_texts"] or {}
     losses, judged_by = measured["perplexity"], measured["perplexity"]["judged_by"]
     about_texts = [*_repetition(generation, references, asking), *_same(generation, references, asking)]
-    about_texts += [*_copied(generation), *_collapse(generation, asking)]
+    about_texts += [*_copied(generation, references), *_collapse(generation, asking)]
     convicting = [finding for finding, convicts in about_texts if convicts]
     found = list(_trap(convicting, judged_by)) if convicting else []
     if losses["non_finite"]:
@@ -169,15 +169,15 @@ def _same(generation: Mapping, references: Mapping, asking: Asking) -> Iterator[
         yield finding, convicts and not asking.settings.sharp
 
 
-def _copied(generation: Mapping) -> Iterator[tuple[Finding, bool]]:
-    share = generation["copied"]
-    if BOUNDS["copied"].passed(share, None):
+def _copied(generation: Mapping, references: Mapping) -> Iterator[tuple[Finding, bool]]:
+    share, usual = generation["copied"], references.get("copied")
+    if BOUNDS["copied"].passed(share, usual or 0.0):
         finding = Finding(
             "copied-reference",
             "warning",
             f"{share:.0%} of the texts' 8-grams stand in the reference word by word, and not in the prompt",
             "no model guesses held-out text word by word: the references were in training (ppl check-data)",
-            {"copied": share},
+            {"copied": share, "references": usual},
         )
         yield finding, True
 

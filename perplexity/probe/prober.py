@@ -172,19 +172,14 @@ def _of_texts(network, backend: str, asked: list[Asked], generated: list[Generat
 
 
 def _of_references(network, backend: str, tokenizer, referred: list[Asked]) -> list[Source]:
-    """The references as they are scored; ``ended``: whole, and no piece of a document."""
+    """The references as they are scored; ``ended``: whole, and no piece of a document. Each is measured beside the next one's:
+    what two texts of the kind have in common, one that is written may have in common with its reference."""
     scored = _scored(network, backend, [(of.ids, of.reference) for of in referred])
+    texts = [tokenizer.decode(of.reference.tolist(), skip_special_tokens=True) for of in referred]
+    following = [(text,) for text in [*texts[1:], *texts[:1]]] if len(texts) > 1 else [()] * len(texts)
     return [
-        Source(
-            of.prompt.id,
-            0,
-            of.text,
-            tokenizer.decode(of.reference.tolist(), skip_special_tokens=True),
-            of.reference,
-            not (of.cut or of.prompt.document),
-            values,
-        )
-        for of, values in zip(referred, scored, strict=True)
+        Source(of.prompt.id, 0, of.text, text, of.reference, not (of.cut or of.prompt.document), values, beside)
+        for of, text, values, beside in zip(referred, texts, scored, following, strict=True)
     ]
 
 

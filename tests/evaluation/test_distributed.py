@@ -81,3 +81,25 @@ def test_what_one_rank_cannot_do_stops_all_with_its_words(folder, tmp_path):
     assert done.returncode != 0
     assert "per_token: expected a file that can be written" in done.stderr
     assert "distributed: another rank stopped (InputError: per_token" in done.stderr
+
+
+def test_a_rank_takes_its_own_gpu(monkeypatch):
+    """No machine of these tests has two: what torch is asked for is written down instead."""
+    from perplexity.evaluation import commands
+
+    told = []
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setattr(torch.cuda, "set_device", told.append)
+    for name, value in (
+        ("init_process_group", None),
+        ("destroy_process_group", None),
+        ("get_rank", 1),
+        ("get_world_size", 2),
+    ):
+        monkeypatch.setattr(
+            torch.distributed, name, lambda *given, name=name, value=value: told.append((name, *given)) or value
+        )
+    with commands._ranks("cuda") as found:
+        assert found == (1, 2, "cuda:1")
+    assert told[:2] == ["cuda:1", ("init_process_group", "nccl")]

@@ -2,6 +2,8 @@
 
 import io
 import json
+import subprocess
+import sys
 
 import pyarrow.parquet
 import pytest
@@ -220,8 +222,45 @@ def test_a_first_choice_in_brackets_is_no_markup():
     "command", [("probe", "checkpoint-40", "-"), ("ask", "checkpoint-40", "-"), ("eval", "checkpoint-40", "-")]
 )
 def test_standard_input_that_is_closed(folder, monkeypatch, capsys, command):
-    import sys
-
     monkeypatch.setattr(sys, "stdin", None)
     assert run(monkeypatch, folder, *command) == 2
     assert "-: expected standard input, got it closed" in capsys.readouterr().err
+
+
+HIDE = """
+import importlib.util, sys
+HIDDEN = {"xxhash", "sacrebleu", "rouge_score", "sentence_transformers"}
+class Hidden:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in HIDDEN:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+sys.meta_path.insert(0, Hidden())
+found = importlib.util.find_spec
+importlib.util.find_spec = lambda name, package=None: None if name.split(".")[0] in HIDDEN else found(name, package)
+from perplexity.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "words"),
+    [
+        (
+            ("probe", "checkpoint-40", "prompts.jsonl"),
+            2,
+            "needs xxhash, sacrebleu, rouge_score; install fused-perplexity[probe]",
+        ),
+        (("ask", "checkpoint-40", "texts.jsonl", "--template", "question.txt"), 0, ""),
+        (("report", "history.csv", "-o", "page.html", "--probe", "least.json"), 0, ""),
+    ],
+)
+def test_what_needs_which_extra(folder, arguments, status, words):
+    """Asking needs none of the measures' libraries, and a page of probes neither."""
+    if "least.json" in arguments and not (folder / "least.json").exists():
+        done = ppl("probe", "checkpoint-40", "prompts.jsonl", *SHORT, "--json", "least.json", cwd=folder)
+        assert done.returncode == 0, done.stderr
+    done = subprocess.run(
+        [sys.executable, "-c", HIDE, *arguments], capture_output=True, text=True, cwd=folder, timeout=300
+    )
+    assert (done.returncode, "Traceback" in done.stderr) == (status, False), done.stderr
+    assert words in done.stderr

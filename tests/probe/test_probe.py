@@ -294,7 +294,7 @@ def test_a_model_with_a_broken_row_is_not_healthier_for_it(tokenizer):
     # A masked key that is NaN makes every query's softmax NaN: nothing is left of the references.
     assert got.perplexity["non_finite"] == 4 * 16 and got.perplexity["reference_loss"] is None
     assert "self-perplexity" not in [finding.signal for finding in got.findings if "nan" in finding.evidence]
-    assert "nan" not in got.to_json().lower().replace("non_finite", "").replace("nan or infinite", "")
+    assert '"nan"' not in got.to_json()
 
 
 @pytest.mark.parametrize(
@@ -378,6 +378,7 @@ TRAP = "low-perplexity-trap"
         (OPEN, dict(other_prompts=0.4, references={}), []),
         (OPEN, dict(other_prompts=0.95, references={}), [TRAP, "same-texts"]),
         (DOCUMENTS, dict(copied=0.15), []),
+        (DOCUMENTS, dict(copied=0.4, references=dict(copied=0.3)), []),  # licences and the like are in every text
         (DOCUMENTS, dict(copied=0.3), [TRAP, "copied-reference"]),
         (QUESTIONS, dict(copied=0.3), [TRAP, "copied-reference"]),
         (DOCUMENTS, dict(entropy_per_byte=0.01), [TRAP, "entropy-collapse"]),

@@ -16,7 +16,9 @@ def check(kind: str, seed: int):
     assert losses["reference_loss"] < losses["unigram_loss"]  # by its perplexity alone each looks good
     if kind == "healthy":
         assert signals == [] and found.verdict == "healthy"
-        assert found.health_score > 70
+        assert found.health_score > 60
+        for name in ("repetition", "same_prompt", "other_prompts", "copied"):
+            assert found.generation[name] < 0.05, name
         assert losses["self_loss"] == pytest.approx(losses["reference_loss"], rel=0.25)
         return
     trap = found.findings[0]
