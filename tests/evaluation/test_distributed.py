@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from tiny_models import TEXTS, build_model, build_tokenizer
 
 from perplexity import evaluate
