@@ -16,6 +16,7 @@ from .errors import InputError
 from .losses import linear_cross_entropy
 from .metric import exp
 
+LOOKED_AT = 40  # steps of a run whose checkpoints are worth a probe on the way
 SEED = 20_241
 VOCABULARY = 2048
 CONTEXT = 256
@@ -110,7 +111,7 @@ def unigram_loss(training_ids: list[int], validation_ids: list[int]) -> float:
 def train(model, stream: torch.Tensor, steps: int, validate, record, look) -> None:
     """AdamW with warm-up and cosine decay; the loss goes from hidden states to a scalar without logits.
 
-    validate: a loss, every twelfth of the run; record: takes a step's row; look: is called with the step at each quarter's end.
+    validate: a loss, every twelfth of the run; record: takes a step's row; look: is called with the step at three quarters' ends of a run of LOOKED_AT steps or more.
     """
     from rich.console import Console
     from rich.progress import track
@@ -149,7 +150,7 @@ def train(model, stream: torch.Tensor, steps: int, validate, record, look) -> No
             row["val_perplexity"] = exp(row["val_loss"])
         row["seconds"] = time.perf_counter() - started
         record(row)
-        if step in {max(1, steps * quarter // 4) for quarter in (1, 2, 3, 4)}:
+        if step in {steps * quarter // 4 for quarter in (1, 2, 3)} and steps >= LOOKED_AT:
             look(step)
 
 
@@ -303,7 +304,7 @@ def run(out: str | Path, *, steps: int = 300) -> dict:
         name="the model",
         step=steps,
     )
-    probes[-1] = last
+    probes.append(last)
     last.save(out / "probe.json")
     console.print(view_probe(last), soft_wrap=False)
     shown = json.loads(evaluation.to_json()) | {"source": "of the validation text"}
