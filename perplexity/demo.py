@@ -111,7 +111,8 @@ def unigram_loss(training_ids: list[int], validation_ids: list[int]) -> float:
 def train(model, stream: torch.Tensor, steps: int, validate, record, look) -> None:
     """AdamW with warm-up and cosine decay; the loss goes from hidden states to a scalar without logits.
 
-    validate: a loss, every twelfth of the run; record: takes a step's row; look: is called with the step at three quarters' ends of a run of LOOKED_AT steps or more.
+    validate: a loss, every twelfth of the run; record: takes a step's row; look: is called with the step after each of three
+    quarters, in a run of LOOKED_AT steps or more.
     """
     from rich.console import Console
     from rich.progress import track
