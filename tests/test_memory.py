@@ -57,8 +57,17 @@ FEATURES = {
 
 @pytest.mark.parametrize("limit", [MIB // 2, 2 * MIB, 16 * MIB])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.fixture
+def two_threads():
+    """Blocks are as large as the caches of all threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.mark.parametrize("N", [200, 900])
-def test_no_more_is_alive_at_once(N, dtype, limit):
+def test_no_more_is_alive_at_once(N, dtype, limit, two_threads):
     V, D = 3000, 64
     hidden, weight, other = (torch.randn(*shape).to(dtype) for shape in ((N, D), (V, D), (N, D)))
     target, at_target = torch.randint(0, V, (N,)), torch.zeros(N)
