@@ -55,8 +55,6 @@ FEATURES = {
 }
 
 
-@pytest.mark.parametrize("limit", [MIB // 2, 2 * MIB, 16 * MIB])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.fixture
 def two_threads():
     """Blocks are as large as the caches of all threads."""
@@ -66,6 +64,8 @@ def two_threads():
     torch.set_num_threads(before)
 
 
+@pytest.mark.parametrize("limit", [MIB // 2, 2 * MIB, 16 * MIB])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("N", [200, 900])
 def test_no_more_is_alive_at_once(N, dtype, limit, two_threads):
     V, D = 3000, 64
