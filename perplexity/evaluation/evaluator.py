@@ -248,12 +248,7 @@ def read_positions(
         text_hash = text.add(document.text)
         if journal is not None:
             journal.document(index, text_hash)
-        if len(ids) and not 0 <= ids.min() <= ids.max() < vocabulary:
-            place = int(np.flatnonzero((ids < 0) | (ids >= vocabulary))[0])
-            raise InputError(
-                f"document {document.id}: token id {ids[place]} at position {place}, expected below {vocabulary}, "
-                "the model's vocabulary"
-            )
+        check_ids(document, ids, vocabulary, "the model's vocabulary")
         positions = protocol.positions(document, ids)
         if not verified and len(positions.ids) > 1:
             for network in networks:
@@ -280,6 +275,16 @@ def _tokenized(tokenizer, documents: Iterable[Document | str]) -> Iterator[tuple
             piece = ids[inside[0] : inside[-1] + 1] if len(inside) else ids[:0]
             piece = piece[(piece >= 0) & (piece < len(tokenizer))]  # others are refused by position, further on
             yield dataclasses.replace(document, text=tokenizer.decode(piece.tolist())), ids
+
+
+def check_ids(document: Document, ids: np.ndarray, limit: int, whose: str) -> None:
+    """InputError naming the first of ``ids`` that is not in [0, limit), and its position."""
+    outside = np.flatnonzero((ids < 0) | (ids >= limit))
+    if len(outside):
+        place = int(outside[0])
+        raise InputError(
+            f"document {document.id}: token id {ids[place]} at position {place}, expected below {limit}, {whose}"
+        )
 
 
 def checked_document(index: int, document: Document | str) -> Document:

@@ -24,13 +24,13 @@ from ..arguments import choose_backend
 from ..errors import InputError, check_unicode
 from ..evaluation import models
 from ..evaluation.documents import Document
-from ..evaluation.evaluator import checked_document, evaluation_mode
+from ..evaluation.evaluator import check_ids, checked_document, evaluation_mode
 from ..evaluation.fingerprints import TextFingerprint, tokenizer_fingerprint
 from ..evaluation.journal import Journal
 from ..evaluation.protocols import Positions
 from ..evaluation.scoring import IGNORED, continuations, stream
 from ..statistics import token_statistics
-from .prompts import chat_text
+from .prompts import chat_text, encode, following, plain
 
 TEMPLATE = """Text:
 {text}
@@ -47,9 +47,8 @@ Continuation, which may be cut off at its end:
 Does the continuation go on from the prompt fluently, sensibly and truthfully, without repeating itself? Answer yes or no.
 Answer:"""
 PLACE, PROMPT = "{text}", "{prompt}"
-SHORTER = (
-    8  # tokens that a text loses beyond what is too much, each time: cutting may change how the rest is cut into tokens
-)
+# Tokens that a text loses beyond what is too much, each time: cutting may change how the rest is cut into tokens.
+SHORTER = 8
 
 
 @dataclass(frozen=True)
@@ -115,20 +114,14 @@ class Questioner:
         before = self.prompt("")
         if not self.chat and answer and not (before[-1:].isspace() or answer[0].isspace()):
             answer = " " + answer
-        ids, whole = self._ids(before), self._ids(before + answer)
-        if len(whole) > len(ids) and np.array_equal(whole[: len(ids)], ids):
-            return int(whole[len(ids)])
-        alone = self._cut(answer)
-        if not alone:
+        tokens = following(self._ids(before), self._ids(before + answer), plain(self.tokenizer, answer))
+        if not len(tokens):
             raise InputError(f"{name}: expected an answer of a token or more, got {answer!r}")
-        return alone[0]
-
-    def _cut(self, text: str) -> list[int]:
-        return self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        return int(tokens[0])
 
     def _ids(self, prompt: str) -> np.ndarray:
-        ids, bos = self._cut(prompt), self.tokenizer.bos_token_id
-        return np.array(ids if bos is None or self.chat or ids[:1] == [bos] else [bos, *ids], dtype=np.int64)
+        """A chat template puts BOS where it belongs."""
+        return (plain if self.chat else encode)(self.tokenizer, prompt)
 
     @property
     def words(self) -> tuple[str, str]:
@@ -145,7 +138,8 @@ class Questioner:
             raise InputError("template: expected a prompt of at least one token, got none")
         if limit is None or len(ids) <= limit:
             return ids, False
-        kept, ahead = self._cut(text), self._cut(before) if PROMPT in self.template else []
+        kept = plain(self.tokenizer, text).tolist()
+        ahead = plain(self.tokenizer, before).tolist() if PROMPT in self.template else []
         while len(ids) > limit:
             more = len(ids) - limit + SHORTER
             if ahead:
@@ -230,12 +224,7 @@ class Questioner:
 
     def _decoded(self, document: Document) -> str:
         ids = np.asarray(document.ids)
-        if len(ids) and not 0 <= ids.min() <= ids.max() < len(self.tokenizer):
-            place = int(np.flatnonzero((ids < 0) | (ids >= len(self.tokenizer)))[0])
-            raise InputError(
-                f"document {document.id}: token id {ids[place]} at position {place}, expected below {len(self.tokenizer)}, "
-                "the tokenizer's entries"
-            )
+        check_ids(document, ids, len(self.tokenizer), "the tokenizer's entries")
         return self.tokenizer.decode(ids.tolist(), skip_special_tokens=True)
 
     @torch.no_grad()

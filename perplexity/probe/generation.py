@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -67,6 +68,7 @@ def generate(
         raise InputError(f"model: expected a transformers model that generates, got {type(model).__name__}")
     writer = _Writer(model, tokenizer, settings)
     found: list[Generated] = []
+    written: Counter = Counter()
     with torch.random.fork_rng(devices=_cuda(writer.device)), torch.no_grad():
         together = "padded" if first_choices is None else _together(writer, asked, first_choices)
         torch.manual_seed(settings.seed)
@@ -74,9 +76,9 @@ def generate(
             texts = writer.write([asked[place].ids for place in places], settings.max_new_tokens, copies=copies)
             for number, (ids, ended) in enumerate(texts):
                 place = places[number // copies]
-                sample = sum(text.prompt == place for text in found)
                 text = tokenizer.decode(ids.tolist(), skip_special_tokens=True)
-                found.append(Generated(place, sample, ids, text, ended))
+                found.append(Generated(place, written[place], ids, text, ended))
+                written[place] += 1
             if progress is not None:
                 progress(len(found))
     return sorted(found, key=lambda text: (text.prompt, text.sample))

@@ -11,7 +11,7 @@ import numpy as np
 
 from ..data_checks.words import words
 from ..metric import exp
-from .repetition import N, compression_ratio, distinct, longest_loop, ngrams, repeated
+from .repetition import N, compression_ratio, distinct, longest_loop, ngrams, repeated, shared
 
 COPIED = 8  # words in a row that are no coincidence: of n-grams shared with a reference
 LOOPING = 0.25  # of a text's tokens in one loop, and
@@ -83,8 +83,8 @@ class Measured:
 def measure(sources: Sequence[Source]) -> list[Measured]:
     """Each of ``sources`` measured, alone and beside the others."""
     of_words = [words(source.text) for source in sources]
-    of_prompts = [set(ngrams(words(source.prompt), 2)) for source in sources]
-    novel = [_novel(found, N, said) for found, said in zip(of_words, of_prompts, strict=True)]
+    of_prompts = {prompt: set(ngrams(words(prompt), 2)) for prompt in {source.prompt for source in sources}}
+    novel = [_novel(found, N, of_prompts[source.prompt]) for found, source in zip(of_words, sources, strict=True)]
     same: dict[str, list[int]] = defaultdict(list)  # by prompt: its texts
     spread: dict[int, Counter] = defaultdict(Counter)  # by sample: in how many prompts' texts a 4-gram is
     seen: dict[int, dict[str, set]] = defaultdict(lambda: defaultdict(set))
@@ -103,9 +103,11 @@ def measure(sources: Sequence[Source]) -> list[Measured]:
             _measured(
                 source,
                 of_words[place],
-                same_prompt=_share(novel[place], set().union(*siblings)) if siblings else None,
-                other_prompts=_share(novel[place], elsewhere) if len(seen[source.sample]) > 1 else None,
-                copied=_share(_novel(of_words[place], COPIED, of_prompts[place]), said) if said else None,
+                same_prompt=shared(novel[place], set().union(*siblings), NOVEL) if siblings else None,
+                other_prompts=shared(novel[place], elsewhere, NOVEL) if len(seen[source.sample]) > 1 else None,
+                copied=shared(_novel(of_words[place], COPIED, of_prompts[source.prompt]), said, NOVEL)
+                if said
+                else None,
             )
         )
     return measured
@@ -120,10 +122,6 @@ def _novel(found: Sequence, n: int, said: set) -> list[tuple]:
         return ngrams(found, n)
     known = [gram in said for gram in ngrams(found, 2)]
     return [gram for at, gram in enumerate(ngrams(found, n)) if sum(known[at : at + n - 1]) < n - 2]
-
-
-def _share(grams: Sequence[tuple], known: set) -> float | None:
-    return sum(gram in known for gram in grams) / len(grams) if len(grams) >= NOVEL else None
 
 
 def _measured(source: Source, of_words: list, **shares) -> Measured:

@@ -20,7 +20,7 @@ from ..evaluation.evaluator import evaluation_mode, token_scorer
 from ..evaluation.fingerprints import tokenizer_fingerprint
 from ..evaluation.protocols import Positions
 from ..evaluation.scoring import continuations, stream
-from ..findings import SEVERITIES, VERDICTS, Finding, Judged
+from ..findings import SEVERITIES, VERDICTS, Finding, Judged, worst
 from . import scores
 from .ask import Questioner, Tally
 from .findings import COLLAPSED, LEAST_TEXTS, LEAST_TOKENS, UNANSWERED, Asking, failed, find, known_good, of_the_run
@@ -138,7 +138,7 @@ def probe(
         "calibration": bins.summary(),
     }
     found = [*find(measured, asking), *of_the_run(diagnosis)]
-    found += failed({name: part.evidence for name, part in own.items() if part.evidence.startswith(scores.FAILED)})
+    found += failed({name: part.evidence for name, part in own.items() if part.failed})
     found.sort(key=lambda finding: -SEVERITIES.index(finding.severity))
     parts = _parts(measured, asking, diagnosis) | own
     verdict = _verdict(found, parts, measured)
@@ -291,7 +291,7 @@ def _by_references(losses: Mapping) -> dict | None:
 
 def _verdict(found: list[Finding], parts: Mapping[str, Part], measured: Mapping) -> str:
     """By the worst finding; a model whose texts alone are known, or too few of them, is not called healthy: noise is varied."""
-    gravest = max((finding.severity for finding in found), key=SEVERITIES.index, default="info")
+    gravest = worst(finding.severity for finding in found)
     others = [name for name, part in parts.items() if part.score is not None and name not in ("generation", "monitor")]
     enough = measured["generation"]["judged"] >= LEAST_TEXTS and others
     return VERDICTS[gravest] if enough or gravest != "info" else "insufficient-data"

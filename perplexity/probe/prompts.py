@@ -149,7 +149,7 @@ def tokenize(
         if prompt.document:
             if settings.chat:
                 raise InputError(f"prompt {prompt.id}: expected a prompt for --chat, got a document to cut")
-            ids = _encode(tokenizer, text)
+            ids = encode(tokenizer, text)
             begin = min(len(ids), settings.prompt_tokens + int(_starts_with_bos(tokenizer, ids)))
             ids, reference = ids[:begin], ids[begin:]
             if len(reference) < LEAST_REFERENCE:
@@ -161,9 +161,9 @@ def tokenize(
             ids, shortened = _shortened(tokenizer, ids, room)
         elif settings.chat:
             ids, shortened = _chat(tokenizer, text, room)
-            reference = _plain(tokenizer, references[0]) if references else np.empty(0, np.int64)
+            reference = plain(tokenizer, references[0]) if references else np.empty(0, np.int64)
         else:
-            ids = _encode(tokenizer, text)
+            ids = encode(tokenizer, text)
             reference = _continuation(tokenizer, text, ids, references[0]) if references else np.empty(0, np.int64)
             ids, shortened = _shortened(tokenizer, ids, room)
         if not len(ids):
@@ -183,15 +183,15 @@ def _shortened(tokenizer, ids: np.ndarray, room: int | None) -> tuple[np.ndarray
 
 def _chat(tokenizer, text: str, room: int | None) -> tuple[np.ndarray, bool]:
     """A user's message in the template, which puts BOS where it belongs; one too long loses its beginning, not the template."""
-    ids, kept = _plain(tokenizer, chat_text(tokenizer, text)), None
+    ids, kept = plain(tokenizer, chat_text(tokenizer, text)), None
     while room is not None and len(ids) > room:
-        kept = _plain(tokenizer, text) if kept is None else kept
+        kept = plain(tokenizer, text) if kept is None else kept
         if not len(kept):
             raise InputError(
                 f"max_new_tokens: expected room for the chat template, got {len(ids)} tokens of it, and {room} left"
             )
         kept = kept[len(ids) - room :]
-        ids = _plain(tokenizer, chat_text(tokenizer, tokenizer.decode(kept.tolist())))
+        ids = plain(tokenizer, chat_text(tokenizer, tokenizer.decode(kept.tolist())))
     return ids, kept is not None
 
 
@@ -199,9 +199,9 @@ def _starts_with_bos(tokenizer, ids: np.ndarray) -> bool:
     return len(ids) > 0 and tokenizer.bos_token_id is not None and int(ids[0]) == tokenizer.bos_token_id
 
 
-def _encode(tokenizer, text: str) -> np.ndarray:
+def encode(tokenizer, text: str) -> np.ndarray:
     """Tokens of ``text`` behind BOS, never two."""
-    ids, bos = _plain(tokenizer, text), tokenizer.bos_token_id
+    ids, bos = plain(tokenizer, text), tokenizer.bos_token_id
     return ids if bos is None or _starts_with_bos(tokenizer, ids) else np.concatenate([[bos], ids])
 
 
@@ -217,7 +217,8 @@ def chat_text(tokenizer, text: str) -> str:
         raise InputError(f"chat: expected a chat template that takes a user's message, got one that fails ({reason})")
 
 
-def _plain(tokenizer, text: str) -> np.ndarray:
+def plain(tokenizer, text: str) -> np.ndarray:
+    """Tokens of ``text`` and nothing else."""
     return np.array(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"], dtype=np.int64)
 
 
@@ -225,7 +226,10 @@ def _continuation(tokenizer, text: str, ids: np.ndarray, reference: str) -> np.n
     """Tokens of ``reference`` after the prompt ``ids``: those that follow them in the whole, where it begins with them."""
     apart = bool(text) and not text[-1].isspace() and not reference[0].isspace()
     reference = " " + reference if apart else reference
-    whole = _encode(tokenizer, text + reference)
-    if len(whole) > len(ids) and np.array_equal(whole[: len(ids)], ids):
-        return whole[len(ids) :]
-    return _plain(tokenizer, reference)
+    return following(ids, encode(tokenizer, text + reference), plain(tokenizer, reference))
+
+
+def following(ids: np.ndarray, whole: np.ndarray, alone: np.ndarray) -> np.ndarray:
+    """Tokens of a text after a prompt's ``ids``: what follows them in the ``whole``, where it begins with them, else its own."""
+    begins = len(whole) > len(ids) and np.array_equal(whole[: len(ids)], ids)
+    return whole[len(ids) :] if begins else alone

@@ -40,10 +40,9 @@ def repeated(words: Sequence, n: int = N) -> float | None:
     return None if share is None else 1 - share
 
 
-def shared(words: Sequence, known: set[tuple], n: int = N) -> float | None:
-    """Share of a text's n-grams that are among ``known``; None for a text of fewer than n words."""
-    found = ngrams(words, n)
-    return sum(gram in known for gram in found) / len(found) if found else None
+def shared(grams: Sequence[tuple], known: set[tuple], least: int = 1) -> float | None:
+    """Share of ``grams`` that are among ``known``; None of fewer than ``least``."""
+    return sum(gram in known for gram in grams) / len(grams) if len(grams) >= least else None
 
 
 def longest_loop(tokens: np.ndarray, copies: int = COPIES) -> Loop | None:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from numbers import Real
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol
 
 from ..errors import InputError
 from ..findings import CEILING, worst
@@ -14,7 +14,6 @@ from ..findings import CEILING, worst
 # Of 100, where nothing else is said. A scorer of one's own weighs OWN_WEIGHT beside them.
 WEIGHTS = {"monitor": 25.0, "perplexity": 20.0, "generation": 30.0, "references": 10.0, "ask": 15.0}
 OWN_WEIGHT = 10.0
-FAILED = "it failed: "
 
 
 @dataclass(frozen=True)
@@ -28,7 +27,6 @@ class Checkpoint:
     texts: list  # of measures.Measured
 
 
-@runtime_checkable
 class Scorer(Protocol):
     """A benchmark of one's own: 0 (worst) to 1, or None where it does not apply.
 
@@ -40,10 +38,11 @@ class Scorer(Protocol):
 
 @dataclass(frozen=True)
 class Part:
-    """``score``: 0 to 1, None where it is missing; ``evidence``: what it is made of, or why it is missing."""
+    """``score``: 0 to 1, None where it is missing; ``evidence``: what it is made of, or why it is missing (``failed``)."""
 
     score: float | None
     evidence: str
+    failed: bool = False
 
 
 @dataclass(frozen=True)
@@ -85,7 +84,7 @@ def check_weights(weights: Mapping[str, float], parts: Iterable[str]) -> None:
     for name, weight in weights.items():
         if name not in parts:
             raise InputError(f"weights: expected names among {', '.join(parts)}, got {name!r}")
-        if not _number(weight) or not 0 <= weight < math.inf:
+        if not _number(weight, math.inf):
             raise InputError(f"weights: expected a number of 0 or more for {name}, got {weight!r}")
 
 
@@ -99,7 +98,7 @@ def own_weights(scorers: Iterable[Scorer], taken: Iterable[str]) -> dict[str, fl
         name, weight = name_of(scorer), getattr(scorer, "weight", OWN_WEIGHT)
         if name in taken or name in found:
             raise InputError(f"scorers: expected a name of its own, got {name!r} twice")
-        if not _number(weight) or not 0 <= weight < math.inf:
+        if not _number(weight, math.inf):
             raise InputError(f"scorer {name}: expected a weight of 0 or more, got {weight!r}")
         found[name] = float(weight)
     return found
@@ -114,16 +113,17 @@ def own_part(scorer: Scorer, checkpoint: Checkpoint) -> Part:
     try:
         value = scorer.score(checkpoint)
     except (Exception, SystemExit) as error:  # theirs: anything; the probe is not lost by it
-        return Part(None, f"{FAILED}{type(error).__name__}: {error}")
+        return Part(None, f"it failed: {type(error).__name__}: {error}", failed=True)
     if value is None:
         return Part(None, "it has no score")
-    if not _number(value) or not 0 <= value <= 1:
-        return Part(None, f"{FAILED}expected a score from 0 to 1, got {value!r}")
+    if not _number(value, 1):
+        return Part(None, f"it failed: expected a score from 0 to 1, got {value!r}", failed=True)
     return Part(float(value), "a scorer of your own")
 
 
-def _number(value) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool)
+def _number(value, most: float) -> bool:
+    """Whether it is a finite number from 0 to ``most``."""
+    return isinstance(value, Real) and not isinstance(value, bool) and 0 <= value <= most and value < math.inf
 
 
 def monitor_part(diagnosis: Mapping | None) -> Part:

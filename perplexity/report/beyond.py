@@ -10,6 +10,7 @@ from ..findings import SEVERITIES, VERDICTS
 from ..monitor.health import Diagnosis
 from ..probe.scores import Part, health, monitor_part
 from ..probe.summary import examples, rows
+from .html import figure_of, trace_of
 
 LINES = {
     "monitor": "#7a6fa8",
@@ -141,7 +142,7 @@ def _figures(found: list[dict], scores: list[float | None]) -> dict[str, dict]:
             if any(score is not None for score in scores):
                 scaled = [None if score is None else 100 * score for score in scores]
                 traces.append(_line(name, steps, scaled, LINES.get(name, OWN_LINE), 1.5))
-        drawn["health-trend"] = _figure(traces, "step", "score (of 100)", [0, 105]) | {"steps": True}
+        drawn["health-trend"] = _figure(traces, "step", "score (of 100)", [0, 105])
         traces = [
             _line(f"perplexity of {what}", steps, [record["perplexity"][key] for record in stepped], colour, 2)
             for what, key, colour in (
@@ -149,7 +150,7 @@ def _figures(found: list[dict], scores: list[float | None]) -> dict[str, dict]:
                 ("its own texts", "self_perplexity", LINES["generation"]),
             )
         ]
-        drawn["perplexity-trend"] = _figure(traces, "step", "perplexity", None, log=True) | {"steps": True}
+        drawn["perplexity-trend"] = _figure(traces, "step", "perplexity", None, log=True)
     if calibration := found[-1]["calibration"]:
         top = max(*(max(row["entropy"], row["loss"]) for row in calibration["entropy_bins"]), 0.1) * 1.05
         for name, bins, x, y, limit, labels in (
@@ -174,29 +175,13 @@ def _figures(found: list[dict], scores: list[float | None]) -> dict[str, dict]:
 
 
 def _line(name: str, x: list, y: list, colour: str, width: float) -> dict:
-    y = [value if value is not None and math.isfinite(value) else None for value in y]
-    return {
-        "type": "scatter",
-        "mode": "lines+markers",
-        "name": name,
-        "x": x,
-        "y": y,
-        "line": {"color": colour, "width": width},
-        "hovertemplate": "%{x:,.4~g}: %{y:,.4~g}",
-    }
+    y = [math.nan if value is None else value for value in y]
+    trace = trace_of(name, x, y, colour, width=width, markers=True)
+    return trace | {"hovertemplate": "%{x:,.4~g}: %{y:,.4~g}"}
 
 
 def _figure(traces: list[dict], x: str, y: str, limits: list | None, *, log: bool = False) -> dict:
-    axis = {"title": {"text": y}, "type": "log" if log else "linear"} | ({"range": limits} if limits else {})
-    return {
-        "data": traces,
-        "layout": {
-            "xaxis": {"title": {"text": x}},
-            "yaxis": axis,
-            "shapes": [],
-            "annotations": [],
-            "margin": {"l": 60, "r": 12, "t": 12, "b": 44},
-            "legend": {"orientation": "h", "y": 1.15, "x": 0},
-            "hovermode": "closest",
-        },
-    }
+    figure = figure_of(traces, y, [], [], log=log, x=x)
+    if limits:
+        figure["layout"]["yaxis"]["range"] = limits
+    return figure

@@ -47,9 +47,9 @@ def figures(history: History, digest: Digest, diagnosis: Diagnosis, vocabulary_s
     found = {}
     for name, change, label in (("loss", lambda x: x, "loss (nats a token)"), ("perplexity", exp, "perplexity")):
         traces = [
-            _trace("one batch", steps, [change(x) for x in losses], COLOURS["batch"], width=1),
-            _trace("training", means[0], [change(x) for x in means[1]], COLOURS["train"], width=2),
-            _trace(
+            trace_of("one batch", steps, [change(x) for x in losses], COLOURS["batch"], width=1),
+            trace_of("training", means[0], [change(x) for x in means[1]], COLOURS["train"], width=2),
+            trace_of(
                 "validation", evaluations[0], [change(x) for x in evaluations[1]], COLOURS["val"], width=2, markers=True
             ),
         ]
@@ -57,7 +57,7 @@ def figures(history: History, digest: Digest, diagnosis: Diagnosis, vocabulary_s
         for words, level in lines:
             shapes.append(_line(change(level)))
             notes.append(_note(words, 1.0, change(level)))
-        found[name] = _figure([t for t in traces if t["x"]], label, shapes, notes, log=name == "perplexity")
+        found[name] = figure_of([t for t in traces if t["x"]], label, shapes, notes, log=name == "perplexity")
         if limits := _limits(digest):
             levels = [change(level) for level in limits]
             if all(map(math.isfinite, levels)):
@@ -65,13 +65,13 @@ def figures(history: History, digest: Digest, diagnosis: Diagnosis, vocabulary_s
     gaps = [(e.step, e.loss - e.near) for e in digest.evaluations if not math.isnan(e.near)]
     if gaps:
         at, values = map(list, zip(*gaps, strict=True))
-        trace = _trace("validation − training", at, values, COLOURS["val"], width=2, markers=True)
-        found["gap"] = _figure([trace], "gap (nats)", [_line(0.0)], [], log=False)
+        trace = trace_of("validation − training", at, values, COLOURS["val"], width=2, markers=True)
+        found["gap"] = figure_of([trace], "gap (nats)", [_line(0.0)], [], log=False)
     for name, label in (("lr", "learning rate"), ("grad_norm", "gradient norm")):
         at, values = history.of(name)
         if len(at) > 1:
-            trace = _trace(label, *thinned(at, values), COLOURS["other"], width=1.5)
-            found[name] = _figure([trace], label, [], [], log=False)
+            trace = trace_of(label, *thinned(at, values), COLOURS["other"], width=1.5)
+            found[name] = figure_of([trace], label, [], [], log=False)
     return found
 
 
@@ -87,7 +87,7 @@ def _limits(digest: Digest) -> tuple[float, float] | None:
     return max(low - room, 0.7 * low, 1e-3), high + 2 * room
 
 
-def _trace(name: str, x: list, y: list, colour: str, *, width: float, markers: bool = False) -> dict:
+def trace_of(name: str, x: list, y: list, colour: str, *, width: float, markers: bool = False) -> dict:
     return {
         "type": "scatter",
         "mode": "lines+markers" if markers else "lines",
@@ -133,12 +133,12 @@ def _marks(diagnosis: Diagnosis) -> tuple[list[dict], list[dict]]:
     return shapes, notes
 
 
-def _figure(traces: list[dict], label: str, shapes: list, notes: list, *, log: bool) -> dict:
+def figure_of(traces: list[dict], label: str, shapes: list, notes: list, *, log: bool, x: str = "step") -> dict:
     return {
         "data": traces,
-        "steps": True,
+        "steps": x == "step",
         "layout": {
-            "xaxis": {"title": {"text": "step"}},
+            "xaxis": {"title": {"text": x}},
             "yaxis": {"title": {"text": label}, "type": "log" if log else "linear"},
             "shapes": shapes,
             "annotations": notes,

@@ -5,7 +5,7 @@ import random
 import numpy as np
 import pytest
 
-from perplexity.probe.repetition import Loop, compression_ratio, distinct, longest_loop, repeated, shared
+from perplexity.probe.repetition import Loop, compression_ratio, distinct, longest_loop, ngrams, repeated, shared
 
 
 def test_distinct_and_repeated_by_hand():
@@ -19,8 +19,9 @@ def test_distinct_and_repeated_by_hand():
 
 
 def test_shared_by_hand():
-    assert shared(["a", "b", "c", "d", "e"], {tuple("abcd")}) == 0.5
-    assert shared(["a", "b", "c"], set()) is None
+    assert shared(ngrams(["a", "b", "c", "d", "e"], 4), {tuple("abcd")}) == 0.5
+    assert shared(ngrams(["a", "b", "c"], 4), set()) is None
+    assert shared(ngrams(["a", "b", "c", "d", "e"], 4), {tuple("abcd")}, least=3) is None
 
 
 def by_trial(tokens, copies):
