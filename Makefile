@@ -7,7 +7,7 @@ WORKERS ?= 2
 
 OLDEST_TRITON := 3.6.0
 
-.PHONY: demo test test-slow lint format compile-check compile-check-oldest bench bench-evaluation bench-gpu doctor clean
+.PHONY: demo test test-slow collection lint format compile-check compile-check-oldest bench bench-evaluation bench-gpu doctor clean
 
 # torch first and alone: what it brings (a CUDA build brings its own triton) decides the rest.
 $(READY): pyproject.toml constraints.txt
@@ -25,6 +25,15 @@ test: $(READY)
 
 test-slow: $(READY)
 	$(BIN)/python -m pytest -n $(WORKERS) -m slow
+
+# Workers must collect the same tests in the same order, whatever the clock and the hash seed.
+collection: $(READY)
+	mkdir -p build
+	for seed in 1 2; do \
+		PYTHONHASHSEED=$$seed $(BIN)/python -m pytest --collect-only -q > build/collected-$$seed.txt || exit 1; \
+		grep :: build/collected-$$seed.txt > build/names-$$seed.txt || exit 1; \
+	done
+	diff build/names-1.txt build/names-2.txt
 
 lint: $(READY)
 	$(BIN)/ruff check .

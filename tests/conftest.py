@@ -1,6 +1,7 @@
 """Set the interpreter before triton is imported, and report the processor time of the tests."""
 
 import os
+import re
 
 import pytest
 import torch
@@ -9,12 +10,25 @@ if not torch.cuda.is_available():
     # Without a GPU the kernels are interpreted on CPU tensors.
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
+NAME_LENGTH = 48  # characters of one parameter in a test's name
 SLOWEST = 15  # tests named in the summary
 
 
 @pytest.fixture(scope="session")
 def device():
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def pytest_make_parametrize_id(config, val, argname) -> str | None:
+    """Name a parameter readably, and from the source alone: workers must collect equal names.
+
+    Bytes may hold a clock (gzip's header does), and a text may hold line breaks and control characters.
+    """
+    if isinstance(val, bytes | bytearray) or getattr(val, "__name__", None) == "<lambda>":
+        return argname
+    if isinstance(val, str):
+        return re.sub(r"[^\w.,:=+*/-]+", "-", val)[:NAME_LENGTH].strip("-") or argname
+    return None
 
 
 def processor_seconds() -> float:

@@ -60,13 +60,12 @@ def test_every_family(family):
 @pytest.mark.parametrize(
     "given",
     [
-        dict(num_items_in_batch=torch.tensor(7)),
-        dict(num_items_in_batch=7),
-        dict(labels=torch.full((2, 12), -100), num_items_in_batch=3),
-        dict(shift_labels=torch.arange(24).view(2, 12)),
-        dict(output_hidden_states=True, use_cache=True),
+        pytest.param(dict(num_items_in_batch=torch.tensor(7)), id="items-tensor"),
+        pytest.param(dict(num_items_in_batch=7), id="items-number"),
+        pytest.param(dict(labels=torch.full((2, 12), -100), num_items_in_batch=3), id="all-ignored"),
+        pytest.param(dict(shift_labels=torch.arange(24).view(2, 12)), id="shifted"),
+        pytest.param(dict(output_hidden_states=True, use_cache=True), id="other-outputs"),
     ],
-    ids=str,
 )
 def test_what_a_trainer_gives(given):
     model = build_model(VOCABULARY)
