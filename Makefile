@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# Stamps: what the demo needs is installed; what the tests, their peers among them, need is.
+DEMO_READY := $(VENV)/.demo-ready
 READY := $(VENV)/.ready
 WORKERS ?= 2
 
@@ -10,13 +12,21 @@ OLDEST_TRITON := 3.6.0
 .PHONY: demo test test-slow collection lint format compile-check compile-check-oldest bench bench-evaluation bench-gpu doctor clean
 
 # torch first and alone: what it brings (a CUDA build brings its own triton) decides the rest.
-$(READY): pyproject.toml constraints.txt
+define install
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet -c constraints.txt torch
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev]"
-	touch $(READY)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[$(1)]"
+endef
 
-demo: $(READY)
+$(DEMO_READY): pyproject.toml constraints.txt
+	$(call install,demo)
+	touch $@
+
+$(READY): pyproject.toml constraints.txt
+	$(call install,dev)
+	touch $(DEMO_READY) $@
+
+demo: $(DEMO_READY)
 	$(BIN)/ppl demo
 
 # A thread a worker: with all cores each, workers wait for each other (a third longer on 2 cores). test-slow has all of them.
@@ -66,7 +76,7 @@ compile-check-oldest: $(READY)
 	PYTHONPATH=build/triton-$(OLDEST_TRITON) \
 		$(BIN)/python -m perplexity.kernels.compile_check --quick --expect-triton $(OLDEST_TRITON)
 
-doctor: $(READY)
+doctor: $(DEMO_READY)
 	$(BIN)/ppl doctor
 
 clean:
