@@ -65,6 +65,8 @@ LAYOUTS = {
     "linear_kl": ("aligned", "ragged", "odd", "strided", "mixed"),
     "nll": ("aligned", "odd", "strided"),
 }
+# Extents of a check: how much of kernel × target × dtype × layout × feature set is compiled.
+EXTENTS = {"least": "each value once of", "quick": "a pairwise covering set of", "full": "every"}
 # Hidden size in each layout.
 DIMENSION = {"aligned": 768, "ragged": 720, "odd": 123, "strided": 768, "mixed": 768}
 
@@ -83,10 +85,10 @@ class Case:
         features = "+".join(sorted(self.features)) or "plain"
         return f"{self.operation} {self.target} {self.dtype} {self.layout} {features}"
 
-    def pairs(self) -> set:
-        """Every two of the values that the case is made of, its operation's features present or absent among them."""
+    def values(self, together: int) -> set:
+        """List every ``together`` of the values that make the case, absent features among them."""
         features = [(name, name in self.features) for name in FEATURES[self.operation]]
-        return set(itertools.combinations([self.target, self.dtype, self.layout, *features], 2))
+        return set(itertools.combinations([self.target, self.dtype, self.layout, *features], together))
 
 
 @dataclass(frozen=True)
@@ -285,25 +287,27 @@ def valid_cases() -> list[Case]:
     return found
 
 
-def covering(candidates: list[Case]) -> list[Case]:
-    """Few of the cases that together have every pair of values: greedily, the one with most pairs not yet seen."""
-    left, chosen = set().union(*(case.pairs() for case in candidates)), []
+def covering(candidates: list[Case], together: int) -> list[Case]:
+    """Choose few cases that have every ``together`` values: greedily, the case with most unseen ones."""
+    left, chosen = set().union(*(case.values(together) for case in candidates)), []
     while left:
-        chosen.append(max(candidates, key=lambda case: len(case.pairs() & left)))
-        left -= chosen[-1].pairs()
+        chosen.append(max(candidates, key=lambda case: len(case.values(together) & left)))
+        left -= chosen[-1].values(together)
     return chosen
 
 
-def cases(quick: bool) -> list[Case]:
-    """Of every operation a set that covers each pair; unless ``quick`` also every feature set, aligned and odd."""
+def cases(extent: str) -> list[Case]:
+    """List the cases of an extent of ``EXTENTS``."""
     everything = valid_cases()
     chosen = [
         case
         for operation in FEATURES
-        for case in covering([case for case in everything if case.operation == operation])
+        for case in covering(
+            [case for case in everything if case.operation == operation], 1 if extent == "least" else 2
+        )
     ]
-    full = [] if quick else [case for case in everything if case.layout in ("aligned", "odd")]
-    return list(dict.fromkeys(chosen + full))
+    full = [case for case in everything if case.layout in ("aligned", "odd")]
+    return list(dict.fromkeys(chosen + (full if extent == "full" else [])))
 
 
 def _worst(rows: list[Compiled]) -> list[Compiled]:
@@ -334,7 +338,14 @@ def markdown(rows: list[Compiled]) -> str:
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="compile_check", description=__doc__.split("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="a covering set")
+    extent = parser.add_mutually_exclusive_group()
+    extent.add_argument(
+        "--least", dest="extent", action="store_const", const="least", help="compile each value at least once"
+    )
+    extent.add_argument(
+        "--quick", dest="extent", action="store_const", const="quick", help="compile each pair of values"
+    )
+    parser.set_defaults(extent="full")
     parser.add_argument("--markdown", metavar="OUT", help="write the table to this file")
     parser.add_argument("--expect-triton", metavar="VERSION", help="fail if another triton is imported")
     arguments = parser.parse_args(argv)
@@ -353,7 +364,7 @@ def main(argv: list[str] | None = None) -> int:
             os.cpu_count(), initializer=os.environ.update, initargs=({"TRITON_CACHE_DIR": cache},)
         ) as pool,
     ):
-        rows = [row for found in pool.map(compile_case, cases(arguments.quick)) for row in found]
+        rows = [row for found in pool.map(compile_case, cases(arguments.extent)) for row in found]
     table = markdown(rows)
     print(table)
     failures = sorted({failure for row in rows for failure in row.failures()})
@@ -362,14 +373,14 @@ def main(argv: list[str] | None = None) -> int:
     compilations = len({row.compilation for row in rows})
     print(f"{compilations} compilations with triton {triton.__version__}, {len(failures)} failures")
     if arguments.markdown:
-        extent = "a pairwise covering set of" if arguments.quick else "every"
         heading = (
-            f"# Compile check\n\nWritten by `make compile-check` with triton {triton.__version__}: {compilations} compilations, "
-            f"{extent} kernel × target × dtype × layout × feature set; of each kernel, target and dtype the row with most "
-            f"registers. Device code {kernels_hash()} (`kernels/fingerprint.py`). Where the row with most registers reads through "
-            "pointers no TMA load is counted; a kernel that is given descriptors and has none fails. *Programs*: as many as a "
-            "multiprocessor has room for, by registers, shared memory and warps. *KiB a step*: both tiles of one step of a matrix "
-            "product.\n\n"
+            f"# Compile check\n\nWritten by `make compile-check` with triton {triton.__version__}: "
+            f"{compilations} compilations, {EXTENTS[arguments.extent]} kernel × target × dtype × layout × "
+            "feature set; of each kernel, target and dtype the row with most registers. Device code "
+            f"{kernels_hash()} (`kernels/fingerprint.py`). Where the row with most registers reads through "
+            "pointers no TMA load is counted; a kernel that is given descriptors and has none fails. "
+            "*Programs*: as many as a multiprocessor has room for, by registers, shared memory and warps. "
+            "*KiB a step*: both tiles of one step of a matrix product.\n\n"
         )
         Path(arguments.markdown).write_text(heading + table + "\n")
     return 1 if failures else 0

@@ -43,8 +43,9 @@ def table(text):
     return {(kernel.strip("| "), target) for kernel, target in rows}
 
 
-def test_a_covering_set_compiles_for_every_target():
-    done = run("--quick")
+@pytest.mark.parametrize("extent", ["least", pytest.param("quick", marks=pytest.mark.slow)])
+def test_a_covering_set_compiles_for_every_target(extent):
+    done = run(f"--{extent}")
     assert done.returncode == 0, done.stdout + done.stderr
     assert {(kernel, target) for kernel in KERNELS for target in TARGETS} <= table(done.stdout)
 
@@ -59,15 +60,20 @@ def values(case):
 def test_the_covering_set_has_every_pair(operation):
     """Any two values that some valid case has together, some quick case has together."""
     valid, quick = (
-        [values(case) for case in chosen if case.operation == operation]
-        for chosen in (valid_cases(), cases(quick=True))
+        [values(case) for case in chosen if case.operation == operation] for chosen in (valid_cases(), cases("quick"))
     )
     for pair in itertools.combinations(sorted(set().union(*valid), key=str), 2):
         assert any(map(set(pair).issubset, quick)) == any(map(set(pair).issubset, valid)), pair
 
 
 def test_the_quick_set_is_part_of_the_full_one():
-    assert set(cases(quick=True)) < set(cases(quick=False)) <= set(valid_cases())
+    assert set(cases("quick")) < set(cases("full")) <= set(valid_cases())
+
+
+def test_the_least_set_has_every_value():
+    least = cases("least")
+    assert set(least) <= set(valid_cases())
+    assert set().union(*map(values, least)) == set().union(*map(values, valid_cases()))
 
 
 def test_the_committed_table_is_of_this_device_code():
