@@ -12,28 +12,30 @@ import torch
 from torch import Tensor
 
 from . import parallel
+from .errors import InputError, InputTypeError
 from .kernels import operators
 from .kernels.blockwise import kept_block
 from .parallel import VocabularyShard
 
 REDUCTIONS = ("none", "mean", "sum")
 BACKENDS = ("triton", "torch")
+TRITON_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 IGNORE_INDEX = -100
 
 
-def expect(condition: bool, name: str, expected: str, got: object, error: type[Exception] = ValueError) -> None:
+def expect(condition: bool, name: str, expected: str, got: object, error: type[InputError] = InputError) -> None:
     if not condition:
         raise error(f"{name}: expected {expected}, got {got}")
 
 
-def _choice(name: str, value: object, choices: tuple, expected: str, error: type[Exception] = ValueError) -> None:
+def _choice(name: str, value: object, choices: tuple, expected: str, error: type[InputError] = InputError) -> None:
     if value not in choices:
         raise error(f"{name}: expected {expected}, got {value!r}")
 
 
 def _number(name: str, value: object, expected: str, least: float = -math.inf, most: float = math.inf) -> None:
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise TypeError(f"{name}: expected {expected}, got {type(value).__name__} {value!r}")
+        raise InputTypeError(f"{name}: expected {expected}, got {type(value).__name__} {value!r}")
     # Comparisons alone: a traced number has no isfinite. NaN fails them.
     expect(-math.inf < value < math.inf and least <= value <= most, name, expected, value)
 
@@ -41,7 +43,7 @@ def _number(name: str, value: object, expected: str, least: float = -math.inf, m
 def _integer(name: str, value: object, expected: str) -> int:
     """As int: numpy's count."""
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
-        raise TypeError(f"{name}: expected {expected}, got {value!r}")
+        raise InputTypeError(f"{name}: expected {expected}, got {value!r}")
     return int(value)
 
 
@@ -95,33 +97,39 @@ def choose_backend(backend: str | None, tensor: Tensor) -> str:
         return "triton" if tensor.is_cuda and tensor.dtype != torch.float64 and triton_available() else "torch"
     _choice(source, backend, BACKENDS, f"one of {', '.join(BACKENDS)} or None")
     if backend == "triton" and not triton_available():
-        raise ValueError(f"{source}: 'triton' was asked for, but triton is not installed; 'torch' needs only torch")
+        raise InputError(f"{source}: 'triton' was asked for, but triton is not installed; 'torch' needs only torch")
     if backend == "triton" and tensor.device.type == "cpu":
         from .kernels.launch import INTERPRETED
 
         if not INTERPRETED:
-            raise ValueError(
+            raise InputError(
                 f"{source}: 'triton' needs a GPU, got CPU tensors; use 'torch', or set TRITON_INTERPRET=1 before "
                 "triton is imported to interpret the kernels"
             )
+    if backend == "triton" and tensor.dtype not in TRITON_DTYPES:
+        # As the kernels say it, before a command line comes to them: their own TypeError would look like a bug there.
+        raise InputTypeError(
+            f"{source}: 'triton' takes an input of float32, float16 or bfloat16, got {tensor.dtype}; "
+            "'torch' takes any floating dtype"
+        )
     return backend
 
 
 def check_floating(name: str, tensor: object) -> None:
-    expect(isinstance(tensor, Tensor), name, "a tensor", type(tensor).__name__, TypeError)
-    expect(tensor.is_floating_point(), name, "a floating dtype", tensor.dtype, TypeError)
+    expect(isinstance(tensor, Tensor), name, "a tensor", type(tensor).__name__, InputTypeError)
+    expect(tensor.is_floating_point(), name, "a floating dtype", tensor.dtype, InputTypeError)
 
 
 def _check_target(target: object, classes: tuple, probabilities: tuple, device: torch.device) -> None:
     """Class indices in the shape ``classes``, or class probabilities in the shape ``probabilities``."""
-    expect(isinstance(target, Tensor), "target", "a tensor", type(target).__name__, TypeError)
+    expect(isinstance(target, Tensor), "target", "a tensor", type(target).__name__, InputTypeError)
     if target.is_floating_point():
         expect(
             tuple(target.shape) == probabilities,
             "target",
             f"shape {probabilities} of class probabilities (or {classes} of class indices, int64)",
             f"{tuple(target.shape)} of {target.dtype}",
-            ValueError if tuple(target.shape) != classes else TypeError,
+            InputError if tuple(target.shape) != classes else InputTypeError,
         )
         expect(
             not target.requires_grad,
@@ -135,7 +143,7 @@ def _check_target(target: object, classes: tuple, probabilities: tuple, device: 
             "target",
             "int64 (or int32) class indices, or class probabilities",
             target.dtype,
-            TypeError,
+            InputTypeError,
         )
         expect(
             tuple(target.shape) == classes, "target", f"shape {classes}, as input without classes", tuple(target.shape)
@@ -194,7 +202,7 @@ def check_head(names: tuple[str, str, str], input: Tensor, linear_weight: Tensor
         weight_name,
         f"{input.dtype}, the dtype of {input_name}",
         linear_weight.dtype,
-        TypeError,
+        InputTypeError,
     )
     expect(
         linear_weight.device == input.device,
@@ -215,11 +223,11 @@ def class_weights(weight: Tensor | None, entries: int, input: Tensor) -> Tensor 
 
 
 def check_round_logits(value: object) -> None:
-    expect(isinstance(value, bool), "round_logits", "True or False", repr(value), TypeError)
+    expect(isinstance(value, bool), "round_logits", "True or False", repr(value), InputTypeError)
 
 
 def _validates(validate: bool | None, device: torch.device) -> bool:
-    _choice("validate", validate, (True, False, None), "True, False or None", TypeError)
+    _choice("validate", validate, (True, False, None), "True, False or None", InputTypeError)
     return device.type == "cpu" if validate is None else validate
 
 

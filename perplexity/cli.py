@@ -1,13 +1,28 @@
-"""``ppl``: bad input gives one line on stderr and exit status 2, never a traceback."""
+"""``ppl``: bad input is one line on stderr and exit status 2; a bug of ours is a traceback and exit status 3."""
 
 from __future__ import annotations
 
 import argparse
+import errno
 import importlib.util
+import math
 import os
 import sys
+import traceback
 
-from .errors import InputError
+from .errors import InputError, out_of_memory
+
+# What a full or broken disk, or a terminal that is gone, answers to a write.
+NO_MORE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+# What to lower where memory ends.
+LOWER = {
+    "eval": "--batch-size or --context-length",
+    "compare": "--batch-size or --context-length",
+    "check-data": "--memory-limit or --workers",
+    "probe": "--batch-size or --max-new-tokens",
+    "ask": "--batch-size",
+    "demo": "--steps",
+}
 
 # What a subcommand needs beyond torch; the extra that brings it has the subcommand's name, but for EXTRA_OF.
 EXTRA_OF = {"compare": "eval", "check-data": "data", "ask": "probe"}
@@ -78,6 +93,27 @@ def _doctor(arguments: argparse.Namespace) -> int:
     return report()
 
 
+def _integer(text: str) -> int:
+    """Read a whole number of 64 bits: a longer one overflows somewhere further down."""
+    try:
+        value = int(text)
+    except ValueError:
+        value = None
+    if value is None or not -(2**63) <= value < 2**63:
+        raise argparse.ArgumentTypeError(f"expected a whole number of 64 bits, got {text[:40]!r}")
+    return value
+
+
+def _number(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"expected a finite number, got {text[:40]!r}")
+    return value
+
+
 class _OneLineParser(argparse.ArgumentParser):
     def error(self, message: str):
         self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
@@ -99,13 +135,13 @@ def _text_options(command: argparse.ArgumentParser) -> None:
         help="how text is windowed (sliding)",
     )
     command.add_argument(
-        "--context-length", type=int, metavar="N", help="tokens a window shows (by protocol and model)"
+        "--context-length", type=_integer, metavar="N", help="tokens a window shows (by protocol and model)"
     )
-    command.add_argument("--stride", type=int, metavar="N", help="tokens a sliding window moves on (half the context)")
+    command.add_argument("--stride", type=_integer, metavar="N", help="tokens a sliding window moves on (half the context)")
     command.add_argument(
         "--bos", default="auto", choices=["auto", "always", "never"], help="BOS before a document, never two (auto)"
     )
-    command.add_argument("--batch-size", type=int, metavar="N", help="windows at a time (by their length)")
+    command.add_argument("--batch-size", type=_integer, metavar="N", help="windows at a time (by their length)")
     _reader_options(command)
     _model_options(command)
     command.add_argument("--journal", metavar="DIR", help="the same command again goes on where a killed one stopped")
@@ -135,16 +171,16 @@ def _reader_options(command: argparse._ActionsContainer) -> None:
     command.add_argument("--id-column", default="id", metavar="NAME", help="names documents (id)")
     command.add_argument("--split", metavar="NAME", help="of a datasets folder that has several")
     command.add_argument("--token-dtype", default="uint16", choices=["uint16", "uint32"], help="of .bin files (uint16)")
-    command.add_argument("--separator", type=int, metavar="ID", help="ends a document in .bin and .npy (BOS, else EOS)")
+    command.add_argument("--separator", type=_integer, metavar="ID", help="ends a document in .bin and .npy (BOS, else EOS)")
     command.add_argument("--stdin", default="txt", choices=["txt", "jsonl"], help="what - is (txt)")
 
 
 def _history_options(command: argparse.ArgumentParser) -> None:
     """How a training history is read and judged."""
     command.add_argument(
-        "--vocabulary-size", type=int, metavar="V", help="entries of the vocabulary, to know the uniform loss"
+        "--vocabulary-size", type=_integer, metavar="V", help="entries of the vocabulary, to know the uniform loss"
     )
-    command.add_argument("--total-steps", type=int, metavar="N", help="the run's budget, for projections and time left")
+    command.add_argument("--total-steps", type=_integer, metavar="N", help="the run's budget, for projections and time left")
     command.add_argument("--unit", default="nats", choices=["nats", "bits", "perplexity"], help="of the losses (nats)")
     command.add_argument(
         "--tag", action="append", metavar="MEASURE=NAME", help="what a measure was logged as, e.g. val_loss=dev/ce"
@@ -192,7 +228,7 @@ def _parser() -> argparse.ArgumentParser:
         "--tokenizer", metavar="DIR", help="counts tokens, unknown ones among them; alone: its fingerprint"
     )
     command.add_argument(
-        "--embedding-size", type=int, metavar="V", help="rows of the model's embedding (vocab_size of DIR/config.json)"
+        "--embedding-size", type=_integer, metavar="V", help="rows of the model's embedding (vocab_size of DIR/config.json)"
     )
     command.add_argument(
         "--unit",
@@ -202,22 +238,22 @@ def _parser() -> argparse.ArgumentParser:
     )
     command.add_argument(
         "--near",
-        type=float,
+        type=_number,
         default=0.25,
         metavar="J",
         help="Jaccard similarity of 4-word shingles that is a copy (0.25)",
     )
     command.add_argument(
-        "--interval", type=float, default=0.01, metavar="R", help="wanted of the perplexity's 95 %% interval, ± (0.01)"
+        "--interval", type=_number, default=0.01, metavar="R", help="wanted of the perplexity's 95 %% interval, ± (0.01)"
     )
-    command.add_argument("--memory-limit", type=int, default=1024, metavar="MIB", help="of the tables (1024)")
-    command.add_argument("--workers", type=int, default=1, metavar="N", help="processes over --train (1)")
+    command.add_argument("--memory-limit", type=_integer, default=1024, metavar="MIB", help="of the tables (1024)")
+    command.add_argument("--workers", type=_integer, default=1, metavar="N", help="processes over --train (1)")
     command.add_argument("--journal", metavar="DIR", help="the same command again goes on where a killed one stopped")
     command.add_argument("--write-clean", metavar="OUT", help="validation without what leaked: .jsonl or .txt")
     command.add_argument(
         "--write-split", metavar="DIR", help="train.jsonl and valid.jsonl of --train, cut by hash, no leaks"
     )
-    command.add_argument("--valid-fraction", type=float, default=0.02, metavar="F", help="of --write-split (0.02)")
+    command.add_argument("--valid-fraction", type=_number, default=0.02, metavar="F", help="of --write-split (0.02)")
     command.add_argument("--json", metavar="OUT", help="write every number to this file")
     command.add_argument("--fail-on", choices=["info", "warning", "danger"], help="exit with 1 on a finding as severe")
     _reader_options(command)
@@ -233,21 +269,21 @@ def _parser() -> argparse.ArgumentParser:
         help=".jsonl with prompt and, where known, reference (or a list); .txt, a line each; or text to cut prompts from, as ppl "
         "eval reads it; - is standard input",
     )
-    command.add_argument("--limit", type=int, default=64, metavar="N", help="prompts, evenly over the file (64)")
+    command.add_argument("--limit", type=_integer, default=64, metavar="N", help="prompts, evenly over the file (64)")
     command.add_argument("--prompt-column", default="prompt", metavar="NAME", help="of .jsonl (prompt)")
     command.add_argument("--reference-column", default="reference", metavar="NAME", help="of .jsonl (reference)")
     command = probe.add_argument_group("generation")
-    command.add_argument("--samples", type=int, metavar="N", help="texts a prompt (4; greedy 1)")
+    command.add_argument("--samples", type=_integer, metavar="N", help="texts a prompt (4; greedy 1)")
     command.add_argument(
-        "--max-new-tokens", type=int, metavar="N", help="where a text is cut off (128, or half the context)"
+        "--max-new-tokens", type=_integer, metavar="N", help="where a text is cut off (128, or half the context)"
     )
-    command.add_argument("--temperature", type=float, default=1.0, metavar="T", help="of sampling; 0 is greedy (1)")
-    command.add_argument("--top-p", type=float, default=1.0, metavar="P", help="probability that is sampled from (1)")
-    command.add_argument("--top-k", type=int, default=0, metavar="K", help="tokens that are sampled from (0: all)")
-    command.add_argument("--seed", type=int, default=0, metavar="N", help="of sampling (0)")
-    command.add_argument("--prompt-tokens", type=int, default=32, metavar="N", help="of a document to cut (32)")
+    command.add_argument("--temperature", type=_number, default=1.0, metavar="T", help="of sampling; 0 is greedy (1)")
+    command.add_argument("--top-p", type=_number, default=1.0, metavar="P", help="probability that is sampled from (1)")
+    command.add_argument("--top-k", type=_integer, default=0, metavar="K", help="tokens that are sampled from (0: all)")
+    command.add_argument("--seed", type=_integer, default=0, metavar="N", help="of sampling (0)")
+    command.add_argument("--prompt-tokens", type=_integer, default=32, metavar="N", help="of a document to cut (32)")
     command.add_argument("--chat", action="store_true", help="put prompts through the tokenizer's chat template")
-    command.add_argument("--batch-size", type=int, default=64, metavar="N", help="texts generated at a time (64)")
+    command.add_argument("--batch-size", type=_integer, default=64, metavar="N", help="texts generated at a time (64)")
     command = probe.add_argument_group("beside it")
     command.add_argument("--judge", metavar="MODEL", help="a model that is asked yes or no about each text")
     _question_options(command)
@@ -260,7 +296,7 @@ def _parser() -> argparse.ArgumentParser:
         "--scorer", action="append", metavar="MODULE:CLASS", help="a benchmark of your own, into the health score"
     )
     command.add_argument("--weight", action="append", metavar="PART=W", help="of the health score's parts")
-    command.add_argument("--step", type=int, metavar="N", help="of the checkpoint (from a folder's name, checkpoint-N)")
+    command.add_argument("--step", type=_integer, metavar="N", help="of the checkpoint (from a folder's name, checkpoint-N)")
     _reader_options(probe.add_argument_group("reading"))
     _model_options(probe.add_argument_group("the models"))
     command = probe.add_argument_group("output")
@@ -273,7 +309,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("text", nargs="+", help=TEXT_HELP)
     _question_options(command)
     command.add_argument("--plain", action="store_true", help="no chat template, though the tokenizer has one")
-    command.add_argument("--batch-size", type=int, metavar="N", help="texts at a time (by their length)")
+    command.add_argument("--batch-size", type=_integer, metavar="N", help="texts at a time (by their length)")
     _reader_options(command)
     _model_options(command)
     command.add_argument("--journal", metavar="DIR", help="the same command again goes on where a killed one stopped")
@@ -290,9 +326,9 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--fail-on", choices=["info", "warning", "danger"], help="exit with 1 on a finding as severe")
     command.add_argument("--follow", action="store_true", help="go on reading as the file grows, until interrupted")
     command.add_argument(
-        "--interval", type=float, default=5.0, metavar="S", help="seconds between looks with --follow (5)"
+        "--interval", type=_number, default=5.0, metavar="S", help="seconds between looks with --follow (5)"
     )
-    command.add_argument("--polls", type=int, metavar="N", help="end --follow after so many looks")
+    command.add_argument("--polls", type=_integer, metavar="N", help="end --follow after so many looks")
     command.add_argument(
         "--on-finding", metavar="COMMAND", help="with --follow: run for each new finding (PPL_SIGNAL, ...)"
     )
@@ -314,7 +350,7 @@ def _parser() -> argparse.ArgumentParser:
 
     command = commands.add_parser("demo", help="train, evaluate and plot a small model on real text")
     command.add_argument("--out", default="demo-out", metavar="DIR", help="where model, logs and plot go (demo-out)")
-    command.add_argument("--steps", type=int, default=300, metavar="N", help="training steps (300)")
+    command.add_argument("--steps", type=_integer, default=300, metavar="N", help="training steps (300)")
     command.set_defaults(run=_demo)
 
     command = commands.add_parser("doctor", help="what is installed, which backend runs where, and a self-check")
@@ -344,23 +380,50 @@ def main(argv: list[str] | None = None) -> int:
                     f",{other}" for other, name in (("data", "xxhash"), ("report", "matplotlib")) if name in missing
                 )
             raise InputError(f"{arguments.command}: needs {', '.join(missing)}; install fused-perplexity[{extra}]")
-        return arguments.run(arguments)
+        status = arguments.run(arguments)
+        if sys.stdout is not None:
+            sys.stdout.flush()  # what cannot be written is met here, not at the interpreter's end
+        return status
     except BrokenPipeError:  # the reader, head say, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         return 141
     except SystemExit as error:
         if isinstance(error.__context__, BrokenPipeError):  # rich's own answer to it is status 1, a finding's
             return 141
         raise
-    except (InputError, ValueError, OSError) as error:
-        # ValueError and OSError with a message are bad input met further down: an option, a full disk.
-        if not isinstance(error, InputError) and os.environ.get("PERPLEXITY_DEBUG"):
-            raise
-        print(f"ppl {arguments.command}: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+    except Exception as error:
+        line = _bad_input(error, arguments.command)
+        if line is not None:
+            print(f"ppl {arguments.command}: {' '.join(line.split())}", file=sys.stderr)
+            return 2
+        traceback.print_exc()
+        print(
+            f"ppl {arguments.command}: this is a bug in fused-perplexity, not in your input; please report it with the "
+            "traceback above",
+            file=sys.stderr,
+        )
+        return 3
+
+
+def _bad_input(error: Exception, command: str) -> str | None:
+    """Return what to tell of an error that the user can mend, None of a bug."""
+    if isinstance(error, InputError) or (isinstance(error, OSError) and error.filename is not None):
+        return str(error)
+    if out_of_memory(error):
+        return f"out of memory; lower {LOWER.get(command, 'the size of the input')}"
+    if isinstance(error, OSError) and error.errno in NO_MORE:
+        # Files are written under their names: what is left is the terminal, or where it is redirected to.
+        _drop_output()
+        return f"standard output cannot be written ({error.strerror})"
+    return None
+
+
+def _drop_output() -> None:
+    """Send what standard output still holds nowhere: the interpreter would try it again at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 if __name__ == "__main__":

@@ -1,8 +1,66 @@
-"""The one error the command line turns into a line on stderr and exit status 2."""
+"""Errors that are the user's to mend: the command line prints each as one line and exits with status 2."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+Item = TypeVar("Item")
 
 
 class InputError(ValueError):
     """Something the user gave cannot be used; the message names it, what was expected and what came."""
+
+
+class InputTypeError(InputError, TypeError):
+    """An ``InputError`` where the contract has a TypeError: an argument of another kind than expected."""
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message, or the name of its type where it has none."""
+    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__).strip().rstrip(": ")
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Return whether memory ended, the machine's or a device's."""
+    torch = sys.modules.get("torch")
+    if isinstance(error, MemoryError) or (torch is not None and isinstance(error, torch.OutOfMemoryError)):
+        return True
+    # torch has no type of its own for the memory of the machine.
+    return isinstance(error, RuntimeError) and "DefaultCPUAllocator: can't allocate memory" in str(error)
+
+
+@contextmanager
+def theirs(expected: str) -> Iterator[None]:
+    """Raise whatever a library or the user's own code raises as an InputError that begins with ``expected``.
+
+    A block holds their calls and nothing of ours, whose bugs must not look like bad input. An InputError and the end of
+    memory pass as they are.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        if out_of_memory(error):
+            raise
+        reason, kind = first_line(error), type(error).__name__
+        raise InputError(f"{expected} ({reason if reason == kind else f'{kind}: {reason}'})") from error
+
+
+def each_of_theirs(expected: str, items: Iterable[Item]) -> Iterator[Item]:
+    """Yield the items of a library's iterator, each asked for as under ``theirs``."""
+    with theirs(expected):
+        iterator = iter(items)
+    end = object()
+    while True:
+        with theirs(expected):
+            item = next(iterator, end)
+        if item is end:
+            return
+        yield item
 
 
 def check_unicode(name: str, text: str) -> None:

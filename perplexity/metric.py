@@ -8,6 +8,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
+from .errors import InputError
+
 
 class Perplexity:
     """exp(Σ NLL / Σ tokens) over everything seen, never a mean of batch means; natural logarithm, NLL in nats.
@@ -31,7 +33,7 @@ class Perplexity:
         """
         if mask is not None:
             if mask.shape != token_nll.shape:
-                raise ValueError(
+                raise InputError(
                     f"mask: expected the shape of token_nll, {tuple(token_nll.shape)}, got {tuple(mask.shape)}"
                 )
             token_nll = token_nll[mask.bool()]
@@ -81,7 +83,7 @@ class Perplexity:
     def load_state_dict(self, state: dict[str, float | int]) -> None:
         expected = set(self.state_dict())
         if set(state) != expected:
-            raise ValueError(f"state: expected the keys {sorted(expected)}, got {sorted(state)}")
+            raise InputError(f"state: expected the keys {sorted(expected)}, got {sorted(state)}")
         self.nll = float(state["nll"])
         self.tokens, self.bytes, self.words = (int(state[key]) for key in ("tokens", "bytes", "words"))
 

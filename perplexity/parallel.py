@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from .errors import InputError
 from .kernels import TARGET, operators
 
 IGNORED, ELSEWHERE = -100, -1  # what a target is to a shard that does not hold it
@@ -84,14 +85,14 @@ class VocabularyShard:
         numbers = torch.tensor([self.start, rows, self.size, input.numel()], device=target.device)
         parts = self.gather(torch.cat([numbers, torch.stack([bits, (target.reshape(-1) * weights).sum()])]))
         if not bool((parts[:, 2:] == parts[0, 2:]).all()):
-            raise ValueError(
+            raise InputError(
                 "input and target: expected the same on every rank of a sharded linear_weight, got different ones; "
                 "a weight that is sharded over data-parallel ranks (FSDP) is to be gathered first, by full_tensor()"
             )
         counts = parts[:, 1].tolist()
         starts = [sum(counts[:rank]) for rank in range(len(counts))]
         if parts[:, 0].tolist() != starts or sum(counts) != self.size:
-            raise ValueError(
+            raise InputError(
                 f"shard: expected starts {starts} and size {sum(counts)} for ranks of {counts} rows, "
                 f"got {parts[:, 0].tolist()} and {self.size}"
             )
@@ -136,17 +137,17 @@ def localise(input: Tensor, linear_weight: Tensor, linear_bias: Tensor | None):
 
     mesh = linear_weight.device_mesh
     if mesh.ndim != 1 or linear_weight.placements[0] != Shard(0):
-        raise ValueError(
+        raise InputError(
             "linear_weight: expected a DTensor sharded over its rows, [Shard(0)] on a mesh of one dimension, "
             f"got {list(linear_weight.placements)} on {mesh.ndim}; gather it with full_tensor() or take to_local()"
         )
     for name, tensor, placement in (("input", input, Replicate()), ("linear_bias", linear_bias, Shard(0))):
         if is_dtensor(tensor) and (tensor.device_mesh != mesh or tensor.placements[0] != placement):
-            raise ValueError(
+            raise InputError(
                 f"{name}: expected {placement} on the mesh of linear_weight, got {list(tensor.placements)}; redistribute it"
             )
     if linear_bias is not None and not is_dtensor(linear_bias):
-        raise ValueError("linear_bias: expected a DTensor sharded as linear_weight, got a plain tensor")
+        raise InputError("linear_bias: expected a DTensor sharded as linear_weight, got a plain tensor")
     vocabulary, ranks, rank = linear_weight.shape[0], mesh.size(), mesh.get_local_rank()
     rows = -(-vocabulary // ranks)  # DTensor shards as torch.chunk does
     shard = VocabularyShard(min(rank * rows, vocabulary), vocabulary, mesh.get_group())

@@ -17,6 +17,7 @@ from .arguments import (
     expect,
     refuse_forward_mode,
 )
+from .errors import InputTypeError
 from .kernels import MAX, SUM_EXP, operators
 from .losses import linear_cross_entropy, token_entropy, token_log_probability
 from .parallel import IGNORED, VocabularyShard
@@ -38,7 +39,7 @@ class TokenStatistics(NamedTuple):
 def _head_of_tokens(options: LossOptions, input: Tensor, linear_weight: Tensor, target: Tensor, **rest) -> LinearInputs:
     """Inputs of a statistic, whose targets are tokens."""
     inputs = LinearInputs.prepare(input, linear_weight, target, weight=None, options=options, **rest)
-    expect(not inputs.target.probabilities, "target", "class indices", "class probabilities", TypeError)
+    expect(not inputs.target.probabilities, "target", "class indices", "class probabilities", InputTypeError)
     return inputs
 
 

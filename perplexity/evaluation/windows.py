@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from ..errors import InputError
+
 
 @dataclass(frozen=True)
 class Window:
@@ -24,9 +26,9 @@ def sliding_windows(length: int, context_length: int, stride: int) -> Iterator[W
     Raises ValueError unless 1 ≤ stride < context_length.
     """
     if context_length < 2:
-        raise ValueError(f"context_length: expected at least 2, got {context_length}")
+        raise InputError(f"context_length: expected at least 2, got {context_length}")
     if not 1 <= stride < context_length:
-        raise ValueError(f"stride: expected 1 to context_length - 1 = {context_length - 1}, got {stride}")
+        raise InputError(f"stride: expected 1 to context_length - 1 = {context_length - 1}, got {stride}")
     begin, scored = 0, 1
     while scored < length:
         end = min(begin + context_length, length)

@@ -7,6 +7,7 @@ import importlib.util
 import torch
 from torch import Tensor
 
+from ..errors import InputError
 from ..metric import exp
 from ..monitor import Monitor
 from . import needing, over_ranks
@@ -46,7 +47,7 @@ class PerplexityCallback(pl.Callback):
     def on_validation_batch_end(self, trainer, pl_module, outputs, batch, batch_idx, dataloader_idx=0) -> None:
         if not isinstance(outputs, dict) or not ("nll" in outputs or {"loss", "tokens"} <= outputs.keys()):
             got = sorted(outputs) if isinstance(outputs, dict) else type(outputs).__name__
-            raise ValueError(f'validation_step: expected a dict with "nll", or "loss" and "tokens", got {got}')
+            raise InputError(f'validation_step: expected a dict with "nll", or "loss" and "tokens", got {got}')
         if "nll" in outputs:
             nll = outputs["nll"].detach().double()
             sums = torch.stack([nll.sum(), nll.new_tensor(nll.numel())])

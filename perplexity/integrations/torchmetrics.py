@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ..arguments import IGNORE_INDEX
+from ..errors import InputError
 from ..losses import cross_entropy
 from . import needing
 
@@ -32,7 +33,7 @@ class Perplexity(torchmetrics.Metric):
     @torch.no_grad()
     def update(self, preds: Tensor, target: Tensor) -> None:
         if preds.shape[:-1] != target.shape:
-            raise ValueError(
+            raise InputError(
                 f"target: expected the shape {tuple(preds.shape[:-1])} of preds' tokens, got {tuple(target.shape)}"
             )
         target = target.reshape(-1)
@@ -44,7 +45,7 @@ class Perplexity(torchmetrics.Metric):
     def update_nll(self, nll: Tensor, mask: Tensor | None = None) -> None:
         """Add NLL of tokens, any shape, of which ``mask`` (same shape, bool) keeps those that count."""
         if mask is not None and mask.shape != nll.shape:
-            raise ValueError(f"mask: expected the shape of nll, {tuple(nll.shape)}, got {tuple(mask.shape)}")
+            raise InputError(f"mask: expected the shape of nll, {tuple(nll.shape)}, got {tuple(mask.shape)}")
         self._computed, self._update_count = None, self._update_count + 1  # as torchmetrics does around update
         self._add(nll, torch.ones_like(nll, dtype=torch.bool) if mask is None else mask)
 

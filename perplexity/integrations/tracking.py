@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from ..errors import InputError
 from ..metric import exp
 from ..monitor import Finding
 
@@ -24,7 +25,7 @@ def scalars(measures: dict[str, float | None]) -> dict[str, float]:
     found = {}
     for name, value in measures.items():
         if name not in TAGS:
-            raise ValueError(f"log: expected measures of {', '.join(TAGS)}, got {name!r}")
+            raise InputError(f"log: expected measures of {', '.join(TAGS)}, got {name!r}")
         if value is not None:
             tag, beside = TAGS[name]
             found[tag] = float(value)

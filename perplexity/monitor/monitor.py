@@ -47,16 +47,16 @@ class Monitor:
         settings: Settings | None = None,
     ) -> None:
         if vocabulary_size is not None and vocabulary_size < 2:
-            raise ValueError(f"vocabulary_size: expected at least 2, got {vocabulary_size}")
+            raise InputError(f"vocabulary_size: expected at least 2, got {vocabulary_size}")
         if unit not in UNITS:
-            raise ValueError(f"unit: expected one of {', '.join(UNITS)}, got {unit!r}")
+            raise InputError(f"unit: expected one of {', '.join(UNITS)}, got {unit!r}")
         if check_every < 1:
-            raise ValueError(f"check_every: expected at least 1, got {check_every}")
+            raise InputError(f"check_every: expected at least 1, got {check_every}")
         self.vocabulary_size, self.total_steps = vocabulary_size, total_steps
         self.stop_on = (stop_on,) if isinstance(stop_on, str) else tuple(stop_on)
         for rule in self.stop_on:
             if rule not in (*SEVERITIES, *SIGNALS):
-                raise ValueError(f"stop_on: expected {', '.join((*SEVERITIES, *SIGNALS))}, got {rule!r}")
+                raise InputError(f"stop_on: expected {', '.join((*SEVERITIES, *SIGNALS))}, got {rule!r}")
         self.on_finding, self.check_every = on_finding, check_every
         self.digest = Digest(settings)
         self.should_stop = False
@@ -117,9 +117,9 @@ class Monitor:
         except OverflowError:
             step = math.inf
         if step - step != 0:
-            raise ValueError(f"step: expected a finite number, got {step}")
+            raise InputError(f"step: expected a finite number, got {step}")
         if val_loss is None and (train_eval_loss is not None or eval_seconds is not None):
-            raise ValueError("train_eval_loss, eval_seconds: expected beside a val_loss of the same step, got none")
+            raise InputError("train_eval_loss, eval_seconds: expected beside a val_loss of the same step, got none")
         # All are numbers before the first is counted: a call that raises leaves no trace.
         train_loss, val_loss, train_eval_loss = map(self._nats, (train_loss, val_loss, train_eval_loss))
         others = [
@@ -183,7 +183,7 @@ class Monitor:
         that evaluations took is in ``evaluation_share``. A NaN is logged as one; what ``fn`` raises is raised.
         """
         if steps < 1:
-            raise ValueError(f"steps: expected at least 1, got {steps}")
+            raise InputError(f"steps: expected at least 1, got {steps}")
 
         done: int | None = None  # the last multiple that was evaluated
 
@@ -202,7 +202,7 @@ class Monitor:
             self._evaluation_seconds += cost
             measures = found if isinstance(found, dict) else {"val_loss": found}
             if measures.get("val_loss") is None:
-                raise ValueError(f"fn: expected a loss or a dict with a val_loss, got {found!r:.80}")
+                raise InputError(f"fn: expected a loss or a dict with a val_loss, got {found!r:.80}")
             self.log(step, **{"eval_seconds": cost, "seconds": time.perf_counter() - self._started} | measures)
             return measures.get("val_loss")
 
