@@ -83,7 +83,12 @@ def _report(arguments: argparse.Namespace) -> int:
 def _demo(arguments: argparse.Namespace) -> int:
     from .demo import run
 
-    run(arguments.out, steps=arguments.steps)
+    try:
+        run(arguments.out, steps=arguments.steps)
+    except BrokenPipeError:
+        raise
+    except OSError as error:  # a full disk's names no file
+        raise InputError(f"--out: {arguments.out} cannot be written ({error.strerror or error})") from error
     return 0
 
 
@@ -137,7 +142,9 @@ def _text_options(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--context-length", type=_integer, metavar="N", help="tokens a window shows (by protocol and model)"
     )
-    command.add_argument("--stride", type=_integer, metavar="N", help="tokens a sliding window moves on (half the context)")
+    command.add_argument(
+        "--stride", type=_integer, metavar="N", help="tokens a sliding window moves on (half the context)"
+    )
     command.add_argument(
         "--bos", default="auto", choices=["auto", "always", "never"], help="BOS before a document, never two (auto)"
     )
@@ -171,7 +178,9 @@ def _reader_options(command: argparse._ActionsContainer) -> None:
     command.add_argument("--id-column", default="id", metavar="NAME", help="names documents (id)")
     command.add_argument("--split", metavar="NAME", help="of a datasets folder that has several")
     command.add_argument("--token-dtype", default="uint16", choices=["uint16", "uint32"], help="of .bin files (uint16)")
-    command.add_argument("--separator", type=_integer, metavar="ID", help="ends a document in .bin and .npy (BOS, else EOS)")
+    command.add_argument(
+        "--separator", type=_integer, metavar="ID", help="ends a document in .bin and .npy (BOS, else EOS)"
+    )
     command.add_argument("--stdin", default="txt", choices=["txt", "jsonl"], help="what - is (txt)")
 
 
@@ -180,7 +189,9 @@ def _history_options(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--vocabulary-size", type=_integer, metavar="V", help="entries of the vocabulary, to know the uniform loss"
     )
-    command.add_argument("--total-steps", type=_integer, metavar="N", help="the run's budget, for projections and time left")
+    command.add_argument(
+        "--total-steps", type=_integer, metavar="N", help="the run's budget, for projections and time left"
+    )
     command.add_argument("--unit", default="nats", choices=["nats", "bits", "perplexity"], help="of the losses (nats)")
     command.add_argument(
         "--tag", action="append", metavar="MEASURE=NAME", help="what a measure was logged as, e.g. val_loss=dev/ce"
@@ -228,7 +239,10 @@ def _parser() -> argparse.ArgumentParser:
         "--tokenizer", metavar="DIR", help="counts tokens, unknown ones among them; alone: its fingerprint"
     )
     command.add_argument(
-        "--embedding-size", type=_integer, metavar="V", help="rows of the model's embedding (vocab_size of DIR/config.json)"
+        "--embedding-size",
+        type=_integer,
+        metavar="V",
+        help="rows of the model's embedding (vocab_size of DIR/config.json)",
     )
     command.add_argument(
         "--unit",
@@ -244,7 +258,11 @@ def _parser() -> argparse.ArgumentParser:
         help="Jaccard similarity of 4-word shingles that is a copy (0.25)",
     )
     command.add_argument(
-        "--interval", type=_number, default=0.01, metavar="R", help="wanted of the perplexity's 95 %% interval, ± (0.01)"
+        "--interval",
+        type=_number,
+        default=0.01,
+        metavar="R",
+        help="wanted of the perplexity's 95 %% interval, ± (0.01)",
     )
     command.add_argument("--memory-limit", type=_integer, default=1024, metavar="MIB", help="of the tables (1024)")
     command.add_argument("--workers", type=_integer, default=1, metavar="N", help="processes over --train (1)")
@@ -296,7 +314,9 @@ def _parser() -> argparse.ArgumentParser:
         "--scorer", action="append", metavar="MODULE:CLASS", help="a benchmark of your own, into the health score"
     )
     command.add_argument("--weight", action="append", metavar="PART=W", help="of the health score's parts")
-    command.add_argument("--step", type=_integer, metavar="N", help="of the checkpoint (from a folder's name, checkpoint-N)")
+    command.add_argument(
+        "--step", type=_integer, metavar="N", help="of the checkpoint (from a folder's name, checkpoint-N)"
+    )
     _reader_options(probe.add_argument_group("reading"))
     _model_options(probe.add_argument_group("the models"))
     command = probe.add_argument_group("output")

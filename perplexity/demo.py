@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from .errors import InputError
+from .errors import InputError, theirs
 from .losses import linear_cross_entropy
 from .metric import exp
 
@@ -256,8 +256,9 @@ def run(out: str | Path, *, steps: int = 300) -> dict:
         rows.writeheader()
         rows.writerows(history)
 
-    model.save_pretrained(out / "model")
-    tokenizer.save_pretrained(out / "model")
+    with theirs(f"--out: {out / 'model'} cannot be written"):
+        model.save_pretrained(out / "model")
+        tokenizer.save_pretrained(out / "model")
     model, tokenizer = models.load(out / "model")
     evaluation = evaluate(model, tokenizer, valid_documents, context_length=CONTEXT)
     evaluation.save(out / "evaluation.json")

@@ -146,25 +146,45 @@ class _State:
             return self.index.scan(), 0
         try:
             done, record = self.path.read_text().split("\n")
-            return Scan.from_json(record), int(done)
-        except (ValueError, KeyError, TypeError):
+            scan = Scan.from_json(record)
+            _check_scan(scan, self.index)
+            return scan, int(done)
+        except OSError as error:
+            raise InputError(f"journal: {self.path} cannot be read ({error.strerror})")
+        except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError):
             raise InputError(f"journal: {self.path} is not what a check wrote; remove it to begin anew")
 
     def save(self, scan: Scan, done: int, now: bool = False) -> None:
         if not now and time.monotonic() - self.saved < SAVE_EVERY:
             return
         self.saved = time.monotonic()
-        _replace(self.path, f"{done}\n{scan.to_json()}")
+        try:
+            _replace(self.path, f"{done}\n{scan.to_json()}")
+        except OSError as error:
+            raise InputError(f"journal: {self.path} cannot be written ({error.strerror})")
 
 
 def _identity_in(path: Path) -> dict:
     try:
         known = json.loads(path.read_text())
-    except ValueError:
+    except (ValueError, RecursionError):
         known = None
     if not isinstance(known, dict):
         raise InputError(f"journal: {path} is not what a check wrote; remove it to begin anew")
     return known
+
+
+def _check_scan(scan: Scan, index: Index) -> None:
+    """ValueError unless a scan that was read from a file is one of this index."""
+    matches = [pair for of in (scan.exact, scan.near, scan.overlap) for pair in of.items()]
+    known = len(scan.seen) == len(index.scan().seen)
+    known = known and all(type(count) is int for count in (scan.documents, scan.words, scan.bytes))
+    known = known and all(type(count) is int for counts in (scan.domains, scan.lengths) for count in counts.values())
+    known = known and all(0 <= document < len(index.ids) for document, _ in matches)
+    texts = [text for _, match in matches for text in (match.train_id, match.passage)]
+    known = known and all(isinstance(text, str) for text in texts)
+    if not known or not all(isinstance(match.score, int | float) for _, match in matches):
+        raise ValueError("a scan of another index")
 
 
 def _digest_of(index: Index) -> str:

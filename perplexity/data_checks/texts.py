@@ -11,7 +11,9 @@ from pathlib import Path
 
 from ..errors import InputError
 from ..evaluation.documents import Document
+from ..evaluation.evaluator import check_ids
 from ..evaluation.readers import STANDARD_INPUT, ReadOptions, opened, read_documents, stem
+from ..evaluation.tokens import text_of as decoded
 from .index import Text
 
 PIECE = 4 << 20  # bytes of a text file that are read at a time
@@ -58,7 +60,10 @@ def _documents(path: str, options: ReadOptions, tokenizer) -> Iterator[Text]:
 
 def text_of(document: Document, tokenizer) -> Text:
     """A document as text, tokens decoded."""
-    text = document.text if document.ids is None else tokenizer.decode(document.ids.tolist(), skip_special_tokens=True)
+    text = document.text
+    if document.ids is not None:
+        check_ids(document, document.ids, len(tokenizer), "the tokenizer's entries")
+        text = decoded(tokenizer, document.ids, skip_special_tokens=True)
     return Text(document.id, text, document.domain)
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import xxhash
 
+from ..evaluation.tokens import text_of, token_ids
 from ..findings import Finding
 from .index import Text
 
@@ -61,9 +62,7 @@ def count_tokens(tokenizer, texts: Iterable[Text], *, closely: bool = False) -> 
     found = Tokens(np.zeros(max(len(tokenizer), 1), np.int64))
     stream = iter(texts)
     while group := list(islice(stream, AT_ONCE)):
-        encoded = tokenizer([text.text for text in group], add_special_tokens=False, verbose=False)["input_ids"]
-        for text, ids in zip(group, encoded, strict=True):
-            ids = np.array(ids, np.int64)
+        for text, ids in zip(group, token_ids(tokenizer, [text.text for text in group]), strict=True):
             here = np.bincount(ids, minlength=len(found.counts))
             if len(here) > len(found.counts):
                 found.counts = np.pad(found.counts, (0, len(here) - len(found.counts)))
@@ -88,7 +87,7 @@ def _closely(found: Tokens, tokenizer, text: Text, ids: np.ndarray, lost: int) -
         found.worst.append(dict(id=text.id, domain=text.domain, unknown=lost, tokens=len(ids), rate=lost / len(ids)))
         if len(found.worst) > 100 * WORST:
             found.worst = sorted(found.worst, key=lambda row: -row["rate"])[:WORST]
-    again = tokenizer.decode(ids.tolist(), skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    again = text_of(tokenizer, ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
     if again != text.text and again.strip() != text.text.strip():  # a space put in front is no loss
         found.lossy += 1
         if not found.lossy_example:
@@ -107,7 +106,7 @@ def embedding_size(folder: str) -> int | None:
         record = json.loads(path.read_text())
         size = record.get("vocab_size", record.get("text_config", {}).get("vocab_size"))
         return size if isinstance(size, int) else None
-    except (OSError, ValueError, AttributeError):
+    except (OSError, ValueError, AttributeError, RecursionError):
         return None
 
 
@@ -157,7 +156,7 @@ def vocabulary_findings(tokenizer, valid: Tokens, train: Tokens | None, embeddin
         new[: len(seen)][seen] = 0
         unseen, kinds = int(new.sum()), int((new > 0).sum())
         if unseen >= 0.001 * valid.tokens:
-            examples = ", ".join(repr(tokenizer.decode([int(i)])) for i in np.argsort(-new)[:3])
+            examples = ", ".join(repr(text_of(tokenizer, [i])) for i in np.argsort(-new)[:3])
             findings.append(
                 Finding(
                     "unseen-tokens",

@@ -16,6 +16,7 @@ from .calibration import CalibrationBins
 from .protocols import NON_FINITE, SPECIAL, unknown_id
 from .results import DocumentScore
 from .scoring import Scored
+from .tokens import text_of
 from .uncertainty import BLOCK
 
 KEPT = 10  # extremes of each kind
@@ -156,7 +157,7 @@ class Collector:
 
     def text(self, token: int) -> str:
         if token not in self._texts:
-            self._texts[token] = self.tokenizer.decode([token])
+            self._texts[token] = text_of(self.tokenizer, [token])
         return self._texts[token]
 
     def add(self, scored: Scored) -> None:
@@ -286,7 +287,7 @@ class Collector:
                 "position": position,
                 "token_id": token,
                 "text": self.text(token),
-                "before": self.tokenizer.decode(before),
+                "before": text_of(self.tokenizer, before),
                 "nll": value,
             }
             for value, _, _, (document, position, token, before) in sorted(self.surprising, reverse=True)

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bar
 
-from ..errors import InputError
+from ..errors import InputError, theirs
 from ..metric import exp
 from . import models, tables
 from .comparison import Comparison, compare
@@ -192,7 +192,15 @@ class _Texts:
 
 
 def _world_size() -> int:
-    return int(os.environ.get("WORLD_SIZE", "1"))
+    return _environment("WORLD_SIZE", 1)
+
+
+def _environment(name: str, default: int) -> int:
+    """A whole number that torchrun puts into the environment."""
+    value = os.environ.get(name, str(default))
+    if not value.isdecimal():
+        raise InputError(f"{name}: expected a whole number in the environment, as of torchrun, got {value!r}")
+    return int(value)
 
 
 @contextmanager
@@ -204,9 +212,11 @@ def _ranks(device: str | None) -> Iterator[tuple[int, int, str]]:
         return
     device = device_of(device)
     if device == "cuda":
-        device = f"cuda:{int(os.environ.get('LOCAL_RANK', '0'))}"
-        torch.cuda.set_device(device)
-    torch.distributed.init_process_group("nccl" if device.startswith("cuda") else "gloo")
+        device = f"cuda:{_environment('LOCAL_RANK', 0)}"
+    with theirs(f"distributed: expected the environment of torchrun for {ranks} processes, got another"):
+        if device.startswith("cuda:"):
+            torch.cuda.set_device(device)
+        torch.distributed.init_process_group("nccl" if device.startswith("cuda") else "gloo")
     try:
         yield torch.distributed.get_rank(), ranks, device
     finally:

@@ -93,7 +93,9 @@ def compare(
         from .uncertainty import blocks_of
 
         unit = "block"
-        (nll_a, size), (nll_b, _) = (blocks_of(*np.array(side["blocks"], dtype=np.float64).T) for side in (a, b))
+        (nll_a, size), (nll_b, others) = (blocks_of(*_blocks(side)) for side in (a, b))
+        if not np.array_equal(size, others):
+            raise InputError("blocks: expected as many tokens in each for both, got others")
     total = size.sum()
     loss_a, loss_b = float(nll_a.sum() / total), float(nll_b.sum() / total)
     difference = float((nll_b - nll_a).sum() / total)
@@ -136,6 +138,14 @@ def _record(side, name: str) -> dict:
     if isinstance(side, dict):
         return side
     raise InputError(f"{name}: expected an Evaluation, its JSON or a file of it, got {type(side).__name__}")
+
+
+def _blocks(side: dict) -> np.ndarray:
+    """NLL and tokens of the blocks of the only document, [2, blocks]."""
+    blocks = side["blocks"]
+    if not all(isinstance(block, list | tuple) and len(block) == 2 and None not in block for block in blocks):
+        raise InputError(f"blocks: expected pairs of nll and tokens, got {blocks!r:.60}")
+    return np.array(blocks, dtype=np.float64).T
 
 
 def _check_tokens(a: dict, b: dict, rows: list[np.ndarray]) -> None:

@@ -29,6 +29,7 @@ from .journal import Journal
 from .protocols import Positions, Protocol, choose_protocol, special_ids
 from .results import Evaluation, summarise
 from .scoring import IGNORED, Scored, raise_together, stream, tasks
+from .tokens import text_of, token_ids
 
 TOKENIZED_AT_ONCE = 64
 
@@ -264,17 +265,17 @@ def _tokenized(tokenizer, documents: Iterable[Document | str]) -> Iterator[tuple
     checked = (checked_document(index, document) for index, document in enumerate(documents))
     while group := list(islice(checked, TOKENIZED_AT_ONCE)):
         texts = [document.text for document in group if document.ids is None]
-        tokens = iter(tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"] if texts else [])
+        tokens = iter(token_ids(tokenizer, texts))
         for document in group:
             if document.ids is None:
-                yield document, np.array(next(tokens), dtype=np.int64)
+                yield document, next(tokens)
                 continue
             ids = np.asarray(document.ids).astype(np.int64)
             # What starts and ends a document in a token file is no text; what is spelled inside is.
             inside = np.flatnonzero(~np.isin(ids, special) & (ids >= 0) & (ids < len(tokenizer)))
             piece = ids[inside[0] : inside[-1] + 1] if len(inside) else ids[:0]
             piece = piece[(piece >= 0) & (piece < len(tokenizer))]  # others are refused by position, further on
-            yield dataclasses.replace(document, text=tokenizer.decode(piece.tolist())), ids
+            yield dataclasses.replace(document, text=text_of(tokenizer, piece)), ids
 
 
 def check_ids(document: Document, ids: np.ndarray, limit: int, whose: str) -> None:
@@ -293,8 +294,10 @@ def checked_document(index: int, document: Document | str) -> Document:
         document = Document(str(index), document)
     if not (isinstance(document, Document) and isinstance(document.text, str)):
         raise InputError(f"documents: expected strings or Documents, got {type(document).__name__} at {index}")
-    if not isinstance(document.id, str) or not isinstance(document.domain, str):
-        document = dataclasses.replace(document, id=str(document.id), domain=str(document.domain))
+    # A file's name need not be text, nor an id in JSON: no table and no report holds half of a surrogate pair.
+    names = [str(name).encode(errors="replace").decode() for name in (document.id, document.domain)]
+    if names != [document.id, document.domain]:
+        document = dataclasses.replace(document, id=names[0], domain=names[1])
     if document.ids is not None:
         ids = np.asarray(document.ids)
         if ids.ndim != 1 or (ids.size and ids.dtype.kind not in "iu"):

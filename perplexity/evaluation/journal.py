@@ -43,7 +43,7 @@ class Journal:
             connection.execute("PRAGMA synchronous=NORMAL")
             connection.execute("CREATE TABLE IF NOT EXISTS agreed (name TEXT PRIMARY KEY, value TEXT)")
             connection.execute("CREATE TABLE IF NOT EXISTS batches (key BLOB PRIMARY KEY, scored BLOB)")
-        except sqlite3.DatabaseError as error:
+        except sqlite3.Error as error:
             raise InputError(f"journal: expected a journal's own file at {path}, or none, got another ({error})")
         return connection
 
@@ -110,6 +110,6 @@ def _object(text) -> dict:
     """A JSON object; empty where a damaged journal holds something else."""
     try:
         found = json.loads(text)
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}

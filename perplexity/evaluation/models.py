@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import InputError
+from ..errors import InputError, first_line, theirs
 from ..kernels import reference
 
 VERIFIED_POSITIONS = 16
@@ -69,10 +69,15 @@ class HuggingFaceModel:
         self.context_length = getattr(config, "max_position_embeddings", None) or getattr(config, "n_ctx", None)
 
     def hidden_states(self, input_ids: Tensor) -> Tensor:
-        return self.body(input_ids=input_ids, use_cache=False).last_hidden_state
+        with self._forward():
+            return self.body(input_ids=input_ids, use_cache=False).last_hidden_state
 
     def logits(self, input_ids: Tensor) -> Tensor:
-        return self.model(input_ids=input_ids, use_cache=False).logits
+        with self._forward():
+            return self.model(input_ids=input_ids, use_cache=False).logits
+
+    def _forward(self):
+        return theirs(f"model: expected a forward pass of {type(self.model).__name__}, got one that fails")
 
 
 def as_language_model(model) -> LanguageModel:
@@ -217,10 +222,6 @@ def check_tokenizer(tokenizer, vocabulary: int) -> None:
         )
 
 
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__).rstrip(": ")
-
-
 def _cached(name: str | Path) -> bool:
     """Whether Hugging Face's cache holds the model; asks its hub once where it does not, and InputError if that has none.
 
@@ -234,7 +235,7 @@ def _cached(name: str | Path) -> bool:
         HfApi().model_info(str(name), timeout=10)
     except Exception as error:  # of httpx, of the hub's own kinds, or a name it does not take
         raise InputError(
-            f"{name}: expected a model folder or name, got no such folder and no such model ({_first_line(error)})"
+            f"{name}: expected a model folder or name, got no such folder and no such model ({first_line(error)})"
         )
     return False
 
@@ -255,10 +256,9 @@ def _source(name: str | Path, trust_remote_code: bool, needs: str = "config.json
 def _tokenizer(name: str | Path, rest: dict):
     from transformers import AutoTokenizer
 
-    try:  # transformers raises anything here, from OSError to KeyError and SafetensorError
+    # transformers raises anything here, from OSError to KeyError and SafetensorError.
+    with theirs(f"{name}: expected a tokenizer (tokenizer.json) there, got none that can be read"):
         return AutoTokenizer.from_pretrained(name, **rest)
-    except Exception as error:
-        raise InputError(f"{name}: expected a tokenizer (tokenizer.json) there, got {_first_line(error)}")
 
 
 def load_tokenizer(name: str | Path, *, trust_remote_code: bool = False):
@@ -277,12 +277,11 @@ def load(name: str | Path, *, device: str | None = None, dtype: str = "auto", tr
     try:
         torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError) as error:  # an unknown name, one that holds no numbers, or not built in
-        raise InputError(f"device: expected one that this torch can use, got {device!r} ({_first_line(error)})")
+        raise InputError(f"device: expected one that this torch can use, got {device!r} ({first_line(error)})")
     from transformers import AutoModelForCausalLM
 
     tokenizer = _tokenizer(name, rest)
-    try:
+    with theirs(f"{name}: expected the weights of a causal language model, got none that can be read"):
         model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, use_safetensors=True, **rest)
-    except Exception as error:
-        raise InputError(f"{name}: expected the weights of a causal language model, got {_first_line(error)}")
-    return model.to(device).eval(), tokenizer
+    with theirs(f"{name}: expected a model that runs on {device}, got one that cannot be moved there"):
+        return model.to(device).eval(), tokenizer

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ..errors import InputError
+from ..errors import InputError, theirs
 from .documents import Document
 from .windows import WINDOWS, Window
 
@@ -141,7 +141,9 @@ def choose_protocol(
             )
     elif name == "llama.cpp" and bos == "auto":
         # llama.cpp goes by the model's add_bos flag, which its converter reads from what the tokenizer does.
-        prefix = own if own is not None and list(tokenizer("a")["input_ids"][:1]) == [own] else None
+        with theirs("tokenizer: expected one that takes every Unicode text, got one that fails"):
+            first = list(tokenizer("a")["input_ids"][:1])
+        prefix = own if own is not None and first == [own] else None
     if score_special is None:
         score_special = name != "sliding"  # the other tools do
     return Protocol(

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..errors import InputError, check_unicode
+from ..errors import InputError, check_unicode, each_of_theirs, theirs
 from .documents import Document
 
 STANDARD_INPUT = "-"
@@ -50,7 +50,8 @@ def read_documents(paths: Iterable[str | Path], options: ReadOptions | None = No
     for given in paths:
         if str(given) == STANDARD_INPUT:
             read = _read_text if options.standard_input == "txt" else _read_json_lines
-            yield from read(standard_input(), Path("stdin"), options)
+            with standard_input() as stream:
+                yield from read(stream, Path("stdin"), options)
             continue
         path = Path(given)
         if path.is_dir():
@@ -66,11 +67,15 @@ def read_documents(paths: Iterable[str | Path], options: ReadOptions | None = No
             yield from read(stream, path, options)
 
 
-def standard_input() -> io.BufferedIOBase:
-    """The bytes of standard input; InputError where it is closed."""
+@contextmanager
+def standard_input() -> Iterator[io.BufferedIOBase]:
+    """The bytes of standard input; InputError where it is closed, or a folder, say."""
     if sys.stdin is None:
         raise InputError("-: expected standard input, got it closed")
-    return sys.stdin.buffer
+    try:
+        yield sys.stdin.buffer
+    except OSError as error:
+        raise _unreadable("-", error) from error
 
 
 @contextmanager
@@ -84,7 +89,12 @@ def opened(path: Path) -> Iterator[io.BufferedIOBase]:
         except OSError as error:
             if path.suffix == ".zst":
                 raise InputError(f"{path}: expected a whole .zst file, got a broken or truncated one ({error})")
-            raise
+            raise _unreadable(str(path), error) from error
+
+
+def _unreadable(name: str, error: OSError) -> InputError:
+    """An error of reading, not of opening: the system's own names no file."""
+    return InputError(f"{name}: cannot be read ({error.strerror or error})")
 
 
 def _format(path: Path) -> tuple[str, Callable]:
@@ -192,23 +202,25 @@ def stem(path: Path) -> str:
 
 def _read_parquet(path: Path, options: ReadOptions) -> Iterator[Document]:
     pyarrow = _pyarrow(path)
-    try:
-        with pyarrow.parquet.ParquetFile(path) as file:
+    whole = f"{path}: expected a whole Parquet file, got a broken or truncated one"
+    # Arrow's errors are of many kinds, and Python's of what it makes of a cell: text that is not UTF-8, a date too late.
+    with theirs(whole):
+        file = pyarrow.parquet.ParquetFile(path)
+    with file:
+        with theirs(whole):
             names = file.schema_arrow.names
-            if options.text_column not in names:
-                raise InputError(f"{path}: expected a column {options.text_column!r}, got {', '.join(names)}")
-            columns = [
-                name for name in (options.text_column, options.domain_column, options.id_column) if name in names
-            ]
-            number = 0
-            for batch in file.iter_batches(batch_size=1024, columns=columns):
-                for record in batch.to_pylist():
-                    number += 1
-                    yield _row(record, path, number, f"{path}, row {number}", options)
-            if not number:
-                raise InputError(f"{path}: expected text, got no rows")
-    except (pyarrow.ArrowInvalid, OSError) as error:
-        raise InputError(f"{path}: expected a whole Parquet file, got a broken or truncated one ({_first(error)})")
+        if options.text_column not in names:
+            raise InputError(f"{path}: expected a column {options.text_column!r}, got {', '.join(names)}")
+        columns = [name for name in (options.text_column, options.domain_column, options.id_column) if name in names]
+        number = 0
+        for batch in each_of_theirs(whole, file.iter_batches(batch_size=1024, columns=columns)):
+            with theirs(whole):
+                records = batch.to_pylist()
+            for record in records:
+                number += 1
+                yield _row(record, path, number, f"{path}, row {number}", options)
+        if not number:
+            raise InputError(f"{path}: expected text, got no rows")
 
 
 def _read_datasets_folder(path: Path, options: ReadOptions) -> Iterator[Document]:
@@ -218,10 +230,9 @@ def _read_datasets_folder(path: Path, options: ReadOptions) -> Iterator[Document
         import datasets
     except ImportError:
         raise InputError(f"{path}: needs datasets; install it beside fused-perplexity[eval]")
-    try:
+    broken = f"{path}: expected a datasets folder, got one that cannot be read"
+    with theirs(broken):  # FileNotFoundError, ArrowInvalid, KeyError of its own metadata: whatever is broken
         loaded = datasets.load_from_disk(str(path))
-    except Exception as error:  # FileNotFoundError, ArrowInvalid, KeyError of its own metadata: whatever is broken
-        raise InputError(f"{path}: expected a datasets folder, got one that cannot be read ({_first(error)})")
     if isinstance(loaded, datasets.DatasetDict):
         if options.split not in loaded:
             raise InputError(f"split: expected one of {', '.join(loaded)} of {path}, got {options.split}")
@@ -232,16 +243,15 @@ def _read_datasets_folder(path: Path, options: ReadOptions) -> Iterator[Document
         )
     if not len(loaded):
         raise InputError(f"{path}: expected text, got no rows")
-    for number, record in enumerate(loaded, 1):
+    for number, record in enumerate(each_of_theirs(broken, loaded), 1):
         yield _row(record, path, number, f"{path}, row {number}", options)
 
 
 def _read_token_file(path: Path, options: ReadOptions) -> Iterator[Document]:
     if path.suffix == ".npy":
-        try:
-            tokens = np.load(path, mmap_mode="r", allow_pickle=False)
-        except (ValueError, OSError, EOFError) as error:
-            raise InputError(f"{path}: expected a whole .npy file, got a broken or truncated one ({_first(error)})")
+        # Not np.load, which opens other formats, too: an archive of arrays (.npz) whatever its name, a pickle.
+        with theirs(f"{path}: expected a whole .npy file, got a broken or truncated one, or another format"):
+            tokens = np.lib.format.open_memmap(path, mode="r")
         if tokens.dtype.kind not in "iu" or tokens.ndim not in (1, 2):
             raise InputError(
                 f"{path}: expected integers [tokens] or [documents, tokens], got {tokens.dtype} {list(tokens.shape)}"
@@ -262,7 +272,7 @@ def _memory_map(path: Path, token_dtype: str) -> np.ndarray:
     if len(header) == 3 and header[0] == LLM_C_MAGIC:
         begin, token_dtype = 1024, "uint32" if header[1] == LLM_C_32_BITS else "uint16"
     dtype = np.dtype(token_dtype).newbyteorder("<")
-    if (size - begin) % dtype.itemsize or (begin and size - begin != header[2] * dtype.itemsize):
+    if (size - begin) % dtype.itemsize or (begin and size - begin != int(header[2]) * dtype.itemsize):
         raise InputError(
             f"{path}: expected whole {token_dtype} tokens, got {size} bytes: truncated, or another token dtype"
         )
@@ -288,10 +298,6 @@ def _split(tokens: np.ndarray, before: int | None, after: int | None) -> Iterato
                 yield tokens[begin:cut]
                 begin = cut
     yield tokens[begin:]
-
-
-def _first(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 _STREAMS = {".txt": _read_text, ".jsonl": _read_json_lines}

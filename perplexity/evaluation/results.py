@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, is_dataclass
+from functools import cache
 from pathlib import Path
+from types import UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from ..errors import InputError
 from ..metric import exp
@@ -123,21 +126,68 @@ def read_result(path: str | Path) -> dict:
     missing = [key for key in NEEDED if key not in record] if isinstance(record, dict) else NEEDED
     if missing:
         raise InputError(f"{path}: expected a result file of ppl eval --json, got one without {', '.join(missing)}")
-    record = {key: _number(value) for key, value in record.items()}
-    documents = record["per_document"]
-    known = isinstance(documents, list) and all(
-        isinstance(d, dict) and all(isinstance(d.get(key), int | float) for key in ("nll", "tokens", "bytes"))
-        for d in documents
-    )
-    if not known or not isinstance(record["loss"], int | float):
-        raise InputError(
-            f"{path}: expected a result file of ppl eval --json, got one whose per_document or loss is broken"
-        )
-    return record
+    hints = _hints(Evaluation)
+    for key, value in record.items():
+        try:
+            record[key] = _from_json(value, hints.get(key, Any))
+        except _OtherKind as error:
+            raise InputError(
+                f"{path}: expected a result file of ppl eval --json, got one whose {key} is broken: {error}"
+            )
+    if missing := [key for key in NEEDED if record[key] is None]:
+        raise InputError(f"{path}: expected a result file of ppl eval --json, got null for {', '.join(missing)}")
+    return {key: value for key, value in record.items() if value is not None}
+
+
+class _OtherKind(Exception):
+    """A value of another kind than a field's."""
+
+
+# What the file of another program, or of an earlier version, may leave out of a document.
+OPTIONAL = ("id", "domain", "words", "skipped")
+
+
+@cache
+def _hints(kind: type) -> dict:
+    return get_type_hints(kind)
+
+
+def _from_json(value, hint):
+    """Return what ``to_json`` made of a field of type ``hint``, null included; raise _OtherKind where it is none."""
+    kind, inner = get_origin(hint), get_args(hint)
+    if value is None or hint is Any:
+        return value
+    if kind in (Union, UnionType):
+        return _from_json(value, next(of for of in inner if of is not type(None)))
+    if hint in (int, float):
+        return _number(value)
+    if is_dataclass(hint) and isinstance(value, dict):
+        counts = {key: value.get(key) for key in _hints(hint) if key not in OPTIONAL}
+        if None in counts.values() or not all(math.isfinite(_number(count)) for count in counts.values()):
+            raise _OtherKind(f"expected finite {', '.join(counts)} of a document, got {list(counts.values())!r:.60}")
+        if min(value["tokens"], value["bytes"]) < 0:
+            raise _OtherKind(f"expected counts of 0 or more of a document, got {list(counts.values())!r:.60}")
+        return value
+    if kind is dict and isinstance(value, dict):
+        return {key: _from_json(item, inner[1]) for key, item in value.items()}
+    if kind in (list, tuple) and isinstance(value, list) and (kind is list or len(value) == len(inner)):
+        return [_from_json(item, inner[0]) for item in value]
+    if kind is None and not is_dataclass(hint) and isinstance(value, hint):
+        return value
+    raise _OtherKind(f"expected {getattr(hint, '__name__', hint)}, got {value!r:.60}")
 
 
 def _number(value):
-    return float(value) if isinstance(value, str) and value in ("inf", "-inf", "nan") else value
+    if isinstance(value, str) and value in ("inf", "-inf", "nan"):
+        return float(value)
+    # A larger integer than any float is arithmetic's OverflowError, further on.
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, int | float)
+        or (isinstance(value, int) and abs(value) >= 2**63)
+    ):
+        raise _OtherKind(f"expected a number, got {value!r:.60}")
+    return value
 
 
 def to_json(record: dict) -> str:

@@ -68,7 +68,7 @@ class Follower:
         if not raw.strip():
             raise NotYet(f"{self.path}: expected a history, got no whole line yet")
         if self.path.suffix == ".csv":
-            self.header = csv_header(raw)
+            self.header = csv_header(raw, str(self.path))
             add_csv(history, raw, self.names, str(self.path))
         else:
             add_json_lines(history, raw, self.names, str(self.path))

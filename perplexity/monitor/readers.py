@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..errors import InputError
+from ..errors import InputError, each_of_theirs, first_line, theirs
 from .history import EVENTS, LOSSES, History, Names
 from .wandb_log import read_wandb
 
@@ -124,10 +124,13 @@ def _read_csv(path: Path, names: Names) -> History:
     return history
 
 
-def csv_header(raw: bytes) -> list[str]:
+def csv_header(raw: bytes, where: str) -> list[str]:
     """Names of the first line."""
     line = raw[: raw.find(b"\n")].decode(errors="replace").strip().removeprefix("\ufeff")
-    return [name.strip() for name in next(csv.reader([line]))]
+    try:
+        return [name.strip() for name in next(csv.reader([line]), [])]
+    except csv.Error as error:
+        raise InputError(f"{where}: expected names in the first line, got {line[:60]!r} ({error})")
 
 
 def add_csv(history: History, raw: bytes, names: Names, where: str, header: list[str] | None = None) -> None:
@@ -136,11 +139,13 @@ def add_csv(history: History, raw: bytes, names: Names, where: str, header: list
     from pyarrow.csv import ConvertOptions, ReadOptions, read_csv
 
     skipped = 0 if header else 1
-    header = header or csv_header(raw)
+    header = header or csv_header(raw, where)
     columns = names.columns(header)
     if "step" not in columns or not columns.keys() & set(LOSSES):
         raise InputError(f"{where}: expected columns step and train_loss or val_loss, got {', '.join(header)[:200]}")
     wanted = [name for found in columns.values() for name in found]
+    if twice := sorted({name for name in wanted if header.count(name) > 1}):
+        raise InputError(f"{where}: expected one column of a name, got {', '.join(twice)} more than once")
     try:
         table = read_csv(
             pyarrow.py_buffer(raw),
@@ -152,8 +157,8 @@ def add_csv(history: History, raw: bytes, names: Names, where: str, header: list
                 strings_can_be_null=False,
             ),
         )
-    except pyarrow.ArrowInvalid as error:
-        raise InputError(f"{where}: expected numbers in {', '.join(wanted)}, got {str(error).splitlines()[0]}")
+    except pyarrow.ArrowException as error:
+        raise InputError(f"{where}: expected numbers in {', '.join(wanted)}, got {first_line(error)}")
     _add_table(history, table, columns, names, where)
 
 
@@ -241,7 +246,7 @@ def _json_table(raw: bytes):
         return None
     try:
         return pyarrow.json.read_json(pyarrow.py_buffer(raw))
-    except pyarrow.ArrowInvalid:
+    except pyarrow.ArrowException:
         return None
 
 
@@ -363,11 +368,15 @@ def _scalars(file: Path, history: History):
     except ImportError:
         raise InputError(f"{file}: needs tensorboard; install fused-perplexity[monitor]")
     read = 0
-    for event in EventFileLoader(str(file)).Load():
+    broken = f"{file}: expected a TensorBoard event file, got one that cannot be read"
+    with theirs(broken):
+        loader = EventFileLoader(str(file))
+    for event in each_of_theirs(broken, loader.Load()):
         read += 1
         for value in event.summary.value:
             if value.HasField("tensor"):
-                number = make_ndarray(value.tensor)
+                with theirs(f"{file}, tag {value.tag}: expected a tensor, got one that cannot be read"):
+                    number = make_ndarray(value.tensor)
                 if number.size == 1 and number.dtype.kind in "fiu":
                     yield event.wall_time, float(event.step), value.tag, float(number.reshape(()))
     written, whole = _framed(file)

@@ -9,7 +9,7 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from ..errors import InputError
+from ..errors import InputError, theirs
 from .history import History, Names
 
 
@@ -22,11 +22,12 @@ def read_wandb(path: Path, names: Names) -> History:
     history = History(str(path))
     for data in _wandb_records(path, history):
         record = Record()
-        record.ParseFromString(data)
+        with theirs(f"{path}: expected W&B's records, got one that cannot be read"):
+            record.ParseFromString(data)
         if record.WhichOneof("record_type") != "history":
             continue
         values = {".".join(item.nested_key) or item.key: item.value_json for item in record.history.item}
-        known = {name: _json_number(value) for name, value in values.items() if name in names.measure}
+        known = {name: _json_number(value, path) for name, value in values.items() if name in names.measure}
         step, measures = names.row(known, str(path))
         step = float(record.history.step.num) if step is None else step
         if measures.keys() - {"seconds"}:  # which every row has
@@ -34,9 +35,10 @@ def read_wandb(path: Path, names: Names) -> History:
     return history
 
 
-def _json_number(value: str):
+def _json_number(value: str, path: Path):
     """W&B writes what JSON has not as strings."""
-    number = json.loads(value)
+    with theirs(f"{path}: expected JSON values, got {value!r:.60}"):
+        number = json.loads(value)
     return (
         {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}.get(number, number)
         if isinstance(number, str)

@@ -29,6 +29,7 @@ from ..evaluation.fingerprints import TextFingerprint, tokenizer_fingerprint
 from ..evaluation.journal import Journal
 from ..evaluation.protocols import Positions
 from ..evaluation.scoring import IGNORED, continuations, stream
+from ..evaluation.tokens import text_of
 from ..statistics import token_statistics
 from .prompts import chat_text, encode, following, plain
 
@@ -126,7 +127,7 @@ class Questioner:
     @property
     def words(self) -> tuple[str, str]:
         """The two answers as they are scored: of a longer one the first token, which may begin other words, too."""
-        yes, no = (self.tokenizer.decode([token]) for token in self.tokens)
+        yes, no = (text_of(self.tokenizer, [token]) for token in self.tokens)
         return yes, no
 
     def ids(self, text: str, before: str = "") -> tuple[np.ndarray, bool]:
@@ -150,7 +151,7 @@ class Questioner:
                 raise InputError(
                     f"template: expected one that leaves room for a text, got {len(ids)} tokens of {limit}"
                 )
-            ids = self._ids(self.prompt(self.tokenizer.decode(kept), self.tokenizer.decode(ahead)))
+            ids = self._ids(self.prompt(text_of(self.tokenizer, kept), text_of(self.tokenizer, ahead)))
         return ids, True
 
     def ask(
@@ -184,7 +185,7 @@ class Questioner:
                 if math.isnan(nll_yes) or math.isnan(nll_no):
                     raise InputError(f"model: expected probabilities, got NaN for text {item.positions.document.id}")
                 document = item.positions.document
-                token = self.tokenizer.decode([int(first)])
+                token = text_of(self.tokenizer, [int(first)])
                 shortened = bool(item.positions.skipped["shortened"])
                 yield Answer(document.id, math.exp(-nll_yes), math.exp(-nll_no), token, shortened)
 
@@ -225,7 +226,7 @@ class Questioner:
     def _decoded(self, document: Document) -> str:
         ids = np.asarray(document.ids)
         check_ids(document, ids, len(self.tokenizer), "the tokenizer's entries")
-        return self.tokenizer.decode(ids.tolist(), skip_special_tokens=True)
+        return text_of(self.tokenizer, ids, skip_special_tokens=True)
 
     @torch.no_grad()
     def _score(self, input_ids: Tensor, target: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text as Line
 
-from ..errors import InputError
+from ..errors import InputError, theirs
 from ..evaluation.collect import ParquetTable
 from ..evaluation.commands import check_outputs, device_of, load_model, read_options, with_separator
 from ..evaluation.documents import Document
@@ -188,7 +188,7 @@ def _template(path: str | None, default: str) -> str:
         return default
     try:
         return Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, UnicodeError) as error:
         raise InputError(f"--template: expected a text file, got {path} ({error})")
 
 
@@ -210,13 +210,13 @@ def _scorer(name: str) -> Scorer:
     module, _, made = name.partition(":")
     sys.path.insert(0, "")
     try:
-        return getattr(importlib.import_module(module), made)()
-    except Exception as error:  # theirs: anything
-        raise InputError(
-            f"--scorer: expected MODULE:CLASS that can be made, got {name!r} ({type(error).__name__}: {error})"
-        )
+        with theirs(f"--scorer: expected MODULE:CLASS that can be made, got {name!r}"):
+            return getattr(importlib.import_module(module), made)()
+    except SystemExit as error:
+        raise InputError(f"--scorer: expected MODULE:CLASS that can be made, got {name!r}, which exits") from error
     finally:
-        sys.path.remove("")
+        if "" in sys.path:  # unless the module changed it
+            sys.path.remove("")
 
 
 def _diagnosis(path: str) -> dict:

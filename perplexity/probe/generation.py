@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..errors import InputError
+from ..errors import InputError, theirs
 from ..evaluation.protocols import special_ids
+from ..evaluation.tokens import text_of
 from .prompts import Asked
 from .settings import GenerationSettings
 
@@ -76,7 +77,7 @@ def generate(
             texts = writer.write([asked[place].ids for place in places], settings.max_new_tokens, copies=copies)
             for number, (ids, ended) in enumerate(texts):
                 place = places[number // copies]
-                text = tokenizer.decode(ids.tolist(), skip_special_tokens=True)
+                text = text_of(tokenizer, ids, skip_special_tokens=True)
                 found.append(Generated(place, written[place], ids, text, ended))
                 written[place] += 1
             if progress is not None:
@@ -142,13 +143,13 @@ class _Writer:
         given = {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(mask)}
         with _no_other_settings(self.model, self._config(tokens, copies, greedy or self.settings.greedy)):
             try:
-                out = self.model.generate(**{name: tensor.to(self.device) for name, tensor in given.items()})
+                # Probabilities that are no numbers, above all.
+                with theirs(f"model: {type(self.model).__name__} cannot be sampled from"):
+                    out = self.model.generate(**{name: tensor.to(self.device) for name, tensor in given.items()})
             except torch.OutOfMemoryError:
                 raise InputError(
                     f"batch_size: {len(prompts) * copies} texts at once do not fit in the memory of {self.device}"
                 )
-            except RuntimeError as error:  # probabilities that are no numbers, above all
-                raise InputError(f"model: cannot be sampled from ({str(error).splitlines()[0]})")
         texts = []
         for row in out[:, longest:].cpu().numpy():
             end = np.flatnonzero(np.isin(row, self.ends))

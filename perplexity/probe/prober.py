@@ -20,6 +20,7 @@ from ..evaluation.evaluator import evaluation_mode, token_scorer
 from ..evaluation.fingerprints import tokenizer_fingerprint
 from ..evaluation.protocols import Positions
 from ..evaluation.scoring import continuations, stream
+from ..evaluation.tokens import text_of
 from ..findings import SEVERITIES, VERDICTS, Finding, Judged, worst
 from . import scores
 from .ask import Questioner, Tally
@@ -175,7 +176,7 @@ def _of_references(network, backend: str, tokenizer, referred: list[Asked]) -> l
     """The references as they are scored; ``ended``: whole, and no piece of a document. Each is measured beside the next one's:
     what two texts of the kind have in common, one that is written may have in common with its reference."""
     scored = _scored(network, backend, [(of.ids, of.reference) for of in referred])
-    texts = [tokenizer.decode(of.reference.tolist(), skip_special_tokens=True) for of in referred]
+    texts = [text_of(tokenizer, of.reference, skip_special_tokens=True) for of in referred]
     following = [(text,) for text in [*texts[1:], *texts[:1]]] if len(texts) > 1 else [()] * len(texts)
     return [
         Source(of.prompt.id, 0, of.text, text, of.reference, not (of.cut or of.prompt.document), values, beside)

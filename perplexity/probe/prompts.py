@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..errors import InputError, check_unicode
+from ..errors import InputError, check_unicode, theirs
 from ..evaluation.readers import (
     STANDARD_INPUT,
     ReadOptions,
@@ -19,6 +19,7 @@ from ..evaluation.readers import (
     standard_input,
     text_in,
 )
+from ..evaluation.tokens import text_of, token_ids
 from .settings import GenerationSettings
 
 LEAST_REFERENCE = 16  # tokens that are left of a document for a reference; a shorter one is passed over
@@ -64,7 +65,8 @@ def read_prompts(
     name = str(path)
     if name == STANDARD_INPUT:
         read = _lines if options.standard_input == "txt" else _objects
-        yield from read(standard_input(), Path("stdin"), options, prompt_column, reference_column)
+        with standard_input() as stream:
+            yield from read(stream, Path("stdin"), options, prompt_column, reference_column)
         return
     file = Path(path)
     kind = name.removesuffix(".gz").removesuffix(".zst")
@@ -155,9 +157,9 @@ def tokenize(
             if len(reference) < LEAST_REFERENCE:
                 short += 1
                 continue
-            text = tokenizer.decode(ids.tolist(), skip_special_tokens=True)
+            text = text_of(tokenizer, ids, skip_special_tokens=True)
             scored = reference[: settings.max_new_tokens]
-            references = (tokenizer.decode(scored.tolist(), skip_special_tokens=True),)
+            references = (text_of(tokenizer, scored, skip_special_tokens=True),)
             ids, shortened = _shortened(tokenizer, ids, room)
         elif settings.chat:
             ids, shortened = _chat(tokenizer, text, room)
@@ -191,7 +193,7 @@ def _chat(tokenizer, text: str, room: int | None) -> tuple[np.ndarray, bool]:
                 f"max_new_tokens: expected room for the chat template, got {len(ids)} tokens of it, and {room} left"
             )
         kept = kept[len(ids) - room :]
-        ids = plain(tokenizer, chat_text(tokenizer, tokenizer.decode(kept.tolist())))
+        ids = plain(tokenizer, chat_text(tokenizer, text_of(tokenizer, kept)))
     return ids, kept is not None
 
 
@@ -210,16 +212,13 @@ def chat_text(tokenizer, text: str) -> str:
     if not getattr(tokenizer, "chat_template", None):
         raise InputError("chat: expected a tokenizer with a chat template, got one without")
     message = [{"role": "user", "content": text}]
-    try:
+    with theirs("chat: expected a chat template that takes a user's message, got one that fails"):
         return tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
-    except Exception as error:  # jinja2's own, or whatever the template does
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise InputError(f"chat: expected a chat template that takes a user's message, got one that fails ({reason})")
 
 
 def plain(tokenizer, text: str) -> np.ndarray:
     """Tokens of ``text`` and nothing else."""
-    return np.array(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"], dtype=np.int64)
+    return token_ids(tokenizer, [text])[0]
 
 
 def _continuation(tokenizer, text: str, ids: np.ndarray, reference: str) -> np.ndarray:

@@ -8,7 +8,7 @@ from itertools import zip_longest
 import numpy as np
 
 from ..data_checks.words import UNSPACED
-from ..errors import InputError
+from ..errors import InputError, theirs
 
 ROUGE = ("rouge1", "rouge2", "rougeL")
 
@@ -55,16 +55,14 @@ class Embeddings:
             from sentence_transformers import SentenceTransformer
         except ImportError as error:
             raise InputError(f"embeddings: needs {error.name}; install fused-perplexity[coherence]")
-        try:
+        with theirs(f"embeddings: expected a sentence-transformers folder, got {folder}"):
             self.model = SentenceTransformer(str(folder), local_files_only=True)
-        except Exception as error:  # OSError, ValueError, KeyError: whatever is broken
-            reason = next(iter(str(error).splitlines()), type(error).__name__)
-            raise InputError(f"embeddings: expected a sentence-transformers folder, got {folder} ({reason})")
         self.folder = str(folder)
 
     def encode(self, texts: Sequence[str]) -> np.ndarray:
         """[texts, D] of length 1."""
-        return self.model.encode(list(texts), normalize_embeddings=True, show_progress_bar=False)
+        with theirs(f"embeddings: expected a model that encodes the texts, got {self.folder}, which fails"):
+            return self.model.encode(list(texts), normalize_embeddings=True, show_progress_bar=False)
 
     def coherence(self, prompts: Sequence[str], texts: Sequence[str], references: Sequence[Sequence[str]]) -> dict:
         """Mean cosine of each text with its prompt and with its nearest reference; blank prompts and texts are left out."""

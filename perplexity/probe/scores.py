@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from numbers import Real
 from typing import Any, Protocol
 
-from ..errors import InputError
+from ..errors import InputError, theirs
 from ..findings import CEILING, worst
 
 # Of 100, where nothing else is said. A scorer of one's own weighs OWN_WEIGHT beside them.
@@ -93,9 +93,11 @@ def own_weights(scorers: Iterable[Scorer], taken: Iterable[str]) -> dict[str, fl
     found: dict[str, float] = {}
     taken = set(taken)
     for scorer in scorers:
-        if not callable(getattr(scorer, "score", None)):
+        with theirs(f"scorers: expected a name and a weight of {type(scorer).__name__}, got an error"):
+            known = callable(getattr(scorer, "score", None))
+            name, weight = name_of(scorer), getattr(scorer, "weight", OWN_WEIGHT)
+        if not known:
             raise InputError(f"scorers: expected objects with a method score, got {type(scorer).__name__}")
-        name, weight = name_of(scorer), getattr(scorer, "weight", OWN_WEIGHT)
         if name in taken or name in found:
             raise InputError(f"scorers: expected a name of its own, got {name!r} twice")
         if not _number(weight, math.inf):

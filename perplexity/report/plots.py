@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..errors import InputError
+from ..errors import theirs
 from ..metric import exp
 
 
@@ -48,8 +48,7 @@ def loss_curves(
         panel.legend(frameon=False, fontsize=8)
     panels[1].set_yscale("log")
     figure.suptitle(title, fontsize=11)
-    figure.savefig(path, dpi=130)
-    plt.close(figure)
+    _save(figure, path, "png")
 
 
 def run_curves(
@@ -98,7 +97,7 @@ def run_curves(
     panels[1].set_yscale("log")
     handles = dict(zip(*reversed(panels[0].get_legend_handles_labels()), strict=True))
     figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=6, frameon=False, fontsize=8)
-    figure.suptitle(title or f"{diagnosis.verdict}", fontsize=11)
+    figure.suptitle(title or f"{diagnosis.verdict}", fontsize=11, parse_math=False)
     _save(figure, path, form)
 
 
@@ -130,7 +129,7 @@ def reliability(calibration: dict, path: str | Path, *, title: str | None = None
         panel.grid(alpha=0.25)
         panel.legend(frameon=False, fontsize=8, loc="upper left")
     told = f"expected calibration error {calibration['ece']:.4f} over {calibration['tokens']:,} tokens"
-    figure.suptitle(f"{title}: {told}" if title else told, fontsize=11)
+    figure.suptitle(f"{title}: {told}" if title else told, fontsize=11, parse_math=False)
     _save(figure, path, "svg" if str(path).endswith(".svg") else "png")
 
 
@@ -138,8 +137,7 @@ def _save(figure, path: str | Path, form: str) -> None:
     import matplotlib.pyplot as plt
 
     try:
-        figure.savefig(path, dpi=150, format=form)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror or error})")
+        with theirs(f"{path}: expected a plot that matplotlib can draw and write, got one that fails"):
+            figure.savefig(path, dpi=150, format=form)
     finally:
         plt.close(figure)
