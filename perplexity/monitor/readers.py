@@ -15,6 +15,7 @@ from .history import EVENTS, LOSSES, History, Names
 from .wandb_log import read_wandb
 
 SUMMARY = "train_runtime"  # in the last row that transformers logs: means over the whole run
+DEEPEST = 200  # brackets in a line that Arrow is given
 THINNED = ("lr", "grad_norm", "tokens", "seconds")  # slow measures: ten thousand values draw them
 
 
@@ -244,10 +245,25 @@ def _json_table(raw: bytes):
         import pyarrow.json
     except ImportError:
         return None
+    if not _is_for_arrow(raw):
+        return None
     try:
         return pyarrow.json.read_json(pyarrow.py_buffer(raw))
     except pyarrow.ArrowException:
         return None
+
+
+def _is_for_arrow(raw: bytes) -> bool:
+    """Return whether Arrow can be given the lines: objects that are not nested deeper than ``DEEPEST``.
+
+    A null before the first object, and a hundred thousand brackets in a line, end the process in Arrow 26, without an error.
+    """
+    lines = raw.strip()
+    if lines.count(b"\n{") + lines.startswith(b"{") != lines.count(b"\n") + 1:
+        return False
+    if lines.count(b"[") + lines.count(b"{") <= lines.count(b"\n") + DEEPEST:
+        return True
+    return all(line.count(b"[") + line.count(b"{") <= DEEPEST for line in lines.split(b"\n"))
 
 
 def _is_plain(table, columns: dict[str, list[str]]) -> bool:

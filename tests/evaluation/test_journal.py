@@ -53,7 +53,7 @@ def test_a_run_that_raises_goes_on(model, tokenizer, tmp_path, monkeypatch, stop
         return forward(*positional, **keywords)
 
     monkeypatch.setattr(model.model, "forward", fails)
-    with pytest.raises(RuntimeError):
+    with pytest.raises(InputError, match="the power went"):
         evaluate(model, tokenizer, DOCUMENTS, journal=tmp_path, **arguments)
     monkeypatch.setattr(model.model, "forward", forward)
     assert numbers(evaluate(model, tokenizer, DOCUMENTS, journal=tmp_path, **arguments)) == numbers(plain)
