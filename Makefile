@@ -6,6 +6,9 @@ BIN := $(VENV)/bin
 DEMO_READY := $(VENV)/.demo-ready
 READY := $(VENV)/.ready
 WORKERS ?= 2
+# `make test ORDER=random SEED=1` shuffles the tests; without SEED a seed is drawn and printed. OPTIONS go to pytest.
+ORDER ?= written
+SHUFFLE := $(if $(filter random,$(ORDER)),-p randomly --randomly-dont-reset-seed $(if $(SEED),--randomly-seed=$(SEED)))
 
 OLDEST_TRITON := 3.6.0
 
@@ -31,10 +34,11 @@ demo: $(DEMO_READY)
 
 # A thread a worker: with all cores each, workers wait for each other (a third longer on 2 cores). test-slow has all of them.
 test: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) -m "not slow" $(SHUFFLE) $(OPTIONS)
 
+# Properties are drawn from a new seed, which is printed: OPTIONS="--hypothesis-seed=N" draws them again.
 test-slow: $(READY)
-	$(BIN)/python -m pytest -n $(WORKERS) -m slow
+	$(BIN)/python -m pytest -n $(WORKERS) -m slow --hypothesis-profile=slow $(SHUFFLE) $(OPTIONS)
 
 # Workers must collect the same tests in the same order, whatever the clock and the hash seed.
 collection: $(READY)

@@ -1,16 +1,34 @@
-"""Set the interpreter before triton is imported, and report the processor time of the tests."""
+"""Give every test the same environment, seeds and drawn examples, and report the processor time of the tests."""
 
+import io
 import os
+import random
 import re
+import sys
+from subprocess import CompletedProcess
 
+import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 
 if not torch.cuda.is_available():
     # Without a GPU the kernels are interpreted on CPU tensors.
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 NAME_LENGTH = 48  # characters of one parameter in a test's name
+# What a terminal, a colour setting or a network would change in the output of a test or of a process that a test starts.
+os.environ.update(COLUMNS="80", LINES="25", HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
+for name in ("FORCE_COLOR", "CLICOLOR_FORCE", "PY_COLORS", "TTY_COMPATIBLE", "TTY_INTERACTIVE", "PYTHONIOENCODING"):
+    os.environ.pop(name, None)
+
+# `make test` draws the same examples in every run. `make test-slow` draws other ones in each run and prints their seed.
+# How long an example takes or is drawn says how busy the machine is: no deadline, no health check of the time.
+COMMON = dict(deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("test", derandomize=True, **COMMON)
+settings.register_profile("slow", derandomize=False, print_blob=True, **COMMON)
+settings.load_profile("test")
+
 SLOWEST = 15  # tests named in the summary
 
 
@@ -29,6 +47,56 @@ def pytest_make_parametrize_id(config, val, argname) -> str | None:
     if isinstance(val, str):
         return re.sub(r"[^\w.,:=+*/-]+", "-", val)[:NAME_LENGTH].strip("-") or argname
     return None
+
+
+@pytest.fixture
+def ppl_here(capsys, monkeypatch):
+    """Return a function that runs ``ppl`` in this process, which has imported everything.
+
+    The function takes the command's words, ``input`` (text of standard input) and ``cwd`` (folder), and returns what
+    ``subprocess.run`` would: status, standard output and standard error.
+    """
+    from perplexity.cli import main
+
+    def call(*arguments, input: str = "", cwd=None) -> CompletedProcess:
+        words = [str(argument) for argument in arguments]
+        with monkeypatch.context() as patch:
+            patch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(input.encode())))
+            if cwd is not None:
+                patch.chdir(cwd)
+            capsys.readouterr()
+            try:
+                status = main(words)
+            except SystemExit as stopped:  # raised by the parser
+                status = stopped.code
+        return CompletedProcess(["ppl", *words], status, *capsys.readouterr())
+
+    return call
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config) -> None:
+    if config.getoption("hypothesis_profile") == "slow" and config.getoption("hypothesis_seed") is None:
+        # Set before hypothesis reads the option, and before xdist hands the options to its workers.
+        config.option.hypothesis_seed = str(random.SystemRandom().randrange(1 << 32))
+
+
+def seed() -> None:
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item) -> None:
+    """Seed before the fixtures: what a fixture draws must not depend on the tests before it."""
+    seed()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_call(item) -> None:
+    """Seed again: what a test draws must not depend on which fixtures were set up already."""
+    seed()
 
 
 def processor_seconds() -> float:
@@ -52,8 +120,11 @@ def pytest_runtest_makereport(item, call):
 STARTED, FINISHED = pytest.StashKey[float](), pytest.StashKey[float]()
 
 
-def pytest_terminal_summary(terminalreporter) -> None:
-    """Print the tests that took the most processor time: wall time means little on shared cores."""
+def pytest_terminal_summary(terminalreporter, config) -> None:
+    """Print hypothesis' seed, and the tests that took the most processor time: wall time means little on shared cores."""
+    if config.getoption("hypothesis_profile") == "slow":
+        number = config.getoption("hypothesis_seed")
+        terminalreporter.section(f"hypothesis: --hypothesis-seed={number} draws these examples again")
     seconds = {
         report.nodeid: value
         for reports in terminalreporter.stats.values()

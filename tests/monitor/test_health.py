@@ -25,7 +25,6 @@ FINDINGS = st.builds(
 GAPS = st.none() | st.floats(-5, 20)
 
 
-@settings(deadline=None)
 @given(st.lists(FINDINGS, max_size=8), FINDINGS, GAPS)
 def test_one_more_finding_never_raises_the_score(findings, more, gap):
     before, _ = score(findings, gap)
@@ -34,7 +33,6 @@ def test_one_more_finding_never_raises_the_score(findings, more, gap):
     assert sum(part["share"] for part in components.values()) == 100
 
 
-@settings(deadline=None)
 @given(st.lists(FINDINGS, min_size=1, max_size=8), st.data(), GAPS)
 def test_a_higher_severity_never_raises_the_score(findings, data, gap):
     place = data.draw(st.integers(0, len(findings) - 1))
@@ -53,7 +51,7 @@ def run(losses: list[float], gaps: list[float]) -> Digest:
     return digest
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(
     st.lists(st.tuples(st.floats(-0.4, 0.2), st.floats(0.02, 0.8)), min_size=6, max_size=24),
     st.lists(st.floats(0, 2), min_size=1, max_size=3),

@@ -1,0 +1,19 @@
+"""Processes that tests start."""
+
+import subprocess
+import sys
+
+# Seconds after which a process counts as hung. No test waits this long unless something is wrong: however busy the machine
+# is, a process that makes progress must come to its end.
+HANG = 1800
+
+
+def run(*command, **options) -> subprocess.CompletedProcess:
+    """Run ``command`` and return its status, standard output and standard error as text."""
+    options = dict(capture_output=True, text=True, timeout=HANG) | options
+    return subprocess.run([str(word) for word in command], **options)
+
+
+def ppl(*arguments, **options) -> subprocess.CompletedProcess:
+    """Run ``ppl`` in a process of its own. Fixture ``ppl_here`` costs a tenth where the process is not what is tested."""
+    return run(sys.executable, "-m", "perplexity", *arguments, **options)
