@@ -74,6 +74,22 @@ def ppl_here(capsys, monkeypatch):
     return call
 
 
+@pytest.fixture
+def fails(ppl_here):
+    """Return a function that asserts exit status 2 and one line with ``words`` on stderr, and returns standard output."""
+
+    def check(folder, arguments, words) -> str:
+        done = ppl_here(*arguments, cwd=folder)
+        # What libraries warn of on the way is no line of ours.
+        lines = [line for line in done.stderr.splitlines() if line.startswith("ppl")]
+        assert done.returncode == 2 and len(lines) == 1, done.stderr
+        for word in words:
+            assert word in lines[0]
+        return done.stdout
+
+    return check
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config) -> None:
     if config.getoption("hypothesis_profile") == "slow" and config.getoption("hypothesis_seed") is None:

@@ -9,7 +9,7 @@ import time
 
 import numpy as np
 import torch
-from peak_memory import high_water, reset_high_water
+from peak_memory import high_water, reset_high_water, small_pages
 
 VOCABULARY, WIDTH, LAYERS, CONTEXT = 128_256, 256, 2, 1024
 
@@ -79,4 +79,5 @@ def measure(provider: str, windows: int) -> tuple[int, float, float]:
 
 
 if __name__ == "__main__":
+    small_pages()
     print(*measure(sys.argv[1], int(sys.argv[2]) if len(sys.argv) > 2 else 4))

@@ -1,41 +1,16 @@
-"""The command line, run as a process: what it prints, what it writes, how it fails."""
+"""The command line, as a process and in this one: what it prints, what it writes, how it fails."""
 
+import io
 import json
 import os
 import shutil
-import subprocess
 import sys
 
 import pytest
+from processes import ppl, run
 from tiny_models import build_model, build_tokenizer
 
-
-def ppl(*arguments, **kwargs):
-    return subprocess.run(
-        [sys.executable, "-m", "perplexity", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        **kwargs,
-    )
-
-
-def fails(monkeypatch, capsys, folder, arguments, words):
-    """The command in this process, which has imported everything: exit status 2 and one line with ``words`` on stderr."""
-    from perplexity.cli import main
-
-    monkeypatch.chdir(folder)
-    try:
-        status = main(list(map(str, arguments)))
-    except SystemExit as stopped:  # of the parser
-        status = stopped.code
-    out, errors = capsys.readouterr()
-    # What libraries warn of on the way is no line of ours.
-    lines = [line for line in errors.splitlines() if line.startswith("ppl")]
-    assert status == 2 and len(lines) == 1, errors
-    for word in words:
-        assert word in lines[0]
-    return out
+from perplexity.cli import main
 
 
 @pytest.fixture(scope="module")
@@ -63,9 +38,9 @@ def folder(tmp_path_factory):
     return folder
 
 
-def test_eval_writes_every_key(folder, tmp_path):
+def test_eval_writes_every_key(folder, tmp_path, ppl_here):
     out = tmp_path / "out.json"
-    done = ppl("eval", folder / "model", folder / "good.txt", folder / "good.jsonl", "--json", out, "--stride", 20)
+    done = ppl_here("eval", folder / "model", folder / "good.txt", folder / "good.jsonl", "--json", out, "--stride", 20)
     assert done.returncode == 0, done.stderr
     assert "perplexity" in done.stdout and "bits per byte" in done.stdout
     record = json.loads(out.read_text())
@@ -114,8 +89,8 @@ def test_eval_writes_every_key(folder, tmp_path):
         (["model", "good.txt", "--json", "x", "--per-document", "x"], ["--per-document", "another output"]),
     ],
 )
-def test_bad_input_is_one_line_and_exit_status_2(folder, arguments, words, monkeypatch, capsys):
-    shown = fails(monkeypatch, capsys, folder, ["eval", *arguments], words)
+def test_bad_input_is_one_line_and_exit_status_2(folder, arguments, words, fails):
+    shown = fails(folder, ["eval", *arguments], words)
     assert ("perplexity" in shown) if "/dev/full" in arguments else shown == ""  # the numbers themselves are not lost
 
 
@@ -136,34 +111,34 @@ def test_a_process_says_nothing_else(folder, arguments, words):
         assert word in done.stderr
 
 
-def test_everything_at_once(folder, tmp_path):
+def test_everything_at_once(folder, tmp_path, ppl_here):
     """Protocols, tables, journal, baseline, standard input, the comparison of two results and of two models."""
     first, second = tmp_path / "a.json", tmp_path / "b.json"
     common = ("--context-length", 16, "--journal", tmp_path / "j", "--per-document", tmp_path / "d.parquet")
-    done = ppl(
+    done = ppl_here(
         "eval", folder / "model", "-", "--stdin", "jsonl", "--json", first, *common, input='{"text": "a cat"}\n' * 3
     )
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "d.parquet").exists() and list((tmp_path / "j").iterdir())
     text = tmp_path / "same.jsonl"
     text.write_text('{"text": "a cat"}\n' * 3)
-    done = ppl(
+    done = ppl_here(
         *("eval", folder / "model", text, "--protocol", "lm-eval", "--baseline", first, "--json", second),
         *("--per-token", tmp_path / "t.parquet"),
     )
     assert done.returncode == 0, done.stderr
     assert "nats a token from it" in done.stdout
     assert json.loads(second.read_text())["protocol"] == "lm-eval"
-    done = ppl("compare", first, second, "--json", tmp_path / "c.json")
+    done = ppl_here("compare", first, second, "--json", tmp_path / "c.json")
     assert done.returncode == 0, done.stderr
     assert "no difference beyond chance" in done.stdout
     assert json.loads((tmp_path / "c.json").read_text())["pairs"] == 3
-    done = ppl("compare", folder / "model", folder / "model", text, "--json", tmp_path / "m.json")
+    done = ppl_here("compare", folder / "model", folder / "model", text, "--json", tmp_path / "m.json")
     assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / "m.json").read_text())["top_1_agreement"] == 1
 
 
-def test_a_comparison_that_is_refused_exits_with_2(folder, tmp_path):
+def test_a_comparison_that_is_refused_exits_with_2(folder, tmp_path, ppl_here):
     from perplexity import evaluate
     from perplexity.evaluation import models
 
@@ -172,11 +147,11 @@ def test_a_comparison_that_is_refused_exits_with_2(folder, tmp_path):
     done = ppl("compare", tmp_path / "a", tmp_path / "b")
     assert done.returncode == 2 and done.stdout == "" and len(done.stderr.splitlines()) == 1
     assert "expected one text for both" in done.stderr
-    done = ppl("compare", folder / "model", tmp_path / "a")
+    done = ppl_here("compare", folder / "model", tmp_path / "a")
     assert done.returncode == 2 and "result file" in done.stderr
 
 
-def test_nan_is_exit_status_1_and_the_result_is_written(folder, tmp_path):
+def test_nan_is_exit_status_1_and_the_result_is_written(folder, tmp_path, ppl_here):
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -188,7 +163,7 @@ def test_nan_is_exit_status_1_and_the_result_is_written(folder, tmp_path):
     model.save_pretrained(tmp_path / "broken")
     tokenizer.save_pretrained(tmp_path / "broken")
     (tmp_path / "text.jsonl").write_text('{"text": "dog", "id": "fine"}\n{"text": "a cat sat", "id": "bad"}\n')
-    done = ppl("eval", tmp_path / "broken", tmp_path / "text.jsonl", "--json", tmp_path / "out.json")
+    done = ppl_here("eval", tmp_path / "broken", tmp_path / "text.jsonl", "--json", tmp_path / "out.json")
     assert done.returncode == 1, done.stderr
     assert "NaN or infinite" in done.stdout and "document bad" in done.stdout
     record = json.loads((tmp_path / "out.json").read_text())
@@ -196,22 +171,22 @@ def test_nan_is_exit_status_1_and_the_result_is_written(folder, tmp_path):
     assert record["tokens"] + record["tokens_skipped"] == record["tokens_read"]
 
 
-def test_the_result_is_written_before_it_is_shown(folder, tmp_path):
+def test_the_result_is_written_before_it_is_shown(folder, tmp_path, monkeypatch):
     """A reader that has gone, or a terminal without the letters, loses no number."""
     out = tmp_path / "out.json"
     command = f"{sys.executable} -m perplexity eval {folder}/model {folder}/good.txt --json {out} | true"
-    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=120)
+    done = run("bash", "-c", command, env={**os.environ, "PYTHONIOENCODING": "ascii"})
     assert done.stderr == "" and json.loads(out.read_text())["tokens"] > 0
     out.unlink()
-    done = ppl(
-        "eval", folder / "model", folder / "good.txt", "--json", out, env={**os.environ, "PYTHONIOENCODING": "ascii"}
-    )
-    assert done.returncode == 0, done.stderr
-    assert json.loads(out.read_text())["tokens"] > 0 and "perplexity" in done.stdout
+    shown = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(shown, encoding="ascii", write_through=True))
+    assert main(["eval", f"{folder}/model", f"{folder}/good.txt", "--json", str(out)]) == 0
+    assert json.loads(out.read_text())["tokens"] > 0 and b"perplexity" in shown.getvalue()
 
 
-def test_standard_input_of_several_processes_is_refused(folder):
-    done = ppl("eval", folder / "model", "-", input="text", env={**os.environ, "WORLD_SIZE": "2"})
+def test_standard_input_of_several_processes_is_refused(folder, ppl_here, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    done = ppl_here("eval", folder / "model", "-", input="text")
     assert done.returncode == 2 and "standard input cannot be read by several processes" in done.stderr
 
 
@@ -227,7 +202,7 @@ def test_a_full_disk_leaves_no_broken_table(folder, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_doctor(monkeypatch):
+def test_doctor():
     done = ppl("doctor")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "self-check ok" in done.stdout and "torch" in done.stdout
@@ -243,14 +218,14 @@ def test_doctor_without_triton(tmp_path):
         "from perplexity.cli import main\n"
         "sys.exit(main(['doctor']))"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    done = run(sys.executable, "-c", code)
     assert done.returncode == 0, done.stderr
     assert "triton is not installed" in done.stdout and "self-check ok" in done.stdout
 
 
 def test_import_needs_torch_alone():
     code = "import sys, perplexity; print(sorted({'transformers', 'triton', 'matplotlib', 'rich'} & set(sys.modules)))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    done = run(sys.executable, "-c", code)
     assert done.stdout.strip() == "[]", done.stdout + done.stderr
 
 
@@ -258,5 +233,5 @@ def test_transformers_imports_from_the_repository_root():
     """A top-level package named kernels would stand in for the Hugging Face library of that name."""
     root = __file__.rsplit("/tests/", 1)[0]
     code = "import transformers.models.llama.modeling_llama, perplexity.kernels.operators; print('fine')"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, cwd=root)
+    done = run(sys.executable, "-c", code, cwd=root)
     assert done.stdout.strip() == "fine", done.stderr

@@ -1,7 +1,7 @@
 """The vocabulary sharded over ranks, in real processes over gloo: loss, gradients and statistics equal one process's."""
 
 import os
-import socket
+import tempfile
 import traceback
 
 import pytest
@@ -24,16 +24,10 @@ LOSSES = [
 ]
 
 
-def free_port():
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
-
-
-def worker(rank, ranks, port, body, arguments, failures):
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), GLOO_SOCKET_IFNAME="lo", TRITON_INTERPRET="1")
+def worker(rank, ranks, meeting, body, arguments, failures):
+    os.environ.update(GLOO_SOCKET_IFNAME="lo", TRITON_INTERPRET="1")
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", rank=rank, world_size=ranks)
+    dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=ranks)
     try:
         body(rank, ranks, *arguments)
         dist.barrier()
@@ -49,13 +43,15 @@ def in_processes(ranks, body, *arguments):
     """Run ``body(rank, ranks, *arguments)`` in ``ranks`` processes; fail with the first traceback."""
     context = mp.get_context("spawn")
     failures = context.SimpleQueue()
-    try:
-        mp.spawn(worker, (ranks, free_port(), body, arguments, failures), nprocs=ranks)
-    except Exception:
-        if not failures.empty():
-            rank, text = failures.get()
-            pytest.fail(f"rank {rank}:\n{text}")
-        raise
+    # Ranks meet in a file: a port that was free a moment ago may be another process's by now.
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            mp.spawn(worker, (ranks, f"{folder}/meeting", body, arguments, failures), nprocs=ranks)
+        except Exception:
+            if not failures.empty():
+                rank, text = failures.get()
+                pytest.fail(f"rank {rank}:\n{text}")
+            raise
 
 
 def problem(dtype=torch.float32):

@@ -3,10 +3,10 @@
 import json
 import math
 import os
-import subprocess
 import sys
 from pathlib import Path
 
+import processes
 import pytest
 
 BENCH = Path(__file__).parents[2] / "bench"
@@ -44,13 +44,7 @@ def run(out, rows):
         "-k",
         rows,
     )
-    return subprocess.run(
-        [sys.executable, "-m", "pytest", BENCH, *options],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env=environment,
-    )
+    return processes.run(sys.executable, "-m", "pytest", BENCH, *options, env=environment)
 
 
 def test_rows_file_table_and_plot(tmp_path):

@@ -3,10 +3,10 @@
 import importlib.util
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 
+import processes
 import pytest
 import torch
 
@@ -31,13 +31,8 @@ TINY = ("--device", "cpu", "--n", "32", "--shapes", "16x97", "--repeats", "2")
 def run(*arguments, **environment):
     """In a process of its own: kernels are interpreted in this one. torch.compile is off, it would take a minute."""
     base = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
-    return subprocess.run(
-        [sys.executable, BENCH / "gpu.py", *arguments],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        env=base | {"TORCHDYNAMO_DISABLE": "1"} | environment,
-    )
+    environment = base | {"TORCHDYNAMO_DISABLE": "1"} | environment
+    return processes.run(sys.executable, BENCH / "gpu.py", *arguments, env=environment)
 
 
 @pytest.fixture
@@ -142,13 +137,8 @@ def test_the_first_size_and_the_quick_providers_come_first(gpu, monkeypatch):
 
 def test_the_tuner_checks_what_it_times(tmp_path):
     """Every tiny configuration gives the default's sums; a file as the others'."""
-    done = subprocess.run(
-        [sys.executable, BENCH / "tune.py", "--device", "cpu", "--repeats", "1", "--out", str(tmp_path)],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        env=os.environ | {"TRITON_INTERPRET": "1"},
-    )
+    options = ("--device", "cpu", "--repeats", "1", "--out", tmp_path)
+    done = processes.run(sys.executable, BENCH / "tune.py", *options, env=os.environ | {"TRITON_INTERPRET": "1"})
     assert done.returncode == 0, done.stderr
     rows = json.loads((tmp_path / "tune-cpu.json").read_text())["rows"]
     assert [row["what"] for row in rows] == ["product", "default", "chunked", "fused", "fused"]

@@ -1,11 +1,11 @@
 """An evaluation takes an eighth of the memory of ``model(input_ids, labels=input_ids)``; its time is `make bench`'s to tell."""
 
 import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from processes import run
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
@@ -15,9 +15,7 @@ def test_peak_memory():
     environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": str(1 << 16)}
     found = {}
     for provider in ("ours", "plain"):
-        done = subprocess.run(
-            [sys.executable, script, provider, "2"], capture_output=True, text=True, env=environment, timeout=600
-        )
+        done = run(sys.executable, script, provider, 2, env=environment)
         assert done.returncode == 0, done.stderr
         found[provider] = [float(word) for word in done.stdout.split()[-3:]]
     assert found["ours"][2] == pytest.approx(found["plain"][2], rel=1e-6)

@@ -2,11 +2,11 @@
 
 import json
 import os
-import subprocess
 import sys
 
 import pytest
 import torch
+from processes import run
 from tiny_models import TEXTS, build_model, build_tokenizer
 
 from perplexity import evaluate
@@ -24,31 +24,35 @@ def folder(tmp_path_factory):
     return folder
 
 
-def ppl(folder, ranks: int, out, *more) -> dict:
-    launcher = [sys.executable]
-    if ranks > 1:
-        launcher += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
-    options = ("--context-length", 16, "--batch-size", 3, "--json", out)
-    done = subprocess.run(
-        [*launcher, "-m", "perplexity", "eval", *map(str, (folder / "model", folder / "text.jsonl", *options, *more))],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("word perplexity") == 1  # one rank speaks
-    return json.loads(out.read_text())
+OPTIONS = ("--context-length", 16, "--batch-size", 3)
 
 
-@pytest.fixture(scope="module")
-def single(folder, tmp_path_factory):
-    return ppl(folder, 1, tmp_path_factory.mktemp("one") / "out.json")
+def over_ranks(ranks: int, *arguments):
+    launcher = ("-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}")
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return run(sys.executable, *launcher, "-m", "perplexity", "eval", *arguments, env=environment)
+
+
+@pytest.fixture
+def one_thread():
+    """A rank has one thread, and the journal belongs to a number of threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("ranks", [2, 3])
-def test_ranks_give_the_single_process_numbers(folder, single, tmp_path, ranks):
-    got = ppl(folder, ranks, tmp_path / "out.json", "--per-token", tmp_path / "t.parquet", "--journal", tmp_path / "j")
+def test_ranks_give_the_single_process_numbers(folder, tmp_path, ppl_here, one_thread, ranks):
+    def written(done, out):
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("word perplexity") == 1  # one rank speaks
+        return json.loads((tmp_path / out).read_text())
+
+    files = (folder / "model", folder / "text.jsonl", *OPTIONS)
+    details = ("--per-token", tmp_path / "t.parquet", "--journal", tmp_path / "j")
+    single = written(ppl_here("eval", *files, "--json", tmp_path / "single.json"), "single.json")
+    got = written(over_ranks(ranks, *files, "--json", tmp_path / "out.json", *details), "out.json")
     assert got["loss"] == pytest.approx(single["loss"], rel=1e-9)
     assert got["tokens"] == single["tokens"] and got["skipped"] == single["skipped"]
     assert [d["id"] for d in got["per_document"]] == [d["id"] for d in single["per_document"]]
@@ -59,7 +63,7 @@ def test_ranks_give_the_single_process_numbers(folder, single, tmp_path, ranks):
     assert pyarrow.parquet.read_table(tmp_path / "t.parquet").num_rows == got["tokens"]
     assert len(list((tmp_path / "j").glob("rank*.sqlite"))) == ranks
     # What any number of ranks wrote, another number reads.
-    again = ppl(folder, 1, tmp_path / "again.json", "--per-token", tmp_path / "u.parquet", "--journal", tmp_path / "j")
+    again = written(ppl_here("eval", *files, "--json", tmp_path / "again.json", *details), "again.json")
     assert again["loss"] == got["loss"]
 
 
@@ -70,15 +74,7 @@ def test_distributed_needs_a_process_group(model, tokenizer):
 
 def test_what_one_rank_cannot_do_stops_all_with_its_words(folder, tmp_path):
     (tmp_path / "t.parquet.part").mkdir()  # only rank 0 writes
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    files = [folder / "model", folder / "text.jsonl", "--per-token", tmp_path / "t.parquet"]
-    done = subprocess.run(
-        [*launcher, "-m", "perplexity", "eval", *map(str, files)],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
+    done = over_ranks(2, folder / "model", folder / "text.jsonl", "--per-token", tmp_path / "t.parquet")
     assert done.returncode != 0
     assert "per_token: expected a file that can be written" in done.stderr
     assert "distributed: another rank stopped (InputError: per_token" in done.stderr

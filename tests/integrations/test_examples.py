@@ -2,11 +2,11 @@
 
 import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from processes import run
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 LAUNCHED = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
@@ -29,10 +29,8 @@ def test_no_example_is_left_out():
 def test_it_runs(name):
     start, options, said, most = RUNS[name]
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
-    done = subprocess.run(
-        [sys.executable, *start, EXAMPLES / name, *options], capture_output=True, text=True, timeout=240,
-        env=environment | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"},
-    )  # fmt: skip
+    environment |= {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    done = run(sys.executable, *start, EXAMPLES / name, *options, env=environment)
     assert done.returncode == 0, done.stderr[-3000:]
     found = re.search(said, done.stdout)
     assert found and float(found[1]) <= most, done.stdout[-2000:]

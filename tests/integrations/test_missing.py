@@ -1,9 +1,9 @@
 """Without its package an integration says in one line which extra brings it."""
 
-import subprocess
 import sys
 
 import pytest
+from processes import run
 
 HIDE = """
 import sys
@@ -31,13 +31,12 @@ except ImportError as error:
     ],
 )
 def test_the_extra_is_named(module, hidden, named):
-    done = subprocess.run(
-        [sys.executable, "-c", HIDE.format(module=module, hidden=hidden)], capture_output=True, text=True
-    )
+    done = run(sys.executable, "-c", HIDE.format(module=module, hidden=hidden))
     said = f"perplexity.integrations.{module}: needs {named}; install fused-perplexity[integrations]\n"
     assert (done.stdout, done.returncode) == (said, 0), done.stderr
 
 
 def test_trackers_need_nothing():
     code = "import perplexity.integrations.tracking, sys; assert not {'wandb', 'tensorboard'} & sys.modules.keys()"
-    subprocess.run([sys.executable, "-c", code], check=True)
+    done = run(sys.executable, "-c", code)
+    assert done.returncode == 0, done.stderr

@@ -2,12 +2,12 @@
 
 import math
 import os
-import socket
 import subprocess
 import sys
 
 import pytest
 import torch
+from processes import HANG
 
 torchmetrics = pytest.importorskip("torchmetrics")
 
@@ -82,7 +82,7 @@ import sys, torch, torch.distributed as dist
 sys.path[:0] = {path!r}
 from test_torchmetrics import batches
 from perplexity.integrations.torchmetrics import Perplexity
-dist.init_process_group("gloo")
+dist.init_process_group("gloo", init_method={meeting!r}, rank=int(sys.argv[1]), world_size=2)
 metric = Perplexity(-100)
 for number, (logits, target) in enumerate(batches()):
     if number % 2 == dist.get_rank():
@@ -92,20 +92,16 @@ dist.destroy_process_group()
 """
 
 
-def test_over_ranks():
+def test_over_ranks(tmp_path):
     metric = Perplexity(-100)
     for logits, target in batches():
         metric.update(logits, target)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    base = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
-    code = RANK.format(path=[os.path.dirname(__file__), *sys.path])
+    # Ranks meet in a file: a port that was free a moment ago may be another process's by now.
+    code = RANK.format(path=[os.path.dirname(__file__), *sys.path], meeting=f"file://{tmp_path}/meeting")
+    environment = os.environ | {"GLOO_SOCKET_IFNAME": "lo"}
     ranks = [
-        subprocess.Popen(
-            [sys.executable, "-c", code], env=base | {"RANK": str(rank)}, stdout=subprocess.PIPE, text=True
-        )
+        subprocess.Popen([sys.executable, "-c", code, str(rank)], env=environment, stdout=subprocess.PIPE, text=True)
         for rank in range(2)
     ]
-    said = [float(rank.communicate(timeout=120)[0].split()[-1]) for rank in ranks]
+    said = [float(rank.communicate(timeout=HANG)[0].split()[-1]) for rank in ranks]
     assert said == pytest.approx([metric.compute().item()] * 2, rel=1e-12)

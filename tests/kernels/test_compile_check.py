@@ -2,10 +2,10 @@
 
 import itertools
 import os
-import subprocess
 import sys
 from pathlib import Path
 
+import processes
 import pytest
 
 pytest.importorskip("triton")
@@ -28,13 +28,9 @@ DOCUMENT = Path(__file__).parents[2] / "docs" / "compile-check.md"
 def run(*arguments, **environment):
     """In a process of its own: kernels are interpreted in this one."""
     base = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
-    return subprocess.run(
-        [sys.executable, "-m", "perplexity.kernels.compile_check", *arguments],
-        capture_output=True,
-        text=True,
-        timeout=3600,
-        env=base | environment,
-    )
+    # The whole check is half an hour's work on two cores.
+    command = (sys.executable, "-m", "perplexity.kernels.compile_check", *arguments)
+    return processes.run(*command, env=base | environment, timeout=10 * processes.HANG)
 
 
 def table(text):

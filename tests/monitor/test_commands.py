@@ -1,13 +1,15 @@
 """``ppl monitor`` and ``ppl report`` as processes: what they print and write, exit statuses, following a file that grows."""
 
 import json
+import os
+import select
+import signal
 import subprocess
 import sys
-import time
 
 import pytest
 from faults import runs
-from test_cli import fails, ppl
+from processes import HANG, ppl
 
 from perplexity.errors import InputError
 from perplexity.monitor import read_history
@@ -45,9 +47,9 @@ def folder(tmp_path_factory):
         ("frozen-rate", ["--fail-on", "warning"], 1, "watch"),
     ],
 )
-def test_verdict_and_exit_status(folder, tmp_path, name, options, status, verdict):
+def test_verdict_and_exit_status(folder, tmp_path, ppl_here, name, options, status, verdict):
     out = tmp_path / "out.json"
-    done = ppl("monitor", folder / f"{name}.csv", "--vocabulary-size", 512, "--json", out, *options)
+    done = ppl_here("monitor", folder / f"{name}.csv", "--vocabulary-size", 512, "--json", out, *options)
     assert done.returncode == status, done.stderr
     assert done.stdout.startswith(verdict)
     record = json.loads(out.read_text())
@@ -75,36 +77,68 @@ def test_verdict_and_exit_status(folder, tmp_path, name, options, status, verdic
         (["report", "healthy.csv", "-o", "x.html", "--eval", "healthy.csv"], ["healthy.csv", "result file"]),
     ],
 )
-def test_bad_input_is_one_line_and_exit_status_2(folder, arguments, words, monkeypatch, capsys):
-    fails(monkeypatch, capsys, folder, arguments, words)
+def test_bad_input_is_one_line_and_exit_status_2(folder, arguments, words, fails):
+    fails(folder, arguments, words)
 
 
-def test_a_file_that_grows_is_followed(folder, tmp_path):
+def test_a_file_that_grows_is_followed(tmp_path, ppl_here, monkeypatch):
+    """Half a line is written between two looks, then the rest, then an interruption ends the following.
+
+    What is written stands where the command sleeps, so that each look has its own state of the file on any machine.
+    """
     path, told, out = tmp_path / "run.csv", tmp_path / "told", tmp_path / "out.json"
-    text = csv_of(runs("overfitting")[0]).splitlines(keepends=True)
-    path.write_text("".join(text[:100]))
-    command = [sys.executable, "-m", "perplexity", "monitor", path, "--follow", "--interval", "0.1", "--polls", "40"]
-    command += ["--json", out, "--on-finding", f'echo "$PPL_SIGNAL $PPL_SEVERITY $PPL_STEP" >> {told}']
-    process = subprocess.Popen(
-        command,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    time.sleep(3)
-    with path.open("a") as file:
-        for line in text[100:]:
-            file.write(line[: len(line) // 2])
-            file.flush()
-            file.write(line[len(line) // 2 :])
-            file.flush()
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 0, errors
+    text = csv_of(runs("overfitting")[0])
+    half = text.index("\n", len(text) // 3) + 5
+    path.write_text(text[: half // 2])
+    parts = iter([text[half // 2 : half], text[half:], ""])
+    seen, slept = [], []
+    new = Follower.new
+
+    def look(follower):
+        history, whole = new(follower)
+        seen.append((len(history.train_step), whole))
+        return history, whole
+
+    def sleep(seconds):
+        slept.append(seconds)
+        part = next(parts, None)
+        if part is None:
+            raise KeyboardInterrupt
+        with path.open("a") as file:
+            file.write(part)
+
+    monkeypatch.setattr(Follower, "new", look)
+    monkeypatch.setattr("perplexity.monitor.commands.time.sleep", sleep)
+    options = ["--json", out, "--on-finding", f'echo "$PPL_SIGNAL $PPL_SEVERITY $PPL_STEP" >> {told}']
+    done = ppl_here("monitor", path, "--follow", "--interval", 0.1, "--fail-on", "danger", *options)
+    assert done.returncode == 1, done.stderr
+    assert slept == [0.1] * 4
     record = json.loads(out.read_text())
     whole = read_history(path)
     assert record["points"] == len(whole.train_step) and record["verdict"] == "unhealthy"
+    assert [again for _, again in seen] == [True, False, False, False]
+    assert sum(rows for rows, _ in seen) == len(whole.train_step) and seen[1][0] and seen[2][0] and not seen[3][0]
     lines = told.read_text().splitlines()
     assert sum(line.startswith("overfitting danger") for line in lines) == 1
+
+
+@pytest.mark.skipif(not hasattr(select, "poll"), reason="polls a pipe")
+def test_a_process_that_follows_ends_when_it_is_interrupted(folder, tmp_path):
+    """SIGINT ends the following with the last diagnosis; the first finding's command says when to send it."""
+    read, write = os.pipe()
+    told = f"echo $PPL_SIGNAL >&{write}"
+    command = [sys.executable, "-m", "perplexity", "monitor", folder / "overfitting.csv", "--follow"]
+    options = ["--interval", "3600", "--fail-on", "danger", "--on-finding", told, "--json", tmp_path / "out.json"]
+    process = subprocess.Popen([*command, *options], stdout=subprocess.PIPE, text=True, pass_fds=[write])
+    os.close(write)
+    poll = select.poll()
+    poll.register(read, select.POLLIN)
+    assert poll.poll(1000 * HANG) and os.read(read, 99)
+    process.send_signal(signal.SIGINT)
+    printed, _ = process.communicate(timeout=HANG)
+    os.close(read)
+    assert process.returncode == 1 and printed.startswith("unhealthy")
+    assert json.loads((tmp_path / "out.json").read_text())["verdict"] == "unhealthy"
 
 
 @pytest.mark.parametrize("suffix", ["csv", "jsonl"])

@@ -2,12 +2,12 @@
 
 import io
 import json
-import subprocess
 import sys
 
 import pyarrow.parquet
 import pytest
-from test_cli import ppl
+from processes import ppl
+from processes import run as runs
 from tiny_models import TEXTS, build_model, build_tokenizer
 
 from perplexity.cli import main
@@ -254,13 +254,11 @@ sys.exit(main(sys.argv[1:]))
         (("report", "history.csv", "-o", "page.html", "--probe", "least.json"), 0, ""),
     ],
 )
-def test_what_needs_which_extra(folder, arguments, status, words):
+def test_what_needs_which_extra(folder, ppl_here, arguments, status, words):
     """Asking needs none of the measures' libraries, and a page of probes neither."""
     if "least.json" in arguments and not (folder / "least.json").exists():
-        done = ppl("probe", "checkpoint-40", "prompts.jsonl", *SHORT, "--json", "least.json", cwd=folder)
+        done = ppl_here("probe", "checkpoint-40", "prompts.jsonl", *SHORT, "--json", "least.json", cwd=folder)
         assert done.returncode == 0, done.stderr
-    done = subprocess.run(
-        [sys.executable, "-c", HIDE, *arguments], capture_output=True, text=True, cwd=folder, timeout=300
-    )
+    done = runs(sys.executable, "-c", HIDE, *arguments, cwd=folder)
     assert (done.returncode, "Traceback" in done.stderr) == (status, False), done.stderr
     assert words in done.stderr

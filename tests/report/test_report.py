@@ -3,10 +3,10 @@
 import json
 import re
 import shutil
-import subprocess
 
 import pytest
 from faults import VOCABULARY, history, runs
+from processes import run
 
 from perplexity.errors import InputError
 from perplexity.monitor import diagnose
@@ -105,12 +105,7 @@ def test_a_real_browser_draws_it(page, tmp_path, toggled, expected, by):
         page, toggled = clicked, ""
     options = ["--headless=new", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--window-size=1200,1400"]
     options += ["--virtual-time-budget=8000", f"--user-data-dir={tmp_path}", "--dump-dom"]
-    done = subprocess.run(
-        [CHROMIUM, *options, f"file://{page}#{toggled}"],
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    done = run(CHROMIUM, *options, f"file://{page}#{toggled}")
     assert "CONSOLE" not in done.stderr, [line for line in done.stderr.splitlines() if "CONSOLE" in line]
     dom = done.stdout
     assert re.search(r"<title>Training run &lt;b&gt;", dom)  # nobody's script ran
@@ -245,7 +240,7 @@ def test_what_the_model_writes_is_shown(beyond):
 def test_a_real_browser_draws_what_the_model_writes(beyond, tmp_path):
     options = ["--headless=new", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--window-size=1200,3000"]
     options += ["--virtual-time-budget=8000", f"--user-data-dir={tmp_path}", "--dump-dom"]
-    done = subprocess.run([CHROMIUM, *options, f"file://{beyond}#log-x"], capture_output=True, text=True, timeout=120)
+    done = run(CHROMIUM, *options, f"file://{beyond}#log-x")
     assert "CONSOLE" not in done.stderr, [line for line in done.stderr.splitlines() if "CONSOLE" in line]
     for name in ("health-trend", "perplexity-trend", "reliability", "surprise"):
         drawn = done.stdout.split(f'id="{name}"')[1].split("js-plotly-plot")[0]
