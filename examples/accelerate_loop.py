@@ -32,6 +32,7 @@ model.eval()
 with torch.no_grad():
     for batch in valid:
         loss = model(**batch).loss
-        metric.update(loss.expand(batch["labels"][:, 1:].shape))
+        target = batch["labels"][:, 1:]
+        metric.update(loss.expand(target.shape), target=target)  # -100 does not count
 perplexity = metric.sync().compute()["perplexity"]
 accelerator.print(f"perplexity {perplexity:.2f} a byte over {accelerator.num_processes} processes")

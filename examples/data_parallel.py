@@ -46,7 +46,8 @@ metric = Perplexity()
 with torch.no_grad():
     for tokens in Text("valid").rows[rank::ranks].to(device).split(8):
         loss = wrapped(input_ids=tokens, labels=tokens).loss
-        metric.update(loss.expand(tokens[:, 1:].shape))
+        target = tokens[:, 1:]
+        metric.update(loss.expand(target.shape), target=target)
 found = metric.sync().compute()  # one collective: a perplexity of all tokens, not a mean over ranks
 if rank == 0:
     print(f"perplexity {found['perplexity']:.2f} a byte over {ranks} ranks")

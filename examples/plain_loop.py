@@ -35,7 +35,9 @@ monitor = Monitor(vocabulary_size=VOCABULARY, stop_on="danger")
 def validate() -> float:
     metric = Perplexity()  # sums and counts, divided once
     for rows in valid.split(16):
-        metric.update(token_nll(model(rows[:, :-1]), model.head.weight, rows[:, 1:]))
+        target = rows[:, 1:]
+        nll = token_nll(model(rows[:, :-1]), model.head.weight, target)
+        metric.update(nll, target=target)  # labels of -100 do not count
     return metric.compute()["loss"]
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterable
 
 import torch
 from torch import Tensor
 
+from .arguments import IGNORE_INDEX
 from .errors import InputError
 
 
@@ -26,18 +28,44 @@ class Perplexity:
     def reset(self) -> None:
         self.nll, self.tokens, self.bytes, self.words = 0.0, 0, 0, 0
 
-    def update(self, token_nll: Tensor, *, mask: Tensor | None = None, bytes: int = 0, words: int = 0) -> None:
-        """Add token NLLs of any shape; ``mask`` (same shape, bool) keeps the tokens that count.
+    def update(
+        self,
+        token_nll: Tensor,
+        *,
+        target: Tensor | None = None,
+        ignore_index: int | None = IGNORE_INDEX,
+        mask: Tensor | bool | None = None,
+        bytes: int = 0,
+        words: int = 0,
+    ) -> None:
+        """Add token NLLs, of the scored tokens alone.
 
-        ``bytes`` and ``words`` are those of the text the tokens came from, for ``bits_per_byte`` and the rest.
+        ``perplexity.token_nll`` gives 0 at ignored labels, so the metric has to know which tokens were
+        scored. Pass the same ``target`` as to ``token_nll``. A NaN that is scored, of a label outside
+        the vocabulary for example, makes the loss NaN.
+
+        Args:
+            token_nll: Floating tensor of any shape, in nats.
+            target: Integer tensor of the same shape. Labels of ``ignore_index`` are left out.
+            ignore_index: The label that is not scored (None: -100).
+            mask: Tensor of the same shape, bool or integer, not 0 where a token is scored.
+                True: all are scored. With ``target`` as well, a token has to pass both.
+            bytes: Length of the text that the tokens came from, for ``bits_per_byte``.
+            words: Words of that text, for ``word_perplexity``.
+
+        Raises:
+            InputError: An argument has another type or shape, or a value is exactly 0 with neither
+                ``target`` nor ``mask``.
+
+        >>> metric = Perplexity()
+        >>> metric.update(torch.tensor([1.0, 0.0]), target=torch.tensor([7, -100]))
+        >>> metric.compute()["loss"]
+        1.0
         """
-        if mask is not None:
-            if mask.shape != token_nll.shape:
-                raise InputError(
-                    f"mask: expected the shape of token_nll, {tuple(token_nll.shape)}, got {tuple(mask.shape)}"
-                )
-            token_nll = token_nll[mask.bool()]
-        self.nll += float(token_nll.double().sum())
+        kept = scored("token_nll", token_nll, target, ignore_index, mask)
+        if kept is not None:
+            token_nll = token_nll[kept]
+        self.nll += float64_sum(token_nll).item()
         self.tokens += token_nll.numel()
         self.bytes += bytes
         self.words += words
@@ -88,8 +116,86 @@ class Perplexity:
         self.tokens, self.bytes, self.words = (int(state[key]) for key in ("tokens", "bytes", "words"))
 
 
+def scored(
+    name: str,
+    nll: Tensor,
+    target: Tensor | None,
+    ignore_index: int | None,
+    mask: Tensor | bool | None,
+) -> Tensor | None:
+    """Return which values of ``nll`` are of scored tokens: bool in its shape, or None for all.
+
+    ``name`` is what messages call ``nll``. Raises InputError as ``Perplexity.update`` does.
+    """
+    if not isinstance(nll, Tensor) or not nll.is_floating_point():
+        raise InputError(f"{name}: expected a floating tensor, got {_kind(nll)}")
+    if target is None and mask is None:
+        if (nll == 0).any():
+            raise InputError(
+                f"{name}: expected target= or mask= with values of exactly 0, which ignored labels "
+                "have; mask=True says that all tokens were scored"
+            )
+        return None
+    found = None
+    if target is not None:
+        _check_labels("target", "int64 labels", target, name, nll)
+        found = (target != (IGNORE_INDEX if ignore_index is None else ignore_index)).to(nll.device)
+    if mask is not None and mask is not True:
+        _check_labels("mask", "True or a bool tensor", mask, name, nll, bools=True)
+        chosen = mask.to(nll.device) != 0
+        found = chosen if found is None else found & chosen
+    return found
+
+
+def _check_labels(
+    argument: str,
+    expected: str,
+    got: object,
+    name: str,
+    nll: Tensor,
+    *,
+    bools: bool = False,
+) -> None:
+    # A floating mask may be an additive one, where 0 keeps a token.
+    wrong = not isinstance(got, Tensor) or got.is_floating_point() or got.is_complex()
+    if wrong or (got.dtype is torch.bool and not bools):
+        raise InputError(f"{argument}: expected {expected}, got {_kind(got)}")
+    if got.shape != nll.shape:
+        shape = f"the shape of {name}, {tuple(nll.shape)}"
+        raise InputError(f"{argument}: expected {shape}, got {tuple(got.shape)}")
+
+
+def _kind(value: object) -> str:
+    return str(value.dtype) if isinstance(value, Tensor) else f"{value!r:.40}"
+
+
+@functools.cache
+def has_float64(device_type: str) -> bool:
+    """Return whether tensors on this kind of device can be float64; Apple's MPS has none."""
+    try:
+        torch.zeros((), dtype=torch.float64, device=device_type)
+    except (TypeError, RuntimeError):
+        return False
+    return True
+
+
+def float64_sum(values: Tensor) -> Tensor:
+    """Return the sum of ``values`` in float64, on the CPU where their device has no float64."""
+    values = values.detach()
+    return (values if has_float64(values.device.type) else values.cpu()).sum(dtype=torch.float64)
+
+
 def exp(value: float | None) -> float | None:
     """exp that gives inf where float64 overflows, and None for None."""
     if value is None:
         return None
     return math.inf if value > 709.0 else math.exp(value)
+
+
+def logged_perplexity(loss: float | None) -> float | None:
+    """Return exp of a loss that somebody else logged, None for exactly 0.
+
+    Trainers log 0 where a loss was NaN (transformers' ``logging_nan_inf_filter``), and a dead model
+    is not a perfect one.
+    """
+    return None if loss == 0 else exp(loss)

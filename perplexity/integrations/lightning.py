@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
-from ..metric import exp
+from ..metric import float64_sum, logged_perplexity, scored
 from ..monitor import Monitor
 from . import needing, over_ranks
 
@@ -22,9 +22,15 @@ with needing(__name__):
 class PerplexityCallback(pl.Callback):
     """Logs ``train_perplexity`` beside the training loss, ``val_loss_token`` and ``val_perplexity`` of all of an epoch's tokens.
 
-    ``training_step`` returns the loss (a tensor, or a dict with "loss"), as always. ``validation_step`` returns a dict with "loss",
-    a mean, and "tokens", how many it is of; or with "nll", of every token that counts. ``monitor`` gets every loss, and stops the
-    trainer where its ``stop_on`` says so. Several validation loaders are taken as one.
+    ``training_step`` returns the loss as always, a tensor or a dict with "loss". The loss has to be
+    the mean of −log p over tokens. A loss with other terms or label smoothing comes with that mean as
+    "token_loss" beside "loss": the perplexity and the monitor read "token_loss". A training loss of
+    exactly 0 has no perplexity.
+
+    ``validation_step`` returns a dict: "loss", a mean of −log p, with "tokens", the number of scored
+    tokens; or "nll" with "target" or "mask", as ``perplexity.Perplexity.update`` takes them.
+    ``monitor`` gets every loss, and stops the trainer where its ``stop_on`` says so. Several validation
+    loaders are taken as one.
     """
 
     def __init__(self, monitor: Monitor | None = None) -> None:
@@ -36,7 +42,11 @@ class PerplexityCallback(pl.Callback):
         if loss is None:
             return
         value = float(loss.detach()) * trainer.accumulate_grad_batches  # Lightning has divided it
-        pl_module.log("train_perplexity", exp(value), prog_bar=True)
+        if isinstance(outputs, dict) and outputs.get("token_loss") is not None:
+            value = float(outputs["token_loss"])
+        perplexity = logged_perplexity(value)
+        if perplexity is not None:
+            pl_module.log("train_perplexity", perplexity, prog_bar=True)
         rates = [group["lr"] for optimizer in trainer.optimizers for group in optimizer.param_groups]
         self.monitor.log(trainer.global_step, train_loss=value, lr=rates[0] if rates else None)
         trainer.should_stop = trainer.should_stop or self.monitor.should_stop
@@ -49,11 +59,15 @@ class PerplexityCallback(pl.Callback):
             got = sorted(outputs) if isinstance(outputs, dict) else type(outputs).__name__
             raise InputError(f'validation_step: expected a dict with "nll", or "loss" and "tokens", got {got}')
         if "nll" in outputs:
-            nll = outputs["nll"].detach().double()
-            sums = torch.stack([nll.sum(), nll.new_tensor(nll.numel())])
+            nll = outputs["nll"].detach()
+            target, mask = outputs.get("target"), outputs.get("mask")
+            kept = scored('"nll" of validation_step', nll, target, None, mask)
+            nll = nll if kept is None else nll[kept]
+            total = float64_sum(nll)
+            sums = torch.stack([total, total.new_tensor(nll.numel())])
         else:
-            loss = outputs["loss"].detach().double()
-            tokens = torch.as_tensor(outputs["tokens"], dtype=torch.float64, device=loss.device)
+            loss = float64_sum(outputs["loss"])
+            tokens = float64_sum(torch.as_tensor(outputs["tokens"])).to(loss.device)
             sums = torch.stack([torch.where(tokens > 0, loss * tokens, 0.0), tokens])
         self._sums = sums if self._sums is None else self._sums + sums
 

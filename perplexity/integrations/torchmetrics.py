@@ -8,6 +8,7 @@ from torch import Tensor
 from ..arguments import IGNORE_INDEX
 from ..errors import InputError
 from ..losses import cross_entropy
+from ..metric import float64_sum, has_float64, scored
 from . import needing
 
 with needing(__name__):
@@ -17,9 +18,10 @@ with needing(__name__):
 class Perplexity(torchmetrics.Metric):
     """exp(Σ NLL / Σ tokens) of all that was seen, as ``torchmetrics.text.Perplexity``, in float64 sums, no softmax in memory.
 
-    ``update(preds, target)``: logits [..., V] and target [...]; ``update_nll(nll, mask)``: NLL that is known, of ``token_nll`` say,
-    which needs no logits. Targets of ``ignore_index`` (None: −100) do not count. ``compute`` gives a 0-dimensional float64
-    tensor, NaN before the first token.
+    ``update(preds, target)`` takes logits [..., V] and target [...]. ``update_nll(nll, target=target)``
+    takes known NLL, of ``token_nll`` for example, and needs no logits. Targets of ``ignore_index``
+    (None: −100) do not count. ``compute`` gives a 0-dimensional float64 tensor, NaN before the first
+    token. The sum stays on the CPU where the metric's device has no float64 (MPS).
     """
 
     is_differentiable, higher_is_better, full_state_update = False, False, False
@@ -42,17 +44,26 @@ class Perplexity(torchmetrics.Metric):
         )
         self._add(nll, target != self.ignore_index)
 
-    def update_nll(self, nll: Tensor, mask: Tensor | None = None) -> None:
-        """Add NLL of tokens, any shape, of which ``mask`` (same shape, bool) keeps those that count."""
-        if mask is not None and mask.shape != nll.shape:
-            raise InputError(f"mask: expected the shape of nll, {tuple(nll.shape)}, got {tuple(mask.shape)}")
+    def update_nll(
+        self,
+        nll: Tensor,
+        mask: Tensor | bool | None = None,
+        *,
+        target: Tensor | None = None,
+    ) -> None:
+        """Add known NLL of any shape; ``target`` and ``mask`` as in ``Perplexity.update``."""
+        kept = scored("nll", nll, target, self.ignore_index, mask)
         self._computed, self._update_count = None, self._update_count + 1  # as torchmetrics does around update
-        self._add(nll, torch.ones_like(nll, dtype=torch.bool) if mask is None else mask)
+        self._add(nll, torch.ones_like(nll, dtype=torch.bool) if kept is None else kept)
 
     @torch.no_grad()
-    def _add(self, nll: Tensor, mask: Tensor) -> None:
-        self.nll = self.nll + torch.where(mask, nll, 0.0).double().sum()
-        self.tokens = self.tokens + mask.sum()
+    def _add(self, nll: Tensor, kept: Tensor) -> None:
+        self.nll = self.nll + float64_sum(torch.where(kept, nll, 0.0)).to(self.nll.device)
+        self.tokens = self.tokens + kept.sum()
+
+    def _apply(self, fn, exclude_state=()):
+        device = fn(torch.zeros(1, device=self.device)).device.type
+        return super()._apply(fn, exclude_state if has_float64(device) else (*exclude_state, "nll"))
 
     def compute(self) -> Tensor:
-        return (self.nll / self.tokens).exp()
+        return (self.nll / self.tokens.to(self.nll.device)).exp()

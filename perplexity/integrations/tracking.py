@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from ..errors import InputError
-from ..metric import exp
+from ..metric import logged_perplexity
 from ..monitor import Finding
 
 # The measures of ``Monitor.log``, and what they are called.
@@ -21,7 +21,11 @@ ALERTS = {"warning": "WARN", "danger": "ERROR"}  # W&B's levels, by severity
 
 
 def scalars(measures: dict[str, float | None]) -> dict[str, float]:
-    """Tags and values of measures, each loss with its perplexity; None is left out. ValueError for a name that is none."""
+    """Return tags and values of measures, each loss with its perplexity; None is left out.
+
+    A loss of exactly 0 has no perplexity (``logged_perplexity``). Raises InputError for an unknown
+    measure.
+    """
     found = {}
     for name, value in measures.items():
         if name not in TAGS:
@@ -29,8 +33,9 @@ def scalars(measures: dict[str, float | None]) -> dict[str, float]:
         if value is not None:
             tag, beside = TAGS[name]
             found[tag] = float(value)
-            if beside is not None:
-                found[beside] = exp(float(value))
+            perplexity = logged_perplexity(float(value))
+            if beside is not None and perplexity is not None:
+                found[beside] = perplexity
     return found
 
 

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 pl = pytest.importorskip("lightning.pytorch")
 
 from perplexity import Monitor, linear_cross_entropy, token_nll  # noqa: E402
+from perplexity.errors import InputError  # noqa: E402
 from perplexity.integrations.lightning import PerplexityCallback  # noqa: E402
 
 VOCABULARY = 50
@@ -21,18 +22,22 @@ class Model(pl.LightningModule):
         self.gives = gives
         self.embedding, self.head = torch.nn.Embedding(VOCABULARY, 16), torch.nn.Linear(16, VOCABULARY, bias=False)
 
-    skips = False
+    skips = more = False
 
     def training_step(self, batch, batch_index):
         tokens, labels = batch
         if self.skips and batch_index % 2:
             return None
-        return linear_cross_entropy(self.embedding(tokens), self.head.weight, labels)
+        loss = linear_cross_entropy(self.embedding(tokens), self.head.weight, labels)
+        return {"loss": loss + 5.0, "token_loss": loss.detach()} if self.more else loss
 
     def validation_step(self, batch, _):
         tokens, labels = batch
         if self.gives == "nll":
             return {"nll": token_nll(self.embedding(tokens), self.head.weight, labels)[labels != -100]}
+        if self.gives in ("target", "unsaid"):
+            nll = token_nll(self.embedding(tokens), self.head.weight, labels)
+            return {"nll": nll} | ({"target": labels} if self.gives == "target" else {})
         loss = linear_cross_entropy(self.embedding(tokens), self.head.weight, labels)
         return {"loss": loss, "tokens": (labels != -100).sum()} if self.gives == "mean" else loss
 
@@ -58,7 +63,7 @@ def fit(model, callback, tmp_path, **options):
     return run
 
 
-@pytest.mark.parametrize("gives", ["nll", "mean"])
+@pytest.mark.parametrize("gives", ["nll", "target", "mean"])
 def test_perplexity_of_all_tokens(gives, tmp_path):
     model, callback = Model(gives), PerplexityCallback()
     run = fit(model, callback, tmp_path, accumulate_grad_batches=2)
@@ -90,3 +95,18 @@ def test_batches_that_are_skipped(tmp_path):
 def test_a_step_that_does_not_say_how_many_tokens(tmp_path):
     with pytest.raises(ValueError, match='validation_step: expected a dict with "nll"'):
         fit(Model("neither"), PerplexityCallback(), tmp_path)
+
+
+def test_ignored_labels_are_not_counted(tmp_path):
+    with pytest.raises(InputError, match='"nll" of validation_step: expected target= or mask='):
+        fit(Model("unsaid"), PerplexityCallback(), tmp_path)
+
+
+def test_a_training_loss_with_other_terms(tmp_path):
+    """The perplexity was exp of the router's loss as well."""
+    plain, model = PerplexityCallback(), Model("mean")
+    expected = fit(model, plain, tmp_path).callback_metrics["train_perplexity"]
+    model = Model("mean")
+    model.more = True
+    found = fit(model, PerplexityCallback(), tmp_path).callback_metrics["train_perplexity"]
+    assert found.item() == pytest.approx(expected.item(), rel=1e-5) and found < 2 * VOCABULARY

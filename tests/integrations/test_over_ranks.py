@@ -107,7 +107,7 @@ def metric(rank, ranks):
     import perplexity
 
     found = perplexity.Perplexity()
-    found.update(torch.full((rank + 1,), float(rank)), bytes=rank, words=2)
+    found.update(torch.full((rank + 1,), float(rank)), mask=True, bytes=rank, words=2)
     with patch.object(dist, "all_reduce", wraps=dist.all_reduce) as reduced:
         found.sync()
     assert reduced.call_count == 1

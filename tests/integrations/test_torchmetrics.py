@@ -8,9 +8,11 @@ import sys
 import pytest
 import torch
 from processes import HANG
+from without_float64 import WithoutFloat64
 
 torchmetrics = pytest.importorskip("torchmetrics")
 
+from perplexity.errors import InputError  # noqa: E402
 from perplexity.integrations.torchmetrics import Perplexity  # noqa: E402
 
 
@@ -68,13 +70,29 @@ def test_nll_without_logits():
     metric.update_nll(torch.full((4,), 4.0))
     assert metric.compute().item() == pytest.approx(math.exp(3.0)), "what was computed before is not kept"
     assert metric.update_count == 3
-    with pytest.raises(ValueError, match="mask: expected the shape of nll"):
+    with pytest.raises(InputError, match="mask: expected the shape of nll"):
         metric.update_nll(torch.ones(2, 3), torch.ones(3, dtype=torch.bool))
+    with pytest.raises(InputError, match="nll: expected target= or mask="):
+        metric.update_nll(torch.tensor([3.0, 0.0]))
+    metric.update_nll(torch.tensor([3.0, 0.0]), target=torch.tensor([5, -100]))
+    assert metric.compute().item() == pytest.approx(math.exp(3.0)) and metric.tokens == 9
     ignoring = Perplexity()
     ignoring.update(torch.zeros(2, 5), torch.tensor([1, -100]))
     assert ignoring.tokens == 1 and ignoring.update_count == 1
     with pytest.raises(ValueError, match="target: expected the shape"):
         metric.update(torch.zeros(2, 3, 5), torch.zeros(2, 4, dtype=torch.int64))
+
+
+def test_a_device_without_float64(monkeypatch):
+    """A metric moved to MPS raised TypeError: its float64 sum stays on the CPU, the count moves."""
+    from perplexity.integrations import torchmetrics as ours
+
+    monkeypatch.setattr(ours, "has_float64", lambda kind: kind != "meta")
+    metric, there = Perplexity(), Perplexity().to("meta")  # stands for MPS: what was moved is seen
+    assert there.tokens.is_meta and there.nll.device.type == "cpu"
+    for nll in (torch.ones(3), WithoutFloat64.hold([1.0, 1.0, 1.0])):
+        metric.update_nll(nll)
+    assert metric.compute().item() == pytest.approx(math.e) and metric.nll.dtype == torch.float64
 
 
 RANK = """

@@ -16,6 +16,7 @@ def test_losses_and_perplexities_side_by_side():
         "train/learning_rate": 0.1,
     }
     assert scalars({"val_loss": 1e4})["eval/perplexity"] == math.inf
+    assert scalars({"train_loss": 0.0}) == {"train/loss": 0.0}  # a NaN was logged as 0
     with pytest.raises(ValueError, match="log: expected measures of train_loss"):
         scalars({"loss": 1.0})
 
