@@ -13,10 +13,12 @@ from torch import Tensor
 from ..errors import InputError
 from ..evaluation import models
 from ..evaluation.evaluator import evaluation_mode
+from ..kernels import reference
 from ..losses import linear_cross_entropy
 from ..metric import exp
 from ..monitor import Monitor
 from . import needing, over_ranks
+from .loss_terms import extra_terms
 
 with needing(__name__):
     from transformers import TrainerCallback
@@ -107,8 +109,13 @@ def use_fused_loss(model, *, backend: str | None = None) -> FusedLoss:
     gradient checkpointing, autocast and tied weights work. Call it before the model is wrapped or prepared (DDP, ``fully_shard``,
     accelerate); ``nn.DataParallel`` is not supported. Returns a handle: ``undo()``, or a ``with`` block.
 
-    Head and loss are checked at once against the model's own, on a few positions. InputError where they differ: a loss that does
-    not shift or is scaled, a router's auxiliary loss, another adapter than LoRA on the head, or one with dropout.
+    The model is checked at once. Terms that its forward adds to the token loss are looked for in the
+    forward's source code with the values of their coefficients. Then loss, gradient and head are
+    compared with the model's own on a few positions.
+
+    Raises:
+        InputError: The loss is not the mean of −log p alone (a router's auxiliary loss, a z-loss, a scaled
+            loss), does not shift, or the head has another adapter than LoRA, or one with dropout.
     """
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
     network = models.as_language_model(model)
@@ -120,39 +127,122 @@ def use_fused_loss(model, *, backend: str | None = None) -> FusedLoss:
         name = getattr(inner.loss_function, "__name__", type(inner.loss_function).__name__)
         raise InputError(f"model: expected the loss of causal models, {type(inner).__name__} has {name}")
     _refuse(inner, {})
+    for message in extra_terms(inner):
+        raise InputError(f"{message}; the fused loss has no such term")
     if any(parameter.is_meta for parameter in inner.parameters()):
         return FusedLoss(inner, backend)  # nothing to compute with yet
-    tolerance = 1e-3 if network.head.weight.dtype in (torch.float32, torch.float64) else 2e-2
-    rows, count = network.head.weight.shape[0], models.VERIFIED_POSITIONS
-    ids = np.arange(min(count, network.context_length or count)) % rows
+    head = network.head
+    count = min(models.VERIFIED_POSITIONS, network.context_length or models.VERIFIED_POSITIONS)
+    ids = np.arange(count) % head.weight.shape[0]
     with evaluation_mode(network), torch.no_grad():
         models.verify(network, ids, len(ids))
-        own = _losses(inner, ids)
+        own = _Losses(inner, ids)
+        own.expect_plain()
         handle = FusedLoss(inner, backend)
         try:
-            for expected, got in zip(own, _losses(inner, ids), strict=True):
-                if expected is not None and not abs(got - expected) <= tolerance * max(1.0, abs(expected)):
-                    raise InputError(
-                        f"model: expected the mean loss of next tokens, {type(inner).__name__}'s own is {expected:.4g} where "
-                        f"that is {got:.4g}"
-                    )
+            own.expect_equal(_Losses(inner, ids), head)
         except BaseException:
             handle.undo()
             raise
     return handle
 
 
-def _losses(model, ids: np.ndarray) -> list[float | None]:
-    """The model's loss on a few positions, once as a mean and once over a number of items (None where it takes none)."""
-    input_ids = torch.from_numpy(ids)[None].to(model.get_output_embeddings().weight.device)
-    labels = input_ids.clone()
-    labels[:, 3:5] = IGNORED
-    found: list[float | None] = [model(input_ids=input_ids, labels=labels).loss.item()]
-    try:
-        found.append(model(input_ids=input_ids, labels=labels, num_items_in_batch=7).loss.item())
-    except TypeError:  # then Trainer gives it none either
-        found.append(None)
-    return found
+class _Losses:
+    """A model's loss of a few positions and its gradient of the hidden states, as the model is now."""
+
+    def __init__(self, model, ids: np.ndarray) -> None:
+        self.name = type(model).__name__
+        input_ids = torch.from_numpy(ids)[None].to(model.get_output_embeddings().weight.device)
+        self.labels = input_ids.clone()
+        self.labels[:, 3:5] = IGNORED
+        leaves: list[Tensor] = []
+
+        def cut(module, arguments, output):
+            leaves.append(output[0].detach().requires_grad_())
+            if isinstance(output, tuple):
+                return (leaves[0], *output[1:])
+            output.last_hidden_state = leaves[0]
+            return output
+
+        # The body's own graph is cut off: a gradient of its weights would take their memory.
+        with model.base_model.register_forward_hook(cut), torch.enable_grad():
+            found = model(input_ids=input_ids, labels=self.labels)
+            self.loss = found.loss.item()
+            self.hidden = leaves[0] if leaves else None
+            self.gradient = self._gradient(found.loss, retain_graph=True)
+            self.plain = self.plain_gradient = None
+            self.wide = found.loss.dtype in (torch.float32, torch.float64)
+            logits = found.logits
+            if isinstance(logits, Tensor) and logits.shape[:2] == self.labels.shape:
+                self.exact_logits = logits.dtype in (torch.float32, torch.float64)
+                # 16-bit logits are compared in float32, as transformers computes its loss.
+                self.plain, self.plain_gradient = self._plain(logits[0].float())
+        try:  # as a sum over a number of items, too
+            given = dict(input_ids=input_ids, labels=self.labels)
+            self.over_items = model(**given, num_items_in_batch=7).loss.item()
+        except TypeError:  # then Trainer gives it none either
+            self.over_items = None
+
+    def _gradient(self, loss: Tensor, **options) -> Tensor | None:
+        if self.hidden is None or not loss.requires_grad:
+            return None
+        (found,) = torch.autograd.grad(loss, self.hidden, allow_unused=True, **options)
+        return None if found is None else found.float()
+
+    def _plain(self, logits: Tensor) -> tuple[float, Tensor | None]:
+        target = self.labels[0, 1:].to(logits.device)
+        loss = torch.nn.functional.cross_entropy(logits[:-1], target, ignore_index=IGNORED)
+        return loss.item(), self._gradient(loss)
+
+    def expect_plain(self) -> None:
+        """Raise InputError unless loss and gradient are those of the mean of −log p, of the same logits.
+
+        The logits are the same numbers on both sides, so that only the rounding of the loss is between
+        them: far less than any head's rounding, and small terms show.
+        """
+        if self.plain is None:
+            return
+        # Float32: sums of V terms, 1e-6 relative. A loss that the model rounds to 16 bits: 2⁻⁸.
+        self._expect("mean loss", self.loss, self.plain, 1e-5 if self.wide else 1e-2)
+        # The gradient of 16-bit logits is rounded to 16 bits on both sides.
+        tolerance = 1e-4 if self.wide and self.exact_logits else 2e-2
+        self._expect_gradient(self.gradient, self.plain_gradient, tolerance)
+
+    def expect_equal(self, fused: _Losses, head: models.Head) -> None:
+        """Raise InputError unless the fused loss and its gradient are the model's own, up to rounding."""
+        wide = head.weight.dtype in (torch.float32, torch.float64)
+        tolerance = 1e-3 if wide else 2e-2
+        self._expect("mean loss", self.loss, fused.loss, tolerance)
+        if self.over_items is not None:
+            self._expect("mean loss", self.over_items, fused.over_items, tolerance)
+        if self.gradient is None or fused.gradient is None:
+            return
+        # 16-bit logits are rounded, by the model at least: both are measured from float32 logits.
+        with torch.enable_grad(), torch.autocast(self.labels.device.type, enabled=False):
+            fused.hidden = fused.hidden.detach().float().requires_grad_()
+            bias = None if head.bias is None else head.bias.float()
+            rule = dict(softcap=head.softcap, logit_scale=head.logit_scale)
+            hidden = fused.hidden[0].to(head.weight.device)
+            _, exact = fused._plain(reference.logits(hidden, head.weight.float(), bias, **rule))
+        rounding = (self.gradient.to(exact.device) - exact).norm() / exact.norm()
+        self._expect_gradient(fused.gradient, exact, tolerance + 2 * rounding.nan_to_num().item())
+
+    def _expect(self, what: str, got: float, expected: float, tolerance: float) -> None:
+        if not abs(got - expected) <= tolerance * max(1.0, abs(got)):
+            raise InputError(
+                f"model: expected the {what} of next tokens, {self.name}'s own is {got:.6g} where that is "
+                f"{expected:.6g}"
+            )
+
+    def _expect_gradient(self, got: Tensor | None, expected: Tensor | None, tolerance: float) -> None:
+        if got is None or expected is None:
+            return
+        difference = (got.to(expected.device) - expected).norm().item()
+        if not difference <= tolerance * expected.norm().item():
+            raise InputError(
+                f"model: expected the gradient of the mean loss of next tokens, {self.name}'s own differs "
+                f"by {difference / expected.norm().item():.2g} of its norm"
+            )
 
 
 def _named(call, args: tuple, kwargs: dict) -> dict:

@@ -209,6 +209,63 @@ def test_a_loss_of_its_own_is_refused():
         use_fused_loss(model)
 
 
+def bamba(coefficient, dtype):
+    import transformers
+
+    torch.manual_seed(0)
+    config = transformers.BambaConfig(
+        vocab_size=VOCABULARY, hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=4,
+        num_key_value_heads=2, attn_layer_indices=[0], mamba_n_heads=8, mamba_d_head=8, initializer_range=0.3,
+        z_loss_coefficient=coefficient, pad_token_id=None, bos_token_id=0, eos_token_id=None,
+    )  # fmt: skip
+    return transformers.BambaForCausalLM(config).to(dtype).eval()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_small_z_loss_is_refused_by_name(dtype):
+    """A z-loss of 1e-4, as Bamba trains with, was below the check's tolerance and was dropped."""
+    for coefficient in (1e-4, 1e-9):
+        with pytest.raises(InputError, match=f"z_loss_coefficient: expected 0, got {coefficient}"):
+            use_fused_loss(bamba(coefficient, dtype))
+    with use_fused_loss(bamba(0.0, dtype)):
+        pass
+
+
+ADDED = """
+def forward(self, *args, **given):
+    out = base.forward(self, *args, **given)
+    if out.loss is not None:
+        z = out.logits.float()
+        out.loss = out.loss + {term}
+    return out
+"""
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    ("term", "message"),
+    [
+        pytest.param("1e-5 * z.logsumexp(-1).pow(2).mean()", "expected the mean loss", id="z-loss"),
+        pytest.param("1e-1 * (z - z.detach()).pow(1)[..., 0].mean()", "expected the gradient", id="gradient alone"),
+    ],
+)
+def test_terms_without_source_code_are_found_by_comparison(dtype, term, message):
+    """The loss is compared with that of the same logits in float32, where 16 bits do not hide a term."""
+    model = build_model(VOCABULARY).to(dtype)
+    found = dict(base=type(model))
+    exec(ADDED.format(term=term), found)  # code without a file
+    model.__class__ = type("Altered", (type(model),), dict(forward=found["forward"]))
+    with pytest.raises(InputError, match=message):
+        use_fused_loss(model)
+    assert "forward" not in vars(model)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_in_16_bits_is_accepted(family):
+    with use_fused_loss(build(family, VOCABULARY).to(torch.bfloat16)) as handle:
+        assert handle.active
+
+
 @pytest.mark.parametrize("kind", ["LoHaConfig", "IA3Config", "LoraConfig"])
 def test_another_adapter_on_the_head_is_refused(kind):
     import peft
