@@ -20,7 +20,11 @@ def needing(module: str):
 
 
 def over_ranks(sums) -> dict[str, float | None]:
-    """``Perplexity.compute`` of float64 [2] sums, Σ nll and tokens, over all ranks."""
+    """Return ``Perplexity.compute`` of float64 [2] sums, Σ nll and tokens, over all ranks.
+
+    Every rank has to call it; None is a rank without tokens.
+    """
     metric = Perplexity()
-    metric.nll, metric.tokens = sums[0].item(), int(sums[1])
+    if sums is not None:
+        metric.nll, metric.tokens = sums[0].item(), int(sums[1])
     return metric.sync().compute()

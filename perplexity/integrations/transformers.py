@@ -5,6 +5,8 @@ from __future__ import annotations
 import functools
 import inspect
 import types
+import warnings
+from collections.abc import Mapping
 
 import numpy as np
 import torch
@@ -14,8 +16,8 @@ from ..errors import InputError
 from ..evaluation import models
 from ..evaluation.evaluator import evaluation_mode
 from ..kernels import reference
-from ..losses import linear_cross_entropy
-from ..metric import exp
+from ..losses import cross_entropy, linear_cross_entropy
+from ..metric import float64_sum
 from ..monitor import Monitor
 from . import needing, over_ranks
 from .loss_terms import extra_terms
@@ -278,35 +280,66 @@ def _refuse(module, given: dict) -> None:
 
 
 class PerplexityCallback(TrainerCallback):
-    """For ``Trainer``: loss and perplexity side by side, per token, read by the monitor.
+    """A callback for ``Trainer``: token loss and perplexity side by side, read by the monitor.
 
-    Logs ``perplexity`` beside ``loss`` and, after each evaluation, ``eval_token_loss`` and ``eval_perplexity``: of all tokens,
-    where Trainer's ``eval_loss`` is a mean of batch means. ``monitor`` (a ``Monitor``, one of its own by default) gets every
-    loss; where it says so (its ``stop_on``), training stops. ``Trainer(callbacks=[PerplexityCallback()])`` is enough for the
-    numbers in ``state.log_history`` and ``metrics``; trackers see them as well after ``PerplexityCallback().attach(trainer)``,
-    which puts it before them. Of several evaluation sets the monitor is told of the first. A sampler that pads the last batch of
-    ranks with copies has them counted.
+    The token loss is the mean of −log p over all labels that are not −100. The callback computes it from
+    the labels and the logits of each forward, or takes it from the fused loss. So the auxiliary loss of a
+    router, label smoothing and a loss of Trainer's own are not in it, and a model with NaN weights has
+    the perplexity NaN (Trainer logs its loss as 0). The logits of each training step are read once more.
+
+    Logs ``token_loss`` and ``perplexity`` beside ``loss`` and, after each evaluation, ``eval_token_loss``
+    and ``eval_perplexity``, over all tokens since the last log. Trainer's ``loss`` and ``eval_loss`` are
+    means of batch means. Where a forward shows no labels or no logits, a warning says so and nothing is
+    logged. ``label_smoothing_factor`` and ``compute_loss_func`` take the labels away:
+    ``attach(trainer)`` lets the callback see them.
+
+    ``monitor`` (a ``Monitor``, a new one by default) gets every loss, the token loss where there is one.
+    When the monitor's ``stop_on`` fires, training stops. ``Trainer(callbacks=[PerplexityCallback()])`` is
+    enough for the numbers in ``state.log_history`` and ``metrics``. Trackers see the numbers after
+    ``PerplexityCallback().attach(trainer)``, which puts the callback before them. Of several evaluation
+    sets the monitor gets the first. A sampler that pads the last batch of ranks with copies has the
+    copies counted.
     """
 
     def __init__(self, monitor: Monitor | None = None) -> None:
         self.monitor = Monitor() if monitor is None else monitor
         self._model, self._hook = None, None
-        self._batch: Tensor | None = None  # float64 [2]: Σ nll, tokens, of the forward that was seen last
+        self._labels: Tensor | None = None  # of the batch that Trainer computes a loss of
+        self._shift: int | None = None  # of labels against logits, once it is known
+        # Each float64 [2]: Σ nll, tokens.
+        self._batch: Tensor | None = None  # of the forward in evaluation that was seen last
         self._sums: Tensor | None = None  # of the evaluation's batches
+        self._trained: Tensor | None = None  # of the training steps since the last log
+        self._why: str | None = None  # a forward has no token loss
+        self._warned: set[str] = set()
         self._last: dict[str, float] = {}  # what was logged of the last evaluation
         self._watched: str | None = None  # of several evaluation sets the one the monitor is told of
 
     def attach(self, trainer) -> PerplexityCallback:
-        """Add it to a trainer, before everything that writes logs."""
+        """Add the callback to a trainer, before everything that writes logs, and show it the labels."""
         callbacks = trainer.callback_handler.callbacks
         callbacks[:] = [self, *(callback for callback in callbacks if callback is not self)]
         self._watch(trainer.model)
+        own = trainer.compute_loss
+        if getattr(own, "_shows_labels_to", None) is not self:
+
+            @functools.wraps(own)
+            def compute_loss(model, inputs, *args, **kwargs):
+                self._labels = inputs.get("labels") if isinstance(inputs, Mapping) else None
+                try:
+                    return own(model, inputs, *args, **kwargs)
+                finally:
+                    self._labels = None
+
+            compute_loss._shows_labels_to = self
+            trainer.compute_loss = compute_loss
         return self
 
     def on_init_end(self, args, state, control, model=None, **kwargs):
         self._watch(model)
 
     def on_train_begin(self, args, state, control, model=None, **kwargs):
+        self._trained = None
         self._watch(model)
 
     def _watch(self, model) -> None:
@@ -315,27 +348,72 @@ class PerplexityCallback(TrainerCallback):
             return
         if self._hook is not None:
             self._hook.remove()
+        self._shift = self._why = None
         self._model, self._hook = inner, inner.register_forward_hook(self._seen, with_kwargs=True)
 
+    @torch.compiler.disable
     @torch.no_grad()
     def _seen(self, module, arguments, given, output) -> None:
-        """Loss and tokens of a forward in evaluation; nothing waits for the device."""
-        labels, ids = given.get("labels"), given.get("input_ids")
-        shifted = not module.config.is_encoder_decoder
-        self._batch = None
-        if (
-            module.training
-            or labels is None
-            or labels.dim() != 2
-            or (shifted and ids is not None and ids.shape != labels.shape)
-        ):
-            return
-        loss = output[0] if isinstance(output, tuple) else output.loss
-        tokens = (labels[..., int(shifted) :] != IGNORED).sum()
-        items = given.get("num_items_in_batch")
-        total = loss.double() * (tokens if items is None else items)
-        total = torch.where(tokens > 0, total, 0.0)  # a mean over nothing is no number
-        self._batch = torch.stack([total, tokens.double().to(total.device)])
+        """Add up the token loss of a forward; only the first waits for the device."""
+        sums = self._token_sums(module, given, output)
+        if not module.training:
+            self._batch = sums
+        elif sums is not None:
+            self._trained = sums if self._trained is None else self._trained + sums
+
+    def _token_sums(self, module, given: dict, output) -> Tensor | None:
+        """Return Σ nll and tokens of a forward, or None and leave the reason in ``_why``."""
+        shifted, labels = given.get("shift_labels"), given.get("labels")
+        with_loss = shifted is not None or labels is not None
+        labels = shifted if shifted is not None else self._labels if labels is None else labels
+        if labels is None:
+            self._why = (
+                "no labels reach the model's forward (label_smoothing_factor or a loss of the trainer's own "
+                "takes them away); PerplexityCallback().attach(trainer) sees them"
+            )
+            return None
+        ignored = given.get("ignore_index", IGNORED)
+        if isinstance(output, tuple):
+            loss, logits = (*output, None)[:2] if with_loss else (None, output[0])
+        else:
+            loss, logits = output.get("loss"), output.get("logits")
+        if isinstance(logits, Tensor) and labels.dim() > 1 and logits.shape[:-1] == labels.shape:
+            if not hasattr(logits, "full_tensor"):
+                labels = labels.to(logits.device)
+                if shifted is not None:
+                    return _sums_of_logits(logits, labels, 0, ignored)
+                return self._shifted_sums(module, logits, labels, ignored, loss, given)
+            self._why = "the logits are sharded over ranks"
+        elif with_loss and _is_fused(module):
+            tokens = (labels if shifted is not None else labels[..., 1:]) != ignored
+            tokens = float64_sum(tokens)
+            items = given.get("num_items_in_batch")
+            items = tokens if items is None else torch.as_tensor(items).to(tokens)
+            total = float64_sum(loss).to(tokens.device) * items
+            return torch.stack([torch.where(tokens > 0, total, 0.0), tokens])
+        else:
+            shape = tuple(logits.shape) if isinstance(logits, Tensor) else None
+            self._why = f"the model gives logits of shape {shape} for labels of {tuple(labels.shape)}"
+        return None
+
+    def _shifted_sums(
+        self, module, logits: Tensor, labels: Tensor, ignored: int, loss: Tensor | None, given: dict
+    ) -> Tensor:
+        """Return Σ nll and tokens, of next tokens or of labels as they are, as the model's own loss is."""
+        encoder_decoder = getattr(getattr(module, "config", None), "is_encoder_decoder", False)
+        default = self._shift if self._shift is not None else 0 if encoder_decoder else 1
+        found = _sums_of_logits(logits, labels, default, ignored)
+        if self._shift is not None or loss is None:
+            return found
+        # Some decoders and all masked models take labels as they are: the first batch's loss shows it.
+        other = _sums_of_logits(logits, labels, 1 - default, ignored)
+        items, loss = given.get("num_items_in_batch"), loss.item()
+        means = [(sums[0] / (sums[1] if items is None else items)).item() for sums in (found, other)]
+        same, same_as_other = (abs(mean - loss) <= 1e-3 * max(1.0, abs(loss)) for mean in means)
+        if same and same_as_other:
+            return found  # this batch cannot tell
+        self._shift = 1 - default if same_as_other else default
+        return other if same_as_other else found
 
     def on_prediction_step(self, args, state, control, **kwargs):
         if self._batch is not None:
@@ -345,27 +423,34 @@ class PerplexityCallback(TrainerCallback):
     def on_predict(self, args, state, control, metrics=None, **kwargs):
         self._sums = None
 
-    def _measured(self) -> dict[str, float]:
-        """Of the evaluation that has ended, over all ranks; empty where there was none."""
-        if self._sums is None:
-            return {}
-        found, self._sums = over_ranks(self._sums), None
-        return {} if found["loss"] is None else {"token_loss": found["loss"], "perplexity": found["perplexity"]}
+    def _measured(self, sums: Tensor | None, prefix: str) -> dict[str, float]:
+        """Return token loss and perplexity over all ranks; empty without tokens, with a warning if that is odd."""
+        found = over_ranks(sums)
+        if found["loss"] is not None:
+            return {"token_loss": found["loss"], "perplexity": found["perplexity"]}
+        if sums is None and self._why is not None and prefix not in self._warned:
+            self._warned.add(prefix)
+            warnings.warn(f"no {prefix}perplexity is logged: {self._why}", stacklevel=2)
+        return {}
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         logs = {} if logs is None else logs
         names = [name for name in logs if name.endswith("_loss") and not name.endswith(("token_loss", "train_loss"))]
         if "loss" in logs:
-            logs["perplexity"] = exp(logs["loss"])
+            logs |= (measured := self._measured(self._trained, ""))
+            self._trained = None
             extra = {name: logs[name] for name in ("grad_norm",) if name in logs}
-            self.monitor.log(state.global_step, train_loss=logs["loss"], lr=logs.get("learning_rate"), **extra)
-        elif names and (measured := self._measured()):
+            loss = measured.get("token_loss", logs["loss"])
+            self.monitor.log(state.global_step, train_loss=loss, lr=logs.get("learning_rate"), **extra)
+        elif names:
             prefix = names[0].removesuffix("_loss")
+            measured, self._sums = self._measured(self._sums, f"{prefix}_"), None
             self._last = {f"{prefix}_{name}": value for name, value in measured.items()}
             logs |= self._last
-            self._watched = self._watched or prefix
-            if prefix == self._watched:
-                self.monitor.log(state.global_step, val_loss=measured["token_loss"])
+            if measured:
+                self._watched = self._watched or prefix
+                if prefix == self._watched:
+                    self.monitor.log(state.global_step, val_loss=measured["token_loss"])
         if state.log_history:
             state.log_history[-1].update(
                 {name: value for name, value in logs.items() if name not in state.log_history[-1]}
@@ -377,3 +462,18 @@ class PerplexityCallback(TrainerCallback):
         if metrics is not None:
             metrics.update(self._last)
         self._last, self._sums = {}, None
+
+
+def _sums_of_logits(logits: Tensor, labels: Tensor, shift: int, ignored: int) -> Tensor:
+    """Return Σ nll and the number of tokens, float64 [2]; an impossible label makes the sum NaN."""
+    if shift:
+        labels = torch.nn.functional.pad(labels[..., shift:], (0, shift), value=ignored)
+    target = labels.flatten()
+    nll = cross_entropy(logits.flatten(0, -2), target, reduction="none", ignore_index=ignored, validate=False)
+    return torch.stack([float64_sum(nll), float64_sum(target != ignored)])
+
+
+def _is_fused(module) -> bool:
+    """Return whether the model's forward is the fused loss's, under whatever was wrapped around it."""
+    forward = inspect.unwrap(module.forward, stop=lambda function: hasattr(function, "_fused"))
+    return hasattr(forward, "_fused")

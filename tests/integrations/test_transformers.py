@@ -310,16 +310,31 @@ class Rows(torch.utils.data.Dataset):
         return self.rows[place]
 
 
-def trainer(model, folder, *callbacks, **options):
+def trainer(model, folder, *callbacks, kind=None, given=None, **options):
     import transformers
 
-    arguments = transformers.TrainingArguments(
-        str(folder), per_device_train_batch_size=2, per_device_eval_batch_size=2, gradient_accumulation_steps=2,
+    usual = dict(
+        per_device_train_batch_size=2, per_device_eval_batch_size=2, gradient_accumulation_steps=2,
         max_steps=6, logging_steps=1, eval_strategy="steps", eval_steps=3, report_to=[], use_cpu=True, seed=3,
-        save_strategy="no", disable_tqdm=True, learning_rate=1e-2, **options,
+        save_strategy="no", disable_tqdm=True, learning_rate=1e-2,
     )  # fmt: skip
-    data = dict(train_dataset=Rows(24, 0), eval_dataset=Rows(8, 1))
-    return transformers.Trainer(model=model, args=arguments, callbacks=list(callbacks), **data)
+    arguments = transformers.TrainingArguments(str(folder), **usual | options)
+    data = dict(train_dataset=Rows(24, 0), eval_dataset=Rows(8, 1)) | (given or {})
+    return (kind or transformers.Trainer)(model=model, args=arguments, callbacks=list(callbacks), **data)
+
+
+def token_loss(model, rows, shift=1):
+    """The exact mean of −log p over the labels of rows, from the model's logits in float64."""
+    total = count = 0.0
+    for row in rows:
+        with torch.no_grad():
+            logits = model(input_ids=row["input_ids"][None]).logits[0].double()
+        target = row["labels"][shift:]
+        kept = target != -100
+        chosen = logits[: len(target)][kept]
+        total += torch.nn.functional.cross_entropy(chosen, target[kept], reduction="sum").item()
+        count += int(kept.sum())
+    return total / count
 
 
 def test_a_trainer_follows_the_same_curve(tmp_path):
@@ -353,15 +368,9 @@ def test_the_callback_counts_tokens(tmp_path, fused, attached):
         callback.attach(run)
     run.train()
     metrics = run.evaluate()
-    total = count = 0.0
-    for row in run.eval_dataset.rows:
-        with torch.no_grad():
-            logits = model(input_ids=row["input_ids"][None]).logits[0, :-1].double()
-        kept = row["labels"][1:] != -100
-        total += torch.nn.functional.cross_entropy(logits[kept], row["labels"][1:][kept], reduction="sum").item()
-        count += int(kept.sum())
-    assert metrics["eval_token_loss"] == pytest.approx(total / count, rel=1e-5)
-    assert metrics["eval_perplexity"] == pytest.approx(math.exp(total / count), rel=1e-5)
+    exact = token_loss(model, run.eval_dataset.rows)
+    assert metrics["eval_token_loss"] == pytest.approx(exact, rel=1e-5)
+    assert metrics["eval_perplexity"] == pytest.approx(math.exp(exact), rel=1e-5)
     assert abs(metrics["eval_loss"] - metrics["eval_token_loss"]) > 1e-3, "batch means are not what is wanted here"
     history = [row for row in run.state.log_history if "eval_perplexity" in row]
     assert [row["step"] for row in history] == [3, 6, 6]
@@ -371,6 +380,82 @@ def test_the_callback_counts_tokens(tmp_path, fused, attached):
     assert any("eval_perplexity" in logs for logs in seen) == attached
     digest = callback.monitor.digest
     assert [evaluation.step for evaluation in digest.evaluations] == [3, 6, 6]
+
+
+CUSTOM = dict(compute_loss_func=lambda outputs, labels, num_items_in_batch=None: outputs.logits.square().mean())
+ROUTER = dict(output_router_logits=True, router_aux_loss_coef=0.5)
+
+
+class AddsFive(__import__("transformers").Trainer):
+    def compute_loss(self, model, inputs, return_outputs=False, **given):
+        loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **given)
+        return (loss + 5.0, outputs) if return_outputs else loss + 5.0
+
+
+@pytest.mark.parametrize(
+    ("family", "config", "kind", "given", "options"),
+    [
+        pytest.param("mixtral", ROUTER, None, {}, {}, id="router's loss"),
+        pytest.param("llama", {}, None, {}, dict(label_smoothing_factor=0.3), id="label smoothing"),
+        pytest.param("llama", {}, None, CUSTOM, {}, id="loss function"),
+        pytest.param("llama", {}, AddsFive, {}, {}, id="compute_loss"),
+    ],
+)
+def test_perplexity_is_of_token_losses_alone(tmp_path, family, config, kind, given, options):
+    """exp of the loss that trains, with a router's term or smoothed labels in it, was called perplexity."""
+    model = build(family, VOCABULARY)
+    for name, value in config.items():
+        setattr(model.config, name, value)
+    model.router_aux_loss_coef = config.get("router_aux_loss_coef")
+    callback = PerplexityCallback()
+    run = trainer(model, tmp_path, kind=kind, given=given, max_steps=1, learning_rate=0.0, **options)
+    callback.attach(run).attach(run)
+    seen, collate = [], run.data_collator
+    run.data_collator = lambda rows: seen.extend(rows) or collate(rows)
+    run.train()
+    metrics = run.evaluate()
+    seen = seen[:4]
+    exact = token_loss(model, run.eval_dataset.rows)
+    assert metrics["eval_perplexity"] == pytest.approx(math.exp(exact), rel=1e-5)  # float32 logits
+    assert abs(metrics["eval_loss"] - exact) > 0.05
+    # The learning rate is 0, so the weights are those of the step: one of two batches of two.
+    row = next(row for row in run.state.log_history if "loss" in row)
+    assert row["perplexity"] == pytest.approx(math.exp(token_loss(model, seen)), rel=1e-5)
+    assert len(seen) == 4 and callback.monitor.digest.evaluations[-1].loss == metrics["eval_token_loss"]
+
+
+def test_labels_that_the_callback_cannot_see(tmp_path):
+    run = trainer(build_model(VOCABULARY), tmp_path, PerplexityCallback(), label_smoothing_factor=0.3)
+    with pytest.warns(UserWarning, match="no eval_perplexity is logged: no labels reach .*attach"):
+        assert "eval_perplexity" not in run.evaluate()
+
+
+def test_a_model_that_takes_labels_as_they_are(tmp_path):
+    """Bart's decoder does not shift: shifting would have scored the wrong tokens."""
+    import transformers
+
+    torch.manual_seed(0)
+    config = transformers.BartConfig(
+        vocab_size=VOCABULARY, d_model=16, decoder_layers=1, encoder_layers=1, decoder_attention_heads=2,
+        decoder_ffn_dim=16, dropout=0.0, pad_token_id=0, bos_token_id=1, eos_token_id=2,
+    )  # fmt: skip
+    run = trainer(transformers.BartForCausalLM(config), tmp_path, PerplexityCallback())
+    exact = token_loss(run.model, run.eval_dataset.rows, shift=0)
+    assert run.evaluate()["eval_token_loss"] == pytest.approx(exact, rel=1e-5)
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_dead_model_is_not_a_perfect_one(tmp_path, fused):
+    """Trainer logs 0.0 for a loss that is NaN, and the perplexity was 1.0."""
+    model = build_model(VOCABULARY)
+    if fused:
+        use_fused_loss(model)
+    with torch.no_grad():
+        model.lm_head.weight.fill_(math.nan)
+    run = trainer(model, tmp_path, PerplexityCallback(), max_steps=1)
+    run.train()
+    row = next(row for row in run.state.log_history if "loss" in row)
+    assert row["loss"] == 0.0 and math.isnan(row["perplexity"])
 
 
 def test_the_monitor_stops_training(tmp_path):
