@@ -154,7 +154,7 @@ def _curves(digest: Digest, diagnosis: Diagnosis) -> Table:
             "training",
             sparkline(means),
             f"{diagnosis.train_loss:.4f}",
-            f"{diagnosis.train_perplexity:,.2f}",
+            "n/a" if diagnosis.train_perplexity is None else f"{diagnosis.train_perplexity:,.2f}",
             f"{min(means):.4f}",
         )
     if digest.evaluations:

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 from ..findings import CEILING, VERDICTS, Judged, worst
-from ..metric import exp
+from ..metric import exp, logged_perplexity
 from .digest import Digest
 from .findings import Finding
 from .signals import all_findings
@@ -108,7 +108,7 @@ def diagnose(
         number(digest.first_step),
         number(digest.last_step),
         train,
-        exp(train),
+        logged_perplexity(train),
         last and last.loss,
         exp(last.loss) if last else None,
         best and best.loss,

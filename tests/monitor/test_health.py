@@ -315,3 +315,12 @@ def test_an_odd_batch_stops_nobody():
         )
     told = {f.signal: f.severity for f in monitor.check().findings}
     assert told["spike"] == told["non-finite"] == "info" and not monitor.should_stop
+
+
+def test_a_training_loss_of_exactly_0_has_no_perplexity():
+    """A trainer logs 0 where its loss was NaN: the dead run was shown with the perplexity 1.00."""
+    digest = Digest()
+    for step in range(8):
+        digest.train(step, 0.0)
+    found = diagnose(digest)
+    assert found.train_loss == 0.0 and found.train_perplexity is None
