@@ -26,6 +26,8 @@ from .logit_blocks import Logits, values_are_here
 
 FORWARD_LIMIT, BACKWARD_LIMIT = 12 << 20, 16 << 20
 LOG2E, LN2 = 1 / math.log(2), math.log(2)
+# 2 to this power, and e, is 0 in float64 too, and so is its product with a finite number: with −inf it would be no number.
+NO_POWER = -2000.0
 
 
 def finite(maximum: torch.Tensor) -> torch.Tensor:
@@ -50,8 +52,7 @@ class RunningSums:
     @classmethod
     def start(cls, target, class_weight, with_logit_sum, with_exp_shift, width, dtype) -> RunningSums:
         rows = torch.zeros((SUMS, target.shape[0]), dtype=dtype, device=target.device)
-        # Lowest, not −inf: logits of −inf alone (a bias may hold them) would be taken from it, inf − inf.
-        rows[MAX] = torch.finfo(dtype).min / 4  # from which no logit is an infinite way
+        rows[MAX] = -torch.inf  # not a lowest number: logits masked by that number would not be above it
         target = target.long()
         block, column = target.div(width, rounding_mode="floor"), target.remainder(width)[:, None]
         seen = torch.zeros_like(rows[MAX])
@@ -79,13 +80,15 @@ class RunningSums:
         else:
             torch.where(own, z.gather(1, column)[:, 0], at_target, out=at_target)
         new_maximum = torch.maximum(maximum, z.amax(1) if largest is None else largest)
-        moved = maximum - new_maximum
+        reference = finite(new_maximum)
+        moved = maximum - reference  # −inf before the first number and where float32 ends: times 0 that is no number
         maximum.copy_(new_maximum)
-        z -= new_maximum[:, None]
+        z -= reference[:, None]
         if self.with_logit_sum:
             columns = slice(first_column, first_column + z.shape[1])
             seen = self.weight_seen[tokens]
-            logit_sum += seen * moved
+            if first_column:
+                logit_sum += seen * moved
             if self.class_weight is None:
                 logit_sum += z.sum(1)
                 seen += z.shape[1]
@@ -99,16 +102,15 @@ class RunningSums:
                 seen += block_weight.sum()
         z *= LOG2E
         if self.with_exp_shift:
-            z.clamp_min_(-1000.0)  # whose power is 0, and so its product with it: −inf would make it none
+            z.clamp_min_(NO_POWER)
             exponentials = torch.exp2(z, out=scratch)
             block_sum = exponentials.sum(1)
-            exp_shift.addcmul_(sum_exp, moved).mul_(moved.exp()).add_(exponentials.mul_(z).sum(1), alpha=LN2)
+            exp_shift.addcmul_(sum_exp, moved.clamp_min(NO_POWER)).mul_(moved.exp()).add_(exponentials.mul_(z).sum(1), alpha=LN2)
         else:
             block_sum = z.exp2_().sum(1)
         sum_exp.mul_(moved.exp_()).add_(block_sum)
 
     def finish(self, vocabulary: int, ignore_index: int) -> torch.Tensor:
-        self.rows[MAX].masked_fill_(self.rows[SUM_EXP] == 0, -torch.inf)
         return finished(self.rows, self.target, vocabulary, ignore_index)
 
 
@@ -139,7 +141,7 @@ def sums_derivative(
     z -= reference[:, None]
     z *= LOG2E
     if with_exp_shift:
-        z.clamp_min_(-1000.0)  # as in RunningSums
+        z.clamp_min_(NO_POWER)
         exponentials = z.exp2()
         z.mul_(LN2).add_(1.0).mul_(per_shift[:, None]).add_(per_sum[:, None]).mul_(exponentials)
     else:
@@ -335,7 +337,7 @@ def merge(
         (decay * sum_exp).sum(0),
         at_target.sum(0),
         (logit_sum if weights is None else logit_sum + weights[:, None] * moved).sum(0),
-        (decay * (exp_shift + sum_exp * moved)).sum(0),
+        (decay * (exp_shift + sum_exp * moved.clamp_min(NO_POWER))).sum(0),
     ]
     return finished(torch.stack(folded), target, vocabulary, ignore_index)
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 
 from .blocks import block_shape
-from .blockwise import BACKWARD_LIMIT, FORWARD_LIMIT, LN2, LOG2E, finite
+from .blockwise import BACKWARD_LIMIT, FORWARD_LIMIT, LOG2E, finite
 from .chunks import accumulate_gradients, gradient_block, product_buffer, product_buffer_bytes
 from .logit_blocks import Logits
 
@@ -24,14 +24,15 @@ Rule = tuple[float | None, float]  # softcap, logit_scale
 def block_rows(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """The rows [5, N] of a block of logits a and b [N, columns]; overwrites both."""
     p_maximum, q_maximum = a.amax(1), b.amax(1)
-    a.sub_(finite(p_maximum)[:, None]).mul_(LOG2E)
-    b.sub_(finite(q_maximum)[:, None]).mul_(LOG2E)
-    q_sum = torch.exp2(b).sum(1)
+    a.sub_(finite(p_maximum)[:, None])
+    b.sub_(finite(q_maximum)[:, None])
+    q_sum = torch.mul(b, LOG2E).exp2_().sum(1)
+    # Before they are scaled: entries that finfo.min masks in Q alone are a finite way off, LOG2E times that is infinite.
     torch.sub(a, b, out=b)
-    exponentials = a.exp2_()
+    exponentials = a.mul_(LOG2E).exp2_()
     p_sum = exponentials.sum(1)
     # 0 · log 0 is 0. Logits that are no numbers still show, in a sum of exponentials.
-    gap = b.mul_(exponentials).nan_to_num_(0.0, torch.inf, -torch.inf).sum(1).mul_(LN2)
+    gap = b.mul_(exponentials).nan_to_num_(0.0, torch.inf, -torch.inf).sum(1)
     return torch.stack([p_maximum, p_sum, q_maximum, q_sum, gap])
 
 

@@ -86,6 +86,9 @@ def widen_products(target: Target, dtype: torch.dtype) -> bool:
 
 
 LOG2_E = tl.constexpr(1.4426950408889634)
+# e to this power is 0, and so is its product with a finite number; with −inf, which a difference of finite logits may be,
+# it would be no number.
+NO_POWER = tl.constexpr(-2000.0)
 
 
 @triton.jit

@@ -23,7 +23,7 @@ import triton
 import triton.language as tl
 
 from . import EXP_SHIFT, LOGIT_SUM, MAX, SUM_EXP, SUMS, TARGET
-from .launch import current_target, exp_below, launch
+from .launch import NO_POWER, current_target, exp_below, launch
 from .logit_tile import apply_rule, column_parts, logit_arguments, product_tile, work_of
 
 # Vocabulary rows a program walks: with 128 tokens, at least 95 % of 132 multiprocessors are busy at every shape that
@@ -98,8 +98,8 @@ def _fold(
     decay = tl.exp(maximum - reference)
     shifted = logits - reference[:, None]
     exponentials = exp_below(shifted, FLUSH)
-    moved = tl.where(sum_exp > 0.0, maximum - reference, 0.0)
     if WITH_LOGIT_SUM:
+        moved = tl.where(sum_exp > 0.0, maximum - reference, 0.0)
         class_weight = tl.full([logits.shape[1]], 1.0, dtype=tl.float32)
         if HAS_CLASS_WEIGHT:
             class_weight = tl.load(class_weight_ptr + start + lanes, mask=lanes < V - start, other=0.0)
@@ -111,7 +111,8 @@ def _fold(
         weight_seen += tl.sum(class_weight, axis=0)
     if WITH_EXP_SHIFT:
         products = tl.where(shifted == -float("inf"), 0.0, exponentials * shifted)
-        exp_shift = decay * (exp_shift + sum_exp * moved) + tl.sum(products, axis=1)
+        below = tl.maximum(maximum - reference, NO_POWER)
+        exp_shift = decay * (exp_shift + sum_exp * below) + tl.sum(products, axis=1)
     sum_exp = sum_exp * decay + tl.sum(exponentials, axis=1)
     return new_maximum, sum_exp, target_logit, logit_sum, exp_shift, above, best, weight_seen
 
@@ -273,7 +274,8 @@ def _merge_kernel(
         span_moved = tl.where(span_sum > 0.0, span_maximum - reference, 0.0)
         if ALL_PLANES:
             span_shift = tl.load(partials_ptr + EXP_SHIFT_ROW * plane, mask=exists, other=0.0)
-            exp_shift = decay * (exp_shift + sum_exp * moved) + span_decay * (span_shift + span_sum * span_moved)
+            exp_shift = decay * (exp_shift + sum_exp * tl.maximum(moved, NO_POWER))
+            exp_shift += span_decay * (span_shift + span_sum * tl.maximum(span_moved, NO_POWER))
             logit_sum += tl.load(partials_ptr + LOGIT_SUM_ROW * plane, mask=exists, other=0.0)
         sum_exp = decay * sum_exp + span_decay * span_sum
         if WITH_LOGIT_SUM:

@@ -22,7 +22,7 @@ import triton.language as tl
 
 from . import EXP_SHIFT, LOGIT_SUM, SUM_EXP, TARGET
 from .chunks import accumulate_gradients, gradient_block
-from .launch import launch
+from .launch import NO_POWER, launch
 from .linear_nll import MEMORY_LIMIT
 from .logit_tile import logit_arguments, logit_tile, work_of
 
@@ -53,7 +53,7 @@ def sums_derivative(
     per_exponential = tl.load(upstream_ptr + SUM_EXP_ROW * plane, mask=exists, other=0.0)[:, None]
     if WITH_EXP_SHIFT:
         per_shift = tl.load(upstream_ptr + EXP_SHIFT_ROW * plane, mask=exists, other=0.0)[:, None]
-        per_exponential += tl.where(shifted == -float("inf"), 0.0, per_shift * (1.0 + shifted))
+        per_exponential += per_shift * (1.0 + tl.maximum(shifted, NO_POWER))
     gradient = tl.exp(shifted) * per_exponential
     gradient += tl.where(hit, tl.load(upstream_ptr + TARGET_ROW * plane, mask=exists, other=0.0)[:, None], 0.0)
     if WITH_LOGIT_SUM:

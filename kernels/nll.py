@@ -13,7 +13,7 @@ import triton.language as tl
 
 from . import EXP_SHIFT, LOGIT_SUM, MAX, SUM_EXP, SUMS, TARGET
 from .blockwise import with_positions
-from .launch import current_target, exp_below, launch, tanh
+from .launch import NO_POWER, current_target, exp_below, launch, tanh
 from .linear_nll_grad import sums_derivative
 
 MAX_ROW, SUM_EXP_ROW, TARGET_ROW, LOGIT_SUM_ROW, EXP_SHIFT_ROW = (
@@ -76,8 +76,8 @@ def _fold_lanes(
     decay = exp_below(maximum - reference, FLUSH)
     shifted = logits - reference[:, None]
     exponentials = exp_below(shifted, FLUSH)
-    moved = tl.where(sum_exp > 0.0, maximum - reference, 0.0)
     if WITH_LOGIT_SUM:
+        moved = tl.where(sum_exp > 0.0, maximum - reference, 0.0)
         class_weight = tl.full(logits.shape, 1.0, dtype=tl.float32)
         if HAS_CLASS_WEIGHT:
             class_weight = tl.load(weight_pointers, mask=inside, other=0.0)
@@ -89,7 +89,8 @@ def _fold_lanes(
         weight_seen += tl.sum(class_weight, axis=1)
     if WITH_EXP_SHIFT:
         products = tl.where(shifted == -float("inf"), 0.0, exponentials * shifted)
-        exp_shift = decay * (exp_shift + sum_exp * moved) + tl.sum(products, axis=1)
+        below = tl.maximum(maximum - reference, NO_POWER)
+        exp_shift = decay * (exp_shift + sum_exp * below) + tl.sum(products, axis=1)
     sum_exp = sum_exp * decay + tl.sum(exponentials, axis=1)
     return new_maximum, sum_exp, logit_sum, exp_shift, weight_seen
 
@@ -157,7 +158,7 @@ def _nll_kernel(
     reference = tl.where(row_maximum == -float("inf"), 0.0, row_maximum)
     decay = tl.exp(maximum - reference)
     moved = tl.where(sum_exp > 0.0, maximum - reference, 0.0)
-    row_exp_shift = tl.sum(decay * (exp_shift + sum_exp * moved), axis=0)
+    row_exp_shift = tl.sum(decay * (exp_shift + sum_exp * tl.maximum(moved, NO_POWER)), axis=0)
     row_logit_sum = tl.sum(logit_sum + weight_seen * moved, axis=0)
     row_sum_exp = tl.sum(decay * sum_exp, axis=0)
     plane = N.to(tl.int64)

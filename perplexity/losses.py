@@ -27,6 +27,11 @@ def token_log_probability(sums: Tensor) -> Tensor:
     return (sums[TARGET] - sums[MAX]) - sums[SUM_EXP].log()
 
 
+def negative_log_likelihood(sums: Tensor) -> Tensor:
+    """Return −log p(target) of every token [N] in nats; by its own formula, since a log-probability of 0 negated is −0."""
+    return (sums[MAX] - sums[TARGET]) + sums[SUM_EXP].log()
+
+
 def token_entropy(sums: Tensor) -> Tensor:
     return sums[SUM_EXP].log() - sums[EXP_SHIFT] / sums[SUM_EXP]
 
@@ -69,7 +74,7 @@ def _loss(
     ``totals``: what a mean divides by, where these tokens are part of more.
     """
     log_sum = sums[SUM_EXP].log()
-    loss = -token_log_probability(sums)
+    loss = negative_log_likelihood(sums)
     scale, counted = _weights_of_tokens(target, class_weight, vocabulary, options.ignore_index, loss.dtype)
     if class_weight is not None:
         loss = loss * scale

@@ -19,7 +19,7 @@ from .arguments import (
 )
 from .errors import InputTypeError
 from .kernels import MAX, SUM_EXP, operators
-from .losses import linear_cross_entropy, token_entropy, token_log_probability
+from .losses import linear_cross_entropy, negative_log_likelihood, token_entropy, token_log_probability
 from .parallel import IGNORED, VocabularyShard
 
 
@@ -133,7 +133,7 @@ def token_statistics(
     if shard:
         rank, predicted = shard.merge_choices(sums[MAX], rank, predicted)
         sums = shard.merge(sums, flat, own, options.ignore_index, inputs.backend)
-    nll = -token_log_probability(sums)
+    nll = negative_log_likelihood(sums)
     unknown = (flat == options.ignore_index) | nll.isnan()
     unflatten = inputs.target.unflatten
     statistics = TokenStatistics(
