@@ -105,7 +105,9 @@ class RunningSums:
             z.clamp_min_(NO_POWER)
             exponentials = torch.exp2(z, out=scratch)
             block_sum = exponentials.sum(1)
-            exp_shift.addcmul_(sum_exp, moved.clamp_min(NO_POWER)).mul_(moved.exp()).add_(exponentials.mul_(z).sum(1), alpha=LN2)
+            exp_shift.addcmul_(sum_exp, moved.clamp_min(NO_POWER)).mul_(moved.exp()).add_(
+                exponentials.mul_(z).sum(1), alpha=LN2
+            )
         else:
             block_sum = z.exp2_().sum(1)
         sum_exp.mul_(moved.exp_()).add_(block_sum)

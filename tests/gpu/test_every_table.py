@@ -7,6 +7,7 @@ if not torch.cuda.is_available():
     pytest.skip("needs a GPU", allow_module_level=True)
 
 import test_acceptance
+import test_extreme_logits
 import test_features
 import test_gradients_ahead
 import test_kernels
@@ -20,6 +21,7 @@ pytestmark = pytest.mark.gpu
 
 for module in (
     test_acceptance,
+    test_extreme_logits,
     test_features,
     test_gradients_ahead,
     test_kernels,
