@@ -1,11 +1,17 @@
-"""A text as the sequence of its words, and those as hashes: what copies are told by, whatever was done to case and spaces.
+"""Reduce a text to its words, and the words to hashes, so that copies in another form compare equal.
 
-xxhash (XXH3) for the hashes: the fastest well-kept library that takes one word a call, and the same on every machine, which
-Python's own ``hash`` is not. Hashes of neighbouring words are then combined in numpy, a whole batch of documents at once.
+A word is normalised as Unicode matches compatible characters without regard to case: NFKC(casefold(
+NFKC(casefold(NFD)))), with format characters and other default-ignorable code points removed. HTML's
+tags and entities are resolved before that.
+
+xxhash (XXH3) for the hashes: the fastest well-kept library that takes one word a call, and the same
+on every machine, which Python's own ``hash`` is not. Hashes of neighbouring words are then combined
+in numpy, a whole batch of documents at once.
 """
 
 from __future__ import annotations
 
+import html
 import re
 import unicodedata
 from collections.abc import Sequence
@@ -14,21 +20,64 @@ from functools import lru_cache
 import numpy as np
 import xxhash
 
-_SPACED = bytes(byte if byte > 127 or chr(byte).isalnum() or byte == ord("_") else ord(" ") for byte in range(256))
+# One table for ASCII: upper case becomes lower case, and everything but letters, digits and underscores a space.
+_SPACED = bytes(
+    byte if byte > 127 else ord(chr(byte).lower()) if chr(byte).isalnum() or byte == ord("_") else ord(" ")
+    for byte in range(256)
+)
 _NOT_ASCII = re.compile(r"[^\x00-\x7f]+")
 # Written without spaces (Thai, Lao, Burmese, Khmer, Japanese, Chinese): each character is a word.
 UNSPACED = re.compile(
     "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]"
 )
+# Category Cf (soft hyphen, joiners, zero-width space, byte order mark, direction marks) and Default_Ignorable_Code_Point.
+_IGNORED = re.compile(
+    "[\u00ad\u034f\u0600-\u0605\u061c\u06dd\u070f\u0890\u0891\u08e2\u115f\u1160\u17b4\u17b5"
+    "\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f\u3164\ufe00-\ufe0f\ufeff\uffa0"
+    "\ufff0-\ufffb\U000110bd\U000110cd\U00013430-\U0001343f\U0001bca0-\U0001bca3"
+    "\U0001d173-\U0001d17a\U000e0000-\U000e0fff]+"
+)
+_APOSTROPHES = re.compile("[\u02b9-\u02bf\u02ee]")  # letters to Unicode, quotation marks to those who type them
+# Text that was escaped more than once repeats "amp;". Every repetition is bounded, for linear time.
+_ENTITY = re.compile(r"&(?:amp;){0,9}(#[0-9]{1,7}|#[xX][0-9a-fA-F]{1,6}|[a-zA-Z][a-zA-Z0-9]{1,31});")
+_ELEMENTS = (
+    "a abbr address article aside b big blockquote body br button caption center cite code "
+    "col colgroup dd del details div dl dt em figcaption figure font footer form h[1-6] head "
+    "header hr html i iframe img input ins kbd label li link main mark meta nav ol optgroup "
+    "option p picture pre q s samp section select small source span strike strong sub summary "
+    "sup svg table tbody td textarea tfoot th thead time title tr tt u ul var video wbr"
+)
+_TAG = re.compile(rf"</?(?:{_ELEMENTS.replace(' ', '|')})(?:[\s/][^<>]{{0,1000}})?>", re.IGNORECASE)
+# Cyrillic and Greek letters that pass for Latin ones, in lower or in upper case: read so only beside Latin letters.
+_LOOKALIKES = str.maketrans("авеіјкмнорсѕтухһԁԛԝαβεζηικνορτυχ", "abeijkmhopcstyxhdqwabezhikvoptux")
+_LOOKALIKE = re.compile(f"[{''.join(map(chr, _LOOKALIKES))}]+")
+_MARKS = 30  # non-starters in a row, as in Unicode's stream-safe text format (UAX #15): sorting more is quadratic
+_LONG = re.compile(rf"[^\x00-\x7f]{{{_MARKS + 1},}}")
+_TOO_MANY = re.compile(rb"[^\x00]{%d}(?=[^\x00])" % _MARKS)
+_JOINER = "\u034f"  # the combining grapheme joiner: a starter that nothing is sorted across
 _SHORT = 32  # characters beyond ASCII in a row that are worth remembering
 _MULTIPLIER = 0x9E3779B97F4A7C15
 
 
-def _plain(run: str) -> str:
-    """Of characters beyond ASCII: letters, marks and digits in their compatible form, spaces for the rest."""
-    run = unicodedata.normalize("NFKC", run).lower()
-    run = "".join(letter if letter.isalnum() or unicodedata.category(letter)[0] == "M" else " " for letter in run)
-    return UNSPACED.sub(r" \g<0> ", run)
+def _plain(run: str) -> tuple[str, str]:
+    """Normalise characters beyond ASCII: letters, marks and digits stay, the rest becomes spaces.
+
+    Returns the run as it is read by itself, and as it is read beside a Latin letter.
+    """
+    run = unicodedata.normalize("NFKC", unicodedata.normalize("NFD", run).casefold())
+    run = _APOSTROPHES.sub(" ", unicodedata.normalize("NFKC", run.casefold()))
+    kept = []
+    for letter in run:
+        if not (letter.isalnum() or letter == "_"):
+            # A mark on a space is what NFKC makes of a spacing accent, which stands for a quotation mark.
+            mark = unicodedata.category(letter)[0] == "M" and kept[-1:] != [" "]
+            letter = letter if mark else " "
+        kept.append(letter)
+    plain = "".join(kept)
+    if _LOOKALIKE.fullmatch(plain):
+        return plain, plain.translate(_LOOKALIKES)
+    plain = UNSPACED.sub(r" \g<0> ", plain)
+    return plain, plain
 
 
 _remembered = lru_cache(1 << 16)(_plain)
@@ -36,15 +85,55 @@ _remembered = lru_cache(1 << 16)(_plain)
 
 def _plain_of(found: re.Match) -> str:
     run = found[0]
-    return _remembered(run) if len(run) <= _SHORT else _plain(run)
+    plain, latin = _remembered(run) if len(run) <= _SHORT else _plain(run)
+    if plain is latin:
+        return plain
+    start, end, text = found.start(), found.end(), found.string
+    return latin if text[max(0, start - 1) : start].isalpha() or text[end : end + 1].isalpha() else plain
+
+
+class _Classes(dict):
+    """The combining class of what a character decomposes to first: some of class 0 decompose to marks alone."""
+
+    def __missing__(self, letter: str) -> int:
+        self[letter] = found = unicodedata.combining(unicodedata.normalize("NFKD", letter)[0])
+        return found
+
+
+_classes = _Classes()
+
+
+def _stream_safe(found: re.Match) -> str:
+    """Put a joiner after every 30 non-starters in a row."""
+    run = found[0]
+    ends = [match.end() for match in _TOO_MANY.finditer(bytes(map(_classes.__getitem__, run)))]
+    pieces = zip([0, *ends], [*ends, len(run)], strict=True)
+    return _JOINER.join(run[start:end] for start, end in pieces) if ends else run
+
+
+def _entity(found: re.Match) -> str:
+    text = html.unescape(f"&{found[1]};")
+    return found[0] if text.endswith(";") and len(text) > 1 else text  # an unknown name stays
 
 
 def words(text: str) -> list[bytes]:
-    """Words of letters, digits and underscores, in lower case, UTF-8."""
+    """Return the words of letters, marks, digits and underscores, normalised, as UTF-8.
+
+    Args:
+        text: any text; the time is linear in its length.
+
+    Example:
+        >>> words("Stra\u00dfe &amp; <b>of\u00adfice</b>") == words("STRASSE office")
+        True
+    """
+    if "<" in text:
+        text = _TAG.sub(lambda tag: "" if tag[0][:4].lower() == "<wbr" else " ", text)
+    if "&" in text:
+        text = _ENTITY.sub(_entity, text)
     if not text.isascii():
-        text = unicodedata.normalize("NFC", text)
-        text = _NOT_ASCII.sub(_plain_of, text)
-    return text.lower().encode(errors="replace").translate(_SPACED).split()
+        text = _LONG.sub(_stream_safe, _IGNORED.sub("", text))
+        text = _NOT_ASCII.sub(_plain_of, unicodedata.normalize("NFC", text))
+    return text.encode(errors="replace").translate(_SPACED).split()
 
 
 def hashes(words: Sequence[bytes]) -> np.ndarray:
