@@ -16,6 +16,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 
 import numpy as np
+import xxhash
 
 from .words import digest, grams, hashes, words
 
@@ -27,6 +28,13 @@ BATCH = 1 << 20  # characters of text that one call scans
 PASSAGE = 60  # words of a matching passage that are kept
 BYTES_A_GRAM = 128  # of the two tables while they are sorted
 STRETCH = 0.35  # similarity that a stretch of a longer text needs at least: there are many stretches in a text
+OTHERS = 3  # other documents, of either side, that have an n-gram in different contexts: a template
+CONTEXTS = 8  # contexts of an n-gram that are kept; how many more there are is estimated from those
+TEMPLATE = 0.1  # share of a document's n-grams from which its template matters, and a match is looked at
+OWN = 0.02  # share that a document must have of its own: with less it is another version of one text
+RARE = 0.1  # of how often a template's n-grams are met: what fills its blanks is met less often
+APART = 5.0  # how much more often a template's n-grams are met than those of the document's own
+GAPS = 0.2  # share of other words inside what is shared from which those words are the context
 ESTIMATED = 3  # n-grams that are needed to judge a document by where only a part of them is kept
 
 
@@ -70,6 +78,11 @@ class Batch:
         positions = np.flatnonzero(inside)
         return found[positions], positions
 
+    def digests(self, texts: np.ndarray) -> np.ndarray:
+        """Digests of these texts' words, uint64 [texts]."""
+        ends, starts = self.ends, self.starts
+        return np.array([digest(self.hashes[starts[text] : ends[text]]) for text in texts], np.uint64)
+
     def outlines(self) -> np.ndarray:
         """First word, last word and length of each text, as one number, uint64 [texts]; 0 where there is no word."""
         lengths = self.ends - self.starts
@@ -86,16 +99,22 @@ class Batch:
 class GramTable:
     """Which validation documents an n-gram is in.
 
-    Made of pairs (``found``, ``documents``), each once and documents in order. grams: distinct ones, sorted, uint64 [U]; starts
-    [U + 1], documents [P]: those of each; sizes [documents]: how many each has.
+    Made of pairs (``found``, ``documents``), each once and documents in order; ``first`` bool [documents]
+    excludes the copies of an earlier document. grams: distinct ones, sorted, uint64 [U]; starts [U + 1],
+    documents [P]: those of each; sizes [documents]: how many each has. A pair's place in ``documents`` is
+    called an entry.
     """
 
-    def __init__(self, found: np.ndarray, documents: np.ndarray, count: int) -> None:
+    def __init__(self, found: np.ndarray, documents: np.ndarray, first: np.ndarray) -> None:
         order = np.argsort(found, kind="stable")  # documents come in order, and stay so
         found, self.documents = found[order], documents[order]
-        self.sizes = np.bincount(self.documents, minlength=count)
+        self.sizes = np.bincount(self.documents, minlength=len(first))
         self.grams, starts = np.unique(found, return_index=True)
         self.starts = np.append(starts, len(found)).astype(np.int64)
+        few = np.repeat(np.diff(self.starts) <= COMMON, np.diff(self.starts))
+        self.named = np.bincount(self.documents[few], minlength=len(first))  # of each document those that name one
+        # How many other documents have each, copies of one counted once, int64 [U].
+        self.others = np.add.reduceat(first[self.documents].astype(np.int64), starts) - 1 if len(found) else starts
         bits = min(26, max(16, 6 + len(self.grams).bit_length()))
         self._shift = np.uint64(64 - bits)
         self._filter = np.zeros(1 << bits, bool)
@@ -110,24 +129,122 @@ class GramTable:
         return places[known], rows[known]
 
     def pairs(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """For each of ``rows`` that is no boilerplate its documents: indices into ``rows``, and documents."""
+        """Return the entries of ``rows`` of at most ``COMMON`` documents: indices into ``rows``, and entries."""
         counts = self.starts[rows + 1] - self.starts[rows]
         counts[counts > COMMON] = 0
         of = np.repeat(np.arange(len(rows)), counts)
         within = np.arange(len(of)) - np.repeat(np.cumsum(counts) - counts, counts)
-        return of, self.documents[self.starts[rows][of] + within]
+        return of, self.starts[rows][of] + within
 
-    def rows_of(self, documents: Sequence[int]) -> np.ndarray:
-        """Which rows these documents have, bool [U]."""
-        of = np.repeat(np.arange(len(self.grams)), np.diff(self.starts))
+    @property
+    def row_of(self) -> np.ndarray:
+        """The row of each entry, int64 [P]."""
+        return np.repeat(np.arange(len(self.grams)), np.diff(self.starts))
+
+    def rows_of(self, documents: Sequence[int], own: np.ndarray) -> np.ndarray:
+        """Return which rows these documents have among the entries ``own`` bool [P], bool [U]."""
         found = np.zeros(len(self.grams), bool)
-        found[of[np.isin(self.documents, documents)]] = True
+        found[self.row_of[np.isin(self.documents, documents) & own]] = True
         return found
 
-    def seen(self, rows: np.ndarray) -> np.ndarray:
-        """How many of each document's n-grams are among the rows marked in ``rows`` bool [U]."""
-        marked = np.repeat(rows, np.diff(self.starts))
-        return np.bincount(self.documents[marked], minlength=len(self.sizes))
+    def seen(self, rows: np.ndarray, own: np.ndarray | bool = True) -> np.ndarray:
+        """Count each document's n-grams among the rows marked in ``rows`` bool [U] and the entries ``own``."""
+        return np.bincount(self.documents[rows[self.row_of] & own], minlength=len(self.sizes))
+
+    def own(self, contexts: np.ndarray | int = 0) -> tuple[np.ndarray, np.ndarray]:
+        """Separate what is a document's own from the templates that it shares with other documents.
+
+        An n-gram is part of a template where ``OTHERS`` other documents have it in different contexts, those
+        of validation and ``contexts`` [P] of training, and no fewer than ``RARE`` of those that have most of
+        the template: the rest fills its blanks. One text in many versions is no template: a document has
+        ``OWN`` of its n-grams for itself, and those of the template are met ``APART`` times as often.
+        What is left may have a template in turn.
+
+        Returns:
+            The entries that are their document's own, bool [P], and the documents with a template, bool
+            [documents]. Every entry is own in a document without a template.
+        """
+        met = self.others[self.row_of] + contexts
+        own, templated = np.ones(len(met), bool), np.zeros(len(self.sizes), bool)
+        order = np.lexsort((-met, self.documents))
+        while True:
+            left = order[own[order]]
+            sizes = np.bincount(self.documents[left], minlength=len(self.sizes))
+            some = np.flatnonzero(sizes)
+            most = np.zeros(len(sizes))
+            firsts = np.cumsum(sizes) - sizes
+            most[some] = met[left][(firsts + (TEMPLATE * sizes).astype(np.int64))[some]]
+            common = own & (met >= np.maximum(OTHERS, RARE * most)[self.documents])
+            shared = np.bincount(self.documents, common, len(sizes))
+            rest = sizes - shared
+            of_shared = np.bincount(self.documents, met * common, len(sizes))
+            of_rest = np.bincount(self.documents, met * (own & ~common), len(sizes))
+            found = (shared > 0) & (shared >= TEMPLATE * self.sizes) & (rest >= OWN * self.sizes)
+            found &= of_shared * rest >= APART * of_rest * shared
+            if not found.any():
+                return own, templated
+            own &= ~(common & found[self.documents])
+            templated |= found
+
+
+class Contexts:
+    """The ``CONTEXTS`` least of the values that were met with each key: a sample that has no order of arrival.
+
+    keys int64 [n], values uint64 [n]: pairs, each once, in order once they are settled.
+    """
+
+    def __init__(self, keys: Sequence[int] = (), values: Sequence[int] = ()) -> None:
+        self.keys, self.values = np.array(keys, np.int64), np.array(values, np.uint64)
+        self._new: list[tuple[np.ndarray, np.ndarray]] = []
+        self._waiting = 0
+
+    def add(self, keys: np.ndarray, values: np.ndarray) -> None:
+        self._new.append((keys, values))
+        self._waiting += len(keys)
+        if self._waiting > max(BATCH >> 4, len(self.keys)):
+            self.settle()
+
+    def merge(self, other: Contexts) -> None:
+        other.settle()
+        self.add(other.keys, other.values)
+
+    def settle(self) -> None:
+        if not self._new:
+            return
+        keys, values = (np.concatenate(side) for side in zip((self.keys, self.values), *self._new, strict=True))
+        order = np.lexsort((values, keys))
+        keys, values = keys[order], values[order]
+        once = np.append(True, (keys[1:] != keys[:-1]) | (values[1:] != values[:-1]))[: len(keys)]
+        keys, values = keys[once], values[once]
+        least = np.arange(len(keys)) - np.searchsorted(keys, keys) < CONTEXTS
+        self.keys, self.values, self._new, self._waiting = keys[least], values[least], [], 0
+
+    def counts(self, size: int) -> np.ndarray:
+        """Return how many values each key from 0 to ``size`` has been met with, float64 [size].
+
+        Exact below ``CONTEXTS``; else (CONTEXTS - 1) / the largest of those kept, as a share of all values.
+        """
+        self.settle()
+        counts = np.bincount(self.keys, minlength=size).astype(np.float64)
+        lasts = np.cumsum(counts).astype(np.int64) - 1
+        many = counts == CONTEXTS
+        counts[many] = (CONTEXTS - 1) / ((self.values[lasts[many]] + 1.0) / 2.0**64)
+        return counts
+
+
+@dataclass(frozen=True, order=True)
+class Candidate:
+    """A training document, or a stretch of one, that has some of a validation document's shingles.
+
+    shared: how many; inside: of how many of its own; span: from the first to the last of them.
+    """
+
+    document: int
+    shared: int
+    inside: float
+    span: float
+    train_id: str
+    passage: str
 
 
 @dataclass(frozen=True)
@@ -146,12 +263,31 @@ class Match:
         return -self.score, self.train_id, self.passage
 
 
+def sealed(content: str) -> str:
+    """Return a line of JSON that holds ``content``, which is JSON, behind its checksum."""
+    return f'["{xxhash.xxh3_64_hexdigest(content.encode())}", {content}]'
+
+
+def unsealed(line: str) -> str:
+    """Return what was sealed. Raises ValueError where any of it was changed."""
+    content = line[len('["0123456789abcdef", ') : -1]
+    if sealed(content) != line:
+        raise ValueError("its checksum does not fit")
+    return content
+
+
+_BEST = ("exact", "near", "overlap")
+_CONTEXTS = ("ngrams", "shingles")
+
+
 @dataclass
 class Scan:
     """What was met in training text so far; ``merge`` adds what another pass met.
 
     exact, near, overlap: by validation document, the best match (near: Jaccard similarity; overlap: n-grams in common). seen:
     rows of the table of n-grams, bool [U]. lengths: documents by the bits of their number of words.
+    ngrams: the contexts of rows of the table of n-grams. shingles: those of entries of the table of shingles;
+    candidates: the document that each of the latter stands for.
     """
 
     seen: np.ndarray
@@ -163,36 +299,72 @@ class Scan:
     overlap: dict[int, Match] = field(default_factory=dict)
     domains: Counter = field(default_factory=Counter)
     lengths: Counter = field(default_factory=Counter)
+    ngrams: Contexts = field(default_factory=Contexts)
+    shingles: Contexts = field(default_factory=Contexts)
+    candidates: dict[int, Candidate] = field(default_factory=dict)
 
     def merge(self, other: Scan) -> Scan:
         self.seen |= other.seen
         for name in ("documents", "words", "bytes"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
-        for name in ("exact", "near", "overlap"):
+        for name in _BEST:
             best = getattr(self, name)
             for document, match in getattr(other, name).items():
                 best[document] = match.better(best.get(document))
         self.domains += other.domains
         self.lengths += other.lengths
+        for name in _CONTEXTS:
+            getattr(self, name).merge(getattr(other, name))
+        for value, candidate in other.candidates.items():
+            self.add_candidate(value, candidate)
+        if len(self.candidates) > max(BATCH >> 8, 2 * len(self.shingles.keys)):
+            self.settle()
         return self
 
-    def to_json(self) -> str:
-        record = vars(self) | {"seen": [len(self.seen), *np.flatnonzero(self.seen).tolist()]}
-        for name in ("exact", "near", "overlap"):
-            record[name] = {document: asdict(match) for document, match in record[name].items()}
-        return json.dumps(record)
+    def add_candidate(self, value: int, candidate: Candidate) -> None:
+        known = self.candidates.get(value)
+        if known is None or candidate < known:  # copies in one context: the order of arrival decides nothing
+            self.candidates[value] = candidate
+
+    def settle(self) -> Scan:
+        """Forget the candidates that no entry names."""
+        for name in _CONTEXTS:
+            getattr(self, name).settle()
+        named = set(self.shingles.values.tolist())
+        self.candidates = {value: one for value, one in self.candidates.items() if value in named}
+        return self
+
+    def record(self) -> dict:
+        """Return all of it as an object of JSON."""
+        record = vars(self.settle()) | {"seen": [len(self.seen), *np.flatnonzero(self.seen).tolist()]}
+        for name in _CONTEXTS:
+            record[name] = [record[name].keys.tolist(), record[name].values.tolist()]
+        for name in (*_BEST, "candidates"):
+            record[name] = {key: asdict(one) for key, one in record[name].items()}
+        return record
 
     @classmethod
-    def from_json(cls, text: str) -> Scan:
-        record = json.loads(text)
+    def of_record(cls, record: dict) -> Scan:
         size, *rows = record["seen"]
         record["seen"] = np.zeros(size, bool)
         record["seen"][rows] = True
-        for name in ("exact", "near", "overlap"):
-            record[name] = {int(document): Match(**match) for document, match in record[name].items()}
+        for name in _CONTEXTS:
+            record[name] = Contexts(*record[name])
+        for name in (*_BEST, "candidates"):
+            kind = Candidate if name == "candidates" else Match
+            record[name] = {int(key): kind(**one) for key, one in record[name].items()}
         record["domains"] = Counter(record["domains"])
         record["lengths"] = Counter({int(bits): count for bits, count in record["lengths"].items()})
         return cls(**record)
+
+    def to_json(self) -> str:
+        """Return a line of JSON with a checksum."""
+        return sealed(json.dumps(self.record()))
+
+    @classmethod
+    def from_json(cls, text: str) -> Scan:
+        """Read what ``to_json`` wrote. Raises ValueError where any of it was changed."""
+        return cls.of_record(json.loads(unsealed(text)))
 
 
 class Index:
@@ -232,12 +404,15 @@ class Index:
                 for size in parts:
                     parts[size] = [self._sampled(*pair) for pair in parts[size]]
         self._outlines = np.unique(np.concatenate(ends or [np.empty(0, np.uint64)]))
-        count = len(self.ids)
+        first = np.ones(len(self.ids), bool)
+        first[[copy for copies in self.digests.values() for copy in copies[1:]]] = False
         self.tables = {}
         for size, kept in parts.items():
             found = np.concatenate([pair[0] for pair in kept] or [np.empty(0, np.uint64)])
             documents = np.concatenate([pair[1] for pair in kept] or [np.empty(0, np.int32)])
-            self.tables[size] = GramTable(found, documents, count)
+            self.tables[size] = GramTable(found, documents, first)
+        # What validation shows by itself of templates.
+        self._own, self._templated = self.tables[SHINGLE].own()
 
     @property
     def kept(self) -> float:
@@ -317,7 +492,10 @@ def _overlaps(index: Index, batch: Batch, scan: Scan) -> None:
     # An n-gram counts once a text, however often it is there.
     _, once = np.unique(texts * len(table.grams) + rows, return_index=True)
     positions, texts, rows = positions[once], texts[once], rows[once]
-    of, documents = table.pairs(rows)
+    known, at = np.unique(texts, return_inverse=True)
+    scan.ngrams.add(rows, batch.digests(known)[at])
+    of, entries = table.pairs(rows)
+    documents = table.documents[entries]
     order = np.lexsort((positions[of], documents, texts[of]))
     of, documents = of[order], documents[order]
     for text, document, count, first in zip(*_counted(texts[of], documents, len(index.ids)), strict=True):
@@ -330,44 +508,118 @@ def _overlaps(index: Index, batch: Batch, scan: Scan) -> None:
 
 
 def _near(index: Index, batch: Batch, scan: Scan) -> None:
-    """Texts, or stretches of them as long as a validation document, that have a Jaccard similarity of ``near`` or more with it.
+    """Find texts, or stretches of them as long as a validation document, that are much like it.
 
-    With c shingles in common, a and b in all, J = c / (a + b − c) ≥ t needs c ≥ t · b: only such pairs are looked at closely.
+    Those of a Jaccard similarity of ``near`` or more are matches. Those that have ``TEMPLATE`` of its shingles are candidates:
+    what is boilerplate shows in the end, and they may be a copy of the rest.
     """
     table = index.tables[SHINGLE]
     found, positions = index._sampled(*batch.grams(SHINGLE))
     places, rows = table.find(found)
     if not len(rows):
         return
-    of, documents = table.pairs(rows)
-    texts = batch.texts_of(positions[places])[of]
-    order = np.lexsort((positions[places[of]], documents, texts))
-    at, rows, documents, texts = positions[places[of]][order], rows[of][order], documents[order], texts[order]
+    of, entries = table.pairs(rows)
+    documents, at = table.documents[entries], positions[places[of]]
+    texts = batch.texts_of(at)
+    order = np.lexsort((at, documents, texts))
+    at, rows, entries, documents, texts = at[order], rows[of][order], entries[order], documents[order], texts[order]
     bounds = np.searchsorted(batch.texts_of(positions), np.arange(len(batch.texts) + 1))
+    texts, documents, counts, firsts = _counted(texts, documents, len(index.ids))
+    least = np.maximum(min(index.near, TEMPLATE) * table.named, FEWEST)
+    enough = counts >= least[documents]
+    # A text that has the template alone, which validation shows by itself, is no match.
+    if len(firsts):
+        own = np.add.reduceat(index._own[entries].astype(np.int64), firsts)
+        enough &= (own >= FEWEST) | ~index._templated[documents]
     distinct: dict[int, int] = {}
-    for text, document, count, first in zip(*_counted(texts, documents, len(index.ids)), strict=True):
-        size = int(table.sizes[document])
-        if count < max(index.near * size, FEWEST):
-            continue
-        mine = slice(first, first + count)
-        similarity, begin = _stretch(at[mine], rows[mine], size, index.lengths[document], index.kept)
-        shared = len(np.unique(rows[mine]))
+    digests: dict[int, np.ndarray] = {}
+    pairs = (side[enough].tolist() for side in (texts, documents, counts, firsts))
+    for text, document, count, first in zip(*pairs, strict=True):
+        size, length, name = int(table.sizes[document]), index.lengths[document], batch.texts[text].id
+        there, mine = at[first : first + count], entries[first : first + count]
         if text not in distinct:
             distinct[text] = len(np.unique(found[bounds[text] : bounds[text + 1]]))
-        whole = shared / (distinct[text] + size - shared) if shared >= FEWEST else 0.0
-        similarity = max(similarity if similarity >= STRETCH else 0.0, whole)
-        if similarity >= index.near:
-            match = Match(float(similarity), batch.texts[text].id)
-            if match.better(scan.near.get(document)) is match:
-                end = min(int(batch.ends[text]), begin + index.lengths[document])
-                scan.near[int(document)] = Match(match.score, match.train_id, _passage(batch, begin, end))
+            digests[text] = batch.digests([text])
+        begin, end = _stretch(there, length)
+        shared = np.unique(mine[begin:end])
+        inside = max((length - SHINGLE + 1) * index.kept, len(shared))
+        similarity = _jaccard(len(shared), inside, size)
+        everywhere = np.unique(mine)
+        whole = _jaccard(len(everywhere), distinct[text], size)
+        passage = _passage(batch, int(there[begin]), min(int(batch.ends[text]), int(there[begin]) + length))
+        match = Match(float(max(similarity if similarity >= STRETCH else 0.0, whole)), name, passage)
+        if match.score >= index.near and match.better(scan.near.get(document)) is match:
+            scan.near[document] = match
+        if whole > similarity:
+            begin, end, shared, inside = 0, count, everywhere, distinct[text]
+        if len(shared) < least[document]:
+            continue
+        # The context: the other words inside what is shared, as of a copy with some words changed, or where these are few the
+        # whole text. So one changed copy on many pages is one context, and a template is met in as many as texts have it.
+        first_word, last_word = int(there[begin]), int(there[end - 1]) + SHINGLE
+        span = last_word - first_word - SHINGLE + 1
+        gaps = span - len(np.unique(there[begin:end])) / index.kept
+        context = digests[text] if gaps < GAPS * span else [digest(batch.hashes[first_word:last_word])]
+        value = digest(np.array([*context, document], np.uint64))
+        scan.shingles.add(shared, np.full(len(shared), value, np.uint64))
+        candidate = Candidate(document, len(shared), float(inside), span * index.kept, name, passage)
+        scan.add_candidate(value, candidate)
 
 
-def _stretch(at: np.ndarray, rows: np.ndarray, size: int, length: int, kept: float) -> tuple[float, int]:
-    """Similarity of a document of ``length`` words with the stretch of a text, as long as it, that has most of its shingles, and
-    where that begins; at, rows: positions of shingles they have in common, in order."""
+def _jaccard(shared: int, some: float, others: float) -> float:
+    """Similarity of two sets by their sizes; 0 where too few are shared to tell."""
+    return shared / (some + others - shared) if shared >= FEWEST else 0.0
+
+
+def _stretch(at: np.ndarray, length: int) -> tuple[int, int]:
+    """Return the slice of ``at``, positions in order, that lies within ``length`` words and is the longest."""
     ends = np.searchsorted(at, at + length)
     best = int(np.argmax(ends - np.arange(len(at))))
-    shared = len(np.unique(rows[best : ends[best]]))
-    inside = max((length - SHINGLE + 1) * kept, shared)
-    return (shared / (inside + size - shared) if shared >= FEWEST else 0.0), int(at[best])
+    return best, int(ends[best])
+
+
+def own_match(index: Index, scan: Scan, own: np.ndarray, templated: np.ndarray) -> dict[int, Match]:
+    """Return the candidate that has most of what is a document's own, for each document with a template.
+
+    Args:
+        own: the entries that are their document's own, bool [P]; few contexts have each, so all are known.
+        templated: the documents with a template, bool [documents].
+
+    Similarity is of own shingles alone. A candidate's are those that it shares, and what is between them.
+    """
+    scan.settle()
+    sizes = np.bincount(index.tables[SHINGLE].documents, own, len(index.ids))
+    values, counts = np.unique(scan.shingles.values[own[scan.shingles.keys]], return_counts=True)
+    found: dict[int, Match] = {}
+    for value, shared in zip(values.tolist(), counts.tolist(), strict=True):
+        one = scan.candidates[value]
+        if not templated[one.document]:
+            continue
+        inside = max(min(one.inside, one.span) - (one.shared - shared), shared)
+        similarity = _jaccard(shared, inside, float(sizes[one.document]))
+        if similarity >= max(index.near, STRETCH):
+            match = Match(similarity, one.train_id, one.passage)
+            found[one.document] = match.better(found.get(one.document))
+    return found
+
+
+def own_overlaps(index: Index, scan: Scan, own: np.ndarray) -> np.ndarray:
+    """Return how many of the entries ``own`` bool [P] one training document has, of each document, int64 [documents].
+
+    The most among the contexts that were kept.
+    """
+    table, contexts = index.tables[NGRAM], scan.ngrams
+    contexts.settle()
+    entries = np.flatnonzero(own)
+    rows = table.row_of[entries]
+    starts, ends = (np.searchsorted(contexts.keys, rows, side) for side in ("left", "right"))
+    counts = ends - starts
+    at = np.repeat(starts - np.cumsum(counts) + counts, counts) + np.arange(counts.sum())
+    documents = np.repeat(table.documents[entries], counts)
+    order = np.lexsort((contexts.values[at], documents))
+    documents, values = documents[order], contexts.values[at][order]
+    new = np.append(True, (documents[1:] != documents[:-1]) | (values[1:] != values[:-1]))[: len(documents)]
+    firsts = np.flatnonzero(new)
+    found = np.zeros(len(index.ids), np.int64)
+    np.maximum.at(found, documents[firsts], np.diff(np.append(firsts, len(documents))))
+    return found

@@ -21,7 +21,21 @@ import numpy as np
 
 from ..errors import InputError
 from ..findings import Finding
-from .index import ESTIMATED, NGRAM, SHINGLE, GramTable, Index, Match, Scan, Text, groups, scan_batch
+from .index import (
+    ESTIMATED,
+    FEWEST,
+    NGRAM,
+    SHINGLE,
+    GramTable,
+    Index,
+    Match,
+    Scan,
+    Text,
+    groups,
+    own_match,
+    own_overlaps,
+    scan_batch,
+)  # fmt: skip
 from .texts import BLANK
 from .words import grams, hashes, words
 
@@ -207,17 +221,53 @@ def overlaps(index: Index, scan: Scan) -> np.ndarray:
         return table.seen(scan.seen) / table.sizes
 
 
-def leaks(index: Index, scan: Scan) -> list[Leak]:
-    """Validation documents that count as leaked, in their order: exact, or by the stronger of near and contained."""
+@dataclass(frozen=True)
+class Own:
+    """What is a validation document's own, by n-grams and by shingles: entries bool [P], and documents with a template.
+
+    The rest is a template that other documents have as well (``GramTable.own``).
+    """
+
+    ngrams: np.ndarray
+    ngrams_templated: np.ndarray
+    shingles: np.ndarray
+    shingles_templated: np.ndarray
+
+    @classmethod
+    def of(cls, index: Index, scan: Scan) -> Own:
+        """Judge by all of validation, and by the training text of ``scan``."""
+        ngrams, shingles = index.tables[NGRAM], index.tables[SHINGLE]
+        return cls(
+            *ngrams.own(scan.ngrams.counts(len(ngrams.grams))[ngrams.row_of]),
+            *shingles.own(scan.shingles.counts(len(shingles.documents))),
+        )
+
+
+def leaks(index: Index, scan: Scan, own: Own | None = None) -> list[Leak]:
+    """Return validation documents that count as leaked, in their order: exact, or by the stronger of near and contained.
+
+    Args:
+        own: what is each document's own; by default what the training text of ``scan`` shows.
+    """
     table, found = index.tables[NGRAM], []
-    counts = table.seen(scan.seen)
+    own = Own.of(index, scan) if own is None else own
+    counts = table.seen(scan.seen, own.ngrams)
+    sizes = np.bincount(table.documents, own.ngrams, len(index.ids))
+    enough = np.bincount(index.tables[SHINGLE].documents, own.shingles, len(index.ids)) >= FEWEST
+    templated = own.ngrams_templated | own.shingles_templated
+    # What fills the blanks of a template is in training, one here and one there: one document must have it.
+    counts[templated] = own_overlaps(index, scan, own.ngrams & templated[table.documents])[templated]
+    matches = own_match(index, scan, own.shingles, own.shingles_templated)
     for document, name in enumerate(index.ids):
         if index.lengths[document] < FEWEST_WORDS:
             continue
-        share = float(counts[document] / max(1, table.sizes[document]))
-        near, overlap = scan.near.get(document), scan.overlap.get(document)
+        share = float(counts[document] / max(1, sizes[document]))
+        near = (matches if own.shingles_templated[document] else scan.near).get(document)
+        overlap = scan.overlap.get(document)
         similarity = near.score if near else 0.0
         contained = share >= CONTAINED and (index.kept == 1 or counts[document] >= ESTIMATED)
+        if templated[document]:
+            contained &= bool(sizes[document] >= FEWEST and enough[document])
         if document in scan.exact:
             kind, match, similarity = "exact", scan.exact[document], 1.0
         elif contained and share > similarity:
@@ -298,25 +348,27 @@ def without_leaks(texts: Callable[[], Iterable[Text]], index: Index) -> Iterator
     documents every paragraph that has an n-gram is dropped.
     """
     table = index.tables[NGRAM]
-    left = leaks(index, scan_texts(index, _without_copies(texts(), index)))
-    forbidden = table.rows_of([leak.document for leak in left])
-    for text in _without_copies(texts(), index):
+    own = Own.of(index, scan_texts(index, texts()))  # one text alone does not show a template
+    scan = scan_texts(index, _without_copies(texts(), index, own))
+    left = leaks(index, scan)
+    forbidden = table.rows_of([leak.document for leak in left], Own.of(index, scan).ngrams)
+    for text in _without_copies(texts(), index, own):
         text = _without_paragraphs(text, lambda part: forbidden[_rows_in(part, table)].any()) if left else text
         if text.text.strip():
             yield text
 
 
-def _without_copies(texts: Iterable[Text], index: Index) -> Iterator[Text]:
+def _without_copies(texts: Iterable[Text], index: Index, own: Own) -> Iterator[Text]:
     for group in groups(texts):
-        if not leaks(index, scan_batch(index, group)):
+        if not leaks(index, scan_batch(index, group), own):
             yield from group
             continue
         for text in group:
-            if not _leaks(text, index):
+            if not _leaks(text, index, own):
                 yield text
                 continue
-            left = _without_paragraphs(text, lambda part: _copied(part, index))
-            if left.text.strip() and left.text != text.text and not _leaks(left, index):
+            left = _without_paragraphs(text, lambda part: _copied(part, index, own))
+            if left.text.strip() and left.text != text.text and not _leaks(left, index, own):
                 yield left
 
 
@@ -325,15 +377,15 @@ def _without_paragraphs(text: Text, unwanted: Callable[[str], bool]) -> Text:
     return replace(text, text="".join(part for part in parts if not (part.strip() and unwanted(part))))
 
 
-def _leaks(text: Text, index: Index) -> bool:
-    return bool(leaks(index, scan_batch(index, [text])))
+def _leaks(text: Text, index: Index, own: Own) -> bool:
+    return bool(leaks(index, scan_batch(index, [text]), own))
 
 
 def _rows_in(part: str, table: GramTable) -> np.ndarray:
     return table.find(grams(hashes(words(part)), NGRAM))[1]
 
 
-def _copied(part: str, index: Index) -> bool:
-    """Whether a paragraph is a validation document, or most of it part of one."""
+def _copied(part: str, index: Index, own: Own) -> bool:
+    """Return whether a paragraph is a validation document, or most of it part of one."""
     most = CONTAINED * max(1, len(words(part)) - NGRAM + 1)
-    return _leaks(Text("", part), index) or len(_rows_in(part, index.tables[NGRAM])) >= most
+    return _leaks(Text("", part), index, own) or len(_rows_in(part, index.tables[NGRAM])) >= most
