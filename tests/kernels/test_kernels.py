@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+import triton
+import triton.language as tl
 from tables import (
     FORWARD,
     KL,
@@ -22,6 +24,7 @@ from tables import (
 )
 
 from perplexity.kernels import MAX, SUM_EXP, TARGET, blockwise
+from perplexity.kernels.linear_nll import GROUP, span_and_row
 
 BACKENDS = ("torch", "triton")
 
@@ -260,18 +263,26 @@ def test_nll_alone_writes_three_planes_and_the_same_bits(layout, dtype, device):
     torch.testing.assert_close(sums[MAX] + sums[SUM_EXP].log(), exact.float(), rtol=1e-5, atol=1e-4)
 
 
-def test_programs_cover_every_block_and_span_once():
-    """A group of 16 blocks of tokens over one span after the other; the last group is smaller."""
-    from perplexity.kernels.linear_nll import GROUP
+@triton.jit
+def places_kernel(places_ptr, N, spans, GROUP: tl.constexpr, BLOCK_N: tl.constexpr):
+    span, row = span_and_row(N, spans, GROUP, BLOCK_N)
+    tl.static_assert(row.dtype == tl.int64, "offsets of rows pass 2³¹")
+    tl.store(places_ptr + 2 * tl.program_id(0), span.to(tl.int64))
+    tl.store(places_ptr + 2 * tl.program_id(0) + 1, row)
 
-    for blocks, spans in ((1, 1), (16, 5), (17, 5), (40, 63), (64, 3)):
-        places = []
-        for program in range(blocks * spans):
-            group = program // (GROUP * spans)
-            in_group = min(blocks - group * GROUP, GROUP)
-            place = program % (GROUP * spans)
-            places.append((place // in_group, group * GROUP + place % in_group))
-        assert sorted(places) == [(span, block) for span in range(spans) for block in range(blocks)]
+
+@pytest.mark.parametrize(("blocks", "spans", "short"), [(1, 1, 0), (1, 3, 31), (16, 2, 0), (17, 5, 31), (33, 3, 1)])
+def test_programs_cover_every_block_and_span_once(blocks, spans, short, device):
+    """A group of 16 blocks goes over one span after the other; the last group is smaller, and its last block may be."""
+    places = torch.full((blocks * spans, 2), -1, device=device)
+    places_kernel[(blocks * spans,)](places, 32 * blocks - short, spans, GROUP, 32)
+    in_order = [
+        [span, 32 * block]
+        for first in range(0, blocks, 16)
+        for span in range(spans)
+        for block in range(first, min(first + 16, blocks))
+    ]
+    assert places.tolist() == in_order
 
 
 @pytest.mark.parametrize("limit", [1, 1000, 40_000, 10**9])
