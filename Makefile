@@ -12,7 +12,7 @@ SHUFFLE := $(if $(filter random,$(ORDER)),-p randomly --randomly-dont-reset-seed
 
 OLDEST_TRITON := 3.6.0
 
-.PHONY: demo test test-slow collection lint format compile-check compile-check-oldest bench bench-evaluation bench-gpu doctor clean
+.PHONY: demo test test-slow collection mutants lint format compile-check compile-check-oldest bench bench-evaluation bench-gpu doctor clean
 
 # torch first and alone: what it brings (a CUDA build brings its own triton) decides the rest.
 define install
@@ -59,6 +59,10 @@ format: $(READY)
 
 compile-check: $(READY)
 	$(BIN)/python -m perplexity.kernels.compile_check --markdown docs/compile-check.md
+
+# OPTIONS as in `python tests/mutants.py --help`
+mutants: $(READY)
+	$(BIN)/python tests/mutants.py --seed $(SEED) --workers $(WORKERS) $(OPTIONS)
 
 # Against every peer that runs on this machine: half an hour on 2 cores. OPTIONS: --seconds, --out, pytest's -k.
 bench: $(READY)
