@@ -176,6 +176,16 @@ def test_every_multiple_is_evaluated_once_whatever_the_steps(stride, expected):
     assert len(calls) == expected
 
 
+def test_steps_that_are_run_again_are_evaluated_again():
+    """A run that went back to its checkpoint trains on: its old evaluations are of another run."""
+    calls = []
+    monitor = Monitor()
+    evaluate = monitor.evaluate_every(500, lambda: calls.append(step) or 3.0)
+    for step in (500, 700, 1000, 400, 499, 500, 999, 1000, 1001):
+        evaluate(step)
+    assert calls == [500, 1000, 500, 1000]
+
+
 def test_nan_stops_at_once():
     monitor = Monitor(stop_on="non-finite")
     for step in range(10):
@@ -282,6 +292,17 @@ def test_hard_batches_in_a_row_are_chance_where_they_are_common():
     longest = max(spike.points for spike in monitor.digest.spikes)
     assert longest >= 4
     assert not [f for f in monitor.diagnose().findings if f.signal == "spike" and f.severity != "info"]
+
+
+@pytest.mark.parametrize(("outliers", "counted"), [(1, 1), (4, 4), (5, 5), (16, 16), (17, 0), (40, 0)])
+def test_up_to_sixteen_outliers_in_a_row_may_be_chance(outliers, counted):
+    digest = Digest()
+    for step in range(300 + outliers):
+        odd = 200 <= step < 200 + outliers
+        digest.train(step, 3.0 + 0.01 * (step % 7) + 6.0 * odd)
+    (spike,) = digest.spikes
+    assert (spike.points, spike.first, spike.ended) == (outliers, 200, True)
+    assert digest.single_outliers == counted
 
 
 def test_the_share_of_evaluations_over_several_sessions():
