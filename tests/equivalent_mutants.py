@@ -3,6 +3,24 @@
 # (file, the line before, the line after, why no test can notice)
 EQUIVALENT = [
     (
+        "perplexity/evaluation/scoring.py",
+        'if self.device.type == "cuda":',
+        'if self.device.type != "cuda":',
+        "torch.cuda.empty_cache does nothing before CUDA is used; on a GPU it only returns memory",
+    ),
+    (
+        "kernels/nll.py",
+        "light = plain and logits.stride(1) == 1 and logits.stride(0) % 16 == 0 and logits.data_ptr() % 16 == 0",
+        "light = plain or logits.stride(1) == 1 and logits.stride(0) % 16 == 0 and logits.data_ptr() % 16 == 0",
+        "the size of a tile and a limit of registers: speed only",
+    ),
+    (
+        "kernels/linear_nll.py",
+        'return dict(FLATTEN=target.backend == "cuda" and target.arch < 100, PARTS=4)',
+        'return dict(FLATTEN=target.backend != "cuda" and target.arch < 100, PARTS=4)',
+        "whether the compiler flattens a loop: the interpreter has no such choice, results are the same",
+    ),
+    (
         "perplexity/monitor/signals.py",
         "return now - before > max(digest.settings.rise, digest.settings.standard_errors * error)",
         "return now - before >= max(digest.settings.rise, digest.settings.standard_errors * error)",

@@ -52,17 +52,30 @@ MUTATED = (
 )
 # Their tests need a GPU or a compiler: a mutant of them would live here whatever the tests say.
 OFF_THE_CPU = ("kernels/compile_check.py",)
-TESTS = ("test_*.py", "kernels/test_*.py", *(f"{name}/test_*.py" for name in ("evaluation", "monitor", "data_checks")))
+TESTS = (
+    "test_*.py",
+    "kernels/test_*.py",
+    *(f"{name}/test_*.py" for name in ("evaluation", "monitor", "data_checks")),
+)
 OTHER_TESTS = ("test_demo.py", "test_readme.py", "test_training_curve.py", "test_mutants.py")
-# A hash of the device code changes with every mutant; compiled kernels cannot hold probes, and take minutes.
+# A hash of the device code changes with every mutant. Compiled kernels cannot hold probes.
 LEFT_OUT = (
     "test_the_committed_table_is_of_this_device_code",
     "test_a_covering_set_compiles_for_every_target",
 )
-COPIED = ("kernels", "perplexity", "tests", "docs", "examples", "bench", "README.md", "pyproject.toml")
+COPIED = (
+    "kernels",
+    "perplexity",
+    "tests",
+    "docs",
+    "examples",
+    "bench",
+    "README.md",
+    "pyproject.toml",
+)
 
 SECONDS_IN_ALL = 1800.0
-FIRST_SECONDS = 25.0  # of tests for every mutant; what is left of SECONDS_IN_ALL goes to those that still live
+FIRST_SECONDS = 25.0  # of tests for every mutant; those that still live share the rest
 LEAST_SECONDS = 8.0  # to start Python, torch and pytest
 MOST_MEMORY = 12 << 30  # bytes of a mutant that allocates without end
 
@@ -121,7 +134,20 @@ ARITHMETIC = {
 }
 OPPOSITES = "min max, minimum maximum, amin amax, argmin argmax, all any, floor ceil, zeros ones, startswith endswith"
 SWAPPED_CALLS = {name: other for pair in map(str.split, OPPOSITES.split(",")) for name, other in (pair, pair[::-1])}
-REDUCTIONS = {"sum", "mean", "amax", "amin", "max", "min", "argmax", "argmin", "all", "any", "cumsum", "logsumexp"}
+REDUCTIONS = {
+    "sum",
+    "mean",
+    "amax",
+    "amin",
+    "max",
+    "min",
+    "argmax",
+    "argmin",
+    "all",
+    "any",
+    "cumsum",
+    "logsumexp",
+}
 AXES = {0: 1, 1: 0, 2: 1, -1: 0, -2: -1}
 
 
@@ -334,7 +360,7 @@ def parses(source: bytes) -> bool:
 def draw(seed: int, sources: dict[str, bytes]) -> Iterator[Mutation]:
     """Yield one mutation a statement, in the seed's order.
 
-    A statement's place follows from its own text: an edit elsewhere in the tree moves no other draw.
+    A statement's place follows from its own text: an edit elsewhere moves no other draw.
     """
     places = []
     for file, source in sorted(sources.items()):
@@ -401,7 +427,11 @@ class Probes(ast.NodeTransformer):
         for name in ("body", "orelse", "finalbody"):
             statements = getattr(node, name, None)
             if isinstance(statements, list) and not isinstance(node, ast.Module):
-                setattr(node, name, [each for statement in statements for each in self.probed(statement)])
+                setattr(
+                    node,
+                    name,
+                    [each for statement in statements for each in self.probed(statement)],
+                )
         return node
 
     def probed(self, statement: ast.stmt) -> tuple[ast.stmt, ...]:
@@ -417,7 +447,10 @@ def is_future(statement: ast.stmt) -> bool:
 def with_probes(source: bytes, base: int) -> str:
     """Return the source with probes."""
     module = Probes(base).visit(ast.parse(source))
-    first = [ast.get_docstring(module) is not None, *(is_future(statement) for statement in module.body)]
+    first = [
+        ast.get_docstring(module) is not None,
+        *(is_future(statement) for statement in module.body),
+    ]
     place = sum(first)  # after the docstring and what must follow it
     module.body[place:place] = ast.parse("from _mutants_probe import hits as _hits\n_hit = _hits.add").body
     return ast.unparse(ast.fix_missing_locations(module)) + "\n"
@@ -437,17 +470,24 @@ def recorded_tests() -> list[str]:
 
 def file_keys(files: list[str]) -> dict[str, str]:
     """Return, for each test file, a hash of all that its record depends on."""
-    names = [*ROOT.glob("kernels/*.py"), *ROOT.glob("perplexity/**/*.py"), *ROOT.glob("tests/**/*.py")]
+    names = [
+        *ROOT.glob("kernels/*.py"),
+        *ROOT.glob("perplexity/**/*.py"),
+        *ROOT.glob("tests/**/*.py"),
+    ]
     common = hashlib.sha256()
     for path in sorted(names):
-        if not path.name.startswith("test_") and path.name not in ("mutants.py", "equivalent_mutants.py"):
+        if not path.name.startswith("test_") and path.name not in (
+            "mutants.py",
+            "equivalent_mutants.py",
+        ):
             common.update(path.read_bytes())
     common.update(f"{PROBE}{LEFT_OUT}{sys.version}".encode())
     return {file: hashlib.sha256(common.digest() + (ROOT / file).read_bytes()).hexdigest() for file in files}
 
 
 def copy_tree(folder: Path) -> Path:
-    """Copy the tree into ``folder``; there `perplexity.kernels` is found without an installation."""
+    """Copy the tree; in the copy `perplexity.kernels` is found without an installation."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     for name in COPIED:
@@ -461,14 +501,22 @@ def copy_tree(folder: Path) -> Path:
 
 
 def start(folder: Path, job: dict, name: str, **environment: str) -> tuple[int, dict, float]:
-    """Run a job in a copy of the tree. Returns its exit status, what it wrote, and its processor seconds."""
+    """Run a job in a copy of the tree.
+
+    Returns its exit status, what it wrote, and its processor seconds.
+    """
     # Beside the tree, not in it: tests may look at what the tree holds.
     todo = folder.parent / f"{folder.name}-{name}-job.json"
     out = folder.parent / f"{folder.name}-{name}.json"
     out.unlink(missing_ok=True)
     todo.write_text(json.dumps(job | {"out": str(out)}))
     base = {key: value for key, value in os.environ.items() if not key.startswith(("PYTEST", "COVERAGE"))}
-    base |= dict(PYTHONPATH=str(folder), PYTHONDONTWRITEBYTECODE="1", OMP_NUM_THREADS="1", MUTANTS_ROOT=str(folder))
+    base |= dict(
+        PYTHONPATH=str(folder),
+        PYTHONDONTWRITEBYTECODE="1",
+        OMP_NUM_THREADS="1",
+        MUTANTS_ROOT=str(folder),
+    )
     log = out.with_suffix(".log")
     with log.open("wb") as file:
         process = subprocess.Popen(
@@ -531,7 +579,10 @@ def record(workers: int) -> Record:
 
 
 def record_group(number: int, files: list[str]) -> tuple[dict, float]:
-    """Record the tests of some files in a copy with probes; those that fail there are timed in a copy without."""
+    """Record the tests of some files in a copy with probes.
+
+    Tests that fail there run again in a copy without: torch.compile, say, refuses a probe.
+    """
     folder = copy_tree(BUILD / f"record-{number}")
     sources = mutated_sources()
     for place, (name, source) in enumerate(sources.items(), start=1):
@@ -583,7 +634,7 @@ def processor_seconds() -> float:
 
 
 class InTheCopy:
-    """A pytest plugin: it checks that the copy is what is imported, and writes what was found after every test."""
+    """A pytest plugin that checks that the copy is what is imported."""
 
     def __init__(self, job: dict) -> None:
         self.job, self.written, self.failed = job, {"tests": {}}, False
@@ -624,7 +675,11 @@ class Recording(InTheCopy):
         yield
         seconds = processor_seconds() - began
         numbers = sorted(hits)
-        self.written["tests"][item.nodeid] = {"seconds": seconds, "numbers": numbers, "failed": self.failed}
+        self.written["tests"][item.nodeid] = {
+            "seconds": seconds,
+            "numbers": numbers,
+            "failed": self.failed,
+        }
 
     def pytest_sessionfinish(self) -> None:
         self.write()
@@ -641,7 +696,7 @@ class Judging(InTheCopy):
         expected = self.job["order"][item.nodeid]
         self.written["running"] = item.nodeid
         self.write()
-        # A mutant that never ends is caught by the clock; on shared cores the wall clock only means that nothing moves.
+        # A mutant that never ends is caught by processor time, one that waits by the wall clock.
         used = resource.getrusage(resource.RUSAGE_SELF)
         limit = int(used.ru_utime + used.ru_stime + 20 + 10 * expected)
         resource.setrlimit(resource.RLIMIT_CPU, (limit, resource.RLIM_INFINITY))
@@ -712,9 +767,9 @@ class Mutant:
 def order_tests(covering: set[str], record: Record, file: str) -> dict[str, float]:
     """Return the tests that run a statement, then the other tests of their files, in the order to run them.
 
-    Test functions take turns, for the cases of one function notice much the same: of each its cheapest case first, then
-    twice as many, and so on. Within a turn a file's tests stay together, for they share fixtures; the files of the mutated
-    package come first, then cheap ones.
+    Test functions take turns, for the cases of one function notice much the same: of each its
+    cheapest case first, then twice as many, and so on. Within a turn a file's tests stay together,
+    for they share fixtures. The files of the mutated package come first, then the cheapest.
     """
     package = Path(file).parent.name
 
@@ -728,7 +783,16 @@ def order_tests(covering: set[str], record: Record, file: str) -> dict[str, floa
             mirrors = Path(test_file).parent.name == package or Path(test_file).stem == f"test_{Path(file).stem}"
             for place, name in enumerate(cases):
                 turn = (place + 1).bit_length()
-                keyed.append((turn, not mirrors, cost[test_file], test_file, record.tests[name]["seconds"], name))
+                keyed.append(
+                    (
+                        turn,
+                        not mirrors,
+                        cost[test_file],
+                        test_file,
+                        record.tests[name]["seconds"],
+                        name,
+                    )
+                )
         return [key[-1] for key in sorted(keyed)]
 
     cost = defaultdict(float)
@@ -809,7 +873,7 @@ class Budget:
 
 
 def judge(mutant: Mutant, folder: Path, source: bytes, seconds: float) -> float:
-    """Run tests that have not run yet, for about so many seconds. Returns the seconds that were used."""
+    """Run tests that have not run yet, for about so many seconds; return the seconds used."""
     todo = dict(list(mutant.order.items())[mutant.ran :])
     path = folder / mutant.mutation.file
     path.write_bytes(mutant.mutation.apply(source))
@@ -867,11 +931,19 @@ def run(seed: int, count: int, workers: int, seconds: float) -> int:
             if mutant.explained:
                 show(mutant)
         list(pool.map(lambda mutant: judge_some(mutant, FIRST_SECONDS), [m for m in mutants if m.lives]))
-        # Those with the least to do first: each then has its whole share of what is left, or is done.
-        living = sorted((m for m in mutants if m.lives and m.ran < len(m.order)), key=lambda m: len(m.order) - m.ran)
+        # Those with the fewest tests left come first: what they do not use is the others'.
+        living = sorted(
+            (m for m in mutants if m.lives and m.ran < len(m.order)),
+            key=lambda m: len(m.order) - m.ran,
+        )
         for place in range(0, len(living), workers):
             share = budget.left / (len(living) - place)
-            list(pool.map(lambda mutant, share=share: judge_some(mutant, share), living[place : place + workers]))
+            list(
+                pool.map(
+                    lambda mutant, share=share: judge_some(mutant, share),
+                    living[place : place + workers],
+                )
+            )
     lived = [mutant for mutant in mutants if mutant.lives]
     for mutant in lived:
         show(mutant)

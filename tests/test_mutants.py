@@ -118,7 +118,11 @@ def f(a):
 def test_tests_take_turns():
     """One case of each function, then more: the cases of one function notice much the same."""
     seconds = {"tests/evaluation/test_a.py::f[1]": 1.0, "tests/evaluation/test_a.py::f[2]": 2.0}
-    seconds |= {"tests/evaluation/test_a.py::g": 9.0, "tests/test_b.py::h": 0.1, "tests/test_b.py::i": 0.1}
+    seconds |= {
+        "tests/evaluation/test_a.py::g": 9.0,
+        "tests/test_b.py::h": 0.1,
+        "tests/test_b.py::i": 0.1,
+    }
     record = mutants.Record({name: {"seconds": value, "hits": {}} for name, value in seconds.items()})
     order = mutants.order_tests(set(seconds) - {"tests/test_b.py::i"}, record, "perplexity/evaluation/a.py")
     assert [name.split("::")[1] for name in order] == ["f[1]", "g", "h", "f[2]", "i"]
