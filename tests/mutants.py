@@ -320,6 +320,8 @@ class Finder(ast.NodeVisitor):
         for axis in axes:
             self.axis(axis)
         for keyword in node.keywords:
+            if keyword.arg == "repr":  # of a dataclass's field: as `__repr__`
+                self.done.add(keyword.value)
             if keyword.arg == "mask" and not isinstance(keyword.value, ast.Constant):
                 self.replace("mask", keyword.value, f"({self.code(keyword.value)}) == 0")
         self.generic_visit(node)

@@ -61,6 +61,7 @@ def test_the_operators(line, expected):
         "class A:\n    def __repr__(self): return a + 1",
         "if TYPE_CHECKING:\n    x = 1",
         "__all__ = [1]",
+        "x = field(repr=False)",
         "# a < 1",
     ],
 )
