@@ -71,7 +71,7 @@ def test_both_curves():
     last = [6.0 - 4.0 * step / 320 for step in range(289, 321)]  # blocks of 32 points
     assert training[2] == training[4] == f"{sum(last) / 32:.4f}"
     assert training[3] == "8.97"  # exp(2.19375)
-    assert validation[1] == "█▆▅▃▁▂"
+    assert validation[1] == "█▇▅▃▁▂"  # of 7 steps between 2 and 3.875: 7, 5.6, 3.7, 1.9, 0, 0.9
     assert validation[2:] == ["2.2500", "9.49", "2.0000", "at", "250"]
     assert not any("findings" in line or "health score" in line for line in lines)
     alone = shown(run_so_far(evaluations=0), findings=[], components={})
