@@ -62,7 +62,7 @@ compile-check: $(READY)
 
 # OPTIONS as in `python tests/mutants.py --help`
 mutants: $(READY)
-	$(BIN)/python tests/mutants.py --seed $(SEED) --workers $(WORKERS) $(OPTIONS)
+	$(BIN)/python tests/mutants.py --seed $(or $(SEED),1) --workers $(WORKERS) $(OPTIONS)
 
 # Against every peer that runs on this machine: half an hour on 2 cores. OPTIONS: --seconds, --out, pytest's -k.
 bench: $(READY)
