@@ -34,11 +34,11 @@ demo: $(DEMO_READY)
 
 # A thread a worker: with all cores each, workers wait for each other (a third longer on 2 cores). test-slow has all of them.
 test: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) -m "not slow" $(SHUFFLE) $(OPTIONS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not slow" $(SHUFFLE) $(OPTIONS)
 
 # Properties are drawn from a new seed, which is printed: OPTIONS="--hypothesis-seed=N" draws them again.
 test-slow: $(READY)
-	$(BIN)/python -m pytest -n $(WORKERS) -m slow --hypothesis-profile=slow $(SHUFFLE) $(OPTIONS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m slow --hypothesis-profile=slow $(SHUFFLE) $(OPTIONS)
 
 # Workers must collect the same tests in the same order, whatever the clock and the hash seed.
 collection: $(READY)

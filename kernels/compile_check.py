@@ -346,6 +346,7 @@ def main(argv: list[str] | None = None) -> int:
         "--quick", dest="extent", action="store_const", const="quick", help="compile each pair of values"
     )
     parser.set_defaults(extent="full")
+    parser.add_argument("--target", choices=TARGETS, help="compile the cases of this target alone")
     parser.add_argument("--markdown", metavar="OUT", help="write the table to this file")
     parser.add_argument("--expect-triton", metavar="VERSION", help="fail if another triton is imported")
     arguments = parser.parse_args(argv)
@@ -364,7 +365,8 @@ def main(argv: list[str] | None = None) -> int:
             os.cpu_count(), initializer=os.environ.update, initargs=({"TRITON_CACHE_DIR": cache},)
         ) as pool,
     ):
-        rows = [row for found in pool.map(compile_case, cases(arguments.extent)) for row in found]
+        chosen = [case for case in cases(arguments.extent) if arguments.target in (None, case.target)]
+        rows = [row for found in pool.map(compile_case, chosen) for row in found]
     table = markdown(rows)
     print(table)
     failures = sorted({failure for row in rows for failure in row.failures()})

@@ -15,6 +15,7 @@ from perplexity import VocabularyShard
 N, V, D = 21, 50, 12
 # Rows a rank holds: uneven, one row, none at all (in each place).
 SPLITS = {2: [(25, 25), (49, 1), (50, 0), (0, 50)], 3: [(17, 17, 16), (0, 30, 20), (30, 0, 20), (1, 49, 0)]}
+DTYPES = (torch.float32, torch.bfloat16)
 LOSSES = [
     {},
     {"reduction": "sum", "softcap": 2.0, "logit_scale": 0.7},
@@ -68,10 +69,10 @@ def close(ours, expected, dtype):
     torch.testing.assert_close(ours, expected, rtol=tolerance, atol=tolerance)
 
 
-def losses_and_statistics(rank, ranks, backend):
-    for dtype in (torch.float32, torch.bfloat16):
+def losses_and_statistics(rank, ranks, backend, dtypes, splits):
+    for dtype in dtypes:
         hidden, weight, bias, class_weight, target = problem(dtype)
-        for rows in SPLITS[ranks]:
+        for rows in splits:
             start = sum(rows[:rank])
             mine = slice(start, start + rows[rank])
             shard = VocabularyShard.of(weight[mine])
@@ -113,10 +114,20 @@ def losses_and_statistics(rank, ranks, backend):
             torch.testing.assert_close(nll, expected.nll, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("backend", ["torch", "triton"])
-@pytest.mark.parametrize("ranks", [2, 3])
-def test_a_sharded_vocabulary_equals_one_process(ranks, backend):
-    in_processes(ranks, losses_and_statistics, backend)
+# The interpreter takes a minute for every split and dtype: `make test` has an empty rank and a smaller one.
+@pytest.mark.parametrize(
+    ("ranks", "backend", "dtypes", "splits"),
+    [
+        pytest.param(2, "torch", DTYPES, SPLITS[2], id="2-torch"),
+        pytest.param(3, "torch", DTYPES, SPLITS[3], id="3-torch", marks=pytest.mark.slow),
+        pytest.param(3, "torch", DTYPES[:1], SPLITS[3][:2], id="3-torch-some"),
+        pytest.param(2, "triton", DTYPES, SPLITS[2], id="2-triton", marks=pytest.mark.slow),
+        pytest.param(3, "triton", DTYPES, SPLITS[3], id="3-triton", marks=pytest.mark.slow),
+        pytest.param(3, "triton", DTYPES[1:], SPLITS[3][1:2], id="3-triton-some"),
+    ],
+)
+def test_a_sharded_vocabulary_equals_one_process(ranks, backend, dtypes, splits):
+    in_processes(ranks, losses_and_statistics, backend, dtypes, splits)
 
 
 def frozen_input(rank, ranks):
@@ -216,6 +227,9 @@ def edges(rank, ranks):
         body(rank, ranks)
 
 
-@pytest.mark.parametrize(("body", "ranks"), [(edges, 2), (dtensors, 2), (dtensors, 3), (fully_sharded, 2)])
+@pytest.mark.parametrize(
+    ("body", "ranks"),
+    [(edges, 2), pytest.param(dtensors, 2, marks=pytest.mark.slow), (dtensors, 3), (fully_sharded, 2)],
+)
 def test_edges_dtensors_and_fsdp(body, ranks):
     in_processes(ranks, body)

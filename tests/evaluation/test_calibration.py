@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import torch
 from tiny_models import TEXTS
-from torchmetrics.functional.classification import multiclass_calibration_error
 
 import perplexity
 from perplexity import evaluate
@@ -50,6 +49,8 @@ def test_the_bins_are_torchmetrics(device):
     for part in np.array_split(np.arange(5000), 7):  # in any pieces
         bins.add(target.numpy()[part], values[:, part])
     got = bins.summary()
+    from torchmetrics.functional.classification import multiclass_calibration_error
+
     expected = multiclass_calibration_error(p, target, num_classes=40, n_bins=15, norm="l1")
     assert got["ece"] == pytest.approx(expected.item(), rel=1e-4) and got["ece"] > 0.05
     assert got["accuracy"] == pytest.approx((z.argmax(-1) == target).double().mean().item())
@@ -84,6 +85,8 @@ def test_evaluate_measures_it_in_the_same_pass(model, tokenizer, tmp_path):
     assert short["accuracy"] == pytest.approx((p.argmax(-1) == right).double().mean().item())
     assert short["confidence"] == pytest.approx(p.amax(-1).mean().item(), rel=1e-5)
     assert short["entropy"] == pytest.approx(-(p * p.log()).sum(-1).mean().item(), rel=1e-5)
+    from torchmetrics.functional.classification import multiclass_calibration_error
+
     ece = multiclass_calibration_error(p, right, num_classes=p.shape[1], n_bins=15, norm="l1")
     assert short["ece"] == pytest.approx(ece.item(), rel=1e-4)
     # Read back from the journal: the same.

@@ -40,10 +40,11 @@ def table(text):
 
 
 @pytest.mark.parametrize("extent", ["least", pytest.param("quick", marks=pytest.mark.slow)])
-def test_a_covering_set_compiles_for_every_target(extent):
-    done = run(f"--{extent}")
+@pytest.mark.parametrize("target", TARGETS)
+def test_a_covering_set_compiles_for_every_target(target, extent):
+    done = run(f"--{extent}", "--target", target)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert {(kernel, target) for kernel in KERNELS for target in TARGETS} <= table(done.stdout)
+    assert {(kernel, target) for kernel in KERNELS} <= table(done.stdout)
 
 
 def values(case):

@@ -2,13 +2,14 @@
 
 import pytest
 from faults import history, runs
-from river import drift
 
 WARMED_UP = 100  # steps: before, the loss itself changes
 
 
 def first_change(losses: list[float]) -> int | None:
     """Step of Page and Hinkley's first alarm (Biometrika, 1954) for a mean that rises."""
+    from river import drift
+
     detector = drift.PageHinkley(min_instances=30, delta=0.02, threshold=3.0, mode="up")
     for step, loss in enumerate(losses[WARMED_UP:], WARMED_UP + 1):
         detector.update(loss)
