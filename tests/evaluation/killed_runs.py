@@ -22,7 +22,7 @@ import perplexity
 from perplexity.evaluation import collect
 from perplexity.evaluation.journal import Journal
 
-DOCUMENTS = [" ".join([TEXTS[i % 3]] * (1 + i % 7)) for i in range(30)]
+DOCUMENTS = [" ".join([TEXTS[i % 3]] * (1 + i % 7)) for i in range(20)]
 STORIES = 5  # runs from an empty folder to the end; each of them is killed ten times:
 SCORING = ("before a forward pass", "after a forward pass", "before a write", "in a transaction", "in a torn write")
 ENDING = ("rows in the table", "table without its name", "table with its name", "half of the result")

@@ -6,6 +6,7 @@ import select
 import signal
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 from faults import runs
@@ -122,23 +123,28 @@ def test_a_file_that_grows_is_followed(tmp_path, ppl_here, monkeypatch):
     assert sum(line.startswith("overfitting danger") for line in lines) == 1
 
 
-@pytest.mark.skipif(not hasattr(select, "poll"), reason="polls a pipe")
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
 def test_a_process_that_follows_ends_when_it_is_interrupted(folder, tmp_path):
-    """SIGINT ends the following with the last diagnosis; the first finding's command says when to send it."""
-    read, write = os.pipe()
-    told = f"echo $PPL_SIGNAL >&{write}"
+    """SIGINT ends the following with the last diagnosis; the command of the first finding says when to send it."""
+    told, out = tmp_path / "told", tmp_path / "out.json"
+    os.mkfifo(told)
+    reader = os.open(told, os.O_RDONLY | os.O_NONBLOCK)
     command = [sys.executable, "-m", "perplexity", "monitor", folder / "overfitting.csv", "--follow"]
-    options = ["--interval", "3600", "--fail-on", "danger", "--on-finding", told, "--json", tmp_path / "out.json"]
-    process = subprocess.Popen([*command, *options], stdout=subprocess.PIPE, text=True, pass_fds=[write])
-    os.close(write)
-    poll = select.poll()
-    poll.register(read, select.POLLIN)
-    assert poll.poll(1000 * HANG) and os.read(read, 99)
-    process.send_signal(signal.SIGINT)
-    printed, _ = process.communicate(timeout=HANG)
-    os.close(read)
+    options = ["--interval", "3600", "--fail-on", "danger", "--on-finding", f"echo $PPL_SIGNAL > {told}"]
+    # Tests that run in the background of a shell ignore SIGINT, and a process that they start would, too.
+    heeds = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    process = subprocess.Popen(
+        [*command, *options, "--json", out], stdout=subprocess.PIPE, text=True, preexec_fn=heeds
+    )
+    try:
+        assert select.select([reader], [], [], HANG)[0]
+        process.send_signal(signal.SIGINT)
+        printed, _ = process.communicate(timeout=HANG)
+    finally:
+        process.kill()
+        os.close(reader)
     assert process.returncode == 1 and printed.startswith("unhealthy")
-    assert json.loads((tmp_path / "out.json").read_text())["verdict"] == "unhealthy"
+    assert json.loads(out.read_text())["verdict"] == "unhealthy"
 
 
 @pytest.mark.parametrize("suffix", ["csv", "jsonl"])
