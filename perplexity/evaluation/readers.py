@@ -212,6 +212,8 @@ def _read_parquet(path: Path, options: ReadOptions) -> Iterator[Document]:
         if options.text_column not in names:
             raise InputError(f"{path}: expected a column {options.text_column!r}, got {', '.join(names)}")
         columns = [name for name in (options.text_column, options.domain_column, options.id_column) if name in names]
+        if twice := [name for name in columns if names.count(name) > 1]:
+            raise InputError(f"{path}: expected one column of a name, got {', '.join(twice)} more than once")
         number = 0
         for batch in each_of_theirs(whole, file.iter_batches(batch_size=1024, columns=columns)):
             with theirs(whole):

@@ -1,0 +1,431 @@
+"""Exit statuses: bad input is one line and status 2 whatever the file holds, a bug of ours a traceback and status 3."""
+
+import gzip
+import io
+import json
+import struct
+import zlib
+
+import numpy as np
+import pyarrow
+import pyarrow.parquet
+import pytest
+import torch
+from test_cli import fails
+from tiny_models import build_model, build_tokenizer
+
+from perplexity.cli import main
+from perplexity.errors import InputError, InputTypeError, each_of_theirs, theirs
+
+ROWS = [{"id": str(i), "text": f"the cat number {i} sat on the mat and lay by the door {7 * i}"} for i in range(10)]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A model, a text, a history, and a result of each command that another command reads."""
+    folder = tmp_path_factory.mktemp("bad")
+    tokenizer = build_tokenizer(bos=True)
+    build_model(len(tokenizer)).save_pretrained(folder / "model")
+    tokenizer.save_pretrained(folder / "model")
+    (folder / "good.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    (folder / "prompts.txt").write_text("the cat\nthe dog\n")
+    (folder / "history.csv").write_text("step,train_loss\n" + "".join(f"{i},{5 - i / 100}\n" for i in range(60)))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        for arguments in (
+            "eval model good.jsonl --json eval.json",
+            "check-data --train prompts.txt --valid good.jsonl --json data.json",
+            "probe model good.jsonl --samples 1 --max-new-tokens 4 --prompt-tokens 4 --json probe.json",
+        ):
+            assert main(arguments.split()) == 0
+    return folder
+
+
+def run(capsys, arguments):
+    """Exit status of the command in this process, what it wrote to stderr, and its own lines of that."""
+    capsys.readouterr()
+    try:
+        status = main(arguments.split())
+    except SystemExit as stopped:
+        status = stopped.code
+    errors = capsys.readouterr().err
+    return status, errors, [line for line in errors.splitlines() if line.startswith("ppl ")]
+
+
+# --- bugs
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ValueError("math domain error"),
+        KeyError("loss"),
+        TypeError("unsupported operand"),
+        OSError("no file's name"),
+        UnicodeEncodeError("utf-8", "\ud800", 0, 1, "surrogates not allowed"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+@pytest.mark.parametrize(
+    ("arguments", "broken"),
+    [
+        ("monitor history.csv", "perplexity.monitor.commands.diagnose"),
+        ("report history.csv -o page.html", "perplexity.report.html.figures"),
+        ("eval model good.jsonl", "perplexity.evaluation.evaluator.summarise"),
+        ("eval model good.jsonl", "perplexity.evaluation.readers._row"),
+        ("compare eval.json eval.json", "perplexity.evaluation.comparison.ratio_stderr"),
+        ("check-data --train prompts.txt --valid good.jsonl", "perplexity.data_checks.checks.leaks"),
+        ("probe model good.jsonl --samples 1 --max-new-tokens 4", "perplexity.probe.prober.tokenize"),
+        ("ask model good.jsonl", "perplexity.probe.ask.following"),
+    ],
+)
+def test_a_bug_is_a_traceback_and_exit_status_3(folder, arguments, broken, error, monkeypatch, capsys):
+    """Once every ValueError was one line and status 2: a wrong figure's bug looked like the user's."""
+    if isinstance(error, OSError) and broken.endswith("._row"):
+        pytest.skip("an OSError while a file is read is told of that file")
+    monkeypatch.chdir(folder)
+
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr(broken, fail)
+    status, errors, lines = run(capsys, arguments)
+    command = arguments.split()[0]
+    assert status == 3
+    assert errors.startswith("Traceback") and type(error).__name__ in errors and "in fail" in errors
+    assert lines == [
+        f"ppl {command}: this is a bug in fused-perplexity, not in your input; please report it with the traceback above"
+    ]
+    assert errors.splitlines()[-1] == lines[0]
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (MemoryError(), ["out of memory", "--batch-size"]),
+        (torch.OutOfMemoryError("CUDA out of memory"), ["out of memory", "--batch-size"]),
+        (FileNotFoundError(2, "No such file or directory", "gone.txt"), ["gone.txt"]),
+        (InputTypeError("input: expected a tensor, got str"), ["input: expected a tensor"]),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_what_is_no_bug(folder, error, words, monkeypatch, capsys):
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr("perplexity.evaluation.evaluator.summarise", fail)
+    fails(monkeypatch, capsys, folder, ["eval", "model", "good.jsonl"], words)
+
+
+@pytest.mark.parametrize(("error", "status"), [(KeyboardInterrupt(), 130), (BrokenPipeError(32, "Broken pipe"), 141)])
+def test_an_interruption_and_a_reader_that_has_gone(folder, error, status, monkeypatch, capsys):
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr("perplexity.cli._drop_output", lambda: None)  # of pytest's own
+    monkeypatch.setattr("perplexity.monitor.commands.diagnose", fail)
+    assert run(capsys, "monitor history.csv")[::2] == (status, [])
+
+
+def test_the_contract_of_errors():
+    assert issubclass(InputError, ValueError)
+    assert issubclass(InputTypeError, InputError) and issubclass(InputTypeError, TypeError)
+
+
+def test_what_a_library_raises_is_named_and_kept():
+    said = r"^x\.npy: expected an array \(KeyError: 'shape'\)$"
+    with pytest.raises(InputError, match=said) as raised, theirs("x.npy: expected an array"):
+        raise KeyError("shape")
+    assert isinstance(raised.value.__cause__, KeyError)
+    for passes in (InputError("ours"), MemoryError(), torch.OutOfMemoryError("full")):
+        with pytest.raises(type(passes)) as raised, theirs("x"):
+            raise passes
+        assert raised.value is passes
+    # What is done with an item is ours: its errors are not the library's.
+    with pytest.raises(ZeroDivisionError):
+        for item in each_of_theirs("x", [0]):
+            1 // item
+    with pytest.raises(InputError, match="ZeroDivisionError"):
+        list(each_of_theirs("x", (1 // item for item in [1, 0])))
+
+
+def test_a_model_that_fails_is_named(folder, monkeypatch, capsys):
+    """A user's own model that raises is no bug of ours, nor a ValueError without a name."""
+    from transformers import LlamaForCausalLM, LlamaModel
+
+    def fail(*_, **__):
+        raise IndexError("index out of range in self\nmore")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LlamaModel, "forward", fail)
+        words = ["model: ", "LlamaForCausalLM", "IndexError: index out of range in self"]
+        fails(patch, capsys, folder, ["eval", "model", "good.jsonl"], words)
+    monkeypatch.setattr(LlamaForCausalLM, "generate", fail)
+    arguments = ["probe", "model", "good.jsonl", "--samples", "1", "--max-new-tokens", "4", "--prompt-tokens", "4"]
+    fails(monkeypatch, capsys, folder, arguments, ["cannot be sampled from", "IndexError: index out of range"])
+
+
+def test_a_tokenizer_that_fails_is_named(folder, tmp_path, monkeypatch, capsys):
+    """A word-level tokenizer without an unknown token raises a bare Exception at the first word it has not."""
+    import shutil
+
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    shutil.copytree(folder / "model", tmp_path / "words")
+    tokenizer = Tokenizer(models.WordLevel({"the": 0}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer).save_pretrained(tmp_path / "words")
+    text = folder / "good.jsonl"
+    for arguments in (
+        ["eval", "words", text],
+        ["ask", "words", text],
+        ["probe", "words", text],
+        ["check-data", "--train", text, "--valid", text, "--tokenizer", "words"],
+    ):
+        fails(monkeypatch, capsys, tmp_path, arguments, ["tokenizer: expected one that takes every Unicode text"])
+
+
+@pytest.mark.parametrize("code", ["raise KeyError('x')", "import sys; sys.exit(0)", "import no_such_module", "x = ("])
+def test_a_scorer_that_cannot_be_made(folder, code, tmp_path, monkeypatch, capsys):
+    (tmp_path / "own_scorer.py").write_text(code)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(__import__("sys").modules, "own_scorer", raising=False)
+    arguments = ["probe", "model", "prompts.txt", "--scorer", "own_scorer:Own"]
+    fails(monkeypatch, capsys, folder, arguments, ["--scorer", "own_scorer:Own"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ("eval model good.jsonl --batch-size 1" + "0" * 400, "--batch-size: expected a whole number of 64 bits"),
+        ("eval model good.jsonl --stride x", "--stride: expected a whole number"),
+        ("monitor history.csv --total-steps 1" + "0" * 400, "--total-steps: expected a whole number of 64 bits"),
+        ("monitor history.csv --vocabulary-size " + "9" * 5000, "--vocabulary-size: expected a whole number"),
+        ("monitor history.csv --interval nan", "--interval: expected a finite number"),
+        ("probe model prompts.txt --temperature inf", "--temperature: expected a finite number"),
+        ("probe model prompts.txt --top-p x", "--top-p: expected a finite number"),
+        ("check-data --train good.jsonl --valid good.jsonl --near nan", "--near: expected a finite number"),
+        ("demo --steps 0", "--steps: expected at least 1"),
+        ("demo --out good.jsonl", "good.jsonl"),
+    ],
+)
+def test_numbers_that_no_option_takes(folder, arguments, words, monkeypatch, capsys):
+    """An integer without bounds was an OverflowError further down."""
+    fails(monkeypatch, capsys, folder, arguments.split(), [words])
+
+
+@pytest.mark.parametrize("name", ["WORLD_SIZE", "PERPLEXITY_BACKEND"])
+def test_an_environment_that_cannot_be(folder, name, monkeypatch, capsys):
+    monkeypatch.setenv(name, "two")
+    fails(monkeypatch, capsys, folder, ["eval", "model", "good.jsonl"], [name, "'two'"])
+
+
+def test_a_title_is_no_formula(folder, tmp_path, monkeypatch, capsys):
+    """matplotlib reads $...$ as mathematics and raised a ValueError for what is none."""
+    monkeypatch.chdir(folder)
+    assert run(capsys, f"report history.csv --png {tmp_path}/x.png --title $x_{{$")[0] == 0
+    assert (tmp_path / "x.png").exists()
+
+
+def test_names_that_are_no_text(folder, tmp_path, monkeypatch, capsys):
+    """A document's id is shown and written whatever it is; half of a surrogate pair broke the Parquet files."""
+    row = {"text": "the cat sat on the mat", "id": "\ud800", "domain": "\udc00"}
+    (tmp_path / "t.jsonl").write_text(json.dumps(row) + "\n")
+    monkeypatch.chdir(folder)
+    tables = f"--per-document {tmp_path}/d.parquet --per-token {tmp_path}/t.parquet"
+    assert run(capsys, f"eval model {tmp_path}/t.jsonl {tables} --json {tmp_path}/e.json")[0] == 0
+    assert pyarrow.parquet.read_table(tmp_path / "d.parquet")["id"].to_pylist() == ["?"]
+    assert run(capsys, f"ask model {tmp_path}/t.jsonl --out {tmp_path}/a.parquet")[0] == 0
+
+
+# --- files of every wrong kind
+
+
+def _array(array) -> bytes:
+    stream = io.BytesIO()
+    np.save(stream, array, allow_pickle=True)
+    return stream.getvalue()
+
+
+def _archive() -> bytes:
+    stream = io.BytesIO()
+    np.savez(stream, a=np.arange(9))
+    return stream.getvalue()
+
+
+def _parquet(*columns, names=("text",)) -> bytes:
+    stream = io.BytesIO()
+    pyarrow.parquet.write_table(pyarrow.table(list(map(pyarrow.array, columns)), names=list(names)), stream)
+    return stream.getvalue()
+
+
+def _no_unicode() -> pyarrow.Array:
+    """A string column whose bytes are not UTF-8."""
+    ends, data = np.array([0, 2], "<i4").tobytes(), b"\xff\xfe"
+    return pyarrow.StringArray.from_buffers(1, pyarrow.py_buffer(ends), pyarrow.py_buffer(data))
+
+
+def _wandb(data: bytes) -> bytes:
+    """A W&B log of one record."""
+    checksum = zlib.crc32(data, zlib.crc32(b"\1"))
+    return b":W&B\0\0\0" + struct.pack("<IHB", checksum, len(data), 1) + data
+
+
+TEXT = b'{"text": "the cat sat on the mat"}\n' * 300
+PACKED = gzip.compress(TEXT)
+STANDARD = pyarrow.compress(TEXT, codec="zstd", asbytes=True)
+TABLE = _parquet(["the cat sat on the mat"] * 300)
+ARRAY = _array(np.arange(1000))
+NOISE = np.random.default_rng(0).bytes(500)
+# Of no use under any name.
+NONSENSE = {
+    "noise": b"\xff" + NOISE,
+    "empty": b"",
+    "utf-16": "the cat sat on the mat\n".encode("utf-16"),
+    "half a table": TABLE[: len(TABLE) // 2],
+    "table without its end": TABLE[:-3],
+    "broken table": TABLE[:30] + b"\xff" * 40 + TABLE[70:],
+    "gz": PACKED,
+    "archive": _archive(),
+    "half an array": ARRAY[:3000],
+}
+LINES = {
+    "NUL": b"\0" * 64,
+    "null": b"null\n",
+    "number": b"3\n",
+    "list": b"[]\n",
+    "no column": b"{}\n",
+    "deep lists": b"[" * 100_000 + b"\n",
+    "deep objects": b'{"text":' * 50_000 + b"\n",
+    "long integer": b'{"step": ' + b"9" * 5000 + b', "loss": 1, "prompt": 1}\n',
+    "large integer": b'{"step": 1' + b"0" * 400 + b', "loss": 1, "prompt": 1}\n',
+    "null, then an object": b'null\n{"text": "a", "step": 1, "loss": 1}\n',
+    "list in a column": b'{"text": ["a"], "prompt": ["a"], "step": [1], "loss": [1]}\n',
+    "half a pair": b'{"text": "\\ud800", "prompt": "\\ud800", "step": "\\ud800", "loss": 1}\n',
+}
+CSV = {
+    "other columns": b"a,b\n1,2\n",
+    "no names": b"1,2\n3,4\n",
+    "one name twice": b"step,loss,loss\n1,2,3\n",
+    "step twice": b"step,step,loss\n1,1,2\n",
+    "open quote": b'"step,loss\n1,2\n',
+    "NUL in a name": b"step,lo\0ss\n1,2\n",
+    "long name": b"a" * 200_000 + b",step\n1,2\n",
+    "blank lines": b"\n\n\n",
+    "words": b"step,loss\nx,y\n",
+    "infinite step": b"step,loss\ninf,1\n",
+    "ragged": b"step,loss\n1\n1,2,3\n",
+    "carriage returns": b"step,loss\r1,2\r",
+}
+ARRAYS = {
+    "objects": _array(np.array([{}], dtype=object)),
+    "floats": _array(np.ones(5)),
+    "negative": _array(np.array([5, -1, 3])),
+    "large": _array(np.array([2**62, 5])),
+    "unsigned": _array(np.array([2**64 - 1, 5], dtype=np.uint64)),
+    "a number": _array(np.array(5)),
+    "cube": _array(np.zeros((2, 2, 2), int)),
+    "none": _array(np.zeros(0, int)),
+    "no header": ARRAY[:40],
+    "header of brackets": b"\x93NUMPY\x01\x00v\x00" + b"(" * 118,
+    "too long": ARRAY.replace(b"(1000,)", b"(9" + b"9" * 20 + b",)").replace(b" " * 15 + b"\n", b"\n"),
+}
+TABLES = {
+    "integers": _parquet([1, 2]),
+    "null": _parquet([None, "a"]),
+    "bytes": _parquet([b"\xff"]),
+    "lists": _parquet([["a"]]),
+    "no rows": _parquet(pyarrow.array([], pyarrow.string())),
+    "not UTF-8": _parquet(_no_unicode()),
+    "late date": _parquet(["a"], pyarrow.array([2**62], pyarrow.timestamp("us")), names=("text", "id")),
+    "one name twice": _parquet(["a"], ["b"], names=("text", "text")),
+}
+PACKS = {
+    "half": PACKED[: len(PACKED) // 2],
+    "header": PACKED[:5],
+    "broken": PACKED[:30] + b"\xff" * 20 + PACKED[50:],
+    "no checksum": PACKED[:-4],
+    "noise": b"\xff" + NOISE,
+}
+STANDARD_PACKS = {
+    "half": STANDARD[: len(STANDARD) // 2],
+    "header": STANDARD[:6],
+    "broken": STANDARD[:20] + b"\xff" * 10 + STANDARD[30:],
+    "noise": b"\xff" + NOISE,
+}
+RUNS = {"noise": b":W&B\0\0\0" + NOISE, "no protocol buffer": _wandb(b"\xff" * 5), "another file": NOISE, "empty": b""}
+STATES = {
+    "no rows": b"{}",
+    "text for a loss": b'{"log_history": [{"step": 1, "loss": "x"}]}',
+    "object of rows": b'{"log_history": {"a": 1}}',
+    "number for a row": b'{"log_history": [3]}',
+    "infinite step": b'{"log_history": [{"step": 1e999, "loss": 1}]}',
+    "deep": b"[" * 100_000,
+    "long integer": b'{"log_history": [{"step": ' + b"9" * 5000 + b', "loss": 1}]}',
+}
+TOKENS = {"odd": b"\1\2\3", "of no length": np.array([20240520, 7, -5] + [0] * 253, "<i4").tobytes()}
+# Which contents each kind of file gets.
+KINDS = {
+    ".txt": {name: NONSENSE[name] for name in ("noise", "empty", "utf-16", "archive")},
+    ".jsonl": NONSENSE | LINES,
+    ".parquet": NONSENSE | TABLES,
+    ".npy": NONSENSE | ARRAYS,
+    ".bin": TOKENS,
+    ".jsonl.gz": PACKS,
+    ".txt.zst": STANDARD_PACKS,
+    ".csv": NONSENSE | CSV,
+    ".json": NONSENSE | STATES | {name: LINES[name] for name in ("null", "number", "list")},
+    ".wandb": RUNS,
+    "": {"noise": NOISE},
+}
+TEXTS = (".txt", ".jsonl", ".parquet", ".jsonl.gz", ".txt.zst", "")
+READERS = [
+    ("eval model {}", (*TEXTS, ".npy", ".bin")),
+    ("eval model good.jsonl --baseline {}", (".json",)),
+    ("eval model good.jsonl --train {}", (".npy",)),
+    ("eval {} good.jsonl", (".json",)),
+    ("compare {} eval.json", (".json",)),
+    ("compare eval.json {}", (".json",)),
+    ("compare model model {}", (".npy", ".jsonl")),
+    ("check-data --train good.jsonl --valid {}", TEXTS),
+    ("check-data --train {} --valid good.jsonl", TEXTS),
+    ("check-data --train good.jsonl --valid {} --tokenizer model", (".npy", ".bin")),
+    ("check-data --train {} --write-split split", TEXTS),
+    ("check-data --tokenizer {}", (".json",)),
+    ("probe model {}", (*TEXTS, ".npy", ".bin")),
+    ("probe model prompts.txt --eval {}", (".json",)),
+    ("probe model prompts.txt --history {}", (".csv", ".json")),
+    ("probe model prompts.txt --template {} --judge model", (".txt",)),
+    ("probe model prompts.txt --judge {}", (".json",)),
+    ("ask model {}", (*TEXTS, ".npy", ".bin")),
+    ("ask model good.jsonl --template {}", (".txt",)),
+    ("monitor {}", (".csv", ".jsonl", ".json", ".wandb", "")),
+    ("monitor {} --follow --polls 1 --interval 0.001", (".csv", ".jsonl", ".json")),
+    ("report {} -o page.html", (".csv", ".jsonl", ".json", ".wandb")),
+    ("report history.csv -o page.html --eval {}", (".json",)),
+    ("report history.csv -o page.html --data {}", (".json",)),
+    ("report history.csv -o page.html --probe {}", (".json",)),
+]
+
+
+@pytest.mark.parametrize(("command", "kinds"), READERS, ids=[command for command, _ in READERS])
+def test_a_wrong_file_is_one_line_and_exit_status_2(folder, command, kinds, tmp_path, monkeypatch, capsys):
+    """Once an archive named .npy was a traceback and null before a JSON object a segmentation fault."""
+    monkeypatch.chdir(folder)
+    bad = {}
+    for suffix in kinds:
+        for number, (name, content) in enumerate(KINDS[suffix].items()):
+            path = tmp_path / f"{number}{suffix}"
+            path.write_bytes(content)
+            bad[f"{name} as {suffix}"] = path
+        (tmp_path / f"folder{suffix}").mkdir()
+        bad[f"folder as {suffix}"] = tmp_path / f"folder{suffix}"
+        bad[f"no file as {suffix}"] = tmp_path / f"no{suffix}"
+    wrong = {}
+    for what, path in bad.items():
+        status, errors, lines = run(capsys, command.replace("{}", str(path)))
+        if status != 2 or len(lines) != 1 or "Traceback" in errors:
+            wrong[what] = status, errors[-1000:]
+    assert not wrong
