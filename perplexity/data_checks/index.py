@@ -32,9 +32,9 @@ OTHERS = 3  # other documents, of either side, that have an n-gram in different 
 CONTEXTS = 8  # contexts of an n-gram that are kept; how many more there are is estimated from those
 TEMPLATE = 0.1  # share of a document's n-grams from which its template matters, and a match is looked at
 OWN = 0.02  # share that a document must have of its own: with less it is another version of one text
-RARE = 0.1  # of how often a template's n-grams are met: what fills its blanks is met less often
+RARE = 0.3  # of how often a template's n-grams are met: what fills its blanks is met less often
 APART = 5.0  # how much more often a template's n-grams are met than those of the document's own
-GAPS = 0.2  # share of other words inside what is shared from which those words are the context
+GAPS = 0.1  # share of other words inside what is shared from which those words are the context
 ESTIMATED = 3  # n-grams that are needed to judge a document by where only a part of them is kept
 
 
@@ -234,15 +234,9 @@ class Contexts:
 
 @dataclass(frozen=True, order=True)
 class Candidate:
-    """A training document, or a stretch of one, that has some of a validation document's shingles.
-
-    shared: how many; inside: of how many of its own; span: from the first to the last of them.
-    """
+    """A training document, or a stretch of one, that has some of a validation document's shingles."""
 
     document: int
-    shared: int
-    inside: float
-    span: float
     train_id: str
     passage: str
 
@@ -551,7 +545,7 @@ def _near(index: Index, batch: Batch, scan: Scan) -> None:
         if match.score >= index.near and match.better(scan.near.get(document)) is match:
             scan.near[document] = match
         if whole > similarity:
-            begin, end, shared, inside = 0, count, everywhere, distinct[text]
+            begin, end, shared = 0, count, everywhere
         if len(shared) < least[document]:
             continue
         # The context: the other words inside what is shared, as of a copy with some words changed, or where these are few the
@@ -562,8 +556,7 @@ def _near(index: Index, batch: Batch, scan: Scan) -> None:
         context = digests[text] if gaps < GAPS * span else [digest(batch.hashes[first_word:last_word])]
         value = digest(np.array([*context, document], np.uint64))
         scan.shingles.add(shared, np.full(len(shared), value, np.uint64))
-        candidate = Candidate(document, len(shared), float(inside), span * index.kept, name, passage)
-        scan.add_candidate(value, candidate)
+        scan.add_candidate(value, Candidate(document, name, passage))
 
 
 def _jaccard(shared: int, some: float, others: float) -> float:
@@ -578,14 +571,11 @@ def _stretch(at: np.ndarray, length: int) -> tuple[int, int]:
     return best, int(ends[best])
 
 
-def own_match(index: Index, scan: Scan, own: np.ndarray, templated: np.ndarray) -> dict[int, Match]:
-    """Return the candidate that has most of what is a document's own, for each document with a template.
+def own_matches(index: Index, scan: Scan, own: np.ndarray) -> dict[int, Match]:
+    """Return the best candidate of each document by the entries ``own`` bool [P] alone.
 
-    Args:
-        own: the entries that are their document's own, bool [P]; few contexts have each, so all are known.
-        templated: the documents with a template, bool [documents].
-
-    Similarity is of own shingles alone. A candidate's are those that it shares, and what is between them.
+    A candidate is compared as if its part were as long as what is the document's own: J = c / (2b - c)
+    of b own shingles with c in common.
     """
     scan.settle()
     sizes = np.bincount(index.tables[SHINGLE].documents, own, len(index.ids))
@@ -593,12 +583,9 @@ def own_match(index: Index, scan: Scan, own: np.ndarray, templated: np.ndarray) 
     found: dict[int, Match] = {}
     for value, shared in zip(values.tolist(), counts.tolist(), strict=True):
         one = scan.candidates[value]
-        if not templated[one.document]:
-            continue
-        inside = max(min(one.inside, one.span) - (one.shared - shared), shared)
-        similarity = _jaccard(shared, inside, float(sizes[one.document]))
-        if similarity >= max(index.near, STRETCH):
-            match = Match(similarity, one.train_id, one.passage)
+        size = float(sizes[one.document])
+        match = Match(_jaccard(shared, size, size), one.train_id, one.passage)
+        if match.score >= index.near:
             found[one.document] = match.better(found.get(one.document))
     return found
 

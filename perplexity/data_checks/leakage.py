@@ -32,7 +32,7 @@ from .index import (
     Scan,
     Text,
     groups,
-    own_match,
+    own_matches,
     own_overlaps,
     scan_batch,
 )  # fmt: skip
@@ -257,7 +257,8 @@ def leaks(index: Index, scan: Scan, own: Own | None = None) -> list[Leak]:
     templated = own.ngrams_templated | own.shingles_templated
     # What fills the blanks of a template is in training, one here and one there: one document must have it.
     counts[templated] = own_overlaps(index, scan, own.ngrams & templated[table.documents])[templated]
-    matches = own_match(index, scan, own.shingles, own.shingles_templated)
+    of_templated = own.shingles_templated[index.tables[SHINGLE].documents]
+    matches = own_matches(index, scan, own.shingles & of_templated)
     for document, name in enumerate(index.ids):
         if index.lengths[document] < FEWEST_WORDS:
             continue
