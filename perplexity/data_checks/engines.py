@@ -49,7 +49,12 @@ def merged(folder: str | Path, index: Index) -> Scan:
     if not paths:
         raise InputError(f"{folder}: expected scans of LeakageScan, got none")
     for path in paths:
-        other = Scan.from_json(path.read_text())
+        try:
+            other = Scan.from_json(path.read_text())
+        except ValueError:
+            raise InputError(
+                f"{path}: expected a scan as LeakageScan wrote it, got one that was changed; run its task again"
+            )
         if len(other.seen) != len(scan.seen):
             raise InputError(f"{path}: expected a scan of this index, got one of another")
         scan.merge(other)

@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
-from itertools import islice
 from multiprocessing import get_all_start_methods, get_context
 from pathlib import Path
 
@@ -35,7 +34,9 @@ from .index import (
     own_matches,
     own_overlaps,
     scan_batch,
-)  # fmt: skip
+    sealed,
+    unsealed,
+)
 from .texts import BLANK
 from .words import grams, hashes, words
 
@@ -94,19 +95,28 @@ def scan_texts(
     """One pass over training texts; what was met.
 
     ``state``: a folder where the pass is written down as it goes; the same call (``identity`` says of what) again goes on where a
-    killed one stopped, and reads but does not scan what came before. Raises InputError where the folder is of another call.
+    killed one stopped, and reads but does not scan what came before. What was damaged since is scanned again. Raises
+    InputError where the folder is of another call.
     """
-    book = None if state is None else _State(Path(state), index, identity or {})
-    scan, done = (index.scan(), 0) if book is None else book.load()
-    for found in _scanned(index, islice(groups(texts), done, None), workers):
+    journal = None if state is None else _State(Path(state), index, identity or {})
+    scan, known = (index.scan(), set()) if journal is None else journal.load()
+    numbers: deque[int] = deque()
+
+    def parts() -> Iterator[list[Text]]:
+        for number, part in enumerate(groups(texts)):
+            if number not in known:
+                numbers.append(number)
+                yield part
+
+    for found in _scanned(index, parts(), workers):
+        number = numbers.popleft()
+        if journal is not None:
+            journal.add(number, found)
         scan.merge(found)
-        done += 1
         if progress is not None:
             progress(scan)
-        if book is not None:
-            book.save(scan, done)
-    if book is not None:
-        book.save(scan, done, now=True)
+    if journal is not None:
+        journal.save()
     return scan
 
 
@@ -133,10 +143,13 @@ def _scanned(index: Index, parts: Iterator[list[Text]], workers: int) -> Iterato
 
 
 class _State:
-    """A pass in a folder: identity.json says of what, scan.jsonl how many groups were scanned and what was met in them."""
+    """A pass in a folder: identity.json says of what; each row of scan.jsonl has the numbers of the groups that it covers,
+    what was met in them, and a checksum. Rows come in any order and with gaps."""
 
     def __init__(self, folder: Path, index: Index, identity: dict) -> None:
         self.path, self.index, self.saved = folder / "scan.jsonl", index, time.monotonic()
+        self.numbers: list[int] = []  # groups since the last row
+        self.scan = index.scan()
         identity = identity | {"ngram": NGRAM, "shingle": SHINGLE, "near": index.near, "kept": index.kept}
         identity["validation"] = _digest_of(index)
         try:
@@ -151,31 +164,46 @@ class _State:
                         f"journal: {folder} is of another check ({', '.join(different)} differ); take another folder"
                     )
             else:
-                _replace(path, json.dumps(identity))
+                _replace(path, json.dumps(identity).encode())
         except OSError as error:
             raise InputError(f"journal: {folder} cannot be used ({error.strerror})")
 
-    def load(self) -> tuple[Scan, int]:
-        if not self.path.exists():
-            return self.index.scan(), 0
+    def load(self) -> tuple[Scan, set[int]]:
+        """Return what was met before, and in which groups. Rows that are not as they were written are left out."""
+        scan, known, rows = self.index.scan(), set(), []
         try:
-            done, record = self.path.read_text().split("\n")
-            scan = Scan.from_json(record)
-            _check_scan(scan, self.index)
-            return scan, int(done)
+            lines = self.path.read_bytes().splitlines() if self.path.exists() else []
         except OSError as error:
             raise InputError(f"journal: {self.path} cannot be read ({error.strerror})")
-        except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError):
-            raise InputError(f"journal: {self.path} is not what a check wrote; remove it to begin anew")
+        for line in lines:
+            try:
+                row = unsealed(line.decode())
+            except ValueError:  # cut off by a kill, or damaged on disk
+                continue
+            numbers, record = json.loads(row)
+            if known.isdisjoint(numbers):
+                scan.merge(Scan.of_record(record))
+                known.update(numbers)
+                rows.append(line + b"\n")
+        if lines:
+            _replace(self.path, b"".join(rows))  # no row is appended to half a row
+        return scan, known
 
-    def save(self, scan: Scan, done: int, now: bool = False) -> None:
-        if not now and time.monotonic() - self.saved < SAVE_EVERY:
-            return
-        self.saved = time.monotonic()
-        try:
-            _replace(self.path, f"{done}\n{scan.to_json()}")
-        except OSError as error:
-            raise InputError(f"journal: {self.path} cannot be written ({error.strerror})")
+    def add(self, number: int, found: Scan) -> None:
+        """Take what was met in a group, and write a row every ``SAVE_EVERY`` seconds."""
+        self.numbers.append(number)
+        self.scan.merge(found)
+        if time.monotonic() - self.saved >= SAVE_EVERY:
+            self.save()
+
+    def save(self) -> None:
+        if self.numbers:
+            try:
+                with self.path.open("a") as file:
+                    file.write(sealed(json.dumps([self.numbers, self.scan.record()])) + "\n")
+            except OSError as error:
+                raise InputError(f"journal: {self.path} cannot be written ({error.strerror})")
+        self.numbers, self.scan, self.saved = [], self.index.scan(), time.monotonic()
 
 
 def _identity_in(path: Path) -> dict:
@@ -188,29 +216,16 @@ def _identity_in(path: Path) -> dict:
     return known
 
 
-def _check_scan(scan: Scan, index: Index) -> None:
-    """ValueError unless a scan that was read from a file is one of this index."""
-    matches = [pair for of in (scan.exact, scan.near, scan.overlap) for pair in of.items()]
-    known = len(scan.seen) == len(index.scan().seen)
-    known = known and all(type(count) is int for count in (scan.documents, scan.words, scan.bytes))
-    known = known and all(type(count) is int for counts in (scan.domains, scan.lengths) for count in counts.values())
-    known = known and all(0 <= document < len(index.ids) for document, _ in matches)
-    texts = [text for _, match in matches for text in (match.train_id, match.passage)]
-    known = known and all(isinstance(text, str) for text in texts)
-    if not known or not all(isinstance(match.score, int | float) for _, match in matches):
-        raise ValueError("a scan of another index")
-
-
 def _digest_of(index: Index) -> str:
     """Of all validation documents, in their order."""
     order = sorted((document, value) for value, of in index.digests.items() for document in of)
     return hashlib.sha256(json.dumps([order, index.ids, index.domains]).encode()).hexdigest()[:16]
 
 
-def _replace(path: Path, content: str) -> None:
+def _replace(path: Path, content: bytes) -> None:
     """A file that is there whole, or as it was."""
     part = path.with_suffix(".part")
-    part.write_text(content)
+    part.write_bytes(content)
     os.replace(part, path)
 
 
