@@ -14,10 +14,10 @@ TARGETS = [0, V // 2, V - 1, -100]
 INF = torch.inf
 
 
-def rows(dtype):
+def rows(dtype, V=V, last_from=2048):
     """Logits [V] by name. A fused loss that starts its maximum at a finite number sees none of those below it."""
     low, generator = torch.finfo(dtype).min, torch.Generator().manual_seed(0)
-    half, last = slice(0, V // 2), slice(2048, V)
+    half, last = slice(0, V // 2), slice(last_from, V)
 
     def filled(value, *parts):
         z = torch.randn(V, generator=generator) if value is None else torch.full((V,), value, dtype=torch.float64)
@@ -47,7 +47,20 @@ def rows(dtype):
     }
 
 
-NAMES = list(rows(torch.float32))
+# What differs for blocks, tiles and spans; the interpreter takes a second of processor time for each.
+NAMES = [
+    "all lowest",
+    "all below a quarter of the lowest",
+    "first half lowest",
+    "last span lowest",
+    "first half -inf",
+    "last span -inf",
+    "-inf, then lowest",
+    "lowest, then highest",
+    "highest, then lowest",
+    "all -inf",
+    "one +inf",
+]
 
 
 def entropy(z):
@@ -87,11 +100,9 @@ def beside_torch(what, ours, theirs, *leaves):
 
 
 LOSSES = [
-    {},
     {"label_smoothing": 0.1},
-    {"softcap": 30.0, "label_smoothing": 0.1},
     {"logit_scale": -0.5},
-    {"softcap": 5.0, "logit_scale": 0.25},
+    {"softcap": 5.0, "logit_scale": 0.25, "label_smoothing": 0.1},
 ]
 
 
@@ -111,7 +122,7 @@ def test_logits_that_exist(dtype, backend, device):
         pytest.skip("the kernels take no float64")
     table = torch.stack(list(rows(dtype).values())).to(device)
     z = table
-    for turn, options in enumerate(LOSSES if dtype == torch.float32 else LOSSES[1:2]):
+    for turn, options in enumerate(LOSSES if dtype == torch.float32 else LOSSES[:1]):
         # Every row with another target in each turn; a row of the interpreter takes milliseconds.
         target = torch.tensor([TARGETS[(row + turn) % 4] for row in range(len(table))], device=device)
         beside_torch(
@@ -140,7 +151,7 @@ def test_logits_from_hidden_states(name, backend, device):
     def logits(bias):
         return bias.expand(len(TARGETS), V)
 
-    for rule in (LOSSES[1], LOSSES[4]):
+    for rule in (LOSSES[0], LOSSES[2]) if name == "first half lowest" else LOSSES[:1]:
         beside_torch(
             rule,
             lambda bias, rule=rule: perplexity.linear_cross_entropy(
@@ -204,9 +215,9 @@ PAIRS = [
     ("all lowest", "all lowest"),
     ("all lowest", "all below a quarter of the lowest"),
     ("every other lowest", "every other lowest"),
-    ("first half lowest", "every other lowest but one"),
+    ("first half lowest", "one lowest elsewhere"),
     ("one highest", "one highest"),
-    ("first half -inf", "every other lowest but one"),
+    ("first half -inf", "one lowest elsewhere"),
     ("one lowest", "one lowest"),
     ("last span lowest", "one lowest"),
     ("first half -inf", "first half -inf"),
@@ -220,9 +231,9 @@ PAIRS = [
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_divergences(backend, device):
     """Gradients too, where the divergence is finite: elsewhere torch's are no numbers, or are, by how it multiplies."""
-    table = rows(torch.float32)
-    table["every other lowest but one"] = table["one lowest"].clone()
-    hidden, weight = torch.zeros(1, 4, device=device), torch.zeros(V, 4, device=device)
+    table = rows(torch.float32, 300, 256)  # three tiles of the interpreter; spans are merged in plain PyTorch
+    table["one lowest elsewhere"] = table["one lowest"].roll(7)
+    hidden, weight = torch.zeros(1, 4, device=device), torch.zeros(300, 4, device=device)
     for p, q in PAIRS:
         biases = table[p].to(device), table[q].to(device)
 
