@@ -470,6 +470,10 @@ def recorded_tests() -> list[str]:
     return sorted(str(path.relative_to(ROOT)) for path in found if path.name not in OTHER_TESTS)
 
 
+def file_of(test: str) -> str:
+    return test.split("::")[0]
+
+
 def file_keys(files: list[str]) -> dict[str, str]:
     """Return, for each test file, a hash of all that its record depends on."""
     names = [
@@ -502,6 +506,16 @@ def copy_tree(folder: Path) -> Path:
     return folder
 
 
+RUNNING: set[int] = set()  # processes, each the first of its group
+
+
+def stop(*_) -> None:
+    """End what is running in the copies, on an interrupt."""
+    for process in RUNNING:
+        os.killpg(process, signal.SIGKILL)
+    raise KeyboardInterrupt
+
+
 def start(folder: Path, job: dict, name: str, **environment: str) -> tuple[int, dict, float]:
     """Run a job in a copy of the tree.
 
@@ -529,7 +543,9 @@ def start(folder: Path, job: dict, name: str, **environment: str) -> tuple[int, 
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
+        RUNNING.add(process.pid)
         _, status, usage = os.wait4(process.pid, 0)
+        RUNNING.discard(process.pid)
     process.returncode = os.waitstatus_to_exitcode(status)
     with suppress(ProcessLookupError):  # a test that was ended may leave processes behind
         os.killpg(process.pid, signal.SIGKILL)
@@ -571,16 +587,17 @@ def record(workers: int) -> Record:
         groups = [group for group in (stale[place::workers] for place in range(workers)) if group]
         with ThreadPoolExecutor(workers) as pool:
             done = list(pool.map(record_group, range(len(groups)), groups))
-        print(f"recorded in {sum(seconds for _, seconds in done) / 60:.1f} minutes of processor time")
-        for tests, _ in done:
-            for name, test in tests.items():
-                file = name.split("::")[0]
-                kept.setdefault(file, {"key": keys[file], "tests": {}})["tests"][name] = test
+        minutes = sum(seconds for _, seconds in done) / 60
+        print(f"recorded in {minutes:.1f} minutes of processor time")
+        for by_file, _ in done:
+            kept |= {file: {"key": keys[file], "tests": tests} for file, tests in by_file.items()}
         path.write_text(json.dumps(kept))
+        if missing := sorted(set(files) - set(kept)):
+            sys.exit(f"not recorded: {', '.join(missing)}; see {BUILD}/*.log, then run this again")
     return Record({name: test for entry in kept.values() for name, test in entry["tests"].items()})
 
 
-def record_group(number: int, files: list[str]) -> tuple[dict, float]:
+def record_group(number: int, files: list[str]) -> tuple[dict[str, dict], float]:
     """Record the tests of some files in a copy with probes.
 
     Tests that fail there run again in a copy without: torch.compile, say, refuses a probe.
@@ -594,9 +611,9 @@ def record_group(number: int, files: list[str]) -> tuple[dict, float]:
     shutil.rmtree(hits, ignore_errors=True)
     hits.mkdir()
     status, written, seconds = start(folder, {"record": files}, "record", MUTANTS_HITS=str(hits), MUTANTS_MAIN="")
-    if "tests" not in written:
-        raise RuntimeError(f"the tests of {files} ended with status {status}: see {folder.parent}")
-    tests = written["tests"]
+    # Cut short, the files that were finished are worth keeping.
+    complete = files if status in (0, 1, 5) else written.get("complete", [])
+    tests = {name: test for name, test in written.get("tests", {}).items() if file_of(name) in complete}
     for left in hits.glob("*.json"):
         name, numbers = json.loads(left.read_text())
         if (name := name.rsplit(" (", 1)[0]) in tests:
@@ -612,8 +629,8 @@ def record_group(number: int, files: list[str]) -> tuple[dict, float]:
     failed = [name for name, test in tests.items() if test["failed"]]
     if failed:
         again = copy_tree(BUILD / f"plain-{number}")
-        files = sorted({name.split("::")[0] for name in failed})
-        _, plain, more = start(again, {"record": files, "only": failed}, "plain")
+        job = {"record": sorted({file_of(name) for name in failed}), "only": failed}
+        _, plain, more = start(again, job, "plain")
         seconds += more
         for name in failed:
             if name not in plain.get("tests", {}) or plain["tests"][name]["failed"]:
@@ -624,7 +641,10 @@ def record_group(number: int, files: list[str]) -> tuple[dict, float]:
         shutil.rmtree(again)
     shutil.rmtree(folder)
     shutil.rmtree(hits)
-    return tests, seconds
+    by_file = {file: {} for file in complete}
+    for name, test in tests.items():
+        by_file[file_of(name)][name] = test
+    return by_file, seconds
 
 
 # ---- in the copy: pytest with a plugin
@@ -639,7 +659,7 @@ class InTheCopy:
     """A pytest plugin that checks that the copy is what is imported."""
 
     def __init__(self, job: dict) -> None:
-        self.job, self.written, self.failed = job, {"tests": {}}, False
+        self.job, self.written, self.failed = job, {"tests": {}, "complete": []}, False
 
     def write(self) -> None:
         Path(self.job["out"]).write_text(json.dumps(self.written))
@@ -670,21 +690,19 @@ class Recording(InTheCopy):
         only = self.job.get("only")
         items[:] = [item for item in items if only is None or item.nodeid in only]
 
-    def around(self, item):
+    def around(self, item, following):
         hits = getattr(sys.modules.get("_mutants_probe"), "hits", set())
         hits.clear()
         self.failed, began = False, processor_seconds()
         yield
         seconds = processor_seconds() - began
         numbers = sorted(hits)
-        self.written["tests"][item.nodeid] = {
-            "seconds": seconds,
-            "numbers": numbers,
-            "failed": self.failed,
-        }
-
-    def pytest_sessionfinish(self) -> None:
-        self.write()
+        found = {"seconds": seconds, "numbers": numbers, "failed": self.failed}
+        self.written["tests"][item.nodeid] = found
+        file = file_of(item.nodeid)
+        if following is None or file_of(following.nodeid) != file:
+            self.written["complete"].append(file)  # worth keeping, whatever becomes of the rest
+            self.write()
 
 
 class Judging(InTheCopy):
@@ -728,7 +746,7 @@ def in_the_copy(job: dict) -> int:
     class Around:
         @pytest.hookimpl(wrapper=True, tryfirst=True)
         def pytest_runtest_protocol(self, item, nextitem):
-            steps = plugin.around(item) if "record" in job else plugin.around(item, nextitem)
+            steps = plugin.around(item, nextitem)
             next(steps)
             result = yield
             next(steps, None)
@@ -739,7 +757,7 @@ def in_the_copy(job: dict) -> int:
         options += ["--deselect", f"tests/kernels/test_compile_check.py::{name}"]
     if "order" in job:
         resource.setrlimit(resource.RLIMIT_DATA, (MOST_MEMORY, resource.RLIM_INFINITY))
-        files = list(dict.fromkeys(name.split("::")[0] for name in job["order"]))
+        files = list(dict.fromkeys(file_of(name) for name in job["order"]))
         return pytest.main(["-x", *options, *files], plugins=[plugin, Around()])
     return pytest.main([*options, *job["record"]], plugins=[plugin, Around()])
 
@@ -799,8 +817,8 @@ def order_tests(covering: set[str], record: Record, file: str) -> dict[str, floa
 
     cost = defaultdict(float)
     for name in covering:
-        cost[name.split("::")[0]] += record.tests[name]["seconds"]
-    others = {name for name in record.tests if name.split("::")[0] in cost} - covering
+        cost[file_of(name)] += record.tests[name]["seconds"]
+    others = {name for name in record.tests if file_of(name) in cost} - covering
     names = [*turns(covering), *turns(others)]
     return {name: record.tests[name]["seconds"] for name in names}
 
@@ -971,6 +989,8 @@ def main() -> int:
     options = parser.parse_args()
     if options.job:
         return in_the_copy(json.loads(Path(options.job).read_text()))
+    signal.signal(signal.SIGINT, stop)
+    signal.signal(signal.SIGTERM, stop)
     return run(options.seed, options.count, options.workers, 60 * options.minutes)
 
 
