@@ -111,16 +111,21 @@ def embedding_size(folder: str) -> int | None:
 
 
 def vocabulary_findings(tokenizer, valid: Tokens, train: Tokens | None, embedding: int | None) -> list[Finding]:
+    from ..evaluation.protocols import unknown_id
+
     findings = []
     rate = valid.unknown / max(1, valid.tokens)
     if valid.unknown:
+        # The tokenizer's own model may have an unknown token that transformers has no name for.
+        unknown = tokenizer.unk_token or tokenizer.decode([unknown_id(tokenizer)])
         domains = sorted(valid.by_domain.items(), key=lambda item: -item[1][0] / max(1, item[1][1]))
         name, (lost, of) = domains[0]
         findings.append(
             Finding(
                 "unknown-tokens",
                 "danger" if rate >= 0.01 else "warning",
-                f"{valid.unknown:,} of {valid.tokens:,} validation tokens ({rate:.2%}) are {tokenizer.unk_token}; most in {name} "
+                f"{valid.unknown:,} of {valid.tokens:,} validation tokens ({rate:.2%}) are {unknown}; "
+                f"most in {name} "
                 f"({lost / max(1, of):.2%}), worst document {valid.worst[0]['id']} ({valid.worst[0]['rate']:.1%})",
                 "an unknown token is cheap to predict and says nothing of the text: compare perplexities without them too "
                 "(ppl eval tells both), or take a tokenizer with bytes to fall back on",

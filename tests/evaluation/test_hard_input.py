@@ -124,6 +124,64 @@ def test_the_loss_with_and_without_unknown_tokens(tmp_path):
     assert known.loss_without_unknown == known.loss
 
 
+def fast_tokenizer(kind: str, **roles):
+    """A tokenizer whose model has an unknown token; the roles name tokens of its vocabulary."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    pieces = ["<unk>", "<s>", "\u2581the", "\u2581cat"]
+    bytes_ = [f"<0x{value:02X}>" for value in range(256)]
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    model = {
+        "words": lambda: models.WordLevel(
+            {piece.lstrip("\u2581"): i for i, piece in enumerate(pieces)}, unk_token="<unk>"
+        ),
+        "unigram": lambda: models.Unigram([(piece, -1.0 * i) for i, piece in enumerate(pieces)], 0),
+        "byte-fallback": lambda: models.BPE(
+            {piece: i for i, piece in enumerate([*pieces, *bytes_, "\u2581"])},
+            [],
+            unk_token="<unk>",
+            byte_fallback=True,
+        ),
+        # As CLIP's: the model has an unknown token, and every byte is in the vocabulary.
+        "byte-level": lambda: models.BPE(
+            {piece: i for i, piece in enumerate([*pieces, *alphabet])},
+            [],
+            unk_token="<unk>",
+        ),
+    }[kind]()
+    tokenizer = Tokenizer(model)
+    tokenizer.pre_tokenizer = {
+        "words": pre_tokenizers.Whitespace,
+        "byte-level": lambda: pre_tokenizers.ByteLevel(add_prefix_space=False),
+    }.get(kind, pre_tokenizers.Metaspace)()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", **roles)
+
+
+@pytest.mark.parametrize("kind", ["words", "unigram", "byte-fallback", "byte-level"])
+@pytest.mark.parametrize("roles", ["unk", "unk pad", "unk eos", "pad"])
+def test_the_unknown_token_is_what_unknown_text_becomes(kind, roles):
+    """Unknown words vanished as special where padding was saved as the unknown token."""
+    from perplexity.evaluation.protocols import special_ids, unknown_id
+
+    tokenizer = fast_tokenizer(kind, **{f"{role}_token": "<unk>" for role in roles.split()})
+    emitted = kind in ("words", "unigram")
+    assert (0 in tokenizer("the \u4e16 cat", add_special_tokens=False)["input_ids"]) == emitted
+    expected = 0 if emitted or roles == "unk" else None
+    assert unknown_id(tokenizer) == expected
+    assert special_ids(tokenizer) == ({1} if expected == 0 else {0, 1})
+
+
+def test_padding_that_is_the_unknown_token():
+    texts = ["the dog the cat", "cat cat bird"]
+    padded = fast_tokenizer("words", unk_token="<unk>", pad_token="<unk>")
+    got = evaluate(build_model(4), padded, texts)
+    plain = evaluate(build_model(4), words_tokenizer(), texts)
+    assert (got.tokens, got.unknown_tokens, got.skipped) == (7, 2, {})
+    assert (got.loss, got.loss_without_unknown) == (plain.loss, plain.loss_without_unknown)
+    assert any("2 of 7 scored tokens are unknown" in note for note in got.notes)
+
+
 @pytest.mark.parametrize("bad", [10**6, -1])
 def test_ids_out_of_range(model, tokenizer, bad):
     document = Document("d7", "", ids=np.array([1, 2, bad, 3], dtype=np.int64))
