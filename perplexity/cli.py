@@ -148,6 +148,11 @@ def _text_options(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--bos", default="auto", choices=["auto", "always", "never"], help="BOS before a document, never two (auto)"
     )
+    command.add_argument(
+        "--special-text",
+        choices=["tokens", "text"],
+        help="how special tokens in the text are read (by protocol; sliding: tokens)",
+    )
     command.add_argument("--batch-size", type=_integer, metavar="N", help="windows at a time (by their length)")
     _reader_options(command)
     _model_options(command)

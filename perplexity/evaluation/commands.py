@@ -107,7 +107,8 @@ def run_compare(arguments: argparse.Namespace) -> int:
 
 def _scoring(arguments: argparse.Namespace) -> dict:
     """Keywords that ``evaluate`` and ``compare_models`` share."""
-    names = ("protocol", "context_length", "stride", "bos", "batch_size", "backend", "journal")
+    names = ("protocol", "context_length", "stride", "bos", "special_text")
+    names += ("batch_size", "backend", "journal")
     return {name: getattr(arguments, name) for name in names}
 
 

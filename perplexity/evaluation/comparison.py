@@ -192,7 +192,8 @@ def _p_value(difference: float, stderr: float, pairs: int) -> float:
 
 def _notes(a: dict, b: dict, pairs: int, unit: str) -> list[str]:
     notes = []
-    for key in ("protocol", "context_length", "stride", "bos", "skipped", "precision"):
+    windows = ("protocol", "context_length", "stride", "bos", "special_text")
+    for key in (*windows, "skipped", "precision"):
         if a.get(key) != b.get(key):
             notes.append(
                 f"{key.replace('_', ' ')} differs ({a.get(key)} and {b.get(key)}): part of the difference may be its"

@@ -71,6 +71,7 @@ def evaluate(
     stride: int | None = None,
     bos: str = "auto",
     score_special: bool | None = None,
+    special_text: str | None = None,
     batch_size: int | None = None,
     backend: str | None = None,
     per_token: str | Path | None = None,
@@ -88,6 +89,8 @@ def evaluate(
     never twice; "always" insists, "never" leaves it out: a first token without BOS has no context and is skipped.
     batch_size: windows at a time; by default as many as hold a few thousand tokens.
     score_special: also score special tokens spelled in the text (the other tools do, sliding does not).
+    special_text: how "sliding" reads them, as "tokens" (default) or as "text"; the other protocols read
+    them as their tools do, lm-eval as tokens and llama.cpp as text.
     per_token, per_document: Parquet files to write, token statistics included. calibration: measure it, from the same pass (it
     is whenever ``per_token`` is written). journal: a folder; the same call again goes
     on where a killed one stopped, to the same bits. distributed: share the batches over the ranks of ``torch.distributed``;
@@ -107,6 +110,7 @@ def evaluate(
         stride=stride,
         bos=bos,
         score_special=score_special,
+        special_text=special_text,
     )
     rank, ranks = _ranks(distributed)
     head = network.head
@@ -129,6 +133,7 @@ def evaluate(
                         "context_length": chosen.context_length,
                         "stride": chosen.stride,
                         "bos": bos,
+                        "special_text": chosen.special_text,
                         "batch_size": batch_size,
                         "device": head.weight.device.type,
                         "backend": backend,
@@ -180,6 +185,7 @@ def evaluate(
         context_length=chosen.context_length,
         stride=chosen.stride,
         bos=bos,
+        special_text=chosen.special_text,
         tokenizer_fingerprint=fingerprint,
         text_fingerprint=text.value(),
         vocabulary_size=vocabulary,
@@ -245,7 +251,7 @@ def read_positions(
     vocabulary = networks[0].head.weight.shape[0]
     models.check_tokenizer(tokenizer, vocabulary)
     verified = False
-    for index, (document, ids) in enumerate(_tokenized(tokenizer, documents)):
+    for index, (document, ids) in enumerate(_tokenized(tokenizer, documents, protocol)):
         text_hash = text.add(document.text)
         if journal is not None:
             journal.document(index, text_hash)
@@ -258,14 +264,16 @@ def read_positions(
         yield positions
 
 
-def _tokenized(tokenizer, documents: Iterable[Document | str]) -> Iterator[tuple[Document, np.ndarray]]:
+def _tokenized(
+    tokenizer, documents: Iterable[Document | str], protocol: Protocol
+) -> Iterator[tuple[Document, np.ndarray]]:
     if isinstance(documents, str | Document):
         raise InputError(f"documents: expected a sequence of them, got one {type(documents).__name__}")
     special = np.array(sorted(special_ids(tokenizer)), dtype=np.int64)
     checked = (checked_document(index, document) for index, document in enumerate(documents))
     while group := list(islice(checked, TOKENIZED_AT_ONCE)):
         texts = [document.text for document in group if document.ids is None]
-        tokens = iter(token_ids(tokenizer, texts))
+        tokens = iter(token_ids(tokenizer, texts, split_special_tokens=protocol.special_text == "text"))
         for document in group:
             if document.ids is None:
                 yield document, next(tokens)

@@ -66,6 +66,7 @@ class ModelComparison:
     protocol: str
     context_length: int
     stride: int
+    special_text: str
     tokenizer_fingerprint: str
     text_fingerprint: str
     backend: str
@@ -101,6 +102,7 @@ def compare_models(
     context_length: int | None = None,
     stride: int | None = None,
     bos: str = "auto",
+    special_text: str | None = None,
     batch_size: int | None = None,
     backend: str | None = None,
     journal: str | Path | None = None,
@@ -129,6 +131,7 @@ def compare_models(
         stride=stride,
         bos=bos,
         score_special=None,
+        special_text=special_text,
     )
     backend = choose_backend(backend, networks[0].head.weight)
     book = None
@@ -138,6 +141,7 @@ def compare_models(
             "context_length": chosen.context_length,
             "stride": chosen.stride,
             "bos": bos,
+            "special_text": chosen.special_text,
         }
         settings |= {"tokenizer": fingerprint, "batch_size": batch_size, "backend": backend}
         settings["device"] = networks[0].head.weight.device.type
@@ -180,6 +184,7 @@ def compare_models(
         protocol=chosen.name,
         context_length=chosen.context_length,
         stride=chosen.stride,
+        special_text=chosen.special_text,
         tokenizer_fingerprint=fingerprint,
         text_fingerprint=text.value(),
         backend=backend,

@@ -15,6 +15,7 @@ from .windows import WINDOWS, Window
 
 PROTOCOLS = tuple(WINDOWS)
 BOS_POLICIES = ("auto", "always", "never")
+SPECIAL_TEXTS = ("tokens", "text")
 LLAMA_CPP_CONTEXT = 512
 # Cuneiform, a hieroglyph, a rare ideograph: no vocabulary has all, but for one with bytes.
 UNKNOWN_TEXT = "\U00012000 \U00013000 \U0002a6a5"
@@ -51,6 +52,8 @@ class Protocol:
 
     prefix: the token before each document (None: none); first_of_window: replaces the first token of every window, as
     llama.cpp does with BOS; unscored: ids that are read and never scored.
+    special_text: "tokens" where a special token spelled in a text is read as that token, "text" where its
+    characters are read.
     """
 
     name: str
@@ -59,6 +62,7 @@ class Protocol:
     prefix: int | None
     first_of_window: int | None
     unscored: np.ndarray
+    special_text: str = "tokens"
 
     def positions(self, document: Document, ids: np.ndarray) -> Positions:
         """The document's tokens with its prefix, never a second BOS where the text spells one; skips are counted."""
@@ -126,6 +130,7 @@ def choose_protocol(
     stride: int | None,
     bos: str,
     score_special: bool | None,
+    special_text: str | None = None,
 ) -> Protocol:
     """``Protocol`` for a model that reads ``limit`` positions (None: any); InputError naming what cannot be."""
     if name not in PROTOCOLS:
@@ -169,6 +174,7 @@ def choose_protocol(
         with theirs("tokenizer: expected one that takes every Unicode text, got one that fails"):
             first = list(tokenizer("a")["input_ids"][:1])
         prefix = own if own is not None and first == [own] else None
+    special_text = _special_text(name, tokenizer, special_text)
     if score_special is None:
         score_special = name != "sliding"  # the other tools do
     return Protocol(
@@ -178,7 +184,21 @@ def choose_protocol(
         prefix,
         prefix if name == "llama.cpp" else None,
         np.array([] if score_special else sorted(special_ids(tokenizer)), dtype=np.int64),
+        special_text,
     )
+
+
+def _special_text(protocol: str, tokenizer, asked: str | None) -> str:
+    """Return how a protocol reads special tokens spelled in a text; "sliding" as asked."""
+    if asked not in (None, *SPECIAL_TEXTS):
+        raise InputError(f"special_text: expected one of {', '.join(SPECIAL_TEXTS)}, got {asked!r}")
+    if protocol == "llama.cpp":  # llama-perplexity's common_tokenize leaves parse_special off
+        tools = "text"
+    else:  # HFLM.tok_encode calls the tokenizer as it is
+        tools = "text" if getattr(tokenizer, "split_special_tokens", False) else "tokens"
+    if protocol != "sliding" and asked not in (None, tools):
+        raise InputError(f"special_text: expected {tools!r}, which is how {protocol} reads them, got {asked!r}")
+    return asked or tools
 
 
 def _tokenizer_limit(tokenizer) -> int | None:

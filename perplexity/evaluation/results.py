@@ -67,6 +67,7 @@ class Evaluation:
     context_length: int
     stride: int
     bos: str
+    special_text: str
     tokenizer_fingerprint: str
     text_fingerprint: str
     vocabulary_size: int

@@ -9,15 +9,15 @@ import numpy as np
 from ..errors import theirs
 
 
-def token_ids(tokenizer, texts: Sequence[str]) -> list[np.ndarray]:
-    """Return the int64 ids of each text and nothing else: no BOS, no padding.
+def token_ids(tokenizer, texts: Sequence[str], **options) -> list[np.ndarray]:
+    """Return the int64 ids of each text and nothing else: no BOS, no padding; ``options`` are the tokenizer's.
 
     Raises InputError where the tokenizer cannot: a word-level one without an entry for unknown words, say.
     """
     if not texts:
         return []
     with theirs("tokenizer: expected one that takes every Unicode text, got one that fails"):
-        encoded = tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
+        encoded = tokenizer(list(texts), add_special_tokens=False, verbose=False, **options)["input_ids"]
         return [np.array(ids, dtype=np.int64) for ids in encoded]
 
 

@@ -1,5 +1,6 @@
 """Each protocol gives its tool's number: the real lm-eval, the Hugging Face guide's algorithm, llama.cpp's formula."""
 
+import copy
 import json
 import math
 import os
@@ -14,6 +15,8 @@ from perplexity.errors import InputError
 from perplexity.evaluation import Document
 
 LONG = [" ".join([TEXTS[i % 3]] * (2 + 5 * i)) for i in range(5)]
+SPELLED = "the cat<s> sat on<s> the mat<s><s> and the dog" * 4  # special tokens in a text
+LM_EVAL_TEXTS = [*LONG, SPELLED]
 
 
 def logits_of(model, ids) -> torch.Tensor:
@@ -114,7 +117,8 @@ def lm_eval_results(tmp_path_factory):
         model = build_model(len(tokenizer))
         model.save_pretrained(folder / f"model{bos}")
         tokenizer.save_pretrained(folder / f"model{bos}")
-        (folder / "texts.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in LONG))
+        lines = [json.dumps({"text": text}) + "\n" for text in LM_EVAL_TEXTS]
+        (folder / "texts.jsonl").write_text("".join(lines))
         (folder / "local_task.yaml").write_text(
             "task: local_text\n"
             "dataset_path: json\n"
@@ -150,10 +154,10 @@ def test_lm_eval(lm_eval_results, bos):
     folder, out = lm_eval_results[bos]
     model, tokenizer = models.load(folder, dtype="float32")
     assert (tokenizer.bos_token_id is not None) == bos
-    got = evaluate(model, tokenizer, LONG, protocol="lm-eval")
+    got = evaluate(model, tokenizer, LM_EVAL_TEXTS, protocol="lm-eval")
     assert got.context_length == 64 and got.tokens_skipped == 0
     samples = sorted(out["samples"]["local_text"], key=lambda sample: sample["doc_id"])
-    assert len(samples) == len(LONG)
+    assert len(samples) == len(LM_EVAL_TEXTS)
     for sample, score in zip(samples, got.per_document, strict=True):
         assert score.nll == pytest.approx(-sample["filtered_resps"][0], rel=1e-6)
     theirs = out["results"]["local_text"]
@@ -166,7 +170,9 @@ def test_lm_eval(lm_eval_results, bos):
 def test_tokens_scored_and_skipped_are_the_tokens_read(model, tokenizer, protocol):
     texts = [*LONG, "", "a", "<s>the cat<s> sat<s>"]
     got = evaluate(model, tokenizer, texts, protocol=protocol, context_length=16)
-    assert got.tokens_read == sum(len(tokenizer(text)["input_ids"]) for text in texts)
+    assert got.tokens_read == sum(
+        len(tokenizer(text, split_special_tokens=protocol == "llama.cpp")["input_ids"]) for text in texts
+    )
     assert got.tokens + sum(got.skipped.values()) == got.tokens_read
     assert got.tokens_skipped == sum(got.skipped.values())
 
@@ -181,9 +187,41 @@ def test_special_tokens_are_scored_only_where_asked(model, tokenizer):
     assert evaluate(model, tokenizer, [text], protocol="lm-eval").skipped == {}
 
 
+@pytest.mark.parametrize("spelled", ["<s>", "<zebra>"])
+def test_llama_cpp_reads_special_tokens_in_a_text_as_text(tokenizer, spelled):
+    """llama-perplexity leaves parse_special off: control tokens are text, users' own are tokens."""
+    changed = copy.deepcopy(tokenizer)
+    changed.add_tokens(["<zebra>"])  # no special token
+    model = build_model(len(changed))
+    text = SPELLED.replace("<s>", spelled)
+    plain = changed(text, split_special_tokens=True)["input_ids"]
+    parsed = changed(text)["input_ids"]
+    assert (plain == parsed) == (spelled == "<zebra>")
+    expected, count = llama_cpp(model, plain, 16, None)
+    got = evaluate(model, changed, [text], protocol="llama.cpp", context_length=16)
+    assert (got.tokens, got.tokens_read, got.special_text) == (count, len(plain), "text")
+    assert got.loss == pytest.approx(expected / count, rel=1e-6)
+
+
+@pytest.mark.parametrize("special_text", ["tokens", "text"])
+def test_sliding_reads_special_tokens_in_a_text_as_asked(model, tokenizer, special_text):
+    got = evaluate(model, tokenizer, [SPELLED], special_text=special_text)
+    ids = tokenizer(SPELLED, split_special_tokens=special_text == "text")["input_ids"]
+    assert (got.special_text, got.tokens_read) == (special_text, len(ids))
+    assert got.skipped == ({"special": 16} if special_text == "tokens" else {})
+    if special_text == "tokens":  # by default, and after a call that read text
+        assert evaluate(model, tokenizer, [SPELLED]).loss == got.loss
+    expected, count = hugging_face_guide(model, [tokenizer.bos_token_id, *ids], 64, 32)
+    scored = evaluate(model, tokenizer, [SPELLED], special_text=special_text, score_special=True)
+    assert scored.tokens == count and scored.loss == pytest.approx(expected / count, rel=1e-6)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (dict(protocol="llama.cpp", special_text="tokens"), "expected 'text', which is how llama.cpp"),
+        (dict(protocol="lm-eval", special_text="text"), "expected 'tokens', which is how lm-eval"),
+        (dict(special_text="words"), "special_text: expected one of tokens, text, got 'words'"),
         (dict(protocol="lm-eval", bos="never"), "bos: lm-eval"),
         (dict(protocol="lm-eval", stride=5), "stride: expected none, lm-eval moves on by its context length, got 5"),
         (dict(bos="twice"), "bos: expected one of auto, always, never, got 'twice'"),
