@@ -13,13 +13,16 @@ import numpy as np
 
 from ..errors import InputError
 from .calibration import CalibrationBins
-from .protocols import NON_FINITE, SPECIAL, unknown_id
+from .protocols import NON_FINITE, SPECIAL, Positions, unknown_id
 from .results import DocumentScore
 from .scoring import Scored
 from .tokens import text_of
 from .uncertainty import BLOCK
 
 KEPT = 10  # extremes of each kind
+# Of a document, whose tokens are kept: two tokenizers have a boundary in common there.
+FIRST_BYTES, FIRST_TOKENS = 32, 64
+LOSS_DIGITS = 7  # of those tokens' losses: as many as float32 holds
 CONTEXT_SHOWN = 8  # tokens before a surprising one
 ROWS = 1 << 16  # of a Parquet row group
 
@@ -97,7 +100,9 @@ DOCUMENT_COLUMNS = {
     "tokens": "int64",
     "tokens_skipped": "int64",
     "bytes": "int64",
+    "bytes_skipped": "int64",
     "words": "int64",
+    "words_skipped": "int64",
     "loss": "float64",
     "perplexity": "float64",
     "bits_per_byte": "float64",
@@ -130,14 +135,24 @@ class Collector:
     """Sums of documents in float64, counts by reason, extremes; rows of the two tables where they are asked for."""
 
     def __init__(
-        self, tokenizer, vocabulary: int, *, scaled: bool, per_token=None, per_document=None, calibration=None
+        self,
+        tokenizer,
+        vocabulary: int,
+        *,
+        per_token: ParquetTable | None = None,
+        per_document: ParquetTable | None = None,
+        calibration: CalibrationBins | None = None,
     ) -> None:
-        self.tokenizer, self.scaled = tokenizer, scaled
-        self.per_token: ParquetTable | None = per_token
-        self.per_document: ParquetTable | None = per_document
-        self.calibration: CalibrationBins | None = calibration
+        self.tokenizer = tokenizer
+        self.per_token = per_token
+        self.per_document = per_document
+        self.calibration = calibration
         self.scores: list[DocumentScore] = []
+        self.first_tokens: list[list[float | None]] = []
         self.skipped: Counter = Counter()
+        self.bytes_skipped = self.words_skipped = 0
+        self.characters = self.deleted = self.changed = 0  # of the texts
+        self.estimated = 0  # documents whose scored bytes are an estimate
         self.counts = np.zeros(vocabulary, dtype=np.int64)  # of scored tokens, by id
         self.squares = 0.0
         self.tokens_read = self.tokens = 0
@@ -153,6 +168,8 @@ class Collector:
     def _start(self) -> None:
         self._sums: list[float] = []
         self._tokens = 0
+        self._scored = np.zeros(0, dtype=bool)  # of a document's positions
+        self._first: dict[int, float] = {}  # losses of its first tokens, by place
         self._block_nll, self._block_tokens = np.zeros(0), np.zeros(0)
 
     def text(self, token: int) -> str:
@@ -167,6 +184,9 @@ class Collector:
             self.non_finite = note_non_finite(self.non_finite, scored, finite)
             positions.skipped[NON_FINITE] += int((~finite).sum())
             places, nll = places[finite], nll[finite]
+        if not len(self._scored):
+            self._scored = np.zeros(len(positions.ids), dtype=bool)
+        self._scored[places] = True
         ids = positions.ids[places]
         if self.per_token is not None and len(scored.places):
             self._add_tokens(scored)
@@ -184,6 +204,8 @@ class Collector:
             if self._with_tokens == 0:
                 self._add_blocks(places, nll)
             self._note_surprising(scored, places, nll)
+            first = places < positions.added + FIRST_TOKENS
+            self._first.update(zip(places[first].tolist(), nll[first].tolist(), strict=True))
         if scored.last:
             self._finish(scored)
 
@@ -239,36 +261,100 @@ class Collector:
             skipped[SPECIAL] += unscored
         self.skipped.update(skipped)
         self.tokens_read += positions.tokens_read
-        bytes_, words = document.bytes, document.words
-        if self.scaled and positions.tokens_read:
-            share = self._tokens / positions.tokens_read
-            bytes_, words = round(bytes_ * share), round(words * share)
+        bytes_, words = self._text_scored(positions)
+        bytes_skipped, words_skipped = document.bytes - bytes_, document.words - words
+        self.bytes_skipped += bytes_skipped
+        self.words_skipped += words_skipped
         nll = math.fsum(self._sums)
-        self.scores.append(
-            DocumentScore(document.id, document.domain, nll, self._tokens, bytes_, words, sum(skipped.values()))
+        score = DocumentScore(
+            document.id,
+            document.domain,
+            nll,
+            self._tokens,
+            bytes_,
+            words,
+            skipped=sum(skipped.values()),
+            bytes_skipped=bytes_skipped,
+            words_skipped=words_skipped,
+            non_finite=skipped[NON_FINITE],
         )
+        self.scores.append(score)
+        self.first_tokens.append(self._first_tokens(positions))
         if self.per_document is not None:
             from ..metric import exp
 
             loss = nll / self._tokens if self._tokens else None
+            by_byte = nll / bytes_ if bytes_ and not score.non_finite else None
             self.per_document.add(
                 1,
                 id=[document.id],
                 domain=[document.domain],
                 nll=[nll],
                 tokens=[self._tokens],
-                tokens_skipped=[sum(skipped.values())],
+                tokens_skipped=[score.skipped],
                 bytes=[bytes_],
+                bytes_skipped=[bytes_skipped],
                 words=[words],
+                words_skipped=[words_skipped],
                 loss=[loss],
                 perplexity=[exp(loss)],
-                bits_per_byte=[nll / bytes_ / math.log(2) if bytes_ else None],
+                bits_per_byte=[None if by_byte is None else by_byte / math.log(2)],
             )
         if self._tokens:
             kept = self._block_tokens > 0
             self.blocks = None if self._with_tokens else (self._block_nll[kept], self._block_tokens[kept])
             self._with_tokens += 1
         self._start()
+
+    def _text_scored(self, positions: Positions) -> tuple[int, int]:
+        """Return the bytes and words of a document that were scored."""
+        document, spans = positions.document, positions.spans
+        self.characters += len(document.text)
+        self.deleted += spans.deleted
+        self.changed += spans.changed
+        scored = self._scored[positions.added :]
+        if scored.all():
+            return document.bytes, document.words
+        self.estimated += not spans.exact
+        bytes_, words = spans.bytes(scored), spans.words(document.text, scored)
+        assert sum(bytes_) == document.bytes and sum(words) == document.words
+        return bytes_[0], words[0]
+
+    def _first_tokens(self, positions: Positions) -> list[float | None]:
+        """Return the ends in bytes and the losses of a document's first tokens, in turn."""
+        spans, found = positions.spans, []
+        if not spans.exact:
+            return found
+        # Up to the first token that ends there or later.
+        count = int(np.searchsorted(spans.ends, FIRST_BYTES)) + 1
+        for place, end in enumerate(spans.ends[: min(count, FIRST_TOKENS)].tolist()):
+            loss = self._first.get(positions.added + place)
+            if spans.groups[place] >= 0:
+                found += [end, None if loss is None else round(loss, LOSS_DIGITS)]
+            elif loss is not None:  # of a token that is no text
+                return []
+        return found
+
+    def text_notes(self) -> list[str]:
+        """Return what a reader must know before believing the measures by byte and by word."""
+        notes = []
+        if self.deleted:
+            notes.append(
+                f"the tokenizer deletes text: {self.deleted:,} of {self.characters:,} characters are in "
+                "no token; measures by byte and by word look better than they are"
+            )
+        if self.changed:
+            notes.append(
+                f"the tokenizer changes text: {self.changed:,} of {self.characters:,} characters become "
+                "others (case, accents, normal form); measures by byte and by word look better "
+                "than they are"
+            )
+        if self.estimated:
+            notes.append(
+                f"bytes and words of {self.estimated:,} documents with skipped tokens are an estimate: "
+                "the tokenizer does not say which characters its tokens stand for"
+            )
+        return notes
 
     @property
     def unknown_tokens(self) -> int:

@@ -11,6 +11,7 @@ import numpy as np
 from ..errors import InputError
 from ..metric import exp
 from .results import Evaluation, read_result
+from .spans import Spans, groups_of
 from .uncertainty import CONFIDENCE, TRUSTED_CLUSTERS, half_width, ratio_stderr
 
 MEASURES = ("loss", "bits-per-byte")
@@ -61,8 +62,11 @@ def compare(
 ) -> Comparison:
     """Paired difference of two evaluations (objects, their JSON, or files of it) of one text.
 
-    measure "loss" refuses different tokenizers: a token is not the same unit for both; "bits-per-byte" compares those too.
-    Raises InputError where texts, documents or, for the loss, tokens differ.
+    measure "loss" refuses different tokenizers: a token is not the same unit for both. "bits-per-byte"
+    compares those too, over the bytes that both scored: where one has no loss for a document's first
+    token, both leave its bytes out.
+    Raises InputError where texts, documents or, for the loss, tokens differ, and where a loss is not
+    finite.
     """
     if measure not in MEASURES:
         raise InputError(f"measure: expected one of {', '.join(MEASURES)}, got {measure!r}")
@@ -77,13 +81,16 @@ def compare(
     rows = [np.array(side, dtype=np.float64).reshape(-1, 3) for side in documents]
     if len(rows[0]) != len(rows[1]):
         raise InputError(f"per_document: expected as many for both, got {len(rows[0])} and {len(rows[1])}")
+    _check_finite(a, b)
+    notes = []
     if measure == "loss":
         _check_tokens(a, b, rows)
+    else:
+        notes = _same_bytes(a, b, rows)
     nll_a, nll_b = rows[0][:, 0], rows[1][:, 0]
     unit, scale = "document", 1.0
     size = rows[0][:, 1]
     if measure == "bits-per-byte":
-        _check_bytes(a, b, rows)
         size, scale = rows[0][:, 2], math.log(2)
     kept = (size > 0) & (rows[0][:, 1] > 0) & (rows[1][:, 1] > 0)
     nll_a, nll_b, size = nll_a[kept] / scale, nll_b[kept] / scale, size[kept]
@@ -126,7 +133,7 @@ def compare(
         effective,
         int((nll_b < nll_a).sum()),
         len(size) >= TRUSTED_CLUSTERS,
-        _notes(a, b, len(size), unit),
+        notes + _notes(a, b, len(size), unit),
     )
 
 
@@ -146,6 +153,16 @@ def _blocks(side: dict) -> np.ndarray:
     if not all(isinstance(block, list | tuple) and len(block) == 2 and None not in block for block in blocks):
         raise InputError(f"blocks: expected pairs of nll and tokens, got {blocks!r:.60}")
     return np.array(blocks, dtype=np.float64).T
+
+
+def _check_finite(a: dict, b: dict) -> None:
+    for name, side in (("A", a), ("B", b)):
+        if bad := side.get("non_finite"):
+            count = bad.get("tokens") if isinstance(bad, dict) else bad
+            raise InputError(
+                f"loss: expected a finite loss of every token, got {count} of {name} that are NaN or "
+                "infinite and left out: the two are not over the same text"
+            )
 
 
 def _check_tokens(a: dict, b: dict, rows: list[np.ndarray]) -> None:
@@ -181,6 +198,109 @@ def _check_bytes(a: dict, b: dict, rows: list[np.ndarray]) -> None:
         )
 
 
+def _same_bytes(a: dict, b: dict, rows: list[np.ndarray]) -> list[str]:
+    """Leave out of ``rows`` what only one side scored at documents' beginnings; return notes.
+
+    Raises InputError where the two differ further on in a document.
+    """
+    beginnings = [_beginnings(side, len(rows[0])) for side in (a, b)]
+    # Of such a document nothing is compared.
+    one_sided = (rows[0][:, 1] > 0) != (rows[1][:, 1] > 0)
+    for row in rows:
+        row[one_sided] = 0
+    left_out = documents = 0
+    apart = int(one_sided.sum())
+    for place in range(len(rows[0])) if all(beginnings) else ():
+        sides = [found[place] for found in beginnings]
+        # A side without a scored token there has skipped more than a first token.
+        if one_sided[place] or not all(sides):
+            continue
+        if sides[0].first == sides[1].first and rows[0][place, 2] == rows[1][place, 2]:
+            continue
+        scored = max(side.first for side in sides)
+        common = [end for end in sides[0].ends if end >= scored and end in sides[1].ends]
+        if common:
+            documents, left_out = documents + 1, left_out + min(common)
+            for side, row in zip(sides, rows, strict=True):
+                row[place] -= side.sums[side.ends.index(min(common))]
+        else:
+            apart += 1
+            for row in rows:
+                row[place] = 0
+    _check_bytes(a, b, rows)
+    notes = []
+    if documents:
+        notes.append(
+            f"over the bytes that both scored: {left_out:,} bytes at the beginning of {documents:,} "
+            "documents, some of which one side did not score, are left out"
+        )
+    if apart:
+        notes.append(
+            f"{apart:,} documents are left out: one side scored nothing of them, or less of their "
+            "beginning, where the two have no token boundary in common"
+        )
+    return notes
+
+
+@dataclass(frozen=True)
+class _Beginning:
+    """The beginning of a document: where tokens end, in bytes, and the sums up to each end.
+
+    first: the first byte that was scored; sums: nats, tokens and bytes that were scored before an end.
+    """
+
+    first: int
+    ends: list[int]
+    sums: list[np.ndarray]
+
+
+def _beginnings(side: dict, count: int) -> list[_Beginning | None] | None:
+    """Return the beginning of each document, None for one without a scored token there.
+
+    None in all: a result file that does not tell.
+    """
+    found = side.get("first_tokens")
+    if not found:
+        return None
+    if not (isinstance(found, list) and len(found) == count and all(map(_is_beginning, found))):
+        raise InputError("first_tokens: expected ends and losses of every document's first tokens")
+    return [_beginning(pairs) for pairs in found]
+
+
+def _is_beginning(pairs) -> bool:
+    return (
+        isinstance(pairs, list)
+        and len(pairs) % 2 == 0
+        and all(isinstance(end, int) and end >= 0 for end in pairs[::2])
+        and all(loss is None or isinstance(loss, int | float) for loss in pairs[1::2])
+        and pairs[::2] == sorted(pairs[::2])
+    )
+
+
+def _beginning(pairs: list) -> _Beginning | None:
+    if not pairs:
+        return None
+    ends = np.array(pairs[::2], dtype=np.int64)
+    spans = Spans(ends, groups_of(ends))
+    scored = np.array([loss is not None for loss in pairs[1::2]])
+    losses = np.array([loss or 0.0 for loss in pairs[1::2]])
+    whole, count = spans.whole(scored), spans.groups[-1] + 1
+    reached = np.unique(ends[ends > 0])
+    if not whole.any() or len(reached) != count:
+        return None
+    sizes = np.diff(reached, prepend=0)
+    first = int((reached - sizes)[whole][0])
+    sums = np.stack(
+        [
+            np.bincount(spans.groups, losses, count),
+            np.bincount(spans.groups, scored, count),
+            sizes * whole,
+        ],
+        axis=1,
+    ).cumsum(axis=0)
+    return _Beginning(first, [0, *reached.tolist()], [np.zeros(3), *sums])
+
+
 def _p_value(difference: float, stderr: float, pairs: int) -> float:
     """Two-sided, of the paired difference under Student's t with pairs − 1 degrees of freedom."""
     import scipy.stats
@@ -202,6 +322,4 @@ def _notes(a: dict, b: dict, pairs: int, unit: str) -> list[str]:
         notes.append(f"{pairs} {unit}s are too few: interval and p-value are not to be trusted")
     if unit == "block":
         notes.append("one document: paired by blocks of it; it speaks of this document only")
-    if any(side.get("non_finite") for side in (a, b)):
-        notes.append("a token's loss was NaN or infinite in one of them and is left out of it")
     return notes

@@ -26,10 +26,11 @@ from .collect import DETAILS, DOCUMENT_COLUMNS, TOKEN_COLUMNS, Collector, Parque
 from .documents import Document
 from .fingerprints import TextFingerprint, tokenizer_fingerprint
 from .journal import Journal
-from .protocols import Positions, Protocol, choose_protocol, special_ids
+from .protocols import Positions, Protocol, choose_protocol, special_ids, unknown_id
 from .results import Evaluation, summarise
 from .scoring import IGNORED, Scored, raise_together, stream, tasks
-from .tokens import text_of, token_ids
+from .spans import Spans, estimated_spans, inside, lost_characters, spans_of
+from .tokens import encoded, text_of
 
 TOKENIZED_AT_ONCE = 64
 
@@ -148,7 +149,7 @@ def evaluate(
                 if per_document is not None:
                     tables["per_document"] = ParquetTable(per_document, DOCUMENT_COLUMNS, "per_document")
         bins = CalibrationBins() if details else None
-        collector = Collector(tokenizer, vocabulary, scaled=chosen.name == "llama.cpp", calibration=bins, **tables)
+        collector = Collector(tokenizer, vocabulary, calibration=bins, **tables)
         with evaluation_mode(network):
             read = read_positions([network], tokenizer, documents, chosen, text, book)
             scored = stream(
@@ -251,12 +252,12 @@ def read_positions(
     vocabulary = networks[0].head.weight.shape[0]
     models.check_tokenizer(tokenizer, vocabulary)
     verified = False
-    for index, (document, ids) in enumerate(_tokenized(tokenizer, documents, protocol)):
+    for index, (document, ids, spans) in enumerate(_tokenized(tokenizer, documents, protocol)):
         text_hash = text.add(document.text)
         if journal is not None:
             journal.document(index, text_hash)
         check_ids(document, ids, vocabulary, "the model's vocabulary")
-        positions = protocol.positions(document, ids)
+        positions = protocol.positions(document, ids, spans)
         if not verified and len(positions.ids) > 1:
             for network in networks:
                 models.verify(network, positions.ids, protocol.context_length)
@@ -266,24 +267,62 @@ def read_positions(
 
 def _tokenized(
     tokenizer, documents: Iterable[Document | str], protocol: Protocol
-) -> Iterator[tuple[Document, np.ndarray]]:
+) -> Iterator[tuple[Document, np.ndarray, Spans]]:
     if isinstance(documents, str | Document):
         raise InputError(f"documents: expected a sequence of them, got one {type(documents).__name__}")
     special = np.array(sorted(special_ids(tokenizer)), dtype=np.int64)
     checked = (checked_document(index, document) for index, document in enumerate(documents))
+    unknown = unknown_id(tokenizer)
     while group := list(islice(checked, TOKENIZED_AT_ONCE)):
         texts = [document.text for document in group if document.ids is None]
-        tokens = iter(token_ids(tokenizer, texts, split_special_tokens=protocol.special_text == "text"))
+        tokens = iter(encoded(tokenizer, texts, split_special_tokens=protocol.special_text == "text"))
         for document in group:
             if document.ids is None:
-                yield document, next(tokens)
+                ids, encoding = next(tokens)
+                yield document, ids, _spans(tokenizer, document.text, ids, encoding, unknown)
                 continue
             ids = np.asarray(document.ids).astype(np.int64)
             # What starts and ends a document in a token file is no text; what is spelled inside is.
-            inside = np.flatnonzero(~np.isin(ids, special) & (ids >= 0) & (ids < len(tokenizer)))
-            piece = ids[inside[0] : inside[-1] + 1] if len(inside) else ids[:0]
-            piece = piece[(piece >= 0) & (piece < len(tokenizer))]  # others are refused by position, further on
-            yield dataclasses.replace(document, text=text_of(tokenizer, piece)), ids
+            kept = (ids >= 0) & (ids < len(tokenizer))  # others are refused by position, further on
+            text = np.flatnonzero(~np.isin(ids, special) & kept)
+            kept[: text[0] if len(text) else None] = False
+            kept[text[-1] + 1 if len(text) else 0 :] = False
+            document = dataclasses.replace(document, text=text_of(tokenizer, ids[kept]))
+            again, encoding = None, None
+            if getattr(tokenizer, "is_fast", False):
+                again, encoding = encoded(tokenizer, [document.text])[0]
+            if not np.array_equal(again, ids[kept]):
+                spans = _estimated_spans(tokenizer, document.text, ids[kept])
+            else:
+                spans = spans_of(document.text, encoding.offsets, _first(tokenizer, ids[kept]))
+            yield document, ids, inside(spans, kept)
+
+
+def _spans(tokenizer, text: str, ids: np.ndarray, encoding, unknown: int | None) -> Spans:
+    """Return which bytes of ``text`` its tokens stand for, and what they lost of it."""
+    known = ids if unknown is None else ids[ids != unknown]
+    if encoding is None:
+        spans = _estimated_spans(tokenizer, text, ids)
+        if len(known) < len(ids):  # which characters they stand for is not known
+            return spans
+    else:
+        offsets = encoding.offsets
+        spans = spans_of(text, offsets, _first(tokenizer, ids))
+        # Unknown tokens are counted and noted by themselves: what they cover is not deleted.
+        for place in np.flatnonzero(ids == unknown)[::-1].tolist() if len(known) < len(ids) else []:
+            text = text[: offsets[place][0]] + text[offsets[place][1] :]
+    as_read = dict(skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    decoded = text_of(tokenizer, known, **as_read)
+    deleted, changed = lost_characters(text, decoded)
+    return dataclasses.replace(spans, deleted=deleted, changed=changed)
+
+
+def _first(tokenizer, ids: np.ndarray) -> str:
+    return tokenizer.convert_ids_to_tokens(int(ids[0])) if len(ids) else ""
+
+
+def _estimated_spans(tokenizer, text: str, ids: np.ndarray) -> Spans:
+    return estimated_spans(text, ids, lambda token: text_of(tokenizer, [token]))
 
 
 def check_ids(document: Document, ids: np.ndarray, limit: int, whose: str) -> None:
@@ -331,6 +370,10 @@ def _evaluation(collector: Collector, tokenizer, **rest) -> Evaluation:
         **summary,
         tokens_read=collector.tokens_read,
         tokens_skipped=sum(collector.skipped.values()),
+        bytes_read=summary["bytes"] + collector.bytes_skipped,
+        bytes_skipped=collector.bytes_skipped,
+        words_read=summary["words"] + collector.words_skipped,
+        words_skipped=collector.words_skipped,
         skipped=dict(collector.skipped),
         unknown_tokens=collector.unknown_tokens,
         loss_without_unknown=without_unknown,
@@ -346,6 +389,7 @@ def _evaluation(collector: Collector, tokenizer, **rest) -> Evaluation:
         surprising_tokens=collector.surprising_tokens(),
         calibration=None if collector.calibration is None else collector.calibration.summary(),
         per_document=collector.scores,
+        first_tokens=collector.first_tokens,
         blocks=None if collector.blocks is None else np.stack(collector.blocks, 1).tolist(),
         **rest,
     )
@@ -355,7 +399,8 @@ def _notes(summary: dict, collector: Collector, uniform: float) -> list[str]:
     """What a reader must know before believing the number."""
     notes = []
     if bad := collector.non_finite:
-        notes.append(f"{described(bad)} and are left out")
+        notes.append(f"{described(bad)} and are left out; by byte and by word nothing is defined")
+    notes += collector.text_notes()
     if collector.unknown_tokens:
         without = collector.loss_without_unknown()
         notes.append(

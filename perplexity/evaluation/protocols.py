@@ -11,6 +11,7 @@ import numpy as np
 
 from ..errors import InputError, theirs
 from .documents import Document
+from .spans import Spans
 from .windows import WINDOWS, Window
 
 PROTOCOLS = tuple(WINDOWS)
@@ -33,13 +34,15 @@ REASONS = (NO_CONTEXT, FIRST_HALF, TAIL, SPECIAL, NON_FINITE)
 class Positions:
     """A document as the model reads it: ``ids`` with what the protocol puts before them.
 
-    added: 1 where a BOS was put before the document's own tokens, else 0.
+    added: 1 where a BOS was put before the document's own tokens, else 0. spans: of the document's
+    own tokens; None where nobody asks for bytes.
     """
 
     document: Document
     ids: np.ndarray  # int64
     added: int
     skipped: Counter = field(default_factory=Counter)
+    spans: Spans | None = None
 
     @property
     def tokens_read(self) -> int:
@@ -64,12 +67,18 @@ class Protocol:
     unscored: np.ndarray
     special_text: str = "tokens"
 
-    def positions(self, document: Document, ids: np.ndarray) -> Positions:
+    def positions(
+        self,
+        document: Document,
+        ids: np.ndarray,
+        spans: Spans | None = None,
+    ) -> Positions:
         """The document's tokens with its prefix, never a second BOS where the text spells one; skips are counted."""
         ids = np.asarray(ids, dtype=np.int64)
         doubled = self.prefix is not None and self.name != "lm-eval" and len(ids) > 0 and ids[0] == self.prefix
         added = int(self.prefix is not None and not doubled)
         positions = Positions(document, np.concatenate([[self.prefix], ids]) if added else ids, added)
+        positions.spans = spans
         length = len(positions.ids)
         if self.name == "llama.cpp":
             whole = length - length % self.context_length

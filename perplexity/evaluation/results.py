@@ -18,7 +18,10 @@ from .uncertainty import uncertainty
 
 @dataclass(frozen=True)
 class DocumentScore:
-    """One document: ``nll`` is the sum over its scored tokens, in nats; bytes and words are those of its text."""
+    """One document: ``nll`` is the sum over its scored tokens, in nats.
+
+    bytes, words: of its text that were scored. non_finite: tokens left out, of NaN or infinite loss.
+    """
 
     id: str
     domain: str
@@ -27,6 +30,9 @@ class DocumentScore:
     bytes: int
     words: int
     skipped: int = 0
+    bytes_skipped: int = 0
+    words_skipped: int = 0
+    non_finite: int = 0
 
 
 @dataclass(frozen=True)
@@ -35,6 +41,11 @@ class Evaluation:
 
     loss: nats a scored token; stderr: its standard error over ``clusters``; perplexity_interval: 95 %, by the delta method on
     the scale of the loss; tokens: tokens scored; tokens_read = tokens + tokens_skipped, the latter by reason in ``skipped``.
+    bytes, words: those of the text that were scored; bytes_read = bytes + bytes_skipped, and so for
+    words. The measures by byte and by word are over the scored ones. They are None where nothing was
+    scored or a token's loss is not finite.
+    first_tokens: for each document the tokens of its first 32 bytes, as end in bytes, loss in nats
+    (None: not scored), end, loss, ...; ``compare`` finds by them the bytes that both sides scored.
     loss_without_unknown: over the tokens that the tokenizer knows; data_check: of ``ppl eval --train``, as ppl check-data's JSON;
     calibration: ``calibration.CalibrationBins.summary``, where it was measured.
     """
@@ -42,9 +53,9 @@ class Evaluation:
     loss: float
     perplexity: float
     bits_per_token: float
-    bits_per_byte: float
-    byte_perplexity: float
-    word_perplexity: float
+    bits_per_byte: float | None
+    byte_perplexity: float | None
+    word_perplexity: float | None
     tokens: int
     tokens_read: int
     tokens_skipped: int
@@ -54,7 +65,11 @@ class Evaluation:
     perplexity_without_unknown: float | None
     non_finite: dict | None
     bytes: int
+    bytes_read: int
+    bytes_skipped: int
     words: int
+    words_read: int
+    words_skipped: int
     documents: int
     stderr: float | None
     perplexity_stderr: float | None
@@ -80,6 +95,7 @@ class Evaluation:
     worst_documents: list[dict]
     surprising_tokens: list[dict]
     per_document: list[DocumentScore] = field(repr=False)
+    first_tokens: list[list[float | None]] = field(default_factory=list, repr=False)
     blocks: list[list[float]] | None = field(default=None, repr=False)
     data_check: dict | None = field(default=None, repr=False)
     calibration: dict | None = field(default=None, repr=False)
@@ -92,8 +108,9 @@ class Evaluation:
     def to_json(self) -> str:
         """JSON (RFC 8259: an infinite perplexity is the string "inf")."""
         record = asdict(self)
-        for document in record["per_document"]:
-            del document["words"], document["skipped"]
+        kept = ("id", "domain", "nll", "tokens", "bytes")
+        documents = record["per_document"]
+        record["per_document"] = [{key: document[key] for key in kept} for document in documents]
         return to_json(record)
 
     def save(self, path: str | Path) -> None:
@@ -213,14 +230,16 @@ def summarise(
     nll = math.fsum(score.nll for score in scores)
     tokens, bytes_, words = (sum(getattr(score, name) for score in scores) for name in ("tokens", "bytes", "words"))
     loss = nll / tokens if tokens else math.nan
+    finite = not any(score.non_finite for score in scores)
+    by_byte = nll / bytes_ if bytes_ and finite else None
     sure = uncertainty([score.nll for score in scores], [score.tokens for score in scores], blocks, squares, bootstrap)
     return {
         "loss": loss,
         "perplexity": exp(loss),
         "bits_per_token": loss / math.log(2),
-        "bits_per_byte": nll / bytes_ / math.log(2) if bytes_ else math.nan,
-        "byte_perplexity": exp(nll / bytes_) if bytes_ else math.nan,
-        "word_perplexity": exp(nll / words) if words else math.nan,
+        "bits_per_byte": None if by_byte is None else by_byte / math.log(2),
+        "byte_perplexity": exp(by_byte),
+        "word_perplexity": exp(nll / words) if words and finite else None,
         "tokens": tokens,
         "bytes": bytes_,
         "words": words,

@@ -6,9 +6,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from ..errors import InputError
 from ..findings import COLOURS, Finding
 from ..metric import exp
-from .comparison import Comparison
+from .comparison import Comparison, compare
 from .model_comparison import ModelComparison
 from .results import Evaluation
 
@@ -47,9 +48,13 @@ def summary(evaluation: Evaluation, baseline: dict | None = None) -> Table:
         table.add_row(f"  beside {name}", f"{e.baselines[name]['perplexity']:,.1f}", words)
     if baseline is not None:
         table.add_row(*_beside(evaluation, baseline))
-    table.add_row("bits per byte", f"{e.bits_per_byte:.4f}", f"{e.bytes:,} bytes; comparable across tokenizers")
-    table.add_row("byte perplexity", f"{e.byte_perplexity:.4f}", "2 to the power of bits per byte")
-    table.add_row("word perplexity", f"{e.word_perplexity:,.1f}", f"{e.words:,} words")
+    bytes_ = _scored(e.bytes, e.bytes_read, "bytes") + "; comparable across tokenizers"
+    words = _scored(e.words, e.words_read, "words")
+    if e.non_finite:
+        bytes_ = words = "a token's loss is NaN or infinite"
+    table.add_row("bits per byte", _defined(e.bits_per_byte, ".4f"), bytes_)
+    table.add_row("byte perplexity", _defined(e.byte_perplexity, ".4f"), "2 to the power of bits per byte")
+    table.add_row("word perplexity", _defined(e.word_perplexity, ",.1f"), words)
     if e.calibration is not None:
         for row in calibration(e.calibration):
             table.add_row(*row)
@@ -62,6 +67,14 @@ def summary(evaluation: Evaluation, baseline: dict | None = None) -> Table:
         f"{e.precision} logits, {e.seconds:.1f} s, {e.tokens / max(e.seconds, 1e-9):,.0f} tokens a second",
     )
     return table
+
+
+def _scored(count: int, of: int, unit: str) -> str:
+    return f"{count:,} {unit}" if count == of else f"{count:,} of {of:,} {unit}, those scored"
+
+
+def _defined(value: float | None, form: str) -> str:
+    return "undefined" if value is None else format(value, form)
 
 
 def calibration(c: dict) -> list[tuple[str, str, str]]:
@@ -98,9 +111,12 @@ def _beside(e: Evaluation, other: dict) -> tuple[str, str, str]:
     if other["text_fingerprint"] != e.text_fingerprint:
         return name, perplexity, "on another text: the two do not compare"
     if other["tokenizer_fingerprint"] != e.tokenizer_fingerprint:
-        bits = other.get("bits_per_byte")
-        words = "" if bits is None else f": {bits:.4f}, {e.bits_per_byte - bits:+.4f} from it"
-        return name, "", f"another tokenizer: only bits per byte compare{words}"
+        try:
+            bits = compare(other, e, measure="bits-per-byte")
+        except InputError as error:
+            return name, "", f"another tokenizer: not even bits per byte compare ({error})"
+        words = f"only bits per byte compare: {bits.a:.4f}, {bits.difference:+.4f} from it"
+        return name, "", f"another tokenizer: {words}"
     words = f"{e.loss - other['loss']:+.4f} nats a token from it"
     if other["tokens"] != e.tokens:
         return name, perplexity, f"{other['tokens']:,} tokens of the same text scored: the two do not compare"
@@ -123,7 +139,7 @@ def domains(evaluation: Evaluation) -> Table:
             f"{d['loss']:.4f}",
             "" if d["stderr"] is None else f"{d['stderr']:.4f}",
             f"{d['perplexity']:,.2f}",
-            f"{d['bits_per_byte']:.4f}",
+            _defined(d["bits_per_byte"], ".4f"),
         )
     return table
 

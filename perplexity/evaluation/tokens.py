@@ -9,16 +9,29 @@ import numpy as np
 from ..errors import theirs
 
 
-def token_ids(tokenizer, texts: Sequence[str], **options) -> list[np.ndarray]:
-    """Return the int64 ids of each text and nothing else: no BOS, no padding; ``options`` are the tokenizer's.
+def encoded(tokenizer, texts: Sequence[str], **options) -> list[tuple[np.ndarray, object | None]]:
+    """Return the int64 ids of each text, no BOS and no padding, with the tokenizers library's encoding.
 
-    Raises InputError where the tokenizer cannot: a word-level one without an entry for unknown words, say.
+    Args:
+        tokenizer: A transformers tokenizer. Only a fast one knows which characters its tokens cover:
+            the encoding of another is None.
+        texts: Any texts.
+        options: Further keywords of the tokenizer's call.
+
+    Raises:
+        InputError: The tokenizer cannot, as a word-level one without an entry for unknown words.
     """
     if not texts:
         return []
     with theirs("tokenizer: expected one that takes every Unicode text, got one that fails"):
-        encoded = tokenizer(list(texts), add_special_tokens=False, verbose=False, **options)["input_ids"]
-        return [np.array(ids, dtype=np.int64) for ids in encoded]
+        found = tokenizer(list(texts), add_special_tokens=False, verbose=False, **options)
+        ids = [np.array(ids, dtype=np.int64) for ids in found["input_ids"]]
+    return list(zip(ids, getattr(found, "encodings", None) or [None] * len(ids), strict=True))
+
+
+def token_ids(tokenizer, texts: Sequence[str]) -> list[np.ndarray]:
+    """Return the int64 ids of each text alone, as ``encoded`` does."""
+    return [ids for ids, _ in encoded(tokenizer, texts)]
 
 
 def text_of(tokenizer, ids: Sequence[int] | np.ndarray, **options) -> str:

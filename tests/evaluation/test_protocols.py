@@ -85,8 +85,13 @@ def test_llama_cpp(model, tokenizer, context, bos):
     assert got.tokens_read == len(ids) == got.tokens + got.tokens_skipped
     assert got.skipped.get("tail", 0) == len(stream) % context
     assert got.skipped["first-half"] == len(ids) - count - got.skipped.get("tail", 0)
-    # Bytes and words are those of the scored part, or bits per byte would be half of what they are.
-    assert got.bytes == round(len(LONG[4].encode()) * count / len(ids))
+    # Bytes are those of the scored part, or bits per byte would be half of what they are.
+    scored = [
+        stream[begin + place]
+        for begin in range(0, len(stream) - context + 1, context)
+        for place in range(context // 2 + 1, context)
+    ]
+    assert got.bytes == len(tokenizer.decode(scored)) and got.bytes_read == len(LONG[4])
 
 
 def test_llama_cpp_takes_512_and_says_when_a_text_is_too_short(model, tokenizer):
