@@ -204,7 +204,12 @@ def _history_options(command: argparse.ArgumentParser) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _OneLineParser(prog="ppl", description="Perplexity: evaluate, watch and explain language models.")
+    parser = _OneLineParser(
+        prog="ppl",
+        description="Perplexity: evaluate, watch and explain language models.",
+        epilog="Exit status: 0 done; 1 a finding (--fail-on) or a loss that is not finite; 2 bad input, in one line; "
+        "3 a bug of ours, with its traceback; 130 interrupted; 141 the output's reader has gone.",
+    )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     command = commands.add_parser("eval", help="loss and perplexity of a model on text")

@@ -1,10 +1,12 @@
 """Exit statuses: bad input is one line and status 2 whatever the file holds, a bug of ours a traceback and status 3."""
 
+import copy
 import gzip
 import io
 import json
 import struct
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pyarrow
@@ -28,6 +30,8 @@ def folder(tmp_path_factory):
     build_model(len(tokenizer)).save_pretrained(folder / "model")
     tokenizer.save_pretrained(folder / "model")
     (folder / "good.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    # Behind a space "yes" and "no" begin with the same token of so small a tokenizer: the question ends in white space.
+    (folder / "question.txt").write_text("{text} Yes or no?\n")
     (folder / "prompts.txt").write_text("the cat\nthe dog\n")
     (folder / "history.csv").write_text("step,train_loss\n" + "".join(f"{i},{5 - i / 100}\n" for i in range(60)))
     with pytest.MonkeyPatch.context() as patch:
@@ -76,7 +80,7 @@ def run(capsys, arguments):
         ("compare eval.json eval.json", "perplexity.evaluation.comparison.ratio_stderr"),
         ("check-data --train prompts.txt --valid good.jsonl", "perplexity.data_checks.checks.leaks"),
         ("probe model good.jsonl --samples 1 --max-new-tokens 4", "perplexity.probe.prober.tokenize"),
-        ("ask model good.jsonl", "perplexity.probe.ask.following"),
+        ("ask model good.jsonl --template question.txt", "perplexity.probe.ask.continuations"),
     ],
 )
 def test_a_bug_is_a_traceback_and_exit_status_3(folder, arguments, broken, error, monkeypatch, capsys):
@@ -180,7 +184,7 @@ def test_a_tokenizer_that_fails_is_named(folder, tmp_path, monkeypatch, capsys):
     text = folder / "good.jsonl"
     for arguments in (
         ["eval", "words", text],
-        ["ask", "words", text],
+        ["ask", "words", text, "--template", folder / "question.txt"],
         ["probe", "words", text],
         ["check-data", "--train", text, "--valid", text, "--tokenizer", "words"],
     ):
@@ -237,7 +241,7 @@ def test_names_that_are_no_text(folder, tmp_path, monkeypatch, capsys):
     tables = f"--per-document {tmp_path}/d.parquet --per-token {tmp_path}/t.parquet"
     assert run(capsys, f"eval model {tmp_path}/t.jsonl {tables} --json {tmp_path}/e.json")[0] == 0
     assert pyarrow.parquet.read_table(tmp_path / "d.parquet")["id"].to_pylist() == ["?"]
-    assert run(capsys, f"ask model {tmp_path}/t.jsonl --out {tmp_path}/a.parquet")[0] == 0
+    assert run(capsys, f"ask model {tmp_path}/t.jsonl --template question.txt --out {tmp_path}/a.parquet")[0] == 0
 
 
 # --- files of every wrong kind
@@ -399,7 +403,7 @@ READERS = [
     ("probe model prompts.txt --history {}", (".csv", ".json")),
     ("probe model prompts.txt --template {} --judge model", (".txt",)),
     ("probe model prompts.txt --judge {}", (".json",)),
-    ("ask model {}", (*TEXTS, ".npy", ".bin")),
+    ("ask model {} --template question.txt", (*TEXTS, ".npy", ".bin")),
     ("ask model good.jsonl --template {}", (".txt",)),
     ("monitor {}", (".csv", ".jsonl", ".json", ".wandb", "")),
     ("monitor {} --follow --polls 1 --interval 0.001", (".csv", ".jsonl", ".json")),
@@ -429,3 +433,129 @@ def test_a_wrong_file_is_one_line_and_exit_status_2(folder, command, kinds, tmp_
         if status != 2 or len(lines) != 1 or "Traceback" in errors:
             wrong[what] = status, errors[-1000:]
     assert not wrong
+
+
+def test_standard_input_that_cannot_be_read(folder, monkeypatch, capsys):
+    """The system's error of a read names no file: ``ppl eval model - < folder``."""
+
+    class Folder(io.RawIOBase):
+        buffer = property(lambda self: self)
+
+        def readinto(self, *_):
+            raise IsADirectoryError(21, "Is a directory")
+
+        def readable(self):
+            return True
+
+    monkeypatch.setattr("sys.stdin", Folder())
+    for arguments in (
+        ["eval", "model", "-"],
+        ["probe", "model", "-"],
+        ["check-data", "--train", "-", "--valid", "x.txt"],
+    ):
+        (folder / "x.txt").write_text("the cat")
+        fails(monkeypatch, capsys, folder, arguments, ["-: cannot be read (Is a directory)"])
+
+
+def test_a_full_disk_behind_standard_output(folder):
+    """A write error without a file's name; the interpreter's own word about it at its end is left out, too."""
+    import subprocess
+    import sys
+
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-m", "perplexity", "monitor", "history.csv"]
+        done = subprocess.run(command, cwd=folder, stdout=full, stderr=subprocess.PIPE, text=True, timeout=120)
+    assert done.returncode == 2
+    assert done.stderr == "ppl monitor: standard output cannot be written (No space left on device)\n"
+
+
+SCAN = {
+    **{"documents": 3, "words": 9, "bytes": 50, "domains": {"x": 3}, "lengths": {"2": 3}},
+    **{"exact": {}, "near": {}, "overlap": {"0": {"score": 1.0, "train_id": "a", "passage": "b"}}},
+}
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        *(SCAN | {"seen": seen} for seen in ("x", [], [-1], [5, 9], [10**30], [10**12], [1, "x"], None)),
+        *(
+            SCAN | {"seen": [5], key: value}
+            for key in SCAN
+            for value in (None, "x", [1], {"9": 1}, {"x": {"score": 1}})
+        ),
+        [1],
+        {},
+    ],
+    ids=str,
+)
+def test_a_journal_that_a_check_did_not_write(folder, record, tmp_path, monkeypatch, capsys):
+    arguments = ["check-data", "--train", "prompts.txt", "--valid", "good.jsonl", "--journal", tmp_path]
+    (tmp_path / "scan.jsonl").write_text(f"1\n{json.dumps(record)}")
+    fails(monkeypatch, capsys, folder, arguments, ["journal", "scan.jsonl", "not what a check wrote"])
+
+
+@pytest.mark.parametrize("content", ["[" * 100_000, "3", "\0", '{"a":'])
+@pytest.mark.parametrize("name", ["identity.json", "rank0.sqlite", "rank1.sqlite"])
+def test_a_journal_of_something_else(folder, name, content, tmp_path, monkeypatch, capsys):
+    (tmp_path / name).write_text(content * 300)
+    arguments = ["eval", "model", "good.jsonl", "--journal", tmp_path]
+    if name == "identity.json":
+        arguments = ["check-data", "--train", "prompts.txt", "--valid", "good.jsonl", "--journal", tmp_path]
+    fails(monkeypatch, capsys, folder, arguments, ["journal", name])
+
+
+# --- results that a command wrote, with a value of another kind
+
+VALUES = [None, "x", -1, 10**400, [], {}, [[1]], {"a": None}, True, float("inf"), KeyError]
+
+
+def _paths(value, path=()):
+    """Where each value of a record is: of a list the first alone."""
+    if path:
+        yield path
+    parts = value.items() if isinstance(value, dict) else list(enumerate(value))[:1] if isinstance(value, list) else ()
+    for key, part in parts:
+        yield from _paths(part, (*path, key))
+
+
+def _with(record, path, value):
+    changed = copy.deepcopy(record)
+    place = changed
+    for key in path[:-1]:
+        place = place[key]
+    if value is KeyError:
+        del place[path[-1]]
+    else:
+        place[path[-1]] = value
+    return changed
+
+
+@pytest.mark.parametrize(
+    ("source", "command"),
+    [
+        ("eval.json", "compare {} eval.json"),
+        ("eval.json", "compare {} {} --measure bits-per-byte"),
+        ("eval.json", "report history.csv -o page.html --eval {}"),
+        ("data.json", "report history.csv -o page.html --data {}"),
+        ("probe.json", "report history.csv -o page.html --probe {} --probe probe.json"),
+    ],
+)
+def test_a_result_with_a_value_of_another_kind(folder, source, command, tmp_path, monkeypatch, capsys):
+    """Every key with another kind of value: it is told, or it is not read; never a bug of ours, nor a line on the page."""
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr("plotly.offline.get_plotlyjs", lambda: "")  # megabytes a page
+    record, path, wrong = json.loads(Path(source).read_text()), tmp_path / "changed.json", {}
+    for name in ("per_document", "texts"):
+        record[name] = record.get(name, [])[:2]
+    told = 0
+    # A page takes longer: of its values every third. One value at each place, another at the next.
+    places = list(_paths(record))[:: 3 if command.startswith("report") else 1]
+    for number, place in enumerate(places):
+        value = VALUES[number % len(VALUES)]
+        path.write_text(json.dumps(_with(record, place, value)))
+        status, errors, lines = run(capsys, command.replace("{}", str(path)))
+        told += status == 2
+        if status not in (0, 2) or (status == 2 and len(lines) != 1):
+            wrong[place, str(value)[:20]] = status, errors[-1000:]
+    assert not wrong and told > 10

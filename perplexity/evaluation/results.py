@@ -132,7 +132,7 @@ NEEDED = ("loss", "tokens", "tokenizer_fingerprint", "text_fingerprint", "per_do
 def read_result(path: str | Path) -> dict:
     """The keys of a file that ``ppl eval --json`` wrote; InputError where it is not one."""
     try:
-        record = json.loads(Path(path).read_text())
+        record = parsed(Path(path).read_text())
     except FileNotFoundError:
         raise InputError(f"{path}: expected a result file of ppl eval --json, got no such file")
     except IsADirectoryError:
@@ -198,13 +198,20 @@ def _from_json(value, hint):
 def _number(value):
     if isinstance(value, str) and value in ("inf", "-inf", "nan"):
         return float(value)
-    # A larger integer than any float is arithmetic's OverflowError, further on.
-    if (
-        isinstance(value, bool)
-        or not isinstance(value, int | float)
-        or (isinstance(value, int) and abs(value) >= 2**63)
-    ):
+    if isinstance(value, bool) or not isinstance(value, int | float):
         raise _OtherKind(f"expected a number, got {value!r:.60}")
+    return value
+
+
+def parsed(text: str):
+    """Return what JSON text holds; ValueError for an integer beyond 64 bits, which overflows a float further on."""
+    return json.loads(text, parse_int=_integer)
+
+
+def _integer(digits: str) -> int:
+    value = int(digits)
+    if not -(2**63) <= value < 2**63:
+        raise ValueError(f"an integer beyond 64 bits, {digits[:20]}…")
     return value
 
 

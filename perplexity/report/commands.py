@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 from pathlib import Path
 
 from ..errors import InputError
-from ..evaluation.results import read_result
+from ..evaluation.results import parsed, read_result
 from ..monitor.commands import parse_tags
 from ..monitor.health import diagnose
 from ..monitor.readers import read_history
@@ -17,7 +16,7 @@ from ..monitor.readers import read_history
 def read_object(path: str, command: str) -> dict:
     """What ``ppl COMMAND --json`` wrote; InputError where it is no object."""
     try:
-        record = json.loads(Path(path).read_text())
+        record = parsed(Path(path).read_text())
     except (ValueError, RecursionError, OSError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not JSON"
         raise InputError(f"{path}: expected a result file of ppl {command} --json, got {reason}")
