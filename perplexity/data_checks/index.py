@@ -540,10 +540,12 @@ def _near(index: Index, batch: Batch, scan: Scan) -> None:
         similarity = _jaccard(len(shared), inside, size)
         everywhere = np.unique(mine)
         whole = _jaccard(len(everywhere), distinct[text], size)
-        passage = _passage(batch, int(there[begin]), min(int(batch.ends[text]), int(there[begin]) + length))
-        match = Match(float(max(similarity if similarity >= STRETCH else 0.0, whole)), name, passage)
-        if match.score >= index.near and match.better(scan.near.get(document)) is match:
-            scan.near[document] = match
+        at_begin = int(there[begin])
+        score = float(max(similarity if similarity >= STRETCH else 0.0, whole))
+        best = scan.near.get(document)
+        if score >= index.near and (best is None or score >= best.score):
+            passage = _passage(batch, at_begin, min(int(batch.ends[text]), at_begin + length))
+            scan.near[document] = Match(score, name, passage).better(best)
         if whole > similarity:
             begin, end, shared = 0, count, everywhere
         if len(shared) < least[document]:
@@ -556,7 +558,10 @@ def _near(index: Index, batch: Batch, scan: Scan) -> None:
         context = digests[text] if gaps < GAPS * span else [digest(batch.hashes[first_word:last_word])]
         value = digest(np.array([*context, document], np.uint64))
         scan.shingles.add(shared, np.full(len(shared), value, np.uint64))
-        scan.add_candidate(value, Candidate(document, name, passage))
+        known = scan.candidates.get(value)
+        if known is None or name <= known.train_id:
+            passage = _passage(batch, at_begin, min(int(batch.ends[text]), at_begin + length))
+            scan.add_candidate(value, Candidate(document, name, passage))
 
 
 def _jaccard(shared: int, some: float, others: float) -> float:

@@ -268,22 +268,22 @@ def leaks(index: Index, scan: Scan, own: Own | None = None) -> list[Leak]:
     own = Own.of(index, scan) if own is None else own
     counts = table.seen(scan.seen, own.ngrams)
     sizes = np.bincount(table.documents, own.ngrams, len(index.ids))
-    enough = np.bincount(index.tables[SHINGLE].documents, own.shingles, len(index.ids)) >= FEWEST
-    templated = own.ngrams_templated | own.shingles_templated
+    by_shingles = own.shingles_templated
+    templated = own.ngrams_templated | by_shingles
     # What fills the blanks of a template is in training, one here and one there: one document must have it.
     counts[templated] = own_overlaps(index, scan, own.ngrams & templated[table.documents])[templated]
-    of_templated = own.shingles_templated[index.tables[SHINGLE].documents]
+    of_templated = by_shingles[index.tables[SHINGLE].documents]
     matches = own_matches(index, scan, own.shingles & of_templated)
     for document, name in enumerate(index.ids):
         if index.lengths[document] < FEWEST_WORDS:
             continue
         share = float(counts[document] / max(1, sizes[document]))
-        near = (matches if own.shingles_templated[document] else scan.near).get(document)
+        near = (matches if by_shingles[document] else scan.near).get(document)
         overlap = scan.overlap.get(document)
         similarity = near.score if near else 0.0
         contained = share >= CONTAINED and (index.kept == 1 or counts[document] >= ESTIMATED)
         if templated[document]:
-            contained &= bool(sizes[document] >= FEWEST and enough[document])
+            contained &= bool(sizes[document] >= FEWEST) and (near is not None or not by_shingles[document])
         if document in scan.exact:
             kind, match, similarity = "exact", scan.exact[document], 1.0
         elif contained and share > similarity:
