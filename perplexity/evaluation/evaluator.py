@@ -182,6 +182,7 @@ def evaluate(
     return _evaluation(
         collector,
         tokenizer,
+        models.loading_notes(network),
         protocol=chosen.name,
         context_length=chosen.context_length,
         stride=chosen.stride,
@@ -355,7 +356,7 @@ def checked_document(index: int, document: Document | str) -> Document:
     return document
 
 
-def _evaluation(collector: Collector, tokenizer, **rest) -> Evaluation:
+def _evaluation(collector: Collector, tokenizer, notes: list[str], **rest) -> Evaluation:
     summary = summarise(collector.scores, blocks=collector.blocks, squares=collector.squares)
     by_domain = defaultdict(list)
     for score in collector.scores:
@@ -382,7 +383,7 @@ def _evaluation(collector: Collector, tokenizer, **rest) -> Evaluation:
         baselines={
             name: {"loss": loss, "perplexity": exp(loss)} for name, loss in (("uniform", uniform), ("unigram", unigram))
         },
-        notes=_notes(summary, collector, uniform),
+        notes=[*notes, *_notes(summary, collector, uniform)],
         domains={name: summarise(members, bootstrap=False) for name, members in sorted(by_domain.items())},
         longest_documents=longest,
         worst_documents=worst,

@@ -71,11 +71,12 @@ class ModelComparison:
     text_fingerprint: str
     backend: str
     seconds: float
+    loading_notes: list[str]  # on the weights of both models
 
     @property
     def notes(self) -> list[str]:
         """What a reader must know before believing the numbers."""
-        notes = []
+        notes = list(self.loading_notes)
         if self.non_finite:
             notes.append(f"{described(self.non_finite)} under one of the models and are left out")
         if self.documents < TRUSTED_CLUSTERS:
@@ -88,7 +89,9 @@ class ModelComparison:
         return self.non_finite is None
 
     def to_dict(self) -> dict:
-        return {**asdict(self), "notes": self.notes}
+        record = {**asdict(self), "notes": self.notes}
+        del record["loading_notes"]
+        return record
 
 
 def compare_models(
@@ -189,6 +192,11 @@ def compare_models(
         text_fingerprint=text.value(),
         backend=backend,
         seconds=time.perf_counter() - started,
+        loading_notes=[
+            f"model {name}: {note}"
+            for name, network in zip("AB", networks, strict=True)
+            for note in models.loading_notes(network)
+        ],
     )
 
 

@@ -6,6 +6,7 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, runtime_checkable
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from ..errors import InputError, first_line, theirs
 from ..kernels import reference
+from .weights import read_model
 
 VERIFIED_POSITIONS = 16
 
@@ -192,6 +194,29 @@ def modules(model: LanguageModel) -> list[torch.nn.Module]:
     return [found] if found else [part for part in vars(model).values() if isinstance(part, torch.nn.Module)]
 
 
+@dataclass(frozen=True)
+class Source:
+    """The folder or name that a model was loaded from, and notes on its weights."""
+
+    name: str
+    notes: list[str]
+
+
+# Of the models that ``load`` returned, as long as they live.
+SOURCES: WeakKeyDictionary[torch.nn.Module, Source] = WeakKeyDictionary()
+
+
+def source(model: LanguageModel) -> Source | None:
+    """Return where ``load`` found ``model``; None for one that was made otherwise."""
+    return next((SOURCES[module] for module in modules(model) if module in SOURCES), None)
+
+
+def loading_notes(model: LanguageModel) -> list[str]:
+    """Return what a reader must know of how the model's weights were loaded."""
+    found = source(model)
+    return [] if found is None else found.notes
+
+
 @torch.no_grad()
 def fingerprint(model: LanguageModel) -> str:
     """Hash of configuration, head's rule and a sample of the weights: tells one model from another in no time.
@@ -270,7 +295,8 @@ def load(name: str | Path, *, device: str | None = None, dtype: str = "auto", tr
     """Model and tokenizer of a Hugging Face folder, or of a name in its cache or on its hub.
 
     Weights are read as safetensors (whole or sharded), never unpickled; a model's own code runs only with
-    ``trust_remote_code``. Raises InputError where something is missing or cannot be loaded.
+    ``trust_remote_code``. Raises InputError where something is missing or cannot be loaded: a weight of the model that its
+    files lack, above all. Weights that the model does not use become a note in what is measured of it.
     """
     rest = _source(name, trust_remote_code)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -278,10 +304,13 @@ def load(name: str | Path, *, device: str | None = None, dtype: str = "auto", tr
         torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError) as error:  # an unknown name, one that holds no numbers, or not built in
         raise InputError(f"device: expected one that this torch can use, got {device!r} ({first_line(error)})")
-    from transformers import AutoModelForCausalLM
-
     tokenizer = _tokenizer(name, rest)
-    with theirs(f"{name}: expected the weights of a causal language model, got none that can be read"):
-        model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, use_safetensors=True, **rest)
+    try:
+        with theirs("expected the weights of a causal language model, got none that can be read"):
+            model, notes = read_model(name, dtype, rest)
+    except InputError as error:
+        raise InputError(f"{name}: {error}") from error.__cause__
     with theirs(f"{name}: expected a model that runs on {device}, got one that cannot be moved there"):
-        return model.to(device).eval(), tokenizer
+        model = model.to(device).eval()
+    SOURCES[model] = Source(str(name), notes)
+    return model, tokenizer

@@ -23,9 +23,11 @@ from ..errors import InputError, theirs
 from ..evaluation.collect import ParquetTable
 from ..evaluation.commands import check_outputs, device_of, load_model, read_options, with_separator
 from ..evaluation.documents import Document
+from ..evaluation.models import loading_notes
 from ..evaluation.readers import STANDARD_INPUT, read_documents
 from ..evaluation.results import read_result, to_json, write_text
 from ..evaluation.tables import findings_table
+from ..evaluation.tables import notes as print_notes
 from ..findings import VERDICT_COLOURS
 from .ask import PROBE_TEMPLATE, PROMPT, TEMPLATE, Answer, Questioner, Tally
 from .findings import unanswered
@@ -137,10 +139,13 @@ def run_ask(arguments: argparse.Namespace) -> int:
     found = tally.summary()
     if found is None:
         raise InputError("text: expected at least one document, got none")
+    notes = loading_notes(judge.network)
     if arguments.json:
-        write_text(arguments.json, to_json(found | {"model": arguments.model, "template": template}) + "\n")
+        record = found | {"model": arguments.model, "template": template, "notes": notes}
+        write_text(arguments.json, to_json(record) + "\n")
     console = Console()
     console.print(_answers_table(found))
+    print_notes(notes, console)
     for finding in unanswered(found):
         console.print(f"note: {finding.evidence}; {finding.advice}", markup=False, highlight=False)
     for word, token in zip((arguments.yes, arguments.no), found["answers"], strict=True):

@@ -155,7 +155,12 @@ def probe(
         prompts=len(asked),
         settings=vars(settings) | {"in_words": str(settings)},
         findings=found,
-        notes=[*notes, *_notes(measured, settings)],
+        notes=[
+            *models.loading_notes(network),
+            *([] if judge is None else (f"judge: {note}" for note in models.loading_notes(judge.network))),
+            *notes,
+            *_notes(measured, settings),
+        ],
         tokenizer_fingerprint=fingerprint,
         backend=backend,
         seconds=time.perf_counter() - started,

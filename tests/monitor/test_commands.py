@@ -133,9 +133,7 @@ def test_a_process_that_follows_ends_when_it_is_interrupted(folder, tmp_path):
     options = ["--interval", "3600", "--fail-on", "danger", "--on-finding", f"echo $PPL_SIGNAL > {told}"]
     # Tests that run in the background of a shell ignore SIGINT, and a process that they start would, too.
     heeds = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
-    process = subprocess.Popen(
-        [*command, *options, "--json", out], stdout=subprocess.PIPE, text=True, preexec_fn=heeds
-    )
+    process = subprocess.Popen([*command, *options, "--json", out], stdout=subprocess.PIPE, text=True, preexec_fn=heeds)
     try:
         assert select.select([reader], [], [], HANG)[0]
         process.send_signal(signal.SIGINT)

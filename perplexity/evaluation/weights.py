@@ -1,0 +1,131 @@
+"""The weights of a checkpoint: all of them read, or an error that names those that are missing."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+
+from ..errors import InputError
+
+NAMED = 5  # weights that a message names; their number says how many there are
+ADAPTERS, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+
+
+def read_model(name: str | Path, dtype: str, options: dict):
+    """Read a transformers causal model with every weight from its files.
+
+    transformers draws missing weights at random and says so in a warning. Such a model would be
+    evaluated as if it were the checkpoint.
+
+    Args:
+        name: folder, or name in the Hugging Face cache or on the hub.
+        dtype: as in ``from_pretrained``.
+        options: further keywords of ``from_pretrained``.
+
+    Returns:
+        The model on the CPU, and notes on weights that its files hold and it does not use.
+
+    Raises:
+        InputError: weights are missing or have another shape than the configuration asks for.
+        Exception: whatever transformers raises for files that it cannot read.
+    """
+    adapters = _adapters(name, options)
+    if adapters is None:
+        return _read(name, dtype, options)
+    # ``from_pretrained`` reports on the adapters alone: the weights below them are read first.
+    with _base(name, adapters) as base:
+        model, notes = _read(base, dtype, options)
+    model.config._name_or_path = str(name)
+    report = model.load_adapter(str(name), dtype=model.dtype)
+    return model, notes + _checked("the adapters", vars(report) if report else {})
+
+
+def _read(name: str | Path, dtype: str, options: dict):
+    from transformers import AutoModelForCausalLM
+
+    # Shapes that differ are ignored there because transformers' own error does not name them.
+    model, report = AutoModelForCausalLM.from_pretrained(
+        name,
+        dtype=dtype,
+        use_safetensors=True,
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,
+        **options,
+    )
+    return model, _checked(type(model).__name__, report)
+
+
+def _checked(architecture: str, report: dict) -> list[str]:
+    """Return notes on unexpected weights; InputError naming weights that are missing or mis-shaped.
+
+    ``report`` is transformers' loading info. Weights that the configuration ties to others, and
+    those that the architecture derives, are not in it.
+    """
+    wrong = []
+    if missing := report.get("missing_keys"):
+        wrong.append(f"{_named(missing)} missing")
+    if mismatched := report.get("mismatched_keys"):
+        shapes = (
+            f"{key} {list(found)} instead of {list(expected)}" for key, found, expected in sorted(mismatched, key=str)
+        )
+        wrong.append(f"{_named(list(shapes))} of another shape")
+    wrong += list(report.get("error_msgs") or ())
+    if wrong:
+        raise InputError(
+            f"expected every weight of {architecture} in the checkpoint, got {'; '.join(wrong)}: "
+            "transformers would fill these weights with random values"
+        )
+    unexpected = report.get("unexpected_keys")
+    if not unexpected:
+        return []
+    return [
+        f"the checkpoint holds {_named(unexpected)} that {architecture} does not use under its "
+        "config.json: check that the two belong together"
+    ]
+
+
+def _named(keys: Collection[str]) -> str:
+    """Return the number of ``keys`` and the first few, as in "2 weights (a, b)"."""
+    first = ", ".join(sorted(keys)[:NAMED])
+    more = f", and {len(keys) - NAMED} more" if len(keys) > NAMED else ""
+    return f"{len(keys)} weight{'' if len(keys) == 1 else 's'} ({first}{more})"
+
+
+def _adapters(name: str | Path, options: dict) -> dict | None:
+    """Return the configuration of PEFT's adapters at ``name``; None where there are none."""
+    folder = Path(name)
+    if find_spec("peft") is None:
+        if (folder / ADAPTERS).is_file():
+            raise InputError(f"expected peft to be installed, which reads the adapters of {ADAPTERS}, got none")
+        return None
+    from transformers.utils import find_adapter_config_file
+
+    only = {"local_files_only": options.get("local_files_only", False)}
+    found = find_adapter_config_file(str(name), **only)
+    if found is None:
+        return None
+    if folder.is_dir() and not (folder / ADAPTER_WEIGHTS).is_file():
+        raise InputError(f"expected the adapters' weights in {ADAPTER_WEIGHTS}, got no such file")
+    return json.loads(Path(found).read_text())
+
+
+@contextmanager
+def _base(name: str | Path, adapters: dict) -> Iterator[str | Path]:
+    """Yield a folder or name of the model below the adapters.
+
+    A folder that holds both is shown without its adapters, through links: ``from_pretrained``
+    would load them, too.
+    """
+    if not Path(name).is_dir():
+        yield adapters["base_model_name_or_path"]
+        return
+    with tempfile.TemporaryDirectory() as bare:
+        for entry in Path(name).iterdir():
+            if not entry.name.startswith("adapter_"):
+                os.symlink(entry.resolve(), Path(bare) / entry.name)
+        yield bare
