@@ -28,6 +28,7 @@ BATCH = 1 << 20  # characters of text that one call scans
 PASSAGE = 60  # words of a matching passage that are kept
 BYTES_A_GRAM = 128  # of the two tables while they are sorted
 STRETCH = 0.35  # similarity that a stretch of a longer text needs at least: there are many stretches in a text
+FEWEST_OWN = 12  # of a document's own beside a template: two names in its blanks are none
 OTHERS = 3  # other documents, of either side, that have an n-gram in different contexts: a template
 CONTEXTS = 8  # contexts of an n-gram that are kept; how many more there are is estimated from those
 TEMPLATE = 0.1  # share of a document's n-grams from which its template matters, and a match is looked at
@@ -590,7 +591,7 @@ def own_matches(index: Index, scan: Scan, own: np.ndarray) -> dict[int, Match]:
         one = scan.candidates[value]
         size = float(sizes[one.document])
         match = Match(_jaccard(shared, size, size), one.train_id, one.passage)
-        if match.score >= index.near:
+        if shared >= FEWEST_OWN and match.score >= index.near:
             found[one.document] = match.better(found.get(one.document))
     return found
 

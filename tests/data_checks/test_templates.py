@@ -18,7 +18,7 @@ class Texts:
     def __init__(self, seed):
         self.generator = random.Random(seed)
         self.instruction, self.licence, self.footer = self.words(60), self.words(150), self.words(40)
-        self.names = [self.words(2) + str(number) for number in range(300)]
+        self.names = [self.words(2) + str(number) for number in range(1000)]
 
     def words(self, count):
         return " ".join(self.generator.choices(WORDS, k=count))
@@ -73,6 +73,26 @@ def test_blanks_and_short_answers_are_no_leak():
             check = check_data([*train, documents[0].upper()], documents)
             assert (check.leaked[0].document, check.leaked[0].kind) == (0, "exact")
             assert check.near_duplicates == 0
+
+
+def test_what_fills_the_blanks_here_and_there_is_no_leak():
+    """Every 13-gram of the document is in training, in six documents that differ."""
+    texts = Texts(0)
+    words, names = texts.instruction.split(), iter(texts.names)
+
+    def filled(fills):
+        words[14::15] = fills
+        return " ".join(words)
+
+    fills = [next(names) for _ in range(4)]
+    train = [filled([next(names) for _ in range(4)]) for _ in range(100)]
+    for blank in range(4):
+        for _ in range(2):
+            train.append(
+                filled([*(next(names) for _ in range(blank)), fills[blank], *(next(names) for _ in range(3 - blank))])
+            )
+    check = check_data(train, [filled(fills)])
+    assert check.ngram_overlap > 0.9 and check.leaked == []
 
 
 def test_a_document_that_is_the_template():
