@@ -14,7 +14,7 @@ from .statistics import (
     token_statistics,
 )
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "Comparison",

@@ -165,6 +165,7 @@ def run(out: str | Path, *, steps: int = 300) -> dict:
     from .data_checks import Text, check_data
     from .data_checks.commands import view as view_data
     from .evaluation import Document, evaluate, models, tables
+    from .evaluation.results import to_json, write_text
     from .monitor import diagnose, read_history
     from .monitor.commands import view
     from .probe import GenerationSettings, Probe, Prompt, probe
@@ -336,7 +337,7 @@ def run(out: str | Path, *, steps: int = 300) -> dict:
         "probe_verdict": last.verdict,
         "probe_health": last.health_score,
     }
-    (out / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
+    write_text(out / "summary.json", to_json(summary) + "\n")
     console.print(
         f"written to {out}: model/, history.jsonl, history.csv, tensorboard/, evaluation.json, diagnosis.json, data-check.json, "
         "probe.json, curves.png, report.html (open it in a browser)\n"

@@ -145,7 +145,11 @@ def load_model(name: str, arguments: argparse.Namespace, device: str, dtype: str
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()
     return models.load(
-        name, device=device, dtype=dtype or arguments.dtype, trust_remote_code=arguments.trust_remote_code
+        name,
+        device=device,
+        dtype=dtype or arguments.dtype,
+        trust_remote_code=arguments.trust_remote_code,
+        unchanged=True,
     )
 
 

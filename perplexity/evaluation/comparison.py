@@ -10,7 +10,7 @@ import numpy as np
 
 from ..errors import InputError
 from ..metric import exp
-from .results import Evaluation, read_result
+from .results import SCHEMA_VERSION, Evaluation, read_result, same_model, schema_of
 from .spans import Spans, groups_of
 from .uncertainty import CONFIDENCE, TRUSTED_CLUSTERS, half_width, ratio_stderr
 
@@ -42,6 +42,8 @@ class Comparison:
     better_in: int  # pairs in which B's is the lower loss
     trusted: bool
     notes: list[str]
+    model_a: dict | None = None  # of the results, where they name their model
+    model_b: dict | None = None
 
     @property
     def verdict(self) -> str:
@@ -133,7 +135,8 @@ def compare(
         effective,
         int((nll_b < nll_a).sum()),
         len(size) >= TRUSTED_CLUSTERS,
-        notes + _notes(a, b, len(size), unit),
+        notes + _notes(a, b, len(size), unit, measure),
+        *(side["model"] if isinstance(side.get("model"), dict) else None for side in (a, b)),
     )
 
 
@@ -141,8 +144,9 @@ def _record(side, name: str) -> dict:
     if isinstance(side, str | Path):
         return read_result(side)
     if isinstance(side, Evaluation):
-        return asdict(side)
+        return {"schema_version": SCHEMA_VERSION} | asdict(side)
     if isinstance(side, dict):
+        schema_of(side, name)
         return side
     raise InputError(f"{name}: expected an Evaluation, its JSON or a file of it, got {type(side).__name__}")
 
@@ -190,6 +194,12 @@ def _scoring(side: dict) -> str:
 
 
 def _check_bytes(a: dict, b: dict, rows: list[np.ndarray]) -> None:
+    versions = [side.get("schema_version", 1) for side in (a, b)]
+    if min(versions) == 1 and versions[0] != versions[1]:
+        raise InputError(
+            f"bytes: expected both results of one schema_version, got {versions[0]} and {versions[1]}: version 1 counts "
+            "the bytes of text that was not scored, too; evaluate that model again"
+        )
     different = int((rows[0][:, 2] != rows[1][:, 2]).sum())
     if different:
         raise InputError(
@@ -310,8 +320,12 @@ def _p_value(difference: float, stderr: float, pairs: int) -> float:
     return float(2 * scipy.stats.t.sf(abs(difference) / stderr, pairs - 1))
 
 
-def _notes(a: dict, b: dict, pairs: int, unit: str) -> list[str]:
+def _notes(a: dict, b: dict, pairs: int, unit: str, measure: str) -> list[str]:
     notes = []
+    if same_model(a, b):
+        notes.append(f"A and B are the same model (fingerprint {a['model']['fingerprint']})")
+    if measure == "bits-per-byte" and a.get("schema_version", 1) == 1:
+        notes.append("both results are of schema_version 1, whose bytes include text that was not scored")
     windows = ("protocol", "context_length", "stride", "bos", "special_text")
     for key in (*windows, "skipped", "precision"):
         if a.get(key) != b.get(key):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
@@ -11,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -119,6 +121,7 @@ def evaluate(
     backend = choose_backend(backend, head.weight)
     details = calibration or per_token is not None
     fingerprint = tokenizer_fingerprint(tokenizer)
+    described = models.described(network)
     text = TextFingerprint()
     tables = {}
     book = None
@@ -127,19 +130,15 @@ def evaluate(
             if journal is not None:
                 book = Journal(
                     journal,
-                    {
-                        "model": models.fingerprint(network),
-                        "tokenizer": fingerprint,
+                    run_identity([network], fingerprint, batch_size, backend)
+                    | {
+                        "model": described["fingerprint"],
                         "protocol": chosen.name,
                         "context_length": chosen.context_length,
                         "stride": chosen.stride,
                         "bos": bos,
                         "special_text": chosen.special_text,
-                        "batch_size": batch_size,
-                        "device": head.weight.device.type,
-                        "backend": backend,
                         "statistics": details,
-                        "threads": torch.get_num_threads(),
                     },
                     rank,
                 )
@@ -194,7 +193,26 @@ def evaluate(
         backend=backend,
         precision="float64" if head.weight.dtype == torch.float64 else "float32",
         seconds=time.perf_counter() - started,
+        model=described,
     )
+
+
+def run_identity(
+    networks: list[models.LanguageModel], tokenizer: str, batch_size: int | None, backend: str
+) -> dict[str, Any]:
+    """Return what a journal asks of every run on its folder: all that decides the bits of a value, but the text and the model."""
+    configs = [getattr(getattr(network, "model", None), "config", None) for network in networks]
+    theirs = any(hasattr(config, "to_json_string") for config in configs)
+    return {
+        "tokenizer": tokenizer,
+        "batch_size": batch_size,
+        "backend": backend,
+        "device": networks[0].head.weight.device.type,
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "transformers": sys.modules["transformers"].__version__ if theirs and "transformers" in sys.modules else None,
+        "attention": [getattr(config, "_attn_implementation", None) for config in configs],
+    }
 
 
 def _ranks(distributed: bool) -> tuple[int, int]:

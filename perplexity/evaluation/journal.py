@@ -1,7 +1,8 @@
 """What has been scored, on disk: a run that was killed at any moment goes on where it stopped, to the same bits.
 
 A SQLite file a rank: a batch's values are found by a hash of the batch itself (its tokens and targets), so that nothing
-that differs can be taken for it. The documents' hashes are kept to tell another text from the same one.
+that differs can be taken for it. The documents' hashes are kept to tell another text from the same one. Every row has a
+checksum: a damaged one is scored again.
 """
 
 from __future__ import annotations
@@ -14,6 +15,17 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import InputError
+
+# Changes with what a file holds; SQLite keeps it as the file's user_version.
+FORMAT = 2
+
+
+def _checksum(*parts: bytes) -> bytes:
+    """Return 8 bytes that a row keeps of its key and value: a flipped bit passes with probability 2⁻⁶⁴."""
+    digest = hashlib.blake2b(digest_size=8)
+    for part in parts:
+        digest.update(len(part).to_bytes(8, "little") + part)
+    return digest.digest()
 
 
 class Journal:
@@ -41,23 +53,52 @@ class Journal:
             # Each statement is whole after SIGKILL; after a power cut the last ones may be gone, and are scored again.
             connection.execute("PRAGMA journal_mode=WAL")
             connection.execute("PRAGMA synchronous=NORMAL")
-            connection.execute("CREATE TABLE IF NOT EXISTS agreed (name TEXT PRIMARY KEY, value TEXT)")
-            connection.execute("CREATE TABLE IF NOT EXISTS batches (key BLOB PRIMARY KEY, scored BLOB)")
+            found = self._format(connection)
+            if found is None:
+                connection.execute(
+                    "CREATE TABLE IF NOT EXISTS agreed (name TEXT PRIMARY KEY, value TEXT, checksum BLOB)"
+                )
+                connection.execute(
+                    "CREATE TABLE IF NOT EXISTS batches (key BLOB PRIMARY KEY, scored BLOB, checksum BLOB)"
+                )
+                connection.execute(f"PRAGMA user_version = {FORMAT}")
+            elif found != FORMAT:
+                raise InputError(
+                    f"journal: expected format {FORMAT}, got format {found} in {self.folder}, which another version of "
+                    "fused-perplexity wrote; give it an empty folder"
+                )
         except sqlite3.Error as error:
             raise InputError(f"journal: expected a journal's own file at {path}, or none, got another ({error})")
         return connection
 
+    @staticmethod
+    def _format(connection: sqlite3.Connection) -> int | None:
+        """Return the format of the file; None where it is new, or was left before it had one."""
+        (version,) = connection.execute("PRAGMA user_version").fetchone()
+        if version:
+            return version
+        for table in ("agreed", "batches"):
+            columns = {row[1] for row in connection.execute(f"PRAGMA table_info({table})")}
+            if columns and "checksum" not in columns:
+                return 1
+        return None
+
     def _agree(self, name: str, value: str) -> None:
-        """Write down ``value``, or InputError where an earlier run wrote another."""
-        self._write("INSERT OR IGNORE INTO agreed VALUES (?, ?)", (name, value))
-        self._compare(name, value, self._agreed(self.own, name))
+        """Write ``value`` where no run did, or its row is damaged; InputError where an earlier run wrote another."""
+        known = self._agreed(self.own, name)
+        if known is None:
+            checksum = _checksum(name.encode(), value.encode())
+            self._write("INSERT OR REPLACE INTO agreed VALUES (?, ?, ?)", (name, value, checksum))
+        self._compare(name, value, known)
 
     def _agreed(self, connection: sqlite3.Connection, name: str) -> str | None:
-        row = self._query(connection, "SELECT value FROM agreed WHERE name = ?", name)
-        return row and row[0]
+        row = self._query(connection, "SELECT value, checksum FROM agreed WHERE name = ?", name)
+        # The batches' keys hold the identity: where a damaged row is written anew, no value of another run is read.
+        intact = row and isinstance(row[0], str) and row[1] == _checksum(name.encode(), row[0].encode())
+        return row[0] if intact else None
 
     def _compare(self, name: str, value: str, known: str | None) -> None:
-        if known in (None, value):  # None: a rank that was killed before it wrote
+        if known in (None, value):  # None: a rank that was killed before it wrote, or a damaged row
             return
         if name == "identity":
             then, now = _object(known), json.loads(value)
@@ -87,8 +128,9 @@ class Journal:
     def read(self, key: bytes, count: int) -> np.ndarray | None:
         """The ``count`` float32 values that were written for ``key``, by any rank."""
         for connection in self.files:
-            row = self._query(connection, "SELECT scored FROM batches WHERE key = ?", key)
-            if row and isinstance(row[0], bytes) and len(row[0]) == 4 * count:  # else damaged: scored again
+            row = self._query(connection, "SELECT scored, checksum FROM batches WHERE key = ?", key)
+            # A damaged row is scored again.
+            if row and isinstance(row[0], bytes) and len(row[0]) == 4 * count and row[1] == _checksum(key, row[0]):
                 return np.frombuffer(row[0], dtype=np.float32)
         return None
 
@@ -99,7 +141,8 @@ class Journal:
             raise InputError(f"journal: {self.folder} cannot be read ({error})")
 
     def write(self, key: bytes, scored: np.ndarray) -> None:
-        self._write("INSERT OR REPLACE INTO batches VALUES (?, ?)", (key, scored.astype(np.float32).tobytes()))
+        values = scored.astype(np.float32).tobytes()
+        self._write("INSERT OR REPLACE INTO batches VALUES (?, ?, ?)", (key, values, _checksum(key, values)))
 
     def close(self) -> None:
         for connection in self.files:

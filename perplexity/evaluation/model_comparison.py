@@ -24,7 +24,7 @@ from ..statistics import linear_kl_divergence, token_statistics
 from . import models
 from .collect import described, note_non_finite
 from .documents import Document
-from .evaluator import Progress, Told, evaluation_mode, read_positions
+from .evaluator import Progress, Told, evaluation_mode, read_positions, run_identity
 from .fingerprints import TextFingerprint, tokenizer_fingerprint
 from .journal import Journal
 from .protocols import choose_protocol
@@ -71,12 +71,16 @@ class ModelComparison:
     text_fingerprint: str
     backend: str
     seconds: float
-    loading_notes: list[str]  # on the weights of both models
+    model_a: dict  # ``models.described``
+    model_b: dict
+    model_notes: list[str]  # on both models' weights and batches
 
     @property
     def notes(self) -> list[str]:
         """What a reader must know before believing the numbers."""
-        notes = list(self.loading_notes)
+        notes = list(self.model_notes)
+        if self.model_a["fingerprint"] == self.model_b["fingerprint"]:
+            notes.append(f"A and B are the same model (fingerprint {self.model_a['fingerprint']})")
         if self.non_finite:
             notes.append(f"{described(self.non_finite)} under one of the models and are left out")
         if self.documents < TRUSTED_CLUSTERS:
@@ -90,7 +94,7 @@ class ModelComparison:
 
     def to_dict(self) -> dict:
         record = {**asdict(self), "notes": self.notes}
-        del record["loading_notes"]
+        del record["model_notes"]
         return record
 
 
@@ -137,18 +141,17 @@ def compare_models(
         special_text=special_text,
     )
     backend = choose_backend(backend, networks[0].head.weight)
+    described_models = [models.described(network) for network in networks]
     book = None
     if journal is not None:
-        settings = {
+        settings = run_identity(networks, fingerprint, batch_size, backend) | {
             "protocol": chosen.name,
             "context_length": chosen.context_length,
             "stride": chosen.stride,
             "bos": bos,
             "special_text": chosen.special_text,
         }
-        settings |= {"tokenizer": fingerprint, "batch_size": batch_size, "backend": backend}
-        settings["device"] = networks[0].head.weight.device.type
-        settings |= {"model": [models.fingerprint(network) for network in networks], "threads": torch.get_num_threads()}
+        settings["model"] = [side["fingerprint"] for side in described_models]
         book = Journal(journal, settings)
     text = TextFingerprint()
     values, sums = [], []  # per window [4, n]; per document its sums
@@ -192,7 +195,9 @@ def compare_models(
         text_fingerprint=text.value(),
         backend=backend,
         seconds=time.perf_counter() - started,
-        loading_notes=[
+        model_a=described_models[0],
+        model_b=described_models[1],
+        model_notes=[
             f"model {name}: {note}"
             for name, network in zip("AB", networks, strict=True)
             for note in models.loading_notes(network)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -14,6 +16,8 @@ from torch import Tensor
 
 from ..errors import InputError, first_line, theirs
 from ..kernels import reference
+from .fingerprint_cache import FingerprintCache, files_key
+from .fingerprints import tensors_digest
 from .weights import read_model
 
 VERIFIED_POSITIONS = 16
@@ -200,6 +204,7 @@ class Source:
 
     name: str
     notes: list[str]
+    files: str | None = None  # the fingerprint cache's key, where the weights stay as they were read
 
 
 # Of the models that ``load`` returned, as long as they live.
@@ -217,25 +222,100 @@ def loading_notes(model: LanguageModel) -> list[str]:
     return [] if found is None else found.notes
 
 
+# What a configuration says of the software and the place, and what its class and its tensors say themselves.
+NOT_OF_THE_MODEL = ("_name_or_path", "transformers_version", "_commit_hash", "architectures", "dtype", "torch_dtype")
+
+
+def configuration(model: LanguageModel) -> str | None:
+    """Return the JSON of a transformers model's configuration, without the place and the software's version."""
+    config = getattr(getattr(model, "model", None), "config", None)
+    if not hasattr(config, "to_json_string"):
+        return None
+    record = json.loads(config.to_json_string())
+    return json.dumps({k: v for k, v in record.items() if k not in NOT_OF_THE_MODEL}, sort_keys=True)
+
+
+def _tensors(model: LanguageModel) -> Iterator[tuple[str, Tensor]]:
+    """Yield every tensor behind ``model``: the head's, parameters, all buffers, attributes of its own."""
+    yield "head.weight", model.head.weight
+    if model.head.bias is not None:
+        yield "head.bias", model.head.bias
+    parts = modules(model)
+    for module in parts:
+        named = dict(module.named_parameters(remove_duplicate=False))
+        named |= dict(module.named_buffers(remove_duplicate=False)) | module.state_dict(keep_vars=True)
+        passing = _last_calls_frequencies(module)
+        yield from ((name, tensor) for name, tensor in named.items() if name not in passing)
+    if model not in parts:
+        yield from sorted((name, value) for name, value in vars(model).items() if isinstance(value, Tensor))
+
+
+def _last_calls_frequencies(module: torch.nn.Module) -> set[str]:
+    """Return the buffers of dynamic rotary embeddings that the last call left, beside the original ones."""
+    return {
+        f"{prefix}.{name}" if prefix else name
+        for prefix, part in module.named_modules()
+        if any(kind in str(getattr(part, "rope_type", "")) for kind in ("dynamic", "longrope"))
+        for name in part._buffers
+        if name.endswith("inv_freq") and not name.endswith("original_inv_freq")
+    }
+
+
+def _adapters_state(model: LanguageModel) -> list:
+    """Return the settings of PEFT's layers that are no tensors: which adapters are active, and their factors."""
+    names = ("scaling", "active_adapters", "disable_adapters", "merged_adapters")
+    return [
+        (name, [repr(getattr(layer, setting, None)) for setting in names])
+        for module in modules(model)
+        for name, layer in module.named_modules()
+        if type(layer).__module__.startswith("peft.") and hasattr(layer, "active_adapters")
+    ]
+
+
 @torch.no_grad()
 def fingerprint(model: LanguageModel) -> str:
-    """Hash of configuration, head's rule and a sample of the weights: tells one model from another in no time.
+    """Return a hash of the configuration, the head's rule and every bit of the weights and buffers.
 
-    Not a proof that two are equal; code is not looked at.
+    It tells one model from another: a model of which one weight differs has another fingerprint.
+    Code is not looked at. The commands, whose models nobody changes between loading and scoring,
+    keep it by the path, size and times of the files (``load``'s ``unchanged``).
     """
+    return _fingerprint(model, configuration(model))
+
+
+def _fingerprint(model: LanguageModel, config: str | None) -> str:
+    found = source(model)
+    cached = None if found is None or found.files is None else FingerprintCache(found.files)
+    if cached is not None and (known := cached.read()):
+        return known
     head = model.head
-    config = getattr(getattr(model, "model", None), "config", None)
-    parts = [type(model).__name__, head.softcap, head.logit_scale]
-    parts.append(config.to_json_string() if hasattr(config, "to_json_string") else None)
-    digest = hashlib.sha256(repr(parts).encode())
-    tensors = [head.weight] if head.bias is None else [head.weight, head.bias]
-    for module in modules(model):
-        tensors += [*module.parameters(), *module.buffers()]
-    for tensor in tensors:
-        digest.update(repr((tuple(tensor.shape), tensor.dtype)).encode())
-        flat = tensor.detach().flatten()
-        digest.update(flat[:: max(1, len(flat) // 64)].double().cpu().numpy().tobytes())
-    return digest.hexdigest()[:16]
+    parts = [type(model).__name__, head.softcap, head.logit_scale, config, _adapters_state(model)]
+    parts.append(tensors_digest(_tensors(model)))
+    value = hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
+    if cached is not None:
+        cached.write(value)
+    return value
+
+
+@torch.no_grad()
+def described(model: LanguageModel, name: str | None = None) -> dict:
+    """Return what a result file says of its model.
+
+    Returns:
+        name: the folder or name, None where the model was not loaded from one; fingerprint;
+        architecture: the class; parameters: their number; dtype: of the head's weight;
+        config: a hash of the configuration, None where there is none.
+    """
+    found, config = source(model), configuration(model)
+    counted = {id(p): p.numel() for module in modules(model) for p in module.parameters()}
+    return {
+        "name": name or (None if found is None else found.name),
+        "fingerprint": _fingerprint(model, config),
+        "architecture": type(getattr(model, "model", model)).__name__,
+        "parameters": sum(counted.values()),
+        "dtype": str(model.head.weight.dtype).removeprefix("torch."),
+        "config": None if config is None else hashlib.sha256(config.encode()).hexdigest()[:16],
+    }
 
 
 def check_tokenizer(tokenizer, vocabulary: int) -> None:
@@ -291,12 +371,20 @@ def load_tokenizer(name: str | Path, *, trust_remote_code: bool = False):
     return _tokenizer(name, _source(name, trust_remote_code, needs=""))
 
 
-def load(name: str | Path, *, device: str | None = None, dtype: str = "auto", trust_remote_code: bool = False):
+def load(
+    name: str | Path,
+    *,
+    device: str | None = None,
+    dtype: str = "auto",
+    trust_remote_code: bool = False,
+    unchanged: bool = False,
+):
     """Model and tokenizer of a Hugging Face folder, or of a name in its cache or on its hub.
 
     Weights are read as safetensors (whole or sharded), never unpickled; a model's own code runs only with
     ``trust_remote_code``. Raises InputError where something is missing or cannot be loaded: a weight of the model that its
     files lack, above all. Weights that the model does not use become a note in what is measured of it.
+    unchanged: the caller does not change the weights; their fingerprint is then kept by the path, size and times of the files.
     """
     rest = _source(name, trust_remote_code)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -305,6 +393,8 @@ def load(name: str | Path, *, device: str | None = None, dtype: str = "auto", tr
     except (RuntimeError, AssertionError) as error:  # an unknown name, one that holds no numbers, or not built in
         raise InputError(f"device: expected one that this torch can use, got {device!r} ({first_line(error)})")
     tokenizer = _tokenizer(name, rest)
+    # A model's own code may put anything into its weights: its files do not say what.
+    files = files_key(name, dtype) if unchanged and not trust_remote_code else None
     try:
         with theirs("expected the weights of a causal language model, got none that can be read"):
             model, notes = read_model(name, dtype, rest)
@@ -312,5 +402,7 @@ def load(name: str | Path, *, device: str | None = None, dtype: str = "auto", tr
         raise InputError(f"{name}: {error}") from error.__cause__
     with theirs(f"{name}: expected a model that runs on {device}, got one that cannot be moved there"):
         model = model.to(device).eval()
-    SOURCES[model] = Source(str(name), notes)
+    if files is not None and files != files_key(name, dtype):  # they changed under the reading
+        files = None
+    SOURCES[model] = Source(str(name), notes, files)
     return model, tokenizer

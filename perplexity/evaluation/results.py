@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, is_dataclass
 from functools import cache
 from pathlib import Path
@@ -47,7 +47,7 @@ class Evaluation:
     first_tokens: for each document the tokens of its first 32 bytes, as end in bytes, loss in nats
     (None: not scored), end, loss, ...; ``compare`` finds by them the bytes that both sides scored.
     loss_without_unknown: over the tokens that the tokenizer knows; data_check: of ``ppl eval --train``, as ppl check-data's JSON;
-    calibration: ``calibration.CalibrationBins.summary``, where it was measured.
+    calibration: ``calibration.CalibrationBins.summary``, where it was measured; model: name, fingerprint and configuration.
     """
 
     loss: float
@@ -99,6 +99,7 @@ class Evaluation:
     blocks: list[list[float]] | None = field(default=None, repr=False)
     data_check: dict | None = field(default=None, repr=False)
     calibration: dict | None = field(default=None, repr=False)
+    model: dict | None = None  # ``models.described``
 
     @property
     def ok(self) -> bool:
@@ -116,6 +117,37 @@ class Evaluation:
     def save(self, path: str | Path) -> None:
         """Write ``to_json``; InputError naming the file where the system refuses."""
         write_text(path, self.to_json() + "\n")
+
+
+# Of every JSON that is written. 2: ``model`` is an object, fingerprints are of whole weights, bytes and words are those of
+# the scored text. Files without the key are version 1.
+SCHEMA_VERSION = 2
+
+
+def schema_of(record: Mapping, source: str) -> int:
+    """Return the version of a JSON that was read from ``source``; InputError where it is newer than this program."""
+    found = record.get("schema_version", 1)
+    if not isinstance(found, int) or isinstance(found, bool) or found < 1:
+        raise InputError(f"{source}: expected a whole number for schema_version, got {found!r:.40}")
+    if found > SCHEMA_VERSION:
+        raise InputError(
+            f"{source}: expected schema_version {SCHEMA_VERSION} at most, got {found}: a newer fused-perplexity wrote it; "
+            "upgrade to read it"
+        )
+    return found
+
+
+def model_name(model: Mapping | str | None) -> str:
+    """Return the name in a result's ``model``, which version 1 has as a text; its fingerprint where it has none."""
+    if isinstance(model, Mapping):
+        return str(model.get("name") or f"model {model.get('fingerprint')}")
+    return str(model or "")
+
+
+def same_model(a: Mapping, b: Mapping) -> bool | None:
+    """Return whether two results are of models with one fingerprint; None where one does not say."""
+    known = [side["model"].get("fingerprint") if isinstance(side.get("model"), Mapping) else None for side in (a, b)]
+    return None if None in known else known[0] == known[1]
 
 
 def write_text(path: str | Path, text: str) -> None:
@@ -144,6 +176,7 @@ def read_result(path: str | Path) -> dict:
     missing = [key for key in NEEDED if key not in record] if isinstance(record, dict) else NEEDED
     if missing:
         raise InputError(f"{path}: expected a result file of ppl eval --json, got one without {', '.join(missing)}")
+    schema_of(record, str(path))
     hints = _hints(Evaluation)
     for key, value in record.items():
         try:
@@ -216,8 +249,8 @@ def _integer(digits: str) -> int:
 
 
 def to_json(record: dict) -> str:
-    """JSON of RFC 8259, which has no infinity: "inf" and "nan" are strings."""
-    return json.dumps(_finite(record), indent=1, allow_nan=False)
+    """Return a JSON document of RFC 8259, which has no infinity ("inf" and "nan" are strings), with its ``schema_version``."""
+    return json.dumps({"schema_version": SCHEMA_VERSION} | _finite(record), indent=1, allow_nan=False)
 
 
 def _finite(value):

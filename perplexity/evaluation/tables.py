@@ -11,7 +11,7 @@ from ..findings import COLOURS, Finding
 from ..metric import exp
 from .comparison import Comparison, compare
 from .model_comparison import ModelComparison
-from .results import Evaluation
+from .results import Evaluation, model_name, same_model
 
 SHOWN = 5  # of each kind of extreme
 DOMAINS_SHOWN = 20
@@ -60,6 +60,10 @@ def summary(evaluation: Evaluation, baseline: dict | None = None) -> Table:
             table.add_row(*row)
     skipped = ", ".join(f"{count:,} {reason}" for reason, count in e.skipped.items())
     table.add_row("tokens read", f"{e.tokens_read:,}", f"skipped: {skipped or 'none'}")
+    if e.model is not None:
+        table.add_row(
+            "model", Text(model_name(e.model)), f"{e.model['architecture']}, fingerprint {e.model['fingerprint']}"
+        )
     table.add_row("protocol", e.protocol, f"context {e.context_length:,}, stride {e.stride:,}, BOS {e.bos}")
     table.add_row(
         "computed",
@@ -122,6 +126,10 @@ def _beside(e: Evaluation, other: dict) -> tuple[str, str, str]:
         return name, perplexity, f"{other['tokens']:,} tokens of the same text scored: the two do not compare"
     if (other.get("protocol"), other.get("context_length")) != (e.protocol, e.context_length):
         words += f"; its windows differ ({other.get('protocol')}, context {other.get('context_length')})"
+    if same_model({"model": e.model}, other):
+        words += "; it is of the same model"
+    elif isinstance(other.get("model"), dict):
+        words += f"; it is of {model_name(other['model'])}"
     return name, perplexity, words
 
 

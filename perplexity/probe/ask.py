@@ -24,7 +24,7 @@ from ..arguments import choose_backend
 from ..errors import InputError, check_unicode
 from ..evaluation import models
 from ..evaluation.documents import Document
-from ..evaluation.evaluator import check_ids, checked_document, evaluation_mode
+from ..evaluation.evaluator import check_ids, checked_document, evaluation_mode, run_identity
 from ..evaluation.fingerprints import TextFingerprint, tokenizer_fingerprint
 from ..evaluation.journal import Journal
 from ..evaluation.protocols import Positions
@@ -170,7 +170,7 @@ class Questioner:
         if batch_size is not None and batch_size < 1:
             raise InputError(f"batch_size: expected at least 1, got {batch_size}")
         device = self.network.head.weight.device
-        book = None if journal is None else Journal(journal, self._identity(batch_size, device))
+        book = None if journal is None else Journal(journal, self._identity(batch_size))
         with nullcontext() if book is None else closing(book), evaluation_mode(self.network):
             scored = stream(
                 continuations(self._positions(texts, prompts, book)),
@@ -189,16 +189,12 @@ class Questioner:
                 shortened = bool(item.positions.skipped["shortened"])
                 yield Answer(document.id, math.exp(-nll_yes), math.exp(-nll_no), token, shortened)
 
-    def _identity(self, batch_size: int | None, device: torch.device) -> dict:
-        return {
+    def _identity(self, batch_size: int | None) -> dict:
+        identity = run_identity([self.network], tokenizer_fingerprint(self.tokenizer), batch_size, self.backend)
+        return identity | {
             "model": models.fingerprint(self.network),
-            "tokenizer": tokenizer_fingerprint(self.tokenizer),
             "template": self.prompt(PLACE),
             "answers": list(self.tokens),
-            "batch_size": batch_size,
-            "device": device.type,
-            "backend": self.backend,
-            "threads": torch.get_num_threads(),
         }
 
     def _positions(

@@ -19,6 +19,7 @@ from ..evaluation.documents import Document
 from ..evaluation.evaluator import evaluation_mode, token_scorer
 from ..evaluation.fingerprints import tokenizer_fingerprint
 from ..evaluation.protocols import Positions
+from ..evaluation.results import model_name, same_model, schema_of
 from ..evaluation.scoring import continuations, stream
 from ..evaluation.tokens import text_of
 from ..findings import SEVERITIES, VERDICTS, Finding, Judged, worst
@@ -41,13 +42,14 @@ Progress = Callable[[str, int, int], None]
 class Probe(Judged):
     """What a model's own texts say; fields are the keys of ``ppl probe --json``, explained in docs/probe.md.
 
+    model: ``models.described``: its name, fingerprint and configuration.
     verdict: "healthy", "watch" or "unhealthy" by the worst finding, "insufficient-data" where nothing could be judged;
     health_score: 0 to 100 or None; health: its parts, weights and coverage. generation, reference_texts: measures of all
     texts and of the references; perplexity: on both, and without context; references: BLEU, chrF, ROUGE; ask: the judge's
     answers; calibration: on the references. texts: each generated one with its measures.
     """
 
-    model: str
+    model: dict
     step: int | None
     verdict: str
     health_score: float | None
@@ -101,7 +103,8 @@ def probe(
     models.check_tokenizer(tokenizer, network.head.weight.shape[0])
     backend = choose_backend(backend, network.head.weight)
     fingerprint = tokenizer_fingerprint(tokenizer)
-    evaluated = _evaluated(evaluation, fingerprint)
+    described = models.described(network, name)
+    evaluated = _evaluated(evaluation, fingerprint, described)
     encoder = None if embeddings is None else Embeddings(embeddings)
     asked, notes = _asked(tokenizer, prompts, settings, network.context_length)
     asking = Asking(
@@ -147,7 +150,7 @@ def probe(
     if verdict == "insufficient-data":
         health = replace(health, score=None)
     return Probe(
-        model=name,
+        model=described,
         step=step,
         verdict=verdict,
         health_score=health.score,
@@ -250,12 +253,22 @@ def _asked(tokenizer, prompts: Iterable[Prompt | str], settings: GenerationSetti
     return asked, notes
 
 
-def _evaluated(evaluation: Mapping | None, fingerprint: str) -> dict | None:
-    """Loss, the unigram's and tokens of a result of ``ppl eval --json``; InputError where they are none, or another tokenizer's."""
+def _evaluated(evaluation: Mapping | None, fingerprint: str, model: Mapping) -> dict | None:
+    """Return loss, the unigram's and tokens of a result of ``ppl eval --json``.
+
+    InputError where they are none, or of another tokenizer or model. A result of schema_version 1 names no model.
+    """
     if evaluation is None:
         return None
     if evaluation.get("tokenizer_fingerprint") not in (None, fingerprint):
         raise InputError("evaluation: expected one of this model, got one with another tokenizer")
+    schema_of(evaluation, "evaluation")
+    if same_model(evaluation, {"model": model}) is False:
+        of = [
+            f"{model_name(side)} (fingerprint {side.get('fingerprint')}, {side.get('dtype')})"
+            for side in (model, evaluation["model"])
+        ]
+        raise InputError(f"evaluation: expected one of the probed model, {of[0]}, got one of {of[1]}")
     unigram = evaluation.get("baselines")
     for key in ("unigram", "loss"):
         unigram = unigram.get(key) if isinstance(unigram, Mapping) else None

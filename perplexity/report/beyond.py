@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 
 from ..errors import InputError
+from ..evaluation.results import model_name
 from ..findings import SEVERITIES, VERDICTS
 from ..monitor.health import Diagnosis
 from ..probe.scores import Part, health, monitor_part
@@ -55,7 +56,7 @@ def beyond_section(records: Sequence[dict], diagnosis: Diagnosis) -> dict | None
         "examples": [(title, text[:EXAMPLE]) for title, text in examples(last)],
         "checkpoints": [
             {
-                "name": record["model"],
+                "name": model_name(record["model"]),
                 "step": record["step"],
                 "verdict": record["verdict"],
                 "health": score,
@@ -119,7 +120,12 @@ def _read(record: dict) -> None:
         if finding["severity"] not in SEVERITIES:
             raise ValueError("severity of a finding")
     rows(record)
-    _texts(record["model"], record["settings"]["in_words"], *record["notes"], *(text for _, text in examples(record)))
+    _texts(
+        model_name(record["model"]),
+        record["settings"]["in_words"],
+        *record["notes"],
+        *(text for _, text in examples(record)),
+    )
     _figures([record], [None])
 
 

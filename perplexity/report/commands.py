@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 from ..errors import InputError
-from ..evaluation.results import parsed, read_result
+from ..evaluation.results import parsed, read_result, schema_of
 from ..monitor.commands import parse_tags
 from ..monitor.health import diagnose
 from ..monitor.readers import read_history
@@ -22,6 +22,7 @@ def read_object(path: str, command: str) -> dict:
         raise InputError(f"{path}: expected a result file of ppl {command} --json, got {reason}")
     if not isinstance(record, dict):
         raise InputError(f"{path}: expected a result file of ppl {command} --json, got no object")
+    schema_of(record, str(path))
     return record | {"source": str(path)}
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import InputError
+from ..evaluation.results import model_name
 from ..metric import exp
 from ..monitor.digest import Digest
 from ..monitor.health import Diagnosis
@@ -179,6 +180,7 @@ def evaluation_section(record: dict, source: str) -> dict:
     if len(interval) not in (0, 2) or not all(isinstance(bound, NUMBER) for bound in interval):
         raise InputError(f"{source}: expected two numbers for perplexity_interval, got {interval!r:.60}")
     return shown | {
+        "model": model_name(_take(source, record, dict, ("model",))["model"]),
         "perplexity_interval": interval,
         "notes": [str(note) for note in lists["notes"] or []],
         "worst_documents": _take_rows(source, record, "worst_documents", ("id",), ("tokens", "loss")),

@@ -153,12 +153,61 @@ def test_another_ranks_journal_of_another_run_is_refused(tmp_path):
     assert [path.name for path in tmp_path.glob("*.sqlite")] == ["rank0.sqlite"]
 
 
-def test_damaged_values_are_scored_again(model, tokenizer, tmp_path):
+@pytest.mark.parametrize("table", ["agreed (name TEXT PRIMARY KEY, value TEXT)", "batches (key BLOB, scored BLOB)"])
+def test_a_journal_without_checksums_is_refused(tmp_path, table):
+    from perplexity.evaluation.journal import Journal
+
+    with sqlite3.connect(tmp_path / "rank0.sqlite") as old:
+        old.execute(f"CREATE TABLE {table}")
+    with pytest.raises(InputError, match=r"journal: expected format 2, got format 1 in .*; give it an empty folder"):
+        Journal(tmp_path, {})
+
+
+# What becomes of the rows -> batches that must be scored again, of those there are
+DAMAGES = {
+    "values cut short": ("UPDATE batches SET scored = substr(scored, 1, length(scored) - 3)", "all"),
+    "another row's values": ("UPDATE batches SET scored = (SELECT scored FROM batches LIMIT 1)", "all but one"),
+    "no checksum": ("UPDATE batches SET checksum = NULL", "all"),
+    "another run's identity": ("UPDATE agreed SET value = '{}' WHERE name = 'identity'", "none"),
+    "a document's hash": ("UPDATE agreed SET value = 'f' WHERE name = 'document 3'", "none"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damaged_rows_are_scored_again(model, tokenizer, tmp_path, damage):
+    statement, again = DAMAGES[damage]
     arguments = dict(context_length=16, batch_size=4)
     plain = evaluate(model, tokenizer, DOCUMENTS, journal=tmp_path, **arguments)
     with sqlite3.connect(tmp_path / "rank0.sqlite") as journal:
-        journal.execute("UPDATE batches SET scored = substr(scored, 1, length(scored) - 3)")
-    assert numbers(evaluate(model, tokenizer, DOCUMENTS, journal=tmp_path, **arguments)) == numbers(plain)
+        journal.execute(statement)
+        count = journal.execute("SELECT count(*) FROM batches").fetchone()[0]
+    scored = []
+    with pytest.MonkeyPatch.context() as patch:
+        from perplexity.evaluation.scoring import _Scorer
+
+        values = _Scorer._values
+        patch.setattr(_Scorer, "_values", lambda *given: scored.append(1) or values(*given))
+        assert numbers(evaluate(model, tokenizer, DOCUMENTS, journal=tmp_path, **arguments)) == numbers(plain)
+    assert len(scored) == {"all": count, "all but one": count - 1, "none": 0}[again]
+
+
+def test_every_flipped_bit_is_noticed(tmp_path):
+    """One bit of a stored loss, flipped in the file: nine of thirteen gave another perplexity and no word."""
+    import numpy as np
+
+    from perplexity.evaluation.journal import Journal
+
+    values = np.array([2.5, 0.1], dtype=np.float32)
+    journal = Journal(tmp_path, {})
+    key = journal.key(values)
+    for bit in range(64):
+        journal.write(key, values)
+        assert np.array_equal(journal.read(key, 2), values)
+        raw = bytearray(values.tobytes())
+        raw[bit // 8] ^= 1 << bit % 8
+        journal.own.execute("UPDATE batches SET scored = ?", (bytes(raw),))
+        assert journal.read(key, 2) is None
+    journal.close()
 
 
 def test_another_body_or_rule_is_another_model():
@@ -189,3 +238,29 @@ def test_another_body_or_rule_is_another_model():
     ]
     assert len(set(known)) == len(known)
     assert fingerprint(Adapter(built())) == known[3]
+
+
+def ablate_head(model):
+    model.model.layers[1].self_attn.o_proj.weight.data[:, 8:16] = 0
+
+
+def flip_bit(model):
+    import torch
+
+    model.model.layers[0].mlp.up_proj.weight.data.view(torch.int32)[3, 5] ^= 1
+
+
+def other_frequencies(model):
+    model.model.rotary_emb.inv_freq.mul_(1.5)
+
+
+@pytest.mark.parametrize("change", [ablate_head, flip_bit, other_frequencies])
+def test_the_fingerprint_is_of_whole_tensors(change):
+    """A sample of them took an ablated head's model for the intact one, and its journal with it."""
+    from perplexity.evaluation.models import HuggingFaceModel, fingerprint
+
+    model = build_model(300)
+    before = fingerprint(HuggingFaceModel(model))
+    assert fingerprint(HuggingFaceModel(build_model(300))) == before
+    change(model)
+    assert fingerprint(HuggingFaceModel(model)) != before

@@ -142,8 +142,8 @@ def test_references_are_scored_for_prompts_that_ask_for_them(found):
 def test_json(found, tmp_path):
     found.save(tmp_path / "p.json")
     record = json.loads((tmp_path / "p.json").read_text())
-    assert list(record) == [field.name for field in dataclasses.fields(found)]
-    assert (record["model"], record["step"], len(record["texts"])) == ("tiny", 5, 9)
+    assert list(record) == ["schema_version", *(field.name for field in dataclasses.fields(found))]
+    assert (record["model"]["name"], record["step"], len(record["texts"])) == ("tiny", 5, 9)
 
 
 def test_few_texts_are_not_judged(model, tokenizer):
@@ -170,6 +170,14 @@ def test_an_evaluation_stands_in_for_references(model, tokenizer):
     assert got.health["parts"]["perplexity"]["score"] is not None
     with pytest.raises(InputError, match="evaluation: expected one of this model, got one with another tokenizer"):
         probe(model, tokenizer, ["a"], evaluation=evaluation | {"tokenizer_fingerprint": "x"})
+    other = evaluation | {"model": {"name": "runs/other", "fingerprint": "f", "dtype": "float32"}}
+    words = (
+        r"evaluation: expected one of the probed model, mine \(fingerprint \w+, float32\), got one of runs/other \(fing"
+    )
+    with pytest.raises(InputError, match=words):
+        probe(model, tokenizer, ["a"], evaluation=other, name="mine")
+    with pytest.raises(InputError, match="evaluation: expected schema_version 2 at most, got 9"):
+        probe(model, tokenizer, ["a"], evaluation=evaluation | {"schema_version": 9})
 
 
 def test_a_judge_is_asked_about_each_text(model, tokenizer):

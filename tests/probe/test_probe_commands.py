@@ -56,7 +56,7 @@ def test_everything_at_once(folder, monkeypatch, capsys):
     arguments += ["--history", "history.csv", "--scorer", "mine:Half", "--weight", "Half=30", "--json", "out.json"]
     assert run(monkeypatch, folder, *arguments) == 0
     record = json.loads((folder / "out.json").read_text())
-    assert (record["model"], record["step"], record["prompts"]) == ("checkpoint-40", 40, 9)
+    assert (record["model"]["name"], record["step"], record["prompts"]) == ("checkpoint-40", 40, 9)
     assert record["settings"]["samples"] == 2 and len(record["texts"]) == 18
     parts = record["health"]["parts"]
     assert list(parts) == ["monitor", "perplexity", "generation", "references", "ask", "Half"]
