@@ -23,6 +23,7 @@ from ..errors import InputError, check_unicode
 from ..metric import exp
 from ..statistics import token_nll, token_statistics
 from . import models
+from .batching import Batching
 from .calibration import CalibrationBins
 from .collect import DETAILS, DOCUMENT_COLUMNS, TOKEN_COLUMNS, Collector, ParquetTable, described
 from .documents import Document
@@ -150,13 +151,14 @@ def evaluate(
         bins = CalibrationBins() if details else None
         collector = Collector(tokenizer, vocabulary, calibration=bins, **tables)
         with evaluation_mode(network):
-            read = read_positions([network], tokenizer, documents, chosen, text, book)
+            batching = Batching([network], batch_size)
+            read = read_positions(batching, tokenizer, documents, chosen, text, book)
             scored = stream(
                 tasks(read, chosen),
                 token_scorer(network, backend, details),
                 first_of_window=chosen.first_of_window,
                 device=head.weight.device,
-                batch_size=batch_size,
+                batching=batching,
                 fields=len(DETAILS) if details else 1,
                 journal=book,
                 rank=rank,
@@ -181,7 +183,7 @@ def evaluate(
     return _evaluation(
         collector,
         tokenizer,
-        models.loading_notes(network),
+        [*models.loading_notes(network), *batching.notes],
         protocol=chosen.name,
         context_length=chosen.context_length,
         stride=chosen.stride,
@@ -260,14 +262,18 @@ def token_scorer(network: models.LanguageModel, backend: str, details: bool) -> 
 
 
 def read_positions(
-    networks: list[models.LanguageModel],
+    batching: Batching,
     tokenizer,
     documents: Iterable[Document | str],
     protocol: Protocol,
     text: TextFingerprint,
     journal: Journal | None = None,
 ) -> Iterator[Positions]:
-    """Documents as the models read them; their heads are verified on the first few positions of the first with two."""
+    """Documents as the models read them.
+
+    On the first few positions of the first document with two, the models' heads are verified and ``batching`` is checked.
+    """
+    networks = batching.networks
     vocabulary = networks[0].head.weight.shape[0]
     models.check_tokenizer(tokenizer, vocabulary)
     verified = False
@@ -280,6 +286,7 @@ def read_positions(
         if not verified and len(positions.ids) > 1:
             for network in networks:
                 models.verify(network, positions.ids, protocol.context_length)
+            batching.check(positions.ids, protocol.context_length)
             verified = True
         yield positions
 

@@ -22,6 +22,7 @@ from ..errors import InputError
 from ..metric import exp
 from ..statistics import linear_kl_divergence, token_statistics
 from . import models
+from .batching import Batching
 from .collect import described, note_non_finite
 from .documents import Document
 from .evaluator import Progress, Told, evaluation_mode, read_positions, run_identity
@@ -159,13 +160,14 @@ def compare_models(
     non_finite: dict | None = None
     tokens, nll, told = 0, 0.0, Told(progress)
     with closing(book) if book else nullcontext(), evaluation_mode(networks[0]), evaluation_mode(networks[1]):
-        read = read_positions(networks, tokenizer, documents, chosen, text, book)
+        batching = Batching(networks, batch_size)
+        read = read_positions(batching, tokenizer, documents, chosen, text, book)
         for item in stream(
             tasks(read, chosen),
             _pair_scorer(networks, backend),
             first_of_window=chosen.first_of_window,
             device=networks[0].head.weight.device,
-            batch_size=batch_size,
+            batching=batching,
             fields=4,
             journal=book,
         ):
@@ -201,7 +203,8 @@ def compare_models(
             f"model {name}: {note}"
             for name, network in zip("AB", networks, strict=True)
             for note in models.loading_notes(network)
-        ],
+        ]
+        + batching.notes,
     )
 
 

@@ -73,12 +73,24 @@ class HuggingFaceModel:
         self.head = head_of(model)
         config = model.config.get_text_config()
         self.context_length = getattr(config, "max_position_embeddings", None) or getattr(config, "n_ctx", None)
+        self._rotary = [part for part in model.modules() if "dynamic" in str(getattr(part, "rope_type", ""))]
+
+    def _forget(self) -> None:
+        """Put dynamic rotary embeddings back: they keep the frequencies of the longest call before, whoever made it."""
+        for part in self._rotary:
+            for name in [name for name in part._buffers if name.endswith("original_inv_freq")]:
+                prefix = name.removesuffix("original_inv_freq")
+                part.register_buffer(f"{prefix}inv_freq", getattr(part, name), persistent=False)
+                if hasattr(part, f"{prefix}max_seq_len_cached"):
+                    setattr(part, f"{prefix}max_seq_len_cached", part.original_max_seq_len)
 
     def hidden_states(self, input_ids: Tensor) -> Tensor:
+        self._forget()
         with self._forward():
             return self.body(input_ids=input_ids, use_cache=False).last_hidden_state
 
     def logits(self, input_ids: Tensor) -> Tensor:
+        self._forget()
         with self._forward():
             return self.model(input_ids=input_ids, use_cache=False).logits
 
@@ -142,6 +154,12 @@ def _weight_and_bias(layer) -> tuple[Tensor, Tensor | None]:
     return weight, bias
 
 
+def no_rounding(*tensors: Tensor) -> bool:
+    """Return whether a model whose weights and results are ``tensors`` computes without 16-bit numbers."""
+    wide = all(tensor.dtype in (torch.float32, torch.float64) for tensor in tensors)
+    return wide and not torch.is_autocast_enabled(tensors[0].device.type)
+
+
 @torch.no_grad()
 def verify(model: LanguageModel, ids: np.ndarray, context_length: int) -> None:
     """InputError unless the head on the hidden states gives the model's own logits, causally; on the first of ``ids`` [n].
@@ -167,8 +185,7 @@ def verify(model: LanguageModel, ids: np.ndarray, context_length: int) -> None:
             hidden[0].float(), head.weight.float(), bias, softcap=head.softcap, logit_scale=head.logit_scale
         )[-expected.shape[1] :]
     # 16-bit logits or hidden states are rounded by the model: 2⁻⁸ relative for bfloat16.
-    wide = all(tensor.dtype in (torch.float32, torch.float64) for tensor in (head.weight, expected, hidden))
-    wide = wide and not torch.is_autocast_enabled(input_ids.device.type)
+    wide = no_rounding(head.weight, expected, hidden)
     tolerance = 1e-3 if wide else 2e-2
     expected = expected[0].float()
     finite = expected.isfinite()  # a model that gives NaN by both roads is reported by its tokens

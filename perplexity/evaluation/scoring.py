@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
+from .batching import Batching
 from .journal import Journal
 from .protocols import Positions, Protocol
 from .windows import Window
@@ -20,8 +21,6 @@ from .windows import Window
 IGNORED = -100
 # Batches looked at together: windows of one length share a batch, so that little is padded.
 BATCHES_AHEAD = 16
-# Positions in a batch where no batch size is given: enough to keep the machine busy, little beside a model.
-POSITIONS_AT_ONCE = {"cpu": 2048, "other": 32_768}
 
 # input_ids [B, T] and targets [B, T] (IGNORED where nothing is scored) -> values [fields, scored tokens], row by row.
 Score = Callable[[Tensor, Tensor], Tensor]
@@ -74,23 +73,25 @@ def stream(
     *,
     first_of_window: int | None = None,
     device: torch.device,
-    batch_size: int | None,
+    batching: Batching,
     fields: int,
     journal: Journal | None = None,
     rank: int = 0,
     ranks: int = 1,
 ) -> Iterator[Scored]:
-    """``Scored`` for every window, in order; ``batch_size`` windows at a time, or as many as hold ``POSITIONS_AT_ONCE``.
+    """``Scored`` for every window, in order; as many at a time as ``batching`` allows.
 
     first_of_window: what the model reads in the first place of every window instead of what stands there.
 
-    Which windows share a batch depends on the windows and on nothing else, and a rank takes every ``ranks``-th batch: so
-    any number of ranks, and a run that was cut off, give the same bits (with the same threads a process).
+    Which windows share a batch depends on the windows, the model and the options, and on nothing else, and a rank takes
+    every ``ranks``-th batch: so any number of ranks, and a run that was cut off, give the same bits (with the same threads
+    a process).
     """
     scorer = _Scorer(first_of_window, score, device, fields, journal)
-    most = POSITIONS_AT_ONCE["cpu" if device.type == "cpu" else "other"]
-    while group := _ahead(windows, batch_size, most):
-        batches = _batches(group, batch_size, most)
+    while group := _ahead(windows, batching):
+        if ranks > 1:
+            batching.agree()
+        batches = _batches(group, batching)
         with raise_together(ranks):
             mine = {
                 number: scorer([group[place] for place in batch])
@@ -129,26 +130,30 @@ def raise_together(ranks: int) -> Iterator[None]:
         raise InputError(f"distributed: another rank stopped ({other})")
 
 
-def _ahead(windows: Iterator[_Task], batch_size: int | None, most: int) -> list[_Task]:
+def _ahead(windows: Iterator[_Task], batching: Batching) -> list[_Task]:
     """The next windows, for about ``BATCHES_AHEAD`` batches."""
-    if batch_size is not None:
-        return list(islice(windows, min(BATCHES_AHEAD * batch_size, sys.maxsize)))
+    if batching.batch_size is not None:
+        return list(islice(windows, min(BATCHES_AHEAD * batching.batch_size, sys.maxsize)))
     group, positions = [], 0
-    while positions < BATCHES_AHEAD * most and (task := next(windows, None)) is not None:
+    while positions < BATCHES_AHEAD * batching.positions and (task := next(windows, None)) is not None:
         group.append(task)
         positions += _length(task) + 1
     return group
 
 
-def _batches(group: list[_Task], batch_size: int | None, most: int) -> list[list[int]]:
+def _batches(group: list[_Task], batching: Batching) -> list[list[int]]:
     """Places in ``group`` of the windows that share a batch, the longest first."""
     to_score = [place for place, task in enumerate(group) if len(task.places)]
     to_score.sort(key=lambda place: -_length(group[place]))
+    kinds: dict[Hashable, list[int]] = {}
+    for place in to_score:
+        kinds.setdefault(batching.group(_length(group[place])), []).append(place)
     batches = []
-    while to_score:
-        rows = batch_size or max(1, most // _length(group[to_score[0]]))
-        batches.append(to_score[:rows])
-        to_score = to_score[rows:]
+    for places in kinds.values():
+        while places:
+            rows = batching.rows(_length(group[places[0]]))
+            batches.append(places[:rows])
+            places = places[rows:]
     return batches
 
 

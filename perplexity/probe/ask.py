@@ -23,6 +23,7 @@ from torch import Tensor
 from ..arguments import choose_backend
 from ..errors import InputError, check_unicode
 from ..evaluation import models
+from ..evaluation.batching import Batching
 from ..evaluation.documents import Document
 from ..evaluation.evaluator import check_ids, checked_document, evaluation_mode, run_identity
 from ..evaluation.fingerprints import TextFingerprint, tokenizer_fingerprint
@@ -99,6 +100,7 @@ class Questioner:
         self.chat = bool(getattr(tokenizer, "chat_template", None)) if chat is None else chat
         self.backend = choose_backend(backend, self.network.head.weight)
         models.check_tokenizer(tokenizer, self.network.head.weight.shape[0])
+        self.batching = Batching([self.network], None)
         self.answers = yes, no
         self.tokens = self._answer(yes, "yes"), self._answer(no, "no")
         if self.tokens[0] == self.tokens[1]:
@@ -129,6 +131,11 @@ class Questioner:
         """The two answers as they are scored: of a longer one the first token, which may begin other words, too."""
         yes, no = (text_of(self.tokenizer, [token]) for token in self.tokens)
         return yes, no
+
+    @property
+    def notes(self) -> list[str]:
+        """What a reader must know of the model's weights and of the last ``ask``'s batches."""
+        return [*models.loading_notes(self.network), *self.batching.notes]
 
     def ids(self, text: str, before: str = "") -> tuple[np.ndarray, bool]:
         """The prompt's tokens, and whether something was left out to make it fit the model's context: the beginning of
@@ -172,11 +179,12 @@ class Questioner:
         device = self.network.head.weight.device
         book = None if journal is None else Journal(journal, self._identity(batch_size))
         with nullcontext() if book is None else closing(book), evaluation_mode(self.network):
+            self.batching = Batching([self.network], batch_size)
             scored = stream(
                 continuations(self._positions(texts, prompts, book)),
                 self._score,
                 device=device,
-                batch_size=batch_size,
+                batching=self.batching,
                 fields=3,
                 journal=book,
             )
@@ -213,6 +221,7 @@ class Questioner:
             ids, shortened = self.ids(document.text, before)
             if not verified and len(ids) > 1:
                 models.verify(self.network, ids, self.network.context_length or len(ids))
+                self.batching.check(ids, self.network.context_length)
                 verified = True
             # The answer's place is scored; what stands there is not read.
             positions = Positions(document, np.append(ids, self.tokens[0]), 0)

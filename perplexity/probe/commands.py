@@ -23,7 +23,7 @@ from ..errors import InputError, theirs
 from ..evaluation.collect import ParquetTable
 from ..evaluation.commands import check_outputs, device_of, load_model, read_options, with_separator
 from ..evaluation.documents import Document
-from ..evaluation.models import described, loading_notes
+from ..evaluation.models import described
 from ..evaluation.readers import STANDARD_INPUT, read_documents
 from ..evaluation.results import read_result, to_json, write_text
 from ..evaluation.tables import findings_table
@@ -139,7 +139,7 @@ def run_ask(arguments: argparse.Namespace) -> int:
     found = tally.summary()
     if found is None:
         raise InputError("text: expected at least one document, got none")
-    notes = loading_notes(judge.network)
+    notes = judge.notes
     if arguments.json:
         record = found | {"model": described(judge.network, arguments.model), "template": template, "notes": notes}
         write_text(arguments.json, to_json(record) + "\n")

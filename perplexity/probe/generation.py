@@ -13,6 +13,8 @@ import numpy as np
 import torch
 
 from ..errors import InputError, theirs
+from ..evaluation.batching import length_rules
+from ..evaluation.models import as_language_model
 from ..evaluation.protocols import special_ids
 from ..evaluation.tokens import text_of
 from .prompts import Asked
@@ -105,8 +107,12 @@ def _together(writer: _Writer, asked: list[Asked], first_choices: FirstChoices) 
     """ "padded", "equal" or "alone": the largest batches whose greedy tokens are the model's own first choices."""
     by_length = sorted((prompt.ids for prompt in asked), key=len)
     tokens = min(CHECKED, writer.settings.max_new_tokens)
+    longest = len(by_length[-1]) + writer.settings.max_new_tokens
+    # A rotary embedding that changes with the longest row's length changes for a shorter one too early.
+    rules = length_rules(as_language_model(writer.model))
+    one_rule = all(rule.group(len(by_length[0])) == rule.group(longest) for rule in rules)
     for name, prompts in (
-        ("padded", [by_length[0], by_length[-1]]),
+        *((("padded", [by_length[0], by_length[-1]]),) if one_rule else ()),
         ("equal", [by_length[-1]] * 2),
         ("alone", [by_length[-1]]),
     ):

@@ -13,6 +13,7 @@ import numpy as np
 from ..arguments import choose_backend
 from ..errors import InputError
 from ..evaluation import models
+from ..evaluation.batching import Batching
 from ..evaluation.calibration import CalibrationBins
 from ..evaluation.collect import DETAILS
 from ..evaluation.documents import Document
@@ -115,17 +116,19 @@ def probe(
     )
     with evaluation_mode(network):
         models.verify(network, asked[0].ids, network.context_length or len(asked[0].ids) + settings.max_new_tokens)
+        batching = Batching([network], None)
+        batching.check(asked[0].ids, network.context_length)
         generated = generate(
             model,
             tokenizer,
             asked,
             settings,
-            first_choices=lambda prompt, ids: _first_choices(network, backend, prompt, ids),
+            first_choices=lambda prompt, ids: _first_choices(batching, backend, prompt, ids),
             progress=lambda done: tell("generating", done, len(asked) * settings.samples),
         )
-        texts = measure(_of_texts(network, backend, asked, generated))
+        texts = measure(_of_texts(batching, backend, asked, generated))
         referred = [prompt for prompt in asked if len(prompt.reference)]
-        sources = _of_references(network, backend, tokenizer, referred)
+        sources = _of_references(batching, backend, tokenizer, referred)
         checkpoint = Checkpoint(name, step, model, tokenizer, texts)
         own = {scores.name_of(scorer): scores.own_part(scorer, checkpoint) for scorer in scorers}
     references = measure(sources)
@@ -160,7 +163,8 @@ def probe(
         findings=found,
         notes=[
             *models.loading_notes(network),
-            *([] if judge is None else (f"judge: {note}" for note in models.loading_notes(judge.network))),
+            *batching.notes,
+            *([] if judge is None else (f"judge: {note}" for note in judge.notes)),
             *notes,
             *_notes(measured, settings),
         ],
@@ -172,18 +176,18 @@ def probe(
     )
 
 
-def _of_texts(network, backend: str, asked: list[Asked], generated: list[Generated]) -> list[Source]:
-    scored = _scored(network, backend, [(asked[text.prompt].ids, text.ids) for text in generated])
+def _of_texts(batching: Batching, backend: str, asked: list[Asked], generated: list[Generated]) -> list[Source]:
+    scored = _scored(batching, backend, [(asked[text.prompt].ids, text.ids) for text in generated])
     return [
         Source(of.prompt.id, text.sample, of.text, text.text, text.ids, text.ended, values, of.references)
         for text, values, of in zip(generated, scored, (asked[text.prompt] for text in generated), strict=True)
     ]
 
 
-def _of_references(network, backend: str, tokenizer, referred: list[Asked]) -> list[Source]:
+def _of_references(batching: Batching, backend: str, tokenizer, referred: list[Asked]) -> list[Source]:
     """The references as they are scored; ``ended``: whole, and no piece of a document. Each is measured beside the next one's:
     what two texts of the kind have in common, one that is written may have in common with its reference."""
-    scored = _scored(network, backend, [(of.ids, of.reference) for of in referred])
+    scored = _scored(batching, backend, [(of.ids, of.reference) for of in referred])
     texts = [text_of(tokenizer, of.reference, skip_special_tokens=True) for of in referred]
     following = [(text,) for text in [*texts[1:], *texts[:1]]] if len(texts) > 1 else [()] * len(texts)
     return [
@@ -279,22 +283,23 @@ def _evaluated(evaluation: Mapping | None, fingerprint: str, model: Mapping) -> 
     return found | {"of": "the evaluation's text", "guess_loss": unigram}
 
 
-def _first_choices(network, backend: str, prompt: np.ndarray, ids: np.ndarray) -> bool:
+def _first_choices(batching: Batching, backend: str, prompt: np.ndarray, ids: np.ndarray) -> bool:
     """Whether each of ``ids`` is the likeliest after those before it, or all but; NaN is told elsewhere."""
-    nll, _, _, _, confidence = _scored(network, backend, [(prompt, ids)])[0]
+    nll, _, _, _, confidence = _scored(batching, backend, [(prompt, ids)])[0]
     return not (np.exp(-nll) < NEARLY * confidence).any()
 
 
-def _scored(network, backend: str, pairs: list[tuple[np.ndarray, np.ndarray]]) -> list[np.ndarray]:
+def _scored(batching, backend: str, pairs: list[tuple[np.ndarray, np.ndarray]]) -> list[np.ndarray]:
     """[5, tokens] of each continuation after its prompt: ``collect.DETAILS``."""
     sequences = [
         (Positions(Document(str(place), ""), np.concatenate(pair), 0), len(pair[0])) for place, pair in enumerate(pairs)
     ]
+    (network,) = batching.networks
     found = stream(
         continuations(sequences),
         token_scorer(network, backend, details=True),
         device=network.head.weight.device,
-        batch_size=None,
+        batching=batching,
         fields=len(DETAILS),
     )
     return [item.values for item in found]

@@ -33,8 +33,9 @@ def test_a_second_run_scores_nothing_again(model, tokenizer, tmp_path, monkeypat
     monkeypatch.setattr(model.model, "forward", lambda *a, **k: calls.append(1) or forward(*a, **k))
     second = evaluate(model, tokenizer, DOCUMENTS, journal=tmp_path, **arguments)
     assert numbers(plain) == numbers(first) == numbers(second)
-    # Its logits once, its hidden states twice: the head's verification and no more.
-    assert len(calls) == 3
+    # The head's verification asks for the logits once and for hidden states twice; a short window alone and beside a long
+    # one are two more, and nothing is scored.
+    assert len(calls) == 5
 
 
 @pytest.mark.parametrize("stop", [1, 5, 9])
@@ -45,7 +46,7 @@ def test_a_run_that_raises_goes_on(model, tokenizer, tmp_path, monkeypatch, stop
 
     def fails(*positional, **keywords):
         calls.append(1)
-        if len(calls) == 3 + stop:
+        if len(calls) == 5 + stop:  # the first five check the head and the batches
             raise RuntimeError("the power went")
         return forward(*positional, **keywords)
 

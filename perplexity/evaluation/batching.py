@@ -1,0 +1,150 @@
+"""Which windows may share a batch: a window's loss must not depend on its neighbours.
+
+Three things make it depend on them: a rotary embedding that changes with the batch's longest row
+(LongRoPE, dynamic NTK), padding that a recurrent or a custom layer sees, and layers that look across
+the batch (expert capacities, batch statistics). The first is read from the configuration, the others
+are found by a comparison once a run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .models import LanguageModel, no_rounding
+
+COMPARED = 16  # positions of the short window, at most
+# Positions in a batch where no batch size is given: enough to keep the machine busy, little beside a model.
+POSITIONS_AT_ONCE = {"cpu": 2048, "other": 32_768}
+# In the order of care. "padded": any that the rotary embedding allows; "equal": of one length; "alone": one a batch.
+MODES = ("padded", "equal", "alone")
+NOTES = {
+    "equal": "the model's values depend on padding: only windows of one length share a batch",
+    "alone": "the model's values depend on the other windows of a batch: windows are scored one at a time",
+}
+
+
+@dataclass(frozen=True)
+class LengthRule:
+    """A rotary embedding that changes where a batch reads more than ``border`` positions.
+
+    ``exact``: beyond the border it changes with every length (dynamic NTK).
+    """
+
+    border: int
+    exact: bool
+
+    def group(self, length: int) -> int:
+        """Return equal numbers for lengths that are read by one rule."""
+        if length <= self.border:
+            return 0
+        return length if self.exact else 1
+
+
+def length_rules(model: LanguageModel) -> list[LengthRule]:
+    """Return the rules in a transformers model's configuration, of all its layer types."""
+    config = getattr(getattr(model, "model", None), "config", None)
+    if not hasattr(config, "get_text_config"):
+        return []
+    config = config.get_text_config()
+    most = getattr(config, "max_position_embeddings", None)
+    found = []
+    for name in ("rope_parameters", "rope_scaling"):
+        given = getattr(config, name, None)
+        if not isinstance(given, dict):
+            continue
+        for rope in [given, *(value for value in given.values() if isinstance(value, dict))]:
+            kind = str(rope.get("rope_type", rope.get("type", "")))
+            original = getattr(config, "original_max_position_embeddings", None) or rope.get(
+                "original_max_position_embeddings", most
+            )
+            if kind in ("longrope", "su") and original:
+                found.append(LengthRule(original, exact=False))
+            elif "dynamic" in kind and most:
+                found.append(LengthRule(most, exact=True))
+    return list(dict.fromkeys(found))
+
+
+class Batching:
+    """The windows that may share a batch under ``networks``, all of which score each of them."""
+
+    def __init__(self, networks: Sequence[LanguageModel], batch_size: int | None) -> None:
+        self.networks, self.batch_size = networks, batch_size
+        device = networks[0].head.weight.device.type
+        self.positions = POSITIONS_AT_ONCE["cpu" if device == "cpu" else "other"]
+        self.rules = [rule for network in networks for rule in length_rules(network)]
+        self.mode = "padded"
+
+    def group(self, length: int) -> Hashable:
+        """Return equal values for lengths that may share a batch."""
+        return length if self.mode != "padded" else tuple(rule.group(length) for rule in self.rules)
+
+    def rows(self, longest: int) -> int:
+        """Return how many windows of ``longest`` positions or fewer go in at once."""
+        return 1 if self.mode == "alone" else self.batch_size or max(1, self.positions // longest)
+
+    @property
+    def notes(self) -> list[str]:
+        """What a result says of it."""
+        return [NOTES[self.mode]] if self.mode in NOTES else []
+
+    @torch.no_grad()
+    def check(self, ids: np.ndarray, context_length: int | None) -> None:
+        """Compare a short window alone with the same window beside others, and be as careful as the model asks.
+
+        The other window is the longest that may share a batch with it: at most as much work as one
+        batch. Nothing is compared where windows go in one at a time.
+
+        Args:
+            ids: token ids [n], n ≥ 1, of the text.
+            context_length: the most positions of a window; None: any.
+        """
+        if self.batch_size == 1:
+            return
+        longest = min([context_length or self.positions, self.positions // 2, *(rule.border for rule in self.rules)])
+        if longest < 2:
+            return
+        for network in self.networks:
+            self.mode = max(self.mode, _mode(network, np.resize(ids, longest)), key=MODES.index)
+
+    def agree(self) -> None:
+        """Take the most careful mode that a rank of ``torch.distributed`` found."""
+        modes: list[str] = [self.mode] * torch.distributed.get_world_size()
+        torch.distributed.all_gather_object(modes, self.mode)
+        self.mode = max(modes, key=MODES.index)
+
+
+def _mode(network: LanguageModel, ids: np.ndarray) -> str:
+    short = ids[: min(COMPARED, len(ids) // 2)]
+    padded = np.concatenate([short, np.full(len(ids) - len(short), short[-1])])
+    # Other tokens at every position: rows that are equal somewhere are no others there.
+    other = (ids + 1) % network.head.weight.shape[0]
+    expected = _hidden(network, short)
+    if _same(_hidden(network, padded, other)[: len(short)], expected, network):
+        return "padded"
+    return "equal" if _same(_hidden(network, short, other[: len(short)]), expected, network) else "alone"
+
+
+def _hidden(network: LanguageModel, *rows: np.ndarray) -> Tensor:
+    """Return the hidden states [T, D] of the first row in a batch of ``rows``."""
+    input_ids = torch.from_numpy(np.stack(rows)).to(network.head.weight.device)
+    return network.hidden_states(input_ids)[0]
+
+
+def _same(got: Tensor, expected: Tensor, network: LanguageModel) -> bool:
+    """Return whether the two [T, D] differ by rounding alone.
+
+    float32: by 1e-4 of the largest value, as in ``models.verify``, at any position. 16 bits: a router
+    that is near a tie sends a token or two elsewhere by rounding alone, so that the median over the
+    positions decides, by 2e-2.
+    """
+    wide = no_rounding(network.head.weight, expected)
+    got, expected = got.float(), expected.float()
+    finite = expected.isfinite()
+    largest = max(1.0, expected.where(finite, 0).abs().max().item())
+    apart = (got - expected).where(finite, 0).abs().amax(1).nan_to_num(torch.inf)
+    return (apart.max() if wide else apart.median()).item() <= (1e-4 if wide else 2e-2) * largest
