@@ -194,8 +194,8 @@ class _OtherKind(Exception):
     """A value of another kind than a field's."""
 
 
-# What the file of another program, or of an earlier version, may leave out of a document.
-OPTIONAL = ("id", "domain", "words", "skipped")
+# What a document of a result file must have. Files leave the rest out, or leave parts of it out.
+NEEDED_OF_A_DOCUMENT = ("nll", "tokens", "bytes")
 
 
 @cache
@@ -213,7 +213,7 @@ def _from_json(value, hint):
     if hint in (int, float):
         return _number(value)
     if is_dataclass(hint) and isinstance(value, dict):
-        counts = {key: value.get(key) for key in _hints(hint) if key not in OPTIONAL}
+        counts = {key: value.get(key) for key in NEEDED_OF_A_DOCUMENT}
         if None in counts.values() or not all(math.isfinite(_number(count)) for count in counts.values()):
             raise _OtherKind(f"expected finite {', '.join(counts)} of a document, got {list(counts.values())!r:.60}")
         if min(value["tokens"], value["bytes"]) < 0:
