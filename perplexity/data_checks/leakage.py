@@ -50,7 +50,8 @@ class Leak:
     """A validation document, the ``document``th from 0, that training holds.
 
     kind: "exact" (case, spaces and punctuation apart), "near" (``similarity`` is the Jaccard similarity of shingles), "contained"
-    (``overlap`` is the share of its n-grams). passage: what is shared first, as words.
+    (``overlap`` is the share of its n-grams). Both are of what is the document's own where it has a template (``Own``). passage:
+    what is shared first, as words.
     """
 
     document: int
@@ -327,9 +328,9 @@ def leakage_findings(index: Index, scan: Scan, found: list[Leak]) -> list[Findin
             Finding(
                 "shared-passages",
                 "warning" if all_shared >= 0.01 else "info",
-                f"{int(partial.sum())} further validation documents share more than a tenth of their {NGRAM}-grams with training, "
-                f"{CONTAINED:.0%} at most",
-                "look at the passages: quotations and boilerplate are harmless, copied paragraphs are not",
+                f"{int(partial.sum())} further validation documents share more than a tenth of their {NGRAM}-grams with training "
+                "and are no copies: of what is their own they share less than half",
+                "look at the passages: quotations and templates are harmless, copied paragraphs are not",
                 dict(documents=int(partial.sum())),
             )
         )
