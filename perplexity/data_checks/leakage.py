@@ -132,7 +132,10 @@ def _scanned(index: Index, parts: Iterator[list[Text]], workers: int) -> Iterato
         waiting = deque()
         try:
             for part in parts:
-                waiting.append(pool.submit(_scan_in_worker, part))
+                try:
+                    waiting.append(pool.submit(_scan_in_worker, part))
+                except OSError as error:
+                    raise InputError(f"workers: {workers} processes cannot be started ({error.strerror}); take fewer")
                 if len(waiting) > 2 * workers:
                     yield waiting.popleft().result()
             while waiting:

@@ -13,7 +13,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from ..errors import InputError
+from ..errors import InputError, theirs
 from ..findings import COLOURS, VERDICT_COLOURS
 from .digest import Digest
 from .findings import Finding
@@ -110,7 +110,8 @@ def _tell(findings: list[Finding], told: set, command: str | None) -> None:
                 "PPL_STEP": f"{finding.first_step:g}",
                 "PPL_EVIDENCE": finding.evidence,
             }
-            done = subprocess.run(command, shell=True, env=environment)
+            with theirs(f"--on-finding: expected a command that can be started, got {command!r}"):
+                done = subprocess.run(command, shell=True, env=environment)
             if done.returncode:
                 print(f"--on-finding: {command!r} ended with {done.returncode}", file=sys.stderr)
 
