@@ -13,7 +13,6 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 import torch
-from test_cli import fails
 from tiny_models import build_model, build_tokenizer
 
 from perplexity.cli import main
@@ -113,12 +112,12 @@ def test_a_bug_is_a_traceback_and_exit_status_3(folder, arguments, broken, error
     ],
     ids=lambda value: type(value).__name__,
 )
-def test_what_is_no_bug(folder, error, words, monkeypatch, capsys):
+def test_what_is_no_bug(folder, error, words, monkeypatch, fails):
     def fail(*_, **__):
         raise error
 
     monkeypatch.setattr("perplexity.evaluation.evaluator.summarise", fail)
-    fails(monkeypatch, capsys, folder, ["eval", "model", "good.jsonl"], words)
+    fails(folder, ["eval", "model", "good.jsonl"], words)
 
 
 @pytest.mark.parametrize(("error", "status"), [(KeyboardInterrupt(), 130), (BrokenPipeError(32, "Broken pipe"), 141)])
@@ -154,7 +153,7 @@ def test_what_a_library_raises_is_named_and_kept():
         list(each_of_theirs("x", (1 // item for item in [1, 0])))
 
 
-def test_a_model_that_fails_is_named(folder, monkeypatch, capsys):
+def test_a_model_that_fails_is_named(folder, monkeypatch, fails):
     """A user's own model that raises is no bug of ours, nor a ValueError without a name."""
     from transformers import LlamaForCausalLM, LlamaModel
 
@@ -164,13 +163,13 @@ def test_a_model_that_fails_is_named(folder, monkeypatch, capsys):
     with monkeypatch.context() as patch:
         patch.setattr(LlamaModel, "forward", fail)
         words = ["model: ", "LlamaForCausalLM", "IndexError: index out of range in self"]
-        fails(patch, capsys, folder, ["eval", "model", "good.jsonl"], words)
+        fails(folder, ["eval", "model", "good.jsonl"], words)
     monkeypatch.setattr(LlamaForCausalLM, "generate", fail)
     arguments = ["probe", "model", "good.jsonl", "--samples", "1", "--max-new-tokens", "4", "--prompt-tokens", "4"]
-    fails(monkeypatch, capsys, folder, arguments, ["cannot be sampled from", "IndexError: index out of range"])
+    fails(folder, arguments, ["cannot be sampled from", "IndexError: index out of range"])
 
 
-def test_a_tokenizer_that_fails_is_named(folder, tmp_path, monkeypatch, capsys):
+def test_a_tokenizer_that_fails_is_named(folder, tmp_path, fails):
     """A word-level tokenizer without an unknown token raises a bare Exception at the first word it has not."""
     import shutil
 
@@ -188,16 +187,16 @@ def test_a_tokenizer_that_fails_is_named(folder, tmp_path, monkeypatch, capsys):
         ["probe", "words", text],
         ["check-data", "--train", text, "--valid", text, "--tokenizer", "words"],
     ):
-        fails(monkeypatch, capsys, tmp_path, arguments, ["tokenizer: expected one that takes every Unicode text"])
+        fails(tmp_path, arguments, ["tokenizer: expected one that takes every Unicode text"])
 
 
 @pytest.mark.parametrize("code", ["raise KeyError('x')", "import sys; sys.exit(0)", "import no_such_module", "x = ("])
-def test_a_scorer_that_cannot_be_made(folder, code, tmp_path, monkeypatch, capsys):
+def test_a_scorer_that_cannot_be_made(folder, code, tmp_path, monkeypatch, fails):
     (tmp_path / "own_scorer.py").write_text(code)
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.delitem(__import__("sys").modules, "own_scorer", raising=False)
     arguments = ["probe", "model", "prompts.txt", "--scorer", "own_scorer:Own"]
-    fails(monkeypatch, capsys, folder, arguments, ["--scorer", "own_scorer:Own"])
+    fails(folder, arguments, ["--scorer", "own_scorer:Own"])
 
 
 @pytest.mark.parametrize(
@@ -215,15 +214,15 @@ def test_a_scorer_that_cannot_be_made(folder, code, tmp_path, monkeypatch, capsy
         ("demo --out good.jsonl", "good.jsonl"),
     ],
 )
-def test_numbers_that_no_option_takes(folder, arguments, words, monkeypatch, capsys):
+def test_numbers_that_no_option_takes(folder, arguments, words, fails):
     """An integer without bounds was an OverflowError further down."""
-    fails(monkeypatch, capsys, folder, arguments.split(), [words])
+    fails(folder, arguments.split(), [words])
 
 
 @pytest.mark.parametrize("name", ["WORLD_SIZE", "PERPLEXITY_BACKEND"])
-def test_an_environment_that_cannot_be(folder, name, monkeypatch, capsys):
+def test_an_environment_that_cannot_be(folder, name, monkeypatch, fails):
     monkeypatch.setenv(name, "two")
-    fails(monkeypatch, capsys, folder, ["eval", "model", "good.jsonl"], [name, "'two'"])
+    fails(folder, ["eval", "model", "good.jsonl"], [name, "'two'"])
 
 
 def test_a_title_is_no_formula(folder, tmp_path, monkeypatch, capsys):
@@ -448,13 +447,15 @@ def test_standard_input_that_cannot_be_read(folder, monkeypatch, capsys):
             return True
 
     monkeypatch.setattr("sys.stdin", Folder())
+    monkeypatch.chdir(folder)
     for arguments in (
         ["eval", "model", "-"],
         ["probe", "model", "-"],
         ["check-data", "--train", "-", "--valid", "x.txt"],
     ):
         (folder / "x.txt").write_text("the cat")
-        fails(monkeypatch, capsys, folder, arguments, ["-: cannot be read (Is a directory)"])
+        assert main(arguments) == 2
+        assert "-: cannot be read (Is a directory)" in capsys.readouterr().err
 
 
 def test_a_full_disk_behind_standard_output(folder):
@@ -469,40 +470,28 @@ def test_a_full_disk_behind_standard_output(folder):
     assert done.stderr == "ppl monitor: standard output cannot be written (No space left on device)\n"
 
 
-SCAN = {
-    **{"documents": 3, "words": 9, "bytes": 50, "domains": {"x": 3}, "lengths": {"2": 3}},
-    **{"exact": {}, "near": {}, "overlap": {"0": {"score": 1.0, "train_id": "a", "passage": "b"}}},
-}
-
-
-@pytest.mark.parametrize(
-    "record",
-    [
-        *(SCAN | {"seen": seen} for seen in ("x", [], [-1], [5, 9], [10**30], [10**12], [1, "x"], None)),
-        *(
-            SCAN | {"seen": [5], key: value}
-            for key in SCAN
-            for value in (None, "x", [1], {"9": 1}, {"x": {"score": 1}})
-        ),
-        [1],
-        {},
-    ],
-    ids=str,
-)
-def test_a_journal_that_a_check_did_not_write(folder, record, tmp_path, monkeypatch, capsys):
-    arguments = ["check-data", "--train", "prompts.txt", "--valid", "good.jsonl", "--journal", tmp_path]
-    (tmp_path / "scan.jsonl").write_text(f"1\n{json.dumps(record)}")
-    fails(monkeypatch, capsys, folder, arguments, ["journal", "scan.jsonl", "not what a check wrote"])
+@pytest.mark.parametrize("row", ['{"documents": 3}', "[" * 100_000, "\0", "0123456789abcdef [[0], {}]"])
+def test_rows_of_a_journal_that_a_check_did_not_write_are_scanned_again(folder, row, tmp_path, ppl_here):
+    arguments = ["check-data", "--train", "prompts.txt", "--valid", "good.jsonl", "--json"]
+    assert ppl_here(*arguments, tmp_path / "plain", cwd=folder).returncode == 0
+    (tmp_path / "j").mkdir()
+    (tmp_path / "j" / "scan.jsonl").write_text(f"{row}\n" * 3)
+    done = ppl_here(*arguments, tmp_path / "kept", "--journal", tmp_path / "j", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    records = [json.loads((tmp_path / name).read_text()) for name in ("plain", "kept")]
+    for record in records:
+        del record["seconds"]
+    assert records[0] == records[1]
 
 
 @pytest.mark.parametrize("content", ["[" * 100_000, "3", "\0", '{"a":'])
 @pytest.mark.parametrize("name", ["identity.json", "rank0.sqlite", "rank1.sqlite"])
-def test_a_journal_of_something_else(folder, name, content, tmp_path, monkeypatch, capsys):
+def test_a_journal_of_something_else(folder, name, content, tmp_path, fails):
     (tmp_path / name).write_text(content * 300)
     arguments = ["eval", "model", "good.jsonl", "--journal", tmp_path]
     if name == "identity.json":
         arguments = ["check-data", "--train", "prompts.txt", "--valid", "good.jsonl", "--journal", tmp_path]
-    fails(monkeypatch, capsys, folder, arguments, ["journal", name])
+    fails(folder, arguments, ["journal", name])
 
 
 # --- results that a command wrote, with a value of another kind

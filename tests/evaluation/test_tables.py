@@ -11,6 +11,7 @@ from perplexity.evaluation import Evaluation, commands, tables
 from perplexity.evaluation.comparison import Comparison
 from perplexity.evaluation.evaluator import Progress
 from perplexity.evaluation.model_comparison import ModelComparison
+from perplexity.evaluation.results import DocumentScore
 
 DOCUMENT = {"id": "a", "domain": "x", "tokens": 1234, "loss": 2.5}
 TOKEN = {"document": "a", "position": 4321, "nll": 7.5, "before": "the\n", "text": "\x07cat"}
@@ -38,7 +39,11 @@ EVALUATION = Evaluation(
     perplexity_without_unknown=None,
     non_finite=None,
     bytes=240_000,
+    bytes_read=244_000,
+    bytes_skipped=4000,
     words=43_210,
+    words_read=44_000,
+    words_skipped=790,
     documents=31,
     stderr=0.03125,
     perplexity_stderr=None,
@@ -54,6 +59,7 @@ EVALUATION = Evaluation(
     context_length=2048,
     stride=1024,
     bos="auto",
+    special_text="tokens",
     tokenizer_fingerprint="t",
     text_fingerprint="x",
     vocabulary_size=2981,
@@ -65,8 +71,18 @@ EVALUATION = Evaluation(
     longest_documents=[DOCUMENT | {"id": f"long-{place}"} for place in range(10)],
     worst_documents=[DOCUMENT | {"id": f"worst-{place}"} for place in range(10)],
     surprising_tokens=[TOKEN],
-    per_document=[],
+    per_document=[
+        DocumentScore("a", "x", 50 * math.log(2), 30, 80, 9),
+        DocumentScore("b", "x", 100 * math.log(2), 60, 160, 19),
+    ],
 )
+OTHER = {
+    "schema_version": 2,
+    "per_document": [
+        {"nll": 60 * math.log(2), "tokens": 20, "bytes": 80},
+        {"nll": 120 * math.log(2), "tokens": 40, "bytes": 160},
+    ],
+}
 BASELINE = {
     "loss": 2.5,
     "perplexity": 12.18,
@@ -100,9 +116,9 @@ def test_the_summary():
         ("403.4", []),
         ("2,981.0", []),
         ("12.180", ["-0.5000"]),
-        ("0.5000", ["240,000"]),
+        ("0.5000", ["240,000", "244,000"]),
         ("1.4142", ["2"]),
-        ("5,678.9", ["43,210"]),
+        ("5,678.9", ["43,210", "44,000"]),
         ("61,000", ["1,000"]),
         ("sliding", ["2,048", "1,024"]),
         ("torch", ["32", "7.5", "8,000"]),
@@ -131,8 +147,9 @@ def test_a_summary_without_error_bars():
         ({}, "12.180", ["-0.5000"]),
         ({"perplexity": None}, "12.182", ["-0.5000"]),  # a file without it: exp(2.5)
         ({"text_fingerprint": "y", "tokens": 1}, "12.180", []),
-        ({"tokenizer_fingerprint": "u", "tokens": 1}, "", ["0.6250", "-0.1250"]),
-        ({"tokenizer_fingerprint": "u", "bits_per_byte": None}, "", []),
+        # Of another tokenizer 0.75 and 0.625 bits a byte of two documents, in version 2 and in version 1.
+        ({"tokenizer_fingerprint": "u", "tokens": 1} | OTHER, "", ["0.7500", "-0.1250"]),
+        ({"tokenizer_fingerprint": "u"} | OTHER | {"schema_version": 1}, "", ["1", "2", "1"]),
         ({"tokens": 59_999}, "12.180", ["59,999"]),
         ({"context_length": 1024}, "12.180", ["-0.5000", "1024"]),
         ({"protocol": "lm-eval"}, "12.180", ["-0.5000", "2048"]),
@@ -297,10 +314,14 @@ def test_a_comparison_of_models():
             protocol="sliding",
             context_length=64,
             stride=63,
+            special_text="tokens",
             tokenizer_fingerprint="t",
             text_fingerprint="x",
             backend="torch",
             seconds=1.0,
+            model_a={},
+            model_b={},
+            model_notes=[],
         )
     )
     assert numbers(table.title) == ["60,000", "1,500"]
