@@ -150,7 +150,7 @@ class _Writer:
         with _no_other_settings(self.model, self._config(tokens, copies, greedy or self.settings.greedy)):
             try:
                 # Probabilities that are no numbers, above all.
-                with theirs(f"model: {type(self.model).__name__} cannot be sampled from"):
+                with theirs(f"model: cannot be sampled from by {type(self.model).__name__}.generate"):
                     out = self.model.generate(**{name: tensor.to(self.device) for name, tensor in given.items()})
             except torch.OutOfMemoryError:
                 raise InputError(

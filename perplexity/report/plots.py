@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..errors import theirs
+from ..errors import InputError, theirs
 from ..metric import exp
 
 
@@ -137,7 +137,10 @@ def _save(figure, path: str | Path, form: str) -> None:
     import matplotlib.pyplot as plt
 
     try:
-        with theirs(f"{path}: expected a plot that matplotlib can draw and write, got one that fails"):
-            figure.savefig(path, dpi=150, format=form)
+        with theirs(f"{path}: expected a plot that matplotlib can draw, got one that fails"):
+            try:
+                figure.savefig(path, dpi=150, format=form)
+            except OSError as error:
+                raise InputError(f"{path}: cannot be written ({error.strerror or error})")
     finally:
         plt.close(figure)
