@@ -111,8 +111,9 @@ def test_a_process_says_nothing_else(folder, arguments, words):
         assert word in done.stderr
 
 
-def test_everything_at_once(folder, tmp_path, ppl_here):
+def test_everything_at_once(folder, tmp_path, ppl_here, monkeypatch):
     """Protocols, tables, journal, baseline, standard input, the comparison of two results and of two models."""
+    monkeypatch.setenv("COLUMNS", "200")  # no cell is wrapped
     first, second = tmp_path / "a.json", tmp_path / "b.json"
     common = ("--context-length", 16, "--journal", tmp_path / "j", "--per-document", tmp_path / "d.parquet")
     done = ppl_here(

@@ -109,13 +109,26 @@ class Batching:
         if longest < 2:
             return
         for network in self.networks:
-            self.mode = max(self.mode, _mode(network, np.resize(ids, longest)), key=MODES.index)
+            self.mode = max(self.mode, _mode_that_fits(network, ids, longest), key=MODES.index)
 
     def agree(self) -> None:
         """Take the most careful mode that a rank of ``torch.distributed`` found."""
         modes: list[str] = [self.mode] * torch.distributed.get_world_size()
         torch.distributed.all_gather_object(modes, self.mode)
         self.mode = max(modes, key=MODES.index)
+
+
+def _mode_that_fits(network: LanguageModel, ids: np.ndarray, longest: int) -> str:
+    """Return the mode of a model, by shorter windows where two of ``longest`` positions do not fit."""
+    while longest >= 2:
+        try:
+            return _mode(network, np.resize(ids, longest))
+        except torch.OutOfMemoryError:
+            longest //= 2
+        # Outside the handler: the exception holds the frames, and these the tensors that did not fit.
+        if network.head.weight.device.type == "cuda":
+            torch.cuda.empty_cache()
+    return "padded"  # scoring finds out what fits, and names the window that does not
 
 
 def _mode(network: LanguageModel, ids: np.ndarray) -> str:

@@ -42,7 +42,7 @@ def one_thread():
     torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize("ranks", [pytest.param(2, marks=pytest.mark.slow), 3])
+@pytest.mark.parametrize("ranks", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_ranks_give_the_single_process_numbers(folder, tmp_path, ppl_here, one_thread, ranks):
     def written(done, out):
         assert done.returncode == 0, done.stderr
