@@ -5,6 +5,7 @@ import os
 import random
 import re
 import sys
+from collections import Counter
 from subprocess import CompletedProcess
 
 import numpy as np
@@ -29,7 +30,7 @@ settings.register_profile("test", derandomize=True, **COMMON)
 settings.register_profile("slow", derandomize=False, print_blob=True, **COMMON)
 settings.load_profile("test")
 
-SLOWEST = 15  # tests named in the summary
+SLOWEST = 15  # files, and tests, named in the summary
 
 
 @pytest.fixture(scope="session")
@@ -151,5 +152,9 @@ def pytest_terminal_summary(terminalreporter, config) -> None:
     if len(seconds) < SLOWEST:
         return
     terminalreporter.section(f"processor time: {sum(seconds.values()):.0f} s in {len(seconds)} tests")
-    for name in sorted(seconds, key=seconds.get, reverse=True)[:SLOWEST]:
-        terminalreporter.write_line(f"{seconds[name]:6.1f} s  {name}")
+    files = Counter()
+    for name, value in seconds.items():
+        files[name.split("::")[0]] += value
+    for found in (files, Counter(seconds)):
+        for name, value in found.most_common(SLOWEST):
+            terminalreporter.write_line(f"{value:6.1f} s  {name}")

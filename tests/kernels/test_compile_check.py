@@ -39,8 +39,15 @@ def table(text):
     return {(kernel.strip("| "), target) for kernel, target in rows}
 
 
-@pytest.mark.parametrize("extent", ["least", pytest.param("quick", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize(
+    ("target", "extent"),
+    [
+        *(pytest.param(target, "quick", marks=pytest.mark.slow) for target in TARGETS),
+        # The copy engine's kernels, and the other vendor's.
+        ("sm_90", "least"),
+        ("gfx942", "least"),
+    ],
+)
 def test_a_covering_set_compiles_for_every_target(target, extent):
     done = run(f"--{extent}", "--target", target)
     assert done.returncode == 0, done.stdout + done.stderr
