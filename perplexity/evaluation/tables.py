@@ -48,6 +48,8 @@ def summary(evaluation: Evaluation, baseline: dict | None = None) -> Table:
         table.add_row(f"  beside {name}", f"{e.baselines[name]['perplexity']:,.1f}", words)
     if baseline is not None:
         table.add_row(*_beside(evaluation, baseline))
+        if (same := same_model({"model": e.model}, baseline)) is not None:
+            table.add_row("  baseline's model", "", "the same model" if same else Text(model_name(baseline["model"])))
     bytes_ = _scored(e.bytes, e.bytes_read, "bytes") + "; comparable across tokenizers"
     words = _scored(e.words, e.words_read, "words")
     if e.non_finite:
@@ -61,9 +63,8 @@ def summary(evaluation: Evaluation, baseline: dict | None = None) -> Table:
     skipped = ", ".join(f"{count:,} {reason}" for reason, count in e.skipped.items())
     table.add_row("tokens read", f"{e.tokens_read:,}", f"skipped: {skipped or 'none'}")
     if e.model is not None:
-        table.add_row(
-            "model", Text(model_name(e.model)), f"{e.model['architecture']}, fingerprint {e.model['fingerprint']}"
-        )
+        words = f"{model_name(e.model)}: {e.model['architecture']}, fingerprint {e.model['fingerprint']}"
+        table.add_row("model", "", Text(words))
     table.add_row("protocol", e.protocol, f"context {e.context_length:,}, stride {e.stride:,}, BOS {e.bos}")
     table.add_row(
         "computed",
@@ -126,10 +127,6 @@ def _beside(e: Evaluation, other: dict) -> tuple[str, str, str]:
         return name, perplexity, f"{other['tokens']:,} tokens of the same text scored: the two do not compare"
     if (other.get("protocol"), other.get("context_length")) != (e.protocol, e.context_length):
         words += f"; its windows differ ({other.get('protocol')}, context {other.get('context_length')})"
-    if same_model({"model": e.model}, other):
-        words += "; it is of the same model"
-    elif isinstance(other.get("model"), dict):
-        words += f"; it is of {model_name(other['model'])}"
     return name, perplexity, words
 
 
