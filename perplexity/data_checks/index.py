@@ -139,7 +139,7 @@ class GramTable:
 
     @property
     def row_of(self) -> np.ndarray:
-        """The row of each entry, int64 [P]."""
+        """Return the row of each entry, int64 [P]."""
         return np.repeat(np.arange(len(self.grams)), np.diff(self.starts))
 
     def rows_of(self, documents: Sequence[int], own: np.ndarray) -> np.ndarray:

@@ -242,7 +242,7 @@ def overlaps(index: Index, scan: Scan) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Own:
-    """What is a validation document's own, by n-grams and by shingles: entries bool [P], and documents with a template.
+    """A validation document's own parts, by n-grams and by shingles: entries bool [P], and documents with a template.
 
     The rest is a template that other documents have as well (``GramTable.own``).
     """

@@ -93,7 +93,7 @@ def _plain_of(found: re.Match) -> str:
 
 
 class _Classes(dict):
-    """The combining class of what a character decomposes to first: some of class 0 decompose to marks alone."""
+    """Return the combining class of what a character decomposes to first: some of class 0 decompose to marks alone."""
 
     def __missing__(self, letter: str) -> int:
         self[letter] = found = unicodedata.combining(unicodedata.normalize("NFKD", letter)[0])

@@ -89,7 +89,7 @@ class Batching:
 
     @property
     def notes(self) -> list[str]:
-        """What a result says of it."""
+        """Return the notes that a result carries about its batches."""
         return [NOTES[self.mode]] if self.mode in NOTES else []
 
     @torch.no_grad()
