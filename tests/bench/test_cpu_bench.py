@@ -47,6 +47,7 @@ def run(out, rows):
     return processes.run(sys.executable, "-m", "pytest", BENCH, *options, env=environment)
 
 
+@pytest.mark.slow
 def test_rows_file_table_and_plot(tmp_path):
     out = tmp_path / "cpu.json"
     done = run(out, "float32 and (forward and (shapes or vocabulary) or statistics-ours) and not compile and not cce")

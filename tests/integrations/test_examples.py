@@ -25,7 +25,9 @@ def test_no_example_is_left_out():
     assert {path.name for path in EXAMPLES.glob("*.py")} == {*RUNS, "common.py"}
 
 
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] if RUNS[name][0] else []) for name in RUNS]
+)
 def test_it_runs(name):
     start, options, said, most = RUNS[name]
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}

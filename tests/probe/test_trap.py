@@ -31,7 +31,9 @@ def check(kind: str, seed: int):
         assert losses["reference_loss"] < 0.1
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=[pytest.mark.slow] if kind == "loop" else []) for kind in KINDS]
+)
 def test_the_trap(kind):
     check(kind, 0)
     if kind == "healthy":
