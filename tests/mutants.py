@@ -398,27 +398,22 @@ PROBE = '''
 """Statements that ran, by number; a process that a test starts leaves its own in a file."""
 import atexit, json, os
 from contextlib import suppress
-from multiprocessing import util
 
-hits, test = set(), os.environ.get("PYTEST_CURRENT_TEST", "")  # none in pytest's own process
-folder = os.environ["MUTANTS_HITS"]
+hits, exit_at_once = set(), os._exit
 
 
-def leave():
-    with suppress(OSError):  # a test may forbid files
-        with open(f"{folder}/{os.getpid()}-{id(hits)}.json", "w") as file:
-            json.dump([test, sorted(hits)], file)
-
-
-def forked(_):
-    global test
+def leave(*status):
     test = os.environ.get("PYTEST_CURRENT_TEST", "")
-    hits.clear()
-    util.Finalize(None, leave, exitpriority=1)
+    with suppress(OSError):  # a test may forbid files
+        with open(f"{os.environ['MUTANTS_HITS']}/{os.getpid()}-{id(hits)}.json", "w") as file:
+            json.dump([test, sorted(hits)], file)
+    if status:
+        exit_at_once(*status)
 
 
-util.register_after_fork(forked, forked)
-if test:
+os._exit = leave  # how forked processes end, and those that must not wait for their threads
+os.register_at_fork(after_in_child=hits.clear)
+if "PYTEST_CURRENT_TEST" in os.environ:  # pytest's own process is told by the plugin
     atexit.register(leave)
 '''
 FILE_LINES = 100_000  # a probe's number is the file's place times this, plus the line
