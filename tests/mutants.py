@@ -82,6 +82,7 @@ COPIED = (
 
 SECONDS_IN_ALL = 1800.0
 FIRST_SECONDS = 25.0  # of tests for every mutant; those that still live share the rest
+SLOW_SECONDS = 8.0  # of a test that is run after all others
 LEAST_SECONDS = 8.0  # to start Python, torch and pytest
 MOST_MEMORY = 12 << 30  # bytes of a mutant that allocates without end
 
@@ -737,11 +738,8 @@ class Judging(InTheCopy):
 
 def in_the_copy(job: dict) -> int:
     """Run a job; called in a process of its own, inside the copy."""
-    import hypothesis
     import pytest
 
-    hypothesis.settings.register_profile("mutants", derandomize=True, database=None)
-    hypothesis.settings.load_profile("mutants")
     plugin = (Recording if "record" in job else Judging)(job)
 
     class Around:
@@ -790,7 +788,8 @@ def order_tests(covering: set[str], record: Record, file: str) -> dict[str, floa
 
     Test functions take turns, for the cases of one function notice much the same: of each its
     cheapest case first, then twice as many, and so on. Within a turn a file's tests stay together,
-    for they share fixtures. The files of the mutated package come first, then the cheapest.
+    for they share fixtures. The files of the mutated package come first, then the cheapest. Tests
+    of whole processes come last: on a busy machine they may also fail for want of time.
     """
     package = Path(file).parent.name
 
@@ -803,7 +802,8 @@ def order_tests(covering: set[str], record: Record, file: str) -> dict[str, floa
             test_file = function.split("::")[0]
             mirrors = Path(test_file).parent.name == package or Path(test_file).stem == f"test_{Path(file).stem}"
             for place, name in enumerate(cases):
-                turn = (place + 1).bit_length()
+                slow = record.tests[name]["seconds"] > SLOW_SECONDS
+                turn = (slow, (place + 1).bit_length())
                 keyed.append(
                     (
                         turn,

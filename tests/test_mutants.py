@@ -117,16 +117,18 @@ def f(a):
 
 
 def test_tests_take_turns():
-    """One case of each function, then more: the cases of one function notice much the same."""
-    seconds = {"tests/evaluation/test_a.py::f[1]": 1.0, "tests/evaluation/test_a.py::f[2]": 2.0}
-    seconds |= {
-        "tests/evaluation/test_a.py::g": 9.0,
+    """One case of each function, then more: they notice much the same. Slow tests come last."""
+    seconds = {
+        "tests/evaluation/test_a.py::f[1]": 1.0,
+        "tests/evaluation/test_a.py::f[2]": 2.0,
+        "tests/evaluation/test_a.py::g": 5.0,
+        "tests/evaluation/test_a.py::slow": 60.0,
         "tests/test_b.py::h": 0.1,
         "tests/test_b.py::i": 0.1,
     }
     record = mutants.Record({name: {"seconds": value, "hits": {}} for name, value in seconds.items()})
     order = mutants.order_tests(set(seconds) - {"tests/test_b.py::i"}, record, "perplexity/evaluation/a.py")
-    assert [name.split("::")[1] for name in order] == ["f[1]", "g", "h", "f[2]", "i"]
+    assert [name.split("::")[1] for name in order] == ["f[1]", "g", "h", "f[2]", "slow", "i"]
 
 
 def test_every_explanation_is_of_a_mutant_that_can_be_drawn():

@@ -84,6 +84,20 @@ def test_the_most_surprising_tokens_and_the_extreme_documents(model, tokenizer, 
     assert [d["loss"] for d in got.worst_documents] == means
 
 
+def test_progress_ends_with_each_document_and_the_whole_text(model, tokenizer):
+    told = []
+    got = evaluate(model, tokenizer, DOCUMENTS, context_length=16, batch_size=1, progress=told.append)
+    done = [now.done for now in told]
+    sizes = np.cumsum([len(document.text.encode()) for document in DOCUMENTS])
+    assert done == sorted(done) and done[-1] == sizes[-1] and set(sizes) <= set(done)
+    # Windows of one document: its bytes in proportion to its tokens, BOS among them.
+    within = [now.done for now in told if sizes[1] < now.done < sizes[2]]
+    tokens = 1 + len(tokenizer(DOCUMENTS[2].text)["input_ids"])
+    places = [(value - sizes[1]) / (sizes[2] - sizes[1]) * tokens for value in within]
+    assert len(places) > 3 and places == pytest.approx([round(place) for place in places])
+    assert (told[-1].documents, told[-1].tokens, told[-1].loss) == (3, got.tokens, pytest.approx(got.loss))
+
+
 def test_baselines(model, tokenizer):
     got = evaluate(model, tokenizer, DOCUMENTS)
     ids = np.concatenate([tokenizer(d.text)["input_ids"] for d in DOCUMENTS])
