@@ -508,13 +508,21 @@ def copy_tree(folder: Path) -> Path:
     return folder
 
 
-RUNNING: set[int] = set()  # processes, each the first of its group
+def end_processes_of(folder: Path) -> None:
+    """End what still runs in a copy, by its environment: torchrun's workers leave the group."""
+    for environment in Path("/proc").glob("[0-9]*/environ"):
+        with suppress(OSError):
+            if f"MUTANTS_ROOT={folder}\0".encode() in environment.read_bytes():
+                os.kill(int(environment.parent.name), signal.SIGKILL)
+
+
+RUNNING: set[Path] = set()  # copies in which a job runs
 
 
 def stop(*_) -> None:
-    """End what is running in the copies, on an interrupt."""
-    for process in RUNNING:
-        os.killpg(process, signal.SIGKILL)
+    """End what runs in the copies, on an interrupt."""
+    for folder in RUNNING:
+        end_processes_of(folder)
     raise KeyboardInterrupt
 
 
@@ -545,12 +553,11 @@ def start(folder: Path, job: dict, name: str, **environment: str) -> tuple[int, 
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-        RUNNING.add(process.pid)
+        RUNNING.add(folder)
         _, status, usage = os.wait4(process.pid, 0)
-        RUNNING.discard(process.pid)
+        RUNNING.discard(folder)
     process.returncode = os.waitstatus_to_exitcode(status)
-    with suppress(ProcessLookupError):  # a test that was ended may leave processes behind
-        os.killpg(process.pid, signal.SIGKILL)
+    end_processes_of(folder)  # a test that was ended may leave some behind
     written = json.loads(out.read_text()) if out.exists() else {}
     if written.get("wrong_copy"):
         raise RuntimeError(f"{written['wrong_copy']} was imported, expected it from {folder}")
