@@ -405,9 +405,11 @@ hits, exit_at_once = set(), os._exit
 
 def leave(*status):
     test = os.environ.get("PYTEST_CURRENT_TEST", "")
-    with suppress(OSError):  # a test may forbid files
-        with open(f"{os.environ['MUTANTS_HITS']}/{os.getpid()}-{id(hits)}.json", "w") as file:
+    path = f"{os.environ['MUTANTS_HITS']}/{os.getpid()}-{id(hits)}"
+    with suppress(OSError):  # a test may forbid files, or bytes of them
+        with open(path, "w") as file:
             json.dump([test, sorted(hits)], file)
+        os.replace(path, f"{path}.json")
     if status:
         exit_at_once(*status)
 
