@@ -116,18 +116,20 @@ def linear_kl_grad(
     """Gradients of hidden, weight and bias of P, then of Q, from ``upstream`` [N] and the forward's ``rows`` [5, N]."""
     vectors = gradient_vectors(upstream, rows)
     sides = [Logits(*p_head, *p_rule), Logits(*q_head, *q_rule)]
+    wide = torch.promote_types(sides[0].wide, sides[1].wide)
     gradients, nobody = [], torch.zeros_like(upstream, dtype=torch.bool)
     for for_p, head, needs in ((True, p_head, p_needs), (False, q_head, q_needs)):
         if not any(needs):
             gradients += [None] * 3
             continue
-        side = sides[0 if for_p else 1]
+        side, other = sides if for_p else reversed(sides)
         block = gradient_block(
             *head[:2],
             needs,
             memory_limit,
             taken=_plan_products(sides, memory_limit) + product_buffer_bytes(head[0], memory_limit),
-            per_logit=side.per_logit(3, gradient=True),
+            # Of two dtypes the narrower logits are copied on their way in, or the gradient on its way out.
+            per_logit=side.per_logit(3, gradient=True) + (3 * wide.itemsize if side.wide != other.wide else 0),
             per_token=sides[0].per_token + sides[1].per_token,
             most_rows=sides[0].most_rows,
         )
@@ -137,6 +139,7 @@ def linear_kl_grad(
         def logit_gradient(chunk: slice, columns: slice, for_p=for_p, side=side) -> torch.Tensor:
             a, b = (one.block(chunk, columns) for one in sides)
             slope = side.slope(a if for_p else b)
+            a, b = a.to(wide), b.to(wide)
             p_maximum, p_log, q_maximum, q_log, divergence, g = vectors[:, chunk, None]
             log_p = a.sub_(p_maximum).sub_(p_log)
             log_q = b.sub_(q_maximum).sub_(q_log)
@@ -146,7 +149,7 @@ def linear_kl_grad(
                 gradient = difference.masked_fill_(p == 0, 0.0).mul_(p).mul_(g)
             else:
                 gradient = log_q.exp_().sub_(log_p.exp_()).mul_(g)
-            return side.chain(gradient, slope, nobody[chunk])
+            return side.chain(gradient.to(side.wide), slope, nobody[chunk])
 
         buffer = product_buffer(head[0], memory_limit)
         gradients += accumulate_gradients(logit_gradient, *head, needs=needs, block=block, buffer=buffer)

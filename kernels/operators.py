@@ -7,6 +7,8 @@ are arithmetic on those vectors, left to autograd. ``linear_kl`` gives the five 
 Nothing here waits for a device, ``checked_target`` excepted: its callers decide whether looking is worth that.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -79,6 +81,59 @@ def refuse_second_derivative(*_):
     )
 
 
+def _each(function: Callable) -> Callable:
+    """Return a rule for vmap that calls ``function`` once an item: its products are large enough to be called one by one."""
+
+    def rule(info, in_dims, *arguments):
+        def item(place: int):
+            return [
+                argument.select(dim, place) if isinstance(argument, Tensor) and dim is not None else argument
+                for argument, dim in zip(arguments, in_dims, strict=True)
+            ]
+
+        results = [function(*item(place)) for place in range(info.batch_size)]
+        if isinstance(results[0], Tensor):
+            return torch.stack(results), 0
+        return tuple(map(torch.stack, zip(*results, strict=True))), (0,) * len(results[0])
+
+    return rule
+
+
+def _differentiable(operator, setup_context: Callable, backward: Callable) -> Callable:
+    """Register an operator's derivative and return what to call: the operator, or a function for torch.func's transforms.
+
+    They take no operator's derivative, only that of an ``autograd.Function`` whose context is set up apart.
+    """
+    operator.register_autograd(backward, setup_context=setup_context)
+    members = {
+        "forward": staticmethod(lambda *arguments: operator(*arguments)),
+        "setup_context": staticmethod(setup_context),
+        "backward": staticmethod(backward),
+        "jvp": staticmethod(refuse_forward_mode),
+        "vmap": staticmethod(lambda info, in_dims, *arguments: _each(function.apply)(info, in_dims, *arguments)),
+    }
+    function = type(operator._name, (torch.autograd.Function,), members)
+
+    def call(*arguments):
+        if torch._C._are_functorch_transforms_active():
+            return function.apply(*arguments)
+        return operator(*arguments)
+
+    return call
+
+
+def _no_context(ctx, inputs, output) -> None:
+    """Keep nothing: the derivative is an error."""
+
+
+def refuse_forward_mode(*_):
+    """A forward derivative is an error that says so: an operator without one drops the tangent in silence."""
+    raise NotImplementedError(
+        "forward-mode derivatives (jvp, jacfwd, hessian): the fused losses have reverse-mode first derivatives only; "
+        "take torch.nn.functional.cross_entropy on torch.nn.functional.linear, which holds the logits"
+    )
+
+
 @torch.library.custom_op("perplexity::checked_target", mutates_args=())
 def checked_target(target: Tensor, vocabulary: int, ignore_index: int) -> Tensor:
     """``target``, copied, or IndexError with the position of the first value outside [0, vocabulary) ∪ {ignore_index}."""
@@ -97,8 +152,13 @@ def _(target, *_):
     return torch.empty_like(target)
 
 
+@checked_target.register_vmap
+def _(info, in_dims, target, *options):
+    return checked_target(target, *options), in_dims[0]
+
+
 @torch.library.custom_op("perplexity::linear_nll", mutates_args=())
-def linear_nll(
+def linear_nll_operator(
     hidden: Tensor,
     weight: Tensor,
     bias: Tensor | None,
@@ -138,7 +198,7 @@ def linear_nll(
     return sums, kept
 
 
-@linear_nll.register_fake
+@linear_nll_operator.register_fake
 def _(hidden, weight, bias, target, class_weight, *options):
     *_, block, _, backend = options
     sums = hidden.new_empty((SUMS, hidden.shape[0]), dtype=_wide(hidden))
@@ -146,7 +206,7 @@ def _(hidden, weight, bias, target, class_weight, *options):
 
 
 @torch.library.custom_op("perplexity::linear_nll_grad", mutates_args=())
-def linear_nll_grad(
+def linear_nll_grad_operator(
     upstream: Tensor,
     maximum: Tensor,
     hidden: Tensor,
@@ -247,12 +307,12 @@ def _fake_gradients(tensors, needs) -> tuple[Tensor, ...]:
     )
 
 
-@linear_nll_grad.register_fake
+@linear_nll_grad_operator.register_fake
 def _(upstream, maximum, hidden, weight, bias, target, class_weight, *options):
     return _fake_gradients((hidden, weight, bias), options[-1])
 
 
-linear_nll_grad.register_autograd(refuse_second_derivative)
+linear_nll_grad = _differentiable(linear_nll_grad_operator, _no_context, refuse_second_derivative)
 
 
 def _linear_setup(ctx, inputs, output):
@@ -291,7 +351,7 @@ def _linear_backward(ctx, upstream, _):
     return *_wanted(gradients, needs), *([None] * 11)
 
 
-linear_nll.register_autograd(_linear_backward, setup_context=_linear_setup)
+linear_nll = _differentiable(linear_nll_operator, _linear_setup, _linear_backward)
 
 
 @torch.library.custom_op("perplexity::target_logit", mutates_args=())
@@ -315,6 +375,9 @@ def target_logit(
         logit_scale=logit_scale,
         **_rows_memory(memory_limit, backend),
     )
+
+
+target_logit.register_vmap(_each(target_logit))
 
 
 @target_logit.register_fake
@@ -349,6 +412,9 @@ def linear_statistics(
     )
 
 
+linear_statistics.register_vmap(_each(linear_statistics))
+
+
 @linear_statistics.register_fake
 def _(hidden, *_):
     counts = [hidden.new_empty(hidden.shape[0], dtype=torch.int64) for _ in range(2)]
@@ -356,7 +422,7 @@ def _(hidden, *_):
 
 
 @torch.library.custom_op("perplexity::nll", mutates_args=())
-def nll(
+def nll_operator(
     logits: Tensor,
     target: Tensor,
     class_weight: Tensor | None,
@@ -381,13 +447,13 @@ def nll(
     )
 
 
-@nll.register_fake
+@nll_operator.register_fake
 def _(logits, target, *_):
     return logits.new_empty((SUMS, target.shape[0]), dtype=_wide(logits))
 
 
 @torch.library.custom_op("perplexity::nll_grad", mutates_args=())
-def nll_grad(
+def nll_grad_operator(
     upstream: Tensor,
     maximum: Tensor,
     logits: Tensor,
@@ -416,12 +482,12 @@ def nll_grad(
     )
 
 
-@nll_grad.register_fake
+@nll_grad_operator.register_fake
 def _(upstream, maximum, logits, *_):
     return torch.empty_like(logits)
 
 
-nll_grad.register_autograd(refuse_second_derivative)
+nll_grad = _differentiable(nll_grad_operator, _no_context, refuse_second_derivative)
 
 
 def _nll_setup(ctx, inputs, output):
@@ -435,11 +501,11 @@ def _nll_backward(ctx, upstream):
     return nll_grad(upstream, sums[MAX].detach(), logits, target, class_weight, *ctx.options), *([None] * 9)
 
 
-nll.register_autograd(_nll_backward, setup_context=_nll_setup)
+nll = _differentiable(nll_operator, _nll_setup, _nll_backward)
 
 
 @torch.library.custom_op("perplexity::merge", mutates_args=())
-def merge(
+def merge_operator(
     partials: Tensor, target: Tensor, weights: Tensor | None, vocabulary: int, ignore_index: int, backend: str
 ) -> Tensor:
     """Sums of parts of the vocabulary, [5, parts, N], folded into [5, N] in their order: what spans of a kernel do.
@@ -451,7 +517,7 @@ def merge(
     )
 
 
-@merge.register_fake
+@merge_operator.register_fake
 def _(partials, *_):
     return partials.new_empty((partials.shape[0], partials.shape[2]))
 
@@ -480,11 +546,11 @@ def _merge_backward(ctx, upstream):
     return rows.masked_fill(target == ctx.ignore_index, 0.0), *([None] * 5)
 
 
-merge.register_autograd(_merge_backward, setup_context=_merge_setup)
+merge = _differentiable(merge_operator, _merge_setup, _merge_backward)
 
 
 @torch.library.custom_op("perplexity::linear_kl", mutates_args=())
-def linear_kl(
+def linear_kl_operator(
     p_hidden: Tensor,
     p_weight: Tensor,
     p_bias: Tensor | None,
@@ -509,14 +575,14 @@ def linear_kl(
     return blockwise_kl.divergence(rows), rows
 
 
-@linear_kl.register_fake
+@linear_kl_operator.register_fake
 def _(p_hidden, p_weight, p_bias, q_hidden, *_):
     wide, tokens = _wide(p_hidden, q_hidden), p_hidden.shape[0]
     return p_hidden.new_empty(tokens, dtype=wide), p_hidden.new_empty((KL_ROWS, tokens), dtype=wide)
 
 
 @torch.library.custom_op("perplexity::linear_kl_grad", mutates_args=())
-def linear_kl_grad(
+def linear_kl_grad_operator(
     upstream: Tensor,
     rows: Tensor,
     p_hidden: Tensor,
@@ -547,12 +613,12 @@ def linear_kl_grad(
     return _present(gradients, p_hidden)
 
 
-@linear_kl_grad.register_fake
+@linear_kl_grad_operator.register_fake
 def _(upstream, rows, *arguments):
     return _fake_gradients(arguments[:6], arguments[-1])
 
 
-linear_kl_grad.register_autograd(refuse_second_derivative)
+linear_kl_grad = _differentiable(linear_kl_grad_operator, _no_context, refuse_second_derivative)
 
 
 def _kl_setup(ctx, inputs, output):
@@ -568,4 +634,4 @@ def _kl_backward(ctx, upstream, _):
     return *_wanted(gradients, needs), *([None] * 6)
 
 
-linear_kl.register_autograd(_kl_backward, setup_context=_kl_setup)
+linear_kl = _differentiable(linear_kl_operator, _kl_setup, _kl_backward)

@@ -160,15 +160,12 @@ def check_vector(name: str, vector: Tensor | None, entries: int, device: torch.d
 
 
 def refuse_forward_mode(*tensors: Tensor | None) -> None:
-    """An operator without a forward derivative would drop the tangent in silence."""
+    """Refuse tensors that carry a tangent."""
     if torch.autograd.forward_ad._current_level < 0:
         return
     for tensor in tensors:
         if tensor is not None and torch.autograd.forward_ad.unpack_dual(tensor).tangent is not None:
-            raise NotImplementedError(
-                "forward-mode derivatives (jvp, jacfwd, hessian): the fused losses have reverse-mode first derivatives only; "
-                "take torch.nn.functional.cross_entropy on torch.nn.functional.linear, which holds the logits"
-            )
+            operators.refuse_forward_mode()
 
 
 def cast(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -385,9 +382,9 @@ class LinearInputs:
         )
 
     def _kept_block(self, class_weight: Tensor | None, with_exp_shift: bool) -> list[int]:
-        """Empty while compiling: a graph that is traced cannot tell whether a second backward will follow."""
+        """Empty while compiling and under torch.func: there nobody can tell whether a second backward will follow."""
         trains = torch.is_grad_enabled() and self.weight.requires_grad and not torch.compiler.is_compiling()
-        if not trains or self.backend != "torch":
+        if not trains or self.backend != "torch" or torch._C._are_functorch_transforms_active():
             return []
         return kept_block(
             self.hidden,

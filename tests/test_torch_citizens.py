@@ -11,8 +11,8 @@ N, V, D = 6, 11, 5
 BACKENDS = ("torch", "triton")
 
 
-def problem(device="cpu", dtype=torch.float32, tokens=N):
-    generator = torch.Generator().manual_seed(5)
+def problem(device="cpu", dtype=torch.float32, tokens=N, seed=5):
+    generator = torch.Generator().manual_seed(seed)
     leaves = [
         torch.randn(*shape, generator=generator).to(device, dtype).requires_grad_()
         for shape in ((tokens, D), (V, D), (V,), (tokens, D), (V, D), (V,))
@@ -78,7 +78,7 @@ def operator_calls(device, backend):
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("name", operator_calls("cpu", "torch"))
 def test_opcheck(name, backend, device):
-    torch.library.opcheck(getattr(operators, name), operator_calls(device, backend)[name])
+    torch.library.opcheck(getattr(torch.ops.perplexity, name).default, operator_calls(device, backend)[name])
 
 
 def test_opcheck_of_the_forward_that_keeps_products(device):
@@ -86,7 +86,7 @@ def test_opcheck_of_the_forward_that_keeps_products(device):
     arguments = list(operator_calls(device, "torch")["linear_nll"])
     arguments[11] = [4, 7]
     torch.library.opcheck(
-        operators.linear_nll,
+        torch.ops.perplexity.linear_nll.default,
         tuple(arguments),
         test_utils=("test_schema", "test_autograd_registration", "test_faketensor"),
     )
@@ -194,6 +194,110 @@ def test_forward_mode_is_an_error_that_says_so(name):
     weight = torch.rand(V)
     with pytest.raises(NotImplementedError, match="forward-mode"):
         torch.func.jvp(lambda h: FUNCTIONS[name](h, *leaves[1:], target, weight), (leaves[0],), (leaves[0],))
+
+
+TRANSFORMED = {
+    **FUNCTIONS,
+    "per_sample_hidden": lambda h, w, b, g, u, c, t, k: perplexity.linear_cross_entropy(
+        h, w, t, linear_bias=b, z_loss=0.01
+    ),
+    "shifted": lambda h, w, b, g, u, c, t, k: perplexity.linear_cross_entropy(
+        h, w, t, linear_bias=b, shift=1, reduction="sum"
+    ),
+}
+
+
+def scalar(name):
+    """One number of a function's result, of which every element has a weight of its own."""
+
+    def call(leaves, target, weight):
+        out = TRANSFORMED[name](*leaves, target, weight)
+        parts = out if isinstance(out, tuple) else (out,)
+        return sum((part * torch.linspace(0.5, 1.5, part.numel()).view(part.shape)).sum() for part in parts)
+
+    return call
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("name", TRANSFORMED)
+def test_torch_func(name, backend, monkeypatch):
+    """grad, vjp, jacrev and per-sample gradients give what backward gives."""
+    if name == "probabilities" and backend == "triton":
+        pytest.skip("class probabilities are for the torch backend")
+    monkeypatch.setenv("PERPLEXITY_BACKEND", backend)
+    function, weight = scalar(name), torch.linspace(0.5, 2.0, V)
+    samples = [problem(seed=seed) for seed in range(3)]
+    expected = []
+    for leaves, target in samples:
+        grads = torch.autograd.grad(function(leaves, target, weight), leaves, allow_unused=True)
+        expected.append([torch.zeros_like(x) if g is None else g for g, x in zip(grads, leaves, strict=True)])
+    detached = [[leaf.detach() for leaf in leaves] for leaves, _ in samples]
+    targets = [target for _, target in samples]
+
+    def check(results, expected):
+        for result, wanted in zip(results, expected, strict=True):
+            torch.testing.assert_close(result, wanted)
+
+    check(torch.func.grad(function)(detached[0], targets[0], weight), expected[0])
+    value, pull = torch.func.vjp(lambda leaves: function(leaves, targets[0], weight), detached[0])
+    torch.testing.assert_close(value, function(detached[0], targets[0], weight))
+    check(pull(torch.tensor(1.0))[0], expected[0])
+    check(torch.func.jacrev(function)(detached[0], targets[0], weight), expected[0])
+    stacked = [torch.stack(parts) for parts in zip(*detached, strict=True)]
+    per_sample = torch.vmap(torch.func.grad(function), in_dims=(0, 0, None))(stacked, torch.stack(targets), weight)
+    check(per_sample, [torch.stack(parts) for parts in zip(*expected, strict=True)])
+    # One head for all samples, the samples in another dimension.
+    hidden = torch.stack([leaves[0] for leaves in detached], dim=1)
+    shared = torch.vmap(lambda h, t: torch.func.grad(function)([h, *detached[0][1:]], t, weight), in_dims=(1, 0))(
+        hidden, torch.stack(targets)
+    )
+    for place in range(3):
+        leaves = [detached[place][0], *detached[0][1:]]
+        alone = torch.func.grad(function)(leaves, targets[place], weight)
+        check([part[place] for part in shared], alone)
+
+
+def test_torch_func_of_a_module():
+    """functional_call with per-sample gradients of its parameters, as torch's own module."""
+    torch.manual_seed(0)
+    module = perplexity.LinearCrossEntropyLoss(D, V, bias=True, label_smoothing=0.1)
+    parameters = {name: value.detach() for name, value in module.named_parameters()}
+    hidden, targets = torch.randn(3, N, D), torch.randint(V, (3, N))
+
+    def ours(parameters, h, t):
+        return torch.func.functional_call(module, parameters, (h, t))
+
+    def theirs(parameters, h, t):
+        logits = torch.nn.functional.linear(h, parameters["linear.weight"], parameters["linear.bias"])
+        return torch.nn.functional.cross_entropy(logits, t, label_smoothing=0.1)
+
+    got, expected = (
+        torch.vmap(torch.func.grad(function), in_dims=(None, 0, 0))(parameters, hidden, targets)
+        for function in (ours, theirs)
+    )
+    for name, value in expected.items():
+        torch.testing.assert_close(got[name], value)
+
+
+@pytest.mark.parametrize(
+    "transform", [torch.func.hessian, lambda f: torch.func.grad(lambda x: torch.func.grad(f)(x).sum())]
+)
+def test_torch_func_has_no_second_derivative(transform):
+    leaves, target = problem()
+    with pytest.raises(NotImplementedError, match="double backward|forward-mode"):
+        transform(lambda h: perplexity.linear_cross_entropy(h, leaves[1].detach(), target))(leaves[0].detach())
+
+
+def test_metrics_under_vmap():
+    """What has no derivative is mapped, too."""
+    (h, w, *_), target = problem()
+    h, w = h.detach(), w.detach()
+    stacked = torch.stack([h, 2 * h])
+    statistics = torch.vmap(lambda h: perplexity.token_statistics(h, w, target))(stacked)
+    for place in range(2):
+        alone = perplexity.token_statistics(stacked[place], w, target)
+        for mapped, value in zip(statistics, alone, strict=True):
+            torch.testing.assert_close(mapped[place], value, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -321,7 +425,7 @@ def test_no_operator_waits_for_the_device(name, backend, device, monkeypatch):
         monkeypatch.setattr(module, "values_are_here", lambda tensor: False)
     call = operator_calls(device, backend)[name]
     with torch.no_grad(), NoWaiting():
-        getattr(operators, name)._init_fn(*call)
+        (getattr(operators, f"{name}_operator", None) or getattr(operators, name))._init_fn(*call)
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)

@@ -23,6 +23,7 @@ from tables import (
     statistics_implementation,
 )
 
+from perplexity import linear_kl_divergence
 from perplexity.kernels import MAX, SUM_EXP, TARGET, blockwise
 from perplexity.kernels.linear_nll import GROUP, span_and_row
 
@@ -75,6 +76,39 @@ def test_the_fallback_in_float64(case, device):
 
 def test_divergence_in_float64(device):
     check_kl(Case(dtype=torch.float64, bias=True, softcap=9.0, scale=10.0), "torch", device)
+
+
+NARROW = {torch.float64: 1e-12, torch.float32: 2e-6, torch.bfloat16: 1e-2}
+
+
+@pytest.mark.parametrize("q", NARROW, ids=str)
+@pytest.mark.parametrize("p", NARROW, ids=str)
+def test_divergence_of_heads_in_two_dtypes(p, q, device):
+    """The narrower side's backward raised: its gradient came in the other's dtype."""
+    generator = torch.Generator().manual_seed(2)
+    shapes, dtypes = ((7, 6), (19, 6), (19,), (7, 5), (19, 5), (19,)), (p,) * 3 + (q,) * 3
+    leaves = [
+        torch.randn(shape, generator=generator, dtype=torch.float64).to(device, dtype).requires_grad_()
+        for shape, dtype in zip(shapes, dtypes, strict=True)
+    ]
+
+    def divergence(a, b, c, d, e, f):
+        kl = linear_kl_divergence(a, b, d, e, bias_p=c, bias_q=f, softcap_p=4.0, backend="torch")
+        return kl * torch.linspace(0.5, 1.5, 7, device=device)
+
+    exact = [leaf.detach().double().requires_grad_() for leaf in leaves]
+    log_p = (4 * ((exact[0] @ exact[1].T + exact[2]) / 4).tanh()).log_softmax(1)
+    log_q = (exact[3] @ exact[4].T + exact[5]).log_softmax(1)
+    expected = (log_p.exp() * (log_p - log_q)).sum(1) * torch.linspace(0.5, 1.5, 7, device=device)
+    got = divergence(*leaves)
+    # Of each side its own inputs' rounding: products are float32 at least, gradients in the leaf's dtype.
+    torch.testing.assert_close(got.double(), expected, rtol=1e-5, atol=1e-5)
+    gradients = torch.autograd.grad(got.sum(), leaves)
+    for one, exactly, dtype in zip(gradients, torch.autograd.grad(expected.sum(), exact), dtypes, strict=True):
+        assert one.dtype == dtype
+        # The other side's products may be float32 where this side's are float64.
+        bound = max(NARROW[dtype], 0.0 if p == q else NARROW[torch.float32])
+        assert (one.double() - exactly).abs().max() <= bound * exactly.abs().max().clamp_min(1.0)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
