@@ -139,6 +139,13 @@ def test_of_cross_entropy(arguments, keywords, error, words):
         ((HIDDEN, WEIGHT, HIDDEN, WEIGHT), {"softcap_p": -1.0}, ValueError, ["softcap", "positive", "-1.0"]),
         ((HIDDEN, WEIGHT[:0], HIDDEN, WEIGHT[:0]), {}, ValueError, ["weight_p", "at least one row"]),
         ((HIDDEN, WEIGHT, None, WEIGHT), {}, TypeError, ["input_q", "a tensor", "NoneType"]),
+        *(
+            (heads, {"backend": "triton"}, TypeError, ["backend", "'triton' takes", "got torch.float64"])
+            for heads in (
+                (HIDDEN.double(), WEIGHT.double(), HIDDEN, WEIGHT),
+                (HIDDEN, WEIGHT, HIDDEN.double(), WEIGHT.double()),
+            )
+        ),
     ],
 )
 def test_of_the_divergence(arguments, keywords, error, words):

@@ -33,7 +33,7 @@ LOG_EVERY = 10.0  # seconds between lines of progress
 
 def run_check_data(arguments: argparse.Namespace) -> int:
     _check(arguments)
-    tokenizer = None if arguments.tokenizer is None else load_tokenizer(arguments.tokenizer)
+    tokenizer = None if arguments.tokenizer is None else load_tokenizer(arguments.tokenizer, trust_remote_code=False)
     console = Console()
     if tokenizer is not None:
         console.print(f"tokenizer {tokenizer_fingerprint(tokenizer)}", highlight=False)

@@ -383,7 +383,7 @@ def _tokenizer(name: str | Path, rest: dict):
         return AutoTokenizer.from_pretrained(name, **rest)
 
 
-def load_tokenizer(name: str | Path, *, trust_remote_code: bool = False):
+def load_tokenizer(name: str | Path, *, trust_remote_code: bool):
     """The tokenizer of a folder, with or without a model beside it, or of a name. Raises InputError."""
     return _tokenizer(name, _source(name, trust_remote_code, needs=""))
 

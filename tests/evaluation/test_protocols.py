@@ -12,7 +12,7 @@ from tiny_models import TEXTS, build_model, build_tokenizer
 
 from perplexity import evaluate
 from perplexity.errors import InputError
-from perplexity.evaluation import Document
+from perplexity.evaluation import Document, protocols
 
 LONG = [" ".join([TEXTS[i % 3]] * (2 + 5 * i)) for i in range(5)]
 SPELLED = "the cat<s> sat on<s> the mat<s><s> and the dog" * 4  # special tokens in a text
@@ -219,6 +219,11 @@ def test_sliding_reads_special_tokens_in_a_text_as_asked(model, tokenizer, speci
     expected, count = hugging_face_guide(model, [tokenizer.bos_token_id, *ids], 64, 32)
     scored = evaluate(model, tokenizer, [SPELLED], special_text=special_text, score_special=True)
     assert scored.tokens == count and scored.loss == pytest.approx(expected / count, rel=1e-6)
+
+
+def test_a_tokenizer_of_another_library_reads_special_tokens_as_tokens(tokenizer):
+    """It need not know transformers' ``split_special_tokens``."""
+    assert protocols._special_text("sliding", object(), None) == "tokens"
 
 
 @pytest.mark.parametrize(

@@ -1,13 +1,14 @@
 """What the terminal shows of an evaluation: every number in its place, each part where there is something to show."""
 
 import dataclasses
+import json
 import math
 import re
 from types import SimpleNamespace
 
 import pytest
 
-from perplexity.evaluation import Evaluation, commands, tables
+from perplexity.evaluation import Document, Evaluation, commands, tables
 from perplexity.evaluation.comparison import Comparison
 from perplexity.evaluation.evaluator import Progress
 from perplexity.evaluation.model_comparison import ModelComparison
@@ -361,6 +362,20 @@ def test_a_comparison_of_models():
 )
 def test_a_clock(seconds, shown):
     assert commands._clock(seconds) == shown
+
+
+def test_how_much_text_there_is(tmp_path):
+    """The size that the time left is reckoned from: what the documents hold, in the units of their progress."""
+    texts = ["the cat sat", "on the mat", "caf\u00e9"]
+    (tmp_path / "a.txt").write_text(texts[0], encoding="utf-8")
+    (tmp_path / "b.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts[1:]))
+    paths = [str(tmp_path / "a.txt"), str(tmp_path / "b.jsonl")]
+    reading = SimpleNamespace(
+        text=paths, separator=None, text_column="text", domain_column="domain", id_column="id", split=None,
+        token_dtype="uint16", stdin="txt",
+    )  # fmt: skip
+    held = commands._Texts(reading)
+    assert (held.count, held.size) == (3, sum(Document("d", text).size for text in texts))
 
 
 def test_progress_in_a_log(monkeypatch, capsys):

@@ -78,6 +78,16 @@ def test_divergence_in_float64(device):
     check_kl(Case(dtype=torch.float64, bias=True, softcap=9.0, scale=10.0), "torch", device)
 
 
+def test_tiles_are_widened_by_the_interpreter_alone():
+    """On a device a 16-bit tile cast to float32 would leave the matrix unit's own 16-bit products."""
+    from perplexity.kernels.launch import Target, widen_products
+
+    assert widen_products(Target("interpreter", 0), torch.bfloat16)
+    assert not widen_products(Target("interpreter", 0), torch.float32)
+    assert not widen_products(Target("cuda", 90), torch.bfloat16)
+    assert not widen_products(Target("hip", "gfx942"), torch.float16)
+
+
 NARROW = {torch.float64: 1e-12, torch.float32: 2e-6, torch.bfloat16: 1e-2}
 
 
