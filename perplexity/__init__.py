@@ -51,3 +51,8 @@ def __getattr__(name: str):
 
         return Perplexity
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    # With the names of ``__getattr__``: Python suggests them for a misspelt one.
+    return sorted({*globals(), *__all__})

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .. import checks
 from ..arguments import choose_backend
 from ..errors import InputError, check_unicode
 from ..metric import exp
@@ -103,8 +104,13 @@ def evaluate(
     A NaN or infinite loss of a token is left out and reported in ``non_finite``. Raises InputError naming what cannot be used.
     """
     started = time.perf_counter()
-    if batch_size is not None and batch_size < 1:
-        raise InputError(f"batch_size: expected at least 1, got {batch_size}")
+    batch_size = checks.optional(checks.integer, "batch_size", batch_size, least=1)
+    checks.several("documents", documents, "them", (Document,))
+    for name, flag in (("calibration", calibration), ("distributed", distributed)):
+        checks.flag(name, flag)
+    for name, path in (("per_token", per_token), ("per_document", per_document), ("journal", journal)):
+        checks.optional(checks.path, name, path)
+    checks.function("progress", progress)
     network = models.as_language_model(model)
     chosen = choose_protocol(
         protocol,
@@ -294,8 +300,7 @@ def read_positions(
 def _tokenized(
     tokenizer, documents: Iterable[Document | str], protocol: Protocol
 ) -> Iterator[tuple[Document, np.ndarray, Spans]]:
-    if isinstance(documents, str | Document):
-        raise InputError(f"documents: expected a sequence of them, got one {type(documents).__name__}")
+    checks.several("documents", documents, "them", (Document,))
     special = np.array(sorted(special_ids(tokenizer)), dtype=np.int64)
     checked = (checked_document(index, document) for index, document in enumerate(documents))
     unknown = unknown_id(tokenizer)

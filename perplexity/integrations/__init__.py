@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 
+from .. import checks
 from ..metric import Perplexity
+from ..monitor import Monitor
 
 
 @contextmanager
@@ -17,6 +19,12 @@ def needing(module: str):
         raise ImportError(
             f"{module}: needs {package}; install fused-perplexity[integrations]", name=error.name
         ) from None
+
+
+def given_monitor(monitor: Monitor | None) -> Monitor:
+    """Return the monitor that a callback was given, a new one for None."""
+    checks.optional(checks.instance, "monitor", monitor, Monitor, "a Monitor or None")
+    return Monitor() if monitor is None else monitor
 
 
 def over_ranks(sums) -> dict[str, float | None]:

@@ -10,7 +10,7 @@ from torch import Tensor
 from ..errors import InputError
 from ..metric import float64_sum, logged_perplexity, scored
 from ..monitor import Monitor
-from . import needing, over_ranks
+from . import given_monitor, needing, over_ranks
 
 with needing(__name__):
     if importlib.util.find_spec("pytorch_lightning") and not importlib.util.find_spec("lightning"):
@@ -34,7 +34,7 @@ class PerplexityCallback(pl.Callback):
     """
 
     def __init__(self, monitor: Monitor | None = None) -> None:
-        self.monitor = Monitor() if monitor is None else monitor
+        self.monitor = given_monitor(monitor)
         self._sums: Tensor | None = None
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
