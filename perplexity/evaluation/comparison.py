@@ -13,7 +13,7 @@ from ..errors import InputError, InputTypeError
 from ..metric import exp
 from .results import SCHEMA_VERSION, Evaluation, checked_record, read_result, same_model
 from .spans import Spans, groups_of
-from .uncertainty import CONFIDENCE, TRUSTED_CLUSTERS, half_width, ratio_stderr
+from .uncertainty import CONFIDENCE, TRUSTED_CLUSTERS, half_width, ratio_stderr, scipy_stats
 
 MEASURES = ("loss", "bits-per-byte")
 
@@ -312,11 +312,9 @@ def _beginning(pairs: list) -> _Beginning | None:
 
 def _p_value(difference: float, stderr: float, pairs: int) -> float:
     """Two-sided, of the paired difference under Student's t with pairs − 1 degrees of freedom."""
-    import scipy.stats
-
     if stderr == 0:
         return 1.0 if difference == 0 else 0.0
-    return float(2 * scipy.stats.t.sf(abs(difference) / stderr, pairs - 1))
+    return float(2 * scipy_stats().t.sf(abs(difference) / stderr, pairs - 1))
 
 
 def _notes(a: dict, b: dict, pairs: int, unit: str, measure: str) -> list[str]:

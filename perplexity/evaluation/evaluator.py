@@ -35,6 +35,7 @@ from .results import Evaluation, summarise
 from .scoring import IGNORED, Scored, raise_together, stream, tasks
 from .spans import Spans, estimated_spans, inside, lost_characters, spans_of
 from .tokens import encoded, text_of
+from .uncertainty import scipy_stats
 
 TOKENIZED_AT_ONCE = 64
 
@@ -111,6 +112,7 @@ def evaluate(
     for name, path in (("per_token", per_token), ("per_document", per_document), ("journal", journal)):
         checks.optional(checks.path, name, path)
     checks.function("progress", progress)
+    scipy_stats()  # of the intervals: an evaluation does not end for want of it
     network = models.as_language_model(model)
     chosen = choose_protocol(
         protocol,

@@ -154,7 +154,7 @@ def same_model(a: Mapping, b: Mapping) -> bool | None:
 def write_text(path: str | Path, text: str) -> None:
     checks.path("path", path)
     try:
-        Path(path).write_text(text)
+        Path(path).write_text(text, encoding="utf-8")
     except OSError as error:
         raise InputError(f"{path}: cannot be written ({error.strerror})")
 
@@ -167,7 +167,7 @@ def read_result(path: str | Path) -> dict:
     """The keys of a file that ``ppl eval --json`` wrote; InputError where it is not one."""
     checks.path("path", path)
     try:
-        record = parsed(Path(path).read_text())
+        record = parsed(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(f"{path}: expected a result file of ppl eval --json, got no such file")
     except IsADirectoryError:

@@ -7,12 +7,12 @@ import importlib.util
 import torch
 from torch import Tensor
 
-from ..errors import InputError
+from ..errors import InputError, needing
 from ..metric import float64_sum, logged_perplexity, scored
 from ..monitor import Monitor
-from . import given_monitor, needing, over_ranks
+from . import given_monitor, over_ranks
 
-with needing(__name__):
+with needing(__name__, "integrations"):
     if importlib.util.find_spec("pytorch_lightning") and not importlib.util.find_spec("lightning"):
         import pytorch_lightning as pl  # the same under its former name
     else:

@@ -6,12 +6,11 @@ import torch
 from torch import Tensor
 
 from ..arguments import check_dense, check_floating, ignored_label
-from ..errors import InputError
+from ..errors import InputError, needing
 from ..losses import cross_entropy
 from ..metric import float64_sum, has_float64, scored
-from . import needing
 
-with needing(__name__):
+with needing(__name__, "integrations"):
     import torchmetrics
 
 

@@ -14,17 +14,17 @@ from torch import Tensor
 
 from .. import checks
 from ..arguments import check_backend
-from ..errors import InputError, InputTypeError
+from ..errors import InputError, InputTypeError, needing
 from ..evaluation import models
 from ..evaluation.evaluator import evaluation_mode
 from ..kernels import reference
 from ..losses import cross_entropy, linear_cross_entropy
 from ..metric import float64_sum
 from ..monitor import Monitor
-from . import given_monitor, needing, over_ranks
+from . import given_monitor, over_ranks
 from .loss_terms import extra_terms
 
-with needing(__name__):
+with needing(__name__, "integrations"):
     from transformers import TrainerCallback
     from transformers.loss.loss_utils import ForCausalLMLoss
     from transformers.modeling_outputs import CausalLMOutputWithPast

@@ -92,7 +92,7 @@ class Monitor:
                 if len(whole) < len(raw):  # a line that a crash cut off must not be gone on with
                     with path.open("r+b") as file:
                         file.truncate(len(whole))
-            self._file = path.open("a", buffering=1)
+            self._file = path.open("a", buffering=1, encoding="utf-8")
         except OSError as error:
             raise InputError(f"path: expected a file that can be written, got {path} ({error.strerror})")
 
