@@ -78,7 +78,8 @@ def check_backend(backend: object, source: str = "backend") -> None:
         return
     checks.choice(source, backend, BACKENDS, f"one of {', '.join(BACKENDS)} or None")
     if backend == "triton" and not triton_available():
-        raise InputError(f"{source}: 'triton' was asked for, but triton is not installed; 'torch' needs only torch")
+        got = "'triton' was asked for, but triton is not installed; 'torch' needs only torch"
+        raise InputError(f"{source}: {got}")
 
 
 def choose_backend(backend: str | None, tensor: Tensor) -> str:

@@ -1,7 +1,7 @@
 """Checks of single arguments, one function for each kind of value.
 
-Each raises an ``InputError`` of one line: the argument, what was expected, and what came. A value of
-another type is an ``InputTypeError``. Functions that return a value return it as Python's own kind.
+Each raises an ``InputError`` of one line: the argument, what was expected and what came. A value of
+another type is an ``InputTypeError``. What a check returns is the value as Python's own kind.
 """
 
 from __future__ import annotations
@@ -22,7 +22,13 @@ SHOWN = 40  # characters of a value in a message
 BUILTIN = (str, bytes, int, float, complex, list, tuple, dict, set)
 
 
-def expect(condition: bool, name: str, expected: str, got: object, error: type[InputError] = InputError) -> None:
+def expect(
+    condition: bool,
+    name: str,
+    expected: str,
+    got: object,
+    error: type[InputError] = InputError,
+) -> None:
     if not condition:
         raise error(f"{name}: expected {expected}, got {got}")
 
@@ -113,7 +119,7 @@ def scalar_of(value: object) -> object:
 
 
 def measured(name: str, value: object) -> float:
-    """Return a measured value as float, NaN and infinities included: a number or a tensor with one."""
+    """Return a number, or a tensor with one, as float; NaN and infinities are measured as well."""
     if type(value) is float:
         return value
     expected = "a number or a tensor with one element"

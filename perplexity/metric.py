@@ -74,7 +74,7 @@ class Perplexity:
         self.words += words
 
     def merge_state(self, others: Iterable[Perplexity]) -> Perplexity:
-        """Add the sums and counts of ``others``, in their order; all of them or, on an error, none."""
+        """Add the sums and counts of ``others``, in their order; on an error of none."""
         checks.several("others", others, "metrics", (Perplexity,))
         others = list(others)
         for other in others:
@@ -122,7 +122,8 @@ class Perplexity:
             got = sorted(map(str, state))
             raise InputError(f"state: expected the keys {sorted(expected)}, got {got}")
         nll = checks.measured("state: nll", state["nll"])
-        counts = [checks.integer(f"state: {key}", state[key], least=0) for key in ("tokens", "bytes", "words")]
+        names = ("tokens", "bytes", "words")
+        counts = [checks.integer(f"state: {name}", state[name], least=0) for name in names]
         self.nll = nll
         self.tokens, self.bytes, self.words = counts
 

@@ -39,9 +39,10 @@ class VocabularyShard:
     group: object = None
 
     def __post_init__(self) -> None:
-        for name, least in (("start", 0), ("size", 1)):
-            object.__setattr__(self, name, checks.integer(name, getattr(self, name), least=least))
-        checks.expect(self.start <= self.size, "start", f"at most size, {self.size}", self.start)
+        # Ranges are compared over the ranks by ``check``: one that raised alone would leave the
+        # others waiting.
+        for name in ("start", "size"):
+            object.__setattr__(self, name, checks.integer(name, getattr(self, name)))
 
     @classmethod
     def of(cls, linear_weight: Tensor, group=None) -> VocabularyShard:

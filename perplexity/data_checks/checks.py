@@ -54,7 +54,7 @@ class DataCheck(Judged):
 
 
 def as_texts(texts: Iterable[Text | str], name: str = "texts") -> Iterator[Text]:
-    """Return an iterator of texts; strings are named by their number. ``name`` is the argument's."""
+    """Return an iterator of the texts of argument ``name``; strings are named by their number."""
     checks.several(name, texts, "texts", (Text,))
     return (_as_text(name, number, text) for number, text in enumerate(texts))
 

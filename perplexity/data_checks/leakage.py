@@ -78,7 +78,7 @@ def _start_worker(index: Index, parent: int) -> None:
             time.sleep(1.0)
         os._exit(1)  # whoever would take the results was killed
 
-    # On Windows a worker's queue breaks when the parent ends, and a parent's number does not change.
+    # On Windows the number of a parent that ended stays, and a worker's queue breaks.
     if os.name != "nt":
         threading.Thread(target=watch, daemon=True).start()
 

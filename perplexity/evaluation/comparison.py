@@ -147,7 +147,8 @@ def _record(side, name: str) -> dict:
         return {"schema_version": SCHEMA_VERSION} | asdict(side)
     if isinstance(side, dict):
         return checked_record(side, name, "the JSON of an Evaluation")
-    raise InputTypeError(f"{name}: expected an Evaluation, its JSON or a file of it, got {type(side).__name__}")
+    expected = "an Evaluation, its JSON or a file of it"
+    raise InputTypeError(f"{name}: expected {expected}, got {type(side).__name__}")
 
 
 def _blocks(side: dict) -> np.ndarray:

@@ -109,7 +109,8 @@ def evaluate(
     checks.several("documents", documents, "them", (Document,))
     for name, flag in (("calibration", calibration), ("distributed", distributed)):
         checks.flag(name, flag)
-    for name, path in (("per_token", per_token), ("per_document", per_document), ("journal", journal)):
+    paths = {"per_token": per_token, "per_document": per_document, "journal": journal}
+    for name, path in paths.items():
         checks.optional(checks.path, name, path)
     checks.function("progress", progress)
     scipy_stats()  # of the intervals: an evaluation does not end for want of it

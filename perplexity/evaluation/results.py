@@ -180,7 +180,7 @@ def read_result(path: str | Path) -> dict:
 
 
 def checked_record(record: object, source: str, expected: str) -> dict:
-    """Return a result's keys that are not null; InputError beginning with ``source`` where it is none."""
+    """Return a result's keys that are not null; InputError naming ``source`` where it is none."""
     wanted = f"{source}: expected {expected}, got"
     missing = [key for key in NEEDED if key not in record] if isinstance(record, dict) else NEEDED
     if missing:

@@ -321,7 +321,8 @@ class PerplexityCallback(TrainerCallback):
     def attach(self, trainer) -> PerplexityCallback:
         """Add the callback to a trainer, before everything that writes logs, and show it the labels."""
         known = hasattr(trainer, "callback_handler") and hasattr(trainer, "compute_loss")
-        checks.expect(known, "trainer", "a transformers Trainer", checks.shown(trainer), InputTypeError)
+        got = checks.shown(trainer)
+        checks.expect(known, "trainer", "a transformers Trainer", got, InputTypeError)
         callbacks = trainer.callback_handler.callbacks
         callbacks[:] = [self, *(callback for callback in callbacks if callback is not self)]
         self._watch(trainer.model)

@@ -69,8 +69,8 @@ def _plateau_advice(digest: Digest, since: float) -> str:
 def theil_sen(x: np.ndarray, y: np.ndarray) -> tuple[float, float, float]:
     """Return the median slope of all pairs of points and the ends of its 95% interval.
 
-    Sen 1968, equation 2.6, as ``scipy.stats.theilslopes`` computes it, by numpy alone: a training loop
-    that is watched need not have scipy. The ends are NaN where every ``y`` is equal.
+    Sen 1968, equation 2.6, as ``scipy.stats.theilslopes`` computes it. By numpy alone: a training
+    loop that is watched need not have scipy. The ends are NaN where every ``y`` is equal.
     """
     dx, dy = x[:, None] - x, y[:, None] - y
     slopes = np.sort(dy[dx > 0] / dx[dx > 0])

@@ -259,8 +259,11 @@ class Questioner:
         return torch.stack([nll[:, 0], nll[:, 1], found.predicted.view(-1, 2)[:, 0].float()])
 
 
-def _paired(texts: Iterable[Document | str], prompts: Iterable[str] | None) -> Iterator[tuple[Document | str, str]]:
-    """Yield each text with the prompt before it, "" where there are none; InputError where one is alone."""
+def _paired(
+    texts: Iterable[Document | str],
+    prompts: Iterable[str] | None,
+) -> Iterator[tuple[Document | str, str]]:
+    """Yield each text with its prompt ("" without ``prompts``); InputError where one is alone."""
     if prompts is None:
         yield from ((text, "") for text in texts)
         return

@@ -107,9 +107,9 @@ def probe(
     )
     for argument, value, kind, expected in kinds:
         checks.optional(checks.instance, argument, value, kind, expected)
-    missing = [key for key in ("verdict", "health_score", "findings") if key not in (diagnosis or ())]
-    if diagnosis is not None and missing:
-        raise InputError(f"diagnosis: expected one as Diagnosis.to_dict() gives, got one without {', '.join(missing)}")
+    for key in ("verdict", "health_score", "findings") if diagnosis is not None else ():
+        known = key in diagnosis
+        checks.expect(known, "diagnosis", "the keys of Diagnosis.to_dict()", f"none for {key}")
     checks.several("scorers", scorers, "them")
     checks.optional(checks.path, "embeddings", embeddings)
     checks.text("name", name)
