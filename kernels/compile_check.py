@@ -384,7 +384,7 @@ def main(argv: list[str] | None = None) -> int:
             "*Programs*: as many as a multiprocessor has room for, by registers, shared memory and warps. "
             "*KiB a step*: both tiles of one step of a matrix product.\n\n"
         )
-        Path(arguments.markdown).write_text(heading + table + "\n")
+        Path(arguments.markdown).write_text(heading + table + "\n", encoding="utf-8")
     return 1 if failures else 0
 
 

@@ -33,5 +33,5 @@ def kernels_hash() -> str:
     """16 hexadecimal digits of the files with kernels and their launchers."""
     digest = hashlib.sha256()
     for name in FILES:
-        digest.update(_code((Path(__file__).parent / name).read_text()).encode())
+        digest.update(_code((Path(__file__).parent / name).read_text(encoding="utf-8")).encode())
     return digest.hexdigest()[:16]

@@ -3,6 +3,7 @@
 ``import perplexity`` needs torch alone; everything else is imported where it is used.
 """
 
+from .errors import needing
 from .losses import cross_entropy, linear_cross_entropy
 from .nn import CrossEntropyLoss, LinearCrossEntropyLoss
 from .parallel import VocabularyShard
@@ -39,15 +40,20 @@ __all__ = [
 
 def __getattr__(name: str):
     if name in ("Comparison", "Evaluation", "compare", "evaluate"):
-        from . import evaluation
-
+        with needing(f"perplexity.{name}", "eval"):
+            from . import evaluation
         return getattr(evaluation, name)
     if name in ("Diagnosis", "Monitor"):
-        from . import monitor
-
+        with needing(f"perplexity.{name}", "monitor"):
+            from . import monitor
         return getattr(monitor, name)
     if name == "Perplexity":
         from .metric import Perplexity
 
         return Perplexity
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    # With the names of ``__getattr__``: Python suggests them for a misspelt one.
+    return sorted({*globals(), *__all__})

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
-import math
-import numbers
 import os
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from . import parallel
+from . import checks, parallel
+from .checks import expect
 from .errors import InputError, InputTypeError
 from .kernels import operators
 from .kernels.blockwise import kept_block
@@ -20,31 +19,8 @@ from .parallel import VocabularyShard
 REDUCTIONS = ("none", "mean", "sum")
 BACKENDS = ("triton", "torch")
 TRITON_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+FLOATING_DTYPES = (*TRITON_DTYPES, torch.float64)
 IGNORE_INDEX = -100
-
-
-def expect(condition: bool, name: str, expected: str, got: object, error: type[InputError] = InputError) -> None:
-    if not condition:
-        raise error(f"{name}: expected {expected}, got {got}")
-
-
-def _choice(name: str, value: object, choices: tuple, expected: str, error: type[InputError] = InputError) -> None:
-    if value not in choices:
-        raise error(f"{name}: expected {expected}, got {value!r}")
-
-
-def _number(name: str, value: object, expected: str, least: float = -math.inf, most: float = math.inf) -> None:
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise InputTypeError(f"{name}: expected {expected}, got {type(value).__name__} {value!r}")
-    # Comparisons alone: a traced number has no isfinite. NaN fails them.
-    expect(-math.inf < value < math.inf and least <= value <= most, name, expected, value)
-
-
-def _integer(name: str, value: object, expected: str) -> int:
-    """As int: numpy's count."""
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
-        raise InputTypeError(f"{name}: expected {expected}, got {value!r}")
-    return int(value)
 
 
 @dataclass(frozen=True)
@@ -60,20 +36,15 @@ class LossOptions:
     memory_limit: int | None = None
 
     def __post_init__(self):
-        _choice("reduction", self.reduction, REDUCTIONS, f"one of {', '.join(REDUCTIONS)}")
-        index = IGNORE_INDEX if self.ignore_index is None else self.ignore_index
-        index = _integer("ignore_index", index, "an integer or None")
-        expect(-(2**63) <= index < 2**63, "ignore_index", "an integer of 64 bits", index)
-        object.__setattr__(self, "ignore_index", index)
-        _number("label_smoothing", self.label_smoothing, "a value in [0, 1]", 0.0, 1.0)
-        if self.softcap is not None:
-            _number("softcap", self.softcap, "None or a positive finite value", 0.0)
-            expect(self.softcap > 0.0, "softcap", "None or a positive finite value", self.softcap)
-        _number("logit_scale", self.logit_scale, "a finite number")
-        _number("z_loss", self.z_loss, "a finite value of 0 or more", 0.0)
-        if self.memory_limit is not None:
-            limit = _integer("memory_limit", self.memory_limit, "None or a number of bytes")
-            expect(0 < limit < 2**63, "memory_limit", "None or a positive number of bytes", limit)
+        checks.choice("reduction", self.reduction, REDUCTIONS)
+        object.__setattr__(self, "ignore_index", ignored_label(self.ignore_index))
+        object.__setattr__(self, "label_smoothing", checks.scalar_of(self.label_smoothing))
+        checks.number("label_smoothing", self.label_smoothing, "a value in [0, 1]", 0.0, 1.0)
+        check_logit_rule(self.softcap, self.logit_scale)
+        checks.number("z_loss", self.z_loss, "a finite value of 0 or more", 0.0)
+        bytes_, most = "None or a positive number of bytes", 2**63 - 1
+        limit = checks.optional(checks.integer, "memory_limit", self.memory_limit, bytes_, 1, most)
+        object.__setattr__(self, "memory_limit", limit)
 
     @property
     def memory(self) -> int:
@@ -81,8 +52,34 @@ class LossOptions:
         return self.memory_limit or 0
 
 
+def check_logit_rule(softcap: object, logit_scale: object, side: str = "") -> None:
+    """Raise unless a head's softcap and scale can be used; ``side`` ends the arguments' names."""
+    positive = "None or a positive finite value"
+    checks.optional(checks.number, f"softcap{side}", softcap, positive, above=0.0)
+    checks.number(f"logit_scale{side}", logit_scale)
+
+
+def ignored_label(value: object) -> int:
+    """Return an ``ignore_index`` as int; None is torch's default."""
+    if value is None:
+        return IGNORE_INDEX
+    index = checks.integer("ignore_index", value, "an integer or None")
+    expect(-(2**63) <= index < 2**63, "ignore_index", "an integer of 64 bits", index)
+    return index
+
+
 def triton_available() -> bool:
     return importlib.util.find_spec("triton") is not None
+
+
+def check_backend(backend: object, source: str = "backend") -> None:
+    """Raise unless ``backend`` is None or one that is installed, whatever tensors will come."""
+    if backend is None:
+        return
+    checks.choice(source, backend, BACKENDS, f"one of {', '.join(BACKENDS)} or None")
+    if backend == "triton" and not triton_available():
+        got = "'triton' was asked for, but triton is not installed; 'torch' needs only torch"
+        raise InputError(f"{source}: {got}")
 
 
 def choose_backend(backend: str | None, tensor: Tensor) -> str:
@@ -95,9 +92,7 @@ def choose_backend(backend: str | None, tensor: Tensor) -> str:
         backend, source = os.environ["PERPLEXITY_BACKEND"], "PERPLEXITY_BACKEND"
     if backend is None:
         return "triton" if tensor.is_cuda and tensor.dtype != torch.float64 and triton_available() else "torch"
-    _choice(source, backend, BACKENDS, f"one of {', '.join(BACKENDS)} or None")
-    if backend == "triton" and not triton_available():
-        raise InputError(f"{source}: 'triton' was asked for, but triton is not installed; 'torch' needs only torch")
+    check_backend(backend, source)
     if backend == "triton" and tensor.device.type == "cpu":
         from .kernels.launch import INTERPRETED
 
@@ -115,15 +110,31 @@ def choose_backend(backend: str | None, tensor: Tensor) -> str:
     return backend
 
 
-def check_floating(name: str, tensor: object) -> None:
+def check_dense(name: str, tensor: object) -> None:
+    """Raise unless ``tensor`` is a tensor whose values lie in memory by strides."""
     expect(isinstance(tensor, Tensor), name, "a tensor", type(tensor).__name__, InputTypeError)
+    dense = tensor.layout is torch.strided and not tensor.is_nested
+    layout = str(tensor.layout) if tensor.layout is not torch.strided else "a nested tensor"
+    expect(dense, name, "a dense tensor (to_dense(), or padding)", layout, InputTypeError)
+
+
+def check_floating(name: str, tensor: object) -> None:
+    check_dense(name, tensor)
     expect(tensor.is_floating_point(), name, "a floating dtype", tensor.dtype, InputTypeError)
+    _check_width(name, tensor.dtype)
+
+
+def _check_width(name: str, dtype: torch.dtype) -> None:
+    """Raise for a floating dtype of 8 bits or fewer, whose scale is kept somewhere else."""
+    known = "float32, float64, bfloat16 or float16 (dequantise it first)"
+    expect(dtype in FLOATING_DTYPES, name, known, dtype, InputTypeError)
 
 
 def _check_target(target: object, classes: tuple, probabilities: tuple, device: torch.device) -> None:
     """Class indices in the shape ``classes``, or class probabilities in the shape ``probabilities``."""
-    expect(isinstance(target, Tensor), "target", "a tensor", type(target).__name__, InputTypeError)
+    check_dense("target", target)
     if target.is_floating_point():
+        _check_width("target", target.dtype)
         expect(
             tuple(target.shape) == probabilities,
             "target",
@@ -210,21 +221,43 @@ def check_head(names: tuple[str, str, str], input: Tensor, linear_weight: Tensor
     check_vector(bias_name, linear_bias, linear_weight.shape[0], input.device)
 
 
+def check_class_weights(weight: Tensor | None, entries: int | None = None) -> None:
+    """Raise unless ``weight`` is None or class weights [V]; None: any number of ``entries``."""
+    if weight is None:
+        return
+    check_floating("weight", weight)
+    of = "V" if entries is None else entries
+    fits = weight.dim() == 1 and entries in (None, weight.shape[0])
+    expect(fits, "weight", f"shape ({of},), one value a class", tuple(weight.shape))
+    free = not weight.requires_grad
+    expect(free, "weight", "class weights without gradient", "a tensor that requires grad")
+
+
 def class_weights(weight: Tensor | None, entries: int, input: Tensor) -> Tensor | None:
     """As the kernels read them: contiguous, in the dtype of the sums."""
     if weight is None:
         return None
+    check_class_weights(weight, entries)
     check_vector("weight", weight, entries, input.device)
-    expect(not weight.requires_grad, "weight", "class weights without gradient", "a tensor that requires grad")
     return weight.to(torch.promote_types(input.dtype, torch.float32)).contiguous()
 
 
 def check_round_logits(value: object) -> None:
-    expect(isinstance(value, bool), "round_logits", "True or False", repr(value), InputTypeError)
+    checks.flag("round_logits", value)
+
+
+def check_shift(shift: object) -> int:
+    """Return the positions that targets move by; False and True are 0 and 1."""
+    expected = "False, True or a number of positions, 0 or more"
+    return int(shift) if isinstance(shift, bool) else checks.integer("shift", shift, expected, 0)
+
+
+def check_validate(validate: object) -> None:
+    checks.optional(checks.flag, "validate", validate, "True, False or None")
 
 
 def _validates(validate: bool | None, device: torch.device) -> bool:
-    _choice("validate", validate, (True, False, None), "True, False or None", InputTypeError)
+    check_validate(validate)
     return device.type == "cpu" if validate is None else validate
 
 
@@ -264,10 +297,7 @@ def prepare_target(
     """
     validated = _validates(validate, device)
     _check_target(target, classes, probabilities, device)
-    expect(
-        isinstance(shift, int) and shift >= 0, "shift", "False, True or a number of positions, 0 or more", repr(shift)
-    )
-    shift = int(shift)
+    shift = check_shift(shift)
     if target.is_floating_point():
         expect(not shift, "shift", "0 with class probabilities (shift them yourself)", shift)
         known = options.ignore_index == IGNORE_INDEX
@@ -332,8 +362,8 @@ class LinearInputs:
         check_round_logits(round_logits)
         check_floating("input", input)
         check_floating("linear_weight", linear_weight)
-        if linear_bias is not None:
-            check_floating("linear_bias", linear_bias)
+        checks.optional(check_floating, "linear_bias", linear_bias)
+        parallel.check_shard(shard)
         if parallel.is_dtensor(linear_weight):
             expect(shard is None, "shard", "None with a DTensor linear_weight, which says it itself", shard)
             input, linear_weight, linear_bias, shard = parallel.localise(input, linear_weight, linear_bias)

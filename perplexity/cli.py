@@ -32,8 +32,8 @@ EXTRAS = {
     "check-data": ("xxhash", "transformers", "rich", "scipy"),
     "probe": ("transformers", "rich", "scipy", "pyarrow", "xxhash", "sacrebleu", "rouge_score"),
     "ask": ("transformers", "rich", "scipy"),
-    "monitor": ("rich", "scipy", "pyarrow"),
-    "report": ("rich", "scipy", "pyarrow", "matplotlib", "plotly"),
+    "monitor": ("rich", "pyarrow"),
+    "report": ("rich", "pyarrow", "matplotlib", "plotly"),
     "demo": ("transformers", "tokenizers", "rich", "scipy", "pyarrow", "matplotlib", "tensorboard", "plotly", "xxhash"),
 }
 

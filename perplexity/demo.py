@@ -195,10 +195,12 @@ def run(out: str | Path, *, steps: int = 300) -> dict:
     )
     valid_documents = [Document(name, text, "validation") for name, text in validation.items()]
     (out / "validation.jsonl").write_text(
-        "".join(json.dumps({"id": d.id, "text": d.text, "domain": d.domain}) + "\n" for d in valid_documents)
+        "".join(json.dumps({"id": d.id, "text": d.text, "domain": d.domain}) + "\n" for d in valid_documents),
+        encoding="utf-8",
     )
     (out / "train.jsonl").write_text(
-        "".join(json.dumps({"id": name, "text": text, "domain": "train"}) + "\n" for name, text in training.items())
+        "".join(json.dumps({"id": name, "text": text, "domain": "train"}) + "\n" for name, text in training.items()),
+        encoding="utf-8",
     )
 
     tokenizer = train_tokenizer(training.values())
@@ -227,7 +229,7 @@ def run(out: str | Path, *, steps: int = 300) -> dict:
         )
 
     writer = SummaryWriter(str(out / "tensorboard"))
-    with (out / "history.jsonl").open("w") as log:
+    with (out / "history.jsonl").open("w", encoding="utf-8") as log:
 
         def record(row: dict) -> None:
             history.append(row)
@@ -251,7 +253,7 @@ def run(out: str | Path, *, steps: int = 300) -> dict:
 
         train(model, torch.tensor(training_ids), steps, lambda: score().loss, record, look)
     writer.close()
-    with (out / "history.csv").open("w", newline="") as file:
+    with (out / "history.csv").open("w", newline="", encoding="utf-8") as file:
         columns = ["step", "train_loss", "val_loss", "lr", "grad_norm", "tokens", "seconds"]
         rows = csv.DictWriter(file, columns, extrasaction="ignore")
         rows.writeheader()

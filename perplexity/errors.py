@@ -63,6 +63,19 @@ def each_of_theirs(expected: str, items: Iterable[Item]) -> Iterator[Item]:
         yield item
 
 
+@contextmanager
+def needing(name: str, extra: str) -> Iterator[None]:
+    """Raise an import that fails as an ImportError that says which extra brings the package."""
+    try:
+        yield
+    except ImportError as error:
+        package = (error.name or "").split(".")[0] or "a package"
+        if package == "perplexity":  # a bug of ours
+            raise
+        message = f"{name}: needs {package}; install fused-perplexity[{extra}]"
+        raise ImportError(message, name=error.name) from None
+
+
 def check_unicode(name: str, text: str) -> None:
     """InputError naming ``name`` where ``text`` holds half of a surrogate pair, which no tokenizer takes."""
     try:

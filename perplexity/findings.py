@@ -6,6 +6,8 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from . import checks
+
 SEVERITIES = ("info", "warning", "danger")
 VERDICTS = {"info": "healthy", "warning": "watch", "danger": "unhealthy"}  # by the worst finding
 CEILING = {"info": 100.0, "warning": 70.0, "danger": 30.0}  # of a health score, likewise
@@ -38,6 +40,7 @@ class Judged:
 
     def fails(self, severity: str | None) -> bool:
         """Whether a finding is as severe: what ``--fail-on`` asks; None asks nothing."""
+        checks.optional(checks.choice, "severity", severity, SEVERITIES)
         least = len(SEVERITIES) if severity is None else SEVERITIES.index(severity)
         return any(SEVERITIES.index(finding.severity) >= least for finding in self.findings)
 

@@ -277,7 +277,8 @@ def linear_cross_entropy(
     elif chunk := inputs.training_chunk():
         loss = _loss_with_gradients(inputs, chunk)
     else:
-        sums = inputs.sums(with_logit_sum=label_smoothing > 0.0, weights=inputs.class_weight)
+        smoothed = settings.label_smoothing > 0.0
+        sums = inputs.sums(with_logit_sum=smoothed, weights=inputs.class_weight)
         loss = _loss(sums, inputs.target.flat, inputs.class_weight, inputs.vocabulary, settings)
     return inputs.target.unflatten(loss) if reduction == "none" else loss
 
@@ -335,11 +336,11 @@ def cross_entropy(
     sums = operators.nll(
         input[None] if input.dim() == 1 else input.flatten(2) if input.dim() > 3 else input,
         rows,
-        q if soft else weight if label_smoothing else None,
+        q if soft else weight if settings.label_smoothing else None,
         IGNORE_INDEX if soft else settings.ignore_index,
         softcap,
         logit_scale,
-        soft or label_smoothing > 0.0,
+        soft or settings.label_smoothing > 0.0,
         False,
         settings.memory,
         "torch" if backend is None and soft else choose_backend(backend, input),

@@ -9,8 +9,9 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from .arguments import IGNORE_INDEX
-from .errors import InputError
+from . import checks
+from .arguments import IGNORE_INDEX, check_dense, check_floating, ignored_label
+from .errors import InputError, InputTypeError
 
 
 class Perplexity:
@@ -62,6 +63,8 @@ class Perplexity:
         >>> metric.compute()["loss"]
         1.0
         """
+        bytes = checks.integer("bytes", bytes, least=0)
+        words = checks.integer("words", words, least=0)
         kept = scored("token_nll", token_nll, target, ignore_index, mask)
         if kept is not None:
             token_nll = token_nll[kept]
@@ -71,7 +74,11 @@ class Perplexity:
         self.words += words
 
     def merge_state(self, others: Iterable[Perplexity]) -> Perplexity:
-        """Add the sums and counts of ``others``, in their order."""
+        """Add the sums and counts of ``others``, in their order; on an error of none."""
+        checks.several("others", others, "metrics", (Perplexity,))
+        others = list(others)
+        for other in others:
+            checks.instance("others", other, Perplexity, "Perplexity metrics")
         for other in others:
             self.nll += other.nll
             self.tokens += other.tokens
@@ -110,10 +117,15 @@ class Perplexity:
 
     def load_state_dict(self, state: dict[str, float | int]) -> None:
         expected = set(self.state_dict())
+        checks.mapping("state", state, "a dict of state_dict()")
         if set(state) != expected:
-            raise InputError(f"state: expected the keys {sorted(expected)}, got {sorted(state)}")
-        self.nll = float(state["nll"])
-        self.tokens, self.bytes, self.words = (int(state[key]) for key in ("tokens", "bytes", "words"))
+            got = sorted(map(str, state))
+            raise InputError(f"state: expected the keys {sorted(expected)}, got {got}")
+        nll = checks.measured("state: nll", state["nll"])
+        names = ("tokens", "bytes", "words")
+        counts = [checks.integer(f"state: {name}", state[name], least=0) for name in names]
+        self.nll = nll
+        self.tokens, self.bytes, self.words = counts
 
 
 def scored(
@@ -128,7 +140,11 @@ def scored(
     ``name`` is what messages call ``nll``. Raises InputError as ``Perplexity.update`` does.
     """
     if not isinstance(nll, Tensor) or not nll.is_floating_point():
-        raise InputError(f"{name}: expected a floating tensor, got {_kind(nll)}")
+        raise InputTypeError(f"{name}: expected a floating tensor, got {_kind(nll)}")
+    check_floating(name, nll)
+    if nll.is_meta:
+        raise InputError(f"{name}: expected a tensor with values, got one on the meta device")
+    ignored = ignored_label(ignore_index)
     if target is None and mask is None:
         if (nll == 0).any():
             raise InputError(
@@ -139,7 +155,7 @@ def scored(
     found = None
     if target is not None:
         _check_labels("target", "int64 labels", target, name, nll)
-        found = (target != (IGNORE_INDEX if ignore_index is None else ignore_index)).to(nll.device)
+        found = (target != ignored).to(nll.device)
     if mask is not None and mask is not True:
         _check_labels("mask", "True or a bool tensor", mask, name, nll, bools=True)
         chosen = mask.to(nll.device) != 0
@@ -159,14 +175,15 @@ def _check_labels(
     # A floating mask may be an additive one, where 0 keeps a token.
     wrong = not isinstance(got, Tensor) or got.is_floating_point() or got.is_complex()
     if wrong or (got.dtype is torch.bool and not bools):
-        raise InputError(f"{argument}: expected {expected}, got {_kind(got)}")
+        raise InputTypeError(f"{argument}: expected {expected}, got {_kind(got)}")
+    check_dense(argument, got)
     if got.shape != nll.shape:
         shape = f"the shape of {name}, {tuple(nll.shape)}"
         raise InputError(f"{argument}: expected {shape}, got {tuple(got.shape)}")
 
 
 def _kind(value: object) -> str:
-    return str(value.dtype) if isinstance(value, Tensor) else f"{value!r:.40}"
+    return str(value.dtype) if isinstance(value, Tensor) else " ".join(repr(value).split())[:40]
 
 
 @functools.cache

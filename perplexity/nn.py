@@ -4,8 +4,21 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from .arguments import LossOptions, check_round_logits, expect
+from . import checks
+from .arguments import (
+    FLOATING_DTYPES,
+    LossOptions,
+    check_backend,
+    check_class_weights,
+    check_round_logits,
+    check_shift,
+    check_validate,
+    expect,
+)
+from .errors import theirs
 from .losses import cross_entropy, linear_cross_entropy
+
+KEYWORDS = ("softcap", "logit_scale", "z_loss", "shift", "backend", "memory_limit", "validate")
 
 
 class _Loss(nn.Module):
@@ -29,6 +42,10 @@ class _Loss(nn.Module):
         super().__init__()
         # A bad value complains here, not in the first step.
         options = LossOptions(reduction, ignore_index, label_smoothing, softcap, logit_scale, z_loss, memory_limit)
+        check_shift(shift)
+        check_backend(backend)
+        check_validate(validate)
+        check_class_weights(weight)
         self._names = (*vars(options), "shift", "backend", "validate")
         # Attributes, as torch.nn's: they may be read and set.
         vars(self).update(vars(options), shift=shift, backend=backend, validate=validate)
@@ -57,6 +74,7 @@ class CrossEntropyLoss(_Loss):
     ) -> None:
         for name, value in (("size_average", size_average), ("reduce", reduce)):
             expect(value is None, name, "None (torch deprecated it: see reduction)", value)
+        checks.known_keywords("CrossEntropyLoss", keywords, KEYWORDS)
         super().__init__(weight, reduction, ignore_index, label_smoothing, **keywords)
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
@@ -86,18 +104,24 @@ class LinearCrossEntropyLoss(_Loss):
         round_logits: bool = True,
         **keywords,
     ) -> None:
-        single = tuple(out_features) == ()
+        checks.known_keywords("LinearCrossEntropyLoss", keywords, KEYWORDS)
+        for name, value in (("in_features", in_features), ("num_classes", num_classes)):
+            checks.integer(name, value, least=1)
+        checks.flag("bias", bias)
+        dtypes = f"one of {', '.join(map(str, FLOATING_DTYPES))}"
+        expect(dtype is None or dtype in FLOATING_DTYPES, "dtype", dtypes, checks.shown(dtype))
+        single = isinstance(out_features, tuple | list) and not out_features
         expect(single, "out_features", "() (for a K-dimensional loss, one module a dimension)", out_features)
         expect(
             options is None, "options", "None (torch's chunking options have no use here: see memory_limit)", options
         )
-        if weight is not None:
-            expect(tuple(weight.shape) == (num_classes,), "weight", f"shape ({num_classes},)", tuple(weight.shape))
+        check_class_weights(weight, num_classes)
         super().__init__(weight, reduction, ignore_index, label_smoothing, **keywords)
         check_round_logits(round_logits)
         self.round_logits = round_logits
         self._names = (*self._names, "round_logits")
-        self.linear = nn.Linear(in_features, num_classes, bias=bias, device=device, dtype=dtype)
+        with theirs(f"device: expected one that torch can use, got {device!r}"):
+            self.linear = nn.Linear(in_features, num_classes, bias=bias, device=device, dtype=dtype)
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         return linear_cross_entropy(

@@ -12,10 +12,17 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from . import checks
 from .errors import InputError
 from .kernels import TARGET, operators
 
 IGNORED, ELSEWHERE = -100, -1  # what a target is to a shard that does not hold it
+
+
+def check_distributed(name: str) -> None:
+    """InputError naming ``name`` where this process is in no group of ranks."""
+    ready = dist.is_available() and dist.is_initialized()
+    checks.expect(ready, name, "an initialised torch.distributed (init_process_group)", "none")
 
 
 @dataclass(frozen=True)
@@ -31,9 +38,17 @@ class VocabularyShard:
     size: int
     group: object = None
 
+    def __post_init__(self) -> None:
+        # Ranges are compared over the ranks by ``check``: one that raised alone would leave the
+        # others waiting.
+        for name in ("start", "size"):
+            object.__setattr__(self, name, checks.integer(name, getattr(self, name)))
+
     @classmethod
     def of(cls, linear_weight: Tensor, group=None) -> VocabularyShard:
         """From this rank's rows [V_rank, D], by one collective over ``group`` (None: all ranks); once a model, not once a step."""
+        checks.instance("linear_weight", linear_weight, Tensor, "a tensor")
+        check_distributed("VocabularyShard.of")
         rank, ranks = dist.get_rank(group), dist.get_world_size(group)
         rows = [torch.zeros(1, dtype=torch.int64, device=linear_weight.device) for _ in range(ranks)]
         dist.all_gather(rows, rows[0].new_tensor([linear_weight.shape[0]]), group=group)
@@ -96,6 +111,12 @@ class VocabularyShard:
                 f"shard: expected starts {starts} and size {sum(counts)} for ranks of {counts} rows, "
                 f"got {parts[:, 0].tolist()} and {self.size}"
             )
+
+
+def check_shard(shard: VocabularyShard | None) -> None:
+    if shard is not None:
+        checks.instance("shard", shard, VocabularyShard, "a VocabularyShard or None")
+        check_distributed("shard")
 
 
 class _Gather(torch.autograd.Function):

@@ -7,12 +7,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from . import checks
 from .arguments import (
     LinearInputs,
     LossOptions,
     cast,
     check_floating,
     check_head,
+    check_logit_rule,
     choose_backend,
     expect,
     refuse_forward_mode,
@@ -106,6 +108,7 @@ def token_statistics(
     A logit is above the target's if it is larger as computed, in float32. Rows of the vocabulary that are the same tie on
     triton; on the torch backend they do wherever the library's matrix product gives them the same bits.
     """
+    checks.flag("with_confidence", with_confidence)
     inputs = _head_of_tokens(
         LossOptions("none", ignore_index, softcap=softcap, logit_scale=logit_scale, memory_limit=memory_limit),
         input,
@@ -171,6 +174,7 @@ def token_log_probabilities(
     With ``with_entropy`` also the entropy of its distribution in nats, from the same pass and with gradient: what policy
     gradients ask for. Arguments as in ``linear_cross_entropy``.
     """
+    checks.flag("with_entropy", with_entropy)
     inputs = _head_of_tokens(
         LossOptions("none", ignore_index, softcap=softcap, logit_scale=logit_scale, memory_limit=memory_limit),
         input,
@@ -211,6 +215,8 @@ def linear_kl_divergence(
     vocabulary not. Differentiable in both. Never negative, 0 for equal heads, inf where q is 0 and p is not.
     Logits, ``backend`` and ``memory_limit`` as in ``linear_cross_entropy``; 1 / temperature goes into both logit scales.
     """
+    check_logit_rule(softcap_p, logit_scale_p, "_p")
+    check_logit_rule(softcap_q, logit_scale_q, "_q")
     rules = [
         LossOptions(softcap=softcap, logit_scale=scale, memory_limit=memory_limit)
         for softcap, scale in ((softcap_p, logit_scale_p), (softcap_q, logit_scale_q))

@@ -1,7 +1,10 @@
 """Checks of training and validation text: leakage, splits, vocabulary, tokenizer."""
 
+from ..errors import needing
 from ..findings import Finding
-from .checks import DataCheck, check_data
-from .index import Text
+
+with needing(__name__, "data"):
+    from .checks import DataCheck, check_data
+    from .index import Text
 
 __all__ = ["DataCheck", "Finding", "Text", "check_data"]

@@ -10,8 +10,10 @@ from pathlib import Path
 
 import numpy as np
 
-from ..errors import InputError
+from .. import checks
+from ..errors import InputError, InputTypeError
 from ..evaluation.fingerprints import tokenizer_fingerprint
+from ..evaluation.tokens import is_tokenizer
 from ..findings import SEVERITIES, Finding, Judged
 from .index import FEWEST, NGRAM, SHINGLE, Index, Scan, Text
 from .leakage import FEWEST_WORDS, Leak, leakage_findings, leaks, overlaps, scan_texts
@@ -51,10 +53,19 @@ class DataCheck(Judged):
     leaked: list[Leak] = field(repr=False)
 
 
-def as_texts(texts: Iterable[Text | str]) -> Iterator[Text]:
-    """Strings are named by their number."""
-    for number, text in enumerate(texts):
-        yield Text(str(number), text) if isinstance(text, str) else text
+def as_texts(texts: Iterable[Text | str], name: str = "texts") -> Iterator[Text]:
+    """Return an iterator of the texts of argument ``name``; strings are named by their number."""
+    checks.several(name, texts, "texts", (Text,))
+    return (_as_text(name, number, text) for number, text in enumerate(texts))
+
+
+def _as_text(name: str, number: int, text: Text | str) -> Text:
+    if isinstance(text, str):
+        return Text(str(number), text)
+    if not (isinstance(text, Text) and isinstance(text.text, str)):
+        kind = type(text.text if isinstance(text, Text) else text).__name__
+        raise InputTypeError(f"{name}: expected strings or Texts of them, got {kind} at {number}")
+    return text
 
 
 def check_data(
@@ -80,19 +91,24 @@ def check_data(
     validation, and of a sample of ``train_bytes`` of training; embedding: rows of the model's. journal: a folder; the same call
     again goes on where a killed one stopped, if ``identity`` is what it was. Raises InputError.
     """
-    if not 0 < near <= 1:
-        raise InputError(f"near: expected a similarity above 0 and at most 1, got {near}")
-    if not 0 < interval < 1:
-        raise InputError(f"interval: expected a share above 0 and below 1, got {interval}")
-    if workers < 1:
-        raise InputError(f"workers: expected at least 1, got {workers}")
-    valid = list(as_texts(valid))
+    checks.number("near", near, "a similarity above 0 and at most 1", most=1, above=0)
+    checks.number("interval", interval, "a share above 0 and below 1", above=0, below=1)
+    workers = checks.integer("workers", workers, least=1)
+    memory_limit = checks.integer("memory_limit", memory_limit, least=1)
+    train_bytes = checks.integer("train_bytes", train_bytes, least=0)
+    embedding = checks.optional(checks.integer, "embedding", embedding, least=1)
+    checks.optional(checks.path, "journal", journal)
+    checks.optional(checks.mapping, "identity", identity)
+    checks.function("progress", progress)
+    if tokenizer is not None:
+        is_tokenizer(tokenizer)
+    train, valid = as_texts(train, "train"), list(as_texts(valid, "valid"))
     if not valid:
         raise InputError("valid: expected at least one document, got none")
     index = Index(valid, memory_limit, near)
     sample = Sample(train_bytes if tokenizer is not None else 0)
     scan = scan_texts(
-        index, _sampled(as_texts(train), sample), workers=workers, state=journal, identity=identity, progress=progress
+        index, _sampled(train, sample), workers=workers, state=journal, identity=identity, progress=progress
     )
     leaked = leaks(index, scan)
     lengths = index.lengths

@@ -40,7 +40,7 @@ class LeakageScan(PipelineStep):
                 scan.merge(scan_batch(self.index, texts))
             yield from group
         self.folder.mkdir(parents=True, exist_ok=True)
-        (self.folder / f"{rank:05d}.json").write_text(scan.to_json())
+        (self.folder / f"{rank:05d}.json").write_text(scan.to_json(), encoding="utf-8")
 
 
 def merged(folder: str | Path, index: Index) -> Scan:
@@ -50,7 +50,7 @@ def merged(folder: str | Path, index: Index) -> Scan:
         raise InputError(f"{folder}: expected scans of LeakageScan, got none")
     for path in paths:
         try:
-            other = Scan.from_json(path.read_text())
+            other = Scan.from_json(path.read_text(encoding="utf-8"))
         except ValueError:
             raise InputError(
                 f"{path}: expected a scan as LeakageScan wrote it, got one that was changed; run its task again"

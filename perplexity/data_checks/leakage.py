@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import re
+import sys
 import threading
 import time
 from collections import deque
@@ -13,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
-from multiprocessing import get_all_start_methods, get_context
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -77,7 +78,9 @@ def _start_worker(index: Index, parent: int) -> None:
             time.sleep(1.0)
         os._exit(1)  # whoever would take the results was killed
 
-    threading.Thread(target=watch, daemon=True).start()
+    # On Windows the number of a parent that ended stays, and a worker's queue breaks.
+    if os.name != "nt":
+        threading.Thread(target=watch, daemon=True).start()
 
 
 def _scan_in_worker(texts: list[Text]) -> Scan:
@@ -126,8 +129,8 @@ def _scanned(index: Index, parts: Iterator[list[Text]], workers: int) -> Iterato
     if workers <= 1:
         yield from (scan_batch(index, part) for part in parts)
         return
-    # Forked where the system can: the index is shared, not copied.
-    context = get_context("fork" if "fork" in get_all_start_methods() else None)
+    # Forked on Linux: the index is shared, not copied. On macOS a fork after threads may crash.
+    context = get_context("fork" if sys.platform == "linux" else None)
     with ProcessPoolExecutor(workers, context, _start_worker, (index, os.getpid())) as pool:
         waiting = deque()
         try:
@@ -203,7 +206,7 @@ class _State:
     def save(self) -> None:
         if self.numbers:
             try:
-                with self.path.open("a") as file:
+                with self.path.open("a", encoding="utf-8") as file:
                     file.write(sealed(json.dumps([self.numbers, self.scan.record()])) + "\n")
             except OSError as error:
                 raise InputError(f"journal: {self.path} cannot be written ({error.strerror})")
@@ -212,7 +215,7 @@ class _State:
 
 def _identity_in(path: Path) -> dict:
     try:
-        known = json.loads(path.read_text())
+        known = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError):
         known = None
     if not isinstance(known, dict):

@@ -7,6 +7,7 @@ from collections import Counter
 
 import numpy as np
 
+from ..errors import needing
 from ..findings import Finding
 from .index import Index, Scan
 from .words import digest, hashes, words
@@ -87,7 +88,8 @@ def _share(counts: Counter, key) -> float:
 
 def _difference(valid: Counter, train: Counter) -> tuple[float, float]:
     """Total variation distance of the shares, and the chance of one as large between samples of the same kind."""
-    from scipy.stats import chi2_contingency
+    with needing("check_data", "data"):
+        from scipy.stats import chi2_contingency
 
     keys = sorted(valid.keys() | train.keys(), key=str)
     table = np.array([[side[key] for key in keys] for side in (valid, train)], float)

@@ -103,7 +103,7 @@ def embedding_size(folder: str) -> int | None:
     """``vocab_size`` of a config.json beside the tokenizer, where there is one."""
     path = Path(folder) / "config.json"
     try:
-        record = json.loads(path.read_text())
+        record = json.loads(path.read_text(encoding="utf-8"))
         size = record.get("vocab_size", record.get("text_config", {}).get("vocab_size"))
         return size if isinstance(size, int) else None
     except (OSError, ValueError, AttributeError, RecursionError):

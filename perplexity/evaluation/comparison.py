@@ -8,11 +8,12 @@ from pathlib import Path
 
 import numpy as np
 
-from ..errors import InputError
+from .. import checks
+from ..errors import InputError, InputTypeError
 from ..metric import exp
-from .results import SCHEMA_VERSION, Evaluation, read_result, same_model, schema_of
+from .results import SCHEMA_VERSION, Evaluation, checked_record, read_result, same_model
 from .spans import Spans, groups_of
-from .uncertainty import CONFIDENCE, TRUSTED_CLUSTERS, half_width, ratio_stderr
+from .uncertainty import CONFIDENCE, TRUSTED_CLUSTERS, half_width, ratio_stderr, scipy_stats
 
 MEASURES = ("loss", "bits-per-byte")
 
@@ -70,8 +71,7 @@ def compare(
     Raises InputError where texts, documents or, for the loss, tokens differ, and where a loss is not
     finite.
     """
-    if measure not in MEASURES:
-        raise InputError(f"measure: expected one of {', '.join(MEASURES)}, got {measure!r}")
+    checks.choice("measure", measure, MEASURES)
     a, b = _record(a, "a"), _record(b, "b")
     if a["text_fingerprint"] != b["text_fingerprint"]:
         raise InputError(
@@ -146,9 +146,9 @@ def _record(side, name: str) -> dict:
     if isinstance(side, Evaluation):
         return {"schema_version": SCHEMA_VERSION} | asdict(side)
     if isinstance(side, dict):
-        schema_of(side, name)
-        return side
-    raise InputError(f"{name}: expected an Evaluation, its JSON or a file of it, got {type(side).__name__}")
+        return checked_record(side, name, "the JSON of an Evaluation")
+    expected = "an Evaluation, its JSON or a file of it"
+    raise InputTypeError(f"{name}: expected {expected}, got {type(side).__name__}")
 
 
 def _blocks(side: dict) -> np.ndarray:
@@ -313,11 +313,9 @@ def _beginning(pairs: list) -> _Beginning | None:
 
 def _p_value(difference: float, stderr: float, pairs: int) -> float:
     """Two-sided, of the paired difference under Student's t with pairs − 1 degrees of freedom."""
-    import scipy.stats
-
     if stderr == 0:
         return 1.0 if difference == 0 else 0.0
-    return float(2 * scipy.stats.t.sf(abs(difference) / stderr, pairs - 1))
+    return float(2 * scipy_stats().t.sf(abs(difference) / stderr, pairs - 1))
 
 
 def _notes(a: dict, b: dict, pairs: int, unit: str, measure: str) -> list[str]:

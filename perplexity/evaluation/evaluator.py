@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .. import checks
 from ..arguments import choose_backend
 from ..errors import InputError, check_unicode
 from ..metric import exp
@@ -34,6 +35,7 @@ from .results import Evaluation, summarise
 from .scoring import IGNORED, Scored, raise_together, stream, tasks
 from .spans import Spans, estimated_spans, inside, lost_characters, spans_of
 from .tokens import encoded, text_of
+from .uncertainty import scipy_stats
 
 TOKENIZED_AT_ONCE = 64
 
@@ -103,8 +105,15 @@ def evaluate(
     A NaN or infinite loss of a token is left out and reported in ``non_finite``. Raises InputError naming what cannot be used.
     """
     started = time.perf_counter()
-    if batch_size is not None and batch_size < 1:
-        raise InputError(f"batch_size: expected at least 1, got {batch_size}")
+    batch_size = checks.optional(checks.integer, "batch_size", batch_size, least=1)
+    checks.several("documents", documents, "them", (Document,))
+    for name, flag in (("calibration", calibration), ("distributed", distributed)):
+        checks.flag(name, flag)
+    paths = {"per_token": per_token, "per_document": per_document, "journal": journal}
+    for name, path in paths.items():
+        checks.optional(checks.path, name, path)
+    checks.function("progress", progress)
+    scipy_stats()  # of the intervals: an evaluation does not end for want of it
     network = models.as_language_model(model)
     chosen = choose_protocol(
         protocol,
@@ -294,8 +303,7 @@ def read_positions(
 def _tokenized(
     tokenizer, documents: Iterable[Document | str], protocol: Protocol
 ) -> Iterator[tuple[Document, np.ndarray, Spans]]:
-    if isinstance(documents, str | Document):
-        raise InputError(f"documents: expected a sequence of them, got one {type(documents).__name__}")
+    checks.several("documents", documents, "them", (Document,))
     special = np.array(sorted(special_ids(tokenizer)), dtype=np.int64)
     checked = (checked_document(index, document) for index, document in enumerate(documents))
     unknown = unknown_id(tokenizer)

@@ -65,7 +65,7 @@ class FingerprintCache:
     def read(self) -> str | None:
         """Return the fingerprint; None where it is not known, or the entry is damaged."""
         with suppress(OSError, UnicodeDecodeError):
-            value = self.path.read_text()
+            value = self.path.read_text(encoding="utf-8")
             if re.fullmatch(r"[0-9a-f]{16}", value):
                 return value
         return None
@@ -75,5 +75,5 @@ class FingerprintCache:
         with suppress(OSError):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             part = self.path.with_name(f"{self.path.name}.{os.getpid()}")
-            part.write_text(value)
+            part.write_text(value, encoding="utf-8")
             os.replace(part, self.path)

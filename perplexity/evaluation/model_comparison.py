@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .. import checks
 from ..arguments import choose_backend
 from ..errors import InputError
 from ..metric import exp
@@ -121,6 +122,10 @@ def compare_models(
     Both models' hidden states are in memory, no logits of either. Raises InputError where tokenizers or vocabularies differ.
     """
     started = time.perf_counter()
+    batch_size = checks.optional(checks.integer, "batch_size", batch_size, least=1)
+    checks.several("documents", documents, "them", (Document,))
+    checks.optional(checks.path, "journal", journal)
+    checks.function("progress", progress)
     networks = [models.as_language_model(model) for model in (model_a, model_b)]
     fingerprint = tokenizer_fingerprint(tokenizer)
     if tokenizer_b is not None and tokenizer_fingerprint(tokenizer_b) != fingerprint:

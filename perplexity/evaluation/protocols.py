@@ -9,9 +9,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from .. import checks
 from ..errors import InputError, theirs
 from .documents import Document
 from .spans import Spans
+from .tokens import is_tokenizer
 from .windows import WINDOWS, Window
 
 PROTOCOLS = tuple(WINDOWS)
@@ -142,10 +144,13 @@ def choose_protocol(
     special_text: str | None = None,
 ) -> Protocol:
     """``Protocol`` for a model that reads ``limit`` positions (None: any); InputError naming what cannot be."""
-    if name not in PROTOCOLS:
-        raise InputError(f"protocol: expected one of {', '.join(PROTOCOLS)}, got {name!r}")
-    if bos not in BOS_POLICIES:
-        raise InputError(f"bos: expected one of {', '.join(BOS_POLICIES)}, got {bos!r}")
+    checks.choice("protocol", name, PROTOCOLS)
+    checks.choice("bos", bos, BOS_POLICIES)
+    checks.optional(checks.choice, "special_text", special_text, SPECIAL_TEXTS)
+    checks.optional(checks.flag, "score_special", score_special, "True, False or None")
+    whole = "a whole number"
+    context_length = checks.optional(checks.integer, "context_length", context_length, whole)
+    stride = checks.optional(checks.integer, "stride", stride, whole)
     if context_length is None:
         context_length = {
             "sliding": min(limit or 1024, 1024),
@@ -164,8 +169,7 @@ def choose_protocol(
         if not 1 <= stride < context_length:
             raise InputError(f"stride: expected 1 to context_length - 1 = {context_length - 1}, got {stride}")
 
-    if not all(hasattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "decode")):
-        raise InputError(f"tokenizer: expected a transformers tokenizer, got {type(tokenizer).__name__}")
+    is_tokenizer(tokenizer)
     own = tokenizer.bos_token_id
     if bos == "always" and own is None:
         raise InputError("bos: 'always' was asked for, but the tokenizer has no BOS token")
@@ -199,8 +203,6 @@ def choose_protocol(
 
 def _special_text(protocol: str, tokenizer, asked: str | None) -> str:
     """Return how a protocol reads special tokens spelled in a text; "sliding" as asked."""
-    if asked not in (None, *SPECIAL_TEXTS):
-        raise InputError(f"special_text: expected one of {', '.join(SPECIAL_TEXTS)}, got {asked!r}")
     if protocol == "llama.cpp":  # llama-perplexity's common_tokenize leaves parse_special off
         tools = "text"
     else:  # HFLM.tok_encode calls the tokenizer as it is

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from .. import checks
 from ..errors import InputError, check_unicode, each_of_theirs, theirs
 from .documents import Document
 
@@ -40,13 +41,26 @@ class ReadOptions:
     split_after: int | None = None
     standard_input: str = "txt"
 
+    def __post_init__(self) -> None:
+        for name in ("text_column", "domain_column", "id_column", "token_dtype"):
+            checks.text(name, getattr(self, name))
+        checks.optional(checks.text, "split", self.split)
+        for name in ("split_before", "split_after"):
+            checks.optional(checks.integer, name, getattr(self, name), "a token id or None", 0)
+        checks.choice("standard_input", self.standard_input, ("txt", "jsonl"))
+
 
 def read_documents(paths: Iterable[str | Path], options: ReadOptions | None = None) -> Iterator[Document]:
     """Documents of ``paths`` in order; "-" is standard input. Formats by name: README, or ``FORMATS``.
 
     Raises InputError that names the file, and the line, row or byte, where one is missing, empty, truncated or not UTF-8.
     """
-    options = options or ReadOptions()
+    checks.several("paths", paths, "them")
+    checks.optional(checks.instance, "options", options, ReadOptions, "ReadOptions or None")
+    return _read(paths, options or ReadOptions())
+
+
+def _read(paths: Iterable[str | Path], options: ReadOptions) -> Iterator[Document]:
     for given in paths:
         if str(given) == STANDARD_INPUT:
             read = _read_text if options.standard_input == "txt" else _read_json_lines

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
+from .. import checks
 from ..errors import InputError
 from ..metric import exp
 from .uncertainty import uncertainty
@@ -151,8 +152,9 @@ def same_model(a: Mapping, b: Mapping) -> bool | None:
 
 
 def write_text(path: str | Path, text: str) -> None:
+    checks.path("path", path)
     try:
-        Path(path).write_text(text)
+        Path(path).write_text(text, encoding="utf-8")
     except OSError as error:
         raise InputError(f"{path}: cannot be written ({error.strerror})")
 
@@ -163,8 +165,9 @@ NEEDED = ("loss", "tokens", "tokenizer_fingerprint", "text_fingerprint", "per_do
 
 def read_result(path: str | Path) -> dict:
     """The keys of a file that ``ppl eval --json`` wrote; InputError where it is not one."""
+    checks.path("path", path)
     try:
-        record = parsed(Path(path).read_text())
+        record = parsed(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(f"{path}: expected a result file of ppl eval --json, got no such file")
     except IsADirectoryError:
@@ -173,21 +176,25 @@ def read_result(path: str | Path) -> dict:
         )
     except (ValueError, RecursionError, OSError) as error:  # JSON's own errors and Unicode's are ValueErrors
         raise InputError(f"{path}: expected a result file of ppl eval --json, got one that is not JSON ({error})")
+    return checked_record(record, str(path), "a result file of ppl eval --json")
+
+
+def checked_record(record: object, source: str, expected: str) -> dict:
+    """Return a result's keys that are not null; InputError naming ``source`` where it is none."""
+    wanted = f"{source}: expected {expected}, got"
     missing = [key for key in NEEDED if key not in record] if isinstance(record, dict) else NEEDED
     if missing:
-        raise InputError(f"{path}: expected a result file of ppl eval --json, got one without {', '.join(missing)}")
-    schema_of(record, str(path))
-    hints = _hints(Evaluation)
+        raise InputError(f"{wanted} one without {', '.join(missing)}")
+    schema_of(record, source)
+    hints, found = _hints(Evaluation), {}
     for key, value in record.items():
         try:
-            record[key] = _from_json(value, hints.get(key, Any))
+            found[key] = _from_json(value, hints.get(key, Any))
         except _OtherKind as error:
-            raise InputError(
-                f"{path}: expected a result file of ppl eval --json, got one whose {key} is broken: {error}"
-            )
-    if missing := [key for key in NEEDED if record[key] is None]:
-        raise InputError(f"{path}: expected a result file of ppl eval --json, got null for {', '.join(missing)}")
-    return {key: value for key, value in record.items() if value is not None}
+            raise InputError(f"{wanted} one whose {key} is broken: {error}")
+    if missing := [key for key in NEEDED if found[key] is None]:
+        raise InputError(f"{wanted} null for {', '.join(missing)}")
+    return {key: value for key, value in found.items() if value is not None}
 
 
 class _OtherKind(Exception):
@@ -221,7 +228,7 @@ def _from_json(value, hint):
         return value
     if kind is dict and isinstance(value, dict):
         return {key: _from_json(item, inner[1]) for key, item in value.items()}
-    if kind in (list, tuple) and isinstance(value, list) and (kind is list or len(value) == len(inner)):
+    if kind in (list, tuple) and isinstance(value, list | tuple) and (kind is list or len(value) == len(inner)):
         return [_from_json(item, inner[0]) for item in value]
     if kind is None and not is_dataclass(hint) and isinstance(value, hint):
         return value

@@ -6,7 +6,16 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ..errors import theirs
+from .. import checks
+from ..errors import InputTypeError, theirs
+
+
+def is_tokenizer(tokenizer) -> None:
+    """InputError unless ``tokenizer`` has what this package asks of a transformers tokenizer."""
+    asked = ("bos_token_id", "eos_token_id", "decode", "__len__", "__call__")
+    known = all(hasattr(tokenizer, name) for name in asked)
+    got = type(tokenizer).__name__
+    checks.expect(known, "tokenizer", "a transformers tokenizer", got, InputTypeError)
 
 
 def encoded(tokenizer, texts: Sequence[str], **options) -> list[tuple[np.ndarray, object | None]]:

@@ -51,10 +51,10 @@ def ratio_stderr(numerator: np.ndarray, denominator: np.ndarray) -> float | None
 
 def half_width(stderr: float, clusters: int) -> float:
     """Half of the 95 % interval of a mean over ``clusters``: Student's t with K − 1 degrees of freedom."""
-    return float(_scipy_stats().t.ppf((1 + CONFIDENCE) / 2, clusters - 1)) * stderr
+    return float(scipy_stats().t.ppf((1 + CONFIDENCE) / 2, clusters - 1)) * stderr
 
 
-def _scipy_stats():
+def scipy_stats():
     try:
         import scipy.stats
     except ImportError:
@@ -67,7 +67,7 @@ def bootstrap_interval(numerator: np.ndarray, denominator: np.ndarray) -> tuple[
     count = len(numerator)
     if count < 2:
         return None
-    found = _scipy_stats().bootstrap(
+    found = scipy_stats().bootstrap(
         (numerator, denominator),
         lambda a, b, axis=-1: a.sum(axis) / b.sum(axis),
         paired=True,

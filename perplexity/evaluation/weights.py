@@ -111,7 +111,7 @@ def _adapters(name: str | Path, options: dict) -> dict | None:
         return None
     if folder.is_dir() and not (folder / ADAPTER_WEIGHTS).is_file():
         raise InputError(f"expected the adapters' weights in {ADAPTER_WEIGHTS}, got no such file")
-    return json.loads(Path(found).read_text())
+    return json.loads(Path(found).read_text(encoding="utf-8"))
 
 
 @contextmanager

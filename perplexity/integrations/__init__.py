@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
-
+from .. import checks
 from ..metric import Perplexity
+from ..monitor import Monitor
 
 
-@contextmanager
-def needing(module: str):
-    """An import that fails says which extra brings the package."""
-    try:
-        yield
-    except ImportError as error:
-        package = (error.name or "").split(".")[0] or "a package"
-        raise ImportError(
-            f"{module}: needs {package}; install fused-perplexity[integrations]", name=error.name
-        ) from None
+def given_monitor(monitor: Monitor | None) -> Monitor:
+    """Return the monitor that a callback was given, a new one for None."""
+    checks.optional(checks.instance, "monitor", monitor, Monitor, "a Monitor or None")
+    return Monitor() if monitor is None else monitor
 
 
 def over_ranks(sums) -> dict[str, float | None]:

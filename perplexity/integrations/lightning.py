@@ -7,12 +7,12 @@ import importlib.util
 import torch
 from torch import Tensor
 
-from ..errors import InputError
+from ..errors import InputError, needing
 from ..metric import float64_sum, logged_perplexity, scored
 from ..monitor import Monitor
-from . import needing, over_ranks
+from . import given_monitor, over_ranks
 
-with needing(__name__):
+with needing(__name__, "integrations"):
     if importlib.util.find_spec("pytorch_lightning") and not importlib.util.find_spec("lightning"):
         import pytorch_lightning as pl  # the same under its former name
     else:
@@ -34,7 +34,7 @@ class PerplexityCallback(pl.Callback):
     """
 
     def __init__(self, monitor: Monitor | None = None) -> None:
-        self.monitor = Monitor() if monitor is None else monitor
+        self.monitor = given_monitor(monitor)
         self._sums: Tensor | None = None
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:

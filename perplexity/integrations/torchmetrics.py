@@ -5,13 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..arguments import IGNORE_INDEX
-from ..errors import InputError
+from ..arguments import check_dense, check_floating, ignored_label
+from ..errors import InputError, needing
 from ..losses import cross_entropy
 from ..metric import float64_sum, has_float64, scored
-from . import needing
 
-with needing(__name__):
+with needing(__name__, "integrations"):
     import torchmetrics
 
 
@@ -28,12 +27,16 @@ class Perplexity(torchmetrics.Metric):
 
     def __init__(self, ignore_index: int | None = None, **kwargs) -> None:
         super().__init__(**kwargs)
-        self.ignore_index = IGNORE_INDEX if ignore_index is None else ignore_index
+        self.ignore_index = ignored_label(ignore_index)
         self.add_state("nll", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("tokens", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
 
     @torch.no_grad()
     def update(self, preds: Tensor, target: Tensor) -> None:
+        check_floating("preds", preds)
+        check_dense("target", target)
+        if not preds.dim():
+            raise InputError("preds: expected logits [..., V], got a scalar")
         if preds.shape[:-1] != target.shape:
             raise InputError(
                 f"target: expected the shape {tuple(preds.shape[:-1])} of preds' tokens, got {tuple(target.shape)}"

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 
-from ..errors import InputError
+from .. import checks
+from ..errors import InputTypeError
 from ..metric import logged_perplexity
 from ..monitor import Finding
 
@@ -28,28 +29,43 @@ def scalars(measures: dict[str, float | None]) -> dict[str, float]:
     """
     found = {}
     for name, value in measures.items():
-        if name not in TAGS:
-            raise InputError(f"log: expected measures of {', '.join(TAGS)}, got {name!r}")
+        checks.choice("log", name, TAGS, f"measures of {', '.join(TAGS)}")
         if value is not None:
             tag, beside = TAGS[name]
-            found[tag] = float(value)
-            perplexity = logged_perplexity(float(value))
+            value = checks.measured(name, value)
+            found[tag] = value
+            perplexity = logged_perplexity(value)
             if beside is not None and perplexity is not None:
                 found[beside] = perplexity
     return found
+
+
+def _step(step: float) -> int:
+    """Return a step as the trackers take it."""
+    step = checks.measured("step", step)
+    checks.number("step", step)
+    return int(step)
+
+
+def _check_methods(name: str, value: object, methods: tuple[str, ...], expected: str) -> None:
+    known = all(callable(getattr(value, method, None)) for method in methods)
+    checks.expect(known, name, expected, checks.shown(value), InputTypeError)
 
 
 class TensorBoardTracker:
     """``writer``: a ``SummaryWriter``. ``Monitor(on_finding=tracker.finding)`` writes findings as text."""
 
     def __init__(self, writer) -> None:
+        _check_methods("writer", writer, ("add_scalar", "add_text"), "a SummaryWriter")
         self.writer = writer
 
     def log(self, step: float, **measures: float | None) -> None:
+        step = _step(step)
         for tag, value in scalars(measures).items():
-            self.writer.add_scalar(tag, value, int(step))
+            self.writer.add_scalar(tag, value, step)
 
     def finding(self, finding: Finding) -> None:
+        checks.instance("finding", finding, Finding, "a Finding")
         text = f"**{finding.severity}**: {finding.evidence}  \n{finding.advice}"
         step = int(finding.last_step) if math.isfinite(finding.last_step) else None
         self.writer.add_text(f"findings/{finding.signal}", text, step)
@@ -59,12 +75,14 @@ class WandbTracker:
     """``run``: what ``wandb.init`` returned. ``Monitor(on_finding=tracker.finding)`` raises an alert for each finding but info."""
 
     def __init__(self, run) -> None:
+        _check_methods("run", run, ("log", "alert"), "a run of wandb.init")
         self.run = run
 
     def log(self, step: float, **measures: float | None) -> None:
-        self.run.log(scalars(measures), step=int(step))
+        self.run.log(scalars(measures), step=_step(step))
 
     def finding(self, finding: Finding) -> None:
+        checks.instance("finding", finding, Finding, "a Finding")
         if finding.severity in ALERTS:
             self.run.alert(
                 title=finding.signal, text=f"{finding.evidence}. {finding.advice}", level=ALERTS[finding.severity]

@@ -12,17 +12,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import InputError
+from .. import checks
+from ..arguments import check_backend
+from ..errors import InputError, InputTypeError, needing
 from ..evaluation import models
 from ..evaluation.evaluator import evaluation_mode
 from ..kernels import reference
 from ..losses import cross_entropy, linear_cross_entropy
 from ..metric import float64_sum
 from ..monitor import Monitor
-from . import needing, over_ranks
+from . import given_monitor, over_ranks
 from .loss_terms import extra_terms
 
-with needing(__name__):
+with needing(__name__, "integrations"):
     from transformers import TrainerCallback
     from transformers.loss.loss_utils import ForCausalLMLoss
     from transformers.modeling_outputs import CausalLMOutputWithPast
@@ -119,6 +121,7 @@ def use_fused_loss(model, *, backend: str | None = None) -> FusedLoss:
         InputError: The loss is not the mean of −log p alone (a router's auxiliary loss, a z-loss, a scaled
             loss), does not shift, or the head has another adapter than LoRA, or one with dropout.
     """
+    check_backend(backend)
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
     network = models.as_language_model(model)
     if not isinstance(network, models.HuggingFaceModel):
@@ -302,7 +305,7 @@ class PerplexityCallback(TrainerCallback):
     """
 
     def __init__(self, monitor: Monitor | None = None) -> None:
-        self.monitor = Monitor() if monitor is None else monitor
+        self.monitor = given_monitor(monitor)
         self._model, self._hook = None, None
         self._labels: Tensor | None = None  # of the batch that Trainer computes a loss of
         self._shift: int | None = None  # of labels against logits, once it is known
@@ -317,6 +320,9 @@ class PerplexityCallback(TrainerCallback):
 
     def attach(self, trainer) -> PerplexityCallback:
         """Add the callback to a trainer, before everything that writes logs, and show it the labels."""
+        known = hasattr(trainer, "callback_handler") and hasattr(trainer, "compute_loss")
+        got = checks.shown(trainer)
+        checks.expect(known, "trainer", "a transformers Trainer", got, InputTypeError)
         callbacks = trainer.callback_handler.callbacks
         callbacks[:] = [self, *(callback for callback in callbacks if callback is not self)]
         self._watch(trainer.model)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import math
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-from ..errors import InputError
+from .. import checks
+from ..errors import InputError, InputTypeError
 from ..findings import SEVERITIES
 from .digest import LARGEST, Digest
 from .findings import SIGNALS, Finding
@@ -46,17 +46,19 @@ class Monitor:
         check_every: int = 1000,
         settings: Settings | None = None,
     ) -> None:
-        if vocabulary_size is not None and vocabulary_size < 2:
-            raise InputError(f"vocabulary_size: expected at least 2, got {vocabulary_size}")
-        if unit not in UNITS:
-            raise InputError(f"unit: expected one of {', '.join(UNITS)}, got {unit!r}")
-        if check_every < 1:
-            raise InputError(f"check_every: expected at least 1, got {check_every}")
-        self.vocabulary_size, self.total_steps = vocabulary_size, total_steps
-        self.stop_on = (stop_on,) if isinstance(stop_on, str) else tuple(stop_on)
+        integer, optional = checks.integer, checks.optional
+        self.vocabulary_size = optional(integer, "vocabulary_size", vocabulary_size, least=2)
+        self.total_steps = optional(integer, "total_steps", total_steps, least=1)
+        checks.choice("unit", unit, UNITS)
+        check_every = integer("check_every", check_every, least=1)
+        rules = (*SEVERITIES, *SIGNALS)
+        self.stop_on = (stop_on,) if isinstance(stop_on, str) else stop_on
+        checks.several("stop_on", self.stop_on, "severities or signals")
+        self.stop_on = tuple(self.stop_on)
         for rule in self.stop_on:
-            if rule not in (*SEVERITIES, *SIGNALS):
-                raise InputError(f"stop_on: expected {', '.join((*SEVERITIES, *SIGNALS))}, got {rule!r}")
+            checks.choice("stop_on", rule, rules, ", ".join(rules))
+        checks.function("on_finding", on_finding)
+        optional(checks.instance, "settings", settings, Settings, "monitor Settings or None")
         self.on_finding, self.check_every = on_finding, check_every
         self.digest = Digest(settings)
         self.should_stop = False
@@ -71,7 +73,7 @@ class Monitor:
         self.notes: list[str] = []  # of the file gone on with
         self._file = None
         if path is not None:
-            self._open(Path(path))
+            self._open(checks.path("path", path))
 
     def _open(self, path: Path) -> None:
         from .history import History, Names, feed
@@ -90,7 +92,7 @@ class Monitor:
                 if len(whole) < len(raw):  # a line that a crash cut off must not be gone on with
                     with path.open("r+b") as file:
                         file.truncate(len(whole))
-            self._file = path.open("a", buffering=1)
+            self._file = path.open("a", buffering=1, encoding="utf-8")
         except OSError as error:
             raise InputError(f"path: expected a file that can be written, got {path} ({error.strerror})")
 
@@ -112,22 +114,21 @@ class Monitor:
         Numbers or tensors with one element (those wait for their device). Steps that go back are a restart.
         """
         digest = self.digest
-        try:
-            step = float(step)
-        except OverflowError:
-            step = math.inf
-        if step - step != 0:
-            raise InputError(f"step: expected a finite number, got {step}")
+        if self._file is not None and self._file.closed:
+            raise InputError("log: expected a monitor whose file is open, got one after close()")
+        step = _finite_step(step)
         if val_loss is None and (train_eval_loss is not None or eval_seconds is not None):
             raise InputError("train_eval_loss, eval_seconds: expected beside a val_loss of the same step, got none")
         # All are numbers before the first is counted: a call that raises leaves no trace.
-        train_loss, val_loss, train_eval_loss = map(self._nats, (train_loss, val_loss, train_eval_loss))
+        train_loss = self._nats("train_loss", train_loss)
+        val_loss = self._nats("val_loss", val_loss)
+        train_eval_loss = self._nats("train_eval_loss", train_eval_loss)
         others = [
-            (name, float(value))
+            (name, checks.measured(name, value))
             for name, value in (("lr", lr), ("grad_norm", grad_norm), ("tokens", tokens), ("seconds", seconds))
             if value is not None
         ]
-        eval_seconds = None if eval_seconds is None else float(eval_seconds)
+        eval_seconds = checks.optional(checks.measured, "eval_seconds", eval_seconds)
         if train_loss is not None:
             digest.train(step, train_loss)
         for name, value in others:
@@ -143,10 +144,11 @@ class Monitor:
             if broken or val_loss is not None or self._calls % self.check_every == 0:
                 self.check()
 
-    def _nats(self, loss: float | None) -> float | None:
+    def _nats(self, name: str, loss: float | None) -> float | None:
         if loss is None:
             return None
-        return float(loss) if self._convert is None else self._convert(float(loss))
+        loss = checks.measured(name, loss)
+        return loss if self._convert is None else self._convert(loss)
 
     def _write(self, step: float, *values) -> None:
         row = {"step": step} | {
@@ -182,13 +184,13 @@ class Monitor:
         ``fn`` returns a validation loss in the monitor's unit, or a dict of ``log``'s measures. The share of the run's time
         that evaluations took is in ``evaluation_share``. A NaN is logged as one; what ``fn`` raises is raised.
         """
-        if steps < 1:
-            raise InputError(f"steps: expected at least 1, got {steps}")
-
+        steps = checks.integer("steps", steps, least=1)
+        checks.expect(callable(fn), "fn", "a function", checks.shown(fn), InputTypeError)
         done: int | None = None  # the last multiple that was evaluated
 
         def at(step: float) -> float | None:
             nonlocal done
+            step = _finite_step(step)
             multiple = int(step // steps)
             if done is None:
                 done = int((step - 1) // steps) if step else 0
@@ -216,6 +218,13 @@ class Monitor:
     def close(self) -> None:
         if self._file is not None:
             self._file.close()
+
+
+def _finite_step(step: float) -> float:
+    step = checks.measured("step", step)
+    if step - step != 0:
+        raise InputError(f"step: expected a finite number, got {step}")
+    return step
 
 
 def _at_least(severity: str, rules: tuple[str, ...]) -> bool:

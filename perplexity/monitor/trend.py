@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from statistics import NormalDist
 
 import numpy as np
 
@@ -65,19 +66,39 @@ def _plateau_advice(digest: Digest, since: float) -> str:
     return more
 
 
+def theil_sen(x: np.ndarray, y: np.ndarray) -> tuple[float, float, float]:
+    """Return the median slope of all pairs of points and the ends of its 95% interval.
+
+    Sen 1968, equation 2.6, as ``scipy.stats.theilslopes`` computes it. By numpy alone: a training
+    loop that is watched need not have scipy. The ends are NaN where every ``y`` is equal.
+    """
+    dx, dy = x[:, None] - x, y[:, None] - y
+    slopes = np.sort(dy[dx > 0] / dx[dx > 0])
+    tied = [np.unique(values, return_counts=True)[1].tolist() for values in (x, y)]
+    variance = (_kendall(len(y)) - sum(map(_kendall, tied[0] + tied[1]))) * (1 / 18)
+    if variance < 0:
+        return float(np.median(slopes)), math.nan, math.nan
+    width = NormalDist().inv_cdf(0.975) * math.sqrt(variance)
+    low = max(round((len(slopes) - width) / 2) - 1, 0)
+    high = min(round((len(slopes) + width) / 2), len(slopes) - 1)
+    return float(np.median(slopes)), float(slopes[low]), float(slopes[high])
+
+
+def _kendall(count: int) -> int:
+    return count * (count - 1) * (2 * count + 5)
+
+
 def _flat(measure: str, steps: np.ndarray | None, losses: np.ndarray | None, s: Settings) -> tuple | None:
     """What a plateau shows: measure, steps, level, gain of another doubling, and that gain at its most optimistic."""
-    import scipy.stats
-
     if steps is None or len(np.unique(steps)) < 4:
         return None
     if len(steps) > MOST_SLOPES:  # the slopes of all pairs are too many
         parts = np.array_split(np.arange(len(steps)), MOST_SLOPES)
         steps, losses = (np.array([values[part].mean() for part in parts]) for values in (steps, losses))
-    fit = scipy.stats.theilslopes(losses, np.log2(steps), 0.95)
-    gain, optimistic = -float(fit.slope), -float(fit.low_slope)
+    slope, low, high = theil_sen(np.log2(steps), losses)
+    gain, optimistic = -slope, -low
     level = float(np.median(losses[-3:]))
-    error = (float(fit.high_slope) - float(fit.low_slope)) / (2 * 1.96)
+    error = (high - low) / (2 * 1.96)
     # Under a share of the loss for certain; or no gain that stands out of the noise, where the noise is small.
     certain = optimistic < s.plateau_gain * abs(level)
     lost = gain < s.plateau_errors * error and error < s.plateau_error * abs(level)
@@ -86,12 +107,10 @@ def _flat(measure: str, steps: np.ndarray | None, losses: np.ndarray | None, s: 
 
 def _gains(steps: np.ndarray | None, losses: np.ndarray | None, s: Settings) -> bool:
     """Whether more is gained than on a plateau for certain: at the pessimistic end of the slope's 95 % interval."""
-    import scipy.stats
-
     if steps is None or len(np.unique(steps)) < 4:
         return False
-    fit = scipy.stats.theilslopes(losses, np.log2(steps), 0.95)
-    return -float(fit.high_slope) > s.plateau_gain * abs(float(np.median(losses[-3:])))
+    _, _, high = theil_sen(np.log2(steps), losses)
+    return -high > s.plateau_gain * abs(float(np.median(losses[-3:])))
 
 
 def _no_gain(digest: Digest) -> tuple | None:

@@ -2,6 +2,8 @@
 
 import importlib
 
+from ..errors import needing
+
 # Imported where they are used: a report of probes needs no model, and Ask-LLM none of the measures.
 _HOME = {
     "ask": ("Answer", "Questioner"),
@@ -18,4 +20,5 @@ __all__ = sorted(_MODULE)
 def __getattr__(name: str):
     if name not in _MODULE:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f".{_MODULE[name]}", __name__), name)
+    with needing(f"{__name__}.{name}", "probe"):
+        return getattr(importlib.import_module(f".{_MODULE[name]}", __name__), name)

@@ -13,13 +13,14 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import closing, nullcontext
 from dataclasses import dataclass, replace
-from itertools import repeat
+from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from .. import checks
 from ..arguments import choose_backend
 from ..errors import InputError, check_unicode
 from ..evaluation import models
@@ -30,7 +31,7 @@ from ..evaluation.fingerprints import TextFingerprint, tokenizer_fingerprint
 from ..evaluation.journal import Journal
 from ..evaluation.protocols import Positions
 from ..evaluation.scoring import IGNORED, continuations, stream
-from ..evaluation.tokens import text_of
+from ..evaluation.tokens import is_tokenizer, text_of
 from ..statistics import token_statistics
 from .prompts import chat_text, encode, following, plain
 
@@ -89,13 +90,16 @@ class Questioner:
         chat: bool | None = None,
         backend: str | None = None,
     ) -> None:
+        checks.optional(checks.flag, "chat", chat, "True, False or None")
         for name, text in (("template", template), ("yes", yes), ("no", no)):
+            checks.text(name, text)
             check_unicode(name, text)
         if template.count(PLACE) != 1:
             raise InputError(f"template: expected {PLACE} in it once, got it {template.count(PLACE)} times")
         if template.count(PROMPT) > 1:
             raise InputError(f"template: expected {PROMPT} in it once at most, got it {template.count(PROMPT)} times")
         self.network = models.as_language_model(model)
+        is_tokenizer(tokenizer)
         self.tokenizer, self.template = tokenizer, template
         self.chat = bool(getattr(tokenizer, "chat_template", None)) if chat is None else chat
         self.backend = choose_backend(backend, self.network.head.weight)
@@ -174,8 +178,19 @@ class Questioner:
         prompts: what each text follows, for a template with ``{prompt}``.
         journal: a folder; the same call again goes on where a killed one stopped, to the same bits.
         """
-        if batch_size is not None and batch_size < 1:
-            raise InputError(f"batch_size: expected at least 1, got {batch_size}")
+        batch_size = checks.optional(checks.integer, "batch_size", batch_size, least=1)
+        checks.several("texts", texts, "them", (Document,))
+        checks.optional(checks.several, "prompts", prompts, "texts")
+        checks.optional(checks.path, "journal", journal)
+        return self._asked(texts, prompts, batch_size, journal)
+
+    def _asked(
+        self,
+        texts: Iterable[Document | str],
+        prompts: Iterable[str] | None,
+        batch_size: int | None,
+        journal: str | Path | None,
+    ) -> Iterator[Answer]:
         device = self.network.head.weight.device
         book = None if journal is None else Journal(journal, self._identity(batch_size))
         with nullcontext() if book is None else closing(book), evaluation_mode(self.network):
@@ -208,11 +223,8 @@ class Questioner:
     def _positions(
         self, texts: Iterable[Document | str], prompts: Iterable[str] | None, book: Journal | None
     ) -> Iterator[tuple[Positions, int]]:
-        if isinstance(texts, str | Document):
-            raise InputError(f"texts: expected a sequence of them, got one {type(texts).__name__}")
         hashes, verified = TextFingerprint(), False
-        ahead = repeat("") if prompts is None else iter(prompts)
-        for index, (text, before) in enumerate(zip(texts, ahead, strict=prompts is not None)):
+        for index, (text, before) in enumerate(_paired(texts, prompts)):
             document = checked_document(index, text)
             if document.ids is not None:
                 document = replace(document, text=self._decoded(document), ids=None)
@@ -245,6 +257,22 @@ class Questioner:
             )
         nll = found.nll.view(-1, 2)
         return torch.stack([nll[:, 0], nll[:, 1], found.predicted.view(-1, 2)[:, 0].float()])
+
+
+def _paired(
+    texts: Iterable[Document | str],
+    prompts: Iterable[str] | None,
+) -> Iterator[tuple[Document | str, str]]:
+    """Yield each text with its prompt ("" without ``prompts``); InputError where one is alone."""
+    if prompts is None:
+        yield from ((text, "") for text in texts)
+        return
+    for index, (text, before) in enumerate(zip_longest(texts, prompts)):
+        if text is None or before is None:
+            name = "prompts" if before is None else "texts"
+            raise InputError(f"{name}: expected one prompt for each text, got none at {index}")
+        checks.text(f"prompts[{index}]", before)
+        yield text, before
 
 
 class Tally:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from .. import checks
 from ..arguments import choose_backend
 from ..errors import InputError
 from ..evaluation import models
@@ -96,6 +97,24 @@ def probe(
     scorers, weights: of the health score. progress: told what is done, how many of how many. Raises InputError.
     """
     started = time.perf_counter()
+    checks.several("prompts", prompts, "them", (Prompt,))
+    kinds = (
+        ("settings", settings, GenerationSettings, "GenerationSettings or None"),
+        ("judge", judge, Questioner, "a Questioner or None"),
+        ("evaluation", evaluation, Mapping, "a dict, read from the file of ppl eval --json, or None"),
+        ("diagnosis", diagnosis, Mapping, "a dict, as Diagnosis.to_dict() gives, or None"),
+        ("weights", weights, Mapping, "a dict of weights by part, or None"),
+    )
+    for argument, value, kind, expected in kinds:
+        checks.optional(checks.instance, argument, value, kind, expected)
+    for key in ("verdict", "health_score", "findings") if diagnosis is not None else ():
+        known = key in diagnosis
+        checks.expect(known, "diagnosis", "the keys of Diagnosis.to_dict()", f"none for {key}")
+    checks.several("scorers", scorers, "them")
+    checks.optional(checks.path, "embeddings", embeddings)
+    checks.text("name", name)
+    step = checks.optional(checks.integer, "step", step, least=0)
+    checks.function("progress", progress)
     tell = progress or (lambda *_: None)
     own_weights = scores.own_weights(scorers, WEIGHTS)
     scores.check_weights(weights or {}, [*WEIGHTS, *own_weights])
@@ -240,8 +259,6 @@ def _parts(measured: Mapping, asking: Asking, diagnosis: Mapping | None) -> dict
 
 def _asked(tokenizer, prompts: Iterable[Prompt | str], settings: GenerationSettings, context_length: int | None):
     """The prompts as tokens, and notes on what was left out."""
-    if isinstance(prompts, str | Prompt):
-        raise InputError(f"prompts: expected a sequence of them, got one {type(prompts).__name__}")
     given = [checked_prompt(place, prompt) for place, prompt in enumerate(prompts)]
     asked, short = tokenize(tokenizer, given, settings, context_length)
     if not asked:

@@ -8,8 +8,9 @@ from dataclasses import asdict, dataclass
 from numbers import Real
 from typing import Any, Protocol
 
+from .. import checks
 from ..errors import InputError, theirs
-from ..findings import CEILING, worst
+from ..findings import CEILING, SEVERITIES, worst
 
 # Of 100, where nothing else is said. A scorer of one's own weighs OWN_WEIGHT beside them.
 WEIGHTS = {"monitor": 25.0, "perplexity": 20.0, "generation": 30.0, "references": 10.0, "ask": 15.0}
@@ -65,7 +66,14 @@ def health(parts: Mapping[str, Part], weights: Mapping[str, float], severities: 
     Missing parts are left out of both sums and shown; ``coverage`` says how much of the weight is left. The ceilings are the
     monitor's: 70 with a warning, 30 with a danger.
     """
+    checks.mapping("parts", parts, "a dict of Parts by name")
+    for name, part in parts.items():
+        checks.instance(f"parts: {name}", part, Part, "a Part")
+    checks.mapping("weights", weights, "a dict of weights by part")
     check_weights(weights, parts)
+    severities = list(severities)
+    for severity in severities:
+        checks.choice("severities", severity, SEVERITIES)
     shown, whole, present, total = {}, 0.0, 0.0, 0.0
     for name, part in parts.items():
         weight = float(weights.get(name, WEIGHTS.get(name, OWN_WEIGHT)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from .. import checks
 from ..errors import InputError
 
 LEAST_TEMPERATURE = 0.01  # below it logits overflow
@@ -34,22 +35,21 @@ class GenerationSettings:
     batch_size: int = 64
 
     def __post_init__(self) -> None:
-        for name in ("max_new_tokens", "samples", "prompt_tokens", "batch_size"):
-            if name == "max_new_tokens" and self.max_new_tokens is None:
-                continue
-            if not _whole(getattr(self, name)) or getattr(self, name) < 1:
-                raise InputError(f"{name}: expected a whole number, at least 1, got {getattr(self, name)!r}")
-        for name in ("top_k", "seed"):
-            if not _whole(getattr(self, name)) or getattr(self, name) < 0:
-                raise InputError(f"{name}: expected a whole number, at least 0, got {getattr(self, name)!r}")
+        least = dict(samples=1, prompt_tokens=1, batch_size=1, top_k=0, seed=0)
+        if self.max_new_tokens is not None:
+            least["max_new_tokens"] = 1
+        for name, lowest in least.items():
+            expected = f"a whole number, at least {lowest}"
+            value = checks.integer(name, getattr(self, name), expected, lowest)
+            object.__setattr__(self, name, value)
         if self.seed >= 1 << 63:
             raise InputError(f"seed: expected less than 2⁶³, got {self.seed}")
-        if self.temperature != 0 and not LEAST_TEMPERATURE <= self.temperature < float("inf"):
-            raise InputError(
-                f"temperature: expected 0 (greedy) or {LEAST_TEMPERATURE} and more, got {self.temperature!r}"
-            )
-        if not 0 < self.top_p <= 1:
-            raise InputError(f"top_p: expected above 0 and at most 1, got {self.top_p!r}")
+        expected = f"0 (greedy) or {LEAST_TEMPERATURE} and more"
+        checks.number("temperature", self.temperature, expected, 0)
+        if self.temperature:
+            checks.number("temperature", self.temperature, expected, LEAST_TEMPERATURE)
+        checks.number("top_p", self.top_p, "above 0 and at most 1", most=1, above=0)
+        checks.flag("chat", self.chat)
         if self.greedy and self.samples > 1:
             raise InputError(
                 f"samples: expected 1 with temperature 0, which gives the same text again, got {self.samples}"
@@ -80,7 +80,3 @@ class GenerationSettings:
         how += f", top-k {self.top_k}" if self.top_k else ""
         how += ", as chat" if self.chat else ""
         return f"{how}, at most {self.max_new_tokens} tokens, {self.samples} a prompt"
-
-
-def _whole(value) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)

@@ -16,7 +16,7 @@ from ..monitor.readers import read_history
 def read_object(path: str, command: str) -> dict:
     """What ``ppl COMMAND --json`` wrote; InputError where it is no object."""
     try:
-        record = parsed(Path(path).read_text())
+        record = parsed(Path(path).read_text(encoding="utf-8"))
     except (ValueError, RecursionError, OSError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not JSON"
         raise InputError(f"{path}: expected a result file of ppl {command} --json, got {reason}")

@@ -234,7 +234,8 @@ def write_report(
         raise InputError(f"report: needs {error.name}; install fused-perplexity[report]")
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     environment.filters["n"] = lambda value, places=0: "–" if value is None else f"{float(value):,.{places}f}"
-    template = environment.from_string(resources.files(__package__).joinpath("report.html").read_text())
+    page = resources.files(__package__).joinpath("report.html")
+    template = environment.from_string(page.read_text(encoding="utf-8"))
     drawn = figures(history, digest, diagnosis, vocabulary_size)
     curves, beyond = list(drawn), None
     if probes:
