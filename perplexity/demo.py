@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
 import json
 import math
 import time
@@ -165,7 +166,8 @@ def run(out: str | Path, *, steps: int = 300) -> dict:
     from .data_checks import Text, check_data
     from .data_checks.commands import view as view_data
     from .evaluation import Document, evaluate, models, tables
-    from .evaluation.results import to_json, write_text
+    from .evaluation.results import to_json
+    from .files import write_text
     from .monitor import diagnose, read_history
     from .monitor.commands import view
     from .probe import GenerationSettings, Probe, Prompt, probe
@@ -194,11 +196,13 @@ def run(out: str | Path, *, steps: int = 300) -> dict:
         f"{overlap or 'none'}"
     )
     valid_documents = [Document(name, text, "validation") for name, text in validation.items()]
-    (out / "validation.jsonl").write_text(
-        "".join(json.dumps({"id": d.id, "text": d.text, "domain": d.domain}) + "\n" for d in valid_documents)
+    write_text(
+        out / "validation.jsonl",
+        "".join(json.dumps({"id": d.id, "text": d.text, "domain": d.domain}) + "\n" for d in valid_documents),
     )
-    (out / "train.jsonl").write_text(
-        "".join(json.dumps({"id": name, "text": text, "domain": "train"}) + "\n" for name, text in training.items())
+    write_text(
+        out / "train.jsonl",
+        "".join(json.dumps({"id": name, "text": text, "domain": "train"}) + "\n" for name, text in training.items()),
     )
 
     tokenizer = train_tokenizer(training.values())
@@ -251,11 +255,12 @@ def run(out: str | Path, *, steps: int = 300) -> dict:
 
         train(model, torch.tensor(training_ids), steps, lambda: score().loss, record, look)
     writer.close()
-    with (out / "history.csv").open("w", newline="") as file:
-        columns = ["step", "train_loss", "val_loss", "lr", "grad_norm", "tokens", "seconds"]
-        rows = csv.DictWriter(file, columns, extrasaction="ignore")
-        rows.writeheader()
-        rows.writerows(history)
+    table = io.StringIO(newline="")
+    columns = ["step", "train_loss", "val_loss", "lr", "grad_norm", "tokens", "seconds"]
+    rows = csv.DictWriter(table, columns, extrasaction="ignore")
+    rows.writeheader()
+    rows.writerows(history)
+    write_text(out / "history.csv", table.getvalue())
 
     with theirs(f"--out: {out / 'model'} cannot be written"):
         model.save_pretrained(out / "model")

@@ -6,6 +6,8 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from .files import write_text
+
 SEVERITIES = ("info", "warning", "danger")
 VERDICTS = {"info": "healthy", "warning": "watch", "danger": "unhealthy"}  # by the worst finding
 CEILING = {"info": 100.0, "warning": 70.0, "danger": 30.0}  # of a health score, likewise
@@ -51,6 +53,4 @@ class Judged:
 
     def save(self, path: str | Path) -> None:
         """Write ``to_json``; InputError naming the file where the system refuses."""
-        from .evaluation.results import write_text
-
         write_text(path, self.to_json() + "\n")

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from ..arguments import choose_backend
 from ..errors import InputError, check_unicode
+from ..files import check_outputs
 from ..metric import exp
 from ..statistics import token_nll, token_statistics
 from . import models
@@ -103,6 +104,7 @@ def evaluate(
     A NaN or infinite loss of a token is left out and reported in ``non_finite``. Raises InputError naming what cannot be used.
     """
     started = time.perf_counter()
+    check_outputs({"per_token": per_token, "per_document": per_document})
     if batch_size is not None and batch_size < 1:
         raise InputError(f"batch_size: expected at least 1, got {batch_size}")
     network = models.as_language_model(model)

@@ -12,6 +12,7 @@ from types import UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from ..errors import InputError
+from ..files import write_text
 from ..metric import exp
 from .uncertainty import uncertainty
 
@@ -148,13 +149,6 @@ def same_model(a: Mapping, b: Mapping) -> bool | None:
     """Return whether two results are of models with one fingerprint; None where one does not say."""
     known = [side["model"].get("fingerprint") if isinstance(side.get("model"), Mapping) else None for side in (a, b)]
     return None if None in known else known[0] == known[1]
-
-
-def write_text(path: str | Path, text: str) -> None:
-    try:
-        Path(path).write_text(text)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror})")
 
 
 # What `read_result` needs of a file, whichever program wrote it.

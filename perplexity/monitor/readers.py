@@ -15,6 +15,7 @@ from .history import EVENTS, LOSSES, History, Names
 from .wandb_log import read_wandb
 
 SUMMARY = "train_runtime"  # in the last row that transformers logs: means over the whole run
+HISTORIES = ("history.csv", "history.jsonl")  # of a folder that holds nothing else to read
 DEEPEST = 200  # brackets in a line that Arrow is given
 THINNED = ("lr", "grad_norm", "tokens", "seconds")  # slow measures: ten thousand values draw them
 
@@ -313,6 +314,20 @@ def _read_trainer_state(path: Path, names: Names) -> History:
     return history
 
 
+def history_files(history: str | Path | None) -> list[Path]:
+    """Return the files that ``read_history`` reads, for checks that no output is one of them.
+
+    Of a folder these are the files that a training run writes: a report may lie beside them.
+    """
+    if history is None:
+        return []
+    path = Path(history)
+    if not path.is_dir():
+        return [path]
+    patterns = ("trainer_state.json", "*.wandb", "*/*.wandb", "**/*.tfevents.*", *HISTORIES)
+    return [file for pattern in patterns for file in path.glob(pattern)]
+
+
 def _read_folder(path: Path, names: Names) -> History:
     if (path / "trainer_state.json").is_file():
         return _read_trainer_state(path / "trainer_state.json", names)
@@ -325,7 +340,7 @@ def _read_folder(path: Path, names: Names) -> History:
         return read_wandb(runs[0], names)
     if any(path.rglob("*.tfevents.*")):
         return _read_tensorboard(path, names)
-    for name in ("history.csv", "history.jsonl"):
+    for name in HISTORIES:
         if (path / name).is_file():
             return read_history(path / name, unit="nats")
     raise InputError(

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import os
 from pathlib import Path
 
 from ..errors import InputError
 from ..evaluation.results import parsed, read_result, schema_of
+from ..files import check_outputs
 from ..monitor.commands import parse_tags
 from ..monitor.health import diagnose
-from ..monitor.readers import read_history
+from ..monitor.readers import history_files, read_history
 
 
 def read_object(path: str, command: str) -> dict:
@@ -27,10 +27,10 @@ def read_object(path: str, command: str) -> dict:
 
 
 def run_report(arguments: argparse.Namespace) -> int:
-    for option in ("output", "png", "svg"):
-        path = getattr(arguments, option)
-        if path and not os.path.isdir(os.path.dirname(os.path.abspath(path))):
-            raise InputError(f"--{option}: expected a file in an existing folder, got {path}")
+    names = ("eval", "data", "probe")
+    inputs = [path for name in names for path in getattr(arguments, name) or []]
+    outputs = {"--output": arguments.output, "--png": arguments.png, "--svg": arguments.svg}
+    check_outputs(outputs, [*inputs, *history_files(arguments.history)])
     if not (arguments.output or arguments.png or arguments.svg):
         raise InputError("report: expected -o, --png or --svg, got none")
     history = read_history(arguments.history, tags=parse_tags(arguments.tag), unit=arguments.unit)

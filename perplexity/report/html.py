@@ -12,6 +12,7 @@ import numpy as np
 
 from ..errors import InputError
 from ..evaluation.results import model_name
+from ..files import write_text
 from ..metric import exp
 from ..monitor.digest import Digest
 from ..monitor.health import Diagnosis
@@ -256,7 +257,4 @@ def write_report(
         tokens=None if math.isnan(digest.tokens) else digest.tokens,
         minutes=digest.seconds / 60 if digest.seconds else None,
     )
-    try:
-        Path(path).write_bytes(text.encode("utf-8", "replace"))  # a file's name need not be text
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror})")
+    write_text(path, text)  # a file's name need not be text

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
-from ..errors import InputError, theirs
+from ..errors import theirs
+from ..files import write_bytes
 from ..metric import exp
 
 
@@ -136,11 +138,10 @@ def reliability(calibration: dict, path: str | Path, *, title: str | None = None
 def _save(figure, path: str | Path, form: str) -> None:
     import matplotlib.pyplot as plt
 
+    drawn = io.BytesIO()
     try:
         with theirs(f"{path}: expected a plot that matplotlib can draw, got one that fails"):
-            try:
-                figure.savefig(path, dpi=150, format=form)
-            except OSError as error:
-                raise InputError(f"{path}: cannot be written ({error.strerror or error})")
+            figure.savefig(drawn, dpi=150, format=form)
     finally:
         plt.close(figure)
+    write_bytes(path, drawn.getvalue())
