@@ -300,12 +300,16 @@ def _add_row(history: History, step: float | None, measures: dict[str, float], r
 
 def _read_trainer_state(path: Path, names: Names) -> History:
     """transformers' Trainer: its log_history."""
-    history = History(str(path))
+    history, record = History(str(path)), None
     try:
         record = json.loads(path.read_text(encoding="utf-8-sig"))
         rows = record["log_history"]
     except (ValueError, RecursionError, KeyError, TypeError) as error:
-        raise InputError(f"{path}: expected trainer_state.json with a log_history, got another file ({error!r:.80})")
+        from ..evaluation.results import described_result
+
+        found = described_result(record) if isinstance(record, dict) else None
+        got = found or f"another file ({error!r:.80})"
+        raise InputError(f"{path}: expected trainer_state.json with a log_history, got {got}")
     for number, row in enumerate(rows if isinstance(rows, list) else [], 1):
         if not isinstance(row, dict):
             raise InputError(f"{path}: expected objects in log_history, got {row!r:.60} at {number}")

@@ -3,27 +3,18 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from ..errors import InputError
-from ..evaluation.results import parsed, read_result, schema_of
+from ..evaluation.results import read_result, read_written
 from ..files import check_outputs
 from ..monitor.commands import parse_tags
 from ..monitor.health import diagnose
 from ..monitor.readers import history_files, read_history
 
 
-def read_object(path: str, command: str) -> dict:
-    """What ``ppl COMMAND --json`` wrote; InputError where it is no object."""
-    try:
-        record = parsed(Path(path).read_text())
-    except (ValueError, RecursionError, OSError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not JSON"
-        raise InputError(f"{path}: expected a result file of ppl {command} --json, got {reason}")
-    if not isinstance(record, dict):
-        raise InputError(f"{path}: expected a result file of ppl {command} --json, got no object")
-    schema_of(record, str(path))
-    return record | {"source": str(path)}
+def _read(path: str, command: str) -> dict:
+    """Return what ``ppl COMMAND --json`` wrote, with the file's name as its ``source``."""
+    return read_written(path, command) | {"source": str(path)}
 
 
 def run_report(arguments: argparse.Namespace) -> int:
@@ -52,8 +43,8 @@ def run_report(arguments: argparse.Namespace) -> int:
             diagnosis,
             vocabulary_size=arguments.vocabulary_size,
             evaluations=evaluations,
-            data_checks=[read_object(path, "check-data") for path in arguments.data or []] + beside,
-            probes=[read_object(path, "probe") for path in arguments.probe or []],
+            data_checks=[_read(path, "check-data") for path in arguments.data or []] + beside,
+            probes=[_read(path, "probe") for path in arguments.probe or []],
             title=arguments.title,
         )
         print(f"{arguments.output}: {diagnosis.verdict}")
