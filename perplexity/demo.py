@@ -115,8 +115,9 @@ def train(model, stream: torch.Tensor, steps: int, validate, record, look) -> No
     validate: a loss, every twelfth of the run; record: takes a step's row; look: is called with the step after each of three
     quarters, in a run of LOOKED_AT steps or more.
     """
-    from rich.console import Console
     from rich.progress import track
+
+    from .terminal import Console
 
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, betas=(0.9, 0.95), weight_decay=0.1)
     warmup = max(1, steps // 20)
@@ -159,7 +160,6 @@ def train(model, stream: torch.Tensor, steps: int, validate, record, look) -> No
 def run(out: str | Path, *, steps: int = 300) -> dict:
     """Train, evaluate and plot into the folder ``out``; prints what it does and returns the summary it writes."""
     import transformers
-    from rich.console import Console
     from rich.table import Table
     from torch.utils.tensorboard import SummaryWriter
 
@@ -174,6 +174,7 @@ def run(out: str | Path, *, steps: int = 300) -> dict:
     from .probe.commands import view as view_probe
     from .report.html import write_report
     from .report.plots import loss_curves
+    from .terminal import Console
 
     if steps < 1:
         raise InputError(f"--steps: expected at least 1, got {steps}")

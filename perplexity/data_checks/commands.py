@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from rich.console import Console, Group
+from rich.console import Group
 from rich.table import Table
 from rich.text import Text as Line
 
@@ -21,6 +21,7 @@ from ..evaluation.models import load_tokenizer
 from ..evaluation.readers import STANDARD_INPUT
 from ..evaluation.tables import findings_table
 from ..files import check_outputs
+from ..terminal import Console
 from .checks import DataCheck, check_data, write_texts
 from .index import Index, Scan, Text
 from .leakage import without_leaks

@@ -11,13 +11,13 @@ from contextlib import contextmanager
 from dataclasses import replace
 
 import torch
-from rich.console import Console
 from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bar
 
 from ..errors import InputError, theirs
 from ..files import check_outputs, write_text
 from ..metric import exp
+from ..terminal import Console
 from . import models, tables
 from .comparison import Comparison, compare
 from .documents import Document

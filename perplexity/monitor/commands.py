@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 
-from rich.console import Console, Group
+from rich.console import Group
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
@@ -16,6 +16,7 @@ from rich.text import Text
 from ..errors import InputError, theirs
 from ..files import check_outputs
 from ..findings import COLOURS, VERDICT_COLOURS
+from ..terminal import Console
 from .digest import Digest
 from .findings import Finding
 from .follower import Follower, NotYet

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.console import Console, Group
+from rich.console import Group
 from rich.table import Table
 from rich.text import Text as Line
 
@@ -30,6 +30,7 @@ from ..evaluation.tables import notes as print_notes
 from ..files import Output, check_outputs, write_text
 from ..findings import VERDICT_COLOURS
 from ..monitor.readers import history_files
+from ..terminal import Console
 from .ask import PROBE_TEMPLATE, PROMPT, TEMPLATE, Answer, Questioner, Tally
 from .findings import unanswered
 from .prompts import read_prompts, spread

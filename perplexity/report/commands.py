@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from ..errors import InputError
+from ..errors import InputError, visible
 from ..evaluation.results import read_result, read_written
 from ..files import check_outputs
 from ..monitor.commands import parse_tags
@@ -47,7 +47,7 @@ def run_report(arguments: argparse.Namespace) -> int:
             probes=[_read(path, "probe") for path in arguments.probe or []],
             title=arguments.title,
         )
-        print(f"{arguments.output}: {diagnosis.verdict}")
+        print(f"{visible(arguments.output)}: {diagnosis.verdict}")
     for form in ("png", "svg"):
         path = getattr(arguments, form)
         if path:
@@ -62,5 +62,5 @@ def run_report(arguments: argparse.Namespace) -> int:
                 title=arguments.title,
                 form=form,
             )
-            print(path)
+            print(visible(path))
     return 0

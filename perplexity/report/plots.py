@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from pathlib import Path
 
-from ..errors import theirs
+from ..errors import theirs, visible
 from ..files import write_bytes
 from ..metric import exp
 
@@ -99,7 +99,7 @@ def run_curves(
     panels[1].set_yscale("log")
     handles = dict(zip(*reversed(panels[0].get_legend_handles_labels()), strict=True))
     figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=6, frameon=False, fontsize=8)
-    figure.suptitle(title or f"{diagnosis.verdict}", fontsize=11, parse_math=False)
+    figure.suptitle(visible(title or diagnosis.verdict), fontsize=11, parse_math=False)
     _save(figure, path, form)
 
 
@@ -131,7 +131,7 @@ def reliability(calibration: dict, path: str | Path, *, title: str | None = None
         panel.grid(alpha=0.25)
         panel.legend(frameon=False, fontsize=8, loc="upper left")
     told = f"expected calibration error {calibration['ece']:.4f} over {calibration['tokens']:,} tokens"
-    figure.suptitle(f"{title}: {told}" if title else told, fontsize=11, parse_math=False)
+    figure.suptitle(visible(f"{title}: {told}" if title else told), fontsize=11, parse_math=False)
     _save(figure, path, "svg" if str(path).endswith(".svg") else "png")
 
 
