@@ -10,7 +10,7 @@ import os
 import sys
 import traceback
 
-from .errors import InputError, out_of_memory
+from .errors import InputError, out_of_memory, visible
 
 # What a full or broken disk, or a terminal that is gone, answers to a write.
 NO_MORE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
@@ -121,7 +121,7 @@ def _number(text: str) -> float:
 
 class _OneLineParser(argparse.ArgumentParser):
     def error(self, message: str):
-        self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
+        self.exit(2, f"{self.prog}: {visible(message)} (see {self.prog} --help)\n")
 
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -427,7 +427,7 @@ def main(argv: list[str] | None = None) -> int:
     except Exception as error:
         line = _bad_input(error, arguments.command)
         if line is not None:
-            print(f"ppl {arguments.command}: {' '.join(line.split())}", file=sys.stderr)
+            print(f"ppl {arguments.command}: {visible(' '.join(line.split()))}", file=sys.stderr)
             return 2
         traceback.print_exc()
         print(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
 import json
 import math
 import time
@@ -114,8 +115,9 @@ def train(model, stream: torch.Tensor, steps: int, validate, record, look) -> No
     validate: a loss, every twelfth of the run; record: takes a step's row; look: is called with the step after each of three
     quarters, in a run of LOOKED_AT steps or more.
     """
-    from rich.console import Console
     from rich.progress import track
+
+    from .terminal import Console
 
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, betas=(0.9, 0.95), weight_decay=0.1)
     warmup = max(1, steps // 20)
@@ -158,20 +160,21 @@ def train(model, stream: torch.Tensor, steps: int, validate, record, look) -> No
 def run(out: str | Path, *, steps: int = 300) -> dict:
     """Train, evaluate and plot into the folder ``out``; prints what it does and returns the summary it writes."""
     import transformers
-    from rich.console import Console
     from rich.table import Table
     from torch.utils.tensorboard import SummaryWriter
 
     from .data_checks import Text, check_data
     from .data_checks.commands import view as view_data
     from .evaluation import Document, evaluate, models, tables
-    from .evaluation.results import to_json, write_text
+    from .evaluation.results import to_json
+    from .files import write_text
     from .monitor import diagnose, read_history
     from .monitor.commands import view
     from .probe import GenerationSettings, Probe, Prompt, probe
     from .probe.commands import view as view_probe
     from .report.html import write_report
     from .report.plots import loss_curves
+    from .terminal import Console
 
     if steps < 1:
         raise InputError(f"--steps: expected at least 1, got {steps}")
@@ -194,13 +197,13 @@ def run(out: str | Path, *, steps: int = 300) -> dict:
         f"{overlap or 'none'}"
     )
     valid_documents = [Document(name, text, "validation") for name, text in validation.items()]
-    (out / "validation.jsonl").write_text(
+    write_text(
+        out / "validation.jsonl",
         "".join(json.dumps({"id": d.id, "text": d.text, "domain": d.domain}) + "\n" for d in valid_documents),
-        encoding="utf-8",
     )
-    (out / "train.jsonl").write_text(
+    write_text(
+        out / "train.jsonl",
         "".join(json.dumps({"id": name, "text": text, "domain": "train"}) + "\n" for name, text in training.items()),
-        encoding="utf-8",
     )
 
     tokenizer = train_tokenizer(training.values())
@@ -253,11 +256,12 @@ def run(out: str | Path, *, steps: int = 300) -> dict:
 
         train(model, torch.tensor(training_ids), steps, lambda: score().loss, record, look)
     writer.close()
-    with (out / "history.csv").open("w", newline="", encoding="utf-8") as file:
-        columns = ["step", "train_loss", "val_loss", "lr", "grad_norm", "tokens", "seconds"]
-        rows = csv.DictWriter(file, columns, extrasaction="ignore")
-        rows.writeheader()
-        rows.writerows(history)
+    table = io.StringIO(newline="")
+    columns = ["step", "train_loss", "val_loss", "lr", "grad_norm", "tokens", "seconds"]
+    rows = csv.DictWriter(table, columns, extrasaction="ignore")
+    rows.writeheader()
+    rows.writerows(history)
+    write_text(out / "history.csv", table.getvalue())
 
     with theirs(f"--out: {out / 'model'} cannot be written"):
         model.save_pretrained(out / "model")

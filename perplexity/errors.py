@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
 Item = TypeVar("Item")
+# What a terminal acts on: control characters but for tabs and line breaks, and marks that turn the direction of writing.
+ACTING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 
 
 class InputError(ValueError):
@@ -16,6 +19,16 @@ class InputError(ValueError):
 
 class InputTypeError(InputError, TypeError):
     """An ``InputError`` where the contract has a TypeError: an argument of another kind than expected."""
+
+
+def visible(text: str) -> str:
+    """Return a text whose control characters a terminal shows instead of acting on them.
+
+    Example:
+        >>> visible("a\\x1b[31m.txt")
+        'a\\\\x1b[31m.txt'
+    """
+    return ACTING.sub(lambda found: ascii(found[0])[1:-1], text)
 
 
 def first_line(error: BaseException) -> str:

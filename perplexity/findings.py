@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from . import checks
+from .files import write_text
 
 SEVERITIES = ("info", "warning", "danger")
 VERDICTS = {"info": "healthy", "warning": "watch", "danger": "unhealthy"}  # by the worst finding
@@ -54,6 +55,4 @@ class Judged:
 
     def save(self, path: str | Path) -> None:
         """Write ``to_json``; InputError naming the file where the system refuses."""
-        from .evaluation.results import write_text
-
         write_text(path, self.to_json() + "\n")

@@ -74,6 +74,7 @@ def run(capsys, arguments):
     [
         ("monitor history.csv", "perplexity.monitor.commands.diagnose"),
         ("report history.csv -o page.html", "perplexity.report.html.figures"),
+        ("report history.csv -o page.html --probe probe.json", "perplexity.report.beyond.rows"),
         ("eval model good.jsonl", "perplexity.evaluation.evaluator.summarise"),
         ("eval model good.jsonl", "perplexity.evaluation.readers._row"),
         ("compare eval.json eval.json", "perplexity.evaluation.comparison.ratio_stderr"),
@@ -516,6 +517,49 @@ def _with(record, path, value):
     else:
         place[path[-1]] = value
     return changed
+
+
+RESULTS = {
+    "eval": ("eval.json", "--eval"),
+    "check-data": ("data.json", "--data"),
+    "probe": ("probe.json", "--probe"),
+    "monitor": ({"health_score": 1.0, "best_val_step": 2}, None),
+    "compare": ({"model_a": {}, "model_b": {}}, None),
+    "ask": ({"p_yes": 0.5, "p_no": 0.5}, None),
+}
+
+
+@pytest.mark.parametrize("command", RESULTS)
+@pytest.mark.parametrize("option", ["--eval", "--data", "--probe", "the history"])
+def test_a_report_reads_every_result_or_says_where_it_goes(folder, command, option, tmp_path, fails, ppl_here):
+    source, takes = RESULTS[command]
+    path = tmp_path / "result.json"
+    path.write_text((folder / source).read_text() if isinstance(source, str) else json.dumps(source))
+    arguments = ["history.csv", option, path] if option != "the history" else [path]
+    arguments = ["report", *arguments, "--output", tmp_path / "page.html"]
+    if option == takes:
+        assert ppl_here(*arguments, cwd=folder).returncode == 0
+        return
+    where = "no command reads" if takes is None else f"ppl report takes as {takes}"
+    fails(folder, arguments, ["result.json: expected", f"got a result of ppl {command} --json, which {where}"])
+
+
+def test_a_report_of_infinite_values(folder, tmp_path, fails, ppl_here):
+    """An interval whose bound is "inf", as the evaluation itself wrote it, was refused; a table is told from JSON."""
+    record = json.loads((folder / "eval.json").read_text())
+    record |= {"perplexity": "inf", "perplexity_interval": [3.5, "inf"], "stderr": "nan"}
+    probe = json.loads((folder / "probe.json").read_text())
+    probe["perplexity"]["self_perplexity"] = "inf"
+    probe["calibration"]["entropy_bins"][0]["loss"] = "inf"
+    for name, of in (("eval.json", record), ("probe.json", probe)):
+        (tmp_path / name).write_text("\ufeff" + json.dumps(of), encoding="utf-8")
+    files = ["--eval", tmp_path / "eval.json", "--probe", tmp_path / "probe.json"]
+    done = ppl_here("report", "history.csv", "-o", tmp_path / "page.html", *files, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    assert "95 %: 3.50 to inf" in (tmp_path / "page.html").read_text()
+    (tmp_path / "t.parquet").write_bytes(TABLE)
+    arguments = ["report", "history.csv", "-o", tmp_path / "page.html", "--eval", tmp_path / "t.parquet"]
+    fails(folder, arguments, ["t.parquet: expected a result file of ppl eval --json, got a Parquet table"])
 
 
 @pytest.mark.parametrize(

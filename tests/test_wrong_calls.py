@@ -260,10 +260,10 @@ CALLS = [
     ),
     (
         lambda: tracking.scalars({"train_los": 1.0}),
-        "log: expected measures of train_loss, val_loss, train_eval_loss, lr, grad_norm, tokens, got 'train_los'; "
-        "did you mean 'train_loss'?",
         "log: expected measures of train_loss, val_loss, train_eval_loss, lr, grad_norm, tokens, got "
         "'train_los'; did you mean 'train_loss'?",
+    ),
+]
 
 
 @pytest.mark.parametrize(("call", "line"), CALLS, ids=[line[:40] for _, line in CALLS])

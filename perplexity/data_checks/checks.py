@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +13,7 @@ from .. import checks
 from ..errors import InputError, InputTypeError
 from ..evaluation.fingerprints import tokenizer_fingerprint
 from ..evaluation.tokens import is_tokenizer
+from ..files import Output
 from ..findings import SEVERITIES, Finding, Judged
 from .index import FEWEST, NGRAM, SHINGLE, Index, Scan, Text
 from .leakage import FEWEST_WORDS, Leak, leakage_findings, leaks, overlaps, scan_texts
@@ -185,18 +185,13 @@ def _notes(index: Index, scan: Scan) -> list[str]:
     return notes
 
 
-def write_texts(path: str | Path, texts: Iterable[Text]) -> int:
+def write_texts(path: str | Path, texts: Iterable[Text], name: str | None = None) -> int:
     """Texts to JSON lines (id, text, domain), or as paragraphs of a text file where the name ends in .txt; how many."""
-    count, plain, part = 0, str(path).endswith(".txt"), f"{path}.part"
-    try:
-        with open(part, "w", encoding="utf-8", errors="replace") as file:
-            for text in texts:
-                row = dict(id=text.id, text=text.text, domain=text.domain)
-                file.write(text.text.strip("\n") + "\n\n" if plain else json.dumps(row, ensure_ascii=False) + "\n")
-                count += 1
-        os.replace(part, path)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror})")
-    finally:
-        Path(part).unlink(missing_ok=True)
+    count, plain = 0, str(path).endswith(".txt")
+    with Output(path, name) as file:
+        for text in texts:
+            row = dict(id=text.id, text=text.text, domain=text.domain)
+            line = text.text.strip("\n") + "\n\n" if plain else json.dumps(row, ensure_ascii=False) + "\n"
+            file.write(line.encode("utf-8", "replace"))
+            count += 1
     return count

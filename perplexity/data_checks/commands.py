@@ -9,17 +9,19 @@ import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from rich.console import Console, Group
+from rich.console import Group
 from rich.table import Table
 from rich.text import Text as Line
 
 from ..errors import InputError
-from ..evaluation.commands import check_output, read_options, with_separator
+from ..evaluation.commands import options, read_options, with_separator
 from ..evaluation.documents import Document
 from ..evaluation.fingerprints import tokenizer_fingerprint
 from ..evaluation.models import load_tokenizer
 from ..evaluation.readers import STANDARD_INPUT
 from ..evaluation.tables import findings_table
+from ..files import check_outputs
+from ..terminal import Console
 from .checks import DataCheck, check_data, write_texts
 from .index import Index, Scan, Text
 from .leakage import without_leaks
@@ -62,7 +64,8 @@ def run_check_data(arguments: argparse.Namespace) -> int:
     )
     if arguments.write_clean:
         leaked = {leak.document for leak in check.leaked}
-        kept = write_texts(arguments.write_clean, (text for number, text in enumerate(valid) if number not in leaked))
+        clean = (text for number, text in enumerate(valid) if number not in leaked)
+        kept = write_texts(arguments.write_clean, clean, "--write-clean")
         console.print(f"{arguments.write_clean}: {kept:,} of {len(valid):,} documents", highlight=False)
     try:
         if arguments.json:
@@ -114,23 +117,16 @@ def _check(arguments: argparse.Namespace) -> None:
         raise InputError(
             f"{given[0]}: expected {'no' if arguments.write_split else ''} {what}".replace("  ", " ") + " with it"
         )
-    inputs = {os.path.realpath(path) for path in [*(arguments.train or []), *(arguments.valid or [])]}
-    taken = dict.fromkeys(inputs, "an input")
-    for name in ("json", "write_clean"):
-        path = getattr(arguments, name)
-        check_output(name, path)
-        real = os.path.realpath(path) if path else None
-        if path and (
-            real in taken or any(real.startswith(folder + os.sep) for folder in inputs if os.path.isdir(folder))
-        ):
-            got = taken.get(real, "one inside an input")
-            raise InputError(f"--{name.replace('_', '-')}: expected a file of its own, got {got}, {path}")
-        taken[real] = "another output"
+    texts = [*(arguments.train or []), *(arguments.valid or [])]
+    check_outputs(
+        options(arguments, "json", "write_clean"),
+        [*texts, arguments.tokenizer],
+        folders=options(arguments, "journal", "write_split"),
+    )
     if arguments.write_clean and not arguments.write_clean.endswith((".jsonl", ".txt")):
         raise InputError(f"--write-clean: expected a name that ends in .jsonl or .txt, got {arguments.write_clean}")
     if arguments.write_split:
-        if os.path.exists(arguments.write_split) and not os.path.isdir(arguments.write_split):
-            raise InputError(f"--write-split: expected a folder, got the file {arguments.write_split}")
+        inputs = {os.path.realpath(path) for path in texts}
         names = {os.path.realpath(os.path.join(arguments.write_split, f"{side}.jsonl")) for side in ("train", "valid")}
         if names & inputs:
             raise InputError(f"--write-split: expected a folder without the inputs, got {arguments.write_split}")

@@ -19,6 +19,7 @@ except ImportError as error:
     raise ImportError(f"{__name__}: needs {error.name}; install fused-perplexity[datatrove]", name=error.name) from None
 
 from ..errors import InputError
+from ..files import write_text
 from .index import Index, Scan, Text, groups, scan_batch
 
 
@@ -40,7 +41,7 @@ class LeakageScan(PipelineStep):
                 scan.merge(scan_batch(self.index, texts))
             yield from group
         self.folder.mkdir(parents=True, exist_ok=True)
-        (self.folder / f"{rank:05d}.json").write_text(scan.to_json(), encoding="utf-8")
+        write_text(self.folder / f"{rank:05d}.json", scan.to_json())
 
 
 def merged(folder: str | Path, index: Index) -> Scan:

@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import InputError
+from ..files import write_bytes, write_text
 from ..findings import Finding
 from .index import (
     ESTIMATED,
@@ -171,7 +172,7 @@ class _State:
                         f"journal: {folder} is of another check ({', '.join(different)} differ); take another folder"
                     )
             else:
-                _replace(path, json.dumps(identity).encode())
+                write_text(path, json.dumps(identity), "journal")
         except OSError as error:
             raise InputError(f"journal: {folder} cannot be used ({error.strerror})")
 
@@ -193,7 +194,7 @@ class _State:
                 known.update(numbers)
                 rows.append(line + b"\n")
         if lines:
-            _replace(self.path, b"".join(rows))  # no row is appended to half a row
+            write_bytes(self.path, b"".join(rows), "journal")  # no row is appended to half a row
         return scan, known
 
     def add(self, number: int, found: Scan) -> None:
@@ -227,13 +228,6 @@ def _digest_of(index: Index) -> str:
     """Of all validation documents, in their order."""
     order = sorted((document, value) for value, of in index.digests.items() for document in of)
     return hashlib.sha256(json.dumps([order, index.ids, index.domains]).encode()).hexdigest()[:16]
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """A file that is there whole, or as it was."""
-    part = path.with_suffix(".part")
-    part.write_bytes(content)
-    os.replace(part, path)
 
 
 def overlaps(index: Index, scan: Scan) -> np.ndarray:

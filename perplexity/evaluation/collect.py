@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import heapq
 import math
-import os
 from collections import Counter
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 
 from ..errors import InputError
+from ..files import Output
 from .calibration import CalibrationBins
 from .protocols import NON_FINITE, SPECIAL, Positions, unknown_id
 from .results import DocumentScore
@@ -36,13 +36,10 @@ class ParquetTable:
             import pyarrow.parquet
         except ImportError:
             raise InputError(f"{option}: needs pyarrow; install fused-perplexity[eval]")
-        self.option, self.path, self.part = option, Path(path), Path(f"{path}.part")
         self.schema = pyarrow.schema([(name, getattr(pyarrow, kind)()) for name, kind in columns.items()])
         self.table, self.rows = pyarrow.Table, 0
-        try:
-            self.writer = pyarrow.parquet.ParquetWriter(self.part, self.schema)
-        except OSError as error:
-            raise InputError(f"{option}: expected a file that can be written, got {path} ({error})")
+        self.file = Output(path, option)
+        self.writer = pyarrow.parquet.ParquetWriter(self.file, self.schema)
         self.pending: dict[str, list] = {name: [] for name in columns}
 
     def add(self, rows: int, **columns) -> None:
@@ -54,30 +51,21 @@ class ParquetTable:
             self._flush()
 
     def _flush(self) -> None:
-        with self._named():
-            if self.rows:
-                self.writer.write_table(self.table.from_pydict(self.pending, schema=self.schema))
+        if self.rows:
+            self.writer.write_table(self.table.from_pydict(self.pending, schema=self.schema))
         self.pending, self.rows = {name: [] for name in self.pending}, 0
-
-    @contextmanager
-    def _named(self):
-        try:
-            yield
-        except OSError as error:
-            raise InputError(f"{self.option}: {self.path} cannot be written ({error})")
 
     def finish(self) -> None:
         """Write what is left and give the file its name."""
         self._flush()
-        with self._named():
-            self.writer.close()
-            os.replace(self.part, self.path)
+        self.writer.close()
+        self.file.finish()
 
     def discard(self) -> None:
         """Remove a file that has not been finished."""
-        with suppress(OSError):  # of a disk that is full: closing writes, too
+        with suppress(InputError, BrokenPipeError):  # of a disk that is full: closing writes, too
             self.writer.close()
-        self.part.unlink(missing_ok=True)
+        self.file.discard()
 
 
 TOKEN_COLUMNS = {

@@ -11,26 +11,31 @@ from contextlib import contextmanager
 from dataclasses import replace
 
 import torch
-from rich.console import Console
 from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bar
 
 from ..errors import InputError, theirs
+from ..files import check_outputs, write_text
 from ..metric import exp
+from ..terminal import Console
 from . import models, tables
 from .comparison import Comparison, compare
 from .documents import Document
 from .evaluator import Progress, evaluate
 from .model_comparison import ModelComparison, compare_models
 from .readers import STANDARD_INPUT, ReadOptions, read_documents
-from .results import read_result, to_json, write_text
+from .results import read_result, to_json
 
 LOG_EVERY = 30.0  # seconds between lines of progress where there is no terminal
 
 
 def run_eval(arguments: argparse.Namespace) -> int:
     inputs = [arguments.model, arguments.baseline, *arguments.text, *(arguments.train or [])]
-    check_outputs(arguments, inputs, "json", "per_token", "per_document", "reliability")
+    check_outputs(
+        options(arguments, "json", "per_token", "per_document", "reliability"),
+        inputs,
+        folders=options(arguments, "journal"),
+    )
     if arguments.reliability and not arguments.reliability.endswith((".png", ".svg")):
         raise InputError(f"--reliability: expected a name that ends in .png or .svg, got {arguments.reliability}")
     if STANDARD_INPUT in arguments.text and _world_size() > 1:
@@ -76,7 +81,8 @@ def run_eval(arguments: argparse.Namespace) -> int:
 
 
 def run_compare(arguments: argparse.Namespace) -> int:
-    check_outputs(arguments, [arguments.a, arguments.b, *arguments.text], "json")
+    inputs = [arguments.a, arguments.b, *arguments.text]
+    check_outputs(options(arguments, "json"), inputs, folders=options(arguments, "journal"))
     found: Comparison | ModelComparison
     if not arguments.text:
         found = compare(arguments.a, arguments.b, measure=arguments.measure)
@@ -98,7 +104,7 @@ def run_compare(arguments: argparse.Namespace) -> int:
             )
         table = tables.model_comparison(found)
     if arguments.json:
-        write_text(arguments.json, to_json(found.to_dict()) + "\n")
+        write_text(arguments.json, to_json(found.to_dict()) + "\n", "--json")
     console = Console()
     console.print(table)
     tables.notes(found.notes, console)
@@ -112,27 +118,9 @@ def _scoring(arguments: argparse.Namespace) -> dict:
     return {name: getattr(arguments, name) for name in names}
 
 
-def check_outputs(arguments: argparse.Namespace, inputs: Iterable[str | None], *options: str) -> None:
-    """Before hours of work, not after them: each can be written, and is nothing else that is named."""
-    taken = {os.path.realpath(path): "an input" for path in inputs if path}
-    for option in options:
-        path = getattr(arguments, option)
-        check_output(option, path)
-        if path and (os.path.isfile(path) or not os.path.exists(path)):
-            if (real := os.path.realpath(path)) in taken:
-                raise InputError(f"--{option.replace('_', '-')}: expected a file of its own, got {taken[real]}, {path}")
-            taken[real] = "another output"
-
-
-def check_output(option: str, path: str | None) -> None:
-    folder = os.path.dirname(os.path.abspath(path)) if path else None
-    name = "--" + option.replace("_", "-")
-    if folder is not None and not os.path.isdir(folder):
-        raise InputError(f"{name}: expected a file in an existing folder, got {path}")
-    if path and os.path.isdir(path):
-        raise InputError(f"{name}: expected a file, got the folder {path}")
-    if folder is not None and not os.access(path if os.path.exists(path) else folder, os.W_OK):
-        raise InputError(f"{name}: expected a file that can be written, got {path}")
+def options(arguments: argparse.Namespace, *names: str) -> dict[str, str | None]:
+    """Return options' values by the options as they are typed."""
+    return {f"--{name.replace('_', '-')}": getattr(arguments, name) for name in names}
 
 
 def device_of(device: str | None) -> str:

@@ -21,6 +21,7 @@ from torch import Tensor
 from .. import checks
 from ..arguments import choose_backend
 from ..errors import InputError, check_unicode
+from ..files import check_outputs
 from ..metric import exp
 from ..statistics import token_nll, token_statistics
 from . import models
@@ -112,6 +113,7 @@ def evaluate(
     paths = {"per_token": per_token, "per_document": per_document, "journal": journal}
     for name, path in paths.items():
         checks.optional(checks.path, name, path)
+    check_outputs({"per_token": per_token, "per_document": per_document})
     checks.function("progress", progress)
     scipy_stats()  # of the intervals: an evaluation does not end for want of it
     network = models.as_language_model(model)

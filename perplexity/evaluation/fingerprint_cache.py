@@ -11,6 +11,9 @@ from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from ..errors import InputError
+from ..files import write_text
+
 # Changes with what a fingerprint is a hash of.
 FORMAT = 1
 # A file changed twice within one tick of the file system's clock looks the same: younger files are not cached.
@@ -72,8 +75,6 @@ class FingerprintCache:
 
     def write(self, value: str) -> None:
         """Keep ``value``; readers see the whole entry or none."""
-        with suppress(OSError):
+        with suppress(OSError, InputError):
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            part = self.path.with_name(f"{self.path.name}.{os.getpid()}")
-            part.write_text(value, encoding="utf-8")
-            os.replace(part, self.path)
+            write_text(self.path, value)

@@ -13,6 +13,7 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from .. import checks
 from ..errors import InputError
+from ..files import write_text
 from ..metric import exp
 from .uncertainty import uncertainty
 
@@ -151,31 +152,61 @@ def same_model(a: Mapping, b: Mapping) -> bool | None:
     return None if None in known else known[0] == known[1]
 
 
-def write_text(path: str | Path, text: str) -> None:
-    checks.path("path", path)
-    try:
-        Path(path).write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror})")
-
-
 # What `read_result` needs of a file, whichever program wrote it.
 NEEDED = ("loss", "tokens", "tokenizer_fingerprint", "text_fingerprint", "per_document")
+
+
+# What only one command's --json has, and where ``ppl report`` takes the file.
+KEYS_OF = {
+    "eval": {"loss", "per_document"},
+    "check-data": {"leaked_fraction"},
+    "probe": {"generation", "health_score"},
+    "monitor": {"health_score", "best_val_step"},
+    "compare": {"model_a", "model_b"},
+    "ask": {"p_yes", "p_no"},
+}
+REPORTED_AS = {"eval": "--eval", "check-data": "--data", "probe": "--probe"}
+
+
+def described_result(record: Mapping) -> str | None:
+    """Return which command wrote a JSON, and where a report takes it; None where it is of no command."""
+    command = next((name for name, keys in KEYS_OF.items() if keys <= record.keys()), None)
+    if command is None:
+        return None
+    takes = f"ppl report takes as {REPORTED_AS[command]}" if command in REPORTED_AS else "no command reads"
+    return f"a result of ppl {command} --json, which {takes}"
+
+
+def read_written(path: str | Path, command: str) -> dict:
+    """Return what ``ppl COMMAND --json`` wrote; InputError where the file is none, or another command's."""
+    expected = f"{path}: expected a result file of ppl {command} --json"
+    try:
+        raw = Path(path).read_bytes()
+        record = parsed(raw.decode("utf-8-sig"))
+    except FileNotFoundError:
+        raise InputError(f"{expected}, got no such file")
+    except IsADirectoryError:
+        hint = "; two models need TEXT to compare on" if command == "eval" else ""
+        raise InputError(f"{expected}, got a folder{hint}")
+    except OSError as error:
+        raise InputError(f"{expected}, got one that cannot be read ({error.strerror})")
+    except (ValueError, RecursionError) as error:  # JSON's own errors and Unicode's are ValueErrors
+        table = raw.startswith(b"PAR1")
+        got = "a Parquet table; --json writes the numbers" if table else f"one that is not JSON ({error})"
+        raise InputError(f"{expected}, got {got}")
+    if not isinstance(record, dict):
+        raise InputError(f"{expected}, got no object")
+    found = described_result(record)
+    if found is not None and not KEYS_OF[command] <= record.keys():
+        raise InputError(f"{expected}, got {found}")
+    schema_of(record, str(path))
+    return record
 
 
 def read_result(path: str | Path) -> dict:
     """The keys of a file that ``ppl eval --json`` wrote; InputError where it is not one."""
     checks.path("path", path)
-    try:
-        record = parsed(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{path}: expected a result file of ppl eval --json, got no such file")
-    except IsADirectoryError:
-        raise InputError(
-            f"{path}: expected a result file of ppl eval --json, got a folder; two models need TEXT to compare on"
-        )
-    except (ValueError, RecursionError, OSError) as error:  # JSON's own errors and Unicode's are ValueErrors
-        raise InputError(f"{path}: expected a result file of ppl eval --json, got one that is not JSON ({error})")
+    record = read_written(path, "eval")
     return checked_record(record, str(path), "a result file of ppl eval --json")
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from ..errors import InputError
 from ..findings import COLOURS, Finding
 from ..metric import exp
+from ..terminal import Console
 from .comparison import Comparison, compare
 from .model_comparison import ModelComparison
 from .results import Evaluation, model_name, same_model

@@ -8,27 +8,28 @@ import subprocess
 import sys
 import time
 
-from rich.console import Console, Group
+from rich.console import Group
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
 from ..errors import InputError, theirs
+from ..files import check_outputs
 from ..findings import COLOURS, VERDICT_COLOURS
+from ..terminal import Console
 from .digest import Digest
 from .findings import Finding
 from .follower import Follower, NotYet
 from .health import Diagnosis, diagnose
 from .history import feed
-from .readers import read_history
+from .readers import history_files, read_history
 
 BARS = "▁▂▃▄▅▆▇█"
 
 
 def run_monitor(arguments: argparse.Namespace) -> int:
     tags = parse_tags(arguments.tag)
-    if arguments.json and not os.path.isdir(os.path.dirname(os.path.abspath(arguments.json))):
-        raise InputError(f"--json: expected a file in an existing folder, got {arguments.json}")
+    check_outputs({"--json": arguments.json}, history_files(arguments.history))
     for option in ("total_steps", "polls"):
         value = getattr(arguments, option)
         if value is not None and value < 1:

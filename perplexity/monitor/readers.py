@@ -15,6 +15,7 @@ from .history import EVENTS, LOSSES, History, Names
 from .wandb_log import read_wandb
 
 SUMMARY = "train_runtime"  # in the last row that transformers logs: means over the whole run
+HISTORIES = ("history.csv", "history.jsonl")  # of a folder that holds nothing else to read
 DEEPEST = 200  # brackets in a line that Arrow is given
 THINNED = ("lr", "grad_norm", "tokens", "seconds")  # slow measures: ten thousand values draw them
 
@@ -299,18 +300,36 @@ def _add_row(history: History, step: float | None, measures: dict[str, float], r
 
 def _read_trainer_state(path: Path, names: Names) -> History:
     """transformers' Trainer: its log_history."""
-    history = History(str(path))
+    history, record = History(str(path)), None
     try:
         record = json.loads(path.read_text(encoding="utf-8-sig"))
         rows = record["log_history"]
     except (ValueError, RecursionError, KeyError, TypeError) as error:
-        raise InputError(f"{path}: expected trainer_state.json with a log_history, got another file ({error!r:.80})")
+        from ..evaluation.results import described_result
+
+        found = described_result(record) if isinstance(record, dict) else None
+        got = found or f"another file ({error!r:.80})"
+        raise InputError(f"{path}: expected trainer_state.json with a log_history, got {got}")
     for number, row in enumerate(rows if isinstance(rows, list) else [], 1):
         if not isinstance(row, dict):
             raise InputError(f"{path}: expected objects in log_history, got {row!r:.60} at {number}")
         where = f"{path}, log_history {number}"
         _add_row(history, *names.row(row, where), row, where)
     return history
+
+
+def history_files(history: str | Path | None) -> list[Path]:
+    """Return the files that ``read_history`` reads, for checks that no output is one of them.
+
+    Of a folder these are the files that a training run writes: a report may lie beside them.
+    """
+    if history is None:
+        return []
+    path = Path(history)
+    if not path.is_dir():
+        return [path]
+    patterns = ("trainer_state.json", "*.wandb", "*/*.wandb", "**/*.tfevents.*", *HISTORIES)
+    return [file for pattern in patterns for file in path.glob(pattern)]
 
 
 def _read_folder(path: Path, names: Names) -> History:
@@ -325,7 +344,7 @@ def _read_folder(path: Path, names: Names) -> History:
         return read_wandb(runs[0], names)
     if any(path.rglob("*.tfevents.*")):
         return _read_tensorboard(path, names)
-    for name in ("history.csv", "history.jsonl"):
+    for name in HISTORIES:
         if (path / name).is_file():
             return read_history(path / name, unit="nats")
     raise InputError(

@@ -6,7 +6,6 @@ import argparse
 import importlib
 import json
 import math
-import os
 import re
 import sys
 import time
@@ -15,20 +14,23 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.console import Console, Group
+from rich.console import Group
 from rich.table import Table
 from rich.text import Text as Line
 
 from ..errors import InputError, theirs
 from ..evaluation.collect import ParquetTable
-from ..evaluation.commands import check_outputs, device_of, load_model, read_options, with_separator
+from ..evaluation.commands import device_of, load_model, options, read_options, with_separator
 from ..evaluation.documents import Document
 from ..evaluation.models import described
 from ..evaluation.readers import STANDARD_INPUT, read_documents
-from ..evaluation.results import read_result, to_json, write_text
+from ..evaluation.results import read_result, to_json
 from ..evaluation.tables import findings_table
 from ..evaluation.tables import notes as print_notes
+from ..files import Output, check_outputs, write_text
 from ..findings import VERDICT_COLOURS
+from ..monitor.readers import history_files
+from ..terminal import Console
 from .ask import PROBE_TEMPLATE, PROMPT, TEMPLATE, Answer, Questioner, Tally
 from .findings import unanswered
 from .prompts import read_prompts, spread
@@ -48,10 +50,9 @@ CHECKPOINT = re.compile(r"(?:checkpoint|step)[-_]?(\d+)$")
 def run_probe(arguments: argparse.Namespace) -> int:
     from .prober import probe
 
-    given = [
-        getattr(arguments, name) for name in ("model", "prompts", "judge", "template", "embeddings", "eval", "history")
-    ]
-    check_outputs(arguments, given, "json")
+    names = ("model", "prompts", "judge", "template", "embeddings", "eval")
+    given = [getattr(arguments, name) for name in names]
+    check_outputs(options(arguments, "json"), [*given, *history_files(arguments.history)])
     samples = arguments.samples if arguments.samples is not None else 1 if arguments.temperature == 0 else 4
     names = ("max_new_tokens", "temperature", "top_p", "top_k", "seed", "prompt_tokens", "chat", "batch_size")
     settings = GenerationSettings(samples=samples, **{name: getattr(arguments, name) for name in names})
@@ -107,7 +108,8 @@ def run_probe(arguments: argparse.Namespace) -> int:
 
 
 def run_ask(arguments: argparse.Namespace) -> int:
-    check_outputs(arguments, [arguments.model, *arguments.text, arguments.template], "json", "out")
+    inputs = [arguments.model, *arguments.text, arguments.template]
+    check_outputs(options(arguments, "json", "out"), inputs, folders=options(arguments, "journal"))
     if arguments.out and not arguments.out.endswith((".jsonl", ".parquet")):
         raise InputError(f"--out: expected a name that ends in .jsonl or .parquet, got {arguments.out}")
     if STANDARD_INPUT in arguments.text and arguments.journal:
@@ -142,7 +144,7 @@ def run_ask(arguments: argparse.Namespace) -> int:
     notes = judge.notes
     if arguments.json:
         record = found | {"model": described(judge.network, arguments.model), "template": template, "notes": notes}
-        write_text(arguments.json, to_json(record) + "\n")
+        write_text(arguments.json, to_json(record) + "\n", "--json")
     console = Console()
     console.print(_answers_table(found))
     print_notes(notes, console)
@@ -170,15 +172,8 @@ def _written(path: str | None) -> Iterator[Callable[[Answer], None]]:
     if path is None:
         yield lambda answer: None
     elif path.endswith(".jsonl"):
-        part = Path(f"{path}.part")
-        try:
-            with part.open("w", encoding="utf-8") as file:
-                yield lambda answer: print(json.dumps(row(answer)), file=file)
-            os.replace(part, path)
-        except OSError as error:
-            raise InputError(f"--out: {path} cannot be written ({error.strerror})")
-        finally:
-            part.unlink(missing_ok=True)
+        with Output(path, "--out") as file:
+            yield lambda answer: file.write(json.dumps(row(answer)).encode() + b"\n")
     else:
         table = ParquetTable(path, ANSWER_COLUMNS, "--out")
         try:

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 
 from ..errors import InputError
 from ..evaluation.results import model_name
-from ..findings import SEVERITIES, VERDICTS
 from ..monitor.health import Diagnosis
 from ..probe.scores import Part, health, monitor_part
 from ..probe.summary import examples, rows
 from .html import figure_of, trace_of
+from .shapes import PROBE, Mismatch
 
 LINES = {
     "monitor": "#7a6fa8",
@@ -21,7 +21,6 @@ LINES = {
     "ask": "#b8860b",
 }
 OWN_LINE = "#888888"
-VERDICT_NAMES = (*VERDICTS.values(), "insufficient-data")
 EXAMPLE = 1200  # characters of a text that are shown
 
 
@@ -29,6 +28,8 @@ def numbers(value):
     """A record read from JSON with "inf" and "nan" as the numbers they stand for; texts are left alone."""
     if isinstance(value, dict):
         return {key: item if key in ("texts", "findings", "notes") else numbers(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [numbers(item) for item in value]
     return float(value) if isinstance(value, str) and value in ("inf", "-inf", "nan") else value
 
 
@@ -89,50 +90,15 @@ def _comparable(found: list[dict]) -> dict:
 
 
 def _checked(record: dict) -> dict:
-    """``record`` with numbers for "inf"; InputError unless all that the page reads is there and of its kind."""
+    """Return ``record`` with numbers for "inf"; InputError unless all that the page reads is there and of its kind."""
     record = numbers(record)
+    if isinstance(record.get("model"), str):  # of version 1
+        record["model"] = {"name": record["model"]}
     try:
-        _read(record)
-    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
-        raise InputError(
-            f"{record.get('source', '')}: expected a result file of ppl probe --json, got one without or with another "
-            f"{error.args[0] if error.args else 'kind of value'}"
-        )
+        PROBE.check(record)
+    except Mismatch as error:
+        raise InputError(f"{record.get('source', '')}: expected a result file of ppl probe --json with {error}")
     return record
-
-
-def _read(record: dict) -> None:
-    """Everything that the page reads, read once: raises where one is missing or of another kind."""
-    if not (record["step"] is None or type(record["step"]) is int):
-        raise TypeError(f"step, {record['step']!r:.40}")
-    own = record["generation"]
-    for value in (record["health_score"], record["prompts"], own["texts"], own["repetition"]):
-        if not (value is None or math.isfinite(value)):
-            raise ValueError(f"number, {value!r:.40}")
-    if record["verdict"] not in VERDICT_NAMES:
-        raise ValueError("verdict")
-    for part in record["health"]["parts"].values():
-        if not (part["score"] is None or 0 <= part["score"] <= 1) or not 0 <= part["weight"] < 1e9:
-            raise ValueError("score or weight of a part")
-        _texts(part["evidence"])
-    for finding in record["findings"]:
-        _texts(finding["signal"], finding["evidence"], finding["advice"])
-        if finding["severity"] not in SEVERITIES:
-            raise ValueError("severity of a finding")
-    rows(record)
-    _texts(
-        model_name(record["model"]),
-        record["settings"]["in_words"],
-        *record["notes"],
-        *(text for _, text in examples(record)),
-    )
-    _figures([record], [None])
-
-
-def _texts(*values) -> None:
-    for value in values:
-        if not isinstance(value, str):
-            raise TypeError(f"text, {value!r:.40}")
 
 
 def _figures(found: list[dict], scores: list[float | None]) -> dict[str, dict]:
@@ -158,21 +124,26 @@ def _figures(found: list[dict], scores: list[float | None]) -> dict[str, dict]:
         ]
         drawn["perplexity-trend"] = _figure(traces, "step", "perplexity", None, log=True)
     if calibration := found[-1]["calibration"]:
-        top = max(*(max(row["entropy"], row["loss"]) for row in calibration["entropy_bins"]), 0.1) * 1.05
+        # A bin with an infinite loss has no place on a plane.
+        drawable = {
+            name: [row for row in calibration[name] if all(map(math.isfinite, row.values()))]
+            for name in ("bins", "entropy_bins")
+        }
+        top = max([0.1, *(max(row["entropy"], row["loss"]) for row in drawable["entropy_bins"])]) * 1.05
         for name, bins, x, y, limit, labels in (
             ("reliability", "bins", "confidence", "accuracy", 1, ("probability of the first choice", "share right")),
             ("surprise", "entropy_bins", "entropy", "loss", top, ("entropy (nats)", "loss (nats a token)")),
         ):
-            most = max(row["tokens"] for row in calibration[bins])
+            most = max((row["tokens"] for row in drawable[bins]), default=1)
             trace = _line(
                 "a bin; its size: tokens",
-                [r[x] for r in calibration[bins]],
-                [r[y] for r in calibration[bins]],
+                [r[x] for r in drawable[bins]],
+                [r[y] for r in drawable[bins]],
                 "#2b6ca3",
                 1.5,
             )
             trace |= {"mode": "markers", "cliponaxis": False}
-            trace["marker"] = {"size": [6 + 14 * math.sqrt(row["tokens"] / most) for row in calibration[bins]]}
+            trace["marker"] = {"size": [6 + 14 * math.sqrt(row["tokens"] / most) for row in drawable[bins]]}
             diagonal = _line("calibrated", [0, limit], [0, limit], "#888888", 1)
             diagonal |= {"mode": "lines", "line": {"color": "#888888", "width": 1, "dash": "dash"}}
             drawn[name] = _figure([diagonal, trace], *labels, [0, limit])

@@ -3,34 +3,25 @@
 from __future__ import annotations
 
 import argparse
-import os
-from pathlib import Path
 
-from ..errors import InputError
-from ..evaluation.results import parsed, read_result, schema_of
+from ..errors import InputError, visible
+from ..evaluation.results import read_result, read_written
+from ..files import check_outputs
 from ..monitor.commands import parse_tags
 from ..monitor.health import diagnose
-from ..monitor.readers import read_history
+from ..monitor.readers import history_files, read_history
 
 
-def read_object(path: str, command: str) -> dict:
-    """What ``ppl COMMAND --json`` wrote; InputError where it is no object."""
-    try:
-        record = parsed(Path(path).read_text(encoding="utf-8"))
-    except (ValueError, RecursionError, OSError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not JSON"
-        raise InputError(f"{path}: expected a result file of ppl {command} --json, got {reason}")
-    if not isinstance(record, dict):
-        raise InputError(f"{path}: expected a result file of ppl {command} --json, got no object")
-    schema_of(record, str(path))
-    return record | {"source": str(path)}
+def _read(path: str, command: str) -> dict:
+    """Return what ``ppl COMMAND --json`` wrote, with the file's name as its ``source``."""
+    return read_written(path, command) | {"source": str(path)}
 
 
 def run_report(arguments: argparse.Namespace) -> int:
-    for option in ("output", "png", "svg"):
-        path = getattr(arguments, option)
-        if path and not os.path.isdir(os.path.dirname(os.path.abspath(path))):
-            raise InputError(f"--{option}: expected a file in an existing folder, got {path}")
+    names = ("eval", "data", "probe")
+    inputs = [path for name in names for path in getattr(arguments, name) or []]
+    outputs = {"--output": arguments.output, "--png": arguments.png, "--svg": arguments.svg}
+    check_outputs(outputs, [*inputs, *history_files(arguments.history)])
     if not (arguments.output or arguments.png or arguments.svg):
         raise InputError("report: expected -o, --png or --svg, got none")
     history = read_history(arguments.history, tags=parse_tags(arguments.tag), unit=arguments.unit)
@@ -52,11 +43,11 @@ def run_report(arguments: argparse.Namespace) -> int:
             diagnosis,
             vocabulary_size=arguments.vocabulary_size,
             evaluations=evaluations,
-            data_checks=[read_object(path, "check-data") for path in arguments.data or []] + beside,
-            probes=[read_object(path, "probe") for path in arguments.probe or []],
+            data_checks=[_read(path, "check-data") for path in arguments.data or []] + beside,
+            probes=[_read(path, "probe") for path in arguments.probe or []],
             title=arguments.title,
         )
-        print(f"{arguments.output}: {diagnosis.verdict}")
+        print(f"{visible(arguments.output)}: {diagnosis.verdict}")
     for form in ("png", "svg"):
         path = getattr(arguments, form)
         if path:
@@ -71,5 +62,5 @@ def run_report(arguments: argparse.Namespace) -> int:
                 title=arguments.title,
                 form=form,
             )
-            print(path)
+            print(visible(path))
     return 0

@@ -12,6 +12,7 @@ import numpy as np
 
 from ..errors import InputError
 from ..evaluation.results import model_name
+from ..files import write_text
 from ..metric import exp
 from ..monitor.digest import Digest
 from ..monitor.health import Diagnosis
@@ -88,16 +89,21 @@ def _limits(digest: Digest) -> tuple[float, float] | None:
     return max(low - room, 0.7 * low, 1e-3), high + 2 * room
 
 
+def plain(text: str) -> str:
+    """Return a text that Plotly shows as it is: its own markup (links, bold) and its %{...} are taken as characters."""
+    return html.escape(text).replace("%{", "&#37;{")
+
+
 def trace_of(name: str, x: list, y: list, colour: str, *, width: float, markers: bool = False) -> dict:
     return {
         "type": "scatter",
         "mode": "lines+markers" if markers else "lines",
-        "name": name,
+        "name": plain(name),
         "x": x,
         "y": [value if math.isfinite(value) else None for value in y],
         "line": {"color": colour, "width": width},
         "marker": {"size": 5},
-        "hovertemplate": "step %{x:,.0f}: %{y:.4f}<extra>" + html.escape(name) + "</extra>",
+        "hovertemplate": "step %{x:,.0f}: %{y:.4f}<extra>" + plain(name) + "</extra>",
     }
 
 
@@ -108,7 +114,7 @@ def _line(level: float) -> dict:
 
 def _note(words: str, x: float, y: float) -> dict:
     at = {"xref": "paper", "x": x, "y": y, "xanchor": "right", "yanchor": "bottom"}
-    return {"text": html.escape(words), "showarrow": False, "font": {"size": 11}, **at}
+    return {"text": plain(words), "showarrow": False, "font": {"size": 11}, **at}
 
 
 def _marks(diagnosis: Diagnosis) -> tuple[list[dict], list[dict]]:
@@ -130,7 +136,7 @@ def _marks(diagnosis: Diagnosis) -> tuple[list[dict], list[dict]]:
             }
         )
         at = {"x": first, "yref": "paper", "y": 1 - 0.07 * (place % 6), "xanchor": "left", "yanchor": "top"}
-        notes.append({"text": html.escape(finding.signal), "showarrow": False, "font": {"size": 11}, **at})
+        notes.append({"text": plain(finding.signal), "showarrow": False, "font": {"size": 11}, **at})
     return shapes, notes
 
 
@@ -257,7 +263,4 @@ def write_report(
         tokens=None if math.isnan(digest.tokens) else digest.tokens,
         minutes=digest.seconds / 60 if digest.seconds else None,
     )
-    try:
-        Path(path).write_bytes(text.encode("utf-8", "replace"))  # a file's name need not be text
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror})")
+    write_text(path, text)  # a file's name need not be text

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
-from ..errors import InputError, theirs
+from ..errors import theirs, visible
+from ..files import write_bytes
 from ..metric import exp
 
 
@@ -97,7 +99,7 @@ def run_curves(
     panels[1].set_yscale("log")
     handles = dict(zip(*reversed(panels[0].get_legend_handles_labels()), strict=True))
     figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=6, frameon=False, fontsize=8)
-    figure.suptitle(title or f"{diagnosis.verdict}", fontsize=11, parse_math=False)
+    figure.suptitle(visible(title or diagnosis.verdict), fontsize=11, parse_math=False)
     _save(figure, path, form)
 
 
@@ -129,18 +131,17 @@ def reliability(calibration: dict, path: str | Path, *, title: str | None = None
         panel.grid(alpha=0.25)
         panel.legend(frameon=False, fontsize=8, loc="upper left")
     told = f"expected calibration error {calibration['ece']:.4f} over {calibration['tokens']:,} tokens"
-    figure.suptitle(f"{title}: {told}" if title else told, fontsize=11, parse_math=False)
+    figure.suptitle(visible(f"{title}: {told}" if title else told), fontsize=11, parse_math=False)
     _save(figure, path, "svg" if str(path).endswith(".svg") else "png")
 
 
 def _save(figure, path: str | Path, form: str) -> None:
     import matplotlib.pyplot as plt
 
+    drawn = io.BytesIO()
     try:
         with theirs(f"{path}: expected a plot that matplotlib can draw, got one that fails"):
-            try:
-                figure.savefig(path, dpi=150, format=form)
-            except OSError as error:
-                raise InputError(f"{path}: cannot be written ({error.strerror or error})")
+            figure.savefig(drawn, dpi=150, format=form)
     finally:
         plt.close(figure)
+    write_bytes(path, drawn.getvalue())

@@ -27,9 +27,9 @@ def folder(tmp_path_factory):
 OPTIONS = ("--context-length", 16, "--batch-size", 3)
 
 
-def over_ranks(ranks: int, *arguments):
+def over_ranks(ranks: int, *arguments, **variables):
     launcher = ("-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **variables}
     return run(sys.executable, *launcher, "-m", "perplexity", "eval", *arguments, env=environment)
 
 
@@ -73,10 +73,13 @@ def test_distributed_needs_a_process_group(model, tokenizer):
 
 
 def test_what_one_rank_cannot_do_stops_all_with_its_words(folder, tmp_path):
-    (tmp_path / "t.parquet.part").mkdir()  # only rank 0 writes
-    done = over_ranks(2, folder / "model", folder / "text.jsonl", "--per-token", tmp_path / "t.parquet")
+    # Only rank 0 writes; the unfinished file's name leads into a folder that does not exist.
+    broken = "import os, secrets\nif os.environ.get('RANK') == '0':\n    secrets.token_hex = lambda _: 'no/such'\n"
+    (tmp_path / "sitecustomize.py").write_text(broken)
+    files = (folder / "model", folder / "text.jsonl", "--per-token", tmp_path / "t.parquet")
+    done = over_ranks(2, *files, PYTHONPATH=str(tmp_path))
     assert done.returncode != 0
-    assert "per_token: expected a file that can be written" in done.stderr
+    assert "t.parquet cannot be written (No such file or directory)" in done.stderr
     assert "distributed: another rank stopped (InputError: per_token" in done.stderr
 
 

@@ -64,7 +64,7 @@ def test_a_run_that_fails_leaves_no_file(model, tokenizer, tmp_path):
 
 
 def test_a_file_that_cannot_be_written(model, tokenizer, tmp_path):
-    with pytest.raises(InputError, match="per_token: expected a file that can be written"):
+    with pytest.raises(InputError, match="per_token: expected a file in an existing folder"):
         evaluate(model, tokenizer, DOCUMENTS, per_token=tmp_path / "no" / "such")
 
 

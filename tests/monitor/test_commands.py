@@ -72,7 +72,7 @@ def test_verdict_and_exit_status(folder, tmp_path, ppl_here, name, options, stat
         (["monitor", "healthy.csv", "--follow", "--interval", "inf"], ["--interval", "a finite number"]),
         (["monitor", "healthy.csv", "--follow", "--interval", "1e6"], ["--interval", "at most a day"]),
         (["monitor", "nothing.jsonl", "--follow", "--polls", "1"], ["nothing.jsonl"]),
-        (["report", "healthy.csv", "--png", "."], [".", "cannot be written"]),
+        (["report", "healthy.csv", "--png", "."], ["--png: expected a file, got the folder ."]),
         (["report", "healthy.csv", "-o", "x.html", "--eval", "odd.json"], ["odd.json", "tokens is broken", "number"]),
         (["report", "healthy.csv"], ["-o", "--png"]),
         (["report", "healthy.csv", "-o", "no/such.html"], ["--output", "existing folder"]),
