@@ -185,8 +185,17 @@ def cast(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
     )
 
 
+def widened(input: Tensor, linear_weight: Tensor) -> Tensor:
+    """Return 16-bit hidden states in float32 where the head is kept in float32, as they are elsewhere.
+
+    No number changes; the products are float32's.
+    """
+    wide = linear_weight.dtype == torch.float32 and input.dtype in (torch.float16, torch.bfloat16)
+    return input.float() if wide else input
+
+
 def check_head(names: tuple[str, str, str], input: Tensor, linear_weight: Tensor, linear_bias: Tensor | None) -> None:
-    """input [..., D], linear_weight [V, D] of one dtype and device, linear_bias [V]."""
+    """input [..., D], linear_weight [V, D] of one dtype and device, linear_bias [V]; ``widened`` comes before."""
     input_name, weight_name, bias_name = names
     expect(input.dim() >= 1, input_name, "shape [..., D]", "a scalar")
     expect(linear_weight.dim() == 2, weight_name, "shape [V, D]", tuple(linear_weight.shape))
@@ -200,7 +209,7 @@ def check_head(names: tuple[str, str, str], input: Tensor, linear_weight: Tensor
     expect(
         input.dtype == linear_weight.dtype,
         weight_name,
-        f"{input.dtype}, the dtype of {input_name}",
+        f"{input.dtype}, the dtype of {input_name} (or float32 for a 16-bit one)",
         linear_weight.dtype,
         InputTypeError,
     )
@@ -348,6 +357,7 @@ class LinearInputs:
         )
         refuse_forward_mode(input, linear_weight, linear_bias)
         input, linear_weight = cast(input, linear_weight)
+        input = widened(input, linear_weight)
         check_head(("input", "linear_weight", "linear_bias"), input, linear_weight, linear_bias)
         vocabulary = linear_weight.shape[0] if shard is None else shard.size
         expect(vocabulary > 0, "linear_weight", "at least one row", tuple(linear_weight.shape))
