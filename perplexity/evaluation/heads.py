@@ -25,6 +25,7 @@ class Head:
     bias: Tensor | None = None  # [V]
     softcap: float | None = None
     logit_scale: float = 1.0
+    quantised: bool = False  # the model's own layer may compute in 16 bits inside
 
     def arguments(self) -> dict:
         """Keywords of ``token_nll`` and ``token_statistics``."""
@@ -55,14 +56,15 @@ class Rule:
     softcap: str | None
     columns: str | None = None  # the field that says how many of the head's rows the logits have
 
-    def head(self, config, weight: Tensor, bias: Tensor | None) -> Head:
+    def head(self, config, weight: Tensor, bias: Tensor | None, quantised: bool = False) -> Head:
+        """Return the head of these numbers under ``config``."""
         scale = 1.0
         for name, power in self.powers:
             scale *= getattr(config, name) ** power
         if self.columns is not None:
             columns = getattr(config, self.columns)
             weight, bias = weight[:columns], None if bias is None else bias[:columns]
-        return Head(weight, bias, None if self.softcap is None else getattr(config, self.softcap), scale)
+        return Head(weight, bias, None if self.softcap is None else getattr(config, self.softcap), scale, quantised)
 
 
 # Rules that a model's own logits showed, where its configuration's usual reading is another. They are a class's.
@@ -97,7 +99,7 @@ def find_rule(model, head: Head, hidden: Tensor, logits: Tensor) -> None:
             return
     SHOWN.pop(type(model), None)
     for rule in _rules(config, usual, columns):
-        if _explains(rule.head(config, head.weight, head.bias), hidden, logits):
+        if _explains(rule.head(config, head.weight, head.bias, head.quantised), hidden, logits):
             if rule != usual:
                 SHOWN[type(model)] = rule
             return
@@ -121,7 +123,7 @@ def _numbers(config) -> list[tuple[str, float]]:
 
 
 def _explains(head: Head, hidden: Tensor, logits: Tensor) -> bool:
-    return difference(head, hidden, logits)[0] <= tolerance(head.weight, hidden, logits)
+    return difference(head, hidden, logits)[0] <= tolerance(head, hidden, logits)
 
 
 def difference(head: Head, hidden: Tensor, logits: Tensor) -> tuple[float, float]:
@@ -144,10 +146,10 @@ def no_rounding(*tensors: Tensor) -> bool:
     return wide and not torch.is_autocast_enabled(tensors[0].device.type)
 
 
-def tolerance(*tensors: Tensor) -> float:
-    """Return the largest relative difference of logits that is rounding."""
+def tolerance(head: Head, *tensors: Tensor) -> float:
+    """Return the largest relative difference between logits that is rounding."""
     # 16-bit logits or hidden states are rounded by the model: 2⁻⁸ relative for bfloat16.
-    return 1e-3 if no_rounding(*tensors) else 2e-2
+    return 1e-3 if no_rounding(head.weight, *tensors) and not head.quantised else 2e-2
 
 
 def output_layer(model) -> torch.nn.Module:
@@ -180,8 +182,8 @@ def head_of(model) -> Head:
     return rule.head(config, *weight_and_bias(model))
 
 
-def weight_and_bias(model) -> tuple[Tensor, Tensor | None]:
-    """Return weight [V, D] and bias [V] of a model's output layer, whatever holds them.
+def weight_and_bias(model) -> tuple[Tensor, Tensor | None, bool]:
+    """Return weight [V, D] and bias [V] of a model's output layer, and whether they were quantised.
 
     PEFT's adapters are part of them: a copy that is trained instead of the layer, or low-rank additions
     (LoRA). Offloaded weights are fetched, quantised ones dequantised.
@@ -197,22 +199,26 @@ def weight_and_bias(model) -> tuple[Tensor, Tensor | None]:
     for option in ("use_dora", "lora_bias"):
         if any((getattr(layer, option, None) or {}).values()):
             raise InputError(f"{option}: expected plain LoRA on the head")
-    weight, bias = _held(layer.get_base_layer(), model)
+    weight, bias, quantised = _held(layer.get_base_layer(), model)
     if not (layer.merged or layer.disable_adapters):
         for adapter in layer.active_adapters:
             if adapter in layer.lora_A:
                 weight = weight + layer.get_delta_weight(adapter).to(weight)
-    return weight, bias
+    return weight, bias, quantised
 
 
-def _held(layer, model) -> tuple[Tensor, Tensor | None]:
-    """Return weight and bias of a layer without adapters."""
-    with _fetched(layer):
+def _held(layer, model) -> tuple[Tensor, Tensor | None, bool]:
+    """Return weight and bias of a layer without adapters, and whether they were quantised."""
+    with fetched(layer):
         weight, bias = getattr(layer, "weight", None), getattr(layer, "bias", None)
         if _plain(weight) and (bias is None or _plain(bias)):
-            return weight, bias
+            return weight, bias, False
         width = getattr(model.config.get_text_config(), "hidden_size", None)
-        return _dequantised(layer, getattr(layer, "in_features", None) or width, model.dtype)
+        training, layer.training = layer.training, False  # bitsandbytes computes otherwise in training
+        try:
+            return *_dequantised(layer, getattr(layer, "in_features", None) or width, model.dtype), True
+        finally:
+            layer.training = training
 
 
 def _plain(tensor) -> bool:
@@ -224,7 +230,7 @@ def _plain(tensor) -> bool:
     return is_dtensor(tensor) or not hasattr(tensor, "__tensor_flatten__")
 
 
-def _fetched(layer):
+def fetched(layer):
     """Return a context in which accelerate's offloaded weights of ``layer`` are where it computes."""
     if not any(parameter.is_meta for parameter in layer.parameters(recurse=False)) or not hasattr(layer, "_hf_hook"):
         return nullcontext()
@@ -234,6 +240,9 @@ def _fetched(layer):
 
 
 COLUMNS_AT_ONCE = 256
+# Root mean squares, relative: a layer that rounds inputs and results to bfloat16 is off by 2e-3 at most, one that
+# rounds its inputs to 8 bits by 7e-3 or more.
+ROUNDS_INPUTS = 3.5e-3
 
 
 @torch.no_grad()
@@ -257,24 +266,39 @@ def _dequantised(layer, width: int | None, dtype: torch.dtype) -> tuple[Tensor, 
         "head kept out of the quantisation (lm_head among modules_to_not_convert or llm_int8_skip_modules)"
     )
     dtype = _taken(layer, width, device, wanted, expected)
-    with theirs(expected):
+    with theirs(expected), _without_bias(layer) as bias:
         zeros = layer(torch.zeros(1, width, dtype=dtype, device=device))[0]
-        bias = zeros.float() if zeros.any() else None
+        rest = zeros.float() if zeros.any() else 0.0  # a bias by another name
         weight = torch.empty(len(zeros), width, dtype=zeros.dtype, device=zeros.device)
         for begin in range(0, width, COLUMNS_AT_ONCE):
             units = torch.zeros(min(COLUMNS_AT_ONCE, width - begin), width, dtype=dtype, device=device)
             units[:, begin:].fill_diagonal_(1)
-            weight[:, begin : begin + len(units)] = (layer(units) - (0 if bias is None else bias)).T
-        # Small whole numbers and halves: what rounds them rounds any input.
-        trial = torch.linspace(-1, 1, 4 * width, dtype=dtype, device=device).view(4, width).sin()
+            weight[:, begin : begin + len(units)] = (layer(units) - rest).T
+    bias = rest if isinstance(rest, Tensor) else bias
+    trial = torch.randn(16, width, generator=torch.Generator().manual_seed(0)).to(device, dtype)
+    with theirs(expected):
         own = layer(trial)
-    apart, _ = difference(Head(weight, bias), trial, own)
-    if not apart <= tolerance(weight, trial, own):
+    apart = (Head(weight, bias).logits(trial) - own.float()).norm().item() / own.float().norm().item()
+    if not apart <= ROUNDS_INPUTS:
         raise InputError(
             f"{expected}; its products differ from those with its dequantised weight by {apart:.2g}, for it "
             "rounds its inputs, too"
         )
     return weight, bias
+
+
+@contextmanager
+def _without_bias(layer) -> Iterator[Tensor | None]:
+    """Take a layer's bias off, and yield it: a 16-bit product with the bias in it has the bias's digits only."""
+    bias = getattr(layer, "bias", None)
+    if not (isinstance(bias, Tensor) and _plain(bias)):
+        yield None
+        return
+    layer.bias = None
+    try:
+        yield bias
+    finally:
+        layer.bias = bias
 
 
 def _taken(layer, width: int, device, dtypes: list[torch.dtype], expected: str) -> torch.dtype:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,7 +19,18 @@ from torch import Tensor
 from ..errors import InputError, first_line, theirs
 from .fingerprint_cache import FingerprintCache, files_key
 from .fingerprints import tensors_digest
-from .heads import Head, before_head, difference, find_rule, head_of, no_rounding, options, tolerance, weight_and_bias
+from .heads import (
+    Head,
+    before_head,
+    difference,
+    fetched,
+    find_rule,
+    head_of,
+    no_rounding,
+    options,
+    tolerance,
+    weight_and_bias,
+)
 from .weights import read_model
 
 VERIFIED_POSITIONS = 16
@@ -240,6 +252,8 @@ def verify(model: LanguageModel, ids: np.ndarray, context_length: int) -> None:
     looks ahead (an encoder, say) would be told what it is scored on.
     """
     head, name = model.head, type(getattr(model, "model", model)).__name__
+    if head.weight.is_meta:
+        raise InputError(f"model: expected weights with values, got {name}'s head on the meta device: load them first")
     rows = head.weight.shape[0]
     # A short text is followed by other ids, all different: a rule that shows on some logits only is found, too.
     count = min(VERIFIED_POSITIONS, context_length)
@@ -253,7 +267,7 @@ def verify(model: LanguageModel, ids: np.ndarray, context_length: int) -> None:
             raise InputError(f"model: expected {what} of shape {(1, count, last)}, got {shape}")
     seen = hidden[0, -expected.shape[1] :]
     relative, apart = difference(head, seen, expected[0])
-    if relative > tolerance(head.weight, expected, hidden):
+    if relative > tolerance(head, expected, hidden):
         raise InputError(
             f"model: {name}'s own logits differ from its head on its hidden states by {apart:.3g}; "
             "it applies a rule after the head that is not known here (or drops out, or rounds to 16 bits inside): "
@@ -332,7 +346,15 @@ def _tensors(model: LanguageModel) -> Iterator[tuple[str, Tensor]]:
         named = dict(module.named_parameters(remove_duplicate=False))
         named |= dict(module.named_buffers(remove_duplicate=False)) | module.state_dict(keep_vars=True)
         passing = _last_calls_frequencies(module)
-        yield from ((name, tensor) for name, tensor in named.items() if name not in passing)
+        for name, tensor in named.items():
+            if name in passing:
+                continue
+            if not (isinstance(tensor, Tensor) and tensor.is_meta):
+                yield name, tensor
+                continue
+            owner, _, leaf = name.rpartition(".")
+            with fetched(module.get_submodule(owner)):  # accelerate's offloaded weights, one module's at a time
+                yield name, getattr(module.get_submodule(owner), leaf, tensor)
     if model not in parts:
         yield from sorted((name, value) for name, value in vars(model).items() if isinstance(value, Tensor))
 
@@ -405,7 +427,7 @@ def described(model: LanguageModel, name: str | None = None) -> dict:
     }
 
 
-def _cached(name: str | Path) -> bool:
+def _cached(name: str | Path, revision: str | None) -> bool:
     """Whether Hugging Face's cache holds the model; asks its hub once where it does not, and InputError if that has none.
 
     Asked before transformers does: it tries for a minute where there is no network.
@@ -413,17 +435,18 @@ def _cached(name: str | Path) -> bool:
     from huggingface_hub import HfApi, try_to_load_from_cache
 
     try:
-        if isinstance(try_to_load_from_cache(str(name), "config.json"), str):
+        if isinstance(try_to_load_from_cache(str(name), "config.json", revision=revision), str):
             return True
-        HfApi().model_info(str(name), timeout=10)
+        HfApi().model_info(str(name), revision=revision, timeout=10)
     except Exception as error:  # of httpx, of the hub's own kinds, or a name it does not take
+        of = "" if revision is None else f" with revision {revision}"
         raise InputError(
-            f"{name}: expected a model folder or name, got no such folder and no such model ({first_line(error)})"
+            f"{name}: expected a model folder or name, got no such folder and no such model{of} ({first_line(error)})"
         )
     return False
 
 
-def _source(name: str | Path, trust_remote_code: bool, needs: str = "config.json") -> dict:
+def _source(name: str | Path, trust_remote_code: bool, needs: str = "config.json", revision: str | None = None) -> dict:
     """Options of ``from_pretrained`` for a local folder with the file ``needs``, or a name of the hub or its cache."""
     path = Path(name)
     local = path.is_dir()
@@ -433,7 +456,12 @@ def _source(name: str | Path, trust_remote_code: bool, needs: str = "config.json
         raise InputError(
             f"{name}: expected a local model folder, got {'a file' if path.exists() else 'no such folder'}"
         )
-    return {"local_files_only": local or _cached(name), "trust_remote_code": trust_remote_code}
+    if local and revision is not None:
+        raise InputError(f"revision: expected none for the folder {name}, which has one only, got {revision!r}")
+    return {
+        "local_files_only": local or _cached(name, revision),
+        "trust_remote_code": trust_remote_code,
+    } | ({} if revision is None else {"revision": revision})
 
 
 def _tokenizer(name: str | Path, rest: dict):
@@ -456,15 +484,21 @@ def load(
     dtype: str = "auto",
     trust_remote_code: bool = False,
     unchanged: bool = False,
+    revision: str | None = None,
+    device_map: str | None = None,
 ):
     """Model and tokenizer of a Hugging Face folder, or of a name in its cache or on its hub.
 
     Weights are read as safetensors (whole or sharded), never unpickled; a model's own code runs only with
     ``trust_remote_code``. Raises InputError where something is missing or cannot be loaded: a weight of the model that its
     files lack, above all. Weights that the model does not use become a note in what is measured of it.
+    revision: branch, tag or commit of a name on the hub. device_map: as in ``from_pretrained``, "auto" for what fits where
+    (accelerate's); ``device`` is then left out.
     unchanged: the caller does not change the weights; their fingerprint is then kept by the path, size and times of the files.
     """
-    rest = _source(name, trust_remote_code)
+    rest = _source(name, trust_remote_code, revision=revision)
+    if device_map is not None:
+        rest["device_map"] = _device_map(device_map, device)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
         torch.zeros(1, device=device).item()
@@ -472,15 +506,35 @@ def load(
         raise InputError(f"device: expected one that this torch can use, got {device!r} ({first_line(error)})")
     tokenizer = _tokenizer(name, rest)
     # A model's own code may put anything into its weights: its files do not say what.
-    files = files_key(name, dtype) if unchanged and not trust_remote_code else None
+    files = files_key(name, dtype, revision) if unchanged and not trust_remote_code else None
     try:
         with theirs("expected the weights of a causal language model, got none that can be read"):
             model, notes = read_model(name, dtype, rest)
     except InputError as error:
         raise InputError(f"{name}: {error}") from error.__cause__
-    with theirs(f"{name}: expected a model that runs on {device}, got one that cannot be moved there"):
-        model = model.to(device).eval()
-    if files is not None and files != files_key(name, dtype):  # they changed under the reading
+    if device_map is None:
+        _move(model, name, device)
+    model.eval()
+    if files is not None and files != files_key(name, dtype, revision):  # they changed under the reading
         files = None
-    SOURCES[model] = Source(str(name), notes, files)
+    SOURCES[model] = Source(str(name) if revision is None else f"{name}@{revision}", notes, files)
     return model, tokenizer
+
+
+def _device_map(device_map: str, device: str | None) -> str:
+    if device is not None:
+        raise InputError(f"device: expected none with device_map, which places the model, got {device!r}")
+    if importlib.util.find_spec("accelerate") is None:
+        raise InputError("device_map: expected accelerate to be installed (pip install accelerate), got none")
+    return device_map
+
+
+def _move(model, name: str | Path, device: str) -> None:
+    try:
+        with theirs(f"{name}: expected a model that runs on {device}, got one that cannot be moved there"):
+            model.to(device)
+    except torch.OutOfMemoryError:
+        raise InputError(
+            f"{name}: the weights do not fit in the memory of {device}: take a smaller dtype (bfloat16), "
+            "device_map 'auto', or another device"
+        )
