@@ -186,7 +186,7 @@ def cast(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
 
 
 def widened(input: Tensor, linear_weight: Tensor) -> Tensor:
-    """Return 16-bit hidden states in float32 where the head is kept in float32, as they are elsewhere.
+    """Return 16-bit hidden states in float32 where the head is float32, unchanged elsewhere.
 
     No number changes; the products are float32's.
     """
@@ -195,7 +195,7 @@ def widened(input: Tensor, linear_weight: Tensor) -> Tensor:
 
 
 def check_head(names: tuple[str, str, str], input: Tensor, linear_weight: Tensor, linear_bias: Tensor | None) -> None:
-    """input [..., D], linear_weight [V, D] of one dtype and device, linear_bias [V]; ``widened`` comes before."""
+    """input [..., D], linear_weight [V, D] of one dtype and device, linear_bias [V]."""
     input_name, weight_name, bias_name = names
     expect(input.dim() >= 1, input_name, "shape [..., D]", "a scalar")
     expect(linear_weight.dim() == 2, weight_name, "shape [V, D]", tuple(linear_weight.shape))

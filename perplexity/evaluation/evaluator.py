@@ -345,10 +345,10 @@ def _estimated_spans(tokenizer, text: str, ids: np.ndarray) -> Spans:
 
 
 def check_ids(document: Document, ids: np.ndarray, limit: int, whose: str, tokenizer=None) -> None:
-    """InputError naming the first of ``ids`` that is not in [0, limit), its position, and its token in ``tokenizer``.
+    """InputError naming the first of ``ids`` outside [0, limit), its position, and its token in ``tokenizer``.
 
-    A tokenizer with more entries than ``limit`` is no error by itself: padding and other tokens are often
-    added and never used.
+    A tokenizer with more entries than ``limit`` is no error by itself: padding and other tokens are
+    often added and never used.
     """
     outside = np.flatnonzero((ids < 0) | (ids >= limit))
     if not len(outside):

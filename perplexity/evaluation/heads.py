@@ -1,4 +1,4 @@
-"""The head of a transformers causal model: its last linear layer, as one weight, and the rule that follows."""
+"""The head of a transformers causal model: its last linear layer and the rule that follows."""
 
 from __future__ import annotations
 
@@ -39,18 +39,18 @@ class Head:
             return reference.logits(hidden.float(), self.weight.float(), bias, **rule)
 
 
-# A configuration's names of the logits' factor (Cohere, Falcon H1), divisor (Granite), softcap (Gemma,
-# RecurrentGemma) and columns (Inkling).
+# A configuration's names of the logits' factor (Cohere, Falcon H1), divisor (Granite) and softcap
+# (Gemma, RecurrentGemma).
 FACTORS = ("logit_scale", "lm_head_multiplier")
 DIVISORS = ("logits_scaling",)
 SOFTCAPS = ("final_logit_softcapping", "logits_soft_cap")
-# Parts of the names under which other configurations may hold a factor, where these do not explain the logits.
+# Parts of other names for a factor, tried where the names above do not explain the logits.
 FACTOR_WORDS = ("logit", "scal", "multipl", "mup", "temperature")
 
 
 @dataclass(frozen=True)
 class Rule:
-    """The fields of a configuration that decide what follows the product, with the exponent of each factor."""
+    """The fields of a configuration that decide what follows the product; factors with exponents."""
 
     powers: tuple[tuple[str, int], ...]
     softcap: str | None
@@ -67,7 +67,8 @@ class Rule:
         return Head(weight, bias, None if self.softcap is None else getattr(config, self.softcap), scale, quantised)
 
 
-# Rules that a model's own logits showed, where its configuration's usual reading is another. They are a class's.
+# Rules that a model's own logits showed, by its class, where the usual reading of its configuration
+# is another.
 SHOWN: WeakKeyDictionary[type, Rule] = WeakKeyDictionary()
 
 
@@ -81,9 +82,9 @@ def usual_rule(config) -> Rule:
 def find_rule(model, head: Head, hidden: Tensor, logits: Tensor) -> None:
     """Find out which rule makes ``logits`` of ``hidden``, and keep it for the model's class.
 
-    The usual one stays where it explains the logits. Else each numeric field of the configuration whose
-    name speaks of a factor is tried, and the softcap with and without. Logits that none of them explains
-    are left to ``verify``.
+    The usual one stays where it explains the logits. Else each numeric field of the configuration
+    whose name speaks of a factor is tried, with the softcap and without. Logits that none of them
+    explains are left to ``verify``.
 
     Args:
         model: transformers model.
@@ -127,9 +128,9 @@ def _explains(head: Head, hidden: Tensor, logits: Tensor) -> bool:
 
 
 def difference(head: Head, hidden: Tensor, logits: Tensor) -> tuple[float, float]:
-    """Return how far ``logits`` [n, V] are from the head's of ``hidden`` [n, D], relative to the largest, and by itself.
+    """Return the largest relative and absolute difference of ``logits`` [n, V] from the head's of ``hidden`` [n, D].
 
-    Infinite where they are finite at other places.
+    Relative to the largest logit, and infinite where the two are finite at different places.
     """
     got, expected = head.logits(hidden), logits.to(hidden.device).float()
     finite = expected.isfinite()  # a model that gives NaN by both roads is reported by its tokens
@@ -141,7 +142,7 @@ def difference(head: Head, hidden: Tensor, logits: Tensor) -> tuple[float, float
 
 
 def no_rounding(*tensors: Tensor) -> bool:
-    """Return whether a model whose weights and results are ``tensors`` computes without 16-bit numbers."""
+    """Return whether a model with weights and results ``tensors`` has no 16-bit numbers."""
     wide = all(tensor.dtype in (torch.float32, torch.float64) for tensor in tensors)
     return wide and not torch.is_autocast_enabled(tensors[0].device.type)
 
@@ -153,7 +154,7 @@ def tolerance(head: Head, *tensors: Tensor) -> float:
 
 
 def output_layer(model) -> torch.nn.Module:
-    """Return the last linear layer of a transformers model: its output embedding, or the last layer of that."""
+    """Return a transformers model's last linear layer: its output embedding, or the last layer of it."""
     layer = model.get_output_embeddings()
     if layer is None:  # some classes do not say what it is (Clvp)
         layer = getattr(model, "lm_head", None)
@@ -172,21 +173,22 @@ def output_layer(model) -> torch.nn.Module:
     return layer
 
 
-def head_of(model) -> Head:
-    """Return weight, bias and logit rule of a transformers model, from its modules and its configuration; differentiable.
+def head_of(model, held: tuple | None = None) -> Head:
+    """Return weight, bias and logit rule of a transformers model; differentiable.
 
-    What a configuration does not say is caught by ``verify``.
+    They come from its modules and its configuration. What a configuration does not say is caught by
+    ``verify``. ``held`` is ``weight_and_bias``'s result, where it is known.
     """
     config = model.config.get_text_config()
     rule = SHOWN.get(type(model)) or usual_rule(config)
-    return rule.head(config, *weight_and_bias(model))
+    return rule.head(config, *(weight_and_bias(model) if held is None else held))
 
 
 def weight_and_bias(model) -> tuple[Tensor, Tensor | None, bool]:
     """Return weight [V, D] and bias [V] of a model's output layer, and whether they were quantised.
 
-    PEFT's adapters are part of them: a copy that is trained instead of the layer, or low-rank additions
-    (LoRA). Offloaded weights are fetched, quantised ones dequantised.
+    PEFT's adapters are part of them: a copy that is trained instead of the layer, or low-rank
+    additions (LoRA). Offloaded weights are fetched, quantised ones dequantised.
     """
     layer = output_layer(model)
     if hasattr(layer, "modules_to_save"):
@@ -240,14 +242,14 @@ def fetched(layer):
 
 
 COLUMNS_AT_ONCE = 256
-# Root mean squares, relative: a layer that rounds inputs and results to bfloat16 is off by 2e-3 at most, one that
-# rounds its inputs to 8 bits by 7e-3 or more.
+# Root mean squares, relative: a layer that rounds inputs and results to bfloat16 is off by 2e-3 at
+# most, one that rounds its inputs to 8 bits by 6e-3 or more.
 ROUNDS_INPUTS = 3.5e-3
 
 
 @torch.no_grad()
 def _dequantised(layer, width: int | None, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
-    """Return the weight of a quantised layer: its products with unit vectors, a block of them at a time.
+    """Return the weight of a quantised layer: its products with unit vectors, block by block.
 
     So every quantiser's own kernel says what the weight is.
     """
@@ -289,7 +291,7 @@ def _dequantised(layer, width: int | None, dtype: torch.dtype) -> tuple[Tensor, 
 
 @contextmanager
 def _without_bias(layer) -> Iterator[Tensor | None]:
-    """Take a layer's bias off, and yield it: a 16-bit product with the bias in it has the bias's digits only."""
+    """Take a layer's bias off, and yield it: a 16-bit sum has the bias's digits only."""
     bias = getattr(layer, "bias", None)
     if not (isinstance(bias, Tensor) and _plain(bias)):
         yield None
@@ -302,7 +304,7 @@ def _without_bias(layer) -> Iterator[Tensor | None]:
 
 
 def _taken(layer, width: int, device, dtypes: list[torch.dtype], expected: str) -> torch.dtype:
-    """Return the first of ``dtypes`` that a quantised layer takes; the last one's error says why it takes none."""
+    """Return the first of ``dtypes`` that a layer takes; the last one's error says why none."""
     *first, last = dtypes
     for dtype in first:
         try:
@@ -338,10 +340,10 @@ def _watched(layer, seen: list[Tensor], stop: bool) -> Iterator[None]:
 
 
 def before_head(model, **inputs) -> Tensor | None:
-    """Return what a transformers model calls its output layer with, [B, T, D]; None if it does not call it.
+    """Return what a model calls its output layer with, [B, T, D]; None if it does not call it.
 
-    Everything between the body and the last linear layer is in it, whatever the architecture: a dense
-    layer and a norm, or a factor. The product itself is not computed.
+    Everything between the body and the last linear layer is in it, whatever the architecture: a
+    dense layer and a norm, or a factor. The product itself is not computed.
     """
     seen: list[Tensor] = []
     with _watched(output_layer(model), seen, stop=True):

@@ -80,28 +80,33 @@ class HuggingFaceModel:
 
     @torch.no_grad()
     def _study(self) -> None:
-        """Find out by one pass over a few positions what the head multiplies, and which rule follows it."""
+        """Find out what the head multiplies and which rule follows, by a pass over a few positions."""
         model, count = self.model, min(STUDIED_POSITIONS, self.context_length or STUDIED_POSITIONS)
         # From the middle of the vocabulary, where no family keeps its special tokens.
         rows = self.head.weight.shape[0]
         input_ids = (torch.arange(count, device=self.head.weight.device)[None] + rows // 2) % rows
         with evaluation_mode(self):
             hidden, body = self._before_head(input_ids), _body(model)
+            whole = hidden is not None and hidden.shape[:2] == input_ids.shape
             if body is not None:
-                own = self._last_of(body, input_ids)
-                if hidden is None or hidden.shape[:2] != input_ids.shape or _equal(hidden, own):
+                try:
+                    own = self._last_of(body, input_ids)
+                except InputError:  # a body that asks for more than tokens
+                    own = None
+                if own is not None and (not whole or _equal(hidden, own)):
                     self.body, hidden = body, own
-            if hidden is None or hidden.shape[:2] != input_ids.shape:
+            if self.body is None and not whole:
                 shape = "none" if hidden is None else tuple(hidden.shape)
                 raise InputError(
                     f"model: expected hidden states of all {count} positions before the output embedding of "
                     f"{type(model).__name__}, got {shape}; give a LanguageModel (hidden_states, head, logits)"
                 )
             logits = self.logits(input_ids)
-        whole = Head(*weight_and_bias(model))
-        if isinstance(logits, Tensor) and logits.dim() == 3 and hidden.shape[-1] == whole.weight.shape[1]:
-            find_rule(model, whole, hidden[0, -logits.shape[1] :].to(whole.weight.device), logits[0])
-            self.head = head_of(model)
+        weight, bias, quantised = held = weight_and_bias(model)
+        if isinstance(logits, Tensor) and logits.dim() == 3 and hidden.shape[-1] == weight.shape[1]:
+            seen = hidden[0, -logits.shape[1] :].to(weight.device)
+            find_rule(model, Head(weight, bias, quantised=quantised), seen, logits[0])
+            self.head = head_of(model, held)
 
     def _forget(self) -> None:
         """Put dynamic rotary embeddings back: they keep the frequencies of the longest call before, whoever made it."""
@@ -166,9 +171,10 @@ def _equal(hidden: Tensor, other) -> bool:
 
 
 def positions_of(model, config) -> int | None:
-    """Return how many positions a model reads: its configuration's number, or fewer where a table of positions has fewer.
+    """Return how many positions a model reads; None for any number.
 
-    RoBERTa's table begins behind its padding; a Whisper decoder's is not the encoder's. None: any number.
+    The configuration's number, or fewer where a table of positions has fewer: RoBERTa's begins
+    behind its padding, a Whisper decoder's is not the encoder's.
     """
     given = (getattr(config, name, None) for name in ("max_position_embeddings", "n_ctx", "max_seq_len"))
     limits = [limit for limit in given if isinstance(limit, int) and limit > 0][:1]
@@ -185,7 +191,7 @@ def positions_of(model, config) -> int | None:
 
 
 def scaled_positions(config, limit: int | None) -> tuple[int | None, str]:
-    """Return to how many positions RoPE scaling extends ``limit``, and by what; the limit and "" where it does not."""
+    """Return the positions to which RoPE scaling extends ``limit``, and its name; ``limit`` and "" without."""
     found, by = limit, ""
     ropes = [getattr(config, name, None) for name in ("rope_parameters", "rope_scaling")]
     ropes = [rope for rope in ropes if isinstance(rope, dict)]
@@ -201,7 +207,7 @@ def scaled_positions(config, limit: int | None) -> tuple[int | None, str]:
 
 
 def context_limit(model: LanguageModel, asked: int | None) -> int | None:
-    """Return the most positions of a window: the model's, or those that RoPE scaling allows where so many are asked for."""
+    """Return the most positions of a window: the model's, or RoPE scaling's where ``asked`` is more."""
     limit, extended = model.context_length, getattr(model, "extended_context_length", None)
     return extended if limit and extended and asked and asked > limit else limit
 
@@ -492,8 +498,8 @@ def load(
     Weights are read as safetensors (whole or sharded), never unpickled; a model's own code runs only with
     ``trust_remote_code``. Raises InputError where something is missing or cannot be loaded: a weight of the model that its
     files lack, above all. Weights that the model does not use become a note in what is measured of it.
-    revision: branch, tag or commit of a name on the hub. device_map: as in ``from_pretrained``, "auto" for what fits where
-    (accelerate's); ``device`` is then left out.
+    revision: branch, tag or commit of a name on the hub. device_map: as in ``from_pretrained``,
+    "auto" for what fits where (accelerate's); ``device`` is then left out.
     unchanged: the caller does not change the weights; their fingerprint is then kept by the path, size and times of the files.
     """
     rest = _source(name, trust_remote_code, revision=revision)

@@ -64,9 +64,9 @@ def _read(name: str | Path, dtype: str, options: dict):
 
 
 def _class(name: str | Path, options: dict):
-    """Return transformers' class that reads a model: of causal models, or of those that read images or sound, too.
+    """Return the automatic class that reads a model: a causal one, or one that reads images, too.
 
-    InputError where it knows the kind of model, and none of its classes continues a text.
+    InputError where transformers knows the kind of model and has no class that continues a text.
     """
     import transformers
 

@@ -152,6 +152,17 @@ class TupleBody(Own):
         return self.body(input_ids).to_tuple()[0]
 
 
+class BodyAsksForMore(Own):
+    """Its body reads embeddings, which the model makes."""
+
+    def hidden(self, input_ids):
+        return self.body.recurrent(self.body.embedding(input_ids) * 2)[0]
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.body.forward = lambda inputs_embeds: self.body.recurrent(inputs_embeds)
+
+
 class TwoLayers(Own):
     def __init__(self, config):
         super().__init__(config)
@@ -183,7 +194,10 @@ class Scaled(Own):
         return CausalLMOutput(logits=logits / self.config.output_multiplier)
 
 
-@pytest.mark.parametrize("kind", [Own, Tuples, TupleBody, TwoLayers, Unnamed, NoModule, Scaled])
+KINDS = [Own, Tuples, TupleBody, BodyAsksForMore, TwoLayers, Unnamed, NoModule, Scaled]
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_models_of_ones_own(kind, tokenizer):
     model = kind(Config(output_multiplier=2.5, real_vocabulary=305)).eval()
     assert evaluated(model, tokenizer).loss == pytest.approx(own_loss(model, tokenizer), rel=1e-6)
