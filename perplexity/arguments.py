@@ -193,6 +193,15 @@ def cast(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
     )
 
 
+def widened(input: Tensor, linear_weight: Tensor) -> Tensor:
+    """Return 16-bit hidden states in float32 where the head is float32, unchanged elsewhere.
+
+    No number changes; the products are float32's.
+    """
+    wide = linear_weight.dtype == torch.float32 and input.dtype in (torch.float16, torch.bfloat16)
+    return input.float() if wide else input
+
+
 def check_head(names: tuple[str, str, str], input: Tensor, linear_weight: Tensor, linear_bias: Tensor | None) -> None:
     """input [..., D], linear_weight [V, D] of one dtype and device, linear_bias [V]."""
     input_name, weight_name, bias_name = names
@@ -208,7 +217,7 @@ def check_head(names: tuple[str, str, str], input: Tensor, linear_weight: Tensor
     expect(
         input.dtype == linear_weight.dtype,
         weight_name,
-        f"{input.dtype}, the dtype of {input_name}",
+        f"{input.dtype}, the dtype of {input_name} (or float32 for a 16-bit one)",
         linear_weight.dtype,
         InputTypeError,
     )
@@ -375,6 +384,7 @@ class LinearInputs:
         )
         refuse_forward_mode(input, linear_weight, linear_bias)
         input, linear_weight = cast(input, linear_weight)
+        input = widened(input, linear_weight)
         check_head(("input", "linear_weight", "linear_bias"), input, linear_weight, linear_bias)
         vocabulary = linear_weight.shape[0] if shard is None else shard.size
         expect(vocabulary > 0, "linear_weight", "at least one row", tuple(linear_weight.shape))

@@ -162,6 +162,10 @@ def _text_options(command: argparse.ArgumentParser) -> None:
 def _model_options(command: argparse._ActionsContainer) -> None:
     """Where and how a model runs."""
     command.add_argument("--device", help="cpu, cuda, cuda:1, ... (a GPU if there is one)")
+    command.add_argument(
+        "--device-map", choices=["auto"], help="auto: spread the model over all devices by their memory (accelerate)"
+    )
+    command.add_argument("--revision", metavar="REV", help="branch, tag or commit of the model on the hub")
     command.add_argument("--dtype", default="auto", choices=DTYPES)
     command.add_argument("--trust-remote-code", action="store_true", help="run code that comes with the model")
     command.add_argument("--backend", choices=["triton", "torch"], help="of the loss (by device)")
@@ -236,6 +240,7 @@ def _parser() -> argparse.ArgumentParser:
         "--measure", default="loss", choices=["loss", "bits-per-byte"], help="of two results: nats a token (loss)"
     )
     _text_options(command)
+    command.add_argument("--revision-b", metavar="REV", help="branch, tag or commit of the second model on the hub")
     command.add_argument("--dtype-b", choices=DTYPES, help="of the second model (--dtype)")
     command.add_argument("--json", metavar="OUT", help="write every number to this file")
     command.set_defaults(run=_compare)

@@ -18,6 +18,7 @@ from .arguments import (
     choose_backend,
     expect,
     refuse_forward_mode,
+    widened,
 )
 from .errors import InputTypeError
 from .kernels import MAX, SUM_EXP, operators
@@ -229,6 +230,7 @@ def linear_kl_divergence(
                 check_floating(name, tensor)
         refuse_forward_mode(input, weight, bias)
         input, weight = cast(input, weight)
+        input = widened(input, weight)
         check_head(names, input, weight, bias)
         heads.append((input.reshape(-1, input.shape[-1]), weight, bias))
     leading = tuple(input_p.shape[:-1])

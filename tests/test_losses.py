@@ -287,3 +287,30 @@ def test_bias_and_target_of_any_stride(backend, device):
         results.append([loss, rows, *torch.autograd.grad(loss + rows, [*leaves, bias])])
     for ours, expected in zip(*results, strict=True):
         assert torch.equal(ours, expected)
+
+
+@pytest.mark.parametrize("backend", ["torch", "triton"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_float32_head_on_a_16_bit_body(dtype, backend):
+    """RL trainers keep the head in float32: the products are float32's and no gradient of the head is rounded."""
+    hidden, weight = torch.randn(9, 16).to(dtype).requires_grad_(), torch.randn(31, 16).requires_grad_()
+    target = torch.randint(31, (9,))
+    wide = hidden.detach().float().requires_grad_()
+    exact = torch.nn.functional.cross_entropy((wide.double() @ weight.double().T), target)
+    expected = torch.autograd.grad(exact, (wide, weight))
+    loss = perplexity.linear_cross_entropy(hidden, weight, target, backend=backend)
+    found = torch.autograd.grad(loss, (hidden, weight))
+    # Float32 sums of 16 products; the 16-bit gradient of the hidden states is rounded once, by half a unit.
+    assert loss.item() == pytest.approx(exact.item(), rel=1e-6)
+    torch.testing.assert_close(found[1], expected[1], atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(found[0], expected[0].to(dtype), atol=1e-6, rtol=torch.finfo(dtype).eps)
+    per_token = dict(backend=backend)
+    nll = perplexity.token_nll(hidden, weight, target, **per_token)
+    assert torch.equal(nll, perplexity.token_nll(wide, weight, target, **per_token))
+    statistics = perplexity.token_statistics(hidden, weight, target, **per_token)
+    assert torch.equal(statistics.entropy, perplexity.token_statistics(wide, weight, target, **per_token).entropy)
+    log_p = perplexity.token_log_probabilities(hidden, weight, target, **per_token)
+    torch.testing.assert_close(log_p, -nll)
+    divergence = perplexity.linear_kl_divergence(hidden, weight, hidden, weight.roll(1, 0), **per_token)
+    same = perplexity.linear_kl_divergence(wide, weight, wide, weight.roll(1, 0), **per_token)
+    assert torch.equal(divergence, same)

@@ -43,7 +43,7 @@ def run_eval(arguments: argparse.Namespace) -> int:
     baseline = None if arguments.baseline is None else read_result(arguments.baseline)
     texts = _Texts(arguments)
     with _ranks(arguments.device) as (rank, ranks, device):
-        model, tokenizer = load_model(arguments.model, arguments, device)
+        model, tokenizer = load_model(arguments.model, arguments, device, revision=arguments.revision)
         with _progress(texts, rank == 0) as progress:
             evaluation = evaluate(
                 model,
@@ -89,9 +89,10 @@ def run_compare(arguments: argparse.Namespace) -> int:
         table = tables.comparison(found)
     else:
         texts = _Texts(arguments)
-        model_a, tokenizer = load_model(arguments.a, arguments, device_of(arguments.device))
+        device = device_of(arguments.device)
+        model_a, tokenizer = load_model(arguments.a, arguments, device, revision=arguments.revision)
         dtype_b = arguments.dtype_b or arguments.dtype
-        model_b, tokenizer_b = load_model(arguments.b, arguments, device_of(arguments.device), dtype_b)
+        model_b, tokenizer_b = load_model(arguments.b, arguments, device, dtype_b, revision=arguments.revision_b)
         with _progress(texts, True) as progress:
             found = compare_models(
                 model_a,
@@ -127,17 +128,25 @@ def device_of(device: str | None) -> str:
     return device or ("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def load_model(name: str, arguments: argparse.Namespace, device: str, dtype: str | None = None):
+def load_model(
+    name: str, arguments: argparse.Namespace, device: str, dtype: str | None = None, *, revision: str | None = None
+):
+    """Return model and tokenizer as ``arguments`` say; ``revision`` is of this name alone."""
     import transformers
 
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()
+    placed = arguments.device_map is not None
+    if placed and _world_size() > 1:
+        raise InputError("--device-map: expected one process, which has all devices, got several")
     return models.load(
         name,
-        device=device,
+        device=arguments.device if placed else device,
         dtype=dtype or arguments.dtype,
         trust_remote_code=arguments.trust_remote_code,
         unchanged=True,
+        revision=revision,
+        device_map=arguments.device_map,
     )
 
 

@@ -8,7 +8,6 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -31,6 +30,7 @@ from .collect import DETAILS, DOCUMENT_COLUMNS, TOKEN_COLUMNS, Collector, Parque
 from .documents import Document
 from .fingerprints import TextFingerprint, tokenizer_fingerprint
 from .journal import Journal
+from .models import evaluation_mode
 from .protocols import Positions, Protocol, choose_protocol, special_ids, unknown_id
 from .results import Evaluation, summarise
 from .scoring import IGNORED, Scored, raise_together, stream, tasks
@@ -120,7 +120,7 @@ def evaluate(
     chosen = choose_protocol(
         protocol,
         tokenizer,
-        limit=network.context_length,
+        limit=models.context_limit(network, context_length),
         context_length=context_length,
         stride=stride,
         bos=bos,
@@ -194,7 +194,7 @@ def evaluate(
     return _evaluation(
         collector,
         tokenizer,
-        [*models.loading_notes(network), *batching.notes],
+        [*models.loading_notes(network), *models.context_notes(network, chosen.context_length), *batching.notes],
         protocol=chosen.name,
         context_length=chosen.context_length,
         stride=chosen.stride,
@@ -236,20 +236,6 @@ def _ranks(distributed: bool) -> tuple[int, int]:
     return torch.distributed.get_rank(), torch.distributed.get_world_size()
 
 
-@contextmanager
-def evaluation_mode(network: models.LanguageModel):
-    """Every module behind ``network`` in evaluation mode, and each put back as it was."""
-    parts = [part for module in models.modules(network) for part in module.modules()]
-    training = [part.training for part in parts]
-    for part in parts:
-        part.training = False
-    try:
-        yield
-    finally:
-        for part, was in zip(parts, training, strict=True):
-            part.training = was
-
-
 def token_scorer(network: models.LanguageModel, backend: str, details: bool) -> Callable[[Tensor, Tensor], Tensor]:
     """input_ids, targets -> [1, n] NLL of the scored tokens, or with ``details`` [5, n], ``DETAILS``."""
     head = network.head
@@ -286,13 +272,20 @@ def read_positions(
     """
     networks = batching.networks
     vocabulary = networks[0].head.weight.shape[0]
-    models.check_tokenizer(tokenizer, vocabulary)
+    for token in (protocol.prefix, protocol.first_of_window):
+        if token is None or token < vocabulary:
+            continue
+        raise InputError(
+            f"bos: token id {token} ({tokenizer.convert_ids_to_tokens(token)!r}), which the protocol puts before each "
+            f"document, is not below {vocabulary}, the model's vocabulary: check that the tokenizer is this model's, "
+            "or leave it out (bos='never')"
+        )
     verified = False
     for index, (document, ids, spans) in enumerate(_tokenized(tokenizer, documents, protocol)):
         text_hash = text.add(document.text)
         if journal is not None:
             journal.document(index, text_hash)
-        check_ids(document, ids, vocabulary, "the model's vocabulary")
+        check_ids(document, ids, vocabulary, "the model's vocabulary", tokenizer)
         positions = protocol.positions(document, ids, spans)
         if not verified and len(positions.ids) > 1:
             for network in networks:
@@ -361,14 +354,24 @@ def _estimated_spans(tokenizer, text: str, ids: np.ndarray) -> Spans:
     return estimated_spans(text, ids, lambda token: text_of(tokenizer, [token]))
 
 
-def check_ids(document: Document, ids: np.ndarray, limit: int, whose: str) -> None:
-    """InputError naming the first of ``ids`` that is not in [0, limit), and its position."""
+def check_ids(document: Document, ids: np.ndarray, limit: int, whose: str, tokenizer=None) -> None:
+    """InputError naming the first of ``ids`` outside [0, limit), its position, and its token in ``tokenizer``.
+
+    A tokenizer with more entries than ``limit`` is no error by itself: padding and other tokens are
+    often added and never used.
+    """
     outside = np.flatnonzero((ids < 0) | (ids >= limit))
-    if len(outside):
-        place = int(outside[0])
-        raise InputError(
-            f"document {document.id}: token id {ids[place]} at position {place}, expected below {limit}, {whose}"
-        )
+    if not len(outside):
+        return
+    place = int(outside[0])
+    token, hint = "", ""
+    if tokenizer is not None and 0 <= ids[place] < len(tokenizer):
+        token = f" ({tokenizer.convert_ids_to_tokens(int(ids[place]))!r})"
+        hint = f"; the tokenizer has {len(tokenizer)} entries: check that it is this model's, or leave that token out"
+    raise InputError(
+        f"document {document.id}: token id {ids[place]}{token} at position {place}, expected below {limit}, "
+        f"{whose}{hint}"
+    )
 
 
 def checked_document(index: int, document: Document | str) -> Document:

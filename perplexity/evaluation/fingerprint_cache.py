@@ -20,7 +20,7 @@ FORMAT = 1
 SETTLED = 2.0  # seconds
 
 
-def files_key(name: str | Path, dtype: str) -> str | None:
+def files_key(name: str | Path, dtype: str, revision: str | None = None) -> str | None:
     """Return a key of the files of a model folder, or of a name in Hugging Face's cache, as they are now.
 
     Path, size, inode, and the times of the last change of content and of status, which no tool sets
@@ -31,7 +31,7 @@ def files_key(name: str | Path, dtype: str) -> str | None:
     if not folder.is_dir():
         from huggingface_hub import try_to_load_from_cache
 
-        config = try_to_load_from_cache(str(name), "config.json")
+        config = try_to_load_from_cache(str(name), "config.json", revision=revision)
         if not isinstance(config, str):
             return None
         folder = Path(config).parent

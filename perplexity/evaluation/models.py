@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -15,26 +17,24 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError, first_line, theirs
-from ..kernels import reference
 from .fingerprint_cache import FingerprintCache, files_key
 from .fingerprints import tensors_digest
+from .heads import (
+    Head,
+    before_head,
+    difference,
+    fetched,
+    find_rule,
+    head_of,
+    no_rounding,
+    options,
+    tolerance,
+    weight_and_bias,
+)
 from .weights import read_model
 
 VERIFIED_POSITIONS = 16
-
-
-@dataclass(frozen=True)
-class Head:
-    """logits = softcap · tanh((logit_scale · (hidden @ weightᵀ + bias)) / softcap)."""
-
-    weight: Tensor  # [V, D]
-    bias: Tensor | None = None  # [V]
-    softcap: float | None = None
-    logit_scale: float = 1.0
-
-    def arguments(self) -> dict:
-        """Keywords of ``token_nll`` and ``token_statistics``."""
-        return {"linear_bias": self.bias, "softcap": self.softcap, "logit_scale": self.logit_scale}
+STUDIED_POSITIONS = 8
 
 
 @runtime_checkable
@@ -66,14 +66,47 @@ class HuggingFaceModel:
                     f"model: expected adapters inside the model, as LoRA's, got {kind}, whose prompt is outside it"
                 )
             model = model.get_base_model()
-        self.model = model
-        self.body = model.base_model
-        if self.body is model:
-            raise InputError(f"model: expected a body and a head ({type(model).__name__} shows none as base_model)")
-        self.head = head_of(model)
-        config = model.config.get_text_config()
-        self.context_length = getattr(config, "max_position_embeddings", None) or getattr(config, "n_ctx", None)
+        self.model = getattr(model, "_orig_mod", model)  # torch.compile's wrapper
+        self.body = None  # whose last hidden states are the head's; None: asked of the whole model
+        self.head = head_of(self.model)
         self._rotary = [part for part in model.modules() if "dynamic" in str(getattr(part, "rope_type", ""))]
+        config = self.model.config.get_text_config()
+        self.context_length = positions_of(self.model, config)
+        self.extended_context_length, self.extended_by = scaled_positions(config, self.context_length)
+        if any(part.is_meta and not hasattr(module, "_hf_hook") for module in model.modules() for part in _own(module)):
+            self.body = _body(self.model)  # nothing to compute with yet
+        else:
+            self._study()
+
+    @torch.no_grad()
+    def _study(self) -> None:
+        """Find out what the head multiplies and which rule follows, by a pass over a few positions."""
+        model, count = self.model, min(STUDIED_POSITIONS, self.context_length or STUDIED_POSITIONS)
+        # From the middle of the vocabulary, where no family keeps its special tokens.
+        rows = self.head.weight.shape[0]
+        input_ids = (torch.arange(count, device=self.head.weight.device)[None] + rows // 2) % rows
+        with evaluation_mode(self):
+            hidden, body = self._before_head(input_ids), _body(model)
+            whole = hidden is not None and hidden.shape[:2] == input_ids.shape
+            if body is not None:
+                try:
+                    own = self._last_of(body, input_ids)
+                except InputError:  # a body that asks for more than tokens
+                    own = None
+                if own is not None and (not whole or _equal(hidden, own)):
+                    self.body, hidden = body, own
+            if self.body is None and not whole:
+                shape = "none" if hidden is None else tuple(hidden.shape)
+                raise InputError(
+                    f"model: expected hidden states of all {count} positions before the output embedding of "
+                    f"{type(model).__name__}, got {shape}; give a LanguageModel (hidden_states, head, logits)"
+                )
+            logits = self.logits(input_ids)
+        weight, bias, quantised = held = weight_and_bias(model)
+        if isinstance(logits, Tensor) and logits.dim() == 3 and hidden.shape[-1] == weight.shape[1]:
+            seen = hidden[0, -logits.shape[1] :].to(weight.device)
+            find_rule(model, Head(weight, bias, quantised=quantised), seen, logits[0])
+            self.head = head_of(model, held)
 
     def _forget(self) -> None:
         """Put dynamic rotary embeddings back: they keep the frequencies of the longest call before, whoever made it."""
@@ -85,17 +118,123 @@ class HuggingFaceModel:
                     setattr(part, f"{prefix}max_seq_len_cached", part.original_max_seq_len)
 
     def hidden_states(self, input_ids: Tensor) -> Tensor:
+        if self.body is None:
+            found = self._before_head(input_ids)
+        else:
+            found = self._last_of(self.body, input_ids)
+        return found.to(self.head.weight.device)  # layers on several devices end elsewhere
+
+    def _before_head(self, input_ids: Tensor) -> Tensor | None:
         self._forget()
         with self._forward():
-            return self.body(input_ids=input_ids, use_cache=False).last_hidden_state
+            found = before_head(self.model, input_ids=input_ids, **options(self.model, use_cache=False))
+        rows = found is not None and found.dim() == 2 and len(found) == input_ids.numel()
+        return found.unflatten(0, tuple(input_ids.shape)) if rows else found
+
+    def _last_of(self, body, input_ids: Tensor) -> Tensor:
+        self._forget()
+        with self._forward():
+            found = body(input_ids=input_ids, **options(body, use_cache=False))
+            return found.last_hidden_state if hasattr(found, "last_hidden_state") else found[0]
 
     def logits(self, input_ids: Tensor) -> Tensor:
         self._forget()
         with self._forward():
-            return self.model(input_ids=input_ids, use_cache=False).logits
+            found = self.model(input_ids=input_ids, **options(self.model, use_cache=False))
+            if isinstance(found, tuple):  # of a class that gives no names
+                found = next((t for t in found if isinstance(t, Tensor) and t.dim() == 3), found[0])
+            found = getattr(found, "logits", found)
+        return found.to(self.head.weight.device) if isinstance(found, Tensor) else found
 
     def _forward(self):
         return theirs(f"model: expected a forward pass of {type(self.model).__name__}, got one that fails")
+
+
+def _own(module) -> list[Tensor]:
+    return list(module.parameters(recurse=False))
+
+
+def _body(model):
+    """Return the part of a model below its head, where the model names one."""
+    body = model.base_model
+    return None if body is model else body
+
+
+def _equal(hidden: Tensor, other) -> bool:
+    """Return whether two ways to hidden states [B, T, D] give the same, but for rounding."""
+    if not isinstance(other, Tensor) or hidden.shape != other.shape:
+        return False
+    one, other = hidden.float(), other.to(hidden.device).float()
+    finite = other.isfinite()
+    apart = (one - other).where(finite, 0).abs().max().item()
+    return apart <= (1e-5 if no_rounding(hidden) else 1e-2) * max(1.0, other.where(finite, 0).abs().max().item())
+
+
+def positions_of(model, config) -> int | None:
+    """Return how many positions a model reads; None for any number.
+
+    The configuration's number, or fewer where a table of positions has fewer: RoBERTa's begins
+    behind its padding, a Whisper decoder's is not the encoder's.
+    """
+    given = (getattr(config, name, None) for name in ("max_position_embeddings", "n_ctx", "max_seq_len"))
+    limits = [limit for limit in given if isinstance(limit, int) and limit > 0][:1]
+    for name, part in model.named_modules():
+        words = name.split(".")
+        positions = any(word in words[-1] for word in ("position", "pos_emb")) and "relative" not in words[-1]
+        if not positions or not isinstance(part, torch.nn.Embedding):
+            continue
+        if any(word.startswith(("vision", "visual", "image", "audio")) for word in words):
+            continue
+        before = getattr(part, "offset", 0) if part.padding_idx is None else part.padding_idx + 1
+        limits.append(part.num_embeddings - before)
+    return min(limits, default=None)
+
+
+def scaled_positions(config, limit: int | None) -> tuple[int | None, str]:
+    """Return the positions to which RoPE scaling extends ``limit``, and its name; ``limit`` and "" without."""
+    found, by = limit, ""
+    ropes = [getattr(config, name, None) for name in ("rope_parameters", "rope_scaling")]
+    ropes = [rope for rope in ropes if isinstance(rope, dict)]
+    by_layer = [part for rope in ropes for part in rope.values() if isinstance(part, dict)]
+    for rope in ropes + by_layer:
+        kind = str(rope.get("rope_type") or rope.get("type") or "default")
+        factor, original = rope.get("factor"), rope.get("original_max_position_embeddings") or limit
+        if kind == "default" or not isinstance(factor, int | float) or not original or limit is None:
+            continue
+        if (longest := int(original * factor)) > found:
+            found, by = longest, f"{kind}, factor {factor:g}"
+    return found, by
+
+
+def context_limit(model: LanguageModel, asked: int | None) -> int | None:
+    """Return the most positions of a window: the model's, or RoPE scaling's where ``asked`` is more."""
+    limit, extended = model.context_length, getattr(model, "extended_context_length", None)
+    return extended if limit and extended and asked and asked > limit else limit
+
+
+def context_notes(model: LanguageModel, context_length: int) -> list[str]:
+    """Return a note where windows are longer than the configuration's number of positions."""
+    limit = model.context_length
+    if not limit or context_length <= limit:
+        return []
+    return [
+        f"windows of {context_length} tokens are longer than the configuration's {limit} positions: RoPE scaling "
+        f"({model.extended_by}) extends these to {model.extended_context_length}"
+    ]
+
+
+@contextmanager
+def evaluation_mode(network: LanguageModel):
+    """Every module behind ``network`` in evaluation mode, and each put back as it was."""
+    parts = [part for module in modules(network) for part in module.modules()]
+    training = [part.training for part in parts]
+    for part in parts:
+        part.training = False
+    try:
+        yield
+    finally:
+        for part, was in zip(parts, training, strict=True):
+            part.training = was
 
 
 def as_language_model(model) -> LanguageModel:
@@ -111,55 +250,6 @@ def as_language_model(model) -> LanguageModel:
     )
 
 
-# What a configuration calls the logits' factor (Cohere, Falcon H1), divisor (Granite) and softcap (Gemma, RecurrentGemma).
-FACTORS = ("logit_scale", "lm_head_multiplier")
-DIVISORS = ("logits_scaling",)
-SOFTCAPS = ("final_logit_softcapping", "logits_soft_cap")
-
-
-def head_of(model) -> Head:
-    """Weight, bias and logit rule of a transformers model, from its modules and its configuration; differentiable.
-
-    What a configuration does not say is caught by ``verify``.
-    """
-    layer = model.get_output_embeddings()
-    if layer is None:
-        raise InputError(f"model: expected an output embedding, {type(model).__name__} has none")
-    config = model.config.get_text_config()
-    scale = 1.0
-    for name in FACTORS:
-        scale *= getattr(config, name, None) or 1.0
-    for name in DIVISORS:
-        scale /= getattr(config, name, None) or 1.0
-    softcap = next((cap for name in SOFTCAPS if (cap := getattr(config, name, None))), None)
-    return Head(*_weight_and_bias(layer), softcap, scale)
-
-
-def _weight_and_bias(layer) -> tuple[Tensor, Tensor | None]:
-    """Of an output layer, with PEFT's adapters in it: a copy that is trained instead of it, or low-rank additions (LoRA)."""
-    if hasattr(layer, "modules_to_save"):
-        adapters = layer.active_adapters if not layer.disable_adapters else []
-        layer = layer.modules_to_save[adapters[0]] if adapters else layer.original_module
-    weight, bias = layer.weight, getattr(layer, "bias", None)
-    if type(layer).__module__.startswith("peft."):
-        if not (hasattr(layer, "get_delta_weight") and hasattr(layer, "lora_A")):
-            raise InputError(f"model: expected plain LoRA on the head, got PEFT's {type(layer).__name__}")
-        for option in ("use_dora", "lora_bias"):
-            if any((getattr(layer, option, None) or {}).values()):
-                raise InputError(f"{option}: expected plain LoRA on the head")
-        if not (layer.merged or layer.disable_adapters):
-            for adapter in layer.active_adapters:
-                if adapter in layer.lora_A:
-                    weight = weight + layer.get_delta_weight(adapter).to(weight.dtype)
-    return weight, bias
-
-
-def no_rounding(*tensors: Tensor) -> bool:
-    """Return whether a model whose weights and results are ``tensors`` computes without 16-bit numbers."""
-    wide = all(tensor.dtype in (torch.float32, torch.float64) for tensor in tensors)
-    return wide and not torch.is_autocast_enabled(tensors[0].device.type)
-
-
 @torch.no_grad()
 def verify(model: LanguageModel, ids: np.ndarray, context_length: int) -> None:
     """InputError unless the head on the hidden states gives the model's own logits, causally; on the first of ``ids`` [n].
@@ -168,6 +258,8 @@ def verify(model: LanguageModel, ids: np.ndarray, context_length: int) -> None:
     looks ahead (an encoder, say) would be told what it is scored on.
     """
     head, name = model.head, type(getattr(model, "model", model)).__name__
+    if head.weight.is_meta:
+        raise InputError(f"model: expected weights with values, got {name}'s head on the meta device: load them first")
     rows = head.weight.shape[0]
     # A short text is followed by other ids, all different: a rule that shows on some logits only is found, too.
     count = min(VERIFIED_POSITIONS, context_length)
@@ -179,24 +271,15 @@ def verify(model: LanguageModel, ids: np.ndarray, context_length: int) -> None:
         # Some models give the logits of the last position alone.
         if shape not in ((1, count, last), (1, 1, last) if what == "logits" else None):
             raise InputError(f"model: expected {what} of shape {(1, count, last)}, got {shape}")
-    bias = None if head.bias is None else head.bias.float()
-    with torch.autocast(input_ids.device.type, enabled=False):
-        got = reference.logits(
-            hidden[0].float(), head.weight.float(), bias, softcap=head.softcap, logit_scale=head.logit_scale
-        )[-expected.shape[1] :]
-    # 16-bit logits or hidden states are rounded by the model: 2⁻⁸ relative for bfloat16.
-    wide = no_rounding(head.weight, expected, hidden)
-    tolerance = 1e-3 if wide else 2e-2
-    expected = expected[0].float()
-    finite = expected.isfinite()  # a model that gives NaN by both roads is reported by its tokens
-    largest = expected.where(finite, 0).abs().max().item()
-    difference = (got - expected).where(finite, 0).abs().max().item()
-    if difference > tolerance * max(1.0, largest) or not torch.equal(finite, got.isfinite()):
+    seen = hidden[0, -expected.shape[1] :]
+    relative, apart = difference(head, seen, expected[0])
+    if relative > tolerance(head, expected, hidden):
         raise InputError(
-            f"model: {name}'s own logits differ from its head on its hidden states by {difference:.3g}; "
+            f"model: {name}'s own logits differ from its head on its hidden states by {apart:.3g}; "
             "it applies a rule after the head that is not known here (or drops out, or rounds to 16 bits inside): "
-            "its perplexity would be wrong"
+            "its perplexity would be wrong; a LanguageModel (hidden_states, head, logits) can say the rule"
         )
+    wide = no_rounding(head.weight, expected, hidden)
     half = count // 2
     changed = input_ids.clone()
     changed[:, half:] = (changed[:, half:] + 1) % rows
@@ -205,8 +288,15 @@ def verify(model: LanguageModel, ids: np.ndarray, context_length: int) -> None:
     if ahead > (1e-4 if wide else 2e-2) * max(1.0, hidden.abs().max().item()):
         raise InputError(
             f"model: {name}'s hidden states depend on later tokens (by {ahead:.3g}): it is not a causal model, "
-            "and its perplexity would mean nothing"
+            f"and its perplexity would mean nothing{_causal_hint(model)}"
         )
+
+
+def _causal_hint(model: LanguageModel) -> str:
+    """Return what to set where a configuration says itself that its model is not causal."""
+    config = getattr(getattr(model, "model", None), "config", None)
+    name = next((name for name in ("is_decoder", "causal") if getattr(config, name, None) is False), None)
+    return "" if name is None else f"; its configuration has {name} = false, and true makes it causal"
 
 
 def modules(model: LanguageModel) -> list[torch.nn.Module]:
@@ -262,7 +352,15 @@ def _tensors(model: LanguageModel) -> Iterator[tuple[str, Tensor]]:
         named = dict(module.named_parameters(remove_duplicate=False))
         named |= dict(module.named_buffers(remove_duplicate=False)) | module.state_dict(keep_vars=True)
         passing = _last_calls_frequencies(module)
-        yield from ((name, tensor) for name, tensor in named.items() if name not in passing)
+        for name, tensor in named.items():
+            if name in passing:
+                continue
+            if not (isinstance(tensor, Tensor) and tensor.is_meta):
+                yield name, tensor
+                continue
+            owner, _, leaf = name.rpartition(".")
+            with fetched(module.get_submodule(owner)):  # accelerate's offloaded weights, one module's at a time
+                yield name, getattr(module.get_submodule(owner), leaf, tensor)
     if model not in parts:
         yield from sorted((name, value) for name, value in vars(model).items() if isinstance(value, Tensor))
 
@@ -335,16 +433,7 @@ def described(model: LanguageModel, name: str | None = None) -> dict:
     }
 
 
-def check_tokenizer(tokenizer, vocabulary: int) -> None:
-    """InputError where the tokenizer has more entries than the model has logits."""
-    if len(tokenizer) > vocabulary:
-        raise InputError(
-            f"tokenizer: expected at most {vocabulary} entries, the model's vocabulary, got {len(tokenizer)}: "
-            "it belongs to another model"
-        )
-
-
-def _cached(name: str | Path) -> bool:
+def _cached(name: str | Path, revision: str | None) -> bool:
     """Whether Hugging Face's cache holds the model; asks its hub once where it does not, and InputError if that has none.
 
     Asked before transformers does: it tries for a minute where there is no network.
@@ -352,17 +441,18 @@ def _cached(name: str | Path) -> bool:
     from huggingface_hub import HfApi, try_to_load_from_cache
 
     try:
-        if isinstance(try_to_load_from_cache(str(name), "config.json"), str):
+        if isinstance(try_to_load_from_cache(str(name), "config.json", revision=revision), str):
             return True
-        HfApi().model_info(str(name), timeout=10)
+        HfApi().model_info(str(name), revision=revision, timeout=10)
     except Exception as error:  # of httpx, of the hub's own kinds, or a name it does not take
+        of = "" if revision is None else f" with revision {revision}"
         raise InputError(
-            f"{name}: expected a model folder or name, got no such folder and no such model ({first_line(error)})"
+            f"{name}: expected a model folder or name, got no such folder and no such model{of} ({first_line(error)})"
         )
     return False
 
 
-def _source(name: str | Path, trust_remote_code: bool, needs: str = "config.json") -> dict:
+def _source(name: str | Path, trust_remote_code: bool, needs: str = "config.json", revision: str | None = None) -> dict:
     """Options of ``from_pretrained`` for a local folder with the file ``needs``, or a name of the hub or its cache."""
     path = Path(name)
     local = path.is_dir()
@@ -372,7 +462,12 @@ def _source(name: str | Path, trust_remote_code: bool, needs: str = "config.json
         raise InputError(
             f"{name}: expected a local model folder, got {'a file' if path.exists() else 'no such folder'}"
         )
-    return {"local_files_only": local or _cached(name), "trust_remote_code": trust_remote_code}
+    if local and revision is not None:
+        raise InputError(f"revision: expected none for the folder {name}, which has one only, got {revision!r}")
+    return {
+        "local_files_only": local or _cached(name, revision),
+        "trust_remote_code": trust_remote_code,
+    } | ({} if revision is None else {"revision": revision})
 
 
 def _tokenizer(name: str | Path, rest: dict):
@@ -395,15 +490,21 @@ def load(
     dtype: str = "auto",
     trust_remote_code: bool = False,
     unchanged: bool = False,
+    revision: str | None = None,
+    device_map: str | None = None,
 ):
     """Model and tokenizer of a Hugging Face folder, or of a name in its cache or on its hub.
 
     Weights are read as safetensors (whole or sharded), never unpickled; a model's own code runs only with
     ``trust_remote_code``. Raises InputError where something is missing or cannot be loaded: a weight of the model that its
     files lack, above all. Weights that the model does not use become a note in what is measured of it.
+    revision: branch, tag or commit of a name on the hub. device_map: as in ``from_pretrained``,
+    "auto" for what fits where (accelerate's); ``device`` is then left out.
     unchanged: the caller does not change the weights; their fingerprint is then kept by the path, size and times of the files.
     """
-    rest = _source(name, trust_remote_code)
+    rest = _source(name, trust_remote_code, revision=revision)
+    if device_map is not None:
+        rest["device_map"] = _device_map(device_map, device)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
         torch.zeros(1, device=device).item()
@@ -411,15 +512,35 @@ def load(
         raise InputError(f"device: expected one that this torch can use, got {device!r} ({first_line(error)})")
     tokenizer = _tokenizer(name, rest)
     # A model's own code may put anything into its weights: its files do not say what.
-    files = files_key(name, dtype) if unchanged and not trust_remote_code else None
+    files = files_key(name, dtype, revision) if unchanged and not trust_remote_code else None
     try:
         with theirs("expected the weights of a causal language model, got none that can be read"):
             model, notes = read_model(name, dtype, rest)
     except InputError as error:
         raise InputError(f"{name}: {error}") from error.__cause__
-    with theirs(f"{name}: expected a model that runs on {device}, got one that cannot be moved there"):
-        model = model.to(device).eval()
-    if files is not None and files != files_key(name, dtype):  # they changed under the reading
+    if device_map is None:
+        _move(model, name, device)
+    model.eval()
+    if files is not None and files != files_key(name, dtype, revision):  # they changed under the reading
         files = None
-    SOURCES[model] = Source(str(name), notes, files)
+    SOURCES[model] = Source(str(name) if revision is None else f"{name}@{revision}", notes, files)
     return model, tokenizer
+
+
+def _device_map(device_map: str, device: str | None) -> str:
+    if device is not None:
+        raise InputError(f"device: expected none with device_map, which places the model, got {device!r}")
+    if importlib.util.find_spec("accelerate") is None:
+        raise InputError("device_map: expected accelerate to be installed (pip install accelerate), got none")
+    return device_map
+
+
+def _move(model, name: str | Path, device: str) -> None:
+    try:
+        with theirs(f"{name}: expected a model that runs on {device}, got one that cannot be moved there"):
+            model.to(device)
+    except torch.OutOfMemoryError:
+        raise InputError(
+            f"{name}: the weights do not fit in the memory of {device}: take a smaller dtype (bfloat16), "
+            "device_map 'auto', or another device"
+        )

@@ -204,7 +204,8 @@ class _Scorer:
         except torch.OutOfMemoryError:
             if len(ids) == 1:
                 raise InputError(
-                    f"context_length: one window of {ids.shape[1]} tokens does not fit in the memory of {self.device}"
+                    f"context_length: one window of {ids.shape[1]} tokens does not fit in the memory of {self.device}: "
+                    "lower the context length, or load the model in bfloat16 or with device_map 'auto'"
                 )
         # Outside the handler: the exception holds the frames, and those the tensors that did not fit.
         if self.device.type == "cuda":

@@ -38,18 +38,21 @@ def read_model(name: str | Path, dtype: str, options: dict):
     if adapters is None:
         return _read(name, dtype, options)
     # ``from_pretrained`` reports on the adapters alone: the weights below them are read first.
+    options = dict(options)
+    own = {key: options.pop(key) for key in ("revision",) if key in options}  # the adapters', not the base's
     with _base(name, adapters) as base:
-        model, notes = _read(base, dtype, options)
+        base_revision = (
+            {} if Path(name).is_dir() or not adapters.get("revision") else {"revision": adapters["revision"]}
+        )
+        model, notes = _read(base, dtype, options | base_revision)
     model.config._name_or_path = str(name)
-    report = model.load_adapter(str(name), dtype=model.dtype)
+    report = model.load_adapter(str(name), dtype=model.dtype, **own)
     return model, notes + _checked("the adapters", vars(report) if report else {})
 
 
 def _read(name: str | Path, dtype: str, options: dict):
-    from transformers import AutoModelForCausalLM
-
     # Shapes that differ are ignored there because transformers' own error does not name them.
-    model, report = AutoModelForCausalLM.from_pretrained(
+    model, report = _class(name, options).from_pretrained(
         name,
         dtype=dtype,
         use_safetensors=True,
@@ -58,6 +61,36 @@ def _read(name: str | Path, dtype: str, options: dict):
         **options,
     )
     return model, _checked(type(model).__name__, report)
+
+
+def _class(name: str | Path, options: dict):
+    """Return the automatic class that reads a model: a causal one, or one that reads images, too.
+
+    InputError where transformers knows the kind of model and has no class that continues a text.
+    """
+    import transformers
+
+    places = {key: options[key] for key in ("local_files_only", "trust_remote_code", "revision") if key in options}
+    config = transformers.AutoConfig.from_pretrained(name, **places)
+    if "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {}):
+        return transformers.AutoModelForCausalLM
+    classes = [transformers.AutoModelForCausalLM]
+    if not getattr(config, "is_encoder_decoder", False):
+        beside = (getattr(transformers, f"AutoModelFor{kind}", None) for kind in ("ImageTextToText", "MultimodalLM"))
+        classes += [auto for auto in beside if auto is not None]
+    found = {auto: auto._model_mapping.get(type(config), None) for auto in classes}
+    found = {auto: model if isinstance(model, tuple) else (model,) for auto, model in found.items() if model}
+    named = config.architectures or [type(config).__name__]
+    # The class that wrote the checkpoint, where several read it: its weights have that class's names.
+    for auto, models in found.items():
+        if any(model.__name__ in named for model in models):
+            return auto
+    if found:
+        return next(iter(found))
+    raise InputError(
+        f"expected a causal language model, got {', '.join(named)} (model_type {config.model_type!r}), for which "
+        "transformers has no class that reads a text from left to right: take a decoder-only model"
+    )
 
 
 def _checked(architecture: str, report: dict) -> list[str]:
@@ -105,7 +138,7 @@ def _adapters(name: str | Path, options: dict) -> dict | None:
         return None
     from transformers.utils import find_adapter_config_file
 
-    only = {"local_files_only": options.get("local_files_only", False)}
+    only = {"local_files_only": options.get("local_files_only", False), "revision": options.get("revision")}
     found = find_adapter_config_file(str(name), **only)
     if found is None:
         return None

@@ -136,6 +136,11 @@ def use_fused_loss(model, *, backend: str | None = None) -> FusedLoss:
         raise InputError(f"{message}; the fused loss has no such term")
     if any(parameter.is_meta for parameter in inner.parameters()):
         return FusedLoss(inner, backend)  # nothing to compute with yet
+    if network.body is None:
+        raise InputError(
+            f"model: expected an output embedding on the body's last hidden states, {type(inner).__name__} has layers "
+            "between them or names no body (base_model): its own loss is to be used"
+        )
     head = network.head
     count = min(models.VERIFIED_POSITIONS, network.context_length or models.VERIFIED_POSITIONS)
     ids = np.arange(count) % head.weight.shape[0]

@@ -103,7 +103,6 @@ class Questioner:
         self.tokenizer, self.template = tokenizer, template
         self.chat = bool(getattr(tokenizer, "chat_template", None)) if chat is None else chat
         self.backend = choose_backend(backend, self.network.head.weight)
-        models.check_tokenizer(tokenizer, self.network.head.weight.shape[0])
         self.batching = Batching([self.network], None)
         self.answers = yes, no
         self.tokens = self._answer(yes, "yes"), self._answer(no, "no")
@@ -231,6 +230,8 @@ class Questioner:
             if book is not None:
                 book.document(index, hashes.add(before + document.text))
             ids, shortened = self.ids(document.text, before)
+            vocabulary = self.network.head.weight.shape[0]
+            check_ids(document, np.append(ids, self.tokens), vocabulary, "the model's vocabulary", self.tokenizer)
             if not verified and len(ids) > 1:
                 models.verify(self.network, ids, self.network.context_length or len(ids))
                 self.batching.check(ids, self.network.context_length)

@@ -73,7 +73,7 @@ def run_probe(arguments: argparse.Namespace) -> int:
     )
     prompts = spread(every, arguments.limit)
     device = device_of(arguments.device)
-    model, tokenizer = load_model(arguments.model, arguments, device)
+    model, tokenizer = load_model(arguments.model, arguments, device, revision=arguments.revision)
     judge = None
     if arguments.judge is not None:
         judging = (model, tokenizer)
@@ -119,7 +119,8 @@ def run_ask(arguments: argparse.Namespace) -> int:
         raise InputError(f"--template: expected one without {PROMPT}, which texts have not here")
     for _ in read_documents([path for path in arguments.text if path != STANDARD_INPUT], read_options(arguments)):
         pass  # what is broken is told before the model is loaded
-    model, tokenizer = load_model(arguments.model, arguments, device_of(arguments.device))
+    device = device_of(arguments.device)
+    model, tokenizer = load_model(arguments.model, arguments, device, revision=arguments.revision)
     judge = Questioner(
         model,
         tokenizer,

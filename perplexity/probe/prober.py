@@ -18,7 +18,7 @@ from ..evaluation.batching import Batching
 from ..evaluation.calibration import CalibrationBins
 from ..evaluation.collect import DETAILS
 from ..evaluation.documents import Document
-from ..evaluation.evaluator import evaluation_mode, token_scorer
+from ..evaluation.evaluator import check_ids, evaluation_mode, token_scorer
 from ..evaluation.fingerprints import tokenizer_fingerprint
 from ..evaluation.protocols import Positions
 from ..evaluation.results import model_name, same_model, schema_of
@@ -120,13 +120,16 @@ def probe(
     scores.check_weights(weights or {}, [*WEIGHTS, *own_weights])
     network = models.as_language_model(model)
     settings = (settings or GenerationSettings()).of(network.context_length)
-    models.check_tokenizer(tokenizer, network.head.weight.shape[0])
     backend = choose_backend(backend, network.head.weight)
     fingerprint = tokenizer_fingerprint(tokenizer)
     described = models.described(network, name)
     evaluated = _evaluated(evaluation, fingerprint, described)
     encoder = None if embeddings is None else Embeddings(embeddings)
     asked, notes = _asked(tokenizer, prompts, settings, network.context_length)
+    for prompt in asked:
+        document = Document(prompt.prompt.id, "")
+        for ids in (prompt.ids, prompt.reference):
+            check_ids(document, ids, network.head.weight.shape[0], "the model's vocabulary", tokenizer)
     asking = Asking(
         documents=all(prompt.prompt.document for prompt in asked),
         answers=any(prompt.references and not prompt.prompt.document for prompt in asked),

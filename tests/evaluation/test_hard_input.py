@@ -255,7 +255,7 @@ def test_out_of_memory_halves_the_batch_and_goes_on(model, tokenizer, rows):
 
 
 def test_a_window_that_never_fits(model, tokenizer):
-    with pytest.raises(InputError, match="context_length: one window of .* tokens does not fit"):
+    with pytest.raises(InputError, match="one window of .* does not fit .*: lower the context length, or load"):
         evaluate(Small(model, 0), tokenizer, TEXTS, batch_size=2)
 
 

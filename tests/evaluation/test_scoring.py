@@ -55,12 +55,12 @@ def test_the_batch_size_changes_nothing(model, tokenizer, batch_size):
 
 
 def test_no_logits_by_any_road(model, tokenizer, monkeypatch):
-    """The head may run for the one verification call, on a few positions."""
+    """The head may run for two calls, on a few positions each: one shows its rule, one verifies it."""
     calls = []
     forward = model.lm_head.forward
     monkeypatch.setattr(model.lm_head, "forward", lambda hidden: calls.append(hidden.shape) or forward(hidden))
     evaluate(model, tokenizer, DOCUMENTS, context_length=16)
-    assert len(calls) == 1 and calls[0][:-1].numel() <= 16
+    assert len(calls) == 2 and all(shape[:-1].numel() <= 16 for shape in calls)
 
 
 def test_every_number_follows_from_the_sums(model, tokenizer):
@@ -125,6 +125,24 @@ def test_nothing_to_score(model, tokenizer):
         evaluate(model, tokenizer, [""])
 
 
-def test_a_tokenizer_larger_than_the_vocabulary(tokenizer):
-    with pytest.raises(InputError, match=r"tokenizer: expected at most 290 entries.*got \d+"):
-        evaluate(build_model(290), tokenizer, TEXTS)
+def test_an_id_that_the_head_cannot_score(tokenizer):
+    words = r"document 0: token id 2\d\d \('.+'\) at position \d+, expected below 270, .* has \d+ entries"
+    with pytest.raises(InputError, match=words):
+        evaluate(build_model(270), tokenizer, TEXTS)
+
+
+def test_entries_that_no_text_uses(tokenizer):
+    """A padding token was added and the model not resized: the loss is the same as without it."""
+    import copy
+
+    longer = copy.deepcopy(tokenizer)
+    longer.add_special_tokens({"pad_token": "[PAD]", "additional_special_tokens": ["<image>"]})
+    model = build_model(len(tokenizer))
+    assert len(longer) == len(tokenizer) + 2
+    assert evaluate(model, longer, TEXTS).loss == evaluate(model, tokenizer, TEXTS).loss
+    words = rf"document 1: token id {len(tokenizer) + 1} \('<image>'\) at position 1"
+    with pytest.raises(InputError, match=words):
+        evaluate(model, longer, ["a", "a<image> b"])
+    longer.add_special_tokens({"bos_token": "<begin>"})
+    with pytest.raises(InputError, match=r"bos: token id \d+ \('<begin>'\).*bos='never'"):
+        evaluate(model, longer, TEXTS)
