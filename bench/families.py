@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import json
 import multiprocessing
 import os
@@ -125,7 +126,7 @@ def small_config(kind, default=None, layers: int | None = None) -> dict:
         value = field.default
         number = isinstance(value, int) and not isinstance(value, bool)
         if name in SIZES:
-            if name in ALWAYS or value is dataclasses.MISSING or number and value > SIZES[name]:
+            if name in ALWAYS or value is dataclasses.MISSING or (number and value > SIZES[name]):
                 given[name] = SIZES[name]
         elif name in RULES:
             given[name] = RULES[name]
@@ -157,6 +158,7 @@ def _layers(default) -> int:
     return min(max(seen, 2), 8)
 
 
+@functools.cache
 def families() -> dict[str, str]:
     """Return the model class of each family with a causal head: transformers' mapping, and classes beside it."""
     import transformers
@@ -164,7 +166,11 @@ def families() -> dict[str, str]:
 
     found = dict(mapped)
     for name in dir(transformers):
-        if name.endswith(("ForCausalLM", "LMHeadModel")) and name not in mapped.values() and not name.startswith("Auto"):
+        if (
+            name.endswith(("ForCausalLM", "LMHeadModel"))
+            and name not in mapped.values()
+            and not name.startswith("Auto")
+        ):
             found[name] = name
     return found
 
@@ -277,7 +283,9 @@ def training_step(model, **given) -> tuple:
 
     torch.manual_seed(1)
     model.zero_grad(set_to_none=True)
-    loss = model(**batch(), **given).loss
+    loss = getattr(model(**batch(), **given), "loss", None)
+    if loss is None:
+        raise TypeError("no loss of labels")
     loss.backward()
     gradients = {name: p.grad.double() for name, p in model.named_parameters() if p.grad is not None}
     return loss.item(), gradients
@@ -291,12 +299,12 @@ def compare_fused(model) -> dict:
 
     model.train()
     cases, own = [{}, dict(num_items_in_batch=torch.tensor(50))], []
-    for given in cases:
+    for given in [*cases]:
         try:
             own.append(training_step(model, **given))
-        except TypeError:
+        except Exception as error:
             if not given:
-                raise
+                return dict(outcome="not comparable", message=f"the model's own loss fails: {said(error)}")
             cases.remove(given)  # Trainer gives such a model no number of items either
     largest = 0.0
     with use_fused_loss(model):
@@ -314,7 +322,9 @@ def compare_fused(model) -> dict:
                     difference, what = max(difference, off), f"gradient of {name}"
                 largest = max(largest, off)
             if what != "loss" or not difference <= LOSS_TOLERANCE:
-                return dict(outcome="wrong", difference=difference, message=f"{what}: {loss:.6g}, expected {expected:.6g}")
+                return dict(
+                    outcome="wrong", difference=difference, message=f"{what}: {loss:.6g}, expected {expected:.6g}"
+                )
             largest = max(largest, difference)
     return dict(outcome="equal", difference=largest)
 
@@ -389,6 +399,51 @@ def in_a_process(family: str) -> dict:
         process.join()
 
 
+COMPARED = {"evaluate": "`evaluate`", "fused": "`use_fused_loss`"}
+OUTCOMES = ("equal", "refused", "not comparable", "crashed", "wrong")
+
+
+def table(results: dict) -> str:
+    """Return docs/families.md, of the results file's content."""
+    rows = results["rows"]
+    built = [row for row in rows if not row["built"]]
+    lines = [
+        "# Model families",
+        "",
+        f"Written by `python bench/families.py` with transformers {results['transformers']} and torch {results['torch']}: "
+        f"{len(built)} of its {len(rows)} families with a causal head, built small with random weights.",
+        "`evaluate`'s loss is compared with the model's own logits in float64, at three choices of context and stride; the loss "
+        "and every gradient of `use_fused_loss`, in training mode, with the model's own loss.",
+        "A number is the largest difference: of a loss, relative; of a gradient, to the largest of the model. Equal is at most "
+        f"{LOSS_TOLERANCE:.0e} of the loss and {GRADIENT_TOLERANCE:.0e} of the gradient.",
+        "",
+        "| | " + " | ".join(OUTCOMES) + " |",
+        "| --- |" + " ---: |" * len(OUTCOMES),
+    ]
+    for name, title in COMPARED.items():
+        counts = [sum(row[name]["outcome"] == outcome for row in built) for outcome in OUTCOMES]
+        lines.append(f"| {title} | " + " | ".join(map(str, counts)) + " |")
+    lines += ["", "| family | class | `evaluate` | `use_fused_loss` |", "| --- | --- | --- | --- |"]
+    for row in built:
+        cells = [row["family"], row["architecture"], *(_cell(row[name]) for name in COMPARED)]
+        lines.append("| " + " | ".join(cells) + " |")
+    lines += ["", "## Not built", "", "| family | class | reason |", "| --- | --- | --- |"]
+    for row in rows:
+        if row["built"]:
+            lines.append(f"| {row['family']} | {row['architecture']} | {_escaped(row['built'])} |")
+    return "\n".join(lines) + "\n"
+
+
+def _cell(found: dict) -> str:
+    if found["outcome"] == "equal":
+        return f"{found['difference']:.0e}"
+    return f"{found['outcome']}: {_escaped(found['message'])}"
+
+
+def _escaped(message: str) -> str:
+    return message.replace("|", "\\|").replace("<", "&lt;")
+
+
 def sweep(names: list[str]) -> list[dict]:
     """Return the rows of families, in order."""
     import torch
@@ -424,20 +479,21 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="results file; bench/results/families.json for all families")
     parser.add_argument("--table", action="store_true", help="write docs/families.md from the results file alone")
     options = parser.parse_args()
-    if not options.table:
-        names = options.families or sorted(families())
-        if options.draw:
-            names = sorted(random.Random(options.seed).sample(names, options.draw))
-        rows = sweep(names)
-        out = options.out or (RESULT if names == sorted(families()) else None)
-        if out is None:
-            sys.exit(any(part == "wrong" for row in rows for part in outcomes(row)))
-        versions = dict(torch=version("torch"), transformers=version("transformers"), date=now(), commit=commit())
-        write(versions | dict(rows=rows), out)
-
-
-def outcomes(row: dict) -> list[str]:
-    return [row[name]["outcome"] for name in ("evaluate", "fused") if name in row]
+    if options.table:
+        TABLE.write_text(table(json.loads(RESULT.read_text())))
+        return
+    names = options.families or sorted(families())
+    if options.draw:
+        names = sorted(random.Random(options.seed).sample(names, options.draw))
+    rows = sweep(names)
+    versions = dict(torch=version("torch"), transformers=version("transformers"), date=now(), commit=commit())
+    results = versions | dict(rows=rows)
+    everything = names == sorted(families())
+    if options.out or everything:
+        write(results, options.out or RESULT)
+    if everything and not options.out:
+        TABLE.write_text(table(results))
+    sys.exit(any(found["outcome"] == "wrong" for row in rows for found in map(row.get, COMPARED) if found))
 
 
 if __name__ == "__main__":
