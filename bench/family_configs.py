@@ -69,7 +69,7 @@ SMALL = {
     """,
 }
 SIZES = {name: size for size, names in SMALL.items() for name in names.split()}
-# Set where the default is None as well: what families of that field cannot do without.
+# Set where the default is None, too: families with these fields cannot do without.
 ALWAYS = ("head_dim", "n_routed_experts", "num_experts_per_tok")
 # The rules of heads, in force: their defaults are often none.
 RULES = {
@@ -140,7 +140,8 @@ def small_config(kind, default=None) -> dict:
         value = field.default
         number = isinstance(value, int) and not isinstance(value, bool)
         if name in SIZES:
-            if name in ALWAYS or value is dataclasses.MISSING or (number and value > SIZES[name]):
+            unset = value is dataclasses.MISSING or (value is None and name in ALWAYS)
+            if unset or (number and value > SIZES[name]):
                 given[name] = SIZES[name]
         elif name in RULES:
             given[name] = RULES[name]

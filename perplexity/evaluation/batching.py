@@ -106,7 +106,7 @@ class Batching:
 
     @torch.no_grad()
     def check(self, ids: np.ndarray, context_length: int | None) -> None:
-        """Compare a short window alone with the same window beside others, and be as careful as the model asks.
+        """Compare half a window alone with itself beside others, and be as careful as the model asks.
 
         The other window is the longest that may share a batch with it: at most as much work as one
         batch. Nothing is compared where windows go in one at a time.

@@ -40,7 +40,7 @@ def test_no_family_is_wrong():
 
 def test_a_table_shows_every_outcome(families):
     rows = [
-        dict(family="a", architecture="A", built=None, evaluate=dict(outcome="equal", difference=1.5e-8))
+        dict(family="a", architecture="A", built=None, evaluate=dict(outcome="equal", difference=1.6e-8))
         | dict(fused=dict(outcome="wrong", difference=0.1, message="loss: 1, expected 2")),
         dict(family="b", architecture="B", built="ValueError: a | b"),
     ]
