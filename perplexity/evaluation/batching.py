@@ -1,13 +1,15 @@
 """Which windows may share a batch: a window's loss must not depend on its neighbours.
 
-Three things make it depend on them: a rotary embedding that changes with the batch's longest row
-(LongRoPE, dynamic NTK), padding that a recurrent or a custom layer sees, and layers that look across
-the batch (expert capacities, batch statistics). The first is read from the configuration, the others
+Four things make it depend on them: a rotary embedding that changes with the batch's longest row
+(LongRoPE, dynamic NTK), attention to the k best keys alone (which of equally good ones it takes depends
+on the row's length), padding that a recurrent or a custom layer sees, and layers that look across
+the batch (expert capacities, batch statistics). The first two are read from the configuration, the others
 are found by a comparison once a run.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
@@ -17,7 +19,6 @@ from torch import Tensor
 
 from .models import LanguageModel, no_rounding
 
-COMPARED = 16  # positions of the short window, at most
 # Positions in a batch where no batch size is given: enough to keep the machine busy, little beside a model.
 POSITIONS_AT_ONCE = {"cpu": 2048, "other": 32_768}
 # In the order of care. "padded": any that the rotary embedding allows; "equal": of one length; "alone": one a batch.
@@ -30,9 +31,9 @@ NOTES = {
 
 @dataclass(frozen=True)
 class LengthRule:
-    """A rotary embedding that changes where a batch reads more than ``border`` positions.
+    """A layer whose values change where a batch reads more than ``border`` positions.
 
-    ``exact``: beyond the border it changes with every length (dynamic NTK).
+    ``exact``: beyond the border they change with every length (dynamic NTK, the k best keys).
     """
 
     border: int
@@ -66,7 +67,18 @@ def length_rules(model: LanguageModel) -> list[LengthRule]:
                 found.append(LengthRule(original, exact=False))
             elif "dynamic" in kind and most:
                 found.append(LengthRule(most, exact=True))
+    found += [LengthRule(most, exact=True) for most in _best_keys(config)]
     return list(dict.fromkeys(found))
+
+
+# What configurations call the number of keys, or of blocks of keys and a block's size, that attention chooses.
+BEST_KEYS = (("index_topk",), ("keep_window_size",), ("indexer_budget",), ("index_topk_blocks", "index_block_size"))
+
+
+def _best_keys(config) -> list[int]:
+    """Return the most positions that attention to the best keys reads whole: up to so many it leaves none out."""
+    numbers = [[getattr(config, name, None) for name in names] for names in BEST_KEYS]
+    return [math.prod(found) for found in numbers if all(isinstance(number, int) for number in found)]
 
 
 class Batching:
@@ -94,7 +106,7 @@ class Batching:
 
     @torch.no_grad()
     def check(self, ids: np.ndarray, context_length: int | None) -> None:
-        """Compare a short window alone with the same window beside others, and be as careful as the model asks.
+        """Compare half a window alone with itself beside others, and be as careful as the model asks.
 
         The other window is the longest that may share a batch with it: at most as much work as one
         batch. Nothing is compared where windows go in one at a time.
@@ -132,7 +144,8 @@ def _mode_that_fits(network: LanguageModel, ids: np.ndarray, longest: int) -> st
 
 
 def _mode(network: LanguageModel, ids: np.ndarray) -> str:
-    short = ids[: min(COMPARED, len(ids) // 2)]
+    # Long as well: attention to the k best keys depends on padding only where a window has more than k.
+    short = ids[: len(ids) // 2]
     padded = np.concatenate([short, np.full(len(ids) - len(short), short[-1])])
     # Other tokens at every position: rows that are equal somewhere are no others there.
     other = (ids + 1) % network.head.weight.shape[0]

@@ -7,6 +7,7 @@ import inspect
 import types
 import warnings
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -33,11 +34,19 @@ IGNORED = -100
 OF_LOSS = ("labels", "shift_labels", "num_items_in_batch", "ignore_index")
 
 
+@dataclass(frozen=True)
+class LossRule:
+    """The arguments beside labels that a model's own loss reads, as ``use_fused_loss`` finds them."""
+
+    shift: bool = True  # a position is scored on the next one's label; decoders as Bart's take labels as they are
+    items: bool = True  # the sum is divided by num_items_in_batch where that is given
+
+
 class FusedLoss:
     """What ``use_fused_loss`` did to a model: ``undo()`` it, or leave the ``with`` block."""
 
-    def __init__(self, model, backend: str | None) -> None:
-        self.model, self.backend = model, backend
+    def __init__(self, model, backend: str | None, rule: LossRule = LossRule()) -> None:
+        self.model, self.backend, self.rule = model, backend, rule
         self.active, self.before = True, vars(model).get("forward")
         original = type(model).forward if self.before is None else self.before
 
@@ -46,11 +55,11 @@ class FusedLoss:
         def forward(module, *args, **kwargs):
             call = functools.partial(original, module) if self.before is None else original
             given = _named(call, args, kwargs)
-            if not self.active or (given.get("labels") is None and given.get("shift_labels") is None):
+            if not self.active or _labels(given, rule)[0] is None:
                 return call(*args, **kwargs)
             return self._loss(module, given)
 
-        forward._fused = True
+        forward._fused = rule
         self.forward = types.MethodType(forward, model)  # a deep copy of the model gets one bound to itself
         model.forward = self.forward
 
@@ -65,15 +74,14 @@ class FusedLoss:
             rest = {name: value for name, value in rest.items() if name in {parameter.name for parameter in parameters}}
         outputs = body(**rest, return_dict=True)
         head = models.head_of(module)
-        shifted = given.get("shift_labels")
-        labels = (given["labels"] if shifted is None else shifted).to(head.weight.device)
-        items = given.get("num_items_in_batch")
+        labels, shift = _labels(given, self.rule)
+        items = given.get("num_items_in_batch") if self.rule.items else None
         loss = linear_cross_entropy(
             outputs.last_hidden_state.to(head.weight.device),
             head.weight,
-            labels,
-            shift=shifted is None,
-            ignore_index=given.get("ignore_index", IGNORED),
+            labels.to(head.weight.device),
+            shift=shift,
+            ignore_index=_ignored(given, self.rule),
             reduction="mean" if items is None else "sum",
             backend=self.backend,
             **head.arguments(),
@@ -108,7 +116,8 @@ def use_fused_loss(model, *, backend: str | None = None) -> FusedLoss:
     """Make a transformers causal model compute its loss from labels without logits: ``model(input_ids, labels=...)``, ``Trainer``.
 
     Loss and gradients are the unpatched model's (a mean over the labels that are not −100, or their sum over
-    ``num_items_in_batch``); ``logits`` is then None: what wants predictions beside a loss (Trainer's ``compute_metrics``) has none.
+    ``num_items_in_batch``; the decoders of encoder-decoder models take labels without a shift, and do so here);
+    ``logits`` is then None: what wants predictions beside a loss (Trainer's ``compute_metrics``) has none.
     Without labels the model is as before (Trainer's ``label_smoothing_factor`` takes them away). PEFT's LoRA, on the head too,
     gradient checkpointing, autocast and tied weights work. Call it before the model is wrapped or prepared (DDP, ``fully_shard``,
     accelerate); ``nn.DataParallel`` is not supported. Returns a handle: ``undo()``, or a ``with`` block.
@@ -119,7 +128,7 @@ def use_fused_loss(model, *, backend: str | None = None) -> FusedLoss:
 
     Raises:
         InputError: The loss is not the mean of −log p alone (a router's auxiliary loss, a z-loss, a scaled
-            loss), does not shift, or the head has another adapter than LoRA, or one with dropout.
+            loss), or the head has another adapter than LoRA, or one with dropout.
     """
     check_backend(backend)
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
@@ -147,10 +156,11 @@ def use_fused_loss(model, *, backend: str | None = None) -> FusedLoss:
     with evaluation_mode(network), torch.no_grad():
         models.verify(network, ids, len(ids))
         own = _Losses(inner, ids)
-        own.expect_plain()
-        handle = FusedLoss(inner, backend)
+        rule = own.rule()
+        own.expect_plain(rule)
+        handle = FusedLoss(inner, backend, rule)
         try:
-            own.expect_equal(_Losses(inner, ids), head)
+            own.expect_equal(_Losses(inner, ids), head, rule)
         except BaseException:
             handle.undo()
             raise
@@ -179,46 +189,58 @@ class _Losses:
             found = model(input_ids=input_ids, labels=self.labels)
             self.loss = found.loss.item()
             self.hidden = leaves[0] if leaves else None
-            self.gradient = self._gradient(found.loss, retain_graph=True)
-            self.plain = self.plain_gradient = None
+            self.gradient = self._gradient(found.loss)
+            self.plain: dict[bool, tuple[float, Tensor | None]] = {}  # with and without a shift
             self.wide = found.loss.dtype in (torch.float32, torch.float64)
             logits = found.logits
             if isinstance(logits, Tensor) and logits.shape[:2] == self.labels.shape:
                 self.exact_logits = logits.dtype in (torch.float32, torch.float64)
                 # 16-bit logits are compared in float32, as transformers computes its loss.
-                self.plain, self.plain_gradient = self._plain(logits[0].float())
+                self.plain = {shift: self._plain(logits[0].float(), shift) for shift in (True, False)}
         try:  # as a sum over a number of items, too
             given = dict(input_ids=input_ids, labels=self.labels)
             self.over_items = model(**given, num_items_in_batch=7).loss.item()
         except TypeError:  # then Trainer gives it none either
             self.over_items = None
 
-    def _gradient(self, loss: Tensor, **options) -> Tensor | None:
+    def _gradient(self, loss: Tensor) -> Tensor | None:
         if self.hidden is None or not loss.requires_grad:
             return None
-        (found,) = torch.autograd.grad(loss, self.hidden, allow_unused=True, **options)
+        (found,) = torch.autograd.grad(loss, self.hidden, allow_unused=True, retain_graph=True)
         return None if found is None else found.float()
 
-    def _plain(self, logits: Tensor) -> tuple[float, Tensor | None]:
-        target = self.labels[0, 1:].to(logits.device)
-        loss = torch.nn.functional.cross_entropy(logits[:-1], target, ignore_index=IGNORED)
+    def _plain(self, logits: Tensor, shift: bool) -> tuple[float, Tensor | None]:
+        target = self.labels[0, 1:] if shift else self.labels[0]
+        logits = logits[:-1] if shift else logits
+        loss = torch.nn.functional.cross_entropy(logits, target.to(logits.device), ignore_index=IGNORED)
         return loss.item(), self._gradient(loss)
 
-    def expect_plain(self) -> None:
+    def rule(self) -> LossRule:
+        """Return the rule that these losses follow; the usual one where they follow none."""
+        tolerance = self._tolerance()
+        same = {shift: _near(self.loss, plain, tolerance) for shift, (plain, _) in self.plain.items()}
+        counted = self.over_items is None or not _near(self.over_items, self.loss, tolerance)
+        return LossRule(shift=same.get(True, True) or not same.get(False), items=counted)
+
+    def _tolerance(self) -> float:
+        # Float32: sums of V terms, 1e-6 relative. A loss that the model rounds to 16 bits: 2⁻⁸.
+        return 1e-5 if self.wide else 1e-2
+
+    def expect_plain(self, rule: LossRule) -> None:
         """Raise InputError unless loss and gradient are those of the mean of −log p, of the same logits.
 
         The logits are the same numbers on both sides, so that only the rounding of the loss is between
         them: far less than any head's rounding, and small terms show.
         """
-        if self.plain is None:
+        if not self.plain:
             return
-        # Float32: sums of V terms, 1e-6 relative. A loss that the model rounds to 16 bits: 2⁻⁸.
-        self._expect("mean loss", self.loss, self.plain, 1e-5 if self.wide else 1e-2)
+        plain, gradient = self.plain[rule.shift]
+        self._expect("mean loss", self.loss, plain, self._tolerance())
         # The gradient of 16-bit logits is rounded to 16 bits on both sides.
         tolerance = 1e-4 if self.wide and self.exact_logits else 2e-2
-        self._expect_gradient(self.gradient, self.plain_gradient, tolerance)
+        self._expect_gradient(self.gradient, gradient, tolerance)
 
-    def expect_equal(self, fused: _Losses, head: models.Head) -> None:
+    def expect_equal(self, fused: _Losses, head: models.Head, rule: LossRule) -> None:
         """Raise InputError unless the fused loss and its gradient are the model's own, up to rounding."""
         wide = head.weight.dtype in (torch.float32, torch.float64)
         tolerance = 1e-3 if wide else 2e-2
@@ -231,14 +253,18 @@ class _Losses:
         with torch.enable_grad(), torch.autocast(self.labels.device.type, enabled=False):
             fused.hidden = fused.hidden.detach().float().requires_grad_()
             bias = None if head.bias is None else head.bias.float()
-            rule = dict(softcap=head.softcap, logit_scale=head.logit_scale)
+            given = dict(softcap=head.softcap, logit_scale=head.logit_scale)
             hidden = fused.hidden[0].to(head.weight.device)
-            _, exact = fused._plain(reference.logits(hidden, head.weight.float(), bias, **rule))
-        rounding = (self.gradient.to(exact.device) - exact).norm() / exact.norm()
-        self._expect_gradient(fused.gradient, exact, tolerance + 2 * rounding.nan_to_num().item())
+            _, exact = fused._plain(reference.logits(hidden, head.weight.float(), bias, **given), rule.shift)
+        rounding = 0.0
+        if models.no_rounding(head.weight, fused.hidden):
+            self._expect_gradient(self.gradient, exact, tolerance)
+        else:
+            rounding = ((self.gradient.to(exact.device) - exact).norm() / exact.norm()).nan_to_num().item()
+        self._expect_gradient(fused.gradient, exact, tolerance + 2 * rounding)
 
     def _expect(self, what: str, got: float, expected: float, tolerance: float) -> None:
-        if not abs(got - expected) <= tolerance * max(1.0, abs(got)):
+        if not _near(got, expected, tolerance):
             raise InputError(
                 f"model: expected the {what} of next tokens, {self.name}'s own is {got:.6g} where that is "
                 f"{expected:.6g}"
@@ -253,6 +279,20 @@ class _Losses:
                 f"model: expected the gradient of the mean loss of next tokens, {self.name}'s own differs "
                 f"by {difference / expected.norm().item():.2g} of its norm"
             )
+
+
+def _near(got: float, expected: float, tolerance: float) -> bool:
+    return abs(got - expected) <= tolerance * max(1.0, abs(got))
+
+
+def _labels(given: dict, rule: LossRule) -> tuple[Tensor | None, bool]:
+    """Return the labels of a call, None where it has none, and whether they are still to be shifted."""
+    shifted = given.get("shift_labels") if rule.shift else None
+    return (given.get("labels"), rule.shift) if shifted is None else (shifted, False)
+
+
+def _ignored(given: dict, rule: LossRule) -> int:
+    return given.get("ignore_index", IGNORED) if rule.shift else IGNORED
 
 
 def _named(call, args: tuple, kwargs: dict) -> dict:
@@ -395,10 +435,10 @@ class PerplexityCallback(TrainerCallback):
                     return _sums_of_logits(logits, labels, 0, ignored)
                 return self._shifted_sums(module, logits, labels, ignored, loss, given)
             self._why = "the logits are sharded over ranks"
-        elif with_loss and _is_fused(module):
-            tokens = (labels if shifted is not None else labels[..., 1:]) != ignored
-            tokens = float64_sum(tokens)
-            items = given.get("num_items_in_batch")
+        elif with_loss and (rule := _fused_rule(module)) is not None:
+            labels, shift = _labels(given, rule)
+            tokens = float64_sum((labels[..., 1:] if shift else labels) != _ignored(given, rule))
+            items = given.get("num_items_in_batch") if rule.items else None
             items = tokens if items is None else torch.as_tensor(items).to(tokens)
             total = float64_sum(loss).to(tokens.device) * items
             return torch.stack([torch.where(tokens > 0, total, 0.0), tokens])
@@ -419,8 +459,9 @@ class PerplexityCallback(TrainerCallback):
         # Some decoders and all masked models take labels as they are: the first batch's loss shows it.
         other = _sums_of_logits(logits, labels, 1 - default, ignored)
         items, loss = given.get("num_items_in_batch"), loss.item()
-        means = [(sums[0] / (sums[1] if items is None else items)).item() for sums in (found, other)]
-        same, same_as_other = (abs(mean - loss) <= 1e-3 * max(1.0, abs(loss)) for mean in means)
+        # Some of them take no number of items either, though Trainer gives them one.
+        means = [[sums[0] / count for count in (sums[1], items) if count is not None] for sums in (found, other)]
+        same, same_as_other = (any(_near(loss, mean.item(), 1e-3) for mean in each) for each in means)
         if same and same_as_other:
             return found  # this batch cannot tell
         self._shift = 1 - default if same_as_other else default
@@ -484,7 +525,7 @@ def _sums_of_logits(logits: Tensor, labels: Tensor, shift: int, ignored: int) ->
     return torch.stack([float64_sum(nll), float64_sum(target != ignored)])
 
 
-def _is_fused(module) -> bool:
-    """Return whether the model's forward is the fused loss's, under whatever was wrapped around it."""
+def _fused_rule(module) -> LossRule | None:
+    """Return the rule of the fused loss that the model's forward is, under whatever was wrapped around it."""
     forward = inspect.unwrap(module.forward, stop=lambda function: hasattr(function, "_fused"))
-    return hasattr(forward, "_fused")
+    return getattr(forward, "_fused", None)

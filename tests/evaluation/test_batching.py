@@ -116,6 +116,42 @@ def test_rules_of_configurations(model, rope, rules):
     assert length_rules(models.as_language_model(model)) == []
 
 
+@pytest.mark.parametrize(
+    ("settings", "most"),
+    [
+        (dict(index_topk=8), [8]),
+        (dict(keep_window_size=8), [8]),
+        (dict(indexer_budget=8), [8]),
+        (dict(index_topk_blocks=2, index_block_size=4), [8]),
+        (dict(index_topk=None, index_topk_blocks=2), []),
+    ],
+)
+def test_attention_to_the_best_keys_is_read_from_the_configuration(settings, most):
+    """Which of equally good keys are taken depends on the row's length: padded rows had another loss, by 3e-4."""
+    config = type("Config", (), settings | dict(get_text_config=lambda self: self))()
+    network = type("Network", (), {"model": type("Model", (), {"config": config})()})()
+    assert length_rules(network) == [LengthRule(number, exact=True) for number in most]
+
+
+def test_a_window_is_equal_alone_and_beside_longer_ones_where_keys_are_chosen(tokenizer):
+    import transformers
+
+    torch.manual_seed(0)
+    config = transformers.DogeConfig(
+        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=64, keep_window_size=8, initializer_range=0.3, pad_token_id=0,
+    )  # fmt: skip
+    model = transformers.DogeForCausalLM(config).eval()
+    with torch.no_grad():
+        for layer in model.model.layers:
+            layer.self_attn.A.fill_(0.1)
+    texts = ["a a a a a a a a b b b b b b c c c c a a a a a a a a a a", "b b b b b b b b c c a a a a a b b b b b"]
+    alone = [evaluate(model, tokenizer, [text], context_length=24, stride=12, batch_size=1) for text in texts]
+    total = sum(found.loss * found.tokens for found in alone)
+    got = evaluate(model, tokenizer, texts, context_length=24, stride=12, batch_size=8)
+    assert got.loss * got.tokens == pytest.approx(total, rel=1e-6)
+
+
 def test_lengths_of_one_rule():
     once, exact = LengthRule(32, exact=False), LengthRule(32, exact=True)
     assert [once.group(length) for length in (1, 32, 33, 90)] == [0, 0, 1, 1]

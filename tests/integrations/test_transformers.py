@@ -180,18 +180,35 @@ def test_what_is_not_supported_is_refused_by_name():
 
 
 @pytest.mark.parametrize("family", ["Bart", "Marian", "Whisper", "Blenderbot"])
-def test_a_loss_that_does_not_shift_is_refused(family):
+def test_a_loss_that_does_not_shift(family, tmp_path):
     """Decoders of encoder-decoder models take labels as they are, and no number of items."""
     import transformers
 
+    torch.manual_seed(0)
     config = getattr(transformers, f"{family}Config")(
-        vocab_size=VOCABULARY, d_model=16, decoder_layers=1, encoder_layers=1, decoder_attention_heads=2, decoder_ffn_dim=16,
-        pad_token_id=0, bos_token_id=1, eos_token_id=2, decoder_start_token_id=1,
+        vocab_size=VOCABULARY, d_model=16, decoder_layers=1, encoder_layers=1, decoder_attention_heads=2, encoder_attention_heads=2,
+        decoder_ffn_dim=16, encoder_ffn_dim=16, init_std=0.3, dropout=0.0, pad_token_id=0, bos_token_id=1, eos_token_id=2,
+        decoder_start_token_id=1,
     )  # fmt: skip
     model = getattr(transformers, f"{family}ForCausalLM")(config)
-    with pytest.raises(InputError, match="model: expected the mean loss of next tokens"):
-        use_fused_loss(model)
-    assert "forward" not in vars(model)
+    mask = {} if family != "Whisper" else dict(attention_mask=None)
+    cases = [mask, mask | dict(num_items_in_batch=7), mask | dict(shift_labels=batch()["labels"].roll(1))]
+    own = [step(model, **given) for given in cases]
+    run = trainer(model, tmp_path, max_steps=1, learning_rate=0.0)
+    callback = PerplexityCallback().attach(run)
+    run.train()
+    before = run.evaluate()
+    with use_fused_loss(model):
+        for given, (expected, gradients) in zip(cases, own, strict=True):
+            fused, others = step(model, **given)
+            assert fused.logits is None
+            torch.testing.assert_close(fused.loss, expected.loss, atol=1e-6, rtol=1e-6)
+            close(gradients, others)
+        after = run.evaluate()
+    exact = token_loss(model, run.eval_dataset.rows, shift=0)
+    assert before["eval_token_loss"] == pytest.approx(exact, rel=1e-5)
+    assert after["eval_token_loss"] == pytest.approx(exact, rel=1e-5)
+    assert callback.monitor is not None
 
 
 def test_a_loss_of_its_own_is_refused():
