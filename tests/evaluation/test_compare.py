@@ -132,7 +132,7 @@ def test_other_windows_are_noted(evaluations, model, tokenizer):
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [("{", "not JSON"), ("[]", "without loss"), ('{"loss": 1}', "without tokens")],
+    [("{", "not JSON"), ("[]", "got no object"), ('{"loss": 1}', "without tokens")],
 )
 def test_a_file_that_is_no_result(evaluations, tmp_path, content, message):
     (tmp_path / "x.json").write_text(content)
