@@ -28,7 +28,39 @@ def visible(text: str) -> str:
         >>> visible("a\\x1b[31m.txt")
         'a\\\\x1b[31m.txt'
     """
-    return ACTING.sub(lambda found: ascii(found[0])[1:-1], text)
+    return spelled(ACTING.sub(lambda found: ascii(found[0])[1:-1], text))
+
+
+def spelled(text: str) -> str:
+    r"""Return Unicode text: half of a surrogate pair, as of a file's name that is not UTF-8, becomes \udcff, say."""
+    return text.encode(errors="backslashreplace").decode()
+
+
+# What a file of another kind begins with, and what can be done with it.
+_KINDS = {
+    b"PK\x03\x04": "a zip archive; unpack it",
+    b"\x1f\x8b": "a gzip file; its name must end in .gz",
+    b"\x28\xb5\x2f\xfd": "a Zstandard file; its name must end in .zst",
+    b"\xff\xfe": "UTF-16; convert it (iconv -f UTF-16 -t UTF-8)",
+    b"\xfe\xff": "UTF-16; convert it (iconv -f UTF-16 -t UTF-8)",
+}
+_LOOKED_AT = 4096  # bytes of a file's beginning
+
+
+def check_encoding(name: str, raw: bytes) -> None:
+    """Raise InputError where ``raw``, the beginning of a file, is of a kind that is no UTF-8 text.
+
+    UTF-16 without a byte order mark is valid UTF-8 where the text is English: every second byte is 0.
+    """
+    found = next((kind for mark, kind in _KINDS.items() if raw.startswith(mark)), None)
+    if found is None and b"\0" in raw[:_LOOKED_AT]:
+        raw = raw[:_LOOKED_AT]
+        even, odd = raw[::2], raw[1::2]
+        for order, zeros, letters in (("LE", odd, even), ("BE", even, odd)):
+            if 2 * zeros.count(0) > len(zeros) and not letters.count(0):
+                found = f"UTF-16 without a byte order mark; convert it (iconv -f UTF-16{order} -t UTF-8)"
+    if found is not None:
+        raise InputError(f"{name}: expected UTF-8, got {found}")
 
 
 def first_line(error: BaseException) -> str:

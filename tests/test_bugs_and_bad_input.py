@@ -4,7 +4,9 @@ import copy
 import gzip
 import io
 import json
+import os
 import struct
+import zipfile
 import zlib
 from pathlib import Path
 
@@ -231,17 +233,6 @@ def test_a_title_is_no_formula(folder, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(folder)
     assert run(capsys, f"report history.csv --png {tmp_path}/x.png --title $x_{{$")[0] == 0
     assert (tmp_path / "x.png").exists()
-
-
-def test_names_that_are_no_text(folder, tmp_path, monkeypatch, capsys):
-    """A document's id is shown and written whatever it is; half of a surrogate pair broke the Parquet files."""
-    row = {"text": "the cat sat on the mat", "id": "\ud800", "domain": "\udc00"}
-    (tmp_path / "t.jsonl").write_text(json.dumps(row) + "\n")
-    monkeypatch.chdir(folder)
-    tables = f"--per-document {tmp_path}/d.parquet --per-token {tmp_path}/t.parquet"
-    assert run(capsys, f"eval model {tmp_path}/t.jsonl {tables} --json {tmp_path}/e.json")[0] == 0
-    assert pyarrow.parquet.read_table(tmp_path / "d.parquet")["id"].to_pylist() == ["?"]
-    assert run(capsys, f"ask model {tmp_path}/t.jsonl --template question.txt --out {tmp_path}/a.parquet")[0] == 0
 
 
 # --- files of every wrong kind
@@ -590,3 +581,107 @@ def test_a_result_with_a_value_of_another_kind(folder, source, command, tmp_path
         if status not in (0, 2) or (status == 2 and len(lines) != 1):
             wrong[place, str(value)[:20]] = status, errors[-1000:]
     assert not wrong and told > 10
+
+
+# --- names, encodings, packs
+
+
+@pytest.mark.parametrize("column", ["id", "domain", "text"])
+@pytest.mark.parametrize(
+    "command",
+    [
+        "eval model {}",
+        "ask model {} --template question.txt",
+        "probe model {}",
+        "check-data --train {} --valid good.jsonl",
+        "check-data --train good.jsonl --valid {}",
+    ],
+)
+def test_half_of_a_surrogate_pair_is_told_with_its_line(folder, command, column, tmp_path, monkeypatch, fails):
+    """Once an id became "?" in the Parquet files, and the ids of two documents the same one."""
+    if command.startswith("probe") and column == "domain":
+        pytest.skip("prompts have no domain")
+    monkeypatch.setattr("perplexity.evaluation.models.load", lambda *_, **__: pytest.fail("work was begun"))
+    path = tmp_path / "t.jsonl"
+    path.write_text(json.dumps(ROWS[0]) + "\n" + json.dumps(ROWS[1] | {column: "x\ud800"}) + "\n")
+    where = f"line 2, column {column!r}: " if column != "text" else "line 2: "
+    fails(folder, command.replace("{}", str(path)).split(), [where + "expected Unicode text", "at character 1"])
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "txt.zst", "parquet", "bin"])
+def test_a_file_name_that_is_not_utf_8(folder, suffix, tmp_path, ppl_here):
+    """The name is spelled in ids and domains: no two names become one."""
+    first, second = (os.fsdecode(b"\xff%d\xfe." % i + suffix.encode()) for i in (1, 2))
+    content = {"jsonl": TEXT[:70], "txt.zst": STANDARD, "parquet": TABLE, "bin": bytes(range(2, 42))}
+    for name in (first, second):
+        (tmp_path / name).write_bytes(content[suffix])
+    tables = ["--per-document", tmp_path / "d.parquet", "--per-token", tmp_path / "t.parquet"]
+    done = ppl_here("eval", folder / "model", first, second, *tables, "--token-dtype", "uint32", cwd=tmp_path)
+    if suffix == "bin":
+        assert done.returncode == 2 and "\\udcff1\\udcfe.bin" in done.stderr
+        return
+    assert done.returncode == 0, done.stderr
+    rows = pyarrow.parquet.read_table(tmp_path / "d.parquet").to_pylist()
+    assert {row["domain"] for row in rows} == {"\\udcff1\\udcfe", "\\udcff2\\udcfe"}
+    assert {row["id"].partition(":")[0] for row in rows} == {f"\\udcff{i}\\udcfe.{suffix}" for i in (1, 2)}
+    files = ["--train", first, "--valid", second, "--json", tmp_path / "c.json"]
+    assert ppl_here("check-data", *files, cwd=tmp_path).returncode == 0
+
+
+def _zip() -> bytes:
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w") as archive:
+        archive.writestr("a.txt", "the cat")
+    return stream.getvalue()
+
+
+BOMB = b"the cat sat on the mat\n" * 100_000
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("t.txt", "the cat\n".encode("utf-16-le"), "expected UTF-8, got UTF-16 without a byte order mark; convert"),
+        ("t.txt", "the cat\n".encode("utf-16-be"), "iconv -f UTF-16BE"),
+        ("t.jsonl", TEXT.decode().encode("utf-16-le"), "expected UTF-8, got UTF-16 without a byte order mark"),
+        ("t.txt", "the cat\n".encode("utf-16"), "expected UTF-8, got UTF-16; convert"),
+        ("t.jsonl", _zip(), "expected UTF-8, got a zip archive; unpack it"),
+        ("t.txt", PACKED, "expected UTF-8, got a gzip file; its name must end in .gz"),
+        ("t.jsonl", STANDARD, "expected UTF-8, got a Zstandard file; its name must end in .zst"),
+        ("t.npy", _archive(), "t.npy: expected a whole .npy file, got a broken or truncated one, or another format"),
+        ("t.parquet", _parquet(_no_unicode()), "t.parquet, row 1, column 'text': expected UTF-8, got byte 0xff"),
+        ("t.parquet", _parquet(["a"], _no_unicode(), names=("text", "id")), "row 1, column 'id': expected UTF-8"),
+        ("t.txt.gz", gzip.compress(BOMB), "unpacks to more than 1 MiB, 100 times its size or more"),
+        ("t.jsonl.gz", gzip.compress(BOMB.replace(b"\n", b" ")), "unpacks to more than 1 MiB"),
+        ("t.txt.zst", pyarrow.compress(BOMB, codec="zstd", asbytes=True), "unpacks to more than 1 MiB"),
+    ],
+)
+def test_a_file_of_another_kind_is_named(folder, name, content, words, tmp_path, monkeypatch, fails):
+    monkeypatch.setattr("perplexity.evaluation.models.load", lambda *_, **__: pytest.fail("work was begun"))
+    monkeypatch.setattr("perplexity.evaluation.readers.UNPACKED", 1 << 20)
+    path = tmp_path / name
+    path.write_bytes(content)
+    for command in (
+        "eval model {}",
+        "probe model {}",
+        "ask model {} --template question.txt",
+        "check-data --train {} --valid good.jsonl",
+        "check-data --train good.jsonl --valid {}",
+    ):
+        fails(folder, command.replace("{}", str(path)).split(), [words])
+    if name == "t.jsonl":
+        fails(folder, ["monitor", path], [words])
+
+
+def test_a_file_that_packs_well_is_read(monkeypatch, tmp_path):
+    """Equal lines pack to less than a hundredth; up to ``UNPACKED`` bytes that is no bomb."""
+    from perplexity.evaluation import read_documents
+
+    path = tmp_path / "t.txt.gz"
+    path.write_bytes(gzip.compress(BOMB))
+    assert [document.text for document in read_documents([path])] == [BOMB.decode()]
+    # Nor is a larger one that packs as text does.
+    monkeypatch.setattr("perplexity.evaluation.readers.UNPACKED", 1000)
+    text = np.random.default_rng(0).integers(97, 123, 5000, dtype=np.uint8).tobytes()
+    path.write_bytes(gzip.compress(text))
+    assert [document.text for document in read_documents([path])] == [text.decode()]

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from ..errors import InputError
+from ..errors import InputError, check_encoding, spelled
 from ..evaluation.documents import Document
 from ..evaluation.evaluator import check_ids
 from ..evaluation.readers import STANDARD_INPUT, ReadOptions, opened, read_documents, stem
@@ -46,9 +46,9 @@ def read_texts(paths: Iterable[str], options: ReadOptions, unit: str = "document
         if names[Path(path).name] == 1:
             yield from found
             continue
-        name = Path(path).name  # of several files: their paths tell them apart
+        name = spelled(Path(path).name)  # of several files: their paths tell them apart
         for text in found:
-            yield replace(text, id=path + text.id.removeprefix(name)) if text.id.startswith(name) else text
+            yield replace(text, id=spelled(path) + text.id.removeprefix(name)) if text.id.startswith(name) else text
 
 
 def _documents(path: str, options: ReadOptions, tokenizer) -> Iterator[Text]:
@@ -72,6 +72,7 @@ def _pieces(path: Path) -> Iterator[Text]:
     decoder, rest, read = codecs.getincrementaldecoder("utf-8")(), "", 0
     with opened(path) as stream:
         raw = stream.read(PIECE)
+        check_encoding(str(path), raw)
         while True:
             following = stream.read(PIECE)
             try:
@@ -85,11 +86,11 @@ def _pieces(path: Path) -> Iterator[Text]:
             if not following:
                 break
             end = next((place for mark in ("\n\n", "\n", " ") if (place := rest.rfind(mark)) > 0), len(rest))
-            yield Text(path.name, rest[:end], stem(path), last=False)
+            yield Text(spelled(path.name), rest[:end], stem(path), last=False)
             raw, rest = following, rest[end:]
     if read == 0 or (read <= PIECE and not rest.strip()):
         raise InputError(f"{path}: expected text, got an empty file")
-    yield Text(path.name, rest, stem(path))
+    yield Text(spelled(path.name), rest, stem(path))
 
 
 def cut(texts: Iterable[Text], unit: str) -> Iterator[Text]:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from .. import checks
 from ..arguments import choose_backend
-from ..errors import InputError, check_unicode
+from ..errors import InputError, check_unicode, spelled
 from ..files import check_outputs
 from ..metric import exp
 from ..statistics import token_nll, token_statistics
@@ -381,7 +381,7 @@ def checked_document(index: int, document: Document | str) -> Document:
     if not (isinstance(document, Document) and isinstance(document.text, str)):
         raise InputError(f"documents: expected strings or Documents, got {type(document).__name__} at {index}")
     # A file's name need not be text, nor an id in JSON: no table and no report holds half of a surrogate pair.
-    names = [str(name).encode(errors="replace").decode() for name in (document.id, document.domain)]
+    names = [spelled(str(name)) for name in (document.id, document.domain)]
     if names != [document.id, document.domain]:
         document = dataclasses.replace(document, id=names[0], domain=names[1])
     if document.ids is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import os
 import sys
 import zlib
 from collections.abc import Callable, Iterable, Iterator
@@ -15,11 +16,15 @@ from pathlib import Path
 import numpy as np
 
 from .. import checks
-from ..errors import InputError, check_unicode, each_of_theirs, theirs
+from ..errors import InputError, check_encoding, check_unicode, each_of_theirs, spelled, theirs
 from .documents import Document
 
 STANDARD_INPUT = "-"
 LLM_C_MAGIC = 20240520  # the first of 256 int32 before the tokens of an llm.c file
+# A compressed file is refused that unpacks to more than both: text packs to a third, logs of equal lines to a fiftieth.
+PIECE = 1 << 18  # bytes that are unpacked at a time
+UNPACKED = 1 << 30  # bytes
+RATIO = 100  # times the file's size
 LLM_C_32_BITS = 7  # its second, the version, of files with uint32 tokens
 
 
@@ -127,10 +132,42 @@ def _format(path: Path) -> tuple[str, Callable]:
 
 def _open(path: Path) -> io.BufferedIOBase:
     if path.suffix == ".gz":
-        return gzip.open(path, "rb")
+        return io.BufferedReader(_Unpacked(gzip.open(path, "rb"), path), PIECE)
     if path.suffix == ".zst":
-        return io.BufferedReader(_pyarrow(path).input_stream(str(path), compression="zstd"))
+        return io.BufferedReader(
+            _Unpacked(_pyarrow(path).CompressedInputStream(_arrow_file(path), "zstd"), path), PIECE
+        )
     return path.open("rb")
+
+
+def _arrow_file(path: Path):
+    """Arrow's file of any name: as a text it takes UTF-8 alone."""
+    return _pyarrow(path).OSFile(os.fsencode(path))
+
+
+class _Unpacked(io.RawIOBase):
+    """What a compressed file unpacks to, as far as its size lets expect: a bomb would fill the memory."""
+
+    def __init__(self, stream, path: Path) -> None:
+        self.stream, self.path, self.count = stream, path, 0
+        self.most = max(UNPACKED, RATIO * path.stat().st_size)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer) -> int:
+        count = self.stream.readinto(buffer)
+        self.count += count
+        if self.count > self.most:
+            raise InputError(
+                f"{self.path}: expected text, got a file that unpacks to more than {self.most >> 20:,} MiB, "
+                f"{RATIO} times its size or more; unpack it to read it"
+            )
+        return count
+
+    def close(self) -> None:
+        self.stream.close()
+        super().close()
 
 
 def _pyarrow(path: Path):
@@ -153,10 +190,12 @@ def decoded(raw: bytes, where: str, offset: int = 0) -> str:
 
 def _read_text(stream: io.BufferedIOBase, path: Path, options: ReadOptions) -> Iterator[Document]:
     # No translation of line endings: what is scored is what is in the file.
-    text = decoded(stream.read(), str(path))
+    raw = stream.read()
+    check_encoding(str(path), raw)
+    text = decoded(raw, str(path))
     if not text.strip():
         raise InputError(f"{path}: expected text, got an empty file")
-    yield Document(path.name, text, stem(path))
+    yield Document(spelled(path.name), text, stem(path))
 
 
 def _read_json_lines(stream: io.BufferedIOBase, path: Path, options: ReadOptions) -> Iterator[Document]:
@@ -170,6 +209,8 @@ def json_lines(stream: io.BufferedIOBase, path: Path, needs: str) -> Iterator[tu
     empty = True
     for number, raw in enumerate(stream, 1):
         where = f"{path}, line {number}"
+        if number == 1:
+            check_encoding(where, raw)
         line = decoded(raw.removeprefix(b"\xef\xbb\xbf") if number == 1 else raw, where)
         if not line.strip():
             continue
@@ -199,8 +240,11 @@ def text_in(record: dict, column: str, where: str) -> str:
 def _row(record: dict, path: Path, number: int, where: str, options: ReadOptions) -> Document:
     text = text_in(record, options.text_column, where)
     identity, domain = record.get(options.id_column), record.get(options.domain_column)
+    for column, name in ((options.id_column, identity), (options.domain_column, domain)):
+        if name is not None:
+            check_unicode(f"{where}, column {column!r}", str(name))
     return Document(
-        f"{path.name}:{number}" if identity is None else str(identity),
+        f"{spelled(path.name)}:{number}" if identity is None else str(identity),
         text,
         stem(path) if domain is None else str(domain),
     )
@@ -208,7 +252,7 @@ def _row(record: dict, path: Path, number: int, where: str, options: ReadOptions
 
 def stem(path: Path) -> str:
     """The name before its suffixes: wiki.test.jsonl.gz gives wiki.test."""
-    name = path.name
+    name = spelled(path.name)
     for suffix in (".gz", ".zst"):
         name = name.removesuffix(suffix)
     return Path(name).stem
@@ -219,8 +263,9 @@ def _read_parquet(path: Path, options: ReadOptions) -> Iterator[Document]:
     whole = f"{path}: expected a whole Parquet file, got a broken or truncated one"
     # Arrow's errors are of many kinds, and Python's of what it makes of a cell: text that is not UTF-8, a date too late.
     with theirs(whole):
-        file = pyarrow.parquet.ParquetFile(path)
-    with file:
+        source = _arrow_file(path)
+        file = pyarrow.parquet.ParquetFile(source)
+    with source, file:
         with theirs(whole):
             names = file.schema_arrow.names
         if options.text_column not in names:
@@ -230,6 +275,7 @@ def _read_parquet(path: Path, options: ReadOptions) -> Iterator[Document]:
             raise InputError(f"{path}: expected one column of a name, got {', '.join(twice)} more than once")
         number = 0
         for batch in each_of_theirs(whole, file.iter_batches(batch_size=1024, columns=columns)):
+            _check_column_texts(batch, path, number)
             with theirs(whole):
                 records = batch.to_pylist()
             for record in records:
@@ -237,6 +283,20 @@ def _read_parquet(path: Path, options: ReadOptions) -> Iterator[Document]:
                 yield _row(record, path, number, f"{path}, row {number}", options)
         if not number:
             raise InputError(f"{path}: expected text, got no rows")
+
+
+def _check_column_texts(batch, path: Path, before: int) -> None:
+    """Raise InputError that names the row where a text of the batch is not UTF-8; ``before``: rows before the batch."""
+    import pyarrow
+
+    for name, column in zip(batch.schema.names, batch.columns, strict=True):
+        if not (pyarrow.types.is_string(column.type) or pyarrow.types.is_large_string(column.type)):
+            continue
+        try:
+            column.validate(full=True)
+        except pyarrow.ArrowInvalid:
+            for row, raw in enumerate(column.cast(pyarrow.large_binary()).to_pylist(), before + 1):
+                decoded(raw or b"", f"{path}, row {row}, column {name!r}")
 
 
 def _read_datasets_folder(path: Path, options: ReadOptions) -> Iterator[Document]:
@@ -280,7 +340,7 @@ def _read_token_file(path: Path, options: ReadOptions) -> Iterator[Document]:
     for row in tokens if tokens.ndim == 2 else [tokens]:
         for piece in _split(row, options.split_before, options.split_after):
             number += 1
-            yield Document(f"{path.name}:{number}", "", stem(path), piece)
+            yield Document(f"{spelled(path.name)}:{number}", "", stem(path), piece)
 
 
 def _memory_map(path: Path, token_dtype: str) -> np.ndarray:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..errors import InputError, each_of_theirs, first_line, theirs
+from ..errors import InputError, check_encoding, each_of_theirs, first_line, theirs
 from .history import EVENTS, LOSSES, History, Names
 from .wandb_log import read_wandb
 
@@ -112,6 +112,7 @@ def _whole_lines(path: Path, history: History) -> bytes:
     raw = path.read_bytes()
     if not raw.strip():
         raise InputError(f"{path}: expected a history, got an empty file")
+    check_encoding(str(path), raw)
     end = raw.rfind(b"\n") + 1
     if raw[end:].strip():
         if end == 0:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..errors import InputError, check_unicode, theirs
+from ..errors import InputError, check_encoding, check_unicode, spelled, theirs
 from ..evaluation.readers import (
     STANDARD_INPUT,
     ReadOptions,
@@ -86,11 +86,13 @@ def read_prompts(
 def _lines(stream, path: Path, options: ReadOptions, prompt_column: str, reference_column: str) -> Iterator[Prompt]:
     empty = True
     for number, raw in enumerate(stream, 1):
+        if number == 1:
+            check_encoding(f"{path}, line 1", raw)
         line = decoded(raw.removeprefix(b"\xef\xbb\xbf") if number == 1 else raw, f"{path}, line {number}")
         line = line.rstrip("\r\n")
         if line.strip():
             empty = False
-            yield Prompt(f"{path.name}:{number}", line)
+            yield Prompt(f"{spelled(path.name)}:{number}", line)
     if empty:
         raise InputError(f"{path}: expected prompts, got an empty file")
 
@@ -98,7 +100,8 @@ def _lines(stream, path: Path, options: ReadOptions, prompt_column: str, referen
 def _objects(stream, path: Path, options: ReadOptions, prompt_column: str, reference_column: str) -> Iterator[Prompt]:
     for number, where, record in json_lines(stream, path, prompt_column):
         named = record.get(options.id_column)
-        name = f"{path.name}:{number}" if named is None else str(named)
+        name = f"{spelled(path.name)}:{number}" if named is None else str(named)
+        check_unicode(f"{where}, column {options.id_column!r}", name)
         if prompt_column not in record and isinstance(record.get(options.text_column), str):
             yield Prompt(name, text_in(record, options.text_column, where), document=True)
             continue
