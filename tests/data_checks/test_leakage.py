@@ -364,3 +364,26 @@ if __name__ == "__main__":
     done = run(sys.executable, "job.py", cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.splitlines()[-1] == "15 [0, 7, 14]"
+
+
+DISGUISES = {
+    "a tag on every line": lambda text: "\n".join(f'<p class="x">{line}</p><br/>' for line in text.split("\n")),
+    "a tag on every word": lambda text: " ".join(f"<span>{word}</span>" for word in text.split(" ")),
+    "a comment on every line": lambda text: "\n".join(f"<!-- {i} -->{t}" for i, t in enumerate(text.split("\n"))),
+    "a Cyrillic a": lambda text: text.replace("a", "\u0430"),
+    "Cyrillic letters": lambda text: text.translate(
+        str.maketrans("aeopcxy", "\u0430\u0435\u043e\u0440\u0441\u0445\u0443")
+    ),
+    "a Greek o": lambda text: text.replace("o", "\u03bf"),
+    "bold letters": lambda text: "".join(chr(ord(c) + 0x1D3B9) if "a" <= c <= "z" else c for c in text),
+    "zero-width spaces": "\u200b".join,
+}
+
+
+@pytest.mark.parametrize("disguise", DISGUISES.values(), ids=DISGUISES)
+def test_a_disguise_does_not_hide_a_copy(disguise):
+    letters = random.Random(0)
+    names = ["".join(letters.choices("abcdefghijklmnopqrstuvwxyz", k=letters.randint(3, 9))) for _ in range(2000)]
+    texts = ["\n".join(" ".join(letters.choices(names, k=10)) for _ in range(20)) for _ in range(10)]
+    leaked = check_data(map(disguise, texts[:5]), texts).leaked
+    assert [leak.document for leak in leaked] == [0, 1, 2, 3, 4]
