@@ -99,7 +99,7 @@ def integer(
     least: int | None = None,
     most: int | None = None,
 ) -> int:
-    """Return an integer as int: numpy's and a tensor's with one element count, a bool does not."""
+    """Return an integer as int: numpy's and a tensor's of no dimensions count, a bool does not."""
     value = scalar_of(value)
     limits = [f"at least {least}"] * (least is not None) + [f"at most {most}"] * (most is not None)
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):

@@ -47,7 +47,7 @@ BUILD = ROOT / "build" / "mutants"
 
 MUTATED = (
     "kernels/*.py",
-    *(f"perplexity/{name}.py" for name in ("losses", "nn", "statistics", "metric", "arguments")),
+    *(f"perplexity/{name}.py" for name in ("losses", "nn", "statistics", "metric", "arguments", "checks")),
     *(f"perplexity/{name}/*.py" for name in ("evaluation", "monitor", "data_checks")),
 )
 # Their tests need a GPU or a compiler: a mutant of them would live here whatever the tests say.

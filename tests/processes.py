@@ -3,6 +3,12 @@
 import subprocess
 import sys
 
+import pytest
+
+linux_only = pytest.mark.skipif(
+    not sys.platform.startswith("linux"), reason="/proc, /dev/full, limits or signals of Linux"
+)
+
 # Seconds after which a process counts as hung. No test waits this long unless something is wrong: however busy the machine
 # is, a process that makes progress must come to its end.
 HANG = 1800

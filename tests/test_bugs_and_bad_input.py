@@ -15,6 +15,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 import torch
+from processes import linux_only
 from tiny_models import build_model, build_tokenizer
 
 from perplexity.cli import main
@@ -450,6 +451,7 @@ def test_standard_input_that_cannot_be_read(folder, monkeypatch, capsys):
         assert "-: cannot be read (Is a directory)" in capsys.readouterr().err
 
 
+@linux_only
 def test_a_full_disk_behind_standard_output(folder):
     """A write error without a file's name; the interpreter's own word about it at its end is left out, too."""
     import subprocess

@@ -7,7 +7,7 @@ import shutil
 import sys
 
 import pytest
-from processes import ppl, run
+from processes import linux_only, ppl, run
 from tiny_models import build_model, build_tokenizer
 
 from perplexity.cli import main
@@ -81,7 +81,11 @@ def test_eval_writes_every_key(folder, tmp_path, ppl_here):
         (["model", "good.txt", "--json", "no/such/out.json"], ["--json", "no/such/out.json"]),
         (["model", "good.txt", "--per-token", "hollow"], ["--per-token", "hollow"]),
         (["model", "good.txt", "--baseline", "good.jsonl"], ["good.jsonl", "expected a result file"]),
-        (["model", "good.txt", "--json", "/dev/full"], ["/dev/full", "No space left"]),
+        pytest.param(
+            ["model", "good.txt", "--json", "/dev/full"],
+            ["/dev/full", "No space left"],
+            marks=linux_only,
+        ),
         (["model", "good.txt", "--bos", "never", "--protocol", "lm-eval"], ["bos", "lm-eval"]),
         (["model", "good.txt", "--device", "meta"], ["device", "'meta'"]),
         (["model", "good.txt", "--separator", "99999"], ["--separator", "99999"]),
@@ -191,6 +195,7 @@ def test_standard_input_of_several_processes_is_refused(folder, ppl_here, monkey
     assert done.returncode == 2 and "standard input cannot be read by several processes" in done.stderr
 
 
+@linux_only
 def test_a_full_disk_leaves_no_broken_table(folder, tmp_path):
     import resource
 

@@ -3,8 +3,10 @@
 import ast
 import itertools
 
-import mutants
 import pytest
+
+pytest.importorskip("resource")  # there is none on Windows
+import mutants
 from equivalent_mutants import EQUIVALENT
 
 SOURCES = mutants.mutated_sources()

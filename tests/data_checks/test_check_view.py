@@ -1,6 +1,7 @@
 """What ``ppl check-data`` shows in a terminal: every number in its place."""
 
 import dataclasses
+import os
 import re
 from types import SimpleNamespace
 
@@ -42,7 +43,7 @@ def leak(number, kind="exact", passage="the same words"):
 def text_of(check):
     from rich.console import Console
 
-    console = Console(record=True, width=400, file=open("/dev/null", "w"))  # noqa: SIM115
+    console = Console(record=True, width=400, file=open(os.devnull, "w"))  # noqa: SIM115
     console.print(commands.view(check))
     return console.export_text()
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from corpus import KINDS, documentation, sources, topics
-from processes import HANG, run
+from processes import HANG, linux_only, run
 
 from perplexity.data_checks import Text, check_data
 from perplexity.data_checks import index as index_module
@@ -293,6 +293,7 @@ def test_a_document_in_pieces_is_dropped_from_training():
     assert [part.text.strip() for part in left] == own and not leaks(index, scan_texts(index, left))
 
 
+@linux_only
 def test_workers_end_with_whoever_started_them(tmp_path):
     code = f"""
 import sys, time

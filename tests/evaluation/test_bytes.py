@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import re
 
 import numpy as np
@@ -259,7 +260,7 @@ def test_a_token_that_is_not_finite_leaves_no_measure_by_byte(broken, tmp_path):
     assert got.bytes + got.bytes_skipped == got.bytes_read and got.bytes_skipped > 0
     got.save(tmp_path / "r.json")
     assert all(read_result(tmp_path / "r.json").get(name) is None for name in measures)
-    console = Console(record=True, width=150, file=open("/dev/null", "w"))  # noqa: SIM115
+    console = Console(record=True, width=150, file=open(os.devnull, "w"))  # noqa: SIM115
     tables.show(got, console)
     shown = console.export_text()
     assert "undefined" in shown and "a token's loss is NaN or infinite" in shown

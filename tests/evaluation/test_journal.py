@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from processes import run
+from processes import linux_only, run
 from tiny_models import TEXTS, build_model
 
 from perplexity import evaluate
@@ -115,6 +115,7 @@ def test_a_full_disk_is_said_and_what_is_scored_is_kept(model, tokenizer, tmp_pa
     assert numbers(evaluate(model, tokenizer, DOCUMENTS, journal=tmp_path, **arguments)) == numbers(plain)
 
 
+@linux_only
 def test_killed_at_fifty_drawn_places(tmp_path):
     """A run that was killed ten times, in forward passes, writes and outputs, ends with the bits of a run never killed.
 

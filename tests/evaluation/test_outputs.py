@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 
 import numpy as np
 import pyarrow.parquet
@@ -147,7 +148,7 @@ def test_the_domains_table_is_capped(model, tokenizer):
     from perplexity.evaluation import tables
 
     documents = [Document(f"[bold]{i}", "the cat", f"[/d]{i}") for i in range(30)]
-    console = Console(record=True, width=120, file=open("/dev/null", "w"))  # noqa: SIM115
+    console = Console(record=True, width=120, file=open(os.devnull, "w"))  # noqa: SIM115
     tables.show(evaluate(model, tokenizer, documents), console)
     shown = console.export_text()
     assert "10 more in the JSON" in shown and "[/d]1" in shown and "[bold]0" in shown

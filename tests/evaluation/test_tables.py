@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import os
 import re
 from types import SimpleNamespace
 
@@ -211,7 +212,7 @@ def test_domains_documents_and_tokens():
 def test_each_part_is_shown_where_there_is_something_to_show(documents, domains, parts):
     from rich.console import Console
 
-    console = Console(record=True, width=150, file=open("/dev/null", "w"))  # noqa: SIM115
+    console = Console(record=True, width=150, file=open(os.devnull, "w"))  # noqa: SIM115
     shown = dataclasses.replace(
         EVALUATION,
         documents=documents,
