@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -39,11 +39,11 @@ class Head:
             return reference.logits(hidden.float(), self.weight.float(), bias, **rule)
 
 
-# A configuration's names of the logits' factor (Cohere, Falcon H1), divisor (Granite) and softcap
-# (Gemma, RecurrentGemma).
+# A configuration's names of the logits' factor (Cohere, Falcon H1), divisor (Granite), softcap (Gemma,
+# RecurrentGemma, xLSTM).
 FACTORS = ("logit_scale", "lm_head_multiplier")
 DIVISORS = ("logits_scaling",)
-SOFTCAPS = ("final_logit_softcapping", "logits_soft_cap")
+SOFTCAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
 # Parts of other names for a factor, tried where the names above do not explain the logits.
 FACTOR_WORDS = ("logit", "scal", "multipl", "mup", "temperature")
 
@@ -339,15 +339,20 @@ def _watched(layer, seen: list[Tensor], stop: bool) -> Iterator[None]:
         handle.remove()
 
 
-def before_head(model, **inputs) -> Tensor | None:
-    """Return what a model calls its output layer with, [B, T, D]; None if it does not call it.
+def before_head(model, forward: Callable | None = None, **inputs) -> Tensor | None:
+    """Return what a transformers model calls its output layer with, [B, T, D]; None if it does not call it.
 
-    Everything between the body and the last linear layer is in it, whatever the architecture: a
-    dense layer and a norm, or a factor. The product itself is not computed.
+    Everything between the body and the last linear layer is in it, whatever the architecture: a dense
+    layer and a norm, or a factor. The product itself is not computed.
+
+    Args:
+        model: transformers model.
+        forward: what to call instead of the model, inside its own call.
+        inputs: of the forward pass.
     """
     seen: list[Tensor] = []
     with _watched(output_layer(model), seen, stop=True):
-        model(**inputs)
+        (forward or model)(**inputs)
     return seen[0] if seen else None
 
 

@@ -17,6 +17,7 @@ from .. import checks
 from ..arguments import check_backend
 from ..errors import InputError, InputTypeError, needing
 from ..evaluation import models
+from ..evaluation.heads import before_head, output_layer
 from ..evaluation.evaluator import evaluation_mode
 from ..kernels import reference
 from ..losses import cross_entropy, linear_cross_entropy
@@ -36,8 +37,9 @@ OF_LOSS = ("labels", "shift_labels", "num_items_in_batch", "ignore_index")
 
 @dataclass(frozen=True)
 class LossRule:
-    """The arguments beside labels that a model's own loss reads, as ``use_fused_loss`` finds them."""
+    """What ``use_fused_loss`` finds of a model: where its head begins, and what its own loss reads beside labels."""
 
+    body: bool = True  # the head multiplies the body's last hidden states, with nothing between
     shift: bool = True  # a position is scored on the next one's label; decoders as Bart's take labels as they are
     items: bool = True  # the sum is divided by num_items_in_batch where that is given
 
@@ -48,12 +50,12 @@ class FusedLoss:
     def __init__(self, model, backend: str | None, rule: LossRule = LossRule()) -> None:
         self.model, self.backend, self.rule = model, backend, rule
         self.active, self.before = True, vars(model).get("forward")
-        original = type(model).forward if self.before is None else self.before
+        self.original = original = type(model).forward if self.before is None else self.before
 
         # The signature stays: Trainer looks at it for the columns to keep and for num_items_in_batch.
         @functools.wraps(original)
         def forward(module, *args, **kwargs):
-            call = functools.partial(original, module) if self.before is None else original
+            call = self._own(module)
             given = _named(call, args, kwargs)
             if not self.active or _labels(given, rule)[0] is None:
                 return call(*args, **kwargs)
@@ -63,21 +65,29 @@ class FusedLoss:
         self.forward = types.MethodType(forward, model)  # a deep copy of the model gets one bound to itself
         model.forward = self.forward
 
+    def _own(self, module):
+        """Return the forward that ``module`` has without the fused loss, which may be a copy's."""
+        return functools.partial(self.original, module) if self.before is None else self.original
+
     def _loss(self, module, given: dict):
         _refuse(module, given)
-        body = module.base_model
+        body = module.base_model if self.rule.body else self._own(module)
         rest = {name: value for name, value in given.items() if name not in (*OF_LOSS, "logits_to_keep")}
         return_dict = rest.pop("return_dict", None)
         return_dict = getattr(module.config, "return_dict", True) if return_dict is None else return_dict
-        parameters = inspect.signature(body.forward).parameters.values()
+        parameters = inspect.signature(body.forward if self.rule.body else body).parameters.values()
         if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
             rest = {name: value for name, value in rest.items() if name in {parameter.name for parameter in parameters}}
-        outputs = body(**rest, return_dict=True)
+        if self.rule.body:
+            outputs = body(**rest, return_dict=True)
+            hidden = outputs.last_hidden_state
+        else:  # the model's own forward without labels, up to its output layer
+            outputs, hidden = {}, before_head(module, body, **rest, return_dict=True)
         head = models.head_of(module)
         labels, shift = _labels(given, self.rule)
         items = given.get("num_items_in_batch") if self.rule.items else None
         loss = linear_cross_entropy(
-            outputs.last_hidden_state.to(head.weight.device),
+            hidden.to(head.weight.device).reshape(*labels.shape, -1),
             head.weight,
             labels.to(head.weight.device),
             shift=shift,
@@ -145,22 +155,17 @@ def use_fused_loss(model, *, backend: str | None = None) -> FusedLoss:
         raise InputError(f"{message}; the fused loss has no such term")
     if any(parameter.is_meta for parameter in inner.parameters()):
         return FusedLoss(inner, backend)  # nothing to compute with yet
-    if network.body is None:
-        raise InputError(
-            f"model: expected an output embedding on the body's last hidden states, {type(inner).__name__} has layers "
-            "between them or names no body (base_model): its own loss is to be used"
-        )
     head = network.head
     count = min(models.VERIFIED_POSITIONS, network.context_length or models.VERIFIED_POSITIONS)
     ids = np.arange(count) % head.weight.shape[0]
     with evaluation_mode(network), torch.no_grad():
         models.verify(network, ids, len(ids))
-        own = _Losses(inner, ids)
+        own = _Losses(inner, ids, network)
         rule = own.rule()
         own.expect_plain(rule)
         handle = FusedLoss(inner, backend, rule)
         try:
-            own.expect_equal(_Losses(inner, ids), head, rule)
+            own.expect_equal(_Losses(inner, ids, network), head, rule)
         except BaseException:
             handle.undo()
             raise
@@ -170,22 +175,33 @@ def use_fused_loss(model, *, backend: str | None = None) -> FusedLoss:
 class _Losses:
     """A model's loss of a few positions and its gradient of the hidden states, as the model is now."""
 
-    def __init__(self, model, ids: np.ndarray) -> None:
-        self.name = type(model).__name__
-        input_ids = torch.from_numpy(ids)[None].to(model.get_output_embeddings().weight.device)
+    def __init__(self, model, ids: np.ndarray, network: models.HuggingFaceModel) -> None:
+        self.name, self.body = type(model).__name__, network.body is not None
+        input_ids = torch.from_numpy(ids)[None].to(network.head.weight.device)
         self.labels = input_ids.clone()
         self.labels[:, 3:5] = IGNORED
         leaves: list[Tensor] = []
 
-        def cut(module, arguments, output):
-            leaves.append(output[0].detach().requires_grad_())
+        def cut(hidden: Tensor) -> Tensor:
+            leaves.append(hidden.detach().reshape(*input_ids.shape, -1).requires_grad_())
+            return leaves[-1].reshape(hidden.shape)
+
+        def after_body(module, arguments, output):
+            hidden = cut(output[0])
             if isinstance(output, tuple):
-                return (leaves[0], *output[1:])
-            output.last_hidden_state = leaves[0]
+                return (hidden, *output[1:])
+            output.last_hidden_state = hidden
             return output
 
+        def before_head(module, arguments):
+            return (cut(arguments[0]), *arguments[1:])
+
         # The body's own graph is cut off: a gradient of its weights would take their memory.
-        with model.base_model.register_forward_hook(cut), torch.enable_grad():
+        if self.body:
+            hook = network.body.register_forward_hook(after_body)
+        else:
+            hook = output_layer(model).register_forward_pre_hook(before_head)
+        with hook, torch.enable_grad():
             found = model(input_ids=input_ids, labels=self.labels)
             self.loss = found.loss.item()
             self.hidden = leaves[0] if leaves else None
@@ -220,7 +236,7 @@ class _Losses:
         tolerance = self._tolerance()
         same = {shift: _near(self.loss, plain, tolerance) for shift, (plain, _) in self.plain.items()}
         counted = self.over_items is None or not _near(self.over_items, self.loss, tolerance)
-        return LossRule(shift=same.get(True, True) or not same.get(False), items=counted)
+        return LossRule(self.body, shift=same.get(True, True) or not same.get(False), items=counted)
 
     def _tolerance(self) -> float:
         # Float32: sums of V terms, 1e-6 relative. A loss that the model rounds to 16 bits: 2⁻⁸.
