@@ -207,8 +207,9 @@ def build(family: str):
         else:
             place[last] = value
     config = configuration(**given)
-    if getattr(config, "is_decoder", None) is False:
-        config.is_decoder = True
+    for switch in ("is_decoder", "causal"):
+        if getattr(config, switch, None) is False:
+            setattr(config, switch, True)
     config.use_cache = False
     made = kind if family == name else transformers.AutoModelForCausalLM.from_config
     model = made(config)

@@ -17,8 +17,8 @@ from .. import checks
 from ..arguments import check_backend
 from ..errors import InputError, InputTypeError, needing
 from ..evaluation import models
-from ..evaluation.heads import before_head, output_layer
 from ..evaluation.evaluator import evaluation_mode
+from ..evaluation.heads import before_head, output_layer
 from ..kernels import reference
 from ..losses import cross_entropy, linear_cross_entropy
 from ..metric import float64_sum
@@ -128,6 +128,7 @@ def use_fused_loss(model, *, backend: str | None = None) -> FusedLoss:
     Loss and gradients are the unpatched model's (a mean over the labels that are not −100, or their sum over
     ``num_items_in_batch``; the decoders of encoder-decoder models take labels without a shift, and do so here);
     ``logits`` is then None: what wants predictions beside a loss (Trainer's ``compute_metrics``) has none.
+    Where layers lie between body and head, as in BERT, the output holds the loss alone.
     Without labels the model is as before (Trainer's ``label_smoothing_factor`` takes them away). PEFT's LoRA, on the head too,
     gradient checkpointing, autocast and tied weights work. Call it before the model is wrapped or prepared (DDP, ``fully_shard``,
     accelerate); ``nn.DataParallel`` is not supported. Returns a handle: ``undo()``, or a ``with`` block.

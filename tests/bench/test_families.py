@@ -49,6 +49,14 @@ def test_a_table_shows_every_outcome(families):
     assert "| `use_fused_loss` | 0 | 0 | 0 | 0 | 1 |" in text
 
 
+@pytest.mark.parametrize("family", ["bert", "ClvpForCausalLM", "inkling_text", "llama4_text"])
+def test_what_lies_between_body_and_head(families, family):
+    """A dense layer and a norm, a norm alone, a factor, and a body that the class does not name."""
+    model = families.build(family)
+    for compare in (families.compare_evaluate, families.compare_fused):
+        assert families.outcome(compare, model)["outcome"] == "equal"
+
+
 @pytest.mark.slow
 def test_a_draw_of_families(tmp_path):
     import torch
