@@ -135,7 +135,7 @@ def compare_models(
         raise InputError(f"model: expected vocabularies of one size, got {rows[0]} and {rows[1]}")
     if networks[0].head.weight.device != networks[1].head.weight.device:
         raise InputError("model: expected both on one device")
-    limits = [network.context_length for network in networks if network.context_length]
+    limits = [limit for network in networks if (limit := models.context_limit(network, context_length))]
     chosen = choose_protocol(
         protocol,
         tokenizer,
@@ -207,7 +207,7 @@ def compare_models(
         model_notes=[
             f"model {name}: {note}"
             for name, network in zip("AB", networks, strict=True)
-            for note in models.loading_notes(network)
+            for note in models.loading_notes(network) + models.context_notes(network, chosen.context_length)
         ]
         + batching.notes,
     )

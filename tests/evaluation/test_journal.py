@@ -33,9 +33,9 @@ def test_a_second_run_scores_nothing_again(model, tokenizer, tmp_path, monkeypat
     monkeypatch.setattr(model.model, "forward", lambda *a, **k: calls.append(1) or forward(*a, **k))
     second = evaluate(model, tokenizer, DOCUMENTS, journal=tmp_path, **arguments)
     assert numbers(plain) == numbers(first) == numbers(second)
-    # The head's verification asks for the logits once and for hidden states twice; a short window alone and beside a long
-    # one are two more, and nothing is scored.
-    assert len(calls) == 5
+    # What the head multiplies is seen in three passes over 8 positions. Its verification asks for the logits once and for
+    # hidden states twice; a short window alone and beside a long one are two more, and nothing is scored.
+    assert len(calls) == 8
 
 
 @pytest.mark.parametrize("stop", [1, 5, 9])
