@@ -83,7 +83,7 @@ def find_rule(model, head: Head, hidden: Tensor, logits: Tensor) -> None:
     """Find out which rule makes ``logits`` of ``hidden``, and keep it for the model's class.
 
     The usual one stays where it explains the logits. Else each numeric field of the configuration
-    whose name speaks of a factor is tried, with the softcap and without. Logits that none of them
+    whose name speaks of a factor or a softcap is tried. Logits that none of them
     explains are left to ``verify``.
 
     Args:
@@ -111,10 +111,11 @@ def _rules(config, usual: Rule, columns: str | None) -> Iterator[Rule]:
     names = [
         name
         for name, value in _numbers(config)
-        if value not in (0, 1) and any(word in name for word in FACTOR_WORDS) and name not in SOFTCAPS
+        if value not in (0, 1) and any(word in name for word in FACTOR_WORDS) and "cap" not in name
     ]
     powers = [usual.powers, (), *(((name, power),) for name in names for power in (1, -1))]
-    for softcap in dict.fromkeys((usual.softcap, None)):
+    caps = [name for name, value in _numbers(config) if "logit" in name and "cap" in name and value > 0]
+    for softcap in dict.fromkeys((usual.softcap, None, *caps)):
         yield from (Rule(each, softcap, columns) for each in powers)
 
 

@@ -194,12 +194,21 @@ class Scaled(Own):
         return CausalLMOutput(logits=logits / self.config.output_multiplier)
 
 
-KINDS = [Own, Tuples, TupleBody, BodyAsksForMore, TwoLayers, Unnamed, NoModule, Scaled]
+class Capped(Own):
+    """Has a softcap under a name of its own (xLSTM's), and no factor under a name that others use."""
+
+    def forward(self, input_ids, attention_mask=None):
+        cap = self.config.output_logit_soft_cap
+        return CausalLMOutput(logits=cap * torch.tanh(self.lm_head(self.hidden(input_ids)) / cap))
+
+
+KINDS = [Own, Tuples, TupleBody, BodyAsksForMore, TwoLayers, Unnamed, NoModule, Scaled, Capped]
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_models_of_ones_own(kind, tokenizer):
-    model = kind(Config(output_multiplier=2.5, real_vocabulary=305)).eval()
+    rule = dict(output_multiplier=2.5, real_vocabulary=305, output_logit_soft_cap=1.5, logit_scale=0.5)
+    model = kind(Config(**rule)).eval()
     assert evaluated(model, tokenizer).loss == pytest.approx(own_loss(model, tokenizer), rel=1e-6)
 
 
