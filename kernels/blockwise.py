@@ -315,6 +315,7 @@ def linear_nll_grad(
         block=block,
         buffer=product_buffer(hidden, memory_limit),
         grad_weight=kept,
+        ignored=ignored,
     )
 
 

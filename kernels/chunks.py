@@ -70,6 +70,19 @@ def gradient_block(
     return block(4 * hidden.shape[1]) if needs[1] and hidden.dtype != wide and several else whole
 
 
+def without_ignored(hidden: torch.Tensor, ignored: torch.Tensor) -> torch.Tensor:
+    """Return hidden states [N, D] in which no ``ignored`` token (bool [N]) has an infinite or undefined number.
+
+    The gradient of such a token is 0, and 0 times infinity would be undefined in the weight's gradient.
+    Elsewhere than on a CPU, looking would wait for the device: there the ignored tokens of a copy are 0.
+    """
+    if hidden.device.type == "cpu":
+        sums = hidden.sum(1, dtype=torch.promote_types(hidden.dtype, torch.float32))
+        if not (ignored & ~sums.isfinite()).any():
+            return hidden
+    return hidden.masked_fill(ignored[:, None], 0.0)
+
+
 def pieces(count: int, size: int) -> Iterator[slice]:
     return (slice(start, min(count, start + size)) for start in range(0, count, size))
 
@@ -84,15 +97,18 @@ def accumulate_gradients(
     block: tuple[int, int],
     buffer: torch.Tensor | None = None,
     grad_weight: torch.Tensor | None = None,
+    ignored: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
     """Gradients of hidden [N, D], weight [V, D] and bias [V] where ``needs`` says so, accumulated in float32.
 
     ``logit_gradient(tokens, columns)`` gives the gradient of the products hidden @ weightᵀ + bias for a block, [tokens,
-    columns]; ``buffer`` is ``product_buffer``'s. Rows of ``grad_weight`` are written after the gradient of their block's
-    first tokens was asked for, and not before.
+    columns], 0 in the rows of ``ignored`` tokens (bool [N]); ``buffer`` is ``product_buffer``'s. Rows of
+    ``grad_weight`` are written after the gradient of their block's first tokens was asked for, and not before.
     """
     (tokens, dimension), vocabulary = hidden.shape, weight.shape[0]
     needs_hidden, needs_weight, needs_bias = *needs[:2], needs[2] and bias is not None
+    if needs_weight and ignored is not None:
+        hidden = without_ignored(hidden, ignored)
     wide = torch.promote_types(hidden.dtype, torch.float32)
     grad_hidden = hidden.new_zeros((tokens, dimension), dtype=wide) if needs_hidden else None
     if needs_weight and grad_weight is None:

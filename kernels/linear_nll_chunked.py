@@ -130,4 +130,12 @@ def linear_nll_with_gradients(
         return nll_grad(upstream_of(here, tokens), here[MAX], out, target[tokens], class_weight, out=out, **rule)
 
     block = chunk, weight.shape[0]
-    return sums, accumulate_gradients(logit_gradient, hidden, weight, bias, needs=needs, block=block)
+    return sums, accumulate_gradients(
+        logit_gradient,
+        hidden,
+        weight,
+        bias,
+        needs=needs,
+        block=block,
+        ignored=target == rule.get("ignore_index", -100),
+    )

@@ -223,4 +223,6 @@ def linear_nll_grad(
         )
         return out
 
-    return accumulate_gradients(logit_gradient, hidden, weight, bias, needs=needs, block=block)
+    return accumulate_gradients(
+        logit_gradient, hidden, weight, bias, needs=needs, block=block, ignored=target == ignore_index
+    )

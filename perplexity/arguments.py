@@ -12,7 +12,7 @@ from torch import Tensor
 from . import checks, parallel
 from .checks import expect
 from .errors import InputError, InputTypeError
-from .kernels import operators
+from .kernels import operators, reference
 from .kernels.blockwise import kept_block
 from .parallel import VocabularyShard
 
@@ -21,6 +21,7 @@ BACKENDS = ("triton", "torch")
 TRITON_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 FLOATING_DTYPES = (*TRITON_DTYPES, torch.float64)
 IGNORE_INDEX = -100
+INDEX_DTYPES = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
 @dataclass(frozen=True)
@@ -142,17 +143,11 @@ def _check_target(target: object, classes: tuple, probabilities: tuple, device: 
             f"{tuple(target.shape)} of {target.dtype}",
             InputError if tuple(target.shape) != classes else InputTypeError,
         )
-        expect(
-            not target.requires_grad,
-            "target",
-            "class probabilities without gradient (detach them; torch.nn.functional.cross_entropy has that gradient)",
-            "a tensor that requires grad",
-        )
     else:
         expect(
-            target.dtype in (torch.int64, torch.int32),
+            target.dtype in INDEX_DTYPES,
             "target",
-            "int64 (or int32) class indices, or class probabilities",
+            "int64 class indices (or int32, int16, int8, uint8), or class probabilities",
             target.dtype,
             InputTypeError,
         )
@@ -309,11 +304,12 @@ def prepare_target(
     shift = check_shift(shift)
     if target.is_floating_point():
         expect(not shift, "shift", "0 with class probabilities (shift them yourself)", shift)
-        known = options.ignore_index == IGNORE_INDEX
-        expect(known, "ignore_index", "None or -100 with class probabilities, which have none", options.ignore_index)
+        # As torch: probabilities know no ignored class, and a negative one is none.
+        negative = options.ignore_index < 0
+        expect(negative, "ignore_index", "None or a negative number with class probabilities", options.ignore_index)
         return Target(target.movedim(class_dimension, -1).reshape(-1, vocabulary), classes)
     expect(not shift or len(classes) > 0, "shift", "0 for a target without dimensions", shift)
-    if not -(2**31) <= options.ignore_index < 2**31:
+    if target.dtype not in (torch.int64, torch.int32) or not -(2**31) <= options.ignore_index < 2**31:
         target = target.long()
     if validated:
         # The first ones are nobody's targets.
@@ -460,6 +456,13 @@ class LinearInputs:
             self.round_logits,
             **operators.memory(self.options.memory),
         )
+
+    def logits(self) -> Tensor:
+        """Return the logits [N, V] in full, for what is as large as they are."""
+        wide = torch.promote_types(self.hidden.dtype, torch.float32)
+        bias = None if self.bias is None else self.bias.to(wide)
+        rule = {"softcap": self.options.softcap, "logit_scale": self.options.logit_scale}
+        return reference.logits(self.hidden.to(wide), self.weight.to(wide), bias, **rule)
 
     def sums(
         self, *, with_logit_sum: bool = False, with_exp_shift: bool = False, weights: Tensor | None = None

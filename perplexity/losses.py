@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import Tensor
+from torch.nn._reduction import legacy_get_string
 
+from . import checks
 from .arguments import (
     IGNORE_INDEX,
     LinearInputs,
     LossOptions,
+    check_dense,
     check_floating,
     choose_backend,
     class_weights,
     expect,
+    ignored_label,
     prepare_target,
     refuse_forward_mode,
 )
 from .kernels import EXP_SHIFT, LOGIT_SUM, MAX, SUM_EXP, TARGET, operators
+from .kernels.logit_blocks import apply_rule
 from .parallel import VocabularyShard
 
 
@@ -188,12 +194,112 @@ def _soft_weights(
     return q if class_weight is None else q * class_weight
 
 
+class _LogitSumByWeights(torch.autograd.Function):
+    """Zeros [N] with the derivative of Σ_v q · (z − m) by q [N, V], for which a kernel has none.
+
+    ``shifted()`` gives z − m [N, V]. It is called in the backward: the derivative is as large.
+    """
+
+    @staticmethod
+    def forward(ctx, q: Tensor, sums: Tensor, shifted: Callable[[], Tensor]) -> Tensor:
+        ctx.shifted = shifted
+        ctx.save_for_backward(sums)
+        return q.new_zeros(q.shape[0])
+
+    @staticmethod
+    def backward(ctx, upstream: Tensor):
+        gradient = upstream[:, None] * ctx.shifted()
+        if torch.is_grad_enabled():  # it depends on what the sums depend on
+            gradient = _FirstDerivative.apply(gradient, *ctx.saved_tensors)
+        return gradient, None, None
+
+
+def _with_derivative_by_weights(sums: Tensor, q: Tensor, logits: Callable[[], Tensor]) -> Tensor:
+    """Return the sums with ``LOGIT_SUM`` differentiable by q, too; ``logits()`` gives z [N, V]."""
+    if not (q.requires_grad and torch.is_grad_enabled()):
+        return sums
+    if torch._C._are_functorch_transforms_active():
+        raise NotImplementedError(
+            "target: the gradient of class probabilities is not for torch.func's transforms; take backward(), or "
+            "torch.nn.functional.cross_entropy on torch.nn.functional.linear, which holds the logits"
+        )
+    maximum = sums[MAX].detach()
+
+    def shifted() -> Tensor:
+        with torch.no_grad():
+            return logits().to(q.dtype) - maximum[:, None]
+
+    rows = list(sums)
+    rows[LOGIT_SUM] = rows[LOGIT_SUM] + _LogitSumByWeights.apply(q, sums, shifted)
+    return torch.stack(rows)
+
+
 def _soft_loss(sums: Tensor, q: Tensor, options: LossOptions) -> Tensor:
     log_sum = sums[SUM_EXP].log()
     loss = q.sum(1) * log_sum - sums[LOGIT_SUM]
     penalty = options.z_loss * (sums[MAX] + log_sum).square() if options.z_loss else None
     every = torch.ones_like(loss).sum()  # torch divides by the number of tokens here, class weights or not
     return _reduced(loss, penalty, (every, every), options.reduction)
+
+
+def named_reduction(size_average: bool | None, reduce: bool | None, reduction: str) -> str:
+    """Return ``reduction``, or what torch's two older flags mean, with torch's warning."""
+    if size_average is None and reduce is None:
+        return reduction
+    for name, value in (("size_average", size_average), ("reduce", reduce)):
+        checks.optional(checks.flag, name, value)
+    return legacy_get_string(size_average, reduce)
+
+
+def _of_several_heads(
+    input: Tensor,
+    linear_weight: Tensor,
+    target: Tensor,
+    linear_bias: Tensor | None,
+    weight: Tensor | None,
+    keywords: dict,
+) -> Tensor:
+    """Return torch's K-dimensional loss: a head for every place of [d_1, ..., d_K], one after the other.
+
+    input [N, D], linear_weight [V, d_1, ..., d_K, D], linear_bias [V, d_1, ..., d_K], target [N, d_1, ..., d_K] or
+    class probabilities [N, V, d_1, ..., d_K].
+    """
+    for name, plain in (("z_loss", 0.0), ("shift", 0), ("shard", None)):
+        value = keywords.pop(name)
+        expect(
+            not value, name, f"{plain} with a linear_weight of {linear_weight.dim()} dimensions", checks.shown(value)
+        )
+    reduction = keywords.pop("reduction")
+    places, vocabulary = tuple(linear_weight.shape[1:-1]), linear_weight.shape[0]
+    expect(math.prod(places) > 0, "linear_weight", "at least one head", tuple(linear_weight.shape))
+    tokens = tuple(input.shape[:1])
+    expect(input.dim() == 2, "input", "shape [N, D] with a linear_weight of several heads", tuple(input.shape))
+    soft = isinstance(target, Tensor) and target.is_floating_point()
+    wanted = (*tokens, vocabulary, *places) if soft else (*tokens, *places)
+    check_dense("target", target)
+    expect(tuple(target.shape) == wanted, "target", f"shape {wanted}", tuple(target.shape))
+    if linear_bias is not None:
+        check_floating("linear_bias", linear_bias)
+        shape = (vocabulary, *places)
+        expect(tuple(linear_bias.shape) == shape, "linear_bias", f"shape {shape}", tuple(linear_bias.shape))
+    # Unbound once: the gradient of a slice would be as large as all of the weight.
+    weights = linear_weight.flatten(1, -2).unbind(1)
+    biases = [None] * len(weights) if linear_bias is None else linear_bias.flatten(1).unbind(1)
+    targets = target.flatten(1 + soft).unbind(-1)
+    losses = [
+        linear_cross_entropy(input, *head, linear_bias=bias, weight=weight, reduction="none", **keywords)
+        for *head, bias in zip(weights, targets, biases, strict=True)
+    ]
+    loss = torch.stack(losses, dim=-1)
+    if reduction == "none":
+        return loss.reshape(*tokens, *places)
+    if reduction == "sum":
+        return loss.sum()
+    if soft:
+        return loss.mean()
+    ignored = ignored_label(keywords["ignore_index"])
+    scale, _ = _weights_of_tokens(target, weight, vocabulary, ignored, loss.dtype)
+    return loss.sum() / scale.sum()
 
 
 def linear_cross_entropy(
@@ -258,6 +364,16 @@ def linear_cross_entropy(
     """
     expect(options is None, "options", "None (torch's chunking options have no use here: see memory_limit)", options)
     settings = LossOptions(reduction, ignore_index, label_smoothing, softcap, logit_scale, z_loss, memory_limit)
+    if isinstance(linear_weight, Tensor) and linear_weight.dim() > 2:
+        check_floating("input", input)
+        keywords = vars(settings) | {
+            "shift": shift,
+            "round_logits": round_logits,
+            "backend": backend,
+            "validate": validate,
+            "shard": shard,
+        }
+        return _of_several_heads(input, linear_weight, target, linear_bias, weight, keywords)
     inputs = LinearInputs.prepare(
         input,
         linear_weight,
@@ -273,7 +389,8 @@ def linear_cross_entropy(
     )
     if inputs.target.probabilities:
         q = _soft_weights(inputs.target.flat, inputs.class_weight, settings, inputs.hidden.dtype)
-        loss = _soft_loss(inputs.sums(with_logit_sum=True, weights=q), q, settings)
+        sums = inputs.sums(with_logit_sum=True, weights=q)
+        loss = _soft_loss(_with_derivative_by_weights(sums, q, inputs.logits), q, settings)
     elif chunk := inputs.training_chunk():
         loss = _loss_with_gradients(inputs, chunk)
     else:
@@ -287,9 +404,9 @@ def cross_entropy(
     input: Tensor,
     target: Tensor,
     weight: Tensor | None = None,
-    size_average: None = None,
+    size_average: bool | None = None,
     ignore_index: int | None = -100,
-    reduce: None = None,
+    reduce: bool | None = None,
     reduction: str = "mean",
     label_smoothing: float = 0.0,
     *,
@@ -308,8 +425,7 @@ def cross_entropy(
     ``linear_cross_entropy``; the logits are ``softcap * tanh(logit_scale * input / softcap)``. ``memory_limit`` (4 MiB by
     default) caps the copies of the torch backend, one row of C at least; triton needs none.
     """
-    for name, value in (("size_average", size_average), ("reduce", reduce)):
-        expect(value is None, name, "None (torch deprecated it: see reduction)", value)
+    reduction = named_reduction(size_average, reduce, reduction)
     settings = LossOptions(reduction, ignore_index, label_smoothing, softcap, logit_scale, z_loss, memory_limit)
     check_floating("input", input)
     refuse_forward_mode(input)
@@ -345,5 +461,12 @@ def cross_entropy(
         settings.memory,
         "torch" if backend is None and soft else choose_backend(backend, input),
     )
-    loss = _soft_loss(sums, q, settings) if soft else _loss(sums, rows, weight, vocabulary, settings)
+    if soft:
+        flat = input.movedim(class_dimension, -1).reshape(-1, vocabulary)
+        sums = _with_derivative_by_weights(
+            sums, q, lambda: apply_rule(flat.to(q.dtype, copy=True), None, softcap, logit_scale)
+        )
+        loss = _soft_loss(sums, q, settings)
+    else:
+        loss = _loss(sums, rows, weight, vocabulary, settings)
     return prepared.unflatten(loss) if reduction == "none" else loss

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from torch import Tensor, nn
 
 from . import checks
@@ -16,7 +18,7 @@ from .arguments import (
     expect,
 )
 from .errors import theirs
-from .losses import cross_entropy, linear_cross_entropy
+from .losses import cross_entropy, linear_cross_entropy, named_reduction
 
 KEYWORDS = ("softcap", "logit_scale", "z_loss", "shift", "backend", "memory_limit", "validate")
 
@@ -65,15 +67,14 @@ class CrossEntropyLoss(_Loss):
     def __init__(
         self,
         weight: Tensor | None = None,
-        size_average: None = None,
+        size_average: bool | None = None,
         ignore_index: int | None = -100,
-        reduce: None = None,
+        reduce: bool | None = None,
         reduction: str = "mean",
         label_smoothing: float = 0.0,
         **keywords,
     ) -> None:
-        for name, value in (("size_average", size_average), ("reduce", reduce)):
-            expect(value is None, name, "None (torch deprecated it: see reduction)", value)
+        reduction = named_reduction(size_average, reduce, reduction)
         checks.known_keywords("CrossEntropyLoss", keywords, KEYWORDS)
         super().__init__(weight, reduction, ignore_index, label_smoothing, **keywords)
 
@@ -110,8 +111,9 @@ class LinearCrossEntropyLoss(_Loss):
         checks.flag("bias", bias)
         dtypes = f"one of {', '.join(map(str, FLOATING_DTYPES))}"
         expect(dtype is None or dtype in FLOATING_DTYPES, "dtype", dtypes, checks.shown(dtype))
-        single = isinstance(out_features, tuple | list) and not out_features
-        expect(single, "out_features", "() (for a K-dimensional loss, one module a dimension)", out_features)
+        expect(isinstance(out_features, tuple | list), "out_features", "a tuple of sizes", checks.shown(out_features))
+        for size in out_features:
+            checks.integer("out_features", size, least=1)
         expect(
             options is None, "options", "None (torch's chunking options have no use here: see memory_limit)", options
         )
@@ -121,9 +123,18 @@ class LinearCrossEntropyLoss(_Loss):
         self.round_logits = round_logits
         self._names = (*self._names, "round_logits")
         with theirs(f"device: expected one that torch can use, got {device!r}"):
-            self.linear = nn.Linear(in_features, num_classes, bias=bias, device=device, dtype=dtype)
+            # As torch's module: the heads' rows stand in one matrix.
+            rows = math.prod(out_features, start=num_classes)
+            self.linear = nn.Linear(in_features, rows, bias=bias, device=device, dtype=dtype)
+        self.num_classes, self.out_features, self.options = num_classes, tuple(out_features), options
+
+    @property
+    def in_features(self) -> int:
+        return self.linear.in_features
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
-        return linear_cross_entropy(
-            input, self.linear.weight, target, linear_bias=self.linear.bias, weight=self.weight, **self.keywords
-        )
+        weight, bias = self.linear.weight, self.linear.bias
+        if self.out_features:
+            weight = weight.view(self.num_classes, *self.out_features, -1)
+            bias = None if bias is None else bias.view(self.num_classes, *self.out_features)
+        return linear_cross_entropy(input, weight, target, linear_bias=bias, weight=self.weight, **self.keywords)

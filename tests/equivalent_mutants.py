@@ -35,4 +35,28 @@ EQUIVALENT = [
         "return now - before >= max(digest.settings.rise, digest.settings.standard_errors * error)",
         "a mean of losses equals a threshold with probability zero, and either verdict is right there",
     ),
+    (
+        "perplexity/monitor/readers.py",
+        "while place + 12 <= size:",
+        "while place + 12 < size:",
+        "a file that ends 12 bytes behind a record holds no further whole one: read or not, its end is missed",
+    ),
+    (
+        "perplexity/monitor/history.py",
+        "if at > place:",
+        "if at >= place:",
+        "no losses are given on in a call of its own: time only",
+    ),
+    (
+        "kernels/linear_kl.py",
+        "partials = p_head[0].new_empty((KL_ROWS, spans, here), dtype=torch.float32)",
+        "partials = p_head[1].new_empty((KL_ROWS, spans, here), dtype=torch.float32)",
+        "an empty tensor of a stated dtype, on the one device that both matrices are on",
+    ),
+    (
+        "perplexity/evaluation/evaluator.py",
+        'if summary["loss"] > uniform * (1 + ROUNDING):',
+        'if summary["loss"] >= uniform * (1 + ROUNDING):',
+        "a loss equals the bound with probability zero",
+    ),
 ]

@@ -39,6 +39,8 @@ from .tokens import encoded, text_of
 from .uncertainty import scipy_stats
 
 TOKENIZED_AT_ONCE = 64
+# Of a sum of float32 losses: a head of zeros is as good as the uniform guess, not worse.
+ROUNDING = 1e-6
 
 
 @dataclass(frozen=True)
@@ -455,7 +457,7 @@ def _notes(summary: dict, collector: Collector, uniform: float) -> list[str]:
         notes.append(
             f"exp({summary['loss']:.1f}) is larger than any float: the perplexity reads inf, the loss is finite"
         )
-    if summary["loss"] > uniform:
+    if summary["loss"] > uniform * (1 + ROUNDING):
         notes.append("the loss is above the uniform guess's: the model does worse than knowing nothing")
     clusters = summary["clusters"]
     if clusters["unit"] == "block":

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow.parquet
 import pytest
 import torch
-from tiny_models import TEXTS
+from tiny_models import TEXTS, build_model
 
 from perplexity import evaluate
 from perplexity.errors import InputError
@@ -105,6 +105,23 @@ def test_baselines(model, tokenizer):
     shares = np.unique(ids, return_counts=True)[1] / len(ids)
     assert got.baselines["unigram"]["loss"] == pytest.approx(-(shares * np.log(shares)).sum())
     assert got.baselines["uniform"]["perplexity"] == pytest.approx(model.config.vocab_size)
+
+
+@pytest.mark.parametrize(("scale", "worse"), [(0.0, False), (8.0, True)])
+def test_a_model_worse_than_the_uniform_guess_is_noted(tokenizer, scale, worse):
+    """A head of zeros is exactly as good, whichever way its sums are rounded."""
+    changed = build_model(len(tokenizer))
+    changed.lm_head.weight.data *= scale
+    notes = " ".join(evaluate(changed, tokenizer, DOCUMENTS).notes)
+    assert ("above the uniform guess's" in notes) == worse
+
+
+def test_few_documents_are_noted(model, tokenizer):
+    """Three error bars would be taken for those of thirty."""
+    few = evaluate(model, tokenizer, DOCUMENTS)
+    assert "3 documents with scored tokens are too few" in " ".join(few.notes)
+    many = [Document(str(place), DOCUMENTS[place % 3].text) for place in range(24)]
+    assert "too few" not in " ".join(evaluate(model, tokenizer, many).notes)
 
 
 def test_json_is_json(model, tokenizer):

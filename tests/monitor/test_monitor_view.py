@@ -83,6 +83,7 @@ def test_findings_and_the_score():
     parts = {"stability": {"share": 35, "left": 0.4}, "progress": {"share": 10, "left": 1.0}}
     text = shown(run_so_far(), findings=FINDINGS, components=parts)
     for words in (
+        "evidence and advice",
         "spike",
         "info",
         "1,200 – 1,300",
