@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 import torch
 
 from .blocks import block_shape, multiplies_16_bits
+from .logit_blocks import values_are_here
 
 
 def _buffer_dtype(hidden: torch.Tensor) -> torch.dtype | None:
@@ -76,7 +77,7 @@ def without_ignored(hidden: torch.Tensor, ignored: torch.Tensor) -> torch.Tensor
     The gradient of such a token is 0, and 0 times infinity would be undefined in the weight's gradient.
     Elsewhere than on a CPU, looking would wait for the device: there the ignored tokens of a copy are 0.
     """
-    if hidden.device.type == "cpu":
+    if values_are_here(hidden):
         sums = hidden.sum(1, dtype=torch.promote_types(hidden.dtype, torch.float32))
         if not (ignored & ~sums.isfinite()).any():
             return hidden

@@ -5,7 +5,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import perplexity
-from perplexity.kernels import blockwise, logit_blocks, operators
+from perplexity.kernels import blockwise, chunks, logit_blocks, operators
 
 N, V, D = 6, 11, 5
 BACKENDS = ("torch", "triton")
@@ -421,7 +421,7 @@ class NoWaiting(TorchDispatchMode):
 )
 def test_no_operator_waits_for_the_device(name, backend, device, monkeypatch):
     """A wait inside a CUDA graph is an error: the operators' own code is run under a mode that refuses them."""
-    for module in (blockwise, logit_blocks):
+    for module in (blockwise, chunks, logit_blocks):
         monkeypatch.setattr(module, "values_are_here", lambda tensor: False)
     call = operator_calls(device, backend)[name]
     with torch.no_grad(), NoWaiting():
