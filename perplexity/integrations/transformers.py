@@ -266,6 +266,7 @@ class _Losses:
             self._expect("mean loss", self.over_items, fused.over_items, tolerance)
         if self.gradient is None or fused.gradient is None:
             return
+        unrounded = models.no_rounding(head.weight, fused.hidden)
         # 16-bit logits are rounded, by the model at least: both are measured from float32 logits.
         with torch.enable_grad(), torch.autocast(self.labels.device.type, enabled=False):
             fused.hidden = fused.hidden.detach().float().requires_grad_()
@@ -274,7 +275,7 @@ class _Losses:
             hidden = fused.hidden[0].to(head.weight.device)
             _, exact = fused._plain(reference.logits(hidden, head.weight.float(), bias, **given), rule.shift)
         rounding = 0.0
-        if models.no_rounding(head.weight, fused.hidden):
+        if unrounded:
             self._expect_gradient(self.gradient, exact, tolerance)
         else:
             rounding = ((self.gradient.to(exact.device) - exact).norm() / exact.norm()).nan_to_num().item()

@@ -277,6 +277,21 @@ def test_terms_without_source_code_are_found_by_comparison(dtype, term, message)
     assert "forward" not in vars(model)
 
 
+def test_a_float32_head_on_a_16_bit_body():
+    """Log-probabilities of reinforcement learning: the body rounds the gradient that the head gives it."""
+    model = build("llama", VOCABULARY).to(torch.bfloat16)
+    head = model.lm_head.float()
+    head.forward = lambda hidden: torch.nn.functional.linear(hidden.float(), head.weight)
+    ids = torch.randint(0, VOCABULARY, (2, 9))
+    plain = model(input_ids=ids, labels=ids).loss
+    (expected,) = torch.autograd.grad(plain, [head.weight])
+    with use_fused_loss(model):
+        fused = model(input_ids=ids, labels=ids).loss
+        (got,) = torch.autograd.grad(fused, [head.weight])
+    assert fused.item() == pytest.approx(plain.item(), rel=1e-6)
+    torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_in_16_bits_is_accepted(family):
     with use_fused_loss(build(family, VOCABULARY).to(torch.bfloat16)) as handle:
