@@ -21,6 +21,7 @@ from tiny_models import TEXTS, build_model, build_tokenizer
 import perplexity
 from perplexity.evaluation import collect
 from perplexity.evaluation.journal import Journal
+from perplexity.files import Output
 
 DOCUMENTS = [" ".join([TEXTS[i % 3]] * (1 + i % 7)) for i in range(20)]
 STORIES = 5  # runs from an empty folder to the end; each of them is killed ten times:
@@ -39,7 +40,7 @@ def arm(model, folder: Path, place: str, count: int) -> None:
     """Have this process killed at ``place`` when the process comes there for the ``count``-th time."""
     left = count
     forward, write = model.model.forward, Journal._write
-    flush, replace, write_text = collect.ParquetTable._flush, os.replace, Path.write_text
+    flush, replace, write_output = collect.ParquetTable._flush, os.replace, Output.write
 
     def reached(here: str) -> None:
         nonlocal left
@@ -71,13 +72,17 @@ def arm(model, folder: Path, place: str, count: int) -> None:
         replace(*paths)
         reached("table with its name")
 
-    def counted_text(path, text):
-        write_text(path, text[: len(text) // 2])
+    def counted_output(output, content):
+        if not str(output.path).endswith(".json"):
+            return write_output(output, content)
+        half = len(content) // 2
+        write_output(output, content[:half])
+        output.file.flush()
         reached("half of the result")
-        write_text(path, text)
+        return half + write_output(output, content[half:])
 
     model.model.forward, Journal._write = counted_forward, counted_write
-    collect.ParquetTable._flush, os.replace, Path.write_text = counted_flush, counted_replace, counted_text
+    collect.ParquetTable._flush, os.replace, Output.write = counted_flush, counted_replace, counted_output
     if place == "in a torn write":
         # The system writes the bytes up to this size and ends the process at the next one, as SIGKILL between them would.
         log = folder / "rank0.sqlite-wal"
