@@ -16,7 +16,7 @@ import pyarrow.parquet
 import pytest
 import torch
 from processes import linux_only
-from tiny_models import build_model, build_tokenizer
+from tiny_models import save_small_model
 
 from perplexity.cli import main
 from perplexity.errors import InputError, InputTypeError, each_of_theirs, theirs
@@ -28,9 +28,7 @@ ROWS = [{"id": str(i), "text": f"the cat number {i} sat on the mat and lay by th
 def folder(tmp_path_factory):
     """A model, a text, a history, and a result of each command that another command reads."""
     folder = tmp_path_factory.mktemp("bad")
-    tokenizer = build_tokenizer(bos=True)
-    build_model(len(tokenizer)).save_pretrained(folder / "model")
-    tokenizer.save_pretrained(folder / "model")
+    save_small_model(folder / "model")
     (folder / "good.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
     # Behind a space "yes" and "no" begin with the same token of so small a tokenizer: the question ends in white space.
     (folder / "question.txt").write_text("{text} Yes or no?\n")

@@ -10,7 +10,7 @@ import threading
 
 import pyarrow.parquet
 import pytest
-from tiny_models import build_model, build_tokenizer
+from tiny_models import build_tokenizer, save_small_model
 
 from perplexity import evaluate
 from perplexity.errors import InputError
@@ -26,9 +26,7 @@ HISTORY = "step,train_loss\n" + "".join(f"{i},{5 - i / 100}\n" for i in range(60
 def folder(tmp_path_factory):
     """A model, texts and a history, with a result of ``ppl eval``."""
     folder = tmp_path_factory.mktemp("files")
-    tokenizer = build_tokenizer(bos=True)
-    build_model(len(tokenizer)).save_pretrained(folder / "model")
-    tokenizer.save_pretrained(folder / "model")
+    save_small_model(folder / "model")
     rows = [{"id": str(i), "text": f"the cat number {i} sat on the mat by the door {7 * i}"} for i in range(4)]
     (folder / "text.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (folder / "question.txt").write_text("{text} Yes or no?\n")

@@ -4,7 +4,7 @@ import json
 from html.parser import HTMLParser
 
 import pytest
-from tiny_models import build_model, build_tokenizer
+from tiny_models import save_small_model
 
 from perplexity.errors import ACTING, visible
 
@@ -25,9 +25,7 @@ FILE_NAME = '"><img src=x onerror=alert(1)> [red]x\x1b[31m\u202e.jsonl'
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("hostile")
-    tokenizer = build_tokenizer(bos=True)
-    build_model(len(tokenizer)).save_pretrained(folder / "model")
-    tokenizer.save_pretrained(folder / "model")
+    save_small_model(folder / "model")
     text = "the cat number {} sat on the mat and lay by the door and saw {} dogs"
     rows = [{"id": name, "domain": name, "text": text.format(i, 7 * i) + name} for i, name in enumerate(HOSTILE)]
     (folder / FILE_NAME).write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -29,6 +29,13 @@ def build_tokenizer(bos: bool, eos: bool = False):
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special)
 
 
+def save_small_model(folder):
+    """Save a tiny Llama with its tokenizer into a folder."""
+    tokenizer = build_tokenizer(bos=True)
+    build_model(len(tokenizer)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
 def build_model(vocabulary: int, dtype=torch.float32):
     from transformers import LlamaConfig, LlamaForCausalLM
 

@@ -12,7 +12,7 @@ import numpy as np
 from .. import checks
 from ..errors import InputError, InputTypeError
 from ..evaluation.fingerprints import tokenizer_fingerprint
-from ..evaluation.tokens import is_tokenizer
+from ..evaluation.tokens import check_tokenizer
 from ..files import Output
 from ..findings import SEVERITIES, Finding, Judged
 from .index import FEWEST, NGRAM, SHINGLE, Index, Scan, Text
@@ -101,7 +101,7 @@ def check_data(
     checks.optional(checks.mapping, "identity", identity)
     checks.function("progress", progress)
     if tokenizer is not None:
-        is_tokenizer(tokenizer)
+        check_tokenizer(tokenizer)
     train, valid = as_texts(train, "train"), list(as_texts(valid, "valid"))
     if not valid:
         raise InputError("valid: expected at least one document, got none")

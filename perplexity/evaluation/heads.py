@@ -1,4 +1,4 @@
-"""The head of a transformers causal model: its last linear layer and the rule that follows."""
+"""Heads of transformers causal models: the last linear layer and the rule that follows."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ FACTOR_WORDS = ("logit", "scal", "multipl", "mup", "temperature")
 
 @dataclass(frozen=True)
 class Rule:
-    """The fields of a configuration that decide what follows the product; factors with exponents."""
+    """Fields of a configuration that decide what follows the product; factors with exponents."""
 
     powers: tuple[tuple[str, int], ...]
     softcap: str | None

@@ -13,7 +13,7 @@ from .. import checks
 from ..errors import InputError, theirs
 from .documents import Document
 from .spans import Spans
-from .tokens import is_tokenizer
+from .tokens import check_tokenizer
 from .windows import WINDOWS, Window
 
 PROTOCOLS = tuple(WINDOWS)
@@ -169,7 +169,7 @@ def choose_protocol(
         if not 1 <= stride < context_length:
             raise InputError(f"stride: expected 1 to context_length - 1 = {context_length - 1}, got {stride}")
 
-    is_tokenizer(tokenizer)
+    check_tokenizer(tokenizer)
     own = tokenizer.bos_token_id
     if bos == "always" and own is None:
         raise InputError("bos: 'always' was asked for, but the tokenizer has no BOS token")

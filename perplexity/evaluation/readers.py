@@ -146,7 +146,7 @@ def _arrow_file(path: Path):
 
 
 class _Unpacked(io.RawIOBase):
-    """What a compressed file unpacks to, as far as its size lets expect: a bomb would fill the memory."""
+    """Stream of what a compressed file unpacks to, limited by the file's size: a bomb would fill the memory."""
 
     def __init__(self, stream, path: Path) -> None:
         self.stream, self.path, self.count = stream, path, 0

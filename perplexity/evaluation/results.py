@@ -204,7 +204,7 @@ def read_written(path: str | Path, command: str) -> dict:
 
 
 def read_result(path: str | Path) -> dict:
-    """The keys of a file that ``ppl eval --json`` wrote; InputError where it is not one."""
+    """Return the keys of a file that ``ppl eval --json`` wrote; InputError where it is not one."""
     checks.path("path", path)
     record = read_written(path, "eval")
     return checked_record(record, str(path), "a result file of ppl eval --json")

@@ -10,8 +10,8 @@ from .. import checks
 from ..errors import InputTypeError, theirs
 
 
-def is_tokenizer(tokenizer) -> None:
-    """InputError unless ``tokenizer`` has what this package asks of a transformers tokenizer."""
+def check_tokenizer(tokenizer) -> None:
+    """Raise InputError unless ``tokenizer`` has what this package asks of a transformers tokenizer."""
     asked = ("bos_token_id", "eos_token_id", "decode", "__len__", "__call__")
     known = all(hasattr(tokenizer, name) for name in asked)
     got = type(tokenizer).__name__

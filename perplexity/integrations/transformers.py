@@ -37,7 +37,7 @@ OF_LOSS = ("labels", "shift_labels", "num_items_in_batch", "ignore_index")
 
 @dataclass(frozen=True)
 class LossRule:
-    """What ``use_fused_loss`` finds of a model: where its head begins, and what its own loss reads beside labels."""
+    """Findings about a model: where its head begins, and what its own loss reads beside labels."""
 
     body: bool = True  # the head multiplies the body's last hidden states, with nothing between
     shift: bool = True  # a position is scored on the next one's label; decoders as Bart's take labels as they are

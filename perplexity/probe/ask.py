@@ -31,7 +31,7 @@ from ..evaluation.fingerprints import TextFingerprint, tokenizer_fingerprint
 from ..evaluation.journal import Journal
 from ..evaluation.protocols import Positions
 from ..evaluation.scoring import IGNORED, continuations, stream
-from ..evaluation.tokens import is_tokenizer, text_of
+from ..evaluation.tokens import check_tokenizer, text_of
 from ..statistics import token_statistics
 from .prompts import chat_text, encode, following, plain
 
@@ -99,7 +99,7 @@ class Questioner:
         if template.count(PROMPT) > 1:
             raise InputError(f"template: expected {PROMPT} in it once at most, got it {template.count(PROMPT)} times")
         self.network = models.as_language_model(model)
-        is_tokenizer(tokenizer)
+        check_tokenizer(tokenizer)
         self.tokenizer, self.template = tokenizer, template
         self.chat = bool(getattr(tokenizer, "chat_template", None)) if chat is None else chat
         self.backend = choose_backend(backend, self.network.head.weight)

@@ -54,7 +54,7 @@ class Text:
 
 @dataclass(frozen=True)
 class Optional:
-    """What ``of`` takes, or null."""
+    """Shape of null, or of what ``of`` takes."""
 
     of: Any
 

@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 from processes import run
-from tiny_models import TEXTS, build_model, build_tokenizer
+from tiny_models import TEXTS, save_small_model
 
 from perplexity import evaluate
 from perplexity.errors import InputError
@@ -16,9 +16,7 @@ from perplexity.errors import InputError
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
-    tokenizer = build_tokenizer(bos=True)
-    build_model(len(tokenizer)).save_pretrained(folder / "model")
-    tokenizer.save_pretrained(folder / "model")
+    save_small_model(folder / "model")
     texts = [" ".join([TEXTS[i % 3]] * (1 + i % 7)) for i in range(40)]
     (folder / "text.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     return folder

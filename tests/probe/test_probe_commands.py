@@ -8,7 +8,7 @@ import pyarrow.parquet
 import pytest
 from processes import ppl
 from processes import run as runs
-from tiny_models import TEXTS, build_model, build_tokenizer
+from tiny_models import TEXTS, save_small_model
 
 from perplexity.cli import main
 
@@ -16,9 +16,7 @@ from perplexity.cli import main
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     out = tmp_path_factory.mktemp("probe")
-    tokenizer = build_tokenizer(bos=True)
-    build_model(len(tokenizer)).save_pretrained(out / "checkpoint-40")
-    tokenizer.save_pretrained(out / "checkpoint-40")
+    save_small_model(out / "checkpoint-40")
     rows = [{"id": f"p{k}", "prompt": text[: 8 + k], "reference": text[8 + k :]} for k, text in enumerate(TEXTS * 3)]
     (out / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (out / "texts.jsonl").write_text(
