@@ -99,10 +99,15 @@ def _each(function: Callable) -> Callable:
     return rule
 
 
-def _differentiable(operator, setup_context: Callable, backward: Callable) -> Callable:
-    """Register an operator's derivative and return what to call: the operator, or a function for torch.func's transforms.
+# Holds what torch.func's transforms call: it is forgotten with this object.
+_TRANSFORMED = torch.library.Library("perplexity", "FRAGMENT")
 
-    They take no operator's derivative, only that of an ``autograd.Function`` whose context is set up apart.
+
+def _register_derivative(operator, setup_context: Callable, backward: Callable) -> None:
+    """Register an operator's derivative, for autograd and for torch.func's transforms.
+
+    They take no operator's derivative, only that of an ``autograd.Function`` whose context is set up apart. It stands at
+    the first dispatch key of theirs, where a compiled transform finds it, too.
     """
     operator.register_autograd(backward, setup_context=setup_context)
     members = {
@@ -110,16 +115,11 @@ def _differentiable(operator, setup_context: Callable, backward: Callable) -> Ca
         "setup_context": staticmethod(setup_context),
         "backward": staticmethod(backward),
         "jvp": staticmethod(refuse_forward_mode),
-        "vmap": staticmethod(lambda info, in_dims, *arguments: _each(function.apply)(info, in_dims, *arguments)),
+        "vmap": staticmethod(_each(operator)),
     }
-    function = type(operator._name, (torch.autograd.Function,), members)
-
-    def call(*arguments):
-        if torch._C._are_functorch_transforms_active():
-            return function.apply(*arguments)
-        return operator(*arguments)
-
-    return call
+    name = operator._name
+    function = type(name, (torch.autograd.Function,), members)
+    _TRANSFORMED.impl(name, lambda *arguments: function.apply(*arguments), "FuncTorchDynamicLayerFrontMode")
 
 
 def _no_context(ctx, inputs, output) -> None:
@@ -154,11 +154,11 @@ def _(target, *_):
 
 @checked_target.register_vmap
 def _(info, in_dims, target, *options):
-    return checked_target(target, *options), in_dims[0]
+    return checked_target(target.movedim(in_dims[0], 0), *options), 0
 
 
 @torch.library.custom_op("perplexity::linear_nll", mutates_args=())
-def linear_nll_operator(
+def linear_nll(
     hidden: Tensor,
     weight: Tensor,
     bias: Tensor | None,
@@ -198,7 +198,7 @@ def linear_nll_operator(
     return sums, kept
 
 
-@linear_nll_operator.register_fake
+@linear_nll.register_fake
 def _(hidden, weight, bias, target, class_weight, *options):
     *_, block, _, backend = options
     sums = hidden.new_empty((SUMS, hidden.shape[0]), dtype=_wide(hidden))
@@ -206,7 +206,7 @@ def _(hidden, weight, bias, target, class_weight, *options):
 
 
 @torch.library.custom_op("perplexity::linear_nll_grad", mutates_args=())
-def linear_nll_grad_operator(
+def linear_nll_grad(
     upstream: Tensor,
     maximum: Tensor,
     hidden: Tensor,
@@ -307,12 +307,12 @@ def _fake_gradients(tensors, needs) -> tuple[Tensor, ...]:
     )
 
 
-@linear_nll_grad_operator.register_fake
+@linear_nll_grad.register_fake
 def _(upstream, maximum, hidden, weight, bias, target, class_weight, *options):
     return _fake_gradients((hidden, weight, bias), options[-1])
 
 
-linear_nll_grad = _differentiable(linear_nll_grad_operator, _no_context, refuse_second_derivative)
+_register_derivative(linear_nll_grad, _no_context, refuse_second_derivative)
 
 
 def _linear_setup(ctx, inputs, output):
@@ -351,7 +351,7 @@ def _linear_backward(ctx, upstream, _):
     return *_wanted(gradients, needs), *([None] * 11)
 
 
-linear_nll = _differentiable(linear_nll_operator, _linear_setup, _linear_backward)
+_register_derivative(linear_nll, _linear_setup, _linear_backward)
 
 
 @torch.library.custom_op("perplexity::target_logit", mutates_args=())
@@ -422,7 +422,7 @@ def _(hidden, *_):
 
 
 @torch.library.custom_op("perplexity::nll", mutates_args=())
-def nll_operator(
+def nll(
     logits: Tensor,
     target: Tensor,
     class_weight: Tensor | None,
@@ -447,13 +447,13 @@ def nll_operator(
     )
 
 
-@nll_operator.register_fake
+@nll.register_fake
 def _(logits, target, *_):
     return logits.new_empty((SUMS, target.shape[0]), dtype=_wide(logits))
 
 
 @torch.library.custom_op("perplexity::nll_grad", mutates_args=())
-def nll_grad_operator(
+def nll_grad(
     upstream: Tensor,
     maximum: Tensor,
     logits: Tensor,
@@ -482,12 +482,12 @@ def nll_grad_operator(
     )
 
 
-@nll_grad_operator.register_fake
+@nll_grad.register_fake
 def _(upstream, maximum, logits, *_):
     return torch.empty_like(logits)
 
 
-nll_grad = _differentiable(nll_grad_operator, _no_context, refuse_second_derivative)
+_register_derivative(nll_grad, _no_context, refuse_second_derivative)
 
 
 def _nll_setup(ctx, inputs, output):
@@ -501,11 +501,11 @@ def _nll_backward(ctx, upstream):
     return nll_grad(upstream, sums[MAX].detach(), logits, target, class_weight, *ctx.options), *([None] * 9)
 
 
-nll = _differentiable(nll_operator, _nll_setup, _nll_backward)
+_register_derivative(nll, _nll_setup, _nll_backward)
 
 
 @torch.library.custom_op("perplexity::merge", mutates_args=())
-def merge_operator(
+def merge(
     partials: Tensor, target: Tensor, weights: Tensor | None, vocabulary: int, ignore_index: int, backend: str
 ) -> Tensor:
     """Sums of parts of the vocabulary, [5, parts, N], folded into [5, N] in their order: what spans of a kernel do.
@@ -517,7 +517,7 @@ def merge_operator(
     )
 
 
-@merge_operator.register_fake
+@merge.register_fake
 def _(partials, *_):
     return partials.new_empty((partials.shape[0], partials.shape[2]))
 
@@ -546,11 +546,11 @@ def _merge_backward(ctx, upstream):
     return rows.masked_fill(target == ctx.ignore_index, 0.0), *([None] * 5)
 
 
-merge = _differentiable(merge_operator, _merge_setup, _merge_backward)
+_register_derivative(merge, _merge_setup, _merge_backward)
 
 
 @torch.library.custom_op("perplexity::linear_kl", mutates_args=())
-def linear_kl_operator(
+def linear_kl(
     p_hidden: Tensor,
     p_weight: Tensor,
     p_bias: Tensor | None,
@@ -575,14 +575,14 @@ def linear_kl_operator(
     return blockwise_kl.divergence(rows), rows
 
 
-@linear_kl_operator.register_fake
+@linear_kl.register_fake
 def _(p_hidden, p_weight, p_bias, q_hidden, *_):
     wide, tokens = _wide(p_hidden, q_hidden), p_hidden.shape[0]
     return p_hidden.new_empty(tokens, dtype=wide), p_hidden.new_empty((KL_ROWS, tokens), dtype=wide)
 
 
 @torch.library.custom_op("perplexity::linear_kl_grad", mutates_args=())
-def linear_kl_grad_operator(
+def linear_kl_grad(
     upstream: Tensor,
     rows: Tensor,
     p_hidden: Tensor,
@@ -613,12 +613,12 @@ def linear_kl_grad_operator(
     return _present(gradients, p_hidden)
 
 
-@linear_kl_grad_operator.register_fake
+@linear_kl_grad.register_fake
 def _(upstream, rows, *arguments):
     return _fake_gradients(arguments[:6], arguments[-1])
 
 
-linear_kl_grad = _differentiable(linear_kl_grad_operator, _no_context, refuse_second_derivative)
+_register_derivative(linear_kl_grad, _no_context, refuse_second_derivative)
 
 
 def _kl_setup(ctx, inputs, output):
@@ -634,4 +634,4 @@ def _kl_backward(ctx, upstream, _):
     return *_wanted(gradients, needs), *([None] * 6)
 
 
-linear_kl = _differentiable(linear_kl_operator, _kl_setup, _kl_backward)
+_register_derivative(linear_kl, _kl_setup, _kl_backward)

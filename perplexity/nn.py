@@ -49,8 +49,8 @@ class _Loss(nn.Module):
         check_validate(validate)
         check_class_weights(weight)
         self._names = (*vars(options), "shift", "backend", "validate")
-        # Attributes, as torch.nn's: they may be read and set.
-        vars(self).update(vars(options), shift=shift, backend=backend, validate=validate)
+        # Attributes, as torch.nn's: they may be read and set, and are what was given.
+        vars(self).update(vars(options), shift=shift, backend=backend, validate=validate, ignore_index=ignore_index)
         self.register_buffer("weight", weight)
 
     @property

@@ -87,7 +87,7 @@ def test_a_negative_ignore_index_with_probabilities(index):
 
 
 @pytest.mark.filterwarnings("ignore:size_average and reduce args will be deprecated")
-@pytest.mark.parametrize(("size_average", "reduce"), itertools.product((None, True, False), repeat=2))
+@pytest.mark.parametrize(("size_average", "reduce"), list(itertools.product((None, True, False), repeat=2)))
 def test_the_older_reductions(size_average, reduce):
     (logits,) = tensors((N, V))
     older = {"size_average": size_average, "reduce": reduce, "reduction": "sum"}
@@ -125,7 +125,7 @@ def test_a_module_of_several_heads_has_torchs_attributes():
     hidden, target = torch.randn(N, D), labels(N, 2, 3)
     torch.testing.assert_close(ours(hidden, target), theirs(hidden, target))
     single = perplexity.LinearCrossEntropyLoss(D, V)
-    assert (single.num_classes, single.out_features, single.options) == (V, (), None)
+    assert (single.num_classes, single.out_features, single.options, single.ignore_index) == (V, (), None, None)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import perplexity
 from perplexity.kernels import reference
 
 BACKENDS = ("torch", "triton")
-FEW, MANY = settings(max_examples=12), settings(max_examples=120)  # many in `make test-slow`
+FEW, MANY = settings(max_examples=9), settings(max_examples=90)  # many in `make test-slow`
 
 
 @st.composite

@@ -1,5 +1,7 @@
 """The operators as torch wants them: opcheck, gradcheck, compile, second and double backward, nothing that waits."""
 
+import re
+
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -166,7 +168,7 @@ def test_compiled_equals_eager_with_ignored_labels(name, backend, device, monkey
 
 def test_compiled_by_inductor_with_changing_lengths():
     leaves, target = problem()
-    compiled = torch.compile(lambda h, w, t: perplexity.linear_cross_entropy(h, w, t), fullgraph=True)
+    compiled = torch.compile(lambda h, w, t: perplexity.linear_cross_entropy(h, w, t), fullgraph=True, dynamic=True)
     for length in (6, 5, 3):
         eager = perplexity.linear_cross_entropy(leaves[0][:length], leaves[1], target[:length])
         torch.testing.assert_close(compiled(leaves[0][:length], leaves[1], target[:length]), eager)
@@ -255,6 +257,34 @@ def test_torch_func(name, backend, monkeypatch):
         leaves = [detached[place][0], *detached[0][1:]]
         alone = torch.func.grad(function)(leaves, targets[place], weight)
         check([part[place] for part in shared], alone)
+
+
+@pytest.mark.parametrize("name", ["mean", "cross_entropy", "linear_kl_divergence"])
+def test_torch_func_compiled(name):
+    """The transform is traced with the loss in it: Dynamo does not see which of two ways an operator would take."""
+    function, weight = scalar(name), torch.linspace(0.5, 2.0, V)
+    leaves, target = problem()
+    leaves = [torch.stack([leaf.detach(), 2 * leaf.detach()]) for leaf in leaves]
+    targets = torch.stack([target, target.flip(0)])
+
+    def alone(leaves, target):
+        return torch.func.grad(function)(leaves, target, weight)
+
+    for transform, inputs in (
+        (alone, ([leaf[0] for leaf in leaves], target)),
+        (torch.vmap(alone), (leaves, targets)),
+    ):
+        compiled = torch.compile(transform, backend="aot_eager")
+        for traced, eager in zip(compiled(*inputs), transform(*inputs), strict=True):
+            torch.testing.assert_close(traced, eager)
+
+
+def test_a_bad_target_under_vmap_is_told_by_sample_and_token():
+    hidden, weight = torch.randn(3, 5, D), torch.randn(V, D)
+    targets = torch.zeros(5, 3, dtype=torch.int64)  # samples in dimension 1
+    targets[4, 2] = V
+    with pytest.raises(IndexError, match=re.escape("position (2, 4)")):
+        torch.vmap(lambda h, t: perplexity.linear_cross_entropy(h, weight, t), in_dims=(0, 1))(hidden, targets)
 
 
 def test_torch_func_of_a_module():
@@ -425,7 +455,7 @@ def test_no_operator_waits_for_the_device(name, backend, device, monkeypatch):
         monkeypatch.setattr(module, "values_are_here", lambda tensor: False)
     call = operator_calls(device, backend)[name]
     with torch.no_grad(), NoWaiting():
-        (getattr(operators, f"{name}_operator", None) or getattr(operators, name))._init_fn(*call)
+        getattr(operators, name)._init_fn(*call)
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
