@@ -90,8 +90,8 @@ def _fold(
     if WITH_RANK:
         # Lanes past V are −inf and above nothing; of equal logits the first column is the prediction.
         above += tl.sum(((logits > own_logit[:, None]) & (hit == 0)).to(tl.int32), axis=1)
-        first = tl.min(tl.where(logits == part_maximum[:, None], lanes[None, :], V), axis=1)
-        best = tl.where(part_maximum > maximum, start + first, best)
+        first = tl.min(tl.where(logits == part_maximum[:, None], columns[None, :], V), axis=1)
+        best = tl.where(part_maximum > maximum, first, best)
     new_maximum = tl.maximum(maximum, part_maximum)
     # Logits of −inf alone (a bias may hold them): any finite reference avoids inf − inf.
     reference = tl.where(new_maximum == -float("inf"), 0.0, new_maximum)
@@ -110,7 +110,7 @@ def _fold(
         logit_sum += weight_seen * moved + tl.sum(weighted, axis=1)
         weight_seen += tl.sum(class_weight, axis=0)
     if WITH_EXP_SHIFT:
-        products = tl.where(shifted == -float("inf"), 0.0, exponentials * shifted)
+        products = exponentials * tl.maximum(shifted, NO_POWER)
         below = tl.maximum(maximum - reference, NO_POWER)
         exp_shift = decay * (exp_shift + sum_exp * below) + tl.sum(products, axis=1)
     sum_exp = sum_exp * decay + tl.sum(exponentials, axis=1)

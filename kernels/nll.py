@@ -88,7 +88,7 @@ def _fold_lanes(
         logit_sum += weight_seen * moved + tl.sum(weighted, axis=1)
         weight_seen += tl.sum(class_weight, axis=1)
     if WITH_EXP_SHIFT:
-        products = tl.where(shifted == -float("inf"), 0.0, exponentials * shifted)
+        products = exponentials * tl.maximum(shifted, NO_POWER)
         below = tl.maximum(maximum - reference, NO_POWER)
         exp_shift = decay * (exp_shift + sum_exp * below) + tl.sum(products, axis=1)
     sum_exp = sum_exp * decay + tl.sum(exponentials, axis=1)
