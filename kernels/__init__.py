@@ -1,6 +1,7 @@
 """Device code: per-token loss straight from hidden states, one file a kernel.
 
-Installed as ``perplexity.kernels``; imports torch and triton only, triton only where a kernel is launched.
+Installed as ``perplexity.kernels``; imports torch and triton only, triton only where a kernel is launched. Importing it
+registers the torch operators (``operators.py``), which a saved program needs before it is loaded.
 
 Every kernel speaks of the same five per-token sums over the vocabulary, rows of one ``[5, N]`` tensor. With logits
 ``z[n, v]`` and class weights ``w[v]`` (1 where there are none):
@@ -31,3 +32,8 @@ has no gradient. A target outside [0, V) gives NaN in ``TARGET``.
 
 MAX, SUM_EXP, TARGET, LOGIT_SUM, EXP_SHIFT = range(5)
 SUMS = 5
+
+# transformers imports a library named ``kernels``, which from the repository's root is this folder: operators registered a
+# second time would take the first ones' memory away.
+if __name__ == "perplexity.kernels":
+    from . import operators as operators

@@ -163,15 +163,17 @@ def run(out: str | Path, *, steps: int = 300) -> dict:
     from rich.table import Table
     from torch.utils.tensorboard import SummaryWriter
 
+    from .cli import check_data as check_data_command
+    from .cli import eval as eval_command
+    from .cli import monitor as monitor_command
+    from .cli import probe as probe_command
+    from .cli import tables
     from .data_checks import Text, check_data
-    from .data_checks.commands import view as view_data
-    from .evaluation import Document, evaluate, models, tables
+    from .evaluation import Document, evaluate, models
     from .evaluation.results import to_json
     from .files import write_text
     from .monitor import diagnose, read_history
-    from .monitor.commands import view
     from .probe import GenerationSettings, Probe, Prompt, probe
-    from .probe.commands import view as view_probe
     from .report.html import write_report
     from .report.plots import loss_curves
     from .terminal import Console
@@ -275,8 +277,8 @@ def run(out: str | Path, *, steps: int = 300) -> dict:
         baselines=baselines,
         title=f"Python's documentation, {steps} steps: validation perplexity {evaluation.perplexity:.1f}",
     )
-    console.print(tables.summary(evaluation), soft_wrap=False)
-    tables.notes(evaluation.notes, console)
+    console.print(eval_command.summary(evaluation), soft_wrap=False)
+    tables.print_notes(evaluation.notes, console)
 
     closing = Table(title="What that means", title_justify="left")
     closing.add_column("predictor")
@@ -294,7 +296,7 @@ def run(out: str | Path, *, steps: int = 300) -> dict:
     digest = curves.digest()
     diagnosis = diagnose(digest, vocabulary_size=VOCABULARY, total_steps=steps)
     diagnosis.save(out / "diagnosis.json")
-    console.print(view(digest, diagnosis))
+    console.print(monitor_command.view(digest, diagnosis))
     check = check_data(
         (Text(name, text, "train") for name, text in training.items()),
         (Text(name, text, "validation") for name, text in validation.items()),
@@ -303,7 +305,7 @@ def run(out: str | Path, *, steps: int = 300) -> dict:
         interval=0.05,
     )
     check.save(out / "data-check.json")
-    console.print(view_data(check), soft_wrap=False)
+    console.print(check_data_command.view(check), soft_wrap=False)
     last = probe(
         model,
         tokenizer,
@@ -315,7 +317,7 @@ def run(out: str | Path, *, steps: int = 300) -> dict:
     )
     probes.append(last)
     last.save(out / "probe.json")
-    console.print(view_probe(last), soft_wrap=False)
+    console.print(probe_command.view(last), soft_wrap=False)
     shown = json.loads(evaluation.to_json()) | {"source": "of the validation text"}
     title = f"Python's documentation, {steps} steps"
     write_report(

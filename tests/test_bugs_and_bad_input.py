@@ -73,7 +73,7 @@ def run(capsys, arguments):
 @pytest.mark.parametrize(
     ("arguments", "broken"),
     [
-        ("monitor history.csv", "perplexity.monitor.commands.diagnose"),
+        ("monitor history.csv", "perplexity.monitor.diagnose"),
         ("report history.csv -o page.html", "perplexity.report.html.figures"),
         ("report history.csv -o page.html --probe probe.json", "perplexity.report.beyond.rows"),
         ("eval model good.jsonl", "perplexity.evaluation.evaluator.summarise"),
@@ -129,7 +129,7 @@ def test_an_interruption_and_a_reader_that_has_gone(folder, error, status, monke
 
     monkeypatch.chdir(folder)
     monkeypatch.setattr("perplexity.cli._drop_output", lambda: None)  # of pytest's own
-    monkeypatch.setattr("perplexity.monitor.commands.diagnose", fail)
+    monkeypatch.setattr("perplexity.monitor.diagnose", fail)
     assert run(capsys, "monitor history.csv")[::2] == (status, [])
 
 

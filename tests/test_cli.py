@@ -1,16 +1,20 @@
 """The command line, as a process and in this one: what it prints, what it writes, how it fails."""
 
+import ast
 import io
 import json
+import math
 import os
 import shutil
 import sys
+from pathlib import Path
 
 import pytest
 from processes import linux_only, ppl, run
 from tiny_models import build_model, build_tokenizer
 
-from perplexity.cli import main
+import perplexity
+from perplexity.cli import COMMANDS, main
 
 
 @pytest.fixture(scope="module")
@@ -229,6 +233,58 @@ def test_doctor_without_triton(tmp_path):
     assert "triton is not installed" in done.stdout and "self-check ok" in done.stdout
 
 
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], *([name, "--help"] for name in COMMANDS)])
+def test_help_imports_nothing_heavy(arguments):
+    """Every command's options are known without torch: help takes a tenth of a second."""
+    code = (
+        "import sys; from perplexity.cli import main\n"
+        f"try: main({arguments})\n"
+        "except SystemExit as stopped: assert not stopped.code\n"
+        "heavy = {'torch', 'numpy', 'rich', 'transformers', 'pyarrow'} & set(sys.modules)\n"
+        "print('loaded', sorted(heavy))"
+    )
+    done = run(sys.executable, "-c", code)
+    assert done.stdout.splitlines()[-1] == "loaded []", done.stdout + done.stderr
+
+
+def test_exports():
+    """Editors and ``from perplexity import *`` see every name; each is the one of its module, imported when it is used."""
+    code = (
+        "import sys, perplexity\n"
+        "assert 'torch' not in sys.modules\n"
+        "assert set(perplexity.__all__) <= set(dir(perplexity))\n"
+        "import perplexity.nn\n"
+        "assert perplexity.LinearCrossEntropyLoss is perplexity.nn.LinearCrossEntropyLoss\n"
+        "from perplexity import *\n"
+        "assert all(name in globals() for name in perplexity.__all__)\n"
+        "try: perplexity.linear_crossentropy\n"
+        "except AttributeError as error: print(error)"
+    )
+    done = run(sys.executable, "-c", code)
+    assert "has no attribute 'linear_crossentropy'" in done.stdout, done.stderr
+    tree = ast.parse(Path(perplexity.__file__).read_text(encoding="utf-8"))
+    typed = next(node for node in tree.body if isinstance(node, ast.If))
+    assert {alias.name for node in typed.body for alias in node.names} == set(perplexity.__all__)
+
+
+def test_a_saved_program_loads_after_the_kernels_are_imported(tmp_path):
+    """``import perplexity`` alone registers no operator."""
+    write = (
+        "import torch, perplexity\n"
+        "class Loss(torch.nn.Module):\n"
+        "    def forward(self, h, w, t): return perplexity.linear_cross_entropy(h, w, t)\n"
+        "inputs = torch.ones(2, 3), torch.ones(4, 3), torch.tensor([0, 1])\n"
+        f"torch.export.save(torch.export.export(Loss(), inputs), {str(tmp_path / 'loss.pt2')!r})"
+    )
+    read = (
+        "import torch, perplexity.kernels\n"
+        f"loss = torch.export.load({str(tmp_path / 'loss.pt2')!r}).module()\n"
+        "print(loss(torch.ones(2, 3), torch.ones(4, 3), torch.tensor([0, 1])).item())"
+    )
+    assert run(sys.executable, "-c", write).returncode == 0
+    assert float(run(sys.executable, "-c", read).stdout) == pytest.approx(math.log(4))
+
+
 def test_import_needs_torch_alone():
     code = "import sys, perplexity; print(sorted({'transformers', 'triton', 'matplotlib', 'rich'} & set(sys.modules)))"
     done = run(sys.executable, "-c", code)
@@ -236,8 +292,13 @@ def test_import_needs_torch_alone():
 
 
 def test_transformers_imports_from_the_repository_root():
-    """A top-level package named kernels would stand in for the Hugging Face library of that name."""
+    """The folder of the kernels stands in for the Hugging Face library of that name: it must not register operators again."""
     root = __file__.rsplit("/tests/", 1)[0]
-    code = "import transformers.models.llama.modeling_llama, perplexity.kernels.operators; print('fine')"
+    code = (
+        "import perplexity.kernels, torch, transformers.models.llama.modeling_llama, kernels\n"
+        "perplexity.token_nll(torch.ones(2, 3), torch.ones(4, 3), torch.tensor([0, 1]))\n"
+        "assert kernels is not perplexity.kernels and not hasattr(kernels, 'operators')\n"
+        "print('fine')"
+    )
     done = run(sys.executable, "-c", code, cwd=root)
     assert done.stdout.strip() == "fine", done.stderr

@@ -92,8 +92,8 @@ def test_without_the_extras():
         "perplexity.data_checks: needs xxhash; install fused-perplexity[data]",
     ]
     assert done.stderr.splitlines() == [
-        "ppl monitor: monitor: needs rich, pyarrow; install fused-perplexity[monitor]",
-        "ppl eval: eval: needs transformers, rich, scipy; install fused-perplexity[eval]",
+        "ppl monitor: needs rich, pyarrow; install fused-perplexity[monitor]",
+        "ppl eval: needs transformers, rich, scipy; install fused-perplexity[eval]",
     ]
 
 

@@ -60,3 +60,28 @@ def _means(table: np.ndarray, first: str, second: str) -> list[dict]:
         for tokens, a, b in table.T
         if tokens
     ]
+
+
+def rows(c: dict) -> list[tuple[str, str, str]]:
+    """Return measure, value and meaning of what ``CalibrationBins.summary`` returns."""
+    over = c["confidence"] - c["accuracy"]
+    sure = (
+        "as sure as it is right"
+        if abs(over) < 0.005
+        else "surer than it is right"
+        if over > 0
+        else "less sure than right"
+    )
+    return [
+        ("right first choices", f"{c['accuracy']:.2%}", f"of the tokens; it gives them {c['confidence']:.2%}: {sure}"),
+        (
+            "calibration error",
+            f"{c['ece']:.4f}",
+            f"expected, over {len(c['bins'])} bins of confidence; 0 is calibrated",
+        ),
+        (
+            "entropy",
+            f"{c['entropy']:.4f}",
+            f"nats; a calibrated model's loss, this one's is {c['loss'] - c['entropy']:+.4f}",
+        ),
+    ]

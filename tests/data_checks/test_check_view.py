@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from perplexity.data_checks import commands
+from perplexity.cli import check_data, progress
 from perplexity.data_checks.checks import DataCheck
 from perplexity.data_checks.leakage import Leak
 from perplexity.findings import Finding
@@ -44,12 +44,12 @@ def text_of(check):
     from rich.console import Console
 
     console = Console(record=True, width=400, file=open(os.devnull, "w"))  # noqa: SIM115
-    console.print(commands.view(check))
+    console.print(check_data.view(check))
     return console.export_text()
 
 
 def test_the_numbers():
-    assert [re.findall(r"\d[\d,.]*%?", value) for _, value in commands.summary(CHECK)] == [
+    assert [re.findall(r"\d[\d,.]*%?", value) for _, value in check_data.summary(CHECK)] == [
         ["123,456", "1,234"],
         ["1.23%"],
         ["25.00%"],
@@ -59,7 +59,7 @@ def test_the_numbers():
         ["0.125%"],
     ]
     bare = dataclasses.replace(CHECK, valid_fraction=None, ngram_overlap=None, unknown_token_rate=None)
-    values = [value for _, value in commands.summary(bare)]
+    values = [value for _, value in check_data.summary(bare)]
     assert len(values) == 5 and values[1] == ""
     text = text_of(CHECK)
     for words in (
@@ -96,8 +96,8 @@ def test_what_leaked():
 def test_progress_in_a_log(monkeypatch, capsys):
     """A line every ten seconds, with the speed since the start."""
     clock = [1000.0]
-    monkeypatch.setattr(commands.time, "monotonic", lambda: clock[0])
-    tell = commands._progress()
+    monkeypatch.setattr(progress.time, "monotonic", lambda: clock[0])
+    tell = check_data._log()
     for seconds in (0.0, 9.0, 10.0, 15.0, 20.5):
         clock[0] = 1000.0 + seconds
         tell(SimpleNamespace(bytes=int(4e6 * seconds), documents=1500, exact=range(1200)))
@@ -110,5 +110,5 @@ def test_progress_in_a_log(monkeypatch, capsys):
 
 @pytest.mark.parametrize("leaked", [0.0, 1.0])
 def test_shares_are_percentages(leaked):
-    values = dict(commands.summary(dataclasses.replace(CHECK, leaked_fraction=leaked)))
+    values = dict(check_data.summary(dataclasses.replace(CHECK, leaked_fraction=leaked)))
     assert values["leaked documents"] == f"{100 * leaked:.2f}%"

@@ -83,7 +83,7 @@ def test_what_one_rank_cannot_do_stops_all_with_its_words(folder, tmp_path):
 
 def test_a_rank_takes_its_own_gpu(monkeypatch):
     """No machine of these tests has two: what torch is asked for is written down instead."""
-    from perplexity.evaluation import commands
+    from perplexity.cli.ranks import ranks
 
     told = []
     monkeypatch.setenv("WORLD_SIZE", "2")
@@ -98,6 +98,6 @@ def test_a_rank_takes_its_own_gpu(monkeypatch):
         monkeypatch.setattr(
             torch.distributed, name, lambda *given, name=name, value=value: told.append((name, *given)) or value
         )
-    with commands._ranks("cuda") as found:
+    with ranks("cuda") as found:
         assert found == (1, 2, "cuda:1")
     assert told[:2] == ["cuda:1", ("init_process_group", "nccl")]

@@ -9,7 +9,12 @@ from types import SimpleNamespace
 
 import pytest
 
-from perplexity.evaluation import Document, Evaluation, commands, tables
+from perplexity.cli import compare as compare_command
+from perplexity.cli import eval as command
+from perplexity.cli import progress
+from perplexity.cli.parts import Reading
+from perplexity.cli.texts import Texts
+from perplexity.evaluation import Document, Evaluation
 from perplexity.evaluation.comparison import Comparison
 from perplexity.evaluation.evaluator import Progress
 from perplexity.evaluation.model_comparison import ModelComparison
@@ -107,7 +112,7 @@ def numbers(text):
 
 
 def test_the_summary():
-    table = tables.summary(EVALUATION, BASELINE)
+    table = command.summary(EVALUATION, BASELINE)
     assert numbers(table.title) == ["60,000", "31"]
     assert [(value, numbers(meaning)) for _, value, meaning in rows(table)] == [
         ("2.0000", ["0.0312", "29"]),
@@ -136,7 +141,7 @@ def test_a_summary_without_error_bars():
         clusters={"unit": "block", "count": 1, "trusted": False},
         skipped={},
     )
-    table = rows(tables.summary(bare))
+    table = rows(command.summary(bare))
     assert len(table) == 14 - 3
     assert table[0][1:] == ("2.0000", "nats a token")
     (skipped,) = [row[2] for row in table if row[1] == "61,000"]
@@ -159,7 +164,7 @@ def test_a_summary_without_error_bars():
 )
 def test_a_baseline_is_compared_only_where_it_can_be(other, value, shown):
     baseline = {key: item for key, item in (BASELINE | other).items() if item is not None}
-    (row,) = [row for row in rows(tables.summary(EVALUATION, baseline)) if "the baseline" in row[0]]
+    (row,) = [row for row in rows(command.summary(EVALUATION, baseline)) if "the baseline" in row[0]]
     assert (row[1], numbers(row[2])) == (value, shown)
 
 
@@ -182,7 +187,7 @@ def test_calibration(confidence, words):
         "entropy": 1.75,
         "loss": 2.0,
     }
-    table = rows(tables.summary(dataclasses.replace(EVALUATION, calibration=found)))
+    table = rows(command.summary(dataclasses.replace(EVALUATION, calibration=found)))
     first, error, entropy = (row for row in table if row[1] in ("50.00%", "0.0625", "1.7500"))
     assert numbers(first[2]) == [f"{confidence:.2%}"] and words in first[2]
     assert numbers(error[2])[0] == "15" and numbers(entropy[2]) == ["+0.2500"]
@@ -190,7 +195,7 @@ def test_calibration(confidence, words):
 
 def test_domains_documents_and_tokens():
     several = {f"d{place}": DOMAIN | {"tokens": 1000 + place} for place in range(25)}
-    table = tables.domains(dataclasses.replace(EVALUATION, domains=several | {"y": DOMAIN | {"stderr": None}}))
+    table = command.domains(dataclasses.replace(EVALUATION, domains=several | {"y": DOMAIN | {"stderr": None}}))
     assert numbers(table.title) == ["6"]
     shown = rows(table)
     assert [row[0] for row in shown] == ["y", *(f"d{place}" for place in range(24, 5, -1))]
@@ -198,10 +203,10 @@ def test_domains_documents_and_tokens():
     assert shown[1][1:] == ("1,111", "1,024", "1.2500", "0.1250", "3.50", "0.7500")
     justified = [column.justify for column in table.columns]
     assert justified == ["left", *["right"] * 5, "left"]
-    assert rows(tables.documents("", EVALUATION.worst_documents)) == [
+    assert rows(command.documents("", EVALUATION.worst_documents)) == [
         (f"worst-{place}", "1,234", "2.500", "12.2", "x") for place in range(5)
     ]
-    token = rows(tables.surprising(dataclasses.replace(EVALUATION, surprising_tokens=[TOKEN] * 7)))
+    token = rows(command.surprising(dataclasses.replace(EVALUATION, surprising_tokens=[TOKEN] * 7)))
     assert token == [("a", "4,321", "7.50", "1 in 1,808", "…the⏎ ⟨·cat⟩")] * 5
 
 
@@ -218,7 +223,7 @@ def test_each_part_is_shown_where_there_is_something_to_show(documents, domains,
         documents=documents,
         domains={f"domain-{place}": DOMAIN for place in range(domains)},
     )
-    tables.show(shown, console)
+    command.show(shown, console)
     text = console.export_text()
     found = {"domains": "domain-0" in text, "worst": "worst-4" in text, "longest": "long-4" in text}
     assert [name for name, there in found.items() if there] == parts.split()
@@ -246,7 +251,7 @@ COMPARISON = Comparison(
 
 
 def test_a_comparison():
-    table = tables.comparison(COMPARISON)
+    table = compare_command.comparison(COMPARISON)
     assert "B is better" in table.title
     assert [(value, numbers(meaning)) for _, value, meaning in rows(table)] == [
         ("2.0000", []),
@@ -267,12 +272,12 @@ def test_a_comparison():
         perplexity_ratio_interval=None,
         effective_tokens=None,
     )
-    bare = rows(tables.comparison(one))
+    bare = rows(compare_command.comparison(one))
     assert [row[1] for row in bare] == ["2.0000", "1.7500", "-0.2500", "0.7788", "1,400 of 1,500"]
     assert "bits" in bare[0][2] and "nats" in rows(table)[0][2]
     assert numbers(bare[2][2]) == numbers(bare[3][2]) == []
     without = dataclasses.replace(COMPARISON, perplexity_ratio=None)
-    assert "0.7788" not in [row[1] for row in rows(tables.comparison(without))]
+    assert "0.7788" not in [row[1] for row in rows(compare_command.comparison(without))]
 
 
 @pytest.mark.parametrize(
@@ -291,7 +296,7 @@ def test_the_verdict_of_a_comparison(p_value, difference, verdict):
 
 def test_a_comparison_of_models():
     percentiles = {at: float(place) for place, at in enumerate(("0", "1", "10", "50", "90", "99", "100"))}
-    table = tables.model_comparison(
+    table = compare_command.model_comparison(
         ModelComparison(
             tokens=60_000,
             documents=1500,
@@ -362,7 +367,7 @@ def test_a_comparison_of_models():
     ],
 )
 def test_a_clock(seconds, shown):
-    assert commands._clock(seconds) == shown
+    assert progress.clock(seconds) == shown
 
 
 def test_how_much_text_there_is(tmp_path):
@@ -371,19 +376,15 @@ def test_how_much_text_there_is(tmp_path):
     (tmp_path / "a.txt").write_text(texts[0], encoding="utf-8")
     (tmp_path / "b.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts[1:]))
     paths = [str(tmp_path / "a.txt"), str(tmp_path / "b.jsonl")]
-    reading = SimpleNamespace(
-        text=paths, separator=None, text_column="text", domain_column="domain", id_column="id", split=None,
-        token_dtype="uint16", stdin="txt",
-    )  # fmt: skip
-    held = commands._Texts(reading)
+    held = Texts(paths, Reading())
     assert (held.count, held.size) == (3, sum(Document("d", text).size for text in texts))
 
 
 def test_progress_in_a_log(monkeypatch, capsys):
     """A line every half minute, with the speed since the start and the time that the rest will take."""
     clock = [1000.0]
-    monkeypatch.setattr(commands.time, "monotonic", lambda: clock[0])
-    with commands._progress(SimpleNamespace(count=1200, size=4000), True) as progress:
+    monkeypatch.setattr(progress.time, "monotonic", lambda: clock[0])
+    with progress.evaluation_progress(SimpleNamespace(count=1200, size=4000), True) as log:
         for seconds, done in (
             (0.0, 0.0),
             (29.0, 500.0),
@@ -393,10 +394,10 @@ def test_progress_in_a_log(monkeypatch, capsys):
             (70.0, 4000.0),
         ):
             clock[0] = 1000.0 + seconds
-            progress(Progress(documents=7, tokens=int(100 * seconds), done=done, loss=math.log(12.5)))
+            log(Progress(documents=7, tokens=int(100 * seconds), done=done, loss=math.log(12.5)))
     first, second = capsys.readouterr().err.splitlines()
     assert numbers(first)[:4] == ["7", "1,200", "100", "12.50"]
     assert first.endswith("1:33 left")
     assert second.endswith("1:02 left")
-    with commands._progress(SimpleNamespace(count=None, size=1), False) as progress:
-        assert progress is None
+    with progress.evaluation_progress(SimpleNamespace(count=None, size=1), False) as log:
+        assert log is None

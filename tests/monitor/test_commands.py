@@ -110,7 +110,7 @@ def test_a_file_that_grows_is_followed(tmp_path, ppl_here, monkeypatch):
             file.write(part)
 
     monkeypatch.setattr(Follower, "new", look)
-    monkeypatch.setattr("perplexity.monitor.commands.time.sleep", sleep)
+    monkeypatch.setattr("perplexity.cli.monitor.time.sleep", sleep)
     options = ["--json", out, "--on-finding", f'echo "$PPL_SIGNAL $PPL_SEVERITY $PPL_STEP" >> {told}']
     done = ppl_here("monitor", path, "--follow", "--interval", 0.1, "--fail-on", "danger", *options)
     assert done.returncode == 1, done.stderr

@@ -5,7 +5,8 @@ import sys
 
 import pytest
 
-from perplexity.monitor import Finding, commands
+from perplexity.cli import monitor as command
+from perplexity.monitor import Finding
 from perplexity.monitor.digest import Digest
 from perplexity.monitor.health import diagnose
 
@@ -29,7 +30,7 @@ def shown(digest, width=150, total_steps=None, **changes):
 
     diagnosis = dataclasses.replace(diagnose(digest, total_steps=total_steps), **changes)
     console = Console(record=True, width=width, file=open("/dev/null", "w"))  # noqa: SIM115
-    console.print(commands.view(digest, diagnosis, total_steps))
+    console.print(command.view(digest, diagnosis, total_steps))
     return console.export_text()
 
 
@@ -115,7 +116,7 @@ def test_findings_and_the_score():
     ],
 )
 def test_a_sparkline(values, width, bars):
-    assert commands.sparkline(values, width) == bars
+    assert command.sparkline(values, width) == bars
 
 
 def test_a_command_runs_once_for_each_finding(tmp_path, capfd):
@@ -126,15 +127,15 @@ def test_a_command_runs_once_for_each_finding(tmp_path, capfd):
     )
     told = set()
     command = f'{sys.executable} -c "{code}"'
-    commands._tell(FINDINGS[:1], told, command)
-    commands._tell(FINDINGS, told, command)
+    command._tell(FINDINGS[:1], told, command)
+    command._tell(FINDINGS, told, command)
     assert out.read_text().splitlines() == [
         "spike info 1200 up by 0.5",
         "overfitting danger 2000 rose by 0.25",
     ]
     assert capfd.readouterr().err == ""
     worse = dataclasses.replace(FINDINGS[0], severity="warning")
-    commands._tell([worse], told, "exit 7")
+    command._tell([worse], told, "exit 7")
     assert "ended with 7" in capfd.readouterr().err
-    commands._tell([dataclasses.replace(worse, severity="danger")], told, None)
+    command._tell([dataclasses.replace(worse, severity="danger")], told, None)
     assert ("spike", "danger") in told

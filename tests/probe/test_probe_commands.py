@@ -206,13 +206,13 @@ def test_a_run_that_fails_leaves_the_earlier_file(folder, monkeypatch):
 def test_a_first_choice_in_brackets_is_no_markup():
     from rich.console import Console
 
+    from perplexity.cli.ask import answers
     from perplexity.probe.ask import Answer, Tally
-    from perplexity.probe.commands import _answers_table
 
     tally = Tally(type("Judge", (), {"words": ("[yes]", "[no]")})())
     tally.add(Answer("a", 0.1, 0.2, "[/INST]", False))
     console = Console(width=120, record=True, file=io.StringIO())
-    console.print(_answers_table(tally.summary()))
+    console.print(answers(tally.summary()))
     assert "[/INST]" in console.export_text()
 
 

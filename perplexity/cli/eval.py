@@ -1,0 +1,264 @@
+"""``ppl eval``: loss and perplexity of a model on text."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from ..errors import InputError
+from ..files import check_outputs
+from . import tables
+from .extras import needs
+from .options import argument, by_option, option, part
+from .parts import JSON_HELP, STANDARD_INPUT, TEXT_HELP, Reading, Running, Scoring
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from ..evaluation import Evaluation
+    from ..terminal import Console
+
+LOWER = "--batch-size or --context-length"  # where memory ends
+SHOWN = 5  # of each kind of extreme
+DOMAINS_SHOWN = 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """loss and perplexity of a model on text"""
+
+    model: str = argument("Hugging Face model folder or name")
+    text: list[str] = argument(TEXT_HELP, nargs="+")
+    scoring: Scoring = part(Scoring)
+    score_special: bool | None = option("score special tokens in the text, too")
+    reading: Reading = part(Reading)
+    running: Running = part(Running)
+    json: str | None = option(JSON_HELP, metavar="OUT")
+    per_token: str | None = option("a row a token: text, loss, entropy, rank", metavar="OUT.parquet")
+    per_document: str | None = option("a row a document: loss, tokens, bytes", metavar="OUT.parquet")
+    calibration: bool = option("whether the model is as often right as it is sure", False)
+    reliability: str | None = option("the same, drawn: .png or .svg", metavar="OUT.png")
+    baseline: str | None = option("another evaluation's --json, shown beside this one", metavar="FILE")
+    train: list[str] | None = option("training text: ppl check-data beside the evaluation", metavar="P", nargs="+")
+
+
+def run(options: Options) -> int:
+    """Evaluate, write what is asked for and print the tables; 1 where a loss is not finite."""
+    _check(options)
+    from ..evaluation import evaluate, read_result
+    from .progress import evaluation_progress
+    from .ranks import ranks, world_size
+    from .texts import Texts
+
+    if STANDARD_INPUT in options.text and world_size() > 1:
+        raise InputError("-: expected a file, standard input cannot be read by several processes")
+    baseline = None if options.baseline is None else read_result(options.baseline)
+    texts = Texts(options.text, options.reading)
+    with ranks(options.running.device) as (rank, size, device):
+        model, tokenizer = options.running.load(options.model, device=device, revision=options.running.revision)
+        with evaluation_progress(texts, rank == 0) as progress:
+            evaluation = evaluate(
+                model,
+                tokenizer,
+                texts.documents(tokenizer),
+                **vars(options.scoring),
+                backend=options.running.backend,
+                score_special=options.score_special,
+                per_token=options.per_token,
+                per_document=options.per_document,
+                calibration=bool(options.calibration or options.reliability),
+                distributed=size > 1,
+                progress=progress,
+            )
+    if rank == 0:
+        check = None
+        if options.train:
+            from . import check_data
+
+            check = check_data.check_evaluation(options, tokenizer, texts.documents(tokenizer))
+            evaluation = replace(evaluation, data_check=check.to_dict())
+        try:
+            if options.json:
+                evaluation.save(options.json)
+            if options.reliability and evaluation.calibration:
+                from ..report.plots import reliability
+
+                reliability(evaluation.calibration, options.reliability, title=options.model)
+        finally:  # a file that cannot be written must not take the numbers with it, nor a terminal the file
+            console = tables.console()
+            show(evaluation, console, baseline)
+            if check is not None:
+                console.print(check_data.view(check))
+    return 0 if evaluation.ok else 1
+
+
+def _check(options: Options) -> None:
+    """Raise InputError for what is missing, and for outputs that cannot be written, before any work."""
+    needs(
+        eval=("transformers", "rich", "scipy"),
+        data=("xxhash",) if options.train else (),
+        report=("matplotlib",) if options.reliability else (),
+    )
+    check_outputs(
+        by_option(options, "json", "per_token", "per_document", "reliability"),
+        [options.model, options.baseline, *options.text, *(options.train or [])],
+        folders=by_option(options.scoring, "journal"),
+    )
+    if options.reliability and not options.reliability.endswith((".png", ".svg")):
+        raise InputError(f"--reliability: expected a name that ends in .png or .svg, got {options.reliability}")
+
+
+def summary(evaluation: Evaluation, baseline: dict | None = None) -> Table:
+    """Return each measure, its value and what it means; ``baseline`` is another evaluation's JSON."""
+    from ..evaluation.calibration import rows
+    from ..evaluation.results import model_name, same_model
+
+    e = evaluation
+    table = tables.table(f"{e.tokens:,} tokens scored of {e.documents:,} documents", "measure", "value", "meaning")
+    unit = "documents" if e.clusters["unit"] == "document" else "blocks of the document"
+    spread = "" if e.stderr is None else f", ± {e.stderr:.4f} (standard error over {e.clusters['count']:,} {unit})"
+    table.add_row("loss", f"{e.loss:.4f}", f"nats a token{spread}")
+    table.add_row("bits per token", f"{e.bits_per_token:.4f}", "the same in bits")
+    table.add_row(
+        "perplexity", f"{e.perplexity:,.3f}", f"as if choosing among about {e.perplexity:,.0f} equally likely tokens"
+    )
+    if e.perplexity_interval is not None:
+        table.add_row("  95 % interval", "", _interval(e.perplexity_interval) + ", by the delta method")
+    if e.perplexity_interval_bootstrap is not None:
+        table.add_row("", "", _interval(e.perplexity_interval_bootstrap) + ", by bootstrap")
+    for name, words in (
+        ("unigram", "of the best guess without context: how often each token comes in this text"),
+        ("uniform", "of a guess that knows nothing: the size of the vocabulary"),
+    ):
+        table.add_row(f"  beside {name}", f"{e.baselines[name]['perplexity']:,.1f}", words)
+    if baseline is not None:
+        table.add_row(*_beside(evaluation, baseline))
+        if (same := same_model({"model": e.model}, baseline)) is not None:
+            table.add_row(
+                "  baseline's model", "", "the same model" if same else tables.plain(model_name(baseline["model"]))
+            )
+    bytes_ = _scored(e.bytes, e.bytes_read, "bytes") + "; comparable across tokenizers"
+    words = _scored(e.words, e.words_read, "words")
+    if e.non_finite:
+        bytes_ = words = "a token's loss is NaN or infinite"
+    table.add_row("bits per byte", _defined(e.bits_per_byte, ".4f"), bytes_)
+    table.add_row("byte perplexity", _defined(e.byte_perplexity, ".4f"), "2 to the power of bits per byte")
+    table.add_row("word perplexity", _defined(e.word_perplexity, ",.1f"), words)
+    if e.calibration is not None:
+        for row in rows(e.calibration):
+            table.add_row(*row)
+    skipped = ", ".join(f"{count:,} {reason}" for reason, count in e.skipped.items())
+    table.add_row("tokens read", f"{e.tokens_read:,}", f"skipped: {skipped or 'none'}")
+    if e.model is not None:
+        words = f"{model_name(e.model)}: {e.model['architecture']}, fingerprint {e.model['fingerprint']}"
+        table.add_row("model", "", tables.plain(words))
+    table.add_row("protocol", e.protocol, f"context {e.context_length:,}, stride {e.stride:,}, BOS {e.bos}")
+    table.add_row(
+        "computed",
+        e.backend,
+        f"{e.precision} logits, {e.seconds:.1f} s, {e.tokens / max(e.seconds, 1e-9):,.0f} tokens a second",
+    )
+    return table
+
+
+def _scored(count: int, of: int, unit: str) -> str:
+    return f"{count:,} {unit}" if count == of else f"{count:,} of {of:,} {unit}, those scored"
+
+
+def _defined(value: float | None, form: str) -> str:
+    return "undefined" if value is None else format(value, form)
+
+
+def _interval(interval: tuple[float, float]) -> str:
+    return f"{interval[0]:,.3f} to {interval[1]:,.3f}"
+
+
+def _beside(e: Evaluation, other: dict) -> tuple[str, str, str]:
+    from ..evaluation import compare
+    from ..metric import exp
+
+    name, perplexity = "  beside the baseline", f"{other.get('perplexity', exp(other['loss'])):,.3f}"
+    if other["text_fingerprint"] != e.text_fingerprint:
+        return name, perplexity, "on another text: the two do not compare"
+    if other["tokenizer_fingerprint"] != e.tokenizer_fingerprint:
+        try:
+            bits = compare(other, e, measure="bits-per-byte")
+        except InputError as error:
+            return name, "", f"another tokenizer: not even bits per byte compare ({error})"
+        words = f"only bits per byte compare: {bits.a:.4f}, {bits.difference:+.4f} from it"
+        return name, "", f"another tokenizer: {words}"
+    words = f"{e.loss - other['loss']:+.4f} nats a token from it"
+    if other["tokens"] != e.tokens:
+        return name, perplexity, f"{other['tokens']:,} tokens of the same text scored: the two do not compare"
+    if (other.get("protocol"), other.get("context_length")) != (e.protocol, e.context_length):
+        words += f"; its windows differ ({other.get('protocol')}, context {other.get('context_length')})"
+    return name, perplexity, words
+
+
+def domains(evaluation: Evaluation) -> Table:
+    """Return a row a domain, the largest first."""
+    more = len(evaluation.domains) - DOMAINS_SHOWN
+    title = "by domain" + (f" (the largest; {more:,} more in the JSON)" if more > 0 else "")
+    table = tables.table(title, "domain", "documents", "tokens", "loss", "±", "perplexity", "bits per byte")
+    largest = sorted(evaluation.domains, key=lambda name: -evaluation.domains[name]["tokens"])[:DOMAINS_SHOWN]
+    for name in largest:
+        d = evaluation.domains[name]
+        table.add_row(
+            tables.plain(name),
+            f"{d['documents']:,}",
+            f"{d['tokens']:,}",
+            f"{d['loss']:.4f}",
+            "" if d["stderr"] is None else f"{d['stderr']:.4f}",
+            f"{d['perplexity']:,.2f}",
+            _defined(d["bits_per_byte"], ".4f"),
+        )
+    return table
+
+
+def documents(title: str, of: list[dict]) -> Table:
+    """Return a row a document, of the first ``SHOWN``."""
+    from ..metric import exp
+
+    table = tables.table(title, "document", "tokens", "loss", "perplexity", "domain")
+    for d in of[:SHOWN]:
+        table.add_row(
+            tables.plain(d["id"]),
+            f"{d['tokens']:,}",
+            f"{d['loss']:.3f}",
+            f"{exp(d['loss']):,.1f}",
+            tables.plain(d["domain"]),
+        )
+    return table
+
+
+def surprising(evaluation: Evaluation) -> Table:
+    """Return the tokens with the largest losses."""
+    from ..metric import exp
+
+    table = tables.table("most surprising tokens", "document", "position", "nats", "probability", "after … the token")
+    for token in evaluation.surprising_tokens[:SHOWN]:
+        table.add_row(
+            tables.plain(token["document"]),
+            f"{token['position']:,}",
+            f"{token['nll']:.2f}",
+            f"1 in {exp(token['nll']):,.0f}",
+            tables.plain(f"…{_visible(token['before'])} ⟨{_visible(token['text'])}⟩"),
+        )
+    return table
+
+
+def _visible(text: str) -> str:
+    return "".join("⏎" if c == "\n" else "·" if not c.isprintable() else c for c in text)
+
+
+def show(evaluation: Evaluation, console: Console, baseline: dict | None = None) -> None:
+    """Print everything a terminal shows of an evaluation."""
+    console.print(summary(evaluation, baseline))
+    if len(evaluation.domains) > 1:
+        console.print(domains(evaluation))
+    if evaluation.documents > 1:
+        console.print(documents("hardest documents", evaluation.worst_documents))
+    if evaluation.documents > SHOWN:
+        console.print(documents("longest documents", evaluation.longest_documents))
+    console.print(surprising(evaluation))
+    tables.print_notes(evaluation.notes, console)

@@ -1,0 +1,198 @@
+"""``ppl monitor``: the diagnosis of a history, once or as it grows."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ..errors import InputError, theirs
+from ..files import check_outputs
+from . import tables
+from .extras import needs
+from .options import argument, option, part, typed
+from .parts import FAIL_ON_HELP, SEVERITIES, Curves
+
+if TYPE_CHECKING:
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+    from ..monitor.digest import Digest
+    from ..monitor.findings import Finding
+    from ..monitor.health import Diagnosis
+
+BARS = "▁▂▃▄▅▆▇█"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """what the loss curves of a training run mean"""
+
+    history: str = argument(".csv, .jsonl, trainer_state.json, a TensorBoard folder or a W&B offline run (.wandb)")
+    curves: Curves = part(Curves)
+    json: str | None = option("write verdict, score and findings to this file", metavar="OUT")
+    fail_on: str | None = option(FAIL_ON_HELP, choices=SEVERITIES)
+    follow: bool = option("go on reading as the file grows, until interrupted", False)
+    interval: float = option("seconds between looks with --follow (%(default)g)", 5.0, metavar="S")
+    polls: int | None = option("end --follow after so many looks", metavar="N")
+    on_finding: str | None = option("with --follow: run for each new finding (PPL_SIGNAL, ...)", metavar="COMMAND")
+
+
+def run(options: Options) -> int:
+    """Diagnose, print and write what is asked for; 1 on a finding as severe as ``--fail-on``."""
+    needs(monitor=("rich", "pyarrow"))
+    from ..monitor import diagnose
+
+    _check(options)
+    if options.follow:
+        diagnosis = _follow(options)
+    else:
+        history = options.curves.read(options.history)
+        digest = history.digest()
+        diagnosis = diagnose(digest, **options.curves.judged(), notes=history.notes)
+        tables.console().print(view(digest, diagnosis, options.curves.total_steps))
+    if options.json:
+        diagnosis.save(options.json)
+    return int(diagnosis.fails(options.fail_on))
+
+
+def _check(options: Options) -> None:
+    from ..monitor.readers import history_files
+
+    options.curves.how()  # a bad --tag comes before an output that is an input
+    check_outputs({"--json": options.json}, history_files(options.history))
+    for name, value in (("total_steps", options.curves.total_steps), ("polls", options.polls)):
+        if value is not None and value < 1:
+            raise InputError(f"{typed(name)}: expected at least 1, got {value}")
+    if not 0 < options.interval <= 86_400:
+        raise InputError(f"--interval: expected more than 0 seconds and at most a day, got {options.interval:g}")
+    vocabulary = options.curves.vocabulary_size
+    if vocabulary is not None and vocabulary < 2:
+        raise InputError(f"--vocabulary-size: expected at least 2, got {vocabulary}")
+
+
+def _follow(options: Options) -> Diagnosis:
+    """Read the file as it grows until interrupted (or for --polls times), and report new findings."""
+    from rich.live import Live
+
+    from ..monitor import diagnose
+    from ..monitor.digest import Digest
+    from ..monitor.follower import Follower, NotYet
+    from ..monitor.history import feed
+
+    reported: set[tuple[str, str]] = set()
+    diagnosis, polls, notes = None, 0, []
+    follower, digest = Follower(options.history, **options.curves.how()), Digest()
+    with Live(console=tables.console(), refresh_per_second=4) as live:
+        try:
+            while True:
+                try:
+                    history, whole = follower.new()
+                except NotYet as error:
+                    if polls == 0 and "no such file" in str(error):
+                        raise
+                    live.update(tables.plain(f"waiting: {error}"))
+                else:
+                    if whole:
+                        digest, notes = Digest(), []
+                    notes += [note for note in history.notes if note not in notes]
+                    feed(digest, history)
+                    diagnosis = diagnose(digest, **options.curves.judged(), notes=notes)
+                    live.update(view(digest, diagnosis, options.curves.total_steps))
+                    _report(diagnosis.findings, reported, options.on_finding)
+                polls += 1
+                if options.polls and polls >= options.polls:
+                    break
+                time.sleep(options.interval)
+        except KeyboardInterrupt:
+            pass
+    if diagnosis is None:
+        raise InputError(f"{options.history}: expected a history, nothing could be read until it was interrupted")
+    return diagnosis
+
+
+def _report(findings: list[Finding], reported: set[tuple[str, str]], command: str | None) -> None:
+    """Run the command of --on-finding for each new finding, which stands in the command's environment."""
+    for finding in findings:
+        key = finding.signal, finding.severity
+        if key in reported:
+            continue
+        reported.add(key)
+        if command is not None:
+            environment = os.environ | {
+                "PPL_SIGNAL": finding.signal,
+                "PPL_SEVERITY": finding.severity,
+                "PPL_STEP": f"{finding.first_step:g}",
+                "PPL_EVIDENCE": finding.evidence,
+            }
+            with theirs(f"--on-finding: expected a command that can be started, got {command!r}"):
+                done = subprocess.run(command, shell=True, env=environment)
+            if done.returncode:
+                print(f"--on-finding: {command!r} ended with {done.returncode}", file=sys.stderr)
+
+
+def view(digest: Digest, diagnosis: Diagnosis, total_steps: int | None = None) -> Group:
+    """Return verdict, both curves and findings for a terminal."""
+    head = tables.verdict(diagnosis.verdict, diagnosis.health_score)
+    if diagnosis.last_step is not None:
+        head.append(f"  step {diagnosis.last_step:,.0f}" + (f" of {total_steps:,}" if total_steps else ""))
+    if digest.tokens == digest.tokens:
+        head.append(f"  {digest.tokens:,.0f} tokens")
+    if total_steps and digest.seconds and digest.last_step and total_steps > digest.last_step:
+        left = digest.seconds * (total_steps - digest.last_step) / digest.last_step
+        head.append(f"  {left / 60:,.0f} minutes left")
+    parts: list = [head, _curves(digest, diagnosis)]
+    if diagnosis.findings:
+        parts.append(tables.findings(diagnosis.findings, with_steps=True))
+    if diagnosis.components:
+        parts.append(_score(diagnosis))
+    parts += tables.notes(diagnosis.notes)
+    return tables.stacked(*parts)
+
+
+def _curves(digest: Digest, diagnosis: Diagnosis) -> Table:
+    table = tables.table(
+        None, "", "curve", "loss", "perplexity", "best", right=("loss", "perplexity", "best"), boxed=False
+    )
+    blocks = [block for block in digest.all_blocks() if block.count]
+    if blocks:
+        means = [block.mean for block in blocks]
+        table.add_row(
+            "training",
+            sparkline(means),
+            f"{diagnosis.train_loss:.4f}",
+            "n/a" if diagnosis.train_perplexity is None else f"{diagnosis.train_perplexity:,.2f}",
+            f"{min(means):.4f}",
+        )
+    if digest.evaluations:
+        table.add_row(
+            "validation",
+            sparkline([e.loss for e in digest.evaluations]),
+            f"{diagnosis.val_loss:.4f}",
+            f"{diagnosis.val_perplexity:,.2f}",
+            f"{diagnosis.best_val_loss:.4f} at {diagnosis.best_val_step:,.0f}",
+        )
+    return table
+
+
+def sparkline(values: list[float], width: int = 40) -> str:
+    """Return means of equal parts as bars, from the lowest to the 95th percentile."""
+    import numpy as np
+
+    parts = [part.mean() for part in np.array_split(np.array(values), min(width, len(values)))]
+    low, high = min(parts), float(np.percentile(parts, 95))
+    span = max(high - low, 1e-12)
+    return "".join(
+        BARS[min(len(BARS) - 1, int((min(part, high) - low) / span * (len(BARS) - 1) + 0.5))] for part in parts
+    )
+
+
+def _score(diagnosis: Diagnosis) -> Text:
+    parts = [
+        f"{name} {part['share'] * part['left']:.0f}/{part['share']}" for name, part in diagnosis.components.items()
+    ]
+    return tables.plain(f"health score: {', '.join(parts)}")

@@ -1,0 +1,169 @@
+"""Options that commands share: how text is read and scored, where a model runs, how a history is read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from ..errors import InputError
+from .options import option
+
+if TYPE_CHECKING:
+    from ..evaluation.readers import ReadOptions
+    from ..monitor.history import History
+
+STANDARD_INPUT = "-"
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+SEVERITIES = ("info", "warning", "danger")
+TEXT_HELP = (
+    ".txt (a file is a document), .jsonl (a line is one), .parquet, a datasets folder, token ids in .bin or .npy; "
+    ".txt and .jsonl also with .gz or .zst; - is standard input"
+)
+JOURNAL_HELP = "the same command again goes on where a killed one stopped"
+JSON_HELP = "write every number to this file"
+FAIL_ON_HELP = "exit with 1 on a finding as severe"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """What a text file's format leaves open."""
+
+    text_column: str = option("of .jsonl, .parquet, datasets (%(default)s)", "text", metavar="NAME")
+    domain_column: str = option("for a table by domain (%(default)s)", "domain", metavar="NAME")
+    id_column: str = option("names documents (%(default)s)", "id", metavar="NAME")
+    split: str | None = option("of a datasets folder that has several", metavar="NAME")
+    token_dtype: str = option("of .bin files (%(default)s)", "uint16", choices=("uint16", "uint32"))
+    separator: int | None = option("ends a document in .bin and .npy (BOS, else EOS)", metavar="ID")
+    stdin: str = option("what - is (%(default)s)", "txt", choices=("txt", "jsonl"))
+
+    def options(self) -> ReadOptions:
+        """Return what the readers take, before a tokenizer is known."""
+        from ..evaluation.readers import ReadOptions
+
+        return ReadOptions(
+            self.text_column,
+            self.domain_column,
+            self.id_column,
+            self.split,
+            self.token_dtype,
+            standard_input=self.stdin,
+        )
+
+    def options_with(self, tokenizer) -> ReadOptions:
+        """Return what the readers take, with the token that cuts token files: ``--separator``, else the tokenizer's."""
+        bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
+        before, after = (bos, None) if bos is not None else (None, eos)
+        if self.separator is not None:
+            if not 0 <= self.separator < len(tokenizer):
+                raise InputError(f"--separator: expected a token id below {len(tokenizer)}, got {self.separator}")
+            before, after = (None, self.separator) if self.separator != bos else (bos, None)
+        return replace(self.options(), split_before=before, split_after=after)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Running:
+    """Where and how a model runs."""
+
+    device: str | None = option("cpu, cuda, cuda:1, ... (a GPU if there is one)")
+    device_map: str | None = option(
+        "auto: spread the model over all devices by their memory (accelerate)", choices=("auto",)
+    )
+    revision: str | None = option("branch, tag or commit of the model on the hub", metavar="REV")
+    dtype: str = option(default="auto", choices=DTYPES)
+    trust_remote_code: bool = option("run code that comes with the model", False)
+    backend: str | None = option("of the loss (by device)", choices=("triton", "torch"))
+
+    def load(self, name: str, *, device: str | None = None, revision: str | None = None, dtype: str | None = None):
+        """Return model and tokenizer.
+
+        Args:
+            name: Folder or hub name.
+            device: This process's device; None stands for ``--device``, else a GPU if there is one.
+            revision: Of this name on the hub.
+            dtype: None stands for ``--dtype``.
+        """
+        import transformers
+
+        from ..evaluation import models
+        from .ranks import device_of, world_size
+
+        transformers.utils.logging.disable_progress_bar()
+        transformers.utils.logging.set_verbosity_error()
+        placed = self.device_map is not None
+        if placed and world_size() > 1:
+            raise InputError("--device-map: expected one process, which has all devices, got several")
+        return models.load(
+            name,
+            device=self.device if placed else device or device_of(self.device),
+            dtype=dtype or self.dtype,
+            trust_remote_code=self.trust_remote_code,
+            unchanged=True,
+            revision=revision,
+            device_map=self.device_map,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scoring:
+    """How text is cut into windows and scored."""
+
+    protocol: str = option("how text is windowed (%(default)s)", "sliding", choices=("sliding", "lm-eval", "llama.cpp"))
+    context_length: int | None = option("tokens a window shows (by protocol and model)", metavar="N")
+    stride: int | None = option("tokens a sliding window moves on (half the context)", metavar="N")
+    bos: str = option("BOS before a document, never two (%(default)s)", "auto", choices=("auto", "always", "never"))
+    special_text: str | None = option(
+        "how special tokens in the text are read (by protocol; sliding: tokens)", choices=("tokens", "text")
+    )
+    batch_size: int | None = option("windows at a time (by their length)", metavar="N")
+    journal: str | None = option(JOURNAL_HELP, metavar="DIR")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """What a judge is asked, and which words are its answers."""
+
+    template: str | None = option("the question, with {text} where the text goes", metavar="FILE")
+    yes: str = option("the answer that counts, by its first token (%(default)s)", "yes", metavar="WORD")
+    no: str = option("the other one (%(default)s)", "no", metavar="WORD")
+
+    def template_or(self, default: str) -> str:
+        """Return the text of ``--template``'s file, else ``default``."""
+        if self.template is None:
+            return default
+        try:
+            with open(self.template, encoding="utf-8") as file:
+                return file.read()
+        except (OSError, UnicodeError) as error:
+            raise InputError(f"--template: expected a text file, got {self.template} ({error})")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Curves:
+    """How a training history is read and judged."""
+
+    vocabulary_size: int | None = option("entries of the vocabulary, to know the uniform loss", metavar="V")
+    total_steps: int | None = option("the run's budget, for projections and time left", metavar="N")
+    unit: str = option("of the losses (%(default)s)", "nats", choices=("nats", "bits", "perplexity"))
+    tag: list[str] | None = option(
+        "what a measure was logged as, e.g. val_loss=dev/ce", metavar="MEASURE=NAME", repeated=True
+    )
+
+    def how(self) -> dict[str, Any]:
+        """Return the readers' keywords: tags by measure, and the unit."""
+        tags = {}
+        for tag in self.tag or []:
+            measure, equals, name = tag.partition("=")
+            if not equals or not name:
+                raise InputError(f"--tag: expected MEASURE=NAME, got {tag!r}")
+            tags[measure] = name
+        return {"tags": tags, "unit": self.unit}
+
+    def read(self, path: str) -> History:
+        """Return the history in a file or folder."""
+        from ..monitor.readers import read_history
+
+        return read_history(path, **self.how())
+
+    def judged(self) -> dict[str, int | None]:
+        """Return the keywords of ``diagnose``."""
+        return {"vocabulary_size": self.vocabulary_size, "total_steps": self.total_steps}

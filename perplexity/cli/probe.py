@@ -1,0 +1,243 @@
+"""``ppl probe``: what a model generates, and how healthy that looks."""
+
+from __future__ import annotations
+
+import importlib
+import math
+import re
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..errors import InputError, theirs
+from ..files import check_outputs
+from . import tables
+from .extras import needs
+from .options import argument, by_option, option, part
+from .parts import FAIL_ON_HELP, SEVERITIES, Question, Reading, Running
+
+if TYPE_CHECKING:
+    from rich.console import Group
+    from rich.table import Table
+
+    from ..probe import GenerationSettings, Probe, Scorer
+
+LOWER = "--batch-size or --max-new-tokens"  # where memory ends
+SHOWN = 400  # characters of an example
+CHECKPOINT = re.compile(r"(?:checkpoint|step)[-_]?(\d+)$")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prompting:
+    """Which prompts are read from a file."""
+
+    limit: int = option("prompts, evenly over the file (%(default)s)", 64, metavar="N")
+    prompt_column: str = option("of .jsonl (%(default)s)", "prompt", metavar="NAME")
+    reference_column: str = option("of .jsonl (%(default)s)", "reference", metavar="NAME")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Generation:
+    """How texts are generated."""
+
+    samples: int | None = option("texts a prompt (4; greedy 1)", metavar="N")
+    max_new_tokens: int | None = option("where a text is cut off (128, or half the context)", metavar="N")
+    temperature: float = option("of sampling; 0 is greedy (%(default)g)", 1.0, metavar="T")
+    top_p: float = option("probability that is sampled from (%(default)g)", 1.0, metavar="P")
+    top_k: int = option("tokens that are sampled from (%(default)s: all)", 0, metavar="K")
+    seed: int = option("of sampling (%(default)s)", 0, metavar="N")
+    prompt_tokens: int = option("of a document to cut (%(default)s)", 32, metavar="N")
+    chat: bool = option("put prompts through the tokenizer's chat template", False)
+    batch_size: int = option("texts generated at a time (%(default)s)", 64, metavar="N")
+
+    def settings(self) -> GenerationSettings:
+        """Return what the prober takes."""
+        from ..probe import GenerationSettings
+
+        samples = self.samples if self.samples is not None else 1 if self.temperature == 0 else 4
+        return GenerationSettings(**vars(self) | {"samples": samples})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparing:
+    """What else is known of the model, or asked about its texts."""
+
+    judge: str | None = option("a model that is asked yes or no about each text", metavar="MODEL")
+    question: Question = part(Question)
+    embeddings: str | None = option("a sentence-transformers folder, for coherence", metavar="DIR")
+    eval: str | None = option("this model's ppl eval --json, where prompts have no references", metavar="FILE")
+    history: str | None = option("of its training run, as for ppl monitor", metavar="FILE")
+    scorer: list[str] | None = option(
+        "a benchmark of your own, into the health score", metavar="MODULE:CLASS", repeated=True
+    )
+    weight: list[str] | None = option("of the health score's parts", metavar="PART=W", repeated=True)
+    step: int | None = option("of the checkpoint (from a folder's name, checkpoint-N)", metavar="N")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Output:
+    """What is written, and what the exit status says."""
+
+    json: str | None = option("write every number and text to this file", metavar="OUT")
+    fail_on: str | None = option(FAIL_ON_HELP, choices=SEVERITIES)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """what the model generates: repetition, reference metrics, one health score"""
+
+    model: str = argument("Hugging Face model folder or name")
+    prompts: str = argument(
+        ".jsonl with prompt and, where known, reference (or a list); .txt, a line each; or text to cut prompts from, "
+        "as ppl eval reads it; - is standard input"
+    )
+    prompting: Prompting = part(Prompting, "prompts")
+    generation: Generation = part(Generation, "generation")
+    comparing: Comparing = part(Comparing, "beside it")
+    reading: Reading = part(Reading, "reading")
+    running: Running = part(Running, "the models")
+    output: Output = part(Output, "output")
+
+
+def run(options: Options) -> int:
+    """Generate, measure, write and print what is found; 1 on a finding as severe as ``--fail-on``."""
+    needs(probe=("transformers", "rich", "scipy", "pyarrow", "xxhash", "sacrebleu", "rouge_score"))
+    from ..evaluation import read_result
+    from ..monitor.readers import history_files
+    from ..probe.ask import PROBE_TEMPLATE, Questioner
+    from ..probe.prober import probe
+    from ..probe.prompts import read_prompts, spread
+    from .progress import log_texts
+
+    asked, other, running = options.prompting, options.comparing, options.running
+    question = other.question
+    inputs = [options.model, options.prompts, other.judge, question.template, other.embeddings, other.eval]
+    check_outputs(by_option(options.output, "json"), [*inputs, *history_files(other.history)])
+    settings = options.generation.settings()
+    if asked.limit < 1:
+        raise InputError(f"--limit: expected at least 1, got {asked.limit}")
+    weights = _weights(other.weight)
+    scorers = [_scorer(name) for name in other.scorer or []]
+    evaluation = None if other.eval is None else read_result(other.eval)
+    diagnosis = None if other.history is None else _diagnosis(other.history)
+    template = question.template_or(PROBE_TEMPLATE)
+    every = list(
+        read_prompts(
+            options.prompts,
+            options.reading.options(),
+            prompt_column=asked.prompt_column,
+            reference_column=asked.reference_column,
+        )
+    )
+    prompts = spread(every, asked.limit)
+    model, tokenizer = running.load(options.model, revision=running.revision)
+    judge = None
+    if other.judge is not None:
+        judging = (model, tokenizer) if other.judge == options.model else running.load(other.judge)
+        judge = Questioner(*judging, template=template, yes=question.yes, no=question.no, backend=running.backend)
+    found = probe(
+        model,
+        tokenizer,
+        prompts,
+        settings=settings,
+        judge=judge,
+        embeddings=other.embeddings,
+        evaluation=evaluation,
+        diagnosis=diagnosis,
+        scorers=scorers,
+        weights=weights,
+        backend=running.backend,
+        name=options.model,
+        step=other.step if other.step is not None else _step(options.model),
+        progress=log_texts(),
+    )
+    try:
+        if options.output.json:
+            found.save(options.output.json)
+    finally:
+        console = tables.console()
+        if len(prompts) < len(every):
+            console.print(f"{len(prompts):,} of {len(every):,} prompts, evenly over the file", highlight=False)
+        console.print(view(found))
+    return int(found.fails(options.output.fail_on))
+
+
+def _weights(given: list[str] | None) -> dict[str, float]:
+    weights = {}
+    for pair in given or []:
+        name, equals, value = pair.partition("=")
+        try:
+            weights[name] = float(value)
+        except ValueError:
+            equals = ""
+        if not equals or not 0 <= weights[name] < math.inf:
+            raise InputError(f"--weight: expected PART=W with a number of 0 or more, got {pair!r}")
+    return weights
+
+
+def _scorer(name: str) -> Scorer:
+    """Return an object of the class that ``MODULE:CLASS`` names, made without arguments, also from the working folder."""
+    module, _, made = name.partition(":")
+    sys.path.insert(0, "")
+    try:
+        with theirs(f"--scorer: expected MODULE:CLASS that can be made, got {name!r}"):
+            return getattr(importlib.import_module(module), made)()
+    except SystemExit as error:
+        raise InputError(f"--scorer: expected MODULE:CLASS that can be made, got {name!r}, which exits") from error
+    finally:
+        if "" in sys.path:  # unless the module changed it
+            sys.path.remove("")
+
+
+def _diagnosis(path: str) -> dict:
+    from ..monitor.health import diagnose
+    from ..monitor.readers import read_history
+
+    history = read_history(path)
+    return diagnose(history.digest(), notes=history.notes).to_dict()
+
+
+def _step(model: str) -> int | None:
+    found = CHECKPOINT.search(Path(model).name)
+    return int(found[1]) if found else None
+
+
+def view(found: Probe) -> Group:
+    """Return verdict, measures beside the references', health, findings and two texts, for a terminal."""
+    from ..probe.summary import examples
+
+    head = tables.verdict(found.verdict, found.health_score)
+    if found.health_score is not None:
+        head.append(f", from {found.health['coverage']:.0%} of its weight", style="dim")
+    settings = tables.plain(
+        f"{found.generation['texts']:,} texts to {found.prompts:,} prompts: {found.settings['in_words']}", "dim"
+    )
+    parts: list = [head, settings, _measures(found.to_dict()), _health(found), tables.findings(found.findings)]
+    for title, text in examples(found.to_dict()):
+        parts.append(tables.plain(f"{title}:", "dim"))
+        parts.append(tables.plain("  " + _shortened(text)))
+    parts += tables.notes(found.notes)
+    return tables.stacked(*parts)
+
+
+def _shortened(text: str) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= SHOWN else text[:SHOWN] + " …"
+
+
+def _measures(record: dict) -> Table:
+    from ..probe.summary import rows
+
+    table = tables.table(None, "", "its own", "references", "", right=("its own", "references"), boxed=False)
+    for row in rows(record):
+        table.add_row(*map(tables.plain, row))
+    return table
+
+
+def _health(found: Probe) -> Table:
+    table = tables.table("health", "part", "weight", "score", "from")
+    for name, of in found.health["parts"].items():
+        score = "missing" if of["score"] is None else f"{100 * of['score']:.0f}"
+        table.add_row(tables.plain(name), f"{of['weight']:g}", score, tables.plain(of["evidence"]))
+    return table

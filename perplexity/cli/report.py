@@ -1,0 +1,80 @@
+"""``ppl report``: a run's history, diagnosed and drawn."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..errors import InputError, visible
+from ..files import check_outputs
+from .extras import needs
+from .options import argument, option, part
+from .parts import Curves
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """a run's curves and what they mean, as a page and as plots"""
+
+    history: str = argument("as for ppl monitor")
+    output: str | None = option("one file that needs no network", metavar="OUT.html", short="-o")
+    png: str | None = option("loss and perplexity side by side", metavar="OUT.png")
+    svg: str | None = option("the same, to scale", metavar="OUT.svg")
+    eval: list[str] | None = option("a result of ppl eval --json to show beside", metavar="FILE", repeated=True)
+    data: list[str] | None = option("a result of ppl check-data --json, likewise", metavar="FILE", repeated=True)
+    probe: list[str] | None = option(
+        "of ppl probe --json; of several checkpoints: a trend", metavar="FILE", repeated=True
+    )
+    title: str | None = option("of the page and the plots")
+    curves: Curves = part(Curves)
+
+
+def run(options: Options) -> int:
+    """Read and diagnose the history, and write the page and the plots that are asked for."""
+    needs(report=("rich", "pyarrow", "matplotlib", "plotly"))
+    from ..evaluation.results import read_result, read_written
+    from ..monitor import diagnose
+    from ..monitor.readers import history_files
+
+    inputs = [path for given in (options.eval, options.data, options.probe) for path in given or []]
+    outputs = {"--output": options.output, "--png": options.png, "--svg": options.svg}
+    check_outputs(outputs, [*inputs, *history_files(options.history)])
+    if not any(outputs.values()):
+        raise InputError("report: expected -o, --png or --svg, got none")
+    history = options.curves.read(options.history)
+    digest = history.digest()
+    diagnosis = diagnose(digest, **options.curves.judged(), notes=history.notes)
+    if options.output:
+        from ..report.html import write_report
+
+        evaluations = [read_result(path) | {"source": path} for path in options.eval or []]
+        checks = [read_written(path, "check-data") | {"source": path} for path in options.data or []]
+        checks += [
+            e["data_check"] | {"source": e["source"]} for e in evaluations if isinstance(e.get("data_check"), dict)
+        ]
+        write_report(
+            options.output,
+            history,
+            digest,
+            diagnosis,
+            vocabulary_size=options.curves.vocabulary_size,
+            evaluations=evaluations,
+            data_checks=checks,
+            probes=[read_written(path, "probe") | {"source": path} for path in options.probe or []],
+            title=options.title,
+        )
+        print(f"{visible(options.output)}: {diagnosis.verdict}")
+    for form, path in (("png", options.png), ("svg", options.svg)):
+        if path:
+            from ..report.plots import run_curves
+
+            run_curves(
+                history,
+                digest,
+                diagnosis,
+                path,
+                vocabulary_size=options.curves.vocabulary_size,
+                title=options.title,
+                form=form,
+            )
+            print(visible(path))
+    return 0
