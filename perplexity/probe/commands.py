@@ -27,11 +27,11 @@ from ..evaluation.readers import STANDARD_INPUT, read_documents
 from ..evaluation.results import read_result, to_json
 from ..evaluation.tables import findings_table
 from ..evaluation.tables import notes as print_notes
-from ..files import Output, check_outputs, write_text
+from ..files import Output, check_outputs, other_than_file, write_text
 from ..findings import VERDICT_COLOURS
 from ..monitor.readers import history_files
 from ..terminal import Console
-from .ask import PROBE_TEMPLATE, PROMPT, TEMPLATE, Answer, Questioner, Tally
+from .ask import PROBE_TEMPLATE, PROMPT, TEMPLATE, Answer, Questioner, Tally, check_template
 from .findings import unanswered
 from .prompts import read_prompts, spread
 from .scores import Scorer
@@ -187,10 +187,14 @@ def _written(path: str | None) -> Iterator[Callable[[Answer], None]]:
 def _template(path: str | None, default: str) -> str:
     if path is None:
         return default
+    if (other := other_than_file(path)) is not None:
+        raise InputError(f"--template: expected a text file, got {other}, {path}")
     try:
-        return Path(path).read_text(encoding="utf-8")
+        template = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeError) as error:
         raise InputError(f"--template: expected a text file, got {path} ({error})")
+    check_template(f"--template {path}", template)
+    return template
 
 
 def _weights(given: list[str] | None) -> dict[str, float]:
