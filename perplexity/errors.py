@@ -45,6 +45,7 @@ _KINDS = {
     b"\xfe\xff": "UTF-16; convert it (iconv -f UTF-16 -t UTF-8)",
 }
 _LOOKED_AT = 4096  # bytes of a file's beginning
+_TAR_MARK_AT = 257
 
 
 def check_encoding(name: str, raw: bytes) -> None:
@@ -53,6 +54,8 @@ def check_encoding(name: str, raw: bytes) -> None:
     UTF-16 without a byte order mark is valid UTF-8 where the text is English: every second byte is 0.
     """
     found = next((kind for mark, kind in _KINDS.items() if raw.startswith(mark)), None)
+    if raw[_TAR_MARK_AT:].startswith(b"ustar"):  # its header is ASCII and zeros, valid UTF-8
+        found = "a tar archive; unpack it"
     if found is None and b"\0" in raw[:_LOOKED_AT]:
         raw = raw[:_LOOKED_AT]
         even, odd = raw[::2], raw[1::2]

@@ -159,6 +159,33 @@ def check_output(name: str | None, path: str | Path) -> str:
     return target
 
 
+_KINDS = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a pipe (- reads standard input, where texts are expected)",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a disk",
+}
+
+
+def other_than_file(path: str | Path) -> str | None:
+    """Return what stands at ``path`` where no regular file does, and None for a file.
+
+    A pipe that nobody writes to would be waited for, a device may have no end.
+
+    Example:
+        >>> other_than_file("/dev/null")
+        'a device'
+    """
+    try:
+        kind = stat.S_IFMT(os.stat(path).st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        return "no such file" + (", but a link that leads nowhere" if os.path.islink(path) else "")
+    except OSError as error:
+        return f"one that cannot be read ({error.strerror})"
+    return None if kind == stat.S_IFREG else _KINDS.get(kind, "no regular file")
+
+
 def check_outputs(
     outputs: Mapping[str, str | Path | None],
     inputs: Iterable[str | Path | None] = (),

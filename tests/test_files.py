@@ -1,11 +1,14 @@
-"""Output files: whole or as they were, through links, into pipes and devices, never over an input."""
+"""Files: outputs whole or as they were, through links and into pipes, never over an input; inputs that are no files."""
 
 import errno
 import json
 import os
+import re
 import resource
 import shutil
 import stat
+import sys
+import tarfile
 import threading
 
 import pyarrow.parquet
@@ -13,10 +16,13 @@ import pytest
 from tiny_models import build_tokenizer, save_small_model
 
 from perplexity import evaluate
+from perplexity.cli import main
 from perplexity.errors import InputError
-from perplexity.evaluation import Document
+from perplexity.evaluation import Document, read_documents
 from perplexity.evaluation.collect import ParquetTable
-from perplexity.files import Output, check_output, check_outputs, write_text
+from perplexity.evaluation.results import read_written
+from perplexity.files import Output, check_output, check_outputs, other_than_file, write_text
+from perplexity.probe.prompts import read_prompts
 
 OLD = '{"old": "good result"}'
 HISTORY = "step,train_loss\n" + "".join(f"{i},{5 - i / 100}\n" for i in range(60))
@@ -251,15 +257,43 @@ def test_an_input_is_not_overwritten(folder, arguments, words, fails, monkeypatc
 
 
 @pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (
+            "eval model text.jsonl --per-token rows.csv",
+            "--per-token: expected a name that ends in .parquet, got rows.csv",
+        ),
+        (
+            "eval model text.jsonl --per-document rows",
+            "--per-document: expected a name that ends in .parquet, got rows",
+        ),
+        ("eval model text.jsonl --reliability a.jpg", "--reliability: expected a name that ends in .png or .svg"),
+        ("ask model text.jsonl --out a.JSONL", "--out: expected a name that ends in .jsonl or .parquet"),
+        ("check-data --train text.jsonl --valid text.jsonl --write-clean a.md", "--write-clean: expected a name"),
+        ("report history.csv -o page.pdf", "--output: expected a name that ends in .html or .htm, got page.pdf"),
+        ("report history.csv --png page.jpg", "--png: expected a name that ends in .png"),
+        ("report history.csv --svg page.png", "--svg: expected a name that ends in .svg"),
+    ],
+)
+def test_a_name_says_what_is_written(folder, arguments, words, fails, monkeypatch):
+    """Parquet under a name of CSV is an error in whatever reads it next."""
+    monkeypatch.setattr("perplexity.evaluation.models.load", lambda *_, **__: pytest.fail("work was begun"))
+    fails(folder, arguments.split(), [words])
+
+
+@pytest.mark.parametrize(
     ("arguments", "names"),
     [
         ("eval model text.jsonl --json {}", ["out.json"]),
-        ("eval model text.jsonl --per-token {} --per-document {}2", ["out.json", "out.json2"]),
+        (
+            "eval model text.jsonl --per-token {}.parquet --per-document {}2.parquet",
+            ["out.json.parquet", "out.json2.parquet"],
+        ),
         ("eval model text.jsonl --reliability {}.png", ["out.json.png"]),
         ("check-data --train history.csv.txt --valid text.jsonl --write-clean {}.jsonl", ["out.json.jsonl"]),
         ("ask model text.jsonl --template question.txt --out {}.jsonl", ["out.json.jsonl"]),
-        ("report history.csv --output {}", ["out.json"]),
-        ("report history.csv --png {}", ["out.json"]),
+        ("report history.csv --output {}.html", ["out.json.html"]),
+        ("report history.csv --png {}.png", ["out.json.png"]),
     ],
 )
 def test_a_full_disk_under_every_command(folder, arguments, names, tmp_path, fails):
@@ -285,3 +319,57 @@ def test_evaluate_tells_of_an_output_before_the_work(folder):
         evaluate(None, tokenizer, [Document("a", "the cat")], per_token=folder)
     with pytest.raises(InputError, match="per_document: expected a file of its own, got another output"):
         evaluate(None, tokenizer, [], per_token=folder / "x", per_document=folder / "x")
+
+
+def standing_at(folder):
+    """Return what is no regular file, by what an error calls it."""
+    folder.joinpath("folder.txt").mkdir()
+    os.mkfifo(folder / "pipe.txt")
+    for name, target in (("device", "/dev/zero"), ("lost", folder / "absent"), ("loop", folder / "loop.txt")):
+        (folder / f"{name}.txt").symlink_to(target)
+    return {
+        "folder": "a folder",
+        "pipe": "a pipe (- reads standard input, where texts are expected)",
+        "device": "a device",
+        "lost": "no such file, but a link that leads nowhere",
+        "loop": "one that cannot be read (Too many levels of symbolic links)",
+        "none": "no such file",
+    }
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux's devices and its words for errors")
+def test_what_is_no_file_is_named(tmp_path):
+    """A pipe, a device and a link that leads to itself were "no such file"; a result file without an end filled the memory."""
+    for name, expected in standing_at(tmp_path).items():
+        path = tmp_path / f"{name}.txt"
+        assert other_than_file(path) == expected
+        if name != "folder":
+            with pytest.raises(InputError, match=re.escape(f"{path}: expected a text file, got {expected}")):
+                list(read_documents([path]))
+            if name != "none":
+                with pytest.raises(InputError, match=re.escape(f"{path}: expected a file of prompts, got {expected}")):
+                    list(read_prompts(path))
+    assert other_than_file(__file__) is None
+    with pytest.raises(InputError, match="device.txt: expected a result file of ppl eval --json, got a device"):
+        read_written(tmp_path / "device.txt", "eval")
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.txt.gz"])
+def test_a_tar_archive_is_no_text(tmp_path, name):
+    """Its header is ASCII and zeros, which is UTF-8: the archive was scored as if it were text."""
+    (tmp_path / "words.txt").write_text("the cat sat")
+    with tarfile.open(tmp_path / name, "w:gz" if name.endswith(".gz") else "w") as archive:
+        archive.add(tmp_path / "words.txt", "words.txt")
+    with pytest.raises(InputError, match=f"{name}: expected UTF-8, got a tar archive"):
+        list(read_documents([tmp_path / name]))
+
+
+@pytest.mark.parametrize("command", ["ask", "probe"])
+def test_a_template_is_named_by_its_file(tmp_path, command, capsys):
+    """The line said that a template had no place for a text, and not which file; a pipe was waited for."""
+    text, template = tmp_path / "text.jsonl", tmp_path / "question.txt"
+    text.write_text('{"text": "the cat sat"}\n')
+    template.write_text("Is it good?")
+    options = ["--judge", "none"] if command == "probe" else []
+    assert main([command, "none", str(text), "--template", str(template), *options]) == 2
+    assert f"--template {template}: expected {{text}} in it once, got it 0 times" in capsys.readouterr().err

@@ -13,7 +13,7 @@ from ..files import Output, check_outputs, write_text
 from . import tables
 from .extras import needs
 from .options import argument, by_option, option, part
-from .parts import JOURNAL_HELP, STANDARD_INPUT, TEXT_HELP, Question, Reading, Running
+from .parts import JOURNAL_HELP, STANDARD_INPUT, TEXT_HELP, Question, Reading, Running, expect_ending
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -54,8 +54,7 @@ def run(options: Options) -> int:
     question, reading, running = options.question, options.reading, options.running
     inputs = [options.model, *options.text, question.template]
     check_outputs(by_option(options, "json", "out"), inputs, folders=by_option(options, "journal"))
-    if options.out and not options.out.endswith((".jsonl", ".parquet")):
-        raise InputError(f"--out: expected a name that ends in .jsonl or .parquet, got {options.out}")
+    expect_ending("--out", options.out, ".jsonl", ".parquet")
     if STANDARD_INPUT in options.text and options.journal:
         raise InputError("-: expected a file with --journal, standard input cannot be read again")
     template = question.template_or(TEMPLATE)

@@ -14,7 +14,7 @@ from ..files import check_outputs
 from . import tables
 from .extras import needs
 from .options import by_option, option, part, typed
-from .parts import FAIL_ON_HELP, JOURNAL_HELP, JSON_HELP, SEVERITIES, STANDARD_INPUT, TEXT_HELP, Reading
+from .parts import FAIL_ON_HELP, JOURNAL_HELP, JSON_HELP, SEVERITIES, STANDARD_INPUT, TEXT_HELP, Reading, expect_ending
 from .progress import LOG_EVERY, log_every
 
 if TYPE_CHECKING:
@@ -154,8 +154,7 @@ def _check(options: Options) -> None:
         [*texts, options.tokenizer],
         folders=by_option(options, "journal", "write_split"),
     )
-    if options.write_clean and not options.write_clean.endswith((".jsonl", ".txt")):
-        raise InputError(f"--write-clean: expected a name that ends in .jsonl or .txt, got {options.write_clean}")
+    expect_ending("--write-clean", options.write_clean, ".jsonl", ".txt")
     if options.write_split:
         inputs = {os.path.realpath(path) for path in texts}
         names = {os.path.realpath(os.path.join(options.write_split, f"{side}.jsonl")) for side in ("train", "valid")}

@@ -10,7 +10,7 @@ from ..files import check_outputs
 from . import tables
 from .extras import needs
 from .options import argument, by_option, option, part
-from .parts import JSON_HELP, STANDARD_INPUT, TEXT_HELP, Reading, Running, Scoring
+from .parts import JSON_HELP, STANDARD_INPUT, TEXT_HELP, Reading, Running, Scoring, expect_ending
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -104,8 +104,9 @@ def _check(options: Options) -> None:
         [options.model, options.baseline, *options.text, *(options.train or [])],
         folders=by_option(options.scoring, "journal"),
     )
-    if options.reliability and not options.reliability.endswith((".png", ".svg")):
-        raise InputError(f"--reliability: expected a name that ends in .png or .svg, got {options.reliability}")
+    expect_ending("--per-token", options.per_token, ".parquet")
+    expect_ending("--per-document", options.per_document, ".parquet")
+    expect_ending("--reliability", options.reliability, ".png", ".svg")
 
 
 def summary(evaluation: Evaluation, baseline: dict | None = None) -> Table:

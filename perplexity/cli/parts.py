@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
+from ..files import other_than_file
 from .options import option
 
 if TYPE_CHECKING:
@@ -22,6 +23,14 @@ TEXT_HELP = (
 JOURNAL_HELP = "the same command again goes on where a killed one stopped"
 JSON_HELP = "write every number to this file"
 FAIL_ON_HELP = "exit with 1 on a finding as severe"
+
+
+def expect_ending(option: str, path: str | None, *endings: str) -> None:
+    """Raise InputError where a file's name says another format than is written; a device's says nothing."""
+    if path is None or path.endswith(endings):
+        return
+    if other_than_file(path) in (None, "no such file"):
+        raise InputError(f"{option}: expected a name that ends in {' or '.join(endings)}, got {path}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,13 +137,19 @@ class Question:
 
     def template_or(self, default: str) -> str:
         """Return the text of ``--template``'s file, else ``default``."""
+        from ..probe.ask import check_template
+
         if self.template is None:
             return default
+        if (other := other_than_file(self.template)) is not None:
+            raise InputError(f"--template: expected a text file, got {other}, {self.template}")
         try:
             with open(self.template, encoding="utf-8") as file:
-                return file.read()
+                template = file.read()
         except (OSError, UnicodeError) as error:
             raise InputError(f"--template: expected a text file, got {self.template} ({error})")
+        check_template(f"--template {self.template}", template)
+        return template
 
 
 @dataclass(frozen=True, kw_only=True)

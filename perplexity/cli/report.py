@@ -8,7 +8,7 @@ from ..errors import InputError, visible
 from ..files import check_outputs
 from .extras import needs
 from .options import argument, option, part
-from .parts import Curves
+from .parts import Curves, expect_ending
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +40,9 @@ def run(options: Options) -> int:
     check_outputs(outputs, [*inputs, *history_files(options.history)])
     if not any(outputs.values()):
         raise InputError("report: expected -o, --png or --svg, got none")
+    expect_ending("--output", options.output, ".html", ".htm")
+    expect_ending("--png", options.png, ".png")
+    expect_ending("--svg", options.svg, ".svg")
     history = options.curves.read(options.history)
     digest = history.digest()
     diagnosis = diagnose(digest, **options.curves.judged(), notes=history.notes)

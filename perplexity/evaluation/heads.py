@@ -215,6 +215,11 @@ def _held(layer, model) -> tuple[Tensor, Tensor | None, bool]:
     with fetched(layer):
         weight, bias = getattr(layer, "weight", None), getattr(layer, "bias", None)
         if _plain(weight) and (bias is None or _plain(bias)):
+            if weight.dim() != 2:
+                raise InputError(
+                    f"model: expected a last linear layer with a weight [V, D], got {type(layer).__name__} with a "
+                    f"weight of shape {tuple(weight.shape)}; give a LanguageModel (hidden_states, head, logits)"
+                )
             return weight, bias, False
         width = getattr(model.config.get_text_config(), "hidden_size", None)
         training, layer.training = layer.training, False  # bitsandbytes computes otherwise in training
@@ -265,8 +270,9 @@ def _dequantised(layer, width: int | None, dtype: torch.dtype) -> tuple[Tensor, 
     first = [weight.dtype] if scaled else []
     wanted = list(dict.fromkeys([*first, dtype, torch.float32, torch.bfloat16, torch.float16]))
     expected = (
-        f"model: expected a head whose weight can be read, got {kind}, which is quantised: load the model with the "
-        "head kept out of the quantisation (lm_head among modules_to_not_convert or llm_int8_skip_modules)"
+        f"model: expected a head whose weight can be read, got {kind}: if it is quantised, load the "
+        "model with the head kept out of that (lm_head among modules_to_not_convert or llm_int8_skip_modules); "
+        "if it is not one linear layer, give a LanguageModel (hidden_states, head, logits)"
     )
     dtype = _taken(layer, width, device, wanted, expected)
     with theirs(expected), _without_bias(layer) as bias:
@@ -285,7 +291,7 @@ def _dequantised(layer, width: int | None, dtype: torch.dtype) -> tuple[Tensor, 
     if not apart <= ROUNDS_INPUTS:
         raise InputError(
             f"{expected}; its products differ from those with its dequantised weight by {apart:.2g}, for it "
-            "rounds its inputs, too"
+            "rounds its inputs, too, or is not linear"
         )
     return weight, bias
 
@@ -357,9 +363,9 @@ def before_head(model, forward: Callable | None = None, **inputs) -> Tensor | No
     return seen[0] if seen else None
 
 
-def options(module, **wanted: Any) -> dict:
-    """Return those of ``wanted`` that the forward of ``module`` takes."""
-    parameters = inspect.signature(module.forward).parameters
+def options(call: Callable, **wanted: Any) -> dict:
+    """Return those of ``wanted`` that ``call`` takes."""
+    parameters = inspect.signature(call).parameters
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
         return wanted
     return {name: value for name, value in wanted.items() if name in parameters}

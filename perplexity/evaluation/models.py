@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +28,7 @@ from .heads import (
     head_of,
     no_rounding,
     options,
+    output_layer,
     tolerance,
     weight_and_bias,
 )
@@ -103,7 +104,13 @@ class HuggingFaceModel:
                 )
             logits = self.logits(input_ids)
         weight, bias, quantised = held = weight_and_bias(model)
-        if isinstance(logits, Tensor) and logits.dim() == 3 and hidden.shape[-1] == weight.shape[1]:
+        if isinstance(logits, Tensor) and logits.dim() == 3:
+            if hidden.shape[-1] != weight.shape[1] or logits.shape[-1] > len(weight):
+                raise InputError(
+                    f"model: expected a last linear layer with a weight [V, D] = [{logits.shape[-1]}, "
+                    f"{hidden.shape[-1]}], as logits and hidden states are, got {type(output_layer(model)).__name__} "
+                    f"with {list(weight.shape)}; give a LanguageModel (hidden_states, head, logits)"
+                )
             seen = hidden[0, -logits.shape[1] :].to(weight.device)
             find_rule(model, Head(weight, bias, quantised=quantised), seen, logits[0])
             self.head = head_of(model, held)
@@ -127,27 +134,37 @@ class HuggingFaceModel:
     def _before_head(self, input_ids: Tensor) -> Tensor | None:
         self._forget()
         with self._forward():
-            found = before_head(self.model, input_ids=input_ids, **options(self.model, use_cache=False))
-        rows = found is not None and found.dim() == 2 and len(found) == input_ids.numel()
+            found = before_head(self.model, input_ids=input_ids, **options(self.model.forward, use_cache=False))
+        if not (isinstance(found, Tensor) and found.is_floating_point()):
+            return None  # the input embedding is the output layer, and was called with ids
+        rows = found.dim() == 2 and len(found) == input_ids.numel()
         return found.unflatten(0, tuple(input_ids.shape)) if rows else found
 
     def _last_of(self, body, input_ids: Tensor) -> Tensor:
         self._forget()
         with self._forward():
-            found = body(input_ids=input_ids, **options(body, use_cache=False))
-            return found.last_hidden_state if hasattr(found, "last_hidden_state") else found[0]
+            return last_hidden_state(body(input_ids=input_ids, **options(body.forward, use_cache=False)))
 
     def logits(self, input_ids: Tensor) -> Tensor:
         self._forget()
         with self._forward():
-            found = self.model(input_ids=input_ids, **options(self.model, use_cache=False))
+            found = self.model(input_ids=input_ids, **options(self.model.forward, use_cache=False))
             if isinstance(found, tuple):  # of a class that gives no names
                 found = next((t for t in found if isinstance(t, Tensor) and t.dim() == 3), found[0])
-            found = getattr(found, "logits", found)
+            found = found.get("logits") if isinstance(found, Mapping) else getattr(found, "logits", found)
         return found.to(self.head.weight.device) if isinstance(found, Tensor) else found
 
     def _forward(self):
         return theirs(f"model: expected a forward pass of {type(self.model).__name__}, got one that fails")
+
+
+def last_hidden_state(outputs) -> Tensor:
+    """Return the hidden states [B, T, D] of a body's outputs, which have names or are a tuple."""
+    if isinstance(outputs, Mapping):
+        return outputs["last_hidden_state"]
+    if isinstance(outputs, tuple):
+        return outputs[0]
+    return outputs if isinstance(outputs, Tensor) else outputs.last_hidden_state
 
 
 def _own(module) -> list[Tensor]:
@@ -224,17 +241,49 @@ def context_notes(model: LanguageModel, context_length: int) -> list[str]:
 
 
 @contextmanager
-def evaluation_mode(network: LanguageModel):
-    """Every module behind ``network`` in evaluation mode, and each put back as it was."""
+def mode(network: LanguageModel, training: bool):
+    """Every module behind ``network`` in training or in evaluation mode, and each put back as it was.
+
+    Running statistics (batch norm) are never trained: their modules stay in evaluation.
+    """
     parts = [part for module in modules(network) for part in module.modules()]
-    training = [part.training for part in parts]
+    before = [part.training for part in parts]
     for part in parts:
-        part.training = False
+        part.training = training and getattr(part, "running_mean", None) is None
     try:
         yield
     finally:
-        for part, was in zip(parts, training, strict=True):
+        for part, was in zip(parts, before, strict=True):
             part.training = was
+
+
+def evaluation_mode(network: LanguageModel):
+    """Every module behind ``network`` in evaluation mode, and each put back as it was."""
+    return mode(network, training=False)
+
+
+@contextmanager
+def seeded(network: HuggingFaceModel):
+    """The same random numbers each time, and afterwards those that were next before."""
+    weight = network.head.weight
+    with torch.random.fork_rng([weight.device] if weight.is_cuda else []):
+        torch.manual_seed(0)
+        yield
+
+
+@torch.no_grad()
+def same_body_in_training(network: HuggingFaceModel, ids: np.ndarray) -> bool:
+    """Return whether in training, too, nothing lies between the body's hidden states of ``ids`` [n] and the head."""
+    if network.body is None:
+        return True
+    input_ids = torch.from_numpy(ids[None]).to(network.head.weight.device)
+    with mode(network, training=True):
+        with seeded(network):
+            own = network._before_head(input_ids)
+        with seeded(network):
+            of_body = network._last_of(network.body, input_ids)
+    # A head that is called by parts, or on other axes, shows nothing: the losses are compared next.
+    return own is None or own.shape != of_body.shape or _equal(own, of_body)
 
 
 def as_language_model(model) -> LanguageModel:

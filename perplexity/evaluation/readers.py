@@ -17,6 +17,7 @@ import numpy as np
 
 from .. import checks
 from ..errors import InputError, check_encoding, check_unicode, each_of_theirs, spelled, theirs
+from ..files import other_than_file
 from .documents import Document
 
 STANDARD_INPUT = "-"
@@ -76,8 +77,8 @@ def _read(paths: Iterable[str | Path], options: ReadOptions) -> Iterator[Documen
         if path.is_dir():
             yield from _read_datasets_folder(path, options)
             continue
-        if not path.is_file():
-            raise InputError(f"{path}: expected a text file, got no such file")
+        if (other := other_than_file(path)) is not None:
+            raise InputError(f"{path}: expected a text file, got {other}")
         name, read = _format(path)
         if name in _FILES:
             yield from read(path, options)

@@ -13,7 +13,7 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from .. import checks
 from ..errors import InputError
-from ..files import write_text
+from ..files import other_than_file, write_text
 from ..metric import exp
 from .uncertainty import uncertainty
 
@@ -180,6 +180,8 @@ def described_result(record: Mapping) -> str | None:
 def read_written(path: str | Path, command: str) -> dict:
     """Return what ``ppl COMMAND --json`` wrote; InputError where the file is none, or another command's."""
     expected = f"{path}: expected a result file of ppl {command} --json"
+    if (other := other_than_file(path)) in ("a device", "a disk"):  # has no end; a pipe has one
+        raise InputError(f"{expected}, got {other}")
     try:
         raw = Path(path).read_bytes()
         record = parsed(raw.decode("utf-8-sig"))

@@ -18,7 +18,7 @@ from ..arguments import check_backend
 from ..errors import InputError, InputTypeError, needing
 from ..evaluation import models
 from ..evaluation.evaluator import evaluation_mode
-from ..evaluation.heads import before_head, output_layer
+from ..evaluation.heads import before_head, options, output_layer
 from ..kernels import reference
 from ..losses import cross_entropy, linear_cross_entropy
 from ..metric import float64_sum
@@ -42,6 +42,7 @@ class LossRule:
     body: bool = True  # the head multiplies the body's last hidden states, with nothing between
     shift: bool = True  # a position is scored on the next one's label; decoders as Bart's take labels as they are
     items: bool = True  # the sum is divided by num_items_in_batch where that is given
+    named: bool = True  # the outputs have names; some classes give tuples, whatever return_dict is
 
 
 class FusedLoss:
@@ -75,14 +76,13 @@ class FusedLoss:
         rest = {name: value for name, value in given.items() if name not in (*OF_LOSS, "logits_to_keep")}
         return_dict = rest.pop("return_dict", None)
         return_dict = getattr(module.config, "return_dict", True) if return_dict is None else return_dict
-        parameters = inspect.signature(body.forward if self.rule.body else body).parameters.values()
-        if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
-            rest = {name: value for name, value in rest.items() if name in {parameter.name for parameter in parameters}}
+        rest = options(body.forward if self.rule.body else body, **rest, return_dict=True)
         if self.rule.body:
-            outputs = body(**rest, return_dict=True)
-            hidden = outputs.last_hidden_state
+            outputs = body(**rest)
+            hidden = models.last_hidden_state(outputs)
+            outputs = outputs if isinstance(outputs, Mapping) else {}
         else:  # the model's own forward without labels, up to its output layer
-            outputs, hidden = {}, before_head(module, body, **rest, return_dict=True)
+            outputs, hidden = {}, before_head(module, body, **rest)
         head = models.head_of(module)
         labels, shift = _labels(given, self.rule)
         items = given.get("num_items_in_batch") if self.rule.items else None
@@ -104,7 +104,7 @@ class FusedLoss:
             hidden_states=outputs.get("hidden_states"),
             attentions=outputs.get("attentions"),
         )
-        return found if return_dict else found.to_tuple()
+        return found if return_dict and self.rule.named else found.to_tuple()
 
     def undo(self) -> None:
         """The model as it was; nothing where it was undone before."""
@@ -135,11 +135,12 @@ def use_fused_loss(model, *, backend: str | None = None) -> FusedLoss:
 
     The model is checked at once. Terms that its forward adds to the token loss are looked for in the
     forward's source code with the values of their coefficients. Then loss, gradient and head are
-    compared with the model's own on a few positions.
+    compared with the model's own on a few positions, in evaluation and in training.
 
     Raises:
         InputError: The loss is not the mean of −log p alone (a router's auxiliary loss, a z-loss, a scaled
-            loss), or the head has another adapter than LoRA, or one with dropout.
+            loss, a mean of the sequences' means), training changes what follows the hidden states, or the
+            head has another adapter than LoRA, or one with dropout.
     """
     check_backend(backend)
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
@@ -161,26 +162,41 @@ def use_fused_loss(model, *, backend: str | None = None) -> FusedLoss:
     ids = np.arange(count) % head.weight.shape[0]
     with evaluation_mode(network), torch.no_grad():
         models.verify(network, ids, len(ids))
-        own = _Losses(inner, ids, network)
-        rule = own.rule()
-        own.expect_plain(rule)
-        handle = FusedLoss(inner, backend, rule)
-        try:
-            own.expect_equal(_Losses(inner, ids, network), head, rule)
-        except BaseException:
+    if not models.same_body_in_training(network, ids):
+        network.body = None  # dropout between body and head, for one
+    rule = None
+    for training in (False, True):
+        with models.mode(network, training), torch.no_grad():
+            own = _Losses(inner, ids, network)
+            rule = rule or own.rule()
+            own.expect_plain(rule)
+            handle = FusedLoss(inner, backend, rule)
+            try:
+                own.expect_equal(_Losses(inner, ids, network), head, rule)
+            except BaseException:
+                handle.undo()
+                raise
+        if not training:
             handle.undo()
-            raise
     return handle
 
 
 class _Losses:
-    """A model's loss of a few positions and its gradient of the hidden states, as the model is now."""
+    """A model's loss of a few positions and its gradient of the hidden states, as the model is now.
+
+    The positions are two sequences with different numbers of labels, among these the ids that a loss may
+    leave out: 0 and the configuration's special tokens. Random numbers are the same each time.
+    """
 
     def __init__(self, model, ids: np.ndarray, network: models.HuggingFaceModel) -> None:
         self.name, self.body = type(model).__name__, network.body is not None
-        input_ids = torch.from_numpy(ids)[None].to(network.head.weight.device)
+        self.when = " in training" if model.training else ""
+        rows = network.head.weight.shape[0]
+        input_ids = torch.from_numpy(np.stack([ids, ids[::-1]])).to(network.head.weight.device)
         self.labels = input_ids.clone()
-        self.labels[:, 3:5] = IGNORED
+        self.labels[0, 3:5] = self.labels[1, : len(ids) // 2] = IGNORED
+        special = torch.tensor(_special_ids(model.config.get_text_config(), rows)[: len(ids) // 2])
+        self.labels[1, len(ids) - len(special) :] = special.to(self.labels)
         leaves: list[Tensor] = []
 
         def cut(hidden: Tensor) -> Tensor:
@@ -202,21 +218,26 @@ class _Losses:
             hook = network.body.register_forward_hook(after_body)
         else:
             hook = output_layer(model).register_forward_pre_hook(before_head)
-        with hook, torch.enable_grad():
-            found = model(input_ids=input_ids, labels=self.labels)
-            self.loss = found.loss.item()
+        given = dict(input_ids=input_ids, labels=self.labels)
+        with models.seeded(network), hook, torch.enable_grad():
+            found = model(**given)
+            self.named = not isinstance(found, tuple) or not getattr(model.config, "return_dict", True)
+            loss, logits = _loss_and_logits(found)
+            if not isinstance(loss, Tensor) or loss.numel() != 1:
+                got = type(found).__name__ if loss is None else checks.shown(loss)
+                raise InputError(f"model: expected a loss where labels are given, {self.name} gives {got}")
+            self.loss = loss.item()
             self.hidden = leaves[0] if leaves else None
-            self.gradient = self._gradient(found.loss)
+            self.gradient = self._gradient(loss)
             self.plain: dict[bool, tuple[float, Tensor | None]] = {}  # with and without a shift
-            self.wide = found.loss.dtype in (torch.float32, torch.float64)
-            logits = found.logits
+            self.wide = loss.dtype in (torch.float32, torch.float64)
             if isinstance(logits, Tensor) and logits.shape[:2] == self.labels.shape:
                 self.exact_logits = logits.dtype in (torch.float32, torch.float64)
                 # 16-bit logits are compared in float32, as transformers computes its loss.
-                self.plain = {shift: self._plain(logits[0].float(), shift) for shift in (True, False)}
+                self.plain = {shift: self._plain(logits.float(), shift) for shift in (True, False)}
         try:  # as a sum over a number of items, too
-            given = dict(input_ids=input_ids, labels=self.labels)
-            self.over_items = model(**given, num_items_in_batch=7).loss.item()
+            with models.seeded(network):
+                self.over_items = _loss_and_logits(model(**given, num_items_in_batch=7))[0].item()
         except TypeError:  # then Trainer gives it none either
             self.over_items = None
 
@@ -227,9 +248,10 @@ class _Losses:
         return None if found is None else found.float()
 
     def _plain(self, logits: Tensor, shift: bool) -> tuple[float, Tensor | None]:
-        target = self.labels[0, 1:] if shift else self.labels[0]
-        logits = logits[:-1] if shift else logits
-        loss = torch.nn.functional.cross_entropy(logits, target.to(logits.device), ignore_index=IGNORED)
+        target = self.labels[:, 1:] if shift else self.labels
+        logits = logits[:, :-1] if shift else logits
+        target = target.to(logits.device).flatten()
+        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), target, ignore_index=IGNORED)
         return loss.item(), self._gradient(loss)
 
     def rule(self) -> LossRule:
@@ -237,7 +259,8 @@ class _Losses:
         tolerance = self._tolerance()
         same = {shift: _near(self.loss, plain, tolerance) for shift, (plain, _) in self.plain.items()}
         counted = self.over_items is None or not _near(self.over_items, self.loss, tolerance)
-        return LossRule(self.body, shift=same.get(True, True) or not same.get(False), items=counted)
+        shift = same.get(True, True) or not same.get(False)
+        return LossRule(self.body, shift=shift, items=counted, named=self.named)
 
     def _tolerance(self) -> float:
         # Float32: sums of V terms, 1e-6 relative. A loss that the model rounds to 16 bits: 2⁻⁸.
@@ -272,8 +295,9 @@ class _Losses:
             fused.hidden = fused.hidden.detach().float().requires_grad_()
             bias = None if head.bias is None else head.bias.float()
             given = dict(softcap=head.softcap, logit_scale=head.logit_scale)
-            hidden = fused.hidden[0].to(head.weight.device)
-            _, exact = fused._plain(reference.logits(hidden, head.weight.float(), bias, **given), rule.shift)
+            hidden = fused.hidden.to(head.weight.device).flatten(0, 1)
+            logits = reference.logits(hidden, head.weight.float(), bias, **given)
+            _, exact = fused._plain(logits.unflatten(0, self.labels.shape), rule.shift)
         rounding = 0.0
         if unrounded:
             self._expect_gradient(self.gradient, exact, tolerance)
@@ -284,7 +308,7 @@ class _Losses:
     def _expect(self, what: str, got: float, expected: float, tolerance: float) -> None:
         if not _near(got, expected, tolerance):
             raise InputError(
-                f"model: expected the {what} of next tokens, {self.name}'s own is {got:.6g} where that is "
+                f"model: expected the {what} of next tokens{self.when}, {self.name}'s own is {got:.6g} where that is "
                 f"{expected:.6g}"
             )
 
@@ -294,9 +318,27 @@ class _Losses:
         difference = (got.to(expected.device) - expected).norm().item()
         if not difference <= tolerance * expected.norm().item():
             raise InputError(
-                f"model: expected the gradient of the mean loss of next tokens, {self.name}'s own differs "
-                f"by {difference / expected.norm().item():.2g} of its norm"
+                f"model: expected the gradient of the mean loss of next tokens{self.when}, {self.name}'s own "
+                f"differs by {difference / expected.norm().item():.2g} of its norm"
             )
+
+
+def _special_ids(config, rows: int) -> list[int]:
+    """Return 0 and the ids of special tokens that a configuration names, of those below ``rows``."""
+    named = [value for name, value in vars(config).items() if name.endswith("_token_id")]
+    found = [one for value in named for one in (value if isinstance(value, list) else [value])]
+    return list(dict.fromkeys(one for one in [0, *found] if isinstance(one, int) and 0 <= one < rows))
+
+
+def _loss_and_logits(output) -> tuple[Tensor | None, Tensor | None]:
+    """Return loss and logits of a forward that was given labels; None for what it does not give."""
+    if isinstance(output, tuple):
+        loss, logits = (*output, None)[:2]
+        return loss, logits
+    if isinstance(output, Tensor):  # of a class that gives its loss alone
+        return output, None
+    get = output.get if isinstance(output, Mapping) else functools.partial(getattr, output)
+    return get("loss", None), get("logits", None)
 
 
 def _near(got: float, expected: float, tolerance: float) -> bool:

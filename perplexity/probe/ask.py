@@ -71,6 +71,14 @@ class Answer:
         return self.p_yes / both if both > 0 else None
 
 
+def check_template(name: str, template: str) -> None:
+    """Raise InputError that begins with ``name`` unless a question has one place for a text."""
+    if template.count(PLACE) != 1:
+        raise InputError(f"{name}: expected {PLACE} in it once, got it {template.count(PLACE)} times")
+    if template.count(PROMPT) > 1:
+        raise InputError(f"{name}: expected {PROMPT} in it once at most, got it {template.count(PROMPT)} times")
+
+
 class Questioner:
     """A model, its tokenizer and a question; ``ask`` answers it for texts.
 
@@ -94,10 +102,7 @@ class Questioner:
         for name, text in (("template", template), ("yes", yes), ("no", no)):
             checks.text(name, text)
             check_unicode(name, text)
-        if template.count(PLACE) != 1:
-            raise InputError(f"template: expected {PLACE} in it once, got it {template.count(PLACE)} times")
-        if template.count(PROMPT) > 1:
-            raise InputError(f"template: expected {PROMPT} in it once at most, got it {template.count(PROMPT)} times")
+        check_template("template", template)
         self.network = models.as_language_model(model)
         check_tokenizer(tokenizer)
         self.tokenizer, self.template = tokenizer, template

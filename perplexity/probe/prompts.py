@@ -20,6 +20,7 @@ from ..evaluation.readers import (
     text_in,
 )
 from ..evaluation.tokens import text_of, token_ids
+from ..files import other_than_file
 from .settings import GenerationSettings
 
 LEAST_REFERENCE = 16  # tokens that are left of a document for a reference; a shorter one is passed over
@@ -71,8 +72,8 @@ def read_prompts(
     file = Path(path)
     kind = name.removesuffix(".gz").removesuffix(".zst")
     if kind.endswith((".txt", ".jsonl")) and not file.is_dir():
-        if not file.is_file():
-            raise InputError(f"{file}: expected a file of prompts, got no such file")
+        if (other := other_than_file(file)) is not None:
+            raise InputError(f"{file}: expected a file of prompts, got {other}")
         with opened(file) as stream:
             read = _lines if kind.endswith(".txt") else _objects
             yield from read(stream, file, options, prompt_column, reference_column)

@@ -162,10 +162,10 @@ def test_float32_logits_under_autocast(model, tokenizer):
 def test_the_domains_table_is_capped(model, tokenizer):
     from rich.console import Console
 
-    from perplexity.evaluation import tables
+    from perplexity.cli import eval as command
 
     documents = [Document(f"[bold]{i}", "the cat", f"[/d]{i}") for i in range(30)]
     console = Console(record=True, width=120, file=open(os.devnull, "w"))  # noqa: SIM115
-    tables.show(evaluate(model, tokenizer, documents), console)
+    command.show(evaluate(model, tokenizer, documents), console)
     shown = console.export_text()
     assert "10 more in the JSON" in shown and "[/d]1" in shown and "[bold]0" in shown

@@ -125,17 +125,17 @@ def test_a_command_runs_once_for_each_finding(tmp_path, capfd):
         "import os; e = os.environ; "
         f"print(e['PPL_SIGNAL'], e['PPL_SEVERITY'], e['PPL_STEP'], e['PPL_EVIDENCE'], file=open({str(out)!r}, 'a'))"
     )
-    told = set()
-    command = f'{sys.executable} -c "{code}"'
-    command._tell(FINDINGS[:1], told, command)
-    command._tell(FINDINGS, told, command)
+    reported = set()
+    words = f'{sys.executable} -c "{code}"'
+    command._report(FINDINGS[:1], reported, words)
+    command._report(FINDINGS, reported, words)
     assert out.read_text().splitlines() == [
         "spike info 1200 up by 0.5",
         "overfitting danger 2000 rose by 0.25",
     ]
     assert capfd.readouterr().err == ""
     worse = dataclasses.replace(FINDINGS[0], severity="warning")
-    command._tell([worse], told, "exit 7")
+    command._report([worse], reported, "exit 7")
     assert "ended with 7" in capfd.readouterr().err
-    command._tell([dataclasses.replace(worse, severity="danger")], told, None)
-    assert ("spike", "danger") in told
+    command._report([dataclasses.replace(worse, severity="danger")], reported, None)
+    assert ("spike", "danger") in reported

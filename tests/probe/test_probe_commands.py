@@ -168,7 +168,10 @@ def test_ask(folder, monkeypatch, capsys, suffix):
         (("ask", "checkpoint-40", "texts.jsonl", "--yes", "no"), "yes, no: expected answers that differ"),
         (("ask", "checkpoint-40", "-", "--journal", "j"), "-: expected a file with --journal"),
         (("ask", "checkpoint-40", "texts.jsonl", "--batch-size", "0"), "batch_size: expected at least 1"),
-        (("ask", "checkpoint-40", "texts.jsonl", "--template", "mine.py"), "template: expected {text} in it once"),
+        (
+            ("ask", "checkpoint-40", "texts.jsonl", "--template", "mine.py"),
+            "--template mine.py: expected {text} in it once",
+        ),
     ],
 )
 def test_bad_input_is_one_line(folder, monkeypatch, capsys, arguments, words):
