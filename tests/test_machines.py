@@ -1,6 +1,8 @@
 """Other machines: without the optional packages, and with another default encoding."""
 
 import ast
+import importlib.metadata
+import re
 import sys
 from pathlib import Path
 
@@ -133,3 +135,39 @@ def test_text_without_an_encoding_is_found():
     }
     for code, expected in calls.items():
         assert _opens_text(ast.parse(code, mode="eval").body) is expected, code
+
+
+def test_the_extras_bring_what_commands_need():
+    """Each module that a command asks for comes with the extra that its error names, by the package's metadata."""
+    brought = _brought()
+    asked = 0
+    for path in sorted((ROOT / "perplexity" / "cli").glob("*.py")):
+        for call in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(call, ast.Call) and getattr(call.func, "id", None) == "needs":
+                for keyword in call.keywords:
+                    modules = {node.value for node in ast.walk(keyword.value) if isinstance(node, ast.Constant)}
+                    assert {name.replace("_", "-") for name in modules} <= brought[keyword.arg], (
+                        path.name,
+                        keyword.arg,
+                    )
+                    asked += len(modules)
+    assert asked > 20
+
+
+def _brought() -> dict[str, set[str]]:
+    """Return the distributions of every extra, those of the extras that it names among them."""
+    direct: dict[str, set[str]] = {}
+    for line in importlib.metadata.requires("fused-perplexity"):
+        wanted, _, marker = line.partition(";")
+        if (extra := re.search(r"extra == ['\"](.+?)['\"]", marker)) is not None:
+            direct.setdefault(extra[1], set()).add(wanted.strip())
+    brought = {}
+    for extra in direct:
+        left, brought[extra] = [extra], set()
+        while left:
+            for wanted in direct[left.pop()]:
+                if wanted.startswith("fused-perplexity["):
+                    left += re.search(r"\[(.+)\]", wanted)[1].split(",")
+                else:
+                    brought[extra].add(re.match(r"[\w-]+", wanted)[0])
+    return brought
