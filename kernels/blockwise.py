@@ -3,7 +3,7 @@
 The vocabulary is walked in blocks with a running maximum and running sums (Milakov & Gimelshein 2018, arXiv:1805.02867);
 the logits of a block live in one reused buffer, of a size that ``blocks.py`` derives from the caches. Exponentials are
 powers of 2, which PyTorch computes three times as fast as ``exp`` on CPUs where that is left to Intel's library.
-Formulas: ``kernels/__init__.py``. float64 inputs give float64 sums. Class weights may also be [N, V] here, weights of a
+Formulas: ``sums.py``. float64 inputs give float64 sums. Class weights may also be [N, V] here, weights of a
 token's own: what class-probability targets are.
 
 Cost: 2·N·V·D operations forward; blocks of at most ``memory_limit`` bytes, all copies counted, and vectors of N.
@@ -19,20 +19,13 @@ from dataclasses import dataclass
 
 import torch
 
-from . import MAX, SUM_EXP, SUMS, TARGET
-from .blocks import block_shape
+from .blocks import block_shape, values_are_here
 from .chunks import accumulate_gradients, gradient_block, product_buffer, product_buffer_bytes
-from .logit_blocks import Logits, values_are_here
+from .logit_blocks import Logits
+from .sums import MAX, NO_POWER, SUMS, finished, finite
 
 FORWARD_LIMIT, BACKWARD_LIMIT = 12 << 20, 16 << 20
 LOG2E, LN2 = 1 / math.log(2), math.log(2)
-# 2 to this power, and e, is 0 in float64 too, and so is its product with a finite number: with −inf it would be no number.
-NO_POWER = -2000.0
-
-
-def finite(maximum: torch.Tensor) -> torch.Tensor:
-    """Logits of −inf alone (a bias may hold them) are taken from 0: any finite reference avoids inf − inf."""
-    return torch.where(maximum == -torch.inf, 0.0, maximum)
 
 
 @dataclass
@@ -114,15 +107,6 @@ class RunningSums:
 
     def finish(self, vocabulary: int, ignore_index: int) -> torch.Tensor:
         return finished(self.rows, self.target, vocabulary, ignore_index)
-
-
-def finished(rows: torch.Tensor, target: torch.Tensor, vocabulary: int, ignore_index: int) -> torch.Tensor:
-    """Sums [5, N], overwritten, with what only the whole vocabulary can tell: ignored tokens, targets outside it."""
-    rows[TARGET].masked_fill_((target < 0) | (target >= vocabulary), torch.nan)
-    ignored = target == ignore_index
-    rows.masked_fill_(ignored, 0.0)
-    rows[SUM_EXP].masked_fill_(ignored, 1.0)
-    return rows
 
 
 def sums_derivative(
@@ -317,34 +301,3 @@ def linear_nll_grad(
         grad_weight=kept,
         ignored=ignored,
     )
-
-
-def merge(
-    partials: torch.Tensor,
-    target: torch.Tensor,
-    weights: torch.Tensor | None = None,
-    *,
-    vocabulary: int,
-    ignore_index: int,
-) -> torch.Tensor:
-    """Fold the sums of parts of the vocabulary, [5, parts, N], into [5, N] in their order; marks as the kernel of that name.
-
-    A target in [0, ``vocabulary``) lies in one part; the others have 0 in ``TARGET``. An empty part is −inf, 0, 0, 0, 0.
-    """
-    maximum, sum_exp, at_target, logit_sum, exp_shift = partials
-    top = maximum.amax(0)
-    moved = torch.where(sum_exp > 0, maximum - finite(top), 0.0)
-    decay = torch.where(sum_exp > 0, moved.exp(), 0.0)
-    folded = [
-        top,
-        (decay * sum_exp).sum(0),
-        at_target.sum(0),
-        (logit_sum if weights is None else logit_sum + weights[:, None] * moved).sum(0),
-        (decay * (exp_shift + sum_exp * moved.clamp_min(NO_POWER))).sum(0),
-    ]
-    return finished(torch.stack(folded), target, vocabulary, ignore_index)
-
-
-def with_positions(logits: torch.Tensor) -> torch.Tensor:
-    """Logits [N, V] or [N, V, T] as [N, V, T]; token n · T + t is logits[n, :, t]."""
-    return logits if logits.dim() == 3 else logits[:, :, None]

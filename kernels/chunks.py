@@ -11,8 +11,7 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-from .blocks import block_shape, multiplies_16_bits
-from .logit_blocks import values_are_here
+from .blocks import block_shape, multiplies_16_bits, values_are_here
 
 
 def _buffer_dtype(hidden: torch.Tensor) -> torch.dtype | None:

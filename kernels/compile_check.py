@@ -27,10 +27,9 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from . import SUMS
-from .blockwise_kl import KL_ROWS
 from .fingerprint import kernels_hash
 from .launch import INTERPRETED, Launch, Target, recording
+from .sums import DIVERGENCE_ROWS, SUMS
 
 TARGETS = {
     "sm_80": Target("cuda", 80, 32),
@@ -162,7 +161,7 @@ def launches(case: Case) -> list[tuple[ASTSource, dict]]:
             p_head = head("p_", layout="odd", dtype=torch.float32) if mixed else head("p_")
             rules = dict(p_rule=(softcap("p_"), 0.5), q_rule=(softcap("q_"), 0.5))
             linear_kl.linear_kl(p_head, head("q_"), **rules)
-            linear_kl.linear_kl_grad(row(), row(KL_ROWS), p_head, head("q_"), **rules)
+            linear_kl.linear_kl_grad(row(), row(DIVERGENCE_ROWS), p_head, head("q_"), **rules)
         else:
             positions = (7 if case.layout == "odd" else 16) if "positions" in case.features else 1
             items = tokens // positions

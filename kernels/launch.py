@@ -11,6 +11,8 @@ import torch
 import triton
 import triton.language as tl
 
+from . import sums
+
 INTERPRETED: bool = triton.knobs.runtime.interpret
 
 
@@ -86,9 +88,7 @@ def widen_products(target: Target, dtype: torch.dtype) -> bool:
 
 
 LOG2_E = tl.constexpr(1.4426950408889634)
-# e to this power is 0, and so is its product with a finite number; with −inf, which a difference of finite logits may be,
-# it would be no number.
-NO_POWER = tl.constexpr(-2000.0)
+NO_POWER = tl.constexpr(sums.NO_POWER)
 
 
 @triton.jit

@@ -7,8 +7,8 @@ With a the logits of P and b those of Q (each softcap · tanh(logit_scale · (hi
 
     ∂KL/∂b = q − p        ∂KL/∂a = p · ((log p − log q) − KL)
 
-``KL_ROWS`` numbers a token, (m_p, s_p, m_q, s_q, gap), kept as running values over a span of the vocabulary; ``merge``
-folds spans, in plain PyTorch on vectors, for both backends. The gradient kernel recomputes both tiles of logits and
+The five numbers of a token, (m_p, s_p, m_q, s_q, gap), are running values over a span of the vocabulary, which
+``merge_divergence`` folds in plain PyTorch on vectors, for both backends. The gradient kernel recomputes both tiles of logits and
 writes the tile of one side's logit gradient; the products with it are the vendor library's (``chunks``).
 
 Cost: 2·N·V·(D_p + D_q) operations forward, again that and 4·N·V·D for each side's gradients; temporary memory
@@ -21,7 +21,6 @@ import torch
 import triton
 import triton.language as tl
 
-from .blockwise_kl import KL_ROWS, Head, Rule, gradient_vectors, merge
 from .chunks import accumulate_gradients, gradient_block
 from .launch import current_target, launch, widen_products
 from .linear_nll import GROUP, MEMORY_LIMIT, SPAN, span_and_row
@@ -36,6 +35,9 @@ from .logit_tile import (
     tile_configuration,
     vectorised,
 )
+from .sums import DIVERGENCE_ROWS, Head, divergence_vectors, merge_divergence
+
+Rule = tuple[float | None, float]  # softcap, logit_scale
 
 
 @triton.jit
@@ -351,13 +353,13 @@ def linear_kl(
     """
     tokens, vocabulary = p_head[0].shape[0], p_head[1].shape[0]
     spans = triton.cdiv(vocabulary, SPAN)
-    size = max(1, memory_limit // (4 * KL_ROWS * spans))
+    size = max(1, memory_limit // (4 * DIVERGENCE_ROWS * spans))
     chunks = []
     for start in range(0, tokens, size):
         heads = [(head[0][start : start + size], *head[1:]) for head in (p_head, q_head)]
         arguments, constants, options = _arguments(*heads, (p_rule, q_rule), may_describe=True)
         here = heads[0][0].shape[0]
-        partials = p_head[0].new_empty((KL_ROWS, spans, here), dtype=torch.float32)
+        partials = p_head[0].new_empty((DIVERGENCE_ROWS, spans, here), dtype=torch.float32)
         launch(
             _kl_partials_kernel,
             (triton.cdiv(here, constants["BLOCK_N"]) * spans,),
@@ -365,8 +367,8 @@ def linear_kl(
             constants | dict(SPAN=SPAN, GROUP=GROUP, PARTS=4 if constants["DESCRIBED"] else 1),
             options,
         )
-        chunks.append(merge(partials))
-    return torch.cat(chunks, dim=1) if chunks else p_head[0].new_empty((KL_ROWS, 0), dtype=torch.float32)
+        chunks.append(merge_divergence(partials))
+    return torch.cat(chunks, dim=1) if chunks else p_head[0].new_empty((DIVERGENCE_ROWS, 0), dtype=torch.float32)
 
 
 def linear_kl_grad(
@@ -382,7 +384,7 @@ def linear_kl_grad(
     memory_limit: int = MEMORY_LIMIT,
 ) -> tuple[torch.Tensor | None, ...]:
     """Gradients of hidden, weight and bias of P, then of Q, from ``upstream`` [N] and the forward's ``rows`` [5, N]."""
-    vectors = gradient_vectors(upstream, rows)
+    vectors = divergence_vectors(upstream, rows)
     arguments, constants, options = _arguments(p_head, q_head, (p_rule, q_rule))
     tokens = p_head[0].shape[0]
     sides = [(True, p_head, p_needs), (False, q_head, q_needs)]

@@ -1,7 +1,7 @@
 """Hidden states and the vocabulary matrix to per-token sums over the vocabulary, without the N × V logits.
 
 Computes, for logits z = softcap · tanh(logit_scale · (hidden @ weightᵀ + bias) / softcap), the five sums of
-``kernels/__init__.py``: from them follow log-sum-exp, NLL, entropy and every loss of the public functions.
+``sums.py``: from them follow log-sum-exp, NLL, entropy and every loss of the public functions.
 
 How: the vocabulary is cut into spans of ``SPAN`` rows. A program owns ``BLOCK_N`` tokens and one span, walks it in tiles
 of ``BLOCK_V`` with an online softmax (a running maximum; sums rescaled when it grows: Milakov & Gimelshein 2018,
@@ -22,9 +22,9 @@ import torch
 import triton
 import triton.language as tl
 
-from . import EXP_SHIFT, LOGIT_SUM, MAX, SUM_EXP, SUMS, TARGET
 from .launch import NO_POWER, current_target, exp_below, launch
 from .logit_tile import apply_rule, column_parts, logit_arguments, product_tile, work_of
+from .sums import EXP_SHIFT, LOGIT_SUM, MAX, SUM_EXP, SUMS, TARGET
 
 # Vocabulary rows a program walks: with 128 tokens, at least 95 % of 132 multiprocessors are busy at every shape that
 # docs/performance.md counts, and starting a program is 2 % of its life at most.

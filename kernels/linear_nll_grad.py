@@ -1,6 +1,6 @@
 """Gradients of the per-token sums of ``linear_nll`` with respect to hidden states, weight and bias.
 
-With g the upstream gradient of the five sums and z the logits (formula: ``kernels/__init__.py``),
+With g the upstream gradient of the five sums and z the logits (formula: ``sums.py``),
 
     G = ∂/∂(hidden @ weightᵀ + bias) = logit_scale · (1 − (z / softcap)²) · ∂/∂z
 
@@ -20,11 +20,11 @@ import torch
 import triton
 import triton.language as tl
 
-from . import EXP_SHIFT, LOGIT_SUM, SUM_EXP, TARGET
 from .chunks import accumulate_gradients, gradient_block
 from .launch import NO_POWER, launch
 from .linear_nll import MEMORY_LIMIT
 from .logit_tile import logit_arguments, logit_tile, work_of
+from .sums import EXP_SHIFT, LOGIT_SUM, SUM_EXP, TARGET
 
 SUM_EXP_ROW, TARGET_ROW, LOGIT_SUM_ROW, EXP_SHIFT_ROW = (
     tl.constexpr(row) for row in (SUM_EXP, TARGET, LOGIT_SUM, EXP_SHIFT)

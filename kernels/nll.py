@@ -1,6 +1,6 @@
 """Per-token sums over logits that already exist, and their gradient, which may be written in their place.
 
-Formulas: ``kernels/__init__.py``, with z = softcap · tanh(logit_scale · logits / softcap). Logits are [N, V], or torch's
+Formulas: ``sums.py``, with z = softcap · tanh(logit_scale · logits / softcap). Logits are [N, V], or torch's
 [N, V, T], whose token n · T + t is logits[n, :, t]. One program a token walks its row with an online softmax.
 Cost: one read of the logits forward; one read and one write backward.
 """
@@ -11,10 +11,9 @@ import torch
 import triton
 import triton.language as tl
 
-from . import EXP_SHIFT, LOGIT_SUM, MAX, SUM_EXP, SUMS, TARGET
-from .blockwise import with_positions
 from .launch import NO_POWER, current_target, exp_below, launch, tanh
 from .linear_nll_grad import sums_derivative
+from .sums import EXP_SHIFT, LOGIT_SUM, MAX, SUM_EXP, SUMS, TARGET, with_positions
 
 MAX_ROW, SUM_EXP_ROW, TARGET_ROW, LOGIT_SUM_ROW, EXP_SHIFT_ROW = (
     tl.constexpr(row) for row in (MAX, SUM_EXP, TARGET, LOGIT_SUM, EXP_SHIFT)

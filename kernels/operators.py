@@ -1,7 +1,7 @@
 """The kernels as torch operators: registered with shapes for tracing and with their derivatives, on either backend.
 
-``perplexity::linear_nll`` and ``perplexity::nll`` give the five per-token sums [5, N] of ``kernels/__init__.py``; losses
-are arithmetic on those vectors, left to autograd. ``linear_kl`` gives the five rows of ``blockwise_kl.py`` likewise.
+``perplexity::linear_nll`` and ``perplexity::nll`` give the five per-token sums [5, N] of ``sums.py``; losses
+are arithmetic on those vectors, left to autograd. ``linear_kl`` gives the five rows of the divergence likewise.
 ``backend`` is "triton" or "torch"; triton is imported only for its own. ``memory_limit`` 0 is the backend's default.
 
 Nothing here waits for a device, ``checked_target`` excepted: its callers decide whether looking is worth that.
@@ -12,8 +12,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from . import MAX, SUMS, blockwise, blockwise_kl, blockwise_rows, blockwise_statistics
-from .blockwise_kl import KL_ROWS
+from . import blockwise, blockwise_kl, blockwise_rows, blockwise_statistics, sums
+from .sums import DIVERGENCE_ROWS, MAX, SUMS
 
 
 def _implementation(backend: str, name: str):
@@ -21,7 +21,7 @@ def _implementation(backend: str, name: str):
         module = {
             "linear_nll": blockwise,
             "linear_nll_grad": blockwise,
-            "merge": blockwise,
+            "merge": sums,
             "target_logit": blockwise_statistics,
             "linear_statistics": blockwise_statistics,
             "nll": blockwise_rows,
@@ -564,7 +564,7 @@ def linear_kl(
     memory_limit: int,
     backend: str,
 ) -> tuple[Tensor, Tensor]:
-    """KL(P‖Q) [N] and the rows of ``blockwise_kl.py`` [5, N], which its gradient takes."""
+    """KL(P‖Q) [N] and the rows of the divergence [5, N], which its gradient takes."""
     rows = _implementation(backend, "linear_kl")(
         (p_hidden, p_weight, p_bias),
         (q_hidden, q_weight, q_bias),
@@ -572,13 +572,13 @@ def linear_kl(
         q_rule=(q_softcap, q_logit_scale),
         **memory(memory_limit),
     )
-    return blockwise_kl.divergence(rows), rows
+    return sums.divergence(rows), rows
 
 
 @linear_kl.register_fake
 def _(p_hidden, p_weight, p_bias, q_hidden, *_):
     wide, tokens = _wide(p_hidden, q_hidden), p_hidden.shape[0]
-    return p_hidden.new_empty(tokens, dtype=wide), p_hidden.new_empty((KL_ROWS, tokens), dtype=wide)
+    return p_hidden.new_empty(tokens, dtype=wide), p_hidden.new_empty((DIVERGENCE_ROWS, tokens), dtype=wide)
 
 
 @torch.library.custom_op("perplexity::linear_kl_grad", mutates_args=())

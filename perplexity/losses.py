@@ -24,8 +24,9 @@ from .arguments import (
     prepare_target,
     refuse_forward_mode,
 )
-from .kernels import EXP_SHIFT, LOGIT_SUM, MAX, SUM_EXP, TARGET, operators
+from .kernels import operators
 from .kernels.logit_blocks import apply_rule
+from .kernels.sums import EXP_SHIFT, LOGIT_SUM, MAX, SUM_EXP, TARGET
 from .parallel import VocabularyShard
 
 

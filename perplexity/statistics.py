@@ -21,7 +21,8 @@ from .arguments import (
     widened,
 )
 from .errors import InputTypeError
-from .kernels import MAX, SUM_EXP, operators
+from .kernels import operators
+from .kernels.sums import MAX, SUM_EXP
 from .losses import linear_cross_entropy, negative_log_likelihood, token_entropy, token_log_probability
 from .parallel import IGNORED, VocabularyShard
 

@@ -49,8 +49,8 @@ EQUIVALENT = [
     ),
     (
         "kernels/linear_kl.py",
-        "partials = p_head[0].new_empty((KL_ROWS, spans, here), dtype=torch.float32)",
-        "partials = p_head[1].new_empty((KL_ROWS, spans, here), dtype=torch.float32)",
+        "partials = p_head[0].new_empty((DIVERGENCE_ROWS, spans, here), dtype=torch.float32)",
+        "partials = p_head[1].new_empty((DIVERGENCE_ROWS, spans, here), dtype=torch.float32)",
         "an empty tensor of a stated dtype, on the one device that both matrices are on",
     ),
     (
