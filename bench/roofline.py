@@ -19,9 +19,9 @@ from triton.backends.compiler import GPUTarget
 
 from perplexity.kernels.compile_check import Case, launches, nvidia_resources, programs_a_multiprocessor
 from perplexity.kernels.fingerprint import kernels_hash
-from perplexity.kernels.launch import Target
-from perplexity.kernels.linear_nll import SPAN
-from perplexity.kernels.linear_nll_chunked import training_chunk
+from perplexity.kernels.gpu.launch import Target
+from perplexity.kernels.gpu.linear_nll import SPAN
+from perplexity.kernels.gpu.linear_nll_chunked import training_chunk
 
 # Product and copy (read plus written) through PyTorch on one; multiprocessors, their clock under load and lanes by its sheet.
 DEVICE = dict(name="H200", product_flops=790e12, copy_bytes=4.3e12, multiprocessors=132, clock=1.755e9, lanes=128)

@@ -28,7 +28,7 @@ from triton.compiler import ASTSource
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from .fingerprint import kernels_hash
-from .launch import INTERPRETED, Launch, Target, recording
+from .gpu.launch import INTERPRETED, Launch, Target, recording
 from .sums import DIVERGENCE_ROWS, SUMS
 
 TARGETS = {
@@ -122,7 +122,7 @@ class Compiled:
 
 def launches(case: Case) -> list[tuple[ASTSource, dict]]:
     """Source and options of every kernel that the operation's forward and backward launch, each specialisation once."""
-    from . import linear_kl, linear_nll, linear_nll_grad, linear_statistics, nll
+    from .gpu import linear_kl, linear_nll, linear_nll_grad, linear_statistics, nll
 
     tokens, dtype = 1024, DTYPES[case.dtype]
     vocabulary = {"odd": 50257, "aligned": 197 * 256}.get(case.layout, 50304)

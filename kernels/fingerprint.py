@@ -8,14 +8,14 @@ from pathlib import Path
 
 FILES = (
     "sums.py",
-    "launch.py",
-    "logit_tile.py",
-    "linear_nll.py",
-    "linear_nll_chunked.py",
-    "linear_statistics.py",
-    "linear_nll_grad.py",
-    "nll.py",
-    "linear_kl.py",
+    "gpu/launch.py",
+    "gpu/logit_tile.py",
+    "gpu/linear_nll.py",
+    "gpu/linear_nll_chunked.py",
+    "gpu/linear_statistics.py",
+    "gpu/linear_nll_grad.py",
+    "gpu/nll.py",
+    "gpu/linear_kl.py",
 )
 
 

@@ -12,7 +12,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from . import blockwise, blockwise_kl, blockwise_rows, blockwise_statistics, sums
+from . import sums
+from .cpu import blockwise, blockwise_kl, blockwise_rows, blockwise_statistics
 from .sums import DIVERGENCE_ROWS, MAX, SUMS
 
 
@@ -32,7 +33,7 @@ def _implementation(backend: str, name: str):
         return getattr(module, name)
     if backend != "triton":
         raise ValueError(f"backend: expected 'triton' or 'torch', got {backend!r}")
-    from . import linear_kl, linear_nll, linear_nll_chunked, linear_nll_grad, linear_statistics, nll
+    from .gpu import linear_kl, linear_nll, linear_nll_chunked, linear_nll_grad, linear_statistics, nll
 
     if name == "linear_nll":
         return linear_nll_chunked.linear_nll_by_policy

@@ -13,7 +13,7 @@ from . import checks, parallel
 from .checks import expect
 from .errors import InputError, InputTypeError
 from .kernels import operators, reference
-from .kernels.blockwise import kept_block
+from .kernels.cpu.blockwise import kept_block
 from .parallel import VocabularyShard
 
 REDUCTIONS = ("none", "mean", "sum")
@@ -95,7 +95,7 @@ def choose_backend(backend: str | None, tensor: Tensor) -> str:
         return "triton" if tensor.is_cuda and tensor.dtype != torch.float64 and triton_available() else "torch"
     check_backend(backend, source)
     if backend == "triton" and tensor.device.type == "cpu":
-        from .kernels.launch import INTERPRETED
+        from .kernels.gpu.launch import INTERPRETED
 
         if not INTERPRETED:
             raise InputError(
@@ -447,7 +447,7 @@ class LinearInputs:
             or _traced(self.hidden, self.weight)
         ):
             return 0
-        from .kernels import launch, linear_nll_chunked
+        from .kernels.gpu import launch, linear_nll_chunked
 
         return linear_nll_chunked.training_chunk(
             launch.current_target(),

@@ -25,7 +25,7 @@ from .arguments import (
     refuse_forward_mode,
 )
 from .kernels import operators
-from .kernels.logit_blocks import apply_rule
+from .kernels.cpu.logit_blocks import apply_rule
 from .kernels.sums import EXP_SHIFT, LOGIT_SUM, MAX, SUM_EXP, TARGET
 from .parallel import VocabularyShard
 
@@ -150,7 +150,7 @@ def _own_graph() -> Iterator[None]:
 
 
 def _loss_with_gradients(inputs: LinearInputs, chunk: int) -> Tensor:
-    from .kernels.linear_nll_chunked import linear_nll_with_gradients
+    from .kernels.gpu.linear_nll_chunked import linear_nll_with_gradients
 
     target, options, weight, vocabulary = inputs.target.flat, inputs.options, inputs.class_weight, inputs.vocabulary
     scale, counted = _weights_of_tokens(target, weight, vocabulary, options.ignore_index, torch.float32)

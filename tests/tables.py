@@ -8,7 +8,8 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
-from perplexity.kernels import blockwise, blockwise_kl, blockwise_rows, blockwise_statistics, reference, sums
+from perplexity.kernels import reference, sums
+from perplexity.kernels.cpu import blockwise, blockwise_kl, blockwise_rows, blockwise_statistics
 from perplexity.kernels.sums import EXP_SHIFT, LOGIT_SUM, MAX, SUM_EXP, TARGET
 
 # Forward: torch's own float32 sums differ among themselves by some 1e-6 at these shapes; 16-bit inputs are exact in ours.
@@ -151,7 +152,7 @@ def assert_close(name, ours, plain, exact, tolerance):
 def implementation(backend: str):
     if backend == "torch":
         return blockwise.linear_nll, blockwise.linear_nll_grad
-    from perplexity.kernels import linear_nll, linear_nll_grad
+    from perplexity.kernels.gpu import linear_nll, linear_nll_grad
 
     return linear_nll.linear_nll, linear_nll_grad.linear_nll_grad
 
@@ -183,7 +184,7 @@ def check_rows(case: Case, backend: str, device: str) -> None:
     if backend == "torch":
         forward, backward = blockwise_rows.nll, blockwise_rows.nll_grad
     else:
-        from perplexity.kernels import nll
+        from perplexity.kernels.gpu import nll
 
         forward, backward = nll.nll, nll.nll_grad
     N, V, _ = case.shape
@@ -207,7 +208,7 @@ def check_rows(case: Case, backend: str, device: str) -> None:
 def statistics_implementation(backend: str):
     if backend == "torch":
         return blockwise_statistics
-    from perplexity.kernels import linear_statistics
+    from perplexity.kernels.gpu import linear_statistics
 
     return linear_statistics
 
@@ -240,7 +241,7 @@ def check_kl(case: Case, backend: str, device: str) -> None:
     """KL divergence of two heads of different hidden sizes, and its gradients, against float64."""
     module = blockwise_kl
     if backend == "triton":
-        from perplexity.kernels import linear_kl as module
+        from perplexity.kernels.gpu import linear_kl as module
     N, V, D = case.shape
     p, q = (
         build(case, device),

@@ -5,7 +5,8 @@ import torch
 import torch.nn.functional as F
 
 import perplexity
-from perplexity.kernels import blockwise, operators, reference
+from perplexity.kernels import operators, reference
+from perplexity.kernels.cpu import blockwise
 
 BACKENDS = ("torch", "triton")
 both = pytest.mark.parametrize("backend", BACKENDS)

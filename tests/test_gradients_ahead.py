@@ -9,8 +9,8 @@ from test_losses import case as loss_case
 from test_losses import exact as exact_loss
 
 import perplexity
-from perplexity.kernels import linear_nll_chunked
-from perplexity.kernels.launch import Target
+from perplexity.kernels.gpu import linear_nll_chunked
+from perplexity.kernels.gpu.launch import Target
 
 CHUNK = 8
 HOPPER = Target("cuda", 90)

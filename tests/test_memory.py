@@ -10,7 +10,7 @@ import torch
 from processes import run
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from perplexity.kernels import blockwise, blockwise_kl, blockwise_statistics
+from perplexity.kernels.cpu import blockwise, blockwise_kl, blockwise_statistics
 
 MIB = 1 << 20
 

@@ -7,7 +7,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import perplexity
-from perplexity.kernels import blockwise, chunks, logit_blocks, operators
+from perplexity.kernels import chunks, operators
+from perplexity.kernels.cpu import blockwise, logit_blocks
 
 N, V, D = 6, 11, 5
 BACKENDS = ("torch", "triton")

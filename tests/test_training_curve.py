@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import perplexity
-from perplexity.kernels import linear_nll_chunked
+from perplexity.kernels.gpu import linear_nll_chunked
 
 VOCABULARY, LENGTH, BATCH, STEPS = 1024, 32, 16, 300
 

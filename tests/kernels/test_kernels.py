@@ -24,8 +24,8 @@ from tables import (
 )
 
 from perplexity import linear_kl_divergence
-from perplexity.kernels import blockwise
-from perplexity.kernels.linear_nll import GROUP, span_and_row
+from perplexity.kernels.cpu import blockwise
+from perplexity.kernels.gpu.linear_nll import GROUP, span_and_row
 from perplexity.kernels.sums import MAX, SUM_EXP, TARGET, divergence
 
 BACKENDS = ("torch", "triton")
@@ -81,7 +81,7 @@ def test_divergence_in_float64(device):
 
 def test_tiles_are_widened_by_the_interpreter_alone():
     """On a device a 16-bit tile cast to float32 would leave the matrix unit's own 16-bit products."""
-    from perplexity.kernels.launch import Target, widen_products
+    from perplexity.kernels.gpu.launch import Target, widen_products
 
     assert widen_products(Target("interpreter", 0), torch.bfloat16)
     assert not widen_products(Target("interpreter", 0), torch.float32)
@@ -149,11 +149,11 @@ def test_equal_rows_of_the_vocabulary_tie(tokens, dtype, backend, device):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_equal_heads_have_no_divergence(backend, device):
-    from perplexity.kernels import blockwise_kl
+    from perplexity.kernels.cpu import blockwise_kl
 
     module = blockwise_kl
     if backend == "triton":
-        from perplexity.kernels import linear_kl as module
+        from perplexity.kernels.gpu import linear_kl as module
     for case in (Case(), Case(shape=(70, 4201, 40), dtype=torch.bfloat16, scale=20.0)):
         inputs = build(case, device)
         head = inputs.hidden, inputs.weight, inputs.bias
@@ -222,7 +222,7 @@ def test_only_the_gradients_asked_for(backend, needs, device):
 @pytest.mark.parametrize("case", [case for case in LINEAR if not (case.bias or case.masked_bias)], ids=str)
 def test_linear_nll_by_chunks_of_logits(case, device):
     """The vendor's products and a row kernel: the same contract, several chunks of tokens, the last one shorter."""
-    from perplexity.kernels.linear_nll_chunked import linear_nll_chunked
+    from perplexity.kernels.gpu.linear_nll_chunked import linear_nll_chunked
 
     inputs = build(case, device)
     options = dict(softcap=case.softcap, logit_scale=case.logit_scale, with_logit_sum=True, with_exp_shift=True)
@@ -254,8 +254,8 @@ def test_linear_nll_by_chunks_of_logits(case, device):
     ],
 )
 def test_which_way_a_gpu_takes(target, dtype, bias, limit, expected):
-    from perplexity.kernels.launch import Target
-    from perplexity.kernels.linear_nll_chunked import chunks_pay
+    from perplexity.kernels.gpu.launch import Target
+    from perplexity.kernels.gpu.linear_nll_chunked import chunks_pay
 
     hidden, weight = (
         torch.empty(8192, 64, dtype=dtype, device="meta"),
@@ -266,7 +266,7 @@ def test_which_way_a_gpu_takes(target, dtype, bias, limit, expected):
 
 def test_the_policy_keeps_the_contract(device, monkeypatch):
     """Whichever way is taken, a bias or not: what the operator returns is the same to rounding."""
-    from perplexity.kernels import linear_nll_chunked
+    from perplexity.kernels.gpu import linear_nll_chunked
 
     case = next(case for case in LINEAR if case.dtype == torch.float32 and not (case.bias or case.masked_bias))
     inputs = build(case, device)
@@ -286,8 +286,8 @@ def test_the_policy_keeps_the_contract(device, monkeypatch):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_nll_alone_writes_three_planes_and_the_same_bits(layout, dtype, device):
     """With and without the sums it does not need, from tensor descriptors and from pointers."""
-    from perplexity.kernels import linear_nll
-    from perplexity.kernels.logit_tile import logit_arguments
+    from perplexity.kernels.gpu import linear_nll
+    from perplexity.kernels.gpu.logit_tile import logit_arguments
 
     generator = torch.Generator(device).manual_seed(0)
     width = 80 if layout == "described" else 81  # 162 bytes a row: no descriptor starts there
@@ -332,7 +332,7 @@ def test_programs_cover_every_block_and_span_once(blocks, spans, short, device):
 
 @pytest.mark.parametrize("limit", [1, 1000, 40_000, 10**9])
 def test_chunks_of_tokens_cover_all_within_the_limit(limit):
-    from perplexity.kernels.linear_nll import SPAN, token_chunks
+    from perplexity.kernels.gpu.linear_nll import SPAN, token_chunks
 
     for tokens in (0, 1, 127, 128, 1000, 5000):
         chunks = token_chunks(tokens, 3 * SPAN, 12, limit)

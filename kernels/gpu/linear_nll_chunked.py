@@ -16,11 +16,11 @@ from collections.abc import Callable
 
 import torch
 
-from .chunks import accumulate_gradients
+from ..chunks import accumulate_gradients
+from ..sums import MAX, SUMS
 from .launch import Target, current_target
 from .linear_nll import MEMORY_LIMIT, equal_chunk, linear_nll
 from .nll import nll, nll_grad
-from .sums import MAX, SUMS
 
 CHUNKED_LIMIT = 256 << 20
 LEAST_TOKENS = 128  # a product of fewer reads the whole weight for little work

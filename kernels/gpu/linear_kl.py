@@ -21,7 +21,8 @@ import torch
 import triton
 import triton.language as tl
 
-from .chunks import accumulate_gradients, gradient_block
+from ..chunks import accumulate_gradients, gradient_block
+from ..sums import DIVERGENCE_ROWS, Head, divergence_vectors, merge_divergence
 from .launch import current_target, launch, widen_products
 from .linear_nll import GROUP, MEMORY_LIMIT, SPAN, span_and_row
 from .logit_tile import (
@@ -35,7 +36,6 @@ from .logit_tile import (
     tile_configuration,
     vectorised,
 )
-from .sums import DIVERGENCE_ROWS, Head, divergence_vectors, merge_divergence
 
 Rule = tuple[float | None, float]  # softcap, logit_scale
 

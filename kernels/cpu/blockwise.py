@@ -19,10 +19,10 @@ from dataclasses import dataclass
 
 import torch
 
-from .blocks import block_shape, values_are_here
-from .chunks import accumulate_gradients, gradient_block, product_buffer, product_buffer_bytes
+from ..blocks import block_shape, values_are_here
+from ..chunks import accumulate_gradients, gradient_block, product_buffer, product_buffer_bytes
+from ..sums import MAX, NO_POWER, SUMS, finished, finite
 from .logit_blocks import Logits
-from .sums import MAX, NO_POWER, SUMS, finished, finite
 
 FORWARD_LIMIT, BACKWARD_LIMIT = 12 << 20, 16 << 20
 LOG2E, LN2 = 1 / math.log(2), math.log(2)

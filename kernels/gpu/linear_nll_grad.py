@@ -20,11 +20,11 @@ import torch
 import triton
 import triton.language as tl
 
-from .chunks import accumulate_gradients, gradient_block
+from ..chunks import accumulate_gradients, gradient_block
+from ..sums import EXP_SHIFT, LOGIT_SUM, SUM_EXP, TARGET
 from .launch import NO_POWER, launch
 from .linear_nll import MEMORY_LIMIT
 from .logit_tile import logit_arguments, logit_tile, work_of
-from .sums import EXP_SHIFT, LOGIT_SUM, SUM_EXP, TARGET
 
 SUM_EXP_ROW, TARGET_ROW, LOGIT_SUM_ROW, EXP_SHIFT_ROW = (
     tl.constexpr(row) for row in (SUM_EXP, TARGET, LOGIT_SUM, EXP_SHIFT)

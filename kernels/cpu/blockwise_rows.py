@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
+from ..sums import finite, with_positions
 from .blockwise import RunningSums, sums_derivative
 from .logit_blocks import apply_rule, zero_tokens
-from .sums import finite, with_positions
 
 ROWS_LIMIT = 4 << 20
 

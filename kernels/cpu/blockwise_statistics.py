@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 import torch
 
+from ..sums import MAX
 from .blockwise import FORWARD_LIMIT, RunningSums, forward_block, sweep
 from .logit_blocks import Logits, apply_rule
-from .sums import MAX
 
 
 @dataclass

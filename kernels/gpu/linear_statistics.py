@@ -12,10 +12,10 @@ import torch
 import triton
 import triton.language as tl
 
+from ..sums import MAX, SUMS
 from .launch import launch
 from .linear_nll import MEMORY_LIMIT, linear_nll, merge, partials, token_chunks
 from .logit_tile import apply_rule, logit_arguments, products
-from .sums import MAX, SUMS
 
 
 @triton.jit(do_not_specialize=["N"])

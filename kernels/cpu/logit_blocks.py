@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from .blocks import LEAST_ROWS, block_rows, cached_logits, multiplies_16_bits, product_rows, values_are_here
+from ..blocks import LEAST_ROWS, block_rows, cached_logits, multiplies_16_bits, product_rows, values_are_here
 
 
 @dataclass

@@ -11,7 +11,7 @@ import torch
 import triton
 import triton.language as tl
 
-from . import sums
+from .. import sums
 
 INTERPRETED: bool = triton.knobs.runtime.interpret
 

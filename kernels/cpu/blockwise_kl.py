@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import torch
 
-from .blocks import block_shape
+from ..blocks import block_shape
+from ..chunks import accumulate_gradients, gradient_block, product_buffer, product_buffer_bytes
+from ..sums import DIVERGENCE_ROWS, Head, divergence_vectors, finite, merge_divergence
 from .blockwise import BACKWARD_LIMIT, FORWARD_LIMIT, LOG2E
-from .chunks import accumulate_gradients, gradient_block, product_buffer, product_buffer_bytes
 from .logit_blocks import Logits
-from .sums import DIVERGENCE_ROWS, Head, divergence_vectors, finite, merge_divergence
 
 Rule = tuple[float | None, float]  # softcap, logit_scale
 
