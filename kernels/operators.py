@@ -8,55 +8,25 @@ Nothing here waits for a device, ``checked_target`` excepted: its callers decide
 """
 
 from collections.abc import Callable
+from functools import cache
+from importlib import import_module
+from types import ModuleType
 
 import torch
 from torch import Tensor
 
-from . import sums
-from .cpu import blockwise, blockwise_kl, blockwise_rows, blockwise_statistics
-from .sums import DIVERGENCE_ROWS, MAX, SUMS
+from .dispatch import Plan, Rule
+from .sums import DIVERGENCE_ROWS, MAX, SUMS, divergence
+
+# The modules have the same functions with the same signatures; triton is imported for its own alone.
+BACKENDS = {"torch": "cpu.backend", "triton": "gpu.backend"}
 
 
-def _implementation(backend: str, name: str):
-    if backend == "torch":
-        module = {
-            "linear_nll": blockwise,
-            "linear_nll_grad": blockwise,
-            "merge": sums,
-            "target_logit": blockwise_statistics,
-            "linear_statistics": blockwise_statistics,
-            "nll": blockwise_rows,
-            "nll_grad": blockwise_rows,
-            "linear_kl": blockwise_kl,
-            "linear_kl_grad": blockwise_kl,
-        }[name]
-        return getattr(module, name)
-    if backend != "triton":
+@cache
+def implementation(backend: str) -> ModuleType:
+    if backend not in BACKENDS:
         raise ValueError(f"backend: expected 'triton' or 'torch', got {backend!r}")
-    from .gpu import linear_kl, linear_nll, linear_nll_chunked, linear_nll_grad, linear_statistics, nll
-
-    if name == "linear_nll":
-        return linear_nll_chunked.linear_nll_by_policy
-    module = {
-        "linear_nll_grad": linear_nll_grad,
-        "merge": linear_nll,
-        "target_logit": linear_statistics,
-        "linear_statistics": linear_statistics,
-        "nll": nll,
-        "nll_grad": nll,
-        "linear_kl": linear_kl,
-        "linear_kl_grad": linear_kl,
-    }[name]
-    return getattr(module, name)
-
-
-def memory(limit: int) -> dict:
-    return {"memory_limit": limit} if limit else {}
-
-
-def _rows_memory(limit: int, backend: str) -> dict:
-    """The kernels over logits take no temporaries."""
-    return memory(limit) if backend == "torch" else {}
+    return import_module(f"{__package__}.{BACKENDS[backend]}")
 
 
 def _wide(*tensors: Tensor) -> torch.dtype:
@@ -180,23 +150,12 @@ def linear_nll(
     ``rounded`` and ``block``, a ``kept_block``, are for the torch backend (``blockwise.py``); the kernels neither round nor
     keep.
     """
-    keep = bool(block) and backend == "torch"
-    kept = torch.empty_like(weight, memory_format=torch.contiguous_format) if keep else weight.new_empty(0)
-    sums = _implementation(backend, "linear_nll")(
-        hidden,
-        weight,
-        bias,
-        target,
-        _class_weight(class_weight, backend),
-        ignore_index=ignore_index,
-        softcap=softcap,
-        logit_scale=logit_scale,
-        with_logit_sum=with_logit_sum,
-        with_exp_shift=with_exp_shift,
-        **({"rounded": rounded, "kept": kept if keep else None, "block": tuple(block)} if backend == "torch" else {}),
-        **memory(memory_limit),
-    )
-    return sums, kept
+    rule = Rule(ignore_index, softcap, logit_scale, with_logit_sum, with_exp_shift)
+    plan = Plan(backend, rounded, tuple(block), memory_limit)
+    kept = torch.empty_like(weight, memory_format=torch.contiguous_format) if block and backend == "torch" else None
+    class_weight = _class_weight(class_weight, backend)
+    sums = implementation(backend).linear_nll(hidden, weight, bias, target, class_weight, rule, plan, kept)
+    return sums, weight.new_empty(0) if kept is None else kept
 
 
 @linear_nll.register_fake
@@ -225,24 +184,10 @@ def linear_nll_grad(
     backend: str,
     needs: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor]:
-    gradients = _implementation(backend, "linear_nll_grad")(
-        upstream,
-        maximum,
-        hidden,
-        weight,
-        bias,
-        target,
-        class_weight,
-        ignore_index=ignore_index,
-        softcap=softcap,
-        logit_scale=logit_scale,
-        with_logit_sum=with_logit_sum,
-        with_exp_shift=with_exp_shift,
-        needs=tuple(needs),
-        **({"rounded": rounded} if backend == "torch" else {}),
-        **memory(memory_limit),
-    )
-    return _present(gradients, hidden)
+    rule = Rule(ignore_index, softcap, logit_scale, with_logit_sum, with_exp_shift)
+    plan = Plan(backend, rounded, memory_limit=memory_limit)
+    inputs = upstream, maximum, hidden, weight, bias, target, class_weight
+    return _present(implementation(backend).linear_nll_grad(*inputs, rule, plan, needs=tuple(needs)), hidden)
 
 
 @torch.library.custom_op("perplexity::linear_nll_grad_kept", mutates_args=("kept",))
@@ -266,26 +211,11 @@ def linear_nll_grad_kept(
     needs: list[bool],
 ) -> tuple[Tensor, Tensor]:
     """Gradients of hidden and bias; ``kept``, of the forward with these arguments, becomes that of the weight."""
-    grad_hidden, _, grad_bias = _implementation("torch", "linear_nll_grad")(
-        upstream,
-        maximum,
-        hidden,
-        weight,
-        bias,
-        target,
-        class_weight,
-        ignore_index=ignore_index,
-        softcap=softcap,
-        logit_scale=logit_scale,
-        with_logit_sum=with_logit_sum,
-        with_exp_shift=with_exp_shift,
-        needs=(needs[0], True, needs[2]),
-        rounded=rounded,
-        kept=kept,
-        block=tuple(block),
-        **memory(memory_limit),
-    )
-    return _present((grad_hidden, grad_bias), hidden)
+    rule = Rule(ignore_index, softcap, logit_scale, with_logit_sum, with_exp_shift)
+    plan = Plan("torch", rounded, tuple(block), memory_limit)
+    inputs = upstream, maximum, hidden, weight, bias, target, class_weight
+    gradients = implementation("torch").linear_nll_grad(*inputs, rule, plan, kept, needs=(needs[0], True, needs[2]))
+    return _present((gradients[0], gradients[2]), hidden)
 
 
 @linear_nll_grad_kept.register_fake
@@ -367,15 +297,8 @@ def target_logit(
     backend: str,
 ) -> Tensor:
     """The logit of every token's target, [N]; 0 where it is no row of ``weight``."""
-    return _implementation(backend, "target_logit")(
-        hidden,
-        weight,
-        bias,
-        target,
-        softcap=softcap,
-        logit_scale=logit_scale,
-        **_rows_memory(memory_limit, backend),
-    )
+    rule, plan = Rule(softcap=softcap, logit_scale=logit_scale), Plan(backend, memory_limit=memory_limit)
+    return implementation(backend).target_logit(hidden, weight, bias, target, rule, plan)
 
 
 target_logit.register_vmap(_each(target_logit))
@@ -400,17 +323,8 @@ def linear_statistics(
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The five sums [5, N], how many logits are above the target's and the column of the largest, int64 [N]."""
-    return _implementation(backend, "linear_statistics")(
-        hidden,
-        weight,
-        bias,
-        target,
-        target_logit,
-        ignore_index=ignore_index,
-        softcap=softcap,
-        logit_scale=logit_scale,
-        **memory(memory_limit),
-    )
+    rule, plan = Rule(ignore_index, softcap, logit_scale), Plan(backend, memory_limit=memory_limit)
+    return implementation(backend).linear_statistics(hidden, weight, bias, target, target_logit, rule, plan)
 
 
 linear_statistics.register_vmap(_each(linear_statistics))
@@ -435,17 +349,9 @@ def nll(
     memory_limit: int,
     backend: str,
 ) -> Tensor:
-    return _implementation(backend, "nll")(
-        logits,
-        target,
-        _class_weight(class_weight, backend),
-        ignore_index=ignore_index,
-        softcap=softcap,
-        logit_scale=logit_scale,
-        with_logit_sum=with_logit_sum,
-        with_exp_shift=with_exp_shift,
-        **_rows_memory(memory_limit, backend),
-    )
+    rule = Rule(ignore_index, softcap, logit_scale, with_logit_sum, with_exp_shift)
+    plan = Plan(backend, memory_limit=memory_limit)
+    return implementation(backend).nll(logits, target, _class_weight(class_weight, backend), rule, plan)
 
 
 @nll.register_fake
@@ -468,19 +374,9 @@ def nll_grad(
     memory_limit: int,
     backend: str,
 ) -> Tensor:
-    return _implementation(backend, "nll_grad")(
-        upstream,
-        maximum,
-        logits,
-        target,
-        class_weight,
-        ignore_index=ignore_index,
-        softcap=softcap,
-        logit_scale=logit_scale,
-        with_logit_sum=with_logit_sum,
-        with_exp_shift=with_exp_shift,
-        **_rows_memory(memory_limit, backend),
-    )
+    rule = Rule(ignore_index, softcap, logit_scale, with_logit_sum, with_exp_shift)
+    plan = Plan(backend, memory_limit=memory_limit)
+    return implementation(backend).nll_grad(upstream, maximum, logits, target, class_weight, rule, plan)
 
 
 @nll_grad.register_fake
@@ -513,9 +409,7 @@ def merge(
 
     ``weights`` [parts], Σ w of each, where ``LOGIT_SUM`` is asked for.
     """
-    return _implementation(backend, "merge")(
-        partials, target, weights, vocabulary=vocabulary, ignore_index=ignore_index
-    )
+    return implementation(backend).merge(partials, target, weights, vocabulary=vocabulary, ignore_index=ignore_index)
 
 
 @merge.register_fake
@@ -566,14 +460,12 @@ def linear_kl(
     backend: str,
 ) -> tuple[Tensor, Tensor]:
     """KL(P‖Q) [N] and the rows of the divergence [5, N], which its gradient takes."""
-    rows = _implementation(backend, "linear_kl")(
-        (p_hidden, p_weight, p_bias),
-        (q_hidden, q_weight, q_bias),
-        p_rule=(p_softcap, p_logit_scale),
-        q_rule=(q_softcap, q_logit_scale),
-        **memory(memory_limit),
-    )
-    return sums.divergence(rows), rows
+    heads = (p_hidden, p_weight, p_bias), (q_hidden, q_weight, q_bias)
+    rules = [
+        Rule(softcap=cap, logit_scale=scale) for cap, scale in ((p_softcap, p_logit_scale), (q_softcap, q_logit_scale))
+    ]
+    rows = implementation(backend).linear_kl(*heads, *rules, Plan(backend, memory_limit=memory_limit))
+    return divergence(rows), rows
 
 
 @linear_kl.register_fake
@@ -600,17 +492,12 @@ def linear_kl_grad(
     backend: str,
     needs: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    gradients = _implementation(backend, "linear_kl_grad")(
-        upstream,
-        rows,
-        (p_hidden, p_weight, p_bias),
-        (q_hidden, q_weight, q_bias),
-        p_rule=(p_softcap, p_logit_scale),
-        q_rule=(q_softcap, q_logit_scale),
-        p_needs=tuple(needs[:3]),
-        q_needs=tuple(needs[3:]),
-        **memory(memory_limit),
-    )
+    heads = (p_hidden, p_weight, p_bias), (q_hidden, q_weight, q_bias)
+    rules = [
+        Rule(softcap=cap, logit_scale=scale) for cap, scale in ((p_softcap, p_logit_scale), (q_softcap, q_logit_scale))
+    ]
+    plan, sides = Plan(backend, memory_limit=memory_limit), dict(p_needs=tuple(needs[:3]), q_needs=tuple(needs[3:]))
+    gradients = implementation(backend).linear_kl_grad(upstream, rows, *heads, *rules, plan, **sides)
     return _present(gradients, p_hidden)
 
 

@@ -14,6 +14,7 @@ from .checks import expect
 from .errors import InputError, InputTypeError
 from .kernels import operators, reference
 from .kernels.cpu.blockwise import kept_block
+from .kernels.dispatch import Rule
 from .parallel import VocabularyShard
 
 REDUCTIONS = ("none", "mean", "sum")
@@ -417,20 +418,13 @@ class LinearInputs:
             round_logits,
         )
 
-    def _kept_block(self, class_weight: Tensor | None, with_exp_shift: bool) -> list[int]:
+    def _kept_block(self, class_weight: Tensor | None, rule: Rule) -> tuple[int, ...]:
         """Empty while compiling and under torch.func: there nobody can tell whether a second backward will follow."""
         trains = torch.is_grad_enabled() and self.weight.requires_grad and not torch.compiler.is_compiling()
         if not trains or self.backend != "torch" or torch._C._are_functorch_transforms_active():
-            return []
-        return kept_block(
-            self.hidden,
-            self.weight,
-            class_weight,
-            softcap=self.options.softcap,
-            with_exp_shift=with_exp_shift,
-            rounded=self.round_logits,
-            memory_limit=self.options.memory_limit,
-        )
+            return ()
+        tensors = self.hidden, self.weight, class_weight
+        return kept_block(*tensors, rule, rounded=self.round_logits, memory_limit=self.options.memory)
 
     def training_chunk(self) -> int:
         """Tokens at a time whose gradients are made with the loss; 0 where they are left to the backward.
@@ -449,12 +443,9 @@ class LinearInputs:
             return 0
         from .kernels.gpu import launch, linear_nll_chunked
 
+        tensors = self.hidden, self.weight
         return linear_nll_chunked.training_chunk(
-            launch.current_target(),
-            self.hidden,
-            self.weight,
-            self.round_logits,
-            **operators.memory(self.options.memory),
+            launch.current_target(), *tensors, self.round_logits, self.options.memory
         )
 
     def logits(self) -> Tensor:
@@ -476,19 +467,16 @@ class LinearInputs:
             hidden, ignore_index = self.shard.replicated(hidden), parallel.IGNORED
             weights = None if weights is None else weights[self.shard.start :][: self.weight.shape[0]]
         weights = weights if with_logit_sum else None
+        rule = Rule(ignore_index, options.softcap, options.logit_scale, with_logit_sum, with_exp_shift)
         sums, _ = operators.linear_nll(
             hidden,
             self.weight,
             self.bias,
             target,
             weights,
-            ignore_index,
-            options.softcap,
-            options.logit_scale,
-            with_logit_sum,
-            with_exp_shift,
+            *rule,
             self.round_logits,
-            self._kept_block(weights, with_exp_shift),
+            self._kept_block(weights, rule),
             options.memory,
             self.backend,
         )

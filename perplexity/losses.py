@@ -26,6 +26,7 @@ from .arguments import (
 )
 from .kernels import operators
 from .kernels.cpu.logit_blocks import apply_rule
+from .kernels.dispatch import Rule
 from .kernels.sums import EXP_SHIFT, LOGIT_SUM, MAX, SUM_EXP, TARGET
 from .parallel import VocabularyShard
 
@@ -171,13 +172,10 @@ def _loss_with_gradients(inputs: LinearInputs, chunk: int) -> Tensor:
             inputs.bias,
             target,
             weight if options.label_smoothing else None,
+            Rule(options.ignore_index, options.softcap, options.logit_scale, options.label_smoothing > 0.0),
             upstream_of=upstream_of,
             chunk=chunk,
             needs=needs,
-            ignore_index=options.ignore_index,
-            softcap=options.softcap,
-            logit_scale=options.logit_scale,
-            with_logit_sum=options.label_smoothing > 0.0,
         )
         return loss_of(sums, slice(None)), gradients
 

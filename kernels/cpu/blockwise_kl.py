@@ -11,11 +11,10 @@ import torch
 
 from ..blocks import block_shape
 from ..chunks import accumulate_gradients, gradient_block, product_buffer, product_buffer_bytes
+from ..dispatch import DEFAULT, PLAIN, Plan, Rule
 from ..sums import DIVERGENCE_ROWS, Head, divergence_vectors, finite, merge_divergence
 from .blockwise import BACKWARD_LIMIT, FORWARD_LIMIT, LOG2E
 from .logit_blocks import Logits
-
-Rule = tuple[float | None, float]  # softcap, logit_scale
 
 
 def block_rows(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
@@ -33,6 +32,11 @@ def block_rows(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     return torch.stack([p_maximum, p_sum, q_maximum, q_sum, gap])
 
 
+def _sides(p_head: Head, q_head: Head, p_rule: Rule, q_rule: Rule) -> list[Logits]:
+    heads = (p_head, p_rule), (q_head, q_rule)
+    return [Logits(*head, rule.softcap, rule.logit_scale) for head, rule in heads]
+
+
 def _plan_products(sides: list[Logits], memory_limit: int) -> int:
     """Settle the products of both sides, a quarter of the limit at most for each; returns the bytes they take."""
     return sum(side.plan_products(memory_limit // 2) for side in sides)
@@ -41,14 +45,13 @@ def _plan_products(sides: list[Logits], memory_limit: int) -> int:
 def linear_kl(
     p_head: Head,
     q_head: Head,
-    *,
-    p_rule: Rule = (None, 1.0),
-    q_rule: Rule = (None, 1.0),
-    memory_limit: int = FORWARD_LIMIT,
+    p_rule: Rule = PLAIN,
+    q_rule: Rule = PLAIN,
+    plan: Plan = DEFAULT,
 ) -> torch.Tensor:
-    """The five rows of every token, [5, N], float32 (float64 where an input is)."""
+    """Return the five rows of every token, [5, N], float32 (float64 where an input is)."""
     tokens, vocabulary = p_head[0].shape[0], p_head[1].shape[0]
-    sides = [Logits(*p_head, *p_rule), Logits(*q_head, *q_rule)]
+    memory_limit, sides = plan.memory_limit or FORWARD_LIMIT, _sides(p_head, q_head, p_rule, q_rule)
     wide = torch.promote_types(sides[0].wide, sides[1].wide)
     block = block_shape(
         tokens,
@@ -79,16 +82,16 @@ def linear_kl_grad(
     rows: torch.Tensor,
     p_head: Head,
     q_head: Head,
+    p_rule: Rule = PLAIN,
+    q_rule: Rule = PLAIN,
+    plan: Plan = DEFAULT,
     *,
-    p_rule: Rule = (None, 1.0),
-    q_rule: Rule = (None, 1.0),
     p_needs: tuple[bool, bool, bool] = (True, True, True),
     q_needs: tuple[bool, bool, bool] = (True, True, True),
-    memory_limit: int = BACKWARD_LIMIT,
 ) -> tuple[torch.Tensor | None, ...]:
     """Gradients of hidden, weight and bias of P, then of Q, from ``upstream`` [N] and the forward's ``rows`` [5, N]."""
     vectors = divergence_vectors(upstream, rows)
-    sides = [Logits(*p_head, *p_rule), Logits(*q_head, *q_rule)]
+    memory_limit, sides = plan.memory_limit or BACKWARD_LIMIT, _sides(p_head, q_head, p_rule, q_rule)
     wide = torch.promote_types(sides[0].wide, sides[1].wide)
     gradients, nobody = [], torch.zeros_like(upstream, dtype=torch.bool)
     for for_p, head, needs in ((True, p_head, p_needs), (False, q_head, q_needs)):

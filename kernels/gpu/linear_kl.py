@@ -22,6 +22,7 @@ import triton
 import triton.language as tl
 
 from ..chunks import accumulate_gradients, gradient_block
+from ..dispatch import DEFAULT, PLAIN, Plan, Rule
 from ..sums import DIVERGENCE_ROWS, Head, divergence_vectors, merge_divergence
 from .launch import current_target, launch, widen_products
 from .linear_nll import GROUP, MEMORY_LIMIT, SPAN, span_and_row
@@ -36,8 +37,6 @@ from .logit_tile import (
     tile_configuration,
     vectorised,
 )
-
-Rule = tuple[float | None, float]  # softcap, logit_scale
 
 
 @triton.jit
@@ -313,10 +312,10 @@ def _kl_gradient_kernel(
 def _arguments(
     p_head: Head, q_head: Head, rules: tuple[Rule, Rule], may_describe: bool = False
 ) -> tuple[dict, dict, dict]:
-    """Arguments, constants and options of both kernels from (hidden, weight, bias) twice and (softcap, logit_scale) twice."""
+    """Return arguments, constants and options of both kernels."""
     target, arguments, constants = current_target(), {}, {}
     for prefix, head, rule in zip("pq", (p_head, q_head), rules, strict=True):
-        side_arguments, side_constants = head_arguments(*head, *rule)
+        side_arguments, side_constants = head_arguments(*head, rule)
         vocabulary = side_arguments.pop("V")
         arguments |= {f"{prefix}_{name}": value for name, value in side_arguments.items()}
         constants |= {f"{prefix.upper()}_{name}": value for name, value in side_constants.items()}
@@ -342,18 +341,17 @@ def _arguments(
 def linear_kl(
     p_head: Head,
     q_head: Head,
-    *,
-    p_rule: Rule = (None, 1.0),
-    q_rule: Rule = (None, 1.0),
-    memory_limit: int = MEMORY_LIMIT,
+    p_rule: Rule = PLAIN,
+    q_rule: Rule = PLAIN,
+    plan: Plan = DEFAULT,
 ) -> torch.Tensor:
-    """The five rows of every token, float32 [5, N], from (hidden [N, D], weight [V, D], bias [V]) and (softcap, logit_scale).
+    """Return the five rows of every token, float32 [5, N], from (hidden [N, D], weight [V, D], bias [V]) of both heads.
 
-    ``memory_limit`` bounds the partial rows, in bytes.
+    The plan's ``memory_limit`` bounds the partial rows, in bytes.
     """
     tokens, vocabulary = p_head[0].shape[0], p_head[1].shape[0]
     spans = triton.cdiv(vocabulary, SPAN)
-    size = max(1, memory_limit // (4 * DIVERGENCE_ROWS * spans))
+    size = max(1, (plan.memory_limit or MEMORY_LIMIT) // (4 * DIVERGENCE_ROWS * spans))
     chunks = []
     for start in range(0, tokens, size):
         heads = [(head[0][start : start + size], *head[1:]) for head in (p_head, q_head)]
@@ -376,18 +374,19 @@ def linear_kl_grad(
     rows: torch.Tensor,
     p_head: Head,
     q_head: Head,
+    p_rule: Rule = PLAIN,
+    q_rule: Rule = PLAIN,
+    plan: Plan = DEFAULT,
     *,
-    p_rule: Rule = (None, 1.0),
-    q_rule: Rule = (None, 1.0),
     p_needs: tuple[bool, bool, bool] = (True, True, True),
     q_needs: tuple[bool, bool, bool] = (True, True, True),
-    memory_limit: int = MEMORY_LIMIT,
 ) -> tuple[torch.Tensor | None, ...]:
     """Gradients of hidden, weight and bias of P, then of Q, from ``upstream`` [N] and the forward's ``rows`` [5, N]."""
     vectors = divergence_vectors(upstream, rows)
     arguments, constants, options = _arguments(p_head, q_head, (p_rule, q_rule))
     tokens = p_head[0].shape[0]
     sides = [(True, p_head, p_needs), (False, q_head, q_needs)]
+    memory_limit = plan.memory_limit or MEMORY_LIMIT
     blocks = [
         gradient_block(*head[:2], needs, memory_limit, per_logit=head[0].element_size()) for _, head, needs in sides
     ]

@@ -22,6 +22,7 @@ import torch
 import triton
 import triton.language as tl
 
+from ..dispatch import DEFAULT, PLAIN, Plan, Rule
 from ..sums import EXP_SHIFT, LOGIT_SUM, MAX, SUM_EXP, SUMS, TARGET
 from .launch import NO_POWER, current_target, exp_below, launch
 from .logit_tile import apply_rule, column_parts, logit_arguments, product_tile, work_of
@@ -307,8 +308,8 @@ def loop_shape(constants: dict) -> dict:
     return dict(FLATTEN=target.backend == "cuda" and target.arch < 100, PARTS=4)
 
 
-def planes_of(with_logit_sum: bool, with_exp_shift: bool) -> int:
-    return SUMS if with_logit_sum or with_exp_shift else NLL_PLANES
+def planes_of(rule: Rule) -> int:
+    return SUMS if rule.with_logit_sum or rule.with_exp_shift else NLL_PLANES
 
 
 def partials(
@@ -317,13 +318,8 @@ def partials(
     bias: torch.Tensor | None,
     target: torch.Tensor,
     class_weight: torch.Tensor | None,
+    rule: Rule,
     target_logit: torch.Tensor | None = None,
-    *,
-    ignore_index: int,
-    softcap: float | None,
-    logit_scale: float,
-    with_logit_sum: bool,
-    with_exp_shift: bool,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Per-span sums, float32 [3 or 5, spans, N]; a target that is not a row of ``weight`` adds nothing to ``TARGET``.
 
@@ -331,13 +327,13 @@ def partials(
     """
     tokens, vocabulary = hidden.shape[0], weight.shape[0]
     spans = triton.cdiv(vocabulary, SPAN)
-    planes = planes_of(with_logit_sum, with_exp_shift)
+    planes = planes_of(rule)
     out = hidden.new_empty((planes, spans, tokens), dtype=torch.float32)
     choices = None if target_logit is None else hidden.new_empty((2, spans, tokens), dtype=torch.int32)
     if tokens == 0 or vocabulary == 0:
         return out, choices
-    work = work_of(with_logit_sum, with_exp_shift) if target_logit is None else "statistics"
-    arguments, constants, options = logit_arguments(hidden, weight, bias, softcap, logit_scale, work, may_describe=True)
+    work = work_of(rule) if target_logit is None else "statistics"
+    arguments, constants, options = logit_arguments(hidden, weight, bias, rule, work, may_describe=True)
     launch(
         _partials_kernel,
         (triton.cdiv(tokens, constants["BLOCK_N"]) * spans,),
@@ -351,17 +347,17 @@ def partials(
             N=tokens,
             spans=spans,
             target_stride=target.stride(0),
-            ignore_index=ignore_index,
+            ignore_index=rule.ignore_index,
         ),
         constants
         | dict(
             HAS_CLASS_WEIGHT=class_weight is not None,
-            WITH_LOGIT_SUM=with_logit_sum,
-            WITH_EXP_SHIFT=with_exp_shift,
+            WITH_LOGIT_SUM=rule.with_logit_sum,
+            WITH_EXP_SHIFT=rule.with_exp_shift,
             WITH_RANK=target_logit is not None,
             # Fewer operations a logit where tiles are descriptors; with pointers the compiler spends what is freed on more reads
             # in flight, and spills.
-            HAS_SCALE=logit_scale != 1.0 or not constants["DESCRIBED"],
+            HAS_SCALE=rule.logit_scale != 1.0 or not constants["DESCRIBED"],
             EVEN_V=vocabulary % constants["BLOCK_V"] == 0 and constants["DESCRIBED"],
             FLUSH=current_target().backend == "cuda" and constants["DESCRIBED"],
             SPAN=SPAN,
@@ -436,33 +432,18 @@ def linear_nll(
     bias: torch.Tensor | None,
     target: torch.Tensor,
     class_weight: torch.Tensor | None = None,
-    *,
-    ignore_index: int = -100,
-    softcap: float | None = None,
-    logit_scale: float = 1.0,
-    with_logit_sum: bool = False,
-    with_exp_shift: bool = False,
-    memory_limit: int = MEMORY_LIMIT,
+    rule: Rule = PLAIN,
+    plan: Plan = DEFAULT,
 ) -> torch.Tensor:
-    """The five sums of every token, float32 [5, N], from hidden [N, D], weight [V, D], bias [V], target int [N].
+    """Return the five sums of every token, float32 [5, N], from hidden [N, D], weight [V, D], bias [V], target int [N].
 
-    ``memory_limit`` bounds the partial sums, in bytes: more tokens than fit are done in several launches.
+    The plan's ``memory_limit`` bounds the partial sums, in bytes: more tokens than fit are done in several launches.
     """
-    weights = span_weights(weight.shape[0], class_weight, hidden) if with_logit_sum and weight.shape[0] else None
+    weights = span_weights(weight.shape[0], class_weight, hidden) if rule.with_logit_sum and weight.shape[0] else None
     chunks = []
-    bytes_per_partial = 4 * planes_of(with_logit_sum, with_exp_shift)
+    bytes_per_partial, memory_limit = 4 * planes_of(rule), plan.memory_limit or MEMORY_LIMIT
+    whole = dict(vocabulary=weight.shape[0], ignore_index=rule.ignore_index)
     for tokens in token_chunks(hidden.shape[0], weight.shape[0], bytes_per_partial, memory_limit):
-        of_spans, _ = partials(
-            hidden[tokens],
-            weight,
-            bias,
-            target[tokens],
-            class_weight,
-            ignore_index=ignore_index,
-            softcap=softcap,
-            logit_scale=logit_scale,
-            with_logit_sum=with_logit_sum,
-            with_exp_shift=with_exp_shift,
-        )
-        chunks.append(merge(of_spans, target[tokens], weights, vocabulary=weight.shape[0], ignore_index=ignore_index))
+        of_spans, _ = partials(hidden[tokens], weight, bias, target[tokens], class_weight, rule)
+        chunks.append(merge(of_spans, target[tokens], weights, **whole))
     return chunks[0] if len(chunks) == 1 else torch.cat(chunks, dim=1)

@@ -17,6 +17,7 @@ from collections.abc import Callable
 import torch
 
 from ..chunks import accumulate_gradients
+from ..dispatch import DEFAULT, PLAIN, Plan, Rule
 from ..sums import MAX, SUMS
 from .launch import Target, current_target
 from .linear_nll import MEMORY_LIMIT, equal_chunk, linear_nll
@@ -43,15 +44,14 @@ def linear_nll_by_policy(
     bias: torch.Tensor | None,
     target: torch.Tensor,
     class_weight: torch.Tensor | None = None,
-    *,
-    memory_limit: int = CHUNKED_LIMIT,
-    **rule,
+    rule: Rule = PLAIN,
+    plan: Plan = DEFAULT,
+    kept: None = None,
 ) -> torch.Tensor:
-    """``linear_nll`` or ``linear_nll_chunked``, as ``chunks_pay`` says; one contract."""
-    chunked = chunks_pay(current_target(), hidden, weight, bias, memory_limit)
-    function = linear_nll_chunked if chunked else linear_nll
-    heads = (hidden, weight) if chunked else (hidden, weight, bias)
-    return function(*heads, target, class_weight, memory_limit=memory_limit, **rule)
+    """Return what ``linear_nll`` does, by ``linear_nll_chunked`` where ``chunks_pay``. No plan for this backend keeps products."""
+    if chunks_pay(current_target(), hidden, weight, bias, plan.memory_limit or CHUNKED_LIMIT):
+        return linear_nll_chunked(hidden, weight, target, class_weight, rule, plan)
+    return linear_nll(hidden, weight, bias, target, class_weight, rule, plan)
 
 
 def linear_nll_chunked(
@@ -59,16 +59,15 @@ def linear_nll_chunked(
     weight: torch.Tensor,
     target: torch.Tensor,
     class_weight: torch.Tensor | None = None,
-    *,
-    memory_limit: int = CHUNKED_LIMIT,
-    **rule,
+    rule: Rule = PLAIN,
+    plan: Plan = DEFAULT,
 ) -> torch.Tensor:
-    """The five sums of every token, float32 [5, N], from hidden [N, D], weight [V, D], target int [N]; ``rule`` as ``nll``'s.
+    """Return the five sums of every token, float32 [5, N], from hidden [N, D], weight [V, D], target int [N].
 
-    ``memory_limit`` bounds the float32 logits that are held, in bytes, but for one token's.
+    The plan's ``memory_limit`` bounds the float32 logits that are held, in bytes, but for one token's.
     """
     tokens, vocabulary = hidden.shape[0], weight.shape[0]
-    most = max(1, min(memory_limit, CHUNKED_LIMIT) // (4 * vocabulary))
+    most = max(1, min(plan.memory_limit or CHUNKED_LIMIT, CHUNKED_LIMIT) // (4 * vocabulary))
     size = most // LEAST_TOKENS * LEAST_TOKENS or most
     logits = hidden.new_empty((min(size, tokens), vocabulary), dtype=torch.float32)
     sums = []
@@ -79,12 +78,12 @@ def linear_nll_chunked(
             torch.mm(part.float(), weight.float().T, out=out)
         else:
             torch.mm(part, weight.T, out_dtype=torch.float32, out=out)
-        sums.append(nll(out, target[start : start + size], class_weight, **rule))
+        sums.append(nll(out, target[start : start + size], class_weight, rule))
     return sums[0] if len(sums) == 1 else torch.cat(sums, dim=1)
 
 
 def training_chunk(
-    target: Target, hidden: torch.Tensor, weight: torch.Tensor, rounded: bool, memory_limit: int = MEMORY_LIMIT
+    target: Target, hidden: torch.Tensor, weight: torch.Tensor, rounded: bool, memory_limit: int = 0
 ) -> int:
     """How many tokens at a time ``linear_nll_with_gradients`` should take; 0 where recomputing logits is the better way.
 
@@ -92,7 +91,7 @@ def training_chunk(
     backward only, is to save), and memory for the logits of ``LEAST_TRAINED`` tokens, or of all.
     """
     tokens, vocabulary = hidden.shape[0], weight.shape[0]
-    most = memory_limit // (hidden.element_size() * vocabulary) if vocabulary else 0
+    most = (memory_limit or MEMORY_LIMIT) // (hidden.element_size() * vocabulary) if vocabulary else 0
     if target.backend != "cuda" or hidden.dtype != torch.bfloat16 or not rounded or not tokens:
         return 0
     return equal_chunk(tokens, most) if most >= min(tokens, LEAST_TRAINED) else 0
@@ -104,17 +103,17 @@ def linear_nll_with_gradients(
     bias: torch.Tensor | None,
     target: torch.Tensor,
     class_weight: torch.Tensor | None = None,
+    rule: Rule = PLAIN,
     *,
     upstream_of: Callable[[torch.Tensor, slice], torch.Tensor],
     chunk: int,
     needs: tuple[bool, bool, bool] = (True, True, True),
-    **rule,
 ) -> tuple[torch.Tensor, tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]]:
     """The five sums [5, N], and the gradients of hidden, weight and bias where ``needs`` says so (one at least).
 
     ``upstream_of(sums, tokens)`` is the derivative of the loss, float32 [5, T], from the sums [5, T] of a slice of ``chunk``
     tokens. Temporary memory: the logits of a chunk, in the inputs' dtype, which is what they are rounded to; float32 sums of
-    the gradients besides. ``rule`` as ``nll``'s.
+    the gradients besides.
     """
     sums = hidden.new_empty((SUMS, hidden.shape[0]), dtype=torch.float32)
     logits = hidden.new_empty((min(chunk, hidden.shape[0]), weight.shape[0]))
@@ -125,9 +124,9 @@ def linear_nll_with_gradients(
             torch.mm(hidden[tokens], weight.T, out=out)
         else:
             torch.addmm(bias.to(out.dtype), hidden[tokens], weight.T, out=out)
-        here = nll(out, target[tokens], class_weight, **rule)
+        here = nll(out, target[tokens], class_weight, rule)
         sums[:, tokens] = here
-        return nll_grad(upstream_of(here, tokens), here[MAX], out, target[tokens], class_weight, out=out, **rule)
+        return nll_grad(upstream_of(here, tokens), here[MAX], out, target[tokens], class_weight, rule, out=out)
 
     block = chunk, weight.shape[0]
     return sums, accumulate_gradients(
@@ -137,5 +136,5 @@ def linear_nll_with_gradients(
         bias,
         needs=needs,
         block=block,
-        ignored=target == rule.get("ignore_index", -100),
+        ignored=target == rule.ignore_index,
     )

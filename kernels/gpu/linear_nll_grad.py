@@ -21,6 +21,7 @@ import triton
 import triton.language as tl
 
 from ..chunks import accumulate_gradients, gradient_block
+from ..dispatch import DEFAULT, PLAIN, Plan, Rule
 from ..sums import EXP_SHIFT, LOGIT_SUM, SUM_EXP, TARGET
 from .launch import NO_POWER, launch
 from .linear_nll import MEMORY_LIMIT
@@ -171,23 +172,20 @@ def linear_nll_grad(
     bias: torch.Tensor | None,
     target: torch.Tensor,
     class_weight: torch.Tensor | None = None,
+    rule: Rule = PLAIN,
+    plan: Plan = DEFAULT,
+    kept: None = None,
     *,
-    ignore_index: int = -100,
-    softcap: float | None = None,
-    logit_scale: float = 1.0,
-    with_logit_sum: bool = False,
-    with_exp_shift: bool = False,
     needs: tuple[bool, bool, bool] = (True, True, True),
-    memory_limit: int = MEMORY_LIMIT,
 ) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
     """Gradients of hidden, weight and bias from ``upstream`` float32 [5, N] and the forward's ``maximum`` [N].
 
-    ``memory_limit`` bounds the block of logit gradients and that of the weight gradient, in bytes.
+    The plan's ``memory_limit`` bounds the block of logit gradients and that of the weight gradient, in bytes. No plan for
+    this backend keeps products: ``kept`` is None.
     """
     upstream = upstream.contiguous()
-    arguments, constants, options = logit_arguments(
-        hidden, weight, bias, softcap, logit_scale, work_of(with_logit_sum, with_exp_shift)
-    )
+    arguments, constants, options = logit_arguments(hidden, weight, bias, rule, work_of(rule))
+    memory_limit = plan.memory_limit or MEMORY_LIMIT
     block = gradient_block(hidden, weight, needs, memory_limit, per_logit=hidden.element_size())
     buffer = hidden.new_empty(block[0] * block[1])
 
@@ -211,18 +209,18 @@ def linear_nll_grad(
                 first_column=columns.start,
                 columns_here=width,
                 target_stride=target.stride(0),
-                ignore_index=ignore_index,
+                ignore_index=rule.ignore_index,
             ),
             constants
             | dict(
                 HAS_CLASS_WEIGHT=class_weight is not None,
-                WITH_LOGIT_SUM=with_logit_sum,
-                WITH_EXP_SHIFT=with_exp_shift,
+                WITH_LOGIT_SUM=rule.with_logit_sum,
+                WITH_EXP_SHIFT=rule.with_exp_shift,
             ),
             options,
         )
         return out
 
     return accumulate_gradients(
-        logit_gradient, hidden, weight, bias, needs=needs, block=block, ignored=target == ignore_index
+        logit_gradient, hidden, weight, bias, needs=needs, block=block, ignored=target == rule.ignore_index
     )

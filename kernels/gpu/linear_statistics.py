@@ -12,6 +12,7 @@ import torch
 import triton
 import triton.language as tl
 
+from ..dispatch import DEFAULT, PLAIN, Plan, Rule
 from ..sums import MAX, SUMS
 from .launch import launch
 from .linear_nll import MEMORY_LIMIT, linear_nll, merge, partials, token_chunks
@@ -82,16 +83,18 @@ def target_logit(
     weight: torch.Tensor,
     bias: torch.Tensor | None,
     target: torch.Tensor,
-    *,
-    softcap: float | None = None,
-    logit_scale: float = 1.0,
+    rule: Rule = PLAIN,
+    plan: Plan = DEFAULT,
 ) -> torch.Tensor:
-    """The logit of every token's target, float32 [N], 0 where it is no row of ``weight``; what ``linear_statistics`` takes."""
+    """Return the logit of every token's target, float32 [N], 0 where it is no row of ``weight``: ``linear_statistics`` takes it.
+
+    No temporary memory is taken, whatever the plan.
+    """
     out = hidden.new_zeros(hidden.shape[0], dtype=torch.float32)
     if hidden.shape[0] == 0 or weight.shape[0] == 0:
         return out
     # The tiles of ``linear_statistics``: equal tiles, equal bits.
-    arguments, constants, options = logit_arguments(hidden, weight, bias, softcap, logit_scale, "statistics")
+    arguments, constants, options = logit_arguments(hidden, weight, bias, rule, "statistics")
     launch(
         _target_logit_kernel,
         (triton.cdiv(hidden.shape[0], constants["BLOCK_N"]),),
@@ -108,40 +111,26 @@ def linear_statistics(
     bias: torch.Tensor | None,
     target: torch.Tensor,
     target_logit: torch.Tensor,
-    *,
-    ignore_index: int = -100,
-    softcap: float | None = None,
-    logit_scale: float = 1.0,
-    memory_limit: int = MEMORY_LIMIT,
+    rule: Rule = PLAIN,
+    plan: Plan = DEFAULT,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The five sums [5, N] (``LOGIT_SUM`` left 0), how many logits are above ``target_logit`` [N], and the largest's column.
+    """Return the five sums [5, N] (``LOGIT_SUM`` left 0), how many logits are above ``target_logit`` [N], and the largest's column.
 
     Both int64 [N]; 0 for ignored tokens. Of equal largest logits the first column is taken.
     """
-    vocabulary = weight.shape[0]
+    vocabulary, memory_limit = weight.shape[0], plan.memory_limit or MEMORY_LIMIT
     if vocabulary == 0:  # the shard of a rank that holds no row
         nothing = torch.zeros_like(target, dtype=torch.int64)
-        return linear_nll(hidden, weight, bias, target, ignore_index=ignore_index), nothing, nothing.clone()
+        return linear_nll(hidden, weight, bias, target, None, rule), nothing, nothing.clone()
+    rule = rule._replace(with_logit_sum=False, with_exp_shift=True)
     sums, above, best = [], [], []
     for tokens in token_chunks(hidden.shape[0], vocabulary, 4 * (SUMS + 2), memory_limit):
-        of_spans, choices = partials(
-            hidden[tokens],
-            weight,
-            bias,
-            target[tokens],
-            None,
-            target_logit[tokens],
-            ignore_index=ignore_index,
-            softcap=softcap,
-            logit_scale=logit_scale,
-            with_logit_sum=False,
-            with_exp_shift=True,
-        )
-        sums.append(merge(of_spans, target[tokens], vocabulary=vocabulary, ignore_index=ignore_index))
+        of_spans, choices = partials(hidden[tokens], weight, bias, target[tokens], None, rule, target_logit[tokens])
+        sums.append(merge(of_spans, target[tokens], vocabulary=vocabulary, ignore_index=rule.ignore_index))
         above.append(choices[0].sum(0))
         largest = of_spans[MAX] == sums[-1][MAX]
         best.append(torch.where(largest, choices[1], vocabulary).amin(0).long())
-    ignored = target == ignore_index
+    ignored = target == rule.ignore_index
     return (
         torch.cat(sums, dim=1),
         torch.cat(above).masked_fill_(ignored, 0),

@@ -10,6 +10,7 @@ import triton
 import triton.language as tl
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from ..dispatch import Rule
 from .launch import Target, current_target, tanh, widen_products
 
 
@@ -60,10 +61,10 @@ def _described_configuration(target: Target, work: str) -> tuple[dict, dict]:
     return tiles, dict(num_warps=8, num_stages=4 if blackwell or not wide else 3) | limit
 
 
-def work_of(with_logit_sum: bool, with_exp_shift: bool) -> str:
-    if with_logit_sum and with_exp_shift:
+def work_of(rule: Rule) -> str:
+    if rule.with_logit_sum and rule.with_exp_shift:
         return "all sums"
-    return "sums" if with_logit_sum or with_exp_shift else "nll"
+    return "sums" if rule.with_logit_sum or rule.with_exp_shift else "nll"
 
 
 @triton.jit
@@ -319,7 +320,7 @@ def within_32_bits(matrix: torch.Tensor) -> torch.Tensor:
 
 
 def head_arguments(
-    hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, softcap: float | None, logit_scale: float
+    hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, rule: Rule
 ) -> tuple[dict, dict]:
     """Arguments and constants that say what the logits are."""
     if hidden.dtype not in (torch.float32, torch.float16, torch.bfloat16) or weight.dtype != hidden.dtype:
@@ -339,18 +340,17 @@ def head_arguments(
         weight_stride_v=weight.stride(0),
         weight_stride_d=weight.stride(1),
         bias_stride=0 if bias is None else bias.stride(0),
-        logit_scale=float(logit_scale),
-        softcap=0.0 if softcap is None else float(softcap),
+        logit_scale=float(rule.logit_scale),
+        softcap=0.0 if rule.softcap is None else float(rule.softcap),
     )
-    return arguments, dict(HAS_BIAS=bias is not None, HAS_SOFTCAP=softcap is not None)
+    return arguments, dict(HAS_BIAS=bias is not None, HAS_SOFTCAP=rule.softcap is not None)
 
 
 def logit_arguments(
     hidden: torch.Tensor,
     weight: torch.Tensor,
     bias: torch.Tensor | None,
-    softcap: float | None,
-    logit_scale: float,
+    rule: Rule,
     work: str,
     may_describe: bool = False,
 ) -> tuple[dict, dict, dict]:
@@ -359,11 +359,11 @@ def logit_arguments(
     ``may_describe``: the kernel takes descriptors, and ``DESCRIBED`` says whether it gets them.
     """
     target = current_target()
-    arguments, constants = head_arguments(hidden, weight, bias, softcap, logit_scale)
+    arguments, constants = head_arguments(hidden, weight, bias, rule)
     matrices = arguments["hidden_ptr"], arguments["weight_ptr"]
-    if work == "nll" and softcap is not None:
+    if work == "nll" and rule.softcap is not None:
         work = "capped nll"
-    if work == "statistics" and (bias is not None or softcap is not None):
+    if work == "statistics" and (bias is not None or rule.softcap is not None):
         work = "ruled statistics"
     describes = may_describe and all(describable(target, matrix) for matrix in matrices)
     tiles, options = tile_configuration(target, hidden.dtype, all(map(vectorised, matrices)), work, describes)

@@ -11,6 +11,7 @@ import torch
 import triton
 import triton.language as tl
 
+from ..dispatch import DEFAULT, PLAIN, Plan, Rule
 from ..sums import EXP_SHIFT, LOGIT_SUM, MAX, SUM_EXP, SUMS, TARGET, with_positions
 from .launch import NO_POWER, current_target, exp_below, launch, tanh
 from .linear_nll_grad import sums_derivative
@@ -232,7 +233,7 @@ def _nll_grad_kernel(
         )
 
 
-def _arguments(logits, target, class_weight, ignore_index, softcap, logit_scale, with_logit_sum, with_exp_shift):
+def _arguments(logits: torch.Tensor, target: torch.Tensor, class_weight: torch.Tensor | None, rule: Rule):
     if logits.dtype not in (torch.float32, torch.float16, torch.bfloat16):
         raise TypeError(
             f"input: the triton backend expects float32, float16 or bfloat16, got {logits.dtype}; "
@@ -240,7 +241,9 @@ def _arguments(logits, target, class_weight, ignore_index, softcap, logit_scale,
         )
     logits = with_positions(logits)
     items, vocabulary, positions = logits.shape
-    constants, options = row_configuration(logits, not (with_logit_sum or with_exp_shift or softcap is not None))
+    constants, options = row_configuration(
+        logits, not (rule.with_logit_sum or rule.with_exp_shift or rule.softcap is not None)
+    )
     arguments = dict(
         logits_ptr=logits,
         target_ptr=target,
@@ -252,15 +255,15 @@ def _arguments(logits, target, class_weight, ignore_index, softcap, logit_scale,
         logits_stride_t=logits.stride(2),
         logits_stride_v=logits.stride(1),
         target_stride=target.stride(0),
-        ignore_index=ignore_index,
-        logit_scale=float(logit_scale),
-        softcap=0.0 if softcap is None else float(softcap),
+        ignore_index=rule.ignore_index,
+        logit_scale=float(rule.logit_scale),
+        softcap=0.0 if rule.softcap is None else float(rule.softcap),
     )
     constants |= dict(
-        HAS_SOFTCAP=softcap is not None,
+        HAS_SOFTCAP=rule.softcap is not None,
         HAS_CLASS_WEIGHT=class_weight is not None,
-        WITH_LOGIT_SUM=with_logit_sum,
-        WITH_EXP_SHIFT=with_exp_shift,
+        WITH_LOGIT_SUM=rule.with_logit_sum,
+        WITH_EXP_SHIFT=rule.with_exp_shift,
     )
     return arguments, constants, options
 
@@ -269,17 +272,14 @@ def nll(
     logits: torch.Tensor,
     target: torch.Tensor,
     class_weight: torch.Tensor | None = None,
-    *,
-    ignore_index: int = -100,
-    softcap: float | None = None,
-    logit_scale: float = 1.0,
-    with_logit_sum: bool = False,
-    with_exp_shift: bool = False,
+    rule: Rule = PLAIN,
+    plan: Plan = DEFAULT,
 ) -> torch.Tensor:
-    """The five sums of every token, float32 [5, N · T], from logits [N, V] or [N, V, T] and target int [N · T]."""
-    arguments, constants, options = _arguments(
-        logits, target, class_weight, ignore_index, softcap, logit_scale, with_logit_sum, with_exp_shift
-    )
+    """Return the five sums of every token, float32 [5, N · T], from logits [N, V] or [N, V, T] and target int [N · T].
+
+    No temporary memory is taken, whatever the plan.
+    """
+    arguments, constants, options = _arguments(logits, target, class_weight, rule)
     sums = logits.new_empty((SUMS, arguments["N"]), dtype=torch.float32)
     if arguments["N"]:
         constants |= dict(
@@ -297,18 +297,13 @@ def nll_grad(
     logits: torch.Tensor,
     target: torch.Tensor,
     class_weight: torch.Tensor | None = None,
+    rule: Rule = PLAIN,
+    plan: Plan = DEFAULT,
     *,
-    ignore_index: int = -100,
-    softcap: float | None = None,
-    logit_scale: float = 1.0,
-    with_logit_sum: bool = False,
-    with_exp_shift: bool = False,
     out: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Gradient of logits [N, V] or [N, V, T] from ``upstream`` float32 [5, N · T]; ``out`` may be ``logits`` itself."""
-    arguments, constants, options = _arguments(
-        logits, target, class_weight, ignore_index, softcap, logit_scale, with_logit_sum, with_exp_shift
-    )
+    """Return the gradient of logits [N, V] or [N, V, T] from ``upstream`` float32 [5, N · T]; ``out`` may be ``logits`` itself."""
+    arguments, constants, options = _arguments(logits, target, class_weight, rule)
     out = torch.empty_like(logits) if out is None else out
     if arguments["N"]:
         gradient = with_positions(out)

@@ -20,11 +20,12 @@ from tables import (
     derived,
     implementation,
     oracle,
-    statistics_implementation,
 )
 
 from perplexity import linear_kl_divergence
+from perplexity.kernels import operators
 from perplexity.kernels.cpu import blockwise
+from perplexity.kernels.dispatch import Plan, Rule
 from perplexity.kernels.gpu.linear_nll import GROUP, span_and_row
 from perplexity.kernels.sums import MAX, SUM_EXP, TARGET, divergence
 
@@ -43,8 +44,8 @@ def test_products_kept_where_the_gradient_will_be(case, device):
     rounded = case.dtype != torch.float32
     kept = torch.full(case.shape[1:], torch.nan, dtype=case.dtype, device=device)
     hidden = torch.empty((case.shape[0], case.shape[2]), dtype=case.dtype, device=device)
-    options = dict(softcap=case.softcap, with_exp_shift=True, rounded=rounded) | case.options
-    block = blockwise.kept_block(hidden, kept, None, **options)
+    rule = Rule(softcap=case.softcap, with_exp_shift=True)
+    block = blockwise.kept_block(hidden, kept, None, rule, rounded=rounded, **case.options)
     if not block:
         pytest.skip(f"no products of {case.dtype} on this CPU")
     check_linear(case, "torch", device, rounded=rounded, kept=kept, block=block)
@@ -128,7 +129,7 @@ def test_divergence_of_heads_in_two_dtypes(p, q, device):
 def test_equal_rows_of_the_vocabulary_tie(tokens, dtype, backend, device):
     """Untrained rows are copies of each other: a target among them, summed in another order, would rank behind them all."""
     inputs = build(Case(shape=(tokens, 900, 123), dtype=dtype, ignored="none"), device)
-    module = statistics_implementation(backend)
+    module = operators.implementation(backend)
     hidden, weight = inputs.hidden, inputs.weight[1:2].repeat(900, 1)
     weight[::7] = inputs.weight[::7]
     if backend == "triton" and device == "cpu":
@@ -149,11 +150,7 @@ def test_equal_rows_of_the_vocabulary_tie(tokens, dtype, backend, device):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_equal_heads_have_no_divergence(backend, device):
-    from perplexity.kernels.cpu import blockwise_kl
-
-    module = blockwise_kl
-    if backend == "triton":
-        from perplexity.kernels.gpu import linear_kl as module
+    module = operators.implementation(backend)
     for case in (Case(), Case(shape=(70, 4201, 40), dtype=torch.bfloat16, scale=20.0)):
         inputs = build(case, device)
         head = inputs.hidden, inputs.weight, inputs.bias
@@ -225,16 +222,9 @@ def test_linear_nll_by_chunks_of_logits(case, device):
     from perplexity.kernels.gpu.linear_nll_chunked import linear_nll_chunked
 
     inputs = build(case, device)
-    options = dict(softcap=case.softcap, logit_scale=case.logit_scale, with_logit_sum=True, with_exp_shift=True)
-    limit = 4 * case.shape[1] * 40
-    sums = linear_nll_chunked(
-        inputs.hidden,
-        inputs.weight,
-        inputs.target,
-        inputs.class_weight,
-        **options,
-        **case.options | dict(memory_limit=limit),
-    )
+    rule = Rule(softcap=case.softcap, logit_scale=case.logit_scale, with_logit_sum=True, with_exp_shift=True)
+    plan = Plan("triton", memory_limit=4 * case.shape[1] * 40)
+    sums = linear_nll_chunked(inputs.hidden, inputs.weight, inputs.target, inputs.class_weight, rule, plan)
     exact, _ = oracle(case, inputs, torch.float64)
     plain, _ = oracle(case, inputs, case.dtype)
     for name, value in derived(sums, True).items():
@@ -294,12 +284,11 @@ def test_nll_alone_writes_three_planes_and_the_same_bits(layout, dtype, device):
     options = dict(generator=generator, device=device)
     hidden, weight = (torch.randn(rows, width, **options).to(dtype)[:, :79] for rows in (70, 2500))
     target = torch.randint(2500, (70,), **options)
-    _, constants, _ = logit_arguments(hidden, weight, None, None, 1.0, "nll", may_describe=True)
+    _, constants, _ = logit_arguments(hidden, weight, None, Rule(), "nll", may_describe=True)
     if device == "cpu":
         assert constants["DESCRIBED"] == (layout == "described")
-    rule = dict(ignore_index=-100, softcap=None, logit_scale=1.0)
-    flags = [dict(with_logit_sum=value, with_exp_shift=value) for value in (False, True)]
-    few, all_sums = (linear_nll.partials(hidden, weight, None, target, None, **rule, **flag)[0] for flag in flags)
+    rules = [Rule(with_logit_sum=value, with_exp_shift=value) for value in (False, True)]
+    few, all_sums = (linear_nll.partials(hidden, weight, None, target, None, rule)[0] for rule in rules)
     assert few.shape[0] == 3 and all_sums.shape[0] == 5
     if device == "cpu":  # tiles of one size; compiled, more sums have smaller tiles
         assert torch.equal(few, all_sums[:3])
