@@ -14,7 +14,7 @@ from .checks import expect
 from .errors import InputError, InputTypeError
 from .kernels import operators, reference
 from .kernels.cpu.blockwise import kept_block
-from .kernels.dispatch import Rule
+from .kernels.dispatch import Plan, Rule
 from .parallel import VocabularyShard
 
 REDUCTIONS = ("none", "mean", "sum")
@@ -468,18 +468,8 @@ class LinearInputs:
             weights = None if weights is None else weights[self.shard.start :][: self.weight.shape[0]]
         weights = weights if with_logit_sum else None
         rule = Rule(ignore_index, options.softcap, options.logit_scale, with_logit_sum, with_exp_shift)
-        sums, _ = operators.linear_nll(
-            hidden,
-            self.weight,
-            self.bias,
-            target,
-            weights,
-            *rule,
-            self.round_logits,
-            self._kept_block(weights, rule),
-            options.memory,
-            self.backend,
-        )
+        plan = Plan(self.backend, self.round_logits, self._kept_block(weights, rule), options.memory)
+        sums, _ = operators.linear_nll(hidden, self.weight, self.bias, target, weights, *rule, *plan)
         if self.shard is None:
             return sums
         weight_sum = None

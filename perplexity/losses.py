@@ -26,7 +26,7 @@ from .arguments import (
 )
 from .kernels import operators
 from .kernels.cpu.logit_blocks import apply_rule
-from .kernels.dispatch import Rule
+from .kernels.dispatch import Plan, Rule
 from .kernels.sums import EXP_SHIFT, LOGIT_SUM, MAX, SUM_EXP, TARGET
 from .parallel import VocabularyShard
 
@@ -448,17 +448,15 @@ def cross_entropy(
     soft = prepared.probabilities
     rows = prepared.flat.new_zeros(prepared.flat.shape[0], dtype=torch.int64) if soft else prepared.flat
     q = _soft_weights(prepared.flat, weight, settings, input.dtype) if soft else None
+    ignored = IGNORE_INDEX if soft else settings.ignore_index
+    rule = Rule(ignored, softcap, logit_scale, with_logit_sum=soft or settings.label_smoothing > 0.0)
+    chosen = "torch" if backend is None and soft else choose_backend(backend, input)
     sums = operators.nll(
         input[None] if input.dim() == 1 else input.flatten(2) if input.dim() > 3 else input,
         rows,
         q if soft else weight if settings.label_smoothing else None,
-        IGNORE_INDEX if soft else settings.ignore_index,
-        softcap,
-        logit_scale,
-        soft or settings.label_smoothing > 0.0,
-        False,
-        settings.memory,
-        "torch" if backend is None and soft else choose_backend(backend, input),
+        *rule,
+        *Plan(chosen, memory_limit=settings.memory),
     )
     if soft:
         flat = input.movedim(class_dimension, -1).reshape(-1, vocabulary)
