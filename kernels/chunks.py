@@ -83,6 +83,13 @@ def without_ignored(hidden: torch.Tensor, ignored: torch.Tensor) -> torch.Tensor
     return hidden.masked_fill(ignored[:, None], 0.0)
 
 
+def equal_chunk(tokens: int, most: int) -> int:
+    """Return the size of as few equal chunks as ``most`` tokens at a time allow, of whole blocks where that fits."""
+    size = -(-tokens // -(-tokens // most)) if tokens else 1
+    whole = -(-size // 128) * 128
+    return whole if whole <= most else size
+
+
 def pieces(count: int, size: int) -> Iterator[slice]:
     return (slice(start, min(count, start + size)) for start in range(0, count, size))
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 FILES = (
     "sums.py",
+    "dispatch.py",
     "gpu/launch.py",
     "gpu/logit_tile.py",
     "gpu/linear_nll.py",

@@ -26,7 +26,7 @@ from .arguments import (
 )
 from .kernels import operators
 from .kernels.cpu.logit_blocks import apply_rule
-from .kernels.dispatch import Plan, Rule
+from .kernels.dispatch import AHEAD, Plan, Rule
 from .kernels.sums import EXP_SHIFT, LOGIT_SUM, MAX, SUM_EXP, TARGET
 from .parallel import VocabularyShard
 
@@ -150,7 +150,7 @@ def _own_graph() -> Iterator[None]:
         yield
 
 
-def _loss_with_gradients(inputs: LinearInputs, chunk: int) -> Tensor:
+def _loss_with_gradients(inputs: LinearInputs, rule: Rule, plan: Plan) -> Tensor:
     from .kernels.gpu.linear_nll_chunked import linear_nll_with_gradients
 
     target, options, weight, vocabulary = inputs.target.flat, inputs.options, inputs.class_weight, inputs.vocabulary
@@ -171,10 +171,10 @@ def _loss_with_gradients(inputs: LinearInputs, chunk: int) -> Tensor:
             inputs.weight,
             inputs.bias,
             target,
-            weight if options.label_smoothing else None,
-            Rule(options.ignore_index, options.softcap, options.logit_scale, options.label_smoothing > 0.0),
+            weight if rule.with_logit_sum else None,
+            rule,
+            plan,
             upstream_of=upstream_of,
-            chunk=chunk,
             needs=needs,
         )
         return loss_of(sums, slice(None)), gradients
@@ -388,14 +388,16 @@ def linear_cross_entropy(
     )
     if inputs.target.probabilities:
         q = _soft_weights(inputs.target.flat, inputs.class_weight, settings, inputs.hidden.dtype)
-        sums = inputs.sums(with_logit_sum=True, weights=q)
+        sums = inputs.sums(settings.rule(with_logit_sum=True), q)
         loss = _soft_loss(_with_derivative_by_weights(sums, q, inputs.logits), q, settings)
-    elif chunk := inputs.training_chunk():
-        loss = _loss_with_gradients(inputs, chunk)
     else:
-        smoothed = settings.label_smoothing > 0.0
-        sums = inputs.sums(with_logit_sum=smoothed, weights=inputs.class_weight)
-        loss = _loss(sums, inputs.target.flat, inputs.class_weight, inputs.vocabulary, settings)
+        rule = settings.rule(with_logit_sum=settings.label_smoothing > 0.0)
+        plan = inputs.plan(rule)
+        if plan.way == AHEAD:
+            loss = _loss_with_gradients(inputs, rule, plan)
+        else:
+            sums = inputs.sums(rule, inputs.class_weight, plan)
+            loss = _loss(sums, inputs.target.flat, inputs.class_weight, inputs.vocabulary, settings)
     return inputs.target.unflatten(loss) if reduction == "none" else loss
 
 

@@ -189,7 +189,7 @@ def token_log_probabilities(
         validate=validate,
         shard=shard,
     )
-    sums = inputs.sums(with_exp_shift=with_entropy)
+    sums = inputs.sums(inputs.options.rule(with_exp_shift=with_entropy))
     log_probability = inputs.target.unflatten(token_log_probability(sums)).float()
     if not with_entropy:
         return log_probability

@@ -9,7 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import perplexity
 from perplexity.kernels import chunks, operators
 from perplexity.kernels.cpu import blockwise, logit_blocks
-from perplexity.kernels.dispatch import Plan, Rule
+from perplexity.kernels.dispatch import KEPT, Plan, Rule
 from perplexity.kernels.operators import _linear_nll
 
 N, V, D = 6, 11, 5
@@ -31,7 +31,7 @@ def operator_calls(device, backend):
     """One call of every operator, with gradients wanted where it has them."""
     (h, w, b, g, u, c), target = problem(device)
     weight, logits = torch.rand(V, device=device), (h @ w.T).detach()
-    plan, keeping = Plan(backend), Plan("torch", block=(4, 7))
+    plan, keeping = Plan(backend), Plan("torch", KEPT, block=(4, 7))
     everything, uncapped = (
         (*rule, *plan) for rule in (Rule(-100, 3.0, 0.5, True, True), Rule(-100, None, 1.0, True, True))
     )
@@ -87,7 +87,7 @@ def test_opcheck(name, backend, device):
 def test_opcheck_of_the_forward_that_keeps_products(device):
     """All but tracing, which never asks for it: the backward overwrites what was kept."""
     arguments = list(operator_calls(device, "torch")["linear_nll"])
-    arguments[5 + len(Rule._fields) :] = Plan("torch", block=(4, 7))
+    arguments[5 + len(Rule._fields) :] = Plan("torch", KEPT, block=(4, 7))
     torch.library.opcheck(
         torch.ops.perplexity.linear_nll.default,
         tuple(arguments),

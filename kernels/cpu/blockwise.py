@@ -9,7 +9,7 @@ token's own: what class-probability targets are.
 Cost: 2·N·V·D operations forward; blocks of at most ``memory_limit`` bytes, all copies counted, and vectors of N.
 
 Training keeps the products of the first D tokens where the gradient of the weight will be, [V, D]: its own memory holds
-them until they turn into it (``keeps_products``), and they are not computed again.
+them until they turn into it, and they are not computed again.
 """
 
 from __future__ import annotations
@@ -21,11 +21,10 @@ import torch
 
 from ..blocks import block_shape, values_are_here
 from ..chunks import accumulate_gradients, gradient_block, product_buffer, product_buffer_bytes
-from ..dispatch import DEFAULT, PLAIN, Plan, Rule
+from ..dispatch import BACKWARD_LIMIT, DEFAULT, FORWARD_LIMIT, PLAIN, Plan, Rule
 from ..sums import MAX, NO_POWER, SUMS, finished, finite
 from .logit_blocks import Logits
 
-FORWARD_LIMIT, BACKWARD_LIMIT = 12 << 20, 16 << 20
 LOG2E, LN2 = 1 / math.log(2), math.log(2)
 
 
@@ -198,14 +197,12 @@ def kept_block(
     *,
     rounded: bool,
     memory_limit: int = 0,
-) -> tuple[int, ...]:
-    """The block of a training step that keeps products where the gradient of the weight will be; empty if it may not.
+) -> tuple[int, int]:
+    """Return the block of a training step that keeps products where the gradient of the weight will be.
 
-    Products must have the weight's dtype. The backward must walk the forward's blocks, which the number of threads decides.
+    The backward must walk the forward's blocks, which the number of threads decides.
     """
     logits = Logits(hidden, weight, None, rule.softcap, 1.0, rounded)
-    if hidden.dtype != logits.product or not len(hidden):
-        return ()
     return training_block(logits, memory_limit or BACKWARD_LIMIT, _copies(rule, class_weight))
 
 

@@ -11,9 +11,9 @@ import torch
 
 from ..blocks import block_shape
 from ..chunks import accumulate_gradients, gradient_block, product_buffer, product_buffer_bytes
-from ..dispatch import DEFAULT, PLAIN, Plan, Rule
+from ..dispatch import BACKWARD_LIMIT, DEFAULT, FORWARD_LIMIT, PLAIN, Plan, Rule
 from ..sums import DIVERGENCE_ROWS, Head, divergence_vectors, finite, merge_divergence
-from .blockwise import BACKWARD_LIMIT, FORWARD_LIMIT, LOG2E
+from .blockwise import LOG2E
 from .logit_blocks import Logits
 
 

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from ..dispatch import DEFAULT, PLAIN, Plan, Rule
+from ..dispatch import DEFAULT, PLAIN, ROWS_LIMIT, Plan, Rule
 from ..sums import finite, with_positions
 from .blockwise import RunningSums, sums_derivative
 from .logit_blocks import apply_rule, zero_tokens
-
-ROWS_LIMIT = 4 << 20
 
 
 def _row_chunks(logits: torch.Tensor, wide: torch.dtype, copies: int, memory_limit: int):

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 import torch
 
-from ..dispatch import DEFAULT, PLAIN, Plan, Rule
+from ..dispatch import DEFAULT, FORWARD_LIMIT, PLAIN, Plan, Rule
 from ..sums import MAX
-from .blockwise import FORWARD_LIMIT, RunningSums, forward_block, sweep
+from .blockwise import RunningSums, forward_block, sweep
 from .logit_blocks import Logits, apply_rule
 
 

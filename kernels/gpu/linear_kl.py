@@ -22,14 +22,13 @@ import triton
 import triton.language as tl
 
 from ..chunks import accumulate_gradients, gradient_block
-from ..dispatch import DEFAULT, PLAIN, Plan, Rule
+from ..dispatch import DEFAULT, PLAIN, TRITON_LIMIT, Plan, Rule, describable
 from ..sums import DIVERGENCE_ROWS, Head, divergence_vectors, merge_divergence
 from .launch import current_target, launch, widen_products
-from .linear_nll import GROUP, MEMORY_LIMIT, SPAN, span_and_row
+from .linear_nll import GROUP, SPAN, span_and_row
 from .logit_tile import (
     apply_rule,
     column_parts,
-    describable,
     described,
     head_arguments,
     logit_tile,
@@ -351,7 +350,7 @@ def linear_kl(
     """
     tokens, vocabulary = p_head[0].shape[0], p_head[1].shape[0]
     spans = triton.cdiv(vocabulary, SPAN)
-    size = max(1, (plan.memory_limit or MEMORY_LIMIT) // (4 * DIVERGENCE_ROWS * spans))
+    size = max(1, (plan.memory_limit or TRITON_LIMIT) // (4 * DIVERGENCE_ROWS * spans))
     chunks = []
     for start in range(0, tokens, size):
         heads = [(head[0][start : start + size], *head[1:]) for head in (p_head, q_head)]
@@ -386,7 +385,7 @@ def linear_kl_grad(
     arguments, constants, options = _arguments(p_head, q_head, (p_rule, q_rule))
     tokens = p_head[0].shape[0]
     sides = [(True, p_head, p_needs), (False, q_head, q_needs)]
-    memory_limit = plan.memory_limit or MEMORY_LIMIT
+    memory_limit = plan.memory_limit or TRITON_LIMIT
     blocks = [
         gradient_block(*head[:2], needs, memory_limit, per_logit=head[0].element_size()) for _, head, needs in sides
     ]

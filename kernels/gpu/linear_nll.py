@@ -22,7 +22,8 @@ import torch
 import triton
 import triton.language as tl
 
-from ..dispatch import DEFAULT, PLAIN, Plan, Rule
+from ..chunks import equal_chunk
+from ..dispatch import DEFAULT, PLAIN, TRITON_LIMIT, Plan, Rule
 from ..sums import EXP_SHIFT, LOGIT_SUM, MAX, SUM_EXP, SUMS, TARGET
 from .launch import NO_POWER, current_target, exp_below, launch
 from .logit_tile import apply_rule, column_parts, logit_arguments, product_tile, work_of
@@ -34,7 +35,6 @@ SPAN = 2048
 # the fewest bytes: what they share stays in L2.
 GROUP = 16
 NLL_PLANES = 3  # maximum, Σexp and the target's logit: the others are not written where nobody asked for them
-MEMORY_LIMIT = 512 << 20
 
 MAX_ROW, SUM_EXP_ROW, TARGET_ROW, LOGIT_SUM_ROW, EXP_SHIFT_ROW = (
     tl.constexpr(row) for row in (MAX, SUM_EXP, TARGET, LOGIT_SUM, EXP_SHIFT)
@@ -412,13 +412,6 @@ def merge(
     return out
 
 
-def equal_chunk(tokens: int, most: int) -> int:
-    """The size of as few equal chunks as ``most`` tokens at a time allow, of whole blocks where that fits."""
-    size = triton.cdiv(tokens, triton.cdiv(tokens, most)) if tokens else 1
-    whole = triton.cdiv(size, 128) * 128
-    return whole if whole <= most else size
-
-
 def token_chunks(tokens: int, vocabulary: int, bytes_per_partial: int, memory_limit: int) -> list[slice]:
     """Chunks of tokens whose partial sums fit in ``memory_limit`` bytes; one empty chunk where there are no tokens."""
     most = max(1, memory_limit // (bytes_per_partial * max(1, triton.cdiv(vocabulary, SPAN))))
@@ -441,7 +434,7 @@ def linear_nll(
     """
     weights = span_weights(weight.shape[0], class_weight, hidden) if rule.with_logit_sum and weight.shape[0] else None
     chunks = []
-    bytes_per_partial, memory_limit = 4 * planes_of(rule), plan.memory_limit or MEMORY_LIMIT
+    bytes_per_partial, memory_limit = 4 * planes_of(rule), plan.memory_limit or TRITON_LIMIT
     whole = dict(vocabulary=weight.shape[0], ignore_index=rule.ignore_index)
     for tokens in token_chunks(hidden.shape[0], weight.shape[0], bytes_per_partial, memory_limit):
         of_spans, _ = partials(hidden[tokens], weight, bias, target[tokens], class_weight, rule)

@@ -21,10 +21,9 @@ import triton
 import triton.language as tl
 
 from ..chunks import accumulate_gradients, gradient_block
-from ..dispatch import DEFAULT, PLAIN, Plan, Rule
+from ..dispatch import DEFAULT, PLAIN, TRITON_LIMIT, Plan, Rule
 from ..sums import EXP_SHIFT, LOGIT_SUM, SUM_EXP, TARGET
 from .launch import NO_POWER, launch
-from .linear_nll import MEMORY_LIMIT
 from .logit_tile import logit_arguments, logit_tile, work_of
 
 SUM_EXP_ROW, TARGET_ROW, LOGIT_SUM_ROW, EXP_SHIFT_ROW = (
@@ -185,7 +184,7 @@ def linear_nll_grad(
     """
     upstream = upstream.contiguous()
     arguments, constants, options = logit_arguments(hidden, weight, bias, rule, work_of(rule))
-    memory_limit = plan.memory_limit or MEMORY_LIMIT
+    memory_limit = plan.memory_limit or TRITON_LIMIT
     block = gradient_block(hidden, weight, needs, memory_limit, per_logit=hidden.element_size())
     buffer = hidden.new_empty(block[0] * block[1])
 

@@ -12,10 +12,10 @@ import torch
 import triton
 import triton.language as tl
 
-from ..dispatch import DEFAULT, PLAIN, Plan, Rule
+from ..dispatch import DEFAULT, PLAIN, TRITON_LIMIT, Plan, Rule
 from ..sums import MAX, SUMS
 from .launch import launch
-from .linear_nll import MEMORY_LIMIT, linear_nll, merge, partials, token_chunks
+from .linear_nll import linear_nll, merge, partials, token_chunks
 from .logit_tile import apply_rule, logit_arguments, products
 
 
@@ -118,7 +118,7 @@ def linear_statistics(
 
     Both int64 [N]; 0 for ignored tokens. Of equal largest logits the first column is taken.
     """
-    vocabulary, memory_limit = weight.shape[0], plan.memory_limit or MEMORY_LIMIT
+    vocabulary, memory_limit = weight.shape[0], plan.memory_limit or TRITON_LIMIT
     if vocabulary == 0:  # the shard of a rank that holds no row
         nothing = torch.zeros_like(target, dtype=torch.int64)
         return linear_nll(hidden, weight, bias, target, None, rule), nothing, nothing.clone()

@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from ..dispatch import Rule
+from ..dispatch import Rule, describable
 from .launch import Target, current_target, tanh, widen_products
 
 
@@ -286,22 +286,6 @@ def vectorised(matrix: torch.Tensor) -> bool:
         matrix.stride(1) == 1
         and matrix.stride(0) % 16 == 0
         and matrix.shape[1] % 16 == 0
-        and matrix.data_ptr() % 16 == 0
-    )
-
-
-def describable(target: Target, matrix: torch.Tensor) -> bool:
-    """Whether the copy engine can read tiles of a matrix: Hopper or later, 16-bit elements, rows of 16-byte multiples that
-    start on one. The interpreter plays it."""
-    engine = target.backend == "interpreter" or (target.backend == "cuda" and target.arch >= 90)
-    row_bytes = matrix.stride(0) * matrix.element_size()
-    return (
-        engine
-        and matrix.element_size() == 2
-        and matrix.numel() > 0
-        and matrix.stride(1) == 1
-        and row_bytes % 16 == 0
-        and 0 < row_bytes < 2**40
         and matrix.data_ptr() % 16 == 0
     )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..dispatch import KEPT
 from ..sums import MAX, SUMS
 from ._derivatives import no_context, only_backward, refuse_second_derivative, register_derivative
 from ._schema import (
@@ -31,7 +32,7 @@ def linear_nll(
     """Return the five sums [5, N] and, of a plan that keeps products, those: ``linear_nll_grad_kept`` takes them, [V, D]."""
     rule, plan = read(scalars)
     check_class_weight(class_weight, plan.backend)
-    kept = torch.empty_like(weight, memory_format=torch.contiguous_format) if plan.block else None
+    kept = torch.empty_like(weight, memory_format=torch.contiguous_format) if plan.way == KEPT else None
     inputs = hidden, weight, bias, target, class_weight
     sums = implementation(plan.backend).linear_nll(*inputs, rule, plan, kept)
     return sums, weight.new_empty(0) if kept is None else kept
@@ -41,7 +42,7 @@ def linear_nll(
 def _(hidden, weight, bias, target, class_weight, *scalars):
     _, plan = read(scalars)
     sums = hidden.new_empty((SUMS, hidden.shape[0]), dtype=wide(hidden))
-    return sums, weight.new_empty(weight.shape if plan.block else 0)
+    return sums, weight.new_empty(weight.shape if plan.way == KEPT else 0)
 
 
 @operator(f"({BACKWARD}) -> (Tensor, Tensor, Tensor)")

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..dispatch import Plan, Rule
 
 # An operator takes no dataclass: a Rule and a Plan are unpacked to scalars at its boundary, in the order of their fields.
-PLAN = "str backend, bool rounded, int[] block, int memory_limit"
+PLAN = "str backend, str way, bool rounded, int[] block, int memory_limit"
 SCALARS = f"int ignore_index, float? softcap, float logit_scale, bool with_logit_sum, bool with_exp_shift, {PLAN}"
 HEAD = "Tensor hidden, Tensor weight, Tensor? bias"
 

@@ -23,8 +23,7 @@ from tables import (
 )
 
 from perplexity import linear_kl_divergence
-from perplexity.kernels import operators
-from perplexity.kernels.cpu import blockwise
+from perplexity.kernels import dispatch, operators
 from perplexity.kernels.dispatch import Plan, Rule
 from perplexity.kernels.gpu.linear_nll import GROUP, span_and_row
 from perplexity.kernels.sums import MAX, SUM_EXP, TARGET, divergence
@@ -45,10 +44,10 @@ def test_products_kept_where_the_gradient_will_be(case, device):
     kept = torch.full(case.shape[1:], torch.nan, dtype=case.dtype, device=device)
     hidden = torch.empty((case.shape[0], case.shape[2]), dtype=case.dtype, device=device)
     rule = Rule(softcap=case.softcap, with_exp_shift=True)
-    block = blockwise.kept_block(hidden, kept, None, rule, rounded=rounded, **case.options)
-    if not block:
+    plan = dispatch.plan(rule, hidden, kept.clone().requires_grad_(), backend="torch", rounded=rounded, **case.options)
+    if plan.way != dispatch.KEPT:
         pytest.skip(f"no products of {case.dtype} on this CPU")
-    check_linear(case, "torch", device, rounded=rounded, kept=kept, block=block)
+    check_linear(case, "torch", device, kept, way=plan.way, rounded=rounded, block=plan.block)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -244,8 +243,8 @@ def test_linear_nll_by_chunks_of_logits(case, device):
     ],
 )
 def test_which_way_a_gpu_takes(target, dtype, bias, limit, expected):
+    from perplexity.kernels.dispatch import chunks_pay
     from perplexity.kernels.gpu.launch import Target
-    from perplexity.kernels.gpu.linear_nll_chunked import chunks_pay
 
     hidden, weight = (
         torch.empty(8192, 64, dtype=dtype, device="meta"),
@@ -256,14 +255,13 @@ def test_which_way_a_gpu_takes(target, dtype, bias, limit, expected):
 
 def test_the_policy_keeps_the_contract(device, monkeypatch):
     """Whichever way is taken, a bias or not: what the operator returns is the same to rounding."""
-    from perplexity.kernels.gpu import linear_nll_chunked
-
     case = next(case for case in LINEAR if case.dtype == torch.float32 and not (case.bias or case.masked_bias))
     inputs = build(case, device)
-    arguments = inputs.hidden, inputs.weight, None, inputs.target
-    fused = linear_nll_chunked.linear_nll_by_policy(*arguments)
-    monkeypatch.setattr(linear_nll_chunked, "chunks_pay", lambda *_: True)
-    chunked = linear_nll_chunked.linear_nll_by_policy(*arguments)
+    arguments = inputs.hidden, inputs.weight, None, inputs.target, None, Rule(), Plan("triton", dispatch.OPEN)
+    forward, _ = implementation("triton")
+    fused = forward(*arguments)
+    monkeypatch.setattr(dispatch, "chunks_pay", lambda *_: True)
+    chunked = forward(*arguments)
     assert fused.shape == chunked.shape
     for name in ("nll", "logsumexp"):
         pair = [
