@@ -18,10 +18,10 @@ from environment import HERE, RESULTS, now, write
 from triton.backends.compiler import GPUTarget
 
 from perplexity.kernels.compile_check import Case, launches, nvidia_resources, programs_a_multiprocessor
+from perplexity.kernels.dispatch import ahead_chunk
 from perplexity.kernels.fingerprint import kernels_hash
-from perplexity.kernels.launch import Target
-from perplexity.kernels.linear_nll import SPAN
-from perplexity.kernels.linear_nll_chunked import training_chunk
+from perplexity.kernels.gpu.launch import Target
+from perplexity.kernels.gpu.linear_nll import SPAN
 
 # Product and copy (read plus written) through PyTorch on one; multiprocessors, their clock under load and lanes by its sheet.
 DEVICE = dict(name="H200", product_flops=790e12, copy_bytes=4.3e12, multiprocessors=132, clock=1.755e9, lanes=128)
@@ -72,7 +72,7 @@ def trained(kernel: dict, n: int, d: int, v: int) -> dict:
     What goes through memory is added to the products as if nothing of it happened at the same time.
     """
     hidden, weight = (torch.empty(rows, d, device="meta", dtype=torch.bfloat16) for rows in (n, v))
-    chunk = training_chunk(Target("cuda", 90), hidden, weight, True)
+    chunk = ahead_chunk(Target("cuda", 90), hidden, weight, True)
     chunks = math.ceil(n / chunk)
     forward = predicted(kernel, n, d, v)
     product = forward["product_ms"] / 1e3

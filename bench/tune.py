@@ -1,6 +1,6 @@
 """``python bench/tune.py``: the forward kernel's time over its tile configurations, on one GPU, beside the bfloat16 product.
 
-The one place where configurations are searched: what wins is written by hand into ``kernels/logit_tile.py``, so that a user's
+The one place where configurations are searched: what wins is written by hand into ``kernels/gpu/logit_tile.py``, so that a user's
 first call searches nothing. Each is checked against the default's sums before it is timed. Rewrites
 bench/results/tune-<device>.json after every row; ``--device cpu`` with TRITON_INTERPRET=1 tries the code path.
 """
@@ -19,9 +19,9 @@ import torch
 from environment import RESULTS, commit, now, one_line, slug, version, write
 from gpu import SHAPES, milliseconds
 
-from perplexity.kernels import linear_nll, logit_tile
 from perplexity.kernels.fingerprint import kernels_hash
-from perplexity.kernels.linear_nll_chunked import linear_nll_chunked
+from perplexity.kernels.gpu import linear_nll, logit_tile
+from perplexity.kernels.gpu.linear_nll_chunked import linear_nll_chunked
 
 CONFIGURATIONS = [
     dict(

@@ -43,6 +43,11 @@ def multiplies_16_bits(dtype: torch.dtype, device: torch.device) -> bool:
     return dtype == torch.bfloat16 and torch.backends.mkldnn.is_available() and _bfloat16_products()
 
 
+def values_are_here(tensor: torch.Tensor) -> bool:
+    """Return whether looking at values waits for nothing."""
+    return tensor.device.type == "cpu"
+
+
 def _bfloat16_products() -> bool:
     supported = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)
     return supported is not None and supported()

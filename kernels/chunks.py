@@ -11,8 +11,7 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-from .blocks import block_shape, multiplies_16_bits
-from .logit_blocks import values_are_here
+from .blocks import block_shape, multiplies_16_bits, values_are_here
 
 
 def _buffer_dtype(hidden: torch.Tensor) -> torch.dtype | None:
@@ -82,6 +81,13 @@ def without_ignored(hidden: torch.Tensor, ignored: torch.Tensor) -> torch.Tensor
         if not (ignored & ~sums.isfinite()).any():
             return hidden
     return hidden.masked_fill(ignored[:, None], 0.0)
+
+
+def equal_chunk(tokens: int, most: int) -> int:
+    """Return the size of as few equal chunks as ``most`` tokens at a time allow, of whole blocks where that fits."""
+    size = -(-tokens // -(-tokens // most)) if tokens else 1
+    whole = -(-size // 128) * 128
+    return whole if whole <= most else size
 
 
 def pieces(count: int, size: int) -> Iterator[slice]:

@@ -27,10 +27,10 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from . import SUMS
-from .blockwise_kl import KL_ROWS
+from .dispatch import Rule
 from .fingerprint import kernels_hash
-from .launch import INTERPRETED, Launch, Target, recording
+from .gpu.launch import INTERPRETED, Launch, Target, recording
+from .sums import DIVERGENCE_ROWS, SUMS
 
 TARGETS = {
     "sm_80": Target("cuda", 80, 32),
@@ -123,7 +123,7 @@ class Compiled:
 
 def launches(case: Case) -> list[tuple[ASTSource, dict]]:
     """Source and options of every kernel that the operation's forward and backward launch, each specialisation once."""
-    from . import linear_kl, linear_nll, linear_nll_grad, linear_statistics, nll
+    from .gpu import linear_kl, linear_nll, linear_nll_grad, linear_statistics, nll
 
     tokens, dtype = 1024, DTYPES[case.dtype]
     vocabulary = {"odd": 50257, "aligned": 197 * 256}.get(case.layout, 50304)
@@ -148,21 +148,21 @@ def launches(case: Case) -> list[tuple[ASTSource, dict]]:
 
     target = empty(tokens, dtype=torch.int32 if case.layout == "odd" else torch.int64)
     class_weight = torch.empty(vocabulary, device="meta") if "class_weight" in case.features else None
-    rule = dict(softcap=softcap(), logit_scale=0.5 if softcap() else 1.0)
-    options = rule | {f"with_{name}": name in case.features for name in ("logit_sum", "exp_shift")}
+    wanted = {f"with_{name}": name in case.features for name in ("logit_sum", "exp_shift")}
+    rule = Rule(softcap=softcap(), logit_scale=0.5 if softcap() else 1.0, **wanted)
     with recording(TARGETS[case.target]) as recorded:
         if case.operation == "linear_nll":
-            linear_nll.linear_nll(*head(), target, class_weight, **options)
-            linear_nll_grad.linear_nll_grad(row(SUMS), row(), *head(), target, class_weight, **options)
+            linear_nll.linear_nll(*head(), target, class_weight, rule)
+            linear_nll_grad.linear_nll_grad(row(SUMS), row(), *head(), target, class_weight, rule)
         elif case.operation == "linear_statistics":
-            at_target = linear_statistics.target_logit(*head(), target, **rule)
-            linear_statistics.linear_statistics(*head(), target, at_target, **rule)
+            at_target = linear_statistics.target_logit(*head(), target, rule)
+            linear_statistics.linear_statistics(*head(), target, at_target, rule)
         elif case.operation == "linear_kl":
             mixed = case.layout == "mixed"
             p_head = head("p_", layout="odd", dtype=torch.float32) if mixed else head("p_")
-            rules = dict(p_rule=(softcap("p_"), 0.5), q_rule=(softcap("q_"), 0.5))
-            linear_kl.linear_kl(p_head, head("q_"), **rules)
-            linear_kl.linear_kl_grad(row(), row(KL_ROWS), p_head, head("q_"), **rules)
+            rules = [Rule(softcap=softcap(side), logit_scale=0.5) for side in ("p_", "q_")]
+            linear_kl.linear_kl(p_head, head("q_"), *rules)
+            linear_kl.linear_kl_grad(row(), row(DIVERGENCE_ROWS), p_head, head("q_"), *rules)
         else:
             positions = (7 if case.layout == "odd" else 16) if "positions" in case.features else 1
             items = tokens // positions
@@ -172,8 +172,8 @@ def launches(case: Case) -> list[tuple[ASTSource, dict]]:
             else:
                 logits = empty(items, vocabulary, positions) if positions > 1 else empty(items, vocabulary)
             target = target[: items * positions]
-            nll.nll(logits, target, class_weight, **options)
-            nll.nll_grad(row(SUMS), row(), logits, target, class_weight, **options)
+            nll.nll(logits, target, class_weight, rule)
+            nll.nll_grad(row(SUMS), row(), logits, target, class_weight, rule)
     sources = [(source(launch, TARGETS[case.target]), launch.options) for launch in recorded]
     return list({(built.hash(), str(options)): (built, options) for built, options in sources}.values())
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from . import SUMS
+from .sums import SUMS
 
 
 def logits(hidden, weight, bias=None, *, softcap=None, logit_scale=1.0) -> torch.Tensor:
@@ -15,7 +15,7 @@ def logits(hidden, weight, bias=None, *, softcap=None, logit_scale=1.0) -> torch
 
 
 def sums(z, target, class_weight=None, *, ignore_index=-100) -> torch.Tensor:
-    """The five per-token sums of ``kernels/__init__.py``, [5, N], from logits [N, V]; differentiable."""
+    """The five per-token sums of ``sums.py``, [5, N], from logits [N, V]; differentiable."""
     valid = (target >= 0) & (target < z.shape[1])
     maximum = z.detach().amax(1)
     shifted = z - maximum[:, None]

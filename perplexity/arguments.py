@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 from dataclasses import dataclass
 
@@ -13,7 +12,8 @@ from . import checks, parallel
 from .checks import expect
 from .errors import InputError, InputTypeError
 from .kernels import operators, reference
-from .kernels.blockwise import kept_block
+from .kernels.dispatch import Plan, Rule, default_backend, triton_available
+from .kernels.dispatch import plan as plan_of
 from .parallel import VocabularyShard
 
 REDUCTIONS = ("none", "mean", "sum")
@@ -52,6 +52,10 @@ class LossOptions:
         """As the operators take it: 0 for their own default."""
         return self.memory_limit or 0
 
+    def rule(self, *, with_logit_sum: bool = False, with_exp_shift: bool = False) -> Rule:
+        """Return what of these options the kernels take, and which sums they are asked for."""
+        return Rule(self.ignore_index, self.softcap, self.logit_scale, with_logit_sum, with_exp_shift)
+
 
 def check_logit_rule(softcap: object, logit_scale: object, side: str = "") -> None:
     """Raise unless a head's softcap and scale can be used; ``side`` ends the arguments' names."""
@@ -69,10 +73,6 @@ def ignored_label(value: object) -> int:
     return index
 
 
-def triton_available() -> bool:
-    return importlib.util.find_spec("triton") is not None
-
-
 def check_backend(backend: object, source: str = "backend") -> None:
     """Raise unless ``backend`` is None or one that is installed, whatever tensors will come."""
     if backend is None:
@@ -84,18 +84,18 @@ def check_backend(backend: object, source: str = "backend") -> None:
 
 
 def choose_backend(backend: str | None, tensor: Tensor) -> str:
-    """ "triton" on a GPU where triton is installed and has a kernel for the dtype, else "torch".
+    """Return ``backend``, the environment's PERPLEXITY_BACKEND, or the ``default_backend`` for a tensor.
 
-    An explicit ``backend``, or the environment's PERPLEXITY_BACKEND, is taken as it is: ValueError where it cannot run.
+    One that is named is taken as it is: ValueError where it cannot run.
     """
     source = "backend"
     if backend is None and os.environ.get("PERPLEXITY_BACKEND"):
         backend, source = os.environ["PERPLEXITY_BACKEND"], "PERPLEXITY_BACKEND"
     if backend is None:
-        return "triton" if tensor.is_cuda and tensor.dtype != torch.float64 and triton_available() else "torch"
+        return default_backend(tensor)
     check_backend(backend, source)
     if backend == "triton" and tensor.device.type == "cpu":
-        from .kernels.launch import INTERPRETED
+        from .kernels.gpu.launch import INTERPRETED
 
         if not INTERPRETED:
             raise InputError(
@@ -327,12 +327,6 @@ def prepare_target(
     return Target(target.reshape(-1), classes, shift)
 
 
-def _traced(*tensors: Tensor) -> bool:
-    """Whether there is no data behind the tensors, or what is done with them is written down."""
-    proxies = torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY)
-    return proxies is not None or torch._guards.detect_fake_mode(tensors) is not None
-
-
 @dataclass(frozen=True)
 class LinearInputs:
     """A head's inputs as the kernels take them: hidden [N, D], weight [rows, D], bias [rows], class weights [V]."""
@@ -417,44 +411,19 @@ class LinearInputs:
             round_logits,
         )
 
-    def _kept_block(self, class_weight: Tensor | None, with_exp_shift: bool) -> list[int]:
-        """Empty while compiling and under torch.func: there nobody can tell whether a second backward will follow."""
-        trains = torch.is_grad_enabled() and self.weight.requires_grad and not torch.compiler.is_compiling()
-        if not trains or self.backend != "torch" or torch._C._are_functorch_transforms_active():
-            return []
-        return kept_block(
+    def plan(self, rule: Rule, weights: Tensor | None = None) -> Plan:
+        """Choose the way of this call; ``weights`` are those of ``LOGIT_SUM``."""
+        one_number = self.options.reduction != "none" and self.shard is None and not self.target.probabilities
+        return plan_of(
+            rule,
             self.hidden,
             self.weight,
-            class_weight,
-            softcap=self.options.softcap,
-            with_exp_shift=with_exp_shift,
+            self.bias,
+            weights,
+            backend=self.backend,
             rounded=self.round_logits,
-            memory_limit=self.options.memory_limit,
-        )
-
-    def training_chunk(self) -> int:
-        """Tokens at a time whose gradients are made with the loss; 0 where they are left to the backward.
-
-        Not while a graph is traced, nor under torch.func: what is made there must be operators.
-        """
-        grads = [tensor is not None and tensor.requires_grad for tensor in (self.hidden, self.weight, self.bias)]
-        trains = torch.is_grad_enabled() and any(grads) and self.options.reduction != "none"
-        if not trains or self.backend != "triton" or self.shard is not None or self.target.probabilities:
-            return 0
-        if (
-            torch.compiler.is_compiling()
-            or torch._C._are_functorch_transforms_active()
-            or _traced(self.hidden, self.weight)
-        ):
-            return 0
-        from .kernels import launch, linear_nll_chunked
-
-        return linear_nll_chunked.training_chunk(
-            launch.current_target(),
-            self.hidden,
-            self.weight,
-            self.round_logits,
-            **operators.memory(self.options.memory),
+            memory_limit=self.options.memory,
+            total=one_number,
         )
 
     def logits(self) -> Tensor:
@@ -464,38 +433,28 @@ class LinearInputs:
         rule = {"softcap": self.options.softcap, "logit_scale": self.options.logit_scale}
         return reference.logits(self.hidden.to(wide), self.weight.to(wide), bias, **rule)
 
-    def sums(
-        self, *, with_logit_sum: bool = False, with_exp_shift: bool = False, weights: Tensor | None = None
-    ) -> Tensor:
-        """The five sums [5, N] over the whole vocabulary, differentiable; ``weights`` are those of ``LOGIT_SUM``."""
-        options, target, hidden, ignore_index = self.options, self.target.flat, self.hidden, self.options.ignore_index
+    def sums(self, rule: Rule, weights: Tensor | None = None, plan: Plan | None = None) -> Tensor:
+        """Return the five sums [5, N] over the whole vocabulary, differentiable.
+
+        ``weights`` are those of ``LOGIT_SUM``, where the rule wants it. ``plan`` is chosen here where the caller has none.
+        """
+        target, hidden = self.target.flat, self.hidden
         if self.target.probabilities:
-            target, ignore_index = target.new_zeros(target.shape[0], dtype=torch.int64), parallel.IGNORED
+            target, rule = (
+                target.new_zeros(target.shape[0], dtype=torch.int64),
+                rule._replace(ignore_index=parallel.IGNORED),
+            )
         if self.shard is not None:
-            target, own = self.shard.local_target(target, self.weight.shape[0], ignore_index)
-            hidden, ignore_index = self.shard.replicated(hidden), parallel.IGNORED
+            target, own = self.shard.local_target(target, self.weight.shape[0], rule.ignore_index)
+            hidden, rule = self.shard.replicated(hidden), rule._replace(ignore_index=parallel.IGNORED)
             weights = None if weights is None else weights[self.shard.start :][: self.weight.shape[0]]
-        weights = weights if with_logit_sum else None
-        sums, _ = operators.linear_nll(
-            hidden,
-            self.weight,
-            self.bias,
-            target,
-            weights,
-            ignore_index,
-            options.softcap,
-            options.logit_scale,
-            with_logit_sum,
-            with_exp_shift,
-            self.round_logits,
-            self._kept_block(weights, with_exp_shift),
-            options.memory,
-            self.backend,
-        )
+        weights = weights if rule.with_logit_sum else None
+        plan = plan or self.plan(rule, weights)
+        sums, _ = operators.linear_nll(hidden, self.weight, self.bias, target, weights, *rule, *plan)
         if self.shard is None:
             return sums
         weight_sum = None
-        if with_logit_sum:
+        if rule.with_logit_sum:
             rows = self.weight.shape[0]
             weight_sum = sums.new_full((), rows) if weights is None else weights.sum()
-        return self.shard.merge(sums, self.target.flat, own, options.ignore_index, self.backend, weight_sum)
+        return self.shard.merge(sums, self.target.flat, own, self.options.ignore_index, self.backend, weight_sum)

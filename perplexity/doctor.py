@@ -54,7 +54,7 @@ def report() -> int:
     if not triton_available():
         print("triton is not installed: the plain PyTorch fallback computes every loss, on every device")
     else:
-        from .kernels.launch import INTERPRETED
+        from .kernels.gpu.launch import INTERPRETED
 
         if INTERPRETED:
             checks.append(("cpu", "triton"))

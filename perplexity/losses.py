@@ -24,8 +24,10 @@ from .arguments import (
     prepare_target,
     refuse_forward_mode,
 )
-from .kernels import EXP_SHIFT, LOGIT_SUM, MAX, SUM_EXP, TARGET, operators
-from .kernels.logit_blocks import apply_rule
+from .kernels import operators
+from .kernels.cpu.logit_blocks import apply_rule
+from .kernels.dispatch import AHEAD, Plan, Rule
+from .kernels.sums import EXP_SHIFT, LOGIT_SUM, MAX, SUM_EXP, TARGET
 from .parallel import VocabularyShard
 
 
@@ -148,8 +150,8 @@ def _own_graph() -> Iterator[None]:
         yield
 
 
-def _loss_with_gradients(inputs: LinearInputs, chunk: int) -> Tensor:
-    from .kernels.linear_nll_chunked import linear_nll_with_gradients
+def _loss_with_gradients(inputs: LinearInputs, rule: Rule, plan: Plan) -> Tensor:
+    from .kernels.gpu.linear_nll_chunked import linear_nll_with_gradients
 
     target, options, weight, vocabulary = inputs.target.flat, inputs.options, inputs.class_weight, inputs.vocabulary
     scale, counted = _weights_of_tokens(target, weight, vocabulary, options.ignore_index, torch.float32)
@@ -169,14 +171,11 @@ def _loss_with_gradients(inputs: LinearInputs, chunk: int) -> Tensor:
             inputs.weight,
             inputs.bias,
             target,
-            weight if options.label_smoothing else None,
+            weight if rule.with_logit_sum else None,
+            rule,
+            plan,
             upstream_of=upstream_of,
-            chunk=chunk,
             needs=needs,
-            ignore_index=options.ignore_index,
-            softcap=options.softcap,
-            logit_scale=options.logit_scale,
-            with_logit_sum=options.label_smoothing > 0.0,
         )
         return loss_of(sums, slice(None)), gradients
 
@@ -389,14 +388,16 @@ def linear_cross_entropy(
     )
     if inputs.target.probabilities:
         q = _soft_weights(inputs.target.flat, inputs.class_weight, settings, inputs.hidden.dtype)
-        sums = inputs.sums(with_logit_sum=True, weights=q)
+        sums = inputs.sums(settings.rule(with_logit_sum=True), q)
         loss = _soft_loss(_with_derivative_by_weights(sums, q, inputs.logits), q, settings)
-    elif chunk := inputs.training_chunk():
-        loss = _loss_with_gradients(inputs, chunk)
     else:
-        smoothed = settings.label_smoothing > 0.0
-        sums = inputs.sums(with_logit_sum=smoothed, weights=inputs.class_weight)
-        loss = _loss(sums, inputs.target.flat, inputs.class_weight, inputs.vocabulary, settings)
+        rule = settings.rule(with_logit_sum=settings.label_smoothing > 0.0)
+        plan = inputs.plan(rule)
+        if plan.way == AHEAD:
+            loss = _loss_with_gradients(inputs, rule, plan)
+        else:
+            sums = inputs.sums(rule, inputs.class_weight, plan)
+            loss = _loss(sums, inputs.target.flat, inputs.class_weight, inputs.vocabulary, settings)
     return inputs.target.unflatten(loss) if reduction == "none" else loss
 
 
@@ -449,17 +450,15 @@ def cross_entropy(
     soft = prepared.probabilities
     rows = prepared.flat.new_zeros(prepared.flat.shape[0], dtype=torch.int64) if soft else prepared.flat
     q = _soft_weights(prepared.flat, weight, settings, input.dtype) if soft else None
+    ignored = IGNORE_INDEX if soft else settings.ignore_index
+    rule = Rule(ignored, softcap, logit_scale, with_logit_sum=soft or settings.label_smoothing > 0.0)
+    chosen = "torch" if backend is None and soft else choose_backend(backend, input)
     sums = operators.nll(
         input[None] if input.dim() == 1 else input.flatten(2) if input.dim() > 3 else input,
         rows,
         q if soft else weight if settings.label_smoothing else None,
-        IGNORE_INDEX if soft else settings.ignore_index,
-        softcap,
-        logit_scale,
-        soft or settings.label_smoothing > 0.0,
-        False,
-        settings.memory,
-        "torch" if backend is None and soft else choose_backend(backend, input),
+        *rule,
+        *Plan(chosen, memory_limit=settings.memory),
     )
     if soft:
         flat = input.movedim(class_dimension, -1).reshape(-1, vocabulary)

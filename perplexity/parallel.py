@@ -14,7 +14,8 @@ from torch import Tensor
 
 from . import checks
 from .errors import InputError
-from .kernels import TARGET, operators
+from .kernels import operators
+from .kernels.sums import TARGET
 
 IGNORED, ELSEWHERE = -100, -1  # what a target is to a shard that does not hold it
 

@@ -21,7 +21,9 @@ from .arguments import (
     widened,
 )
 from .errors import InputTypeError
-from .kernels import MAX, SUM_EXP, operators
+from .kernels import operators
+from .kernels.dispatch import Plan, Rule
+from .kernels.sums import MAX, SUM_EXP
 from .losses import linear_cross_entropy, negative_log_likelihood, token_entropy, token_log_probability
 from .parallel import IGNORED, VocabularyShard
 
@@ -127,13 +129,12 @@ def token_statistics(
         local, own = shard.local_target(flat, inputs.weight.shape[0], ignored)
         ignored = IGNORED
     head = (inputs.hidden, inputs.weight, inputs.bias, local)
-    rule = (options.softcap, options.logit_scale)
-    at_target = operators.target_logit(*head, *rule, options.memory, inputs.backend)
+    rule = Rule(ignored, options.softcap, options.logit_scale)
+    plan = Plan(inputs.backend, memory_limit=options.memory)
+    at_target = operators.target_logit(*head, *rule, *plan)
     if shard:
         at_target = shard.gather(at_target).sum(0)  # 0 on every rank but the target's
-    sums, rank, predicted = operators.linear_statistics(
-        *head, at_target, ignored, *rule, options.memory, inputs.backend
-    )
+    sums, rank, predicted = operators.linear_statistics(*head, at_target, *rule, *plan)
     if shard:
         rank, predicted = shard.merge_choices(sums[MAX], rank, predicted)
         sums = shard.merge(sums, flat, own, options.ignore_index, inputs.backend)
@@ -188,7 +189,7 @@ def token_log_probabilities(
         validate=validate,
         shard=shard,
     )
-    sums = inputs.sums(with_exp_shift=with_entropy)
+    sums = inputs.sums(inputs.options.rule(with_exp_shift=with_entropy))
     log_probability = inputs.target.unflatten(token_log_probability(sums)).float()
     if not with_entropy:
         return log_probability
@@ -242,6 +243,7 @@ def linear_kl_divergence(
     )
     expect(weight_p.shape[0] > 0, "weight_p", "at least one row", tuple(weight_p.shape))
     expect(input_q.device == input_p.device, "input_q", f"a tensor on {input_p.device}, as input_p", input_q.device)
+    chosen = choose_backend(backend, input_q if input_q.dtype == torch.float64 else input_p)
     divergence, _ = operators.linear_kl(
         *heads[0],
         *heads[1],
@@ -249,7 +251,6 @@ def linear_kl_divergence(
         rules[0].logit_scale,
         rules[1].softcap,
         rules[1].logit_scale,
-        rules[0].memory,
-        choose_backend(backend, input_q if input_q.dtype == torch.float64 else input_p),
+        *Plan(chosen, memory_limit=rules[0].memory),
     )
     return divergence.reshape(leading).float()

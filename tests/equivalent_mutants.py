@@ -18,13 +18,13 @@ EQUIVALENT = [
         "torch.cuda.empty_cache does nothing before CUDA is used; on a GPU it only returns memory",
     ),
     (
-        "kernels/nll.py",
+        "kernels/gpu/nll.py",
         "light = plain and logits.stride(1) == 1 and logits.stride(0) % 16 == 0 and logits.data_ptr() % 16 == 0",
         "light = plain or logits.stride(1) == 1 and logits.stride(0) % 16 == 0 and logits.data_ptr() % 16 == 0",
         "the size of a tile and a limit of registers: speed only",
     ),
     (
-        "kernels/linear_nll.py",
+        "kernels/gpu/linear_nll.py",
         'return dict(FLATTEN=target.backend == "cuda" and target.arch < 100, PARTS=4)',
         'return dict(FLATTEN=target.backend != "cuda" and target.arch < 100, PARTS=4)',
         "whether the compiler flattens a loop: the interpreter has no such choice, results are the same",
@@ -48,9 +48,9 @@ EQUIVALENT = [
         "no losses are given on in a call of its own: time only",
     ),
     (
-        "kernels/linear_kl.py",
-        "partials = p_head[0].new_empty((KL_ROWS, spans, here), dtype=torch.float32)",
-        "partials = p_head[1].new_empty((KL_ROWS, spans, here), dtype=torch.float32)",
+        "kernels/gpu/linear_kl.py",
+        "partials = p_head[0].new_empty((DIVERGENCE_ROWS, spans, here), dtype=torch.float32)",
+        "partials = p_head[1].new_empty((DIVERGENCE_ROWS, spans, here), dtype=torch.float32)",
         "an empty tensor of a stated dtype, on the one device that both matrices are on",
     ),
     (

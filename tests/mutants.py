@@ -46,7 +46,7 @@ ROOT = Path(__file__).resolve().parents[1]
 BUILD = ROOT / "build" / "mutants"
 
 MUTATED = (
-    "kernels/*.py",
+    "kernels/**/*.py",
     *(f"perplexity/{name}.py" for name in ("losses", "nn", "statistics", "metric", "arguments", "checks")),
     *(f"perplexity/{name}/*.py" for name in ("evaluation", "monitor", "data_checks")),
 )
@@ -481,7 +481,7 @@ def file_of(test: str) -> str:
 def file_keys(files: list[str]) -> dict[str, str]:
     """Return, for each test file, a hash of all that its record depends on."""
     names = [
-        *ROOT.glob("kernels/*.py"),
+        *ROOT.glob("kernels/**/*.py"),
         *ROOT.glob("perplexity/**/*.py"),
         *ROOT.glob("tests/**/*.py"),
     ]

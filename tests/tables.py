@@ -8,18 +8,9 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
-from perplexity.kernels import (
-    EXP_SHIFT,
-    LOGIT_SUM,
-    MAX,
-    SUM_EXP,
-    TARGET,
-    blockwise,
-    blockwise_kl,
-    blockwise_rows,
-    blockwise_statistics,
-    reference,
-)
+from perplexity.kernels import operators, reference, sums
+from perplexity.kernels.dispatch import Plan, Rule
+from perplexity.kernels.sums import EXP_SHIFT, LOGIT_SUM, MAX, SUM_EXP, TARGET
 
 # Forward: torch's own float32 sums differ among themselves by some 1e-6 at these shapes; 16-bit inputs are exact in ours.
 FORWARD = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 1e-2}
@@ -159,20 +150,18 @@ def assert_close(name, ours, plain, exact, tolerance):
 
 
 def implementation(backend: str):
-    if backend == "torch":
-        return blockwise.linear_nll, blockwise.linear_nll_grad
-    from perplexity.kernels import linear_nll, linear_nll_grad
-
-    return linear_nll.linear_nll, linear_nll_grad.linear_nll_grad
+    module = operators.implementation(backend)
+    return module.linear_nll, module.linear_nll_grad
 
 
-def check_linear(case: Case, backend: str, device: str, **keywords) -> None:
-    """Sums and gradients from hidden states against float64; ``keywords`` for the forward and the backward."""
+def check_linear(case: Case, backend: str, device: str, kept: torch.Tensor | None = None, **plan) -> None:
+    """Sums and gradients from hidden states against float64; ``kept`` and ``plan`` for the forward and the backward."""
     forward, backward = implementation(backend)
     inputs = build(case, device)
-    options = dict(softcap=case.softcap, logit_scale=case.logit_scale, with_logit_sum=True, with_exp_shift=True)
-    arguments = inputs.hidden, inputs.weight, inputs.bias, inputs.target, inputs.class_weight
-    sums = forward(*arguments, **options, **case.options, **keywords)
+    rule = Rule(softcap=case.softcap, logit_scale=case.logit_scale, with_logit_sum=True, with_exp_shift=True)
+    plan = Plan(backend, **case.options, **plan)
+    arguments = inputs.hidden, inputs.weight, inputs.bias, inputs.target, inputs.class_weight, rule, plan, kept
+    sums = forward(*arguments)
     exact, exact_gradients = oracle(case, inputs, torch.float64)
     plain, plain_gradients = oracle(case, inputs, case.dtype)
     got = derived(sums, not case.masked_bias)
@@ -180,7 +169,7 @@ def check_linear(case: Case, backend: str, device: str, **keywords) -> None:
         assert_close(name, value, plain[name], exact[name], FORWARD[case.dtype])
     assert (got["nll"] >= 0).all(), "NLL is never negative"
     maximum = sums[MAX].clone()
-    gradients = backward(inputs.upstream.to(sums.dtype), maximum, *arguments, **options, **case.options, **keywords)
+    gradients = backward(inputs.upstream.to(sums.dtype), maximum, *arguments)
     gradients = [gradient for gradient in gradients if gradient is not None]
     for name, *values in zip(("hidden", "weight", "bias"), gradients, plain_gradients, exact_gradients, strict=False):
         assert values[0].dtype == case.dtype
@@ -190,45 +179,32 @@ def check_linear(case: Case, backend: str, device: str, **keywords) -> None:
 
 def check_rows(case: Case, backend: str, device: str) -> None:
     """Sums and gradients from logits that exist, the gradient in their place too."""
-    if backend == "torch":
-        forward, backward = blockwise_rows.nll, blockwise_rows.nll_grad
-    else:
-        from perplexity.kernels import nll
-
-        forward, backward = nll.nll, nll.nll_grad
+    module = operators.implementation(backend)
     N, V, _ = case.shape
     # Logits as "hidden" and an identity as weight: the same oracle.
     inputs = build(replace(case, shape=(N, V, V), layout="contiguous"), device)
     logits = laid_out((inputs.hidden * case.scale).to(case.dtype), case.layout)
     inputs.hidden, inputs.weight = logits, torch.eye(V, dtype=case.dtype, device=device)
-    options = dict(softcap=case.softcap, logit_scale=case.logit_scale, with_logit_sum=True, with_exp_shift=True)
-    sums = forward(logits, inputs.target, inputs.class_weight, **options)
+    rule = Rule(softcap=case.softcap, logit_scale=case.logit_scale, with_logit_sum=True, with_exp_shift=True)
+    sums = module.nll(logits, inputs.target, inputs.class_weight, rule)
     exact, (exact_gradient, *_) = oracle(case, inputs, torch.float64)
     plain, (plain_gradient, *_) = oracle(case, inputs, case.dtype)
     for name, value in derived(sums, True).items():
         assert_close(name, value, plain[name], exact[name], FORWARD[case.dtype])
-    arguments = inputs.upstream.to(sums.dtype), sums[MAX].clone(), logits, inputs.target, inputs.class_weight
-    gradient = backward(*arguments, **options)
+    arguments = inputs.upstream.to(sums.dtype), sums[MAX].clone(), logits, inputs.target, inputs.class_weight, rule
+    gradient = module.nll_grad(*arguments)
     assert_close("gradient of logits", gradient, plain_gradient, exact_gradient, GRADIENT[case.dtype])
-    in_place = backward(*arguments, **options, out=logits)
+    in_place = module.nll_grad(*arguments, out=logits)
     assert in_place is logits and torch.equal(logits, gradient)
-
-
-def statistics_implementation(backend: str):
-    if backend == "torch":
-        return blockwise_statistics
-    from perplexity.kernels import linear_statistics
-
-    return linear_statistics
 
 
 def check_statistics(case: Case, backend: str, device: str) -> None:
     """Sums, rank and prediction from hidden states against float64 logits."""
-    module, inputs = statistics_implementation(backend), build(case, device)
-    rule = dict(softcap=case.softcap, logit_scale=case.logit_scale)
+    module, inputs = operators.implementation(backend), build(case, device)
+    rule = Rule(softcap=case.softcap, logit_scale=case.logit_scale)
     head = inputs.hidden, inputs.weight, inputs.bias, inputs.target
-    at_target = module.target_logit(*head, **rule)
-    sums, above, best = module.linear_statistics(*head, at_target, **rule, **case.options)
+    at_target = module.target_logit(*head, rule)
+    sums, above, best = module.linear_statistics(*head, at_target, rule, Plan(backend, **case.options))
     exact, _ = oracle(case, inputs, torch.float64)
     plain, _ = oracle(case, inputs, case.dtype)
     for name, value in derived(sums, False).items():
@@ -236,7 +212,7 @@ def check_statistics(case: Case, backend: str, device: str) -> None:
     counted = inputs.target != -100
     assert (above[~counted] == 0).all() and (best[~counted] == 0).all()
     wide = [None if x is None else x.double() for x in (inputs.hidden, inputs.weight, inputs.bias)]
-    z = reference.logits(*wide, **rule)[counted]
+    z = reference.logits(*wide, softcap=case.softcap, logit_scale=case.logit_scale)[counted]
     own = z.gather(1, inputs.target[counted].long()[:, None])
     torch.testing.assert_close(at_target[counted].double(), own[:, 0], rtol=1e-5, atol=1e-5)
     # Logits that differ by less than float32's rounding may be counted either way, no others.
@@ -248,9 +224,7 @@ def check_statistics(case: Case, backend: str, device: str) -> None:
 
 def check_kl(case: Case, backend: str, device: str) -> None:
     """KL divergence of two heads of different hidden sizes, and its gradients, against float64."""
-    module = blockwise_kl
-    if backend == "triton":
-        from perplexity.kernels import linear_kl as module
+    module = operators.implementation(backend)
     N, V, D = case.shape
     p, q = (
         build(case, device),
@@ -258,8 +232,9 @@ def check_kl(case: Case, backend: str, device: str) -> None:
     )
     # A masked bias hides the same entries on both sides: elsewhere the divergence is infinite.
     heads = [(side.hidden, side.weight, p.bias if case.masked_bias else side.bias) for side in (p, q)]
-    rules = dict(p_rule=(case.softcap, case.logit_scale), q_rule=(None, 1.0))
-    rows = module.linear_kl(*heads, **rules, **case.options)
+    rules = Rule(softcap=case.softcap, logit_scale=case.logit_scale), Rule()
+    plan = Plan(backend, **case.options)
+    rows = module.linear_kl(*heads, *rules, plan)
     upstream = p.upstream[0] + torch.linspace(0.3, 2.0, N, device=device)
 
     def expected(dtype):
@@ -276,10 +251,10 @@ def check_kl(case: Case, backend: str, device: str) -> None:
 
     exact, exact_gradients = expected(torch.float64)
     plain, plain_gradients = expected(case.dtype)
-    divergence = blockwise_kl.divergence(rows)
+    divergence = sums.divergence(rows)
     assert (divergence >= 0).all()
     assert_close("divergence", divergence, plain, exact, FORWARD[case.dtype])
-    gradients = module.linear_kl_grad(upstream, rows, *heads, **rules, **case.options)
+    gradients = module.linear_kl_grad(upstream, rows, *heads, *rules, plan)
     present = [gradient for gradient in gradients if gradient is not None]
     for index, values in enumerate(zip(present, plain_gradients, exact_gradients, strict=True)):
         assert values[0].dtype == case.dtype

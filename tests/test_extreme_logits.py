@@ -6,6 +6,7 @@ import torch.nn.functional as F
 
 import perplexity
 from perplexity.kernels import operators, reference
+from perplexity.kernels.dispatch import Plan, Rule
 
 BACKENDS = ("torch", "triton")
 V = 2100  # two spans, the second one odd; five blocks on the torch backend under LIMIT
@@ -267,9 +268,8 @@ def test_a_shard_that_is_masked(shards, masked, backend, device):
                 local = torch.where((target >= start) & (target < end), target - start, -1)
                 local = torch.where(target == -100, -100, local)
                 sums, _ = operators.linear_nll(
-                    hidden, weight[start:end], bias[start:end], local, None, -100, None, 1.0, False, True, False, [],
-                    0, backend,
-                )  # fmt: skip
+                    hidden, weight[start:end], bias[start:end], local, None, *Rule(with_exp_shift=True), *Plan(backend)
+                )
                 rows = list(sums.unbind())
                 rows[2] = torch.where(local >= 0, rows[2], 0.0)
                 parts.append(torch.stack(rows))

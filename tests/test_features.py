@@ -211,14 +211,14 @@ def test_logits_with_classes_second_are_not_copied():
     """A copy to [N · d1, C] would be the largest tensor there is."""
     from test_memory import LiveBytes
 
-    from perplexity.kernels import blockwise_rows
+    from perplexity.kernels.cpu import blockwise_rows
+    from perplexity.kernels.dispatch import Plan
 
     logits, target = torch.randn(3, 1000, 200), torch.randint(0, 1000, (600,))
-    peak = LiveBytes().of(blockwise_rows.nll, logits, target, memory_limit=1 << 18)
+    plan = Plan(memory_limit=1 << 18)
+    peak = LiveBytes().of(blockwise_rows.nll, logits, target, plan=plan)
     assert peak <= (1 << 18) + 40 * 8 * 600
-    peak = LiveBytes().of(
-        blockwise_rows.nll_grad, torch.ones(5, 600), torch.zeros(600), logits, target, memory_limit=1 << 18
-    )
+    peak = LiveBytes().of(blockwise_rows.nll_grad, torch.ones(5, 600), torch.zeros(600), logits, target, plan=plan)
     assert peak <= (1 << 18) + 40 * 8 * 600
 
 

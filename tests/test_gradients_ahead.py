@@ -9,8 +9,9 @@ from test_losses import case as loss_case
 from test_losses import exact as exact_loss
 
 import perplexity
-from perplexity.kernels import linear_nll_chunked
-from perplexity.kernels.launch import Target
+from perplexity.kernels import dispatch
+from perplexity.kernels.gpu import linear_nll_chunked
+from perplexity.kernels.gpu.launch import Target
 
 CHUNK = 8
 HOPPER = Target("cuda", 90)
@@ -25,7 +26,7 @@ def ahead(monkeypatch):
         taken.append(hidden.shape[0])
         return function(hidden, *arguments, **options)
 
-    monkeypatch.setattr(linear_nll_chunked, "training_chunk", lambda *_, **__: CHUNK)
+    monkeypatch.setattr(dispatch, "ahead_chunk", lambda *_, **__: CHUNK)
     monkeypatch.setattr(linear_nll_chunked, "linear_nll_with_gradients", counted)
     return taken
 
@@ -213,7 +214,7 @@ def test_the_chunk_follows_from_the_limit(tokens, vocabulary, dimension, limit, 
     hidden, weight = (
         torch.empty(rows, dimension, device="meta", dtype=torch.bfloat16) for rows in (tokens, vocabulary)
     )
-    assert linear_nll_chunked.training_chunk(HOPPER, hidden, weight, True, limit) == chunk
+    assert dispatch.ahead_chunk(HOPPER, hidden, weight, True, limit) == chunk
     assert 2 * chunk * vocabulary <= limit
 
 
@@ -221,7 +222,7 @@ def test_where_gradients_are_left_to_the_backward():
     hidden, weight = torch.empty(8192, 64, device="meta"), torch.empty(1000, 64, device="meta")
 
     def chunk(target=HOPPER, dtype=torch.bfloat16, rounded=True):
-        return linear_nll_chunked.training_chunk(target, hidden.to(dtype), weight.to(dtype), rounded)
+        return dispatch.ahead_chunk(target, hidden.to(dtype), weight.to(dtype), rounded)
 
     assert chunk() == 8192
     assert chunk(dtype=torch.float16) == chunk(dtype=torch.float32) == chunk(rounded=False) == 0

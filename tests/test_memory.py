@@ -10,7 +10,8 @@ import torch
 from processes import run
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from perplexity.kernels import blockwise, blockwise_kl, blockwise_statistics
+from perplexity.kernels.cpu import blockwise, blockwise_kl, blockwise_statistics
+from perplexity.kernels.dispatch import Plan, Rule
 
 MIB = 1 << 20
 
@@ -49,9 +50,9 @@ class LiveBytes(TorchDispatchMode):
 
 
 FEATURES = {
-    "plain": {},
-    "capped": dict(softcap=9.0, logit_scale=0.5),
-    "all": dict(softcap=9.0, with_logit_sum=True, with_exp_shift=True),
+    "plain": Rule(),
+    "capped": Rule(softcap=9.0, logit_scale=0.5),
+    "all": Rule(softcap=9.0, with_logit_sum=True, with_exp_shift=True),
 }
 
 
@@ -72,34 +73,33 @@ def test_no_more_is_alive_at_once(N, dtype, limit, two_threads):
     hidden, weight, other = (torch.randn(*shape).to(dtype) for shape in ((N, D), (V, D), (N, D)))
     target, at_target = torch.randint(0, V, (N,)), torch.zeros(N)
     vectors = 40 * 8 * N  # a few dozen numbers a token: running sums, their merges, local targets
-    head = hidden, weight, None
+    head, plan = (hidden, weight, None), Plan(memory_limit=limit)
     calls = {
         "statistics": lambda: LiveBytes().of(
-            blockwise_statistics.linear_statistics, *head, target, at_target, memory_limit=limit
+            blockwise_statistics.linear_statistics, *head, target, at_target, Rule(), plan
         ),
-        "divergence": lambda: LiveBytes().of(blockwise_kl.linear_kl, head, (other, weight, None), memory_limit=limit),
+        "divergence": lambda: LiveBytes().of(blockwise_kl.linear_kl, head, (other, weight, None), plan=plan),
         "divergence, gradients": lambda: LiveBytes().of(
             blockwise_kl.linear_kl_grad,
             torch.ones(N),
             torch.rand(5, N) + 1.0,
             head,
             (other, weight, None),
-            memory_limit=limit,
-            p_rule=(9.0, 0.5),
+            Rule(softcap=9.0, logit_scale=0.5),
+            plan=plan,
         ),
     }
-    for name, options in FEATURES.items():
-        calls[name] = lambda options=options: LiveBytes().of(
-            blockwise.linear_nll, *head, target, memory_limit=limit, **options
-        )
-        calls[f"{name}, gradients"] = lambda options=options: LiveBytes().of(
+    for name, rule in FEATURES.items():
+        calls[name] = lambda rule=rule: LiveBytes().of(blockwise.linear_nll, *head, target, None, rule, plan)
+        calls[f"{name}, gradients"] = lambda rule=rule: LiveBytes().of(
             blockwise.linear_nll_grad,
             torch.rand(5, N),
             torch.zeros(N),
             *head,
             target,
-            memory_limit=limit,
-            **options,
+            None,
+            rule,
+            plan,
         )
     peaks = {name: call() for name, call in calls.items()}
     over = {name: peak / MIB for name, peak in peaks.items() if peak > limit + vectors}

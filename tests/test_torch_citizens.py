@@ -7,7 +7,10 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import perplexity
-from perplexity.kernels import blockwise, chunks, logit_blocks, operators
+from perplexity.kernels import chunks, operators
+from perplexity.kernels.cpu import blockwise, logit_blocks
+from perplexity.kernels.dispatch import KEPT, Plan, Rule
+from perplexity.kernels.operators import _linear_nll
 
 N, V, D = 6, 11, 5
 BACKENDS = ("torch", "triton")
@@ -28,21 +31,25 @@ def operator_calls(device, backend):
     """One call of every operator, with gradients wanted where it has them."""
     (h, w, b, g, u, c), target = problem(device)
     weight, logits = torch.rand(V, device=device), (h @ w.T).detach()
-    options = -100, 3.0, 0.5, True, True, False
-    sums, kept = (out.detach() for out in operators.linear_nll(h, w, b, target, weight, *options, [4, 7], 0, backend))
-    kept = kept if backend == "torch" else torch.zeros_like(w)  # which no kernel is asked for
-    rows = operators.linear_kl(h, w, b, g, u, c, 3.0, 0.5, None, 1.0, 0, backend)[1].detach()
+    plan, keeping = Plan(backend), Plan("torch", KEPT, block=(4, 7))
+    everything, uncapped = (
+        (*rule, *plan) for rule in (Rule(-100, 3.0, 0.5, True, True), Rule(-100, None, 1.0, True, True))
+    )
+    capped = 3.0, 0.5, None, 1.0, *plan
+    kept = operators.linear_nll(h, w, b, target, weight, *everything[:5], *keeping)[1].detach()
+    sums = operators.linear_nll(h, w, b, target, weight, *everything)[0].detach()
+    rows = operators.linear_kl(h, w, b, g, u, c, *capped)[1].detach()
     maximum = sums[0].clone()
-    at_target = operators.target_logit(h, w, b, target, 3.0, 0.5, 0, backend).detach()
+    at_target = operators.target_logit(h, w, b, target, *everything).detach()
     partials = torch.stack([sums, sums + 0.5], dim=1)
     with torch.no_grad():
         leaves = [tensor.detach() for tensor in (h, w, b, g, u, c)]
     return {
         "checked_target": (target, V, -100),
-        "linear_nll": (h, w, b, target, weight, *options, [], 0, backend),
+        "linear_nll": (h, w, b, target, weight, *everything),
         "linear_nll_grad": (
-            *(sums, maximum, *leaves[:3], target, weight, *options),
-            *(0, backend, [True, False, True]),
+            *(sums, maximum, *leaves[:3], target, weight),
+            *([True, False, True], *everything),
         ),
         "linear_nll_grad_kept": (
             kept,
@@ -51,28 +58,22 @@ def operator_calls(device, backend):
             *leaves[:3],
             target,
             weight,
-            *options,
-            [4, 7],
-            0,
             [True, True, True],
+            *everything[:5],
+            *keeping,
         ),
-        "target_logit": (*leaves[:3], target, 3.0, 0.5, 0, backend),
-        "linear_statistics": (*leaves[:3], target, at_target, -100, 3.0, 0.5, 0, backend),
-        "nll": (logits.requires_grad_(), target, weight, -100, None, 1.0, True, True, 0, backend),
-        "nll_grad": (sums, maximum, logits.detach(), target, weight, -100, None, 1.0, True, True, 0, backend),
+        "target_logit": (*leaves[:3], target, *everything),
+        "linear_statistics": (*leaves[:3], target, at_target, *everything),
+        "nll": (logits.requires_grad_(), target, weight, *uncapped),
+        "nll_grad": (sums, maximum, logits.detach(), target, weight, *uncapped),
         "merge": (partials.requires_grad_(), target, torch.tensor([3.0, V - 3.0], device=device), V, -100, backend),
-        "linear_kl": (h, w, b, g, u, c, 3.0, 0.5, None, 1.0, 0, backend),
+        "linear_kl": (h, w, b, g, u, c, *capped),
         "linear_kl_grad": (
             maximum,
             rows,
             *leaves,
-            3.0,
-            0.5,
-            None,
-            1.0,
-            0,
-            backend,
             [True, True, False, True, False, True],
+            *capped,
         ),
     }
 
@@ -86,7 +87,7 @@ def test_opcheck(name, backend, device):
 def test_opcheck_of_the_forward_that_keeps_products(device):
     """All but tracing, which never asks for it: the backward overwrites what was kept."""
     arguments = list(operator_calls(device, "torch")["linear_nll"])
-    arguments[11] = [4, 7]
+    arguments[5 + len(Rule._fields) :] = Plan("torch", KEPT, block=(4, 7))
     torch.library.opcheck(
         torch.ops.perplexity.linear_nll.default,
         tuple(arguments),
@@ -357,7 +358,7 @@ def test_the_gradient_takes_the_place_of_the_kept_products(monkeypatch):
     """Three products where a step needs one backward, four where another may follow; the same gradients in both."""
     (hidden, weight, *_), target = problem()
     calls, original = [], operators.linear_nll_grad_kept
-    monkeypatch.setattr(operators, "linear_nll_grad_kept", lambda *inputs: calls.append(1) or original(*inputs))
+    monkeypatch.setattr(_linear_nll, "linear_nll_grad_kept", lambda *inputs: calls.append(1) or original(*inputs))
     for repeated in (False, True):
         loss = perplexity.linear_cross_entropy(hidden, weight, target)
         gradients = torch.autograd.grad(3 * loss, (hidden, weight), retain_graph=repeated)

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import perplexity
-from perplexity.kernels import linear_nll_chunked
+from perplexity.kernels import dispatch
 
 VOCABULARY, LENGTH, BATCH, STEPS = 1024, 32, 16, 300
 
@@ -89,7 +89,7 @@ def test_many_chunks_drift_no_further_than_one(vocabulary, device, monkeypatch):
     doubled = [leaf.double().requires_grad_() for leaf in leaves]
     exact = torch.autograd.grad(F.cross_entropy(doubled[0] @ doubled[1].T, target, reduction="sum"), doubled[1])[0]
     for chunk in (tokens, tokens // 64):
-        monkeypatch.setattr(linear_nll_chunked, "training_chunk", lambda *_, chunk=chunk, **__: chunk)
+        monkeypatch.setattr(dispatch, "ahead_chunk", lambda *_, chunk=chunk, **__: chunk)
         copies = [leaf.detach().requires_grad_() for leaf in leaves]
         loss = perplexity.linear_cross_entropy(*copies, target, reduction="sum", backend="triton")
         errors.append((torch.autograd.grad(loss, copies[1])[0].double() - exact).square().mean().sqrt())

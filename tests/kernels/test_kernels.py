@@ -20,12 +20,13 @@ from tables import (
     derived,
     implementation,
     oracle,
-    statistics_implementation,
 )
 
 from perplexity import linear_kl_divergence
-from perplexity.kernels import MAX, SUM_EXP, TARGET, blockwise
-from perplexity.kernels.linear_nll import GROUP, span_and_row
+from perplexity.kernels import dispatch, operators
+from perplexity.kernels.dispatch import Plan, Rule
+from perplexity.kernels.gpu.linear_nll import GROUP, span_and_row
+from perplexity.kernels.sums import MAX, SUM_EXP, TARGET, divergence
 
 BACKENDS = ("torch", "triton")
 
@@ -42,11 +43,11 @@ def test_products_kept_where_the_gradient_will_be(case, device):
     rounded = case.dtype != torch.float32
     kept = torch.full(case.shape[1:], torch.nan, dtype=case.dtype, device=device)
     hidden = torch.empty((case.shape[0], case.shape[2]), dtype=case.dtype, device=device)
-    options = dict(softcap=case.softcap, with_exp_shift=True, rounded=rounded) | case.options
-    block = blockwise.kept_block(hidden, kept, None, **options)
-    if not block:
+    rule = Rule(softcap=case.softcap, with_exp_shift=True)
+    plan = dispatch.plan(rule, hidden, kept.clone().requires_grad_(), backend="torch", rounded=rounded, **case.options)
+    if plan.way != dispatch.KEPT:
         pytest.skip(f"no products of {case.dtype} on this CPU")
-    check_linear(case, "torch", device, rounded=rounded, kept=kept, block=block)
+    check_linear(case, "torch", device, kept, way=plan.way, rounded=rounded, block=plan.block)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -80,7 +81,7 @@ def test_divergence_in_float64(device):
 
 def test_tiles_are_widened_by_the_interpreter_alone():
     """On a device a 16-bit tile cast to float32 would leave the matrix unit's own 16-bit products."""
-    from perplexity.kernels.launch import Target, widen_products
+    from perplexity.kernels.gpu.launch import Target, widen_products
 
     assert widen_products(Target("interpreter", 0), torch.bfloat16)
     assert not widen_products(Target("interpreter", 0), torch.float32)
@@ -127,7 +128,7 @@ def test_divergence_of_heads_in_two_dtypes(p, q, device):
 def test_equal_rows_of_the_vocabulary_tie(tokens, dtype, backend, device):
     """Untrained rows are copies of each other: a target among them, summed in another order, would rank behind them all."""
     inputs = build(Case(shape=(tokens, 900, 123), dtype=dtype, ignored="none"), device)
-    module = statistics_implementation(backend)
+    module = operators.implementation(backend)
     hidden, weight = inputs.hidden, inputs.weight[1:2].repeat(900, 1)
     weight[::7] = inputs.weight[::7]
     if backend == "triton" and device == "cpu":
@@ -148,16 +149,12 @@ def test_equal_rows_of_the_vocabulary_tie(tokens, dtype, backend, device):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_equal_heads_have_no_divergence(backend, device):
-    from perplexity.kernels import blockwise_kl
-
-    module = blockwise_kl
-    if backend == "triton":
-        from perplexity.kernels import linear_kl as module
+    module = operators.implementation(backend)
     for case in (Case(), Case(shape=(70, 4201, 40), dtype=torch.bfloat16, scale=20.0)):
         inputs = build(case, device)
         head = inputs.hidden, inputs.weight, inputs.bias
         rows = module.linear_kl(head, head)
-        assert (blockwise_kl.divergence(rows) == 0).all()
+        assert (divergence(rows) == 0).all()
         gradients = module.linear_kl_grad(torch.ones(case.shape[0], device=device), rows, head, head)
         # p · (log p − log q − KL) and q − p are exact zeros.
         assert all((gradient == 0).all() for gradient in gradients if gradient is not None)
@@ -221,19 +218,12 @@ def test_only_the_gradients_asked_for(backend, needs, device):
 @pytest.mark.parametrize("case", [case for case in LINEAR if not (case.bias or case.masked_bias)], ids=str)
 def test_linear_nll_by_chunks_of_logits(case, device):
     """The vendor's products and a row kernel: the same contract, several chunks of tokens, the last one shorter."""
-    from perplexity.kernels.linear_nll_chunked import linear_nll_chunked
+    from perplexity.kernels.gpu.linear_nll_chunked import linear_nll_chunked
 
     inputs = build(case, device)
-    options = dict(softcap=case.softcap, logit_scale=case.logit_scale, with_logit_sum=True, with_exp_shift=True)
-    limit = 4 * case.shape[1] * 40
-    sums = linear_nll_chunked(
-        inputs.hidden,
-        inputs.weight,
-        inputs.target,
-        inputs.class_weight,
-        **options,
-        **case.options | dict(memory_limit=limit),
-    )
+    rule = Rule(softcap=case.softcap, logit_scale=case.logit_scale, with_logit_sum=True, with_exp_shift=True)
+    plan = Plan("triton", memory_limit=4 * case.shape[1] * 40)
+    sums = linear_nll_chunked(inputs.hidden, inputs.weight, inputs.target, inputs.class_weight, rule, plan)
     exact, _ = oracle(case, inputs, torch.float64)
     plain, _ = oracle(case, inputs, case.dtype)
     for name, value in derived(sums, True).items():
@@ -253,8 +243,8 @@ def test_linear_nll_by_chunks_of_logits(case, device):
     ],
 )
 def test_which_way_a_gpu_takes(target, dtype, bias, limit, expected):
-    from perplexity.kernels.launch import Target
-    from perplexity.kernels.linear_nll_chunked import chunks_pay
+    from perplexity.kernels.dispatch import chunks_pay
+    from perplexity.kernels.gpu.launch import Target
 
     hidden, weight = (
         torch.empty(8192, 64, dtype=dtype, device="meta"),
@@ -265,14 +255,13 @@ def test_which_way_a_gpu_takes(target, dtype, bias, limit, expected):
 
 def test_the_policy_keeps_the_contract(device, monkeypatch):
     """Whichever way is taken, a bias or not: what the operator returns is the same to rounding."""
-    from perplexity.kernels import linear_nll_chunked
-
     case = next(case for case in LINEAR if case.dtype == torch.float32 and not (case.bias or case.masked_bias))
     inputs = build(case, device)
-    arguments = inputs.hidden, inputs.weight, None, inputs.target
-    fused = linear_nll_chunked.linear_nll_by_policy(*arguments)
-    monkeypatch.setattr(linear_nll_chunked, "chunks_pay", lambda *_: True)
-    chunked = linear_nll_chunked.linear_nll_by_policy(*arguments)
+    arguments = inputs.hidden, inputs.weight, None, inputs.target, None, Rule(), Plan("triton", dispatch.OPEN)
+    forward, _ = implementation("triton")
+    fused = forward(*arguments)
+    monkeypatch.setattr(dispatch, "chunks_pay", lambda *_: True)
+    chunked = forward(*arguments)
     assert fused.shape == chunked.shape
     for name in ("nll", "logsumexp"):
         pair = [
@@ -285,20 +274,19 @@ def test_the_policy_keeps_the_contract(device, monkeypatch):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_nll_alone_writes_three_planes_and_the_same_bits(layout, dtype, device):
     """With and without the sums it does not need, from tensor descriptors and from pointers."""
-    from perplexity.kernels import linear_nll
-    from perplexity.kernels.logit_tile import logit_arguments
+    from perplexity.kernels.gpu import linear_nll
+    from perplexity.kernels.gpu.logit_tile import logit_arguments
 
     generator = torch.Generator(device).manual_seed(0)
     width = 80 if layout == "described" else 81  # 162 bytes a row: no descriptor starts there
     options = dict(generator=generator, device=device)
     hidden, weight = (torch.randn(rows, width, **options).to(dtype)[:, :79] for rows in (70, 2500))
     target = torch.randint(2500, (70,), **options)
-    _, constants, _ = logit_arguments(hidden, weight, None, None, 1.0, "nll", may_describe=True)
+    _, constants, _ = logit_arguments(hidden, weight, None, Rule(), "nll", may_describe=True)
     if device == "cpu":
         assert constants["DESCRIBED"] == (layout == "described")
-    rule = dict(ignore_index=-100, softcap=None, logit_scale=1.0)
-    flags = [dict(with_logit_sum=value, with_exp_shift=value) for value in (False, True)]
-    few, all_sums = (linear_nll.partials(hidden, weight, None, target, None, **rule, **flag)[0] for flag in flags)
+    rules = [Rule(with_logit_sum=value, with_exp_shift=value) for value in (False, True)]
+    few, all_sums = (linear_nll.partials(hidden, weight, None, target, None, rule)[0] for rule in rules)
     assert few.shape[0] == 3 and all_sums.shape[0] == 5
     if device == "cpu":  # tiles of one size; compiled, more sums have smaller tiles
         assert torch.equal(few, all_sums[:3])
@@ -331,7 +319,7 @@ def test_programs_cover_every_block_and_span_once(blocks, spans, short, device):
 
 @pytest.mark.parametrize("limit", [1, 1000, 40_000, 10**9])
 def test_chunks_of_tokens_cover_all_within_the_limit(limit):
-    from perplexity.kernels.linear_nll import SPAN, token_chunks
+    from perplexity.kernels.gpu.linear_nll import SPAN, token_chunks
 
     for tokens in (0, 1, 127, 128, 1000, 5000):
         chunks = token_chunks(tokens, 3 * SPAN, 12, limit)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from .blockwise import RunningSums, finite, sums_derivative, with_positions
+from ..dispatch import DEFAULT, PLAIN, ROWS_LIMIT, Plan, Rule
+from ..sums import finite, with_positions
+from .blockwise import RunningSums, sums_derivative
 from .logit_blocks import apply_rule, zero_tokens
-
-ROWS_LIMIT = 4 << 20
 
 
 def _row_chunks(logits: torch.Tensor, wide: torch.dtype, copies: int, memory_limit: int):
@@ -29,20 +29,15 @@ def nll(
     logits: torch.Tensor,
     target: torch.Tensor,
     class_weight: torch.Tensor | None = None,
-    *,
-    ignore_index: int = -100,
-    softcap: float | None = None,
-    logit_scale: float = 1.0,
-    with_logit_sum: bool = False,
-    with_exp_shift: bool = False,
-    memory_limit: int = ROWS_LIMIT,
+    rule: Rule = PLAIN,
+    plan: Plan = DEFAULT,
 ) -> torch.Tensor:
-    """The five sums of every token, [5, N · T], from logits [N, V] or [N, V, T], a few rows at a time."""
+    """Return the five sums of every token, [5, N · T], from logits [N, V] or [N, V, T], a few rows at a time."""
     wide = torch.promote_types(logits.dtype, torch.float32)
-    running = RunningSums.start(target, class_weight, with_logit_sum, with_exp_shift, logits.shape[1], wide)
-    for tokens, _, z in _row_chunks(logits, wide, 2 + with_exp_shift, memory_limit):
-        running.add(apply_rule(z, None, softcap, logit_scale), 0, tokens)
-    return running.finish(logits.shape[1], ignore_index)
+    running = RunningSums.start(target, class_weight, rule, logits.shape[1], wide)
+    for tokens, _, z in _row_chunks(logits, wide, 2 + rule.with_exp_shift, plan.memory_limit or ROWS_LIMIT):
+        running.add(apply_rule(z, None, rule.softcap, rule.logit_scale), 0, tokens)
+    return running.finish(logits.shape[1])
 
 
 def nll_grad(
@@ -51,24 +46,20 @@ def nll_grad(
     logits: torch.Tensor,
     target: torch.Tensor,
     class_weight: torch.Tensor | None = None,
+    rule: Rule = PLAIN,
+    plan: Plan = DEFAULT,
     *,
-    ignore_index: int = -100,
-    softcap: float | None = None,
-    logit_scale: float = 1.0,
-    with_logit_sum: bool = False,
-    with_exp_shift: bool = False,
     out: torch.Tensor | None = None,
-    memory_limit: int = ROWS_LIMIT,
 ) -> torch.Tensor:
-    """Gradient of logits [N, V] or [N, V, T] from ``upstream`` [5, N · T]; ``out`` may be ``logits`` itself."""
+    """Return the gradient of logits [N, V] or [N, V, T] from ``upstream`` [5, N · T]; ``out`` may be ``logits`` itself."""
     wide = torch.promote_types(logits.dtype, torch.float32)
     out = torch.empty_like(logits) if out is None else out
     dense = class_weight is not None and class_weight.dim() == 2
-    copies = 2 + with_exp_shift + (softcap is not None)
-    for tokens, here, z in _row_chunks(logits, wide, copies, memory_limit):
-        apply_rule(z, None, softcap, logit_scale)
-        ignored = target[tokens] == ignore_index
-        slope = None if softcap is None else (z / softcap).square_().neg_().add_(1.0)
+    copies = 2 + rule.with_exp_shift + (rule.softcap is not None)
+    for tokens, here, z in _row_chunks(logits, wide, copies, plan.memory_limit or ROWS_LIMIT):
+        apply_rule(z, None, rule.softcap, rule.logit_scale)
+        ignored = target[tokens] == rule.ignore_index
+        slope = None if rule.softcap is None else (z / rule.softcap).square_().neg_().add_(1.0)
         gradient = sums_derivative(
             z,
             0,
@@ -76,12 +67,11 @@ def nll_grad(
             upstream[:, tokens],
             target[tokens],
             class_weight[tokens] if dense else class_weight,
-            with_logit_sum,
-            with_exp_shift,
+            rule,
         )
         if slope is not None:
             gradient *= slope
         zero_tokens(gradient, ignored)
         place = with_positions(out)[here]
-        place.copy_(gradient.mul_(logit_scale).view(place.shape[0], place.shape[2], -1).movedim(2, 1))
+        place.copy_(gradient.mul_(rule.logit_scale).view(place.shape[0], place.shape[2], -1).movedim(2, 1))
     return out

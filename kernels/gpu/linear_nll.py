@@ -1,7 +1,7 @@
 """Hidden states and the vocabulary matrix to per-token sums over the vocabulary, without the N × V logits.
 
 Computes, for logits z = softcap · tanh(logit_scale · (hidden @ weightᵀ + bias) / softcap), the five sums of
-``kernels/__init__.py``: from them follow log-sum-exp, NLL, entropy and every loss of the public functions.
+``sums.py``: from them follow log-sum-exp, NLL, entropy and every loss of the public functions.
 
 How: the vocabulary is cut into spans of ``SPAN`` rows. A program owns ``BLOCK_N`` tokens and one span, walks it in tiles
 of ``BLOCK_V`` with an online softmax (a running maximum; sums rescaled when it grows: Milakov & Gimelshein 2018,
@@ -22,8 +22,10 @@ import torch
 import triton
 import triton.language as tl
 
-from . import EXP_SHIFT, LOGIT_SUM, MAX, SUM_EXP, SUMS, TARGET
-from .launch import NO_POWER, current_target, exp_below, launch
+from ..chunks import equal_chunk
+from ..dispatch import DEFAULT, PLAIN, TRITON_LIMIT, Plan, Rule
+from ..sums import EXP_SHIFT, LOGIT_SUM, MAX, SUM_EXP, SUMS, TARGET
+from .launch import NO_POWER, current_target, exp_below, launch, load_class_weight, load_row, load_target
 from .logit_tile import apply_rule, column_parts, logit_arguments, product_tile, work_of
 
 # Vocabulary rows a program walks: with 128 tokens, at least 95 % of 132 multiprocessors are busy at every shape that
@@ -33,7 +35,6 @@ SPAN = 2048
 # the fewest bytes: what they share stays in L2.
 GROUP = 16
 NLL_PLANES = 3  # maximum, Σexp and the target's logit: the others are not written where nobody asked for them
-MEMORY_LIMIT = 512 << 20
 
 MAX_ROW, SUM_EXP_ROW, TARGET_ROW, LOGIT_SUM_ROW, EXP_SHIFT_ROW = (
     tl.constexpr(row) for row in (MAX, SUM_EXP, TARGET, LOGIT_SUM, EXP_SHIFT)
@@ -78,7 +79,15 @@ def _fold(
     lanes = tl.arange(0, accumulator.shape[1])
     columns = tl.minimum(start + lanes, V - 1)
     logits = apply_rule(
-        accumulator, bias_ptr, columns, bias_stride, logit_scale, softcap, HAS_BIAS, HAS_SOFTCAP, HAS_SCALE
+        logits=accumulator,
+        bias_ptr=bias_ptr,
+        columns=columns,
+        bias_stride=bias_stride,
+        logit_scale=logit_scale,
+        softcap=softcap,
+        HAS_BIAS=HAS_BIAS,
+        HAS_SOFTCAP=HAS_SOFTCAP,
+        HAS_SCALE=HAS_SCALE,
     )
     hit = lanes[None, :] == (target - start)[:, None]
     if ENDS:
@@ -93,16 +102,15 @@ def _fold(
         first = tl.min(tl.where(logits == part_maximum[:, None], columns[None, :], V), axis=1)
         best = tl.where(part_maximum > maximum, first, best)
     new_maximum = tl.maximum(maximum, part_maximum)
-    # Logits of −inf alone (a bias may hold them): any finite reference avoids inf − inf.
+    # Logits of −inf alone (a bias may hold them): any finite reference avoids inf − inf. (Written out everywhere: a helper
+    # for it costs two to six registers in the kernels over logits.)
     reference = tl.where(new_maximum == -float("inf"), 0.0, new_maximum)
     decay = tl.exp(maximum - reference)
     shifted = logits - reference[:, None]
     exponentials = exp_below(shifted, FLUSH)
     if WITH_LOGIT_SUM:
         moved = tl.where(sum_exp > 0.0, maximum - reference, 0.0)
-        class_weight = tl.full([logits.shape[1]], 1.0, dtype=tl.float32)
-        if HAS_CLASS_WEIGHT:
-            class_weight = tl.load(class_weight_ptr + start + lanes, mask=lanes < V - start, other=0.0)
+        class_weight = load_class_weight(class_weight_ptr + start + lanes, lanes < V - start, HAS_CLASS_WEIGHT)
         weighted = shifted * class_weight[None, :]
         if ENDS:
             weighted = tl.where(inside, weighted, 0.0)
@@ -164,10 +172,7 @@ def _partials_kernel(
     span, first_row = span_and_row(N, spans, GROUP, BLOCK_N)
     rows = first_row + tl.arange(0, BLOCK_N)
     exists = rows < N
-    target = tl.load(target_ptr + rows * target_stride, mask=exists, other=ignore_index).to(tl.int64)
-    counted = target != ignore_index
-    # 32 bits are enough for a column, and half the registers of 64; −1 is no column.
-    target = tl.where((target >= 0) & (target < V), target, -1).to(tl.int32)
+    target, counted = load_target(target_ptr, rows, target_stride, exists, ignore_index, V)
 
     nothing = tl.zeros([BLOCK_N], dtype=tl.float32)
     none = tl.zeros([BLOCK_N], dtype=tl.int32)
@@ -178,48 +183,48 @@ def _partials_kernel(
     if tl.max(counted.to(tl.int32), axis=0) > 0:  # a block of ignored tokens costs nothing
         for start in tl.range(span * SPAN, tl.minimum(span * SPAN + SPAN, V), BLOCK_V, flatten=FLATTEN):
             accumulator = product_tile(
-                hidden_ptr,
-                weight_ptr,
-                first_row,
-                start,
-                N,
-                V,
-                D,
-                hidden_stride_n,
-                hidden_stride_d,
-                weight_stride_v,
-                weight_stride_d,
-                EVEN_D,
-                WIDEN,
-                PRECISION,
-                BLOCK_N,
-                BLOCK_V,
-                BLOCK_D,
-                DESCRIBED,
+                hidden_ptr=hidden_ptr,
+                weight_ptr=weight_ptr,
+                first_row=first_row,
+                first_column=start,
+                N=N,
+                V=V,
+                D=D,
+                hidden_stride_n=hidden_stride_n,
+                hidden_stride_d=hidden_stride_d,
+                weight_stride_v=weight_stride_v,
+                weight_stride_d=weight_stride_d,
+                EVEN_D=EVEN_D,
+                WIDEN=WIDEN,
+                PRECISION=PRECISION,
+                BLOCK_N=BLOCK_N,
+                BLOCK_V=BLOCK_V,
+                BLOCK_D=BLOCK_D,
+                DESCRIBED=DESCRIBED,
             )
             parts = column_parts(accumulator, PARTS)
             for part in tl.static_range(PARTS):
                 sums = _fold(
-                    sums,
-                    parts[part],
-                    start + part * (BLOCK_V // PARTS),
-                    bias_ptr,
-                    V,
-                    bias_stride,
-                    logit_scale,
-                    softcap,
-                    target,
-                    own_logit,
-                    class_weight_ptr,
-                    HAS_BIAS,
-                    HAS_SOFTCAP,
-                    HAS_CLASS_WEIGHT,
-                    WITH_LOGIT_SUM,
-                    WITH_EXP_SHIFT,
-                    WITH_RANK,
-                    HAS_SCALE,
-                    FLUSH,
-                    not EVEN_V,
+                    sums=sums,
+                    accumulator=parts[part],
+                    start=start + part * (BLOCK_V // PARTS),
+                    bias_ptr=bias_ptr,
+                    V=V,
+                    bias_stride=bias_stride,
+                    logit_scale=logit_scale,
+                    softcap=softcap,
+                    target=target,
+                    own_logit=own_logit,
+                    class_weight_ptr=class_weight_ptr,
+                    HAS_BIAS=HAS_BIAS,
+                    HAS_SOFTCAP=HAS_SOFTCAP,
+                    HAS_CLASS_WEIGHT=HAS_CLASS_WEIGHT,
+                    WITH_LOGIT_SUM=WITH_LOGIT_SUM,
+                    WITH_EXP_SHIFT=WITH_EXP_SHIFT,
+                    WITH_RANK=WITH_RANK,
+                    HAS_SCALE=HAS_SCALE,
+                    FLUSH=FLUSH,
+                    ENDS=not EVEN_V,
                 )
     maximum, sum_exp, target_logit, logit_sum, exp_shift, above, best, _ = sums
 
@@ -264,8 +269,8 @@ def _merge_kernel(
     exp_shift = tl.zeros([BLOCK_N], dtype=tl.float32)
     weight_seen = 0.0
     for span in range(spans):
-        span_maximum = tl.load(partials_ptr + MAX_ROW * plane, mask=exists, other=0.0)
-        span_sum = tl.load(partials_ptr + SUM_EXP_ROW * plane, mask=exists, other=0.0)
+        span_maximum = load_row(partials_ptr, MAX_ROW, plane, exists)
+        span_sum = load_row(partials_ptr, SUM_EXP_ROW, plane, exists)
         new_maximum = tl.maximum(maximum, span_maximum)
         reference = tl.where(new_maximum == -float("inf"), 0.0, new_maximum)
         decay = tl.exp(maximum - reference)
@@ -273,17 +278,17 @@ def _merge_kernel(
         moved = tl.where(sum_exp > 0.0, maximum - reference, 0.0)
         span_moved = tl.where(span_sum > 0.0, span_maximum - reference, 0.0)
         if ALL_PLANES:
-            span_shift = tl.load(partials_ptr + EXP_SHIFT_ROW * plane, mask=exists, other=0.0)
+            span_shift = load_row(partials_ptr, EXP_SHIFT_ROW, plane, exists)
             exp_shift = decay * (exp_shift + sum_exp * tl.maximum(moved, NO_POWER))
             exp_shift += span_decay * (span_shift + span_sum * tl.maximum(span_moved, NO_POWER))
-            logit_sum += tl.load(partials_ptr + LOGIT_SUM_ROW * plane, mask=exists, other=0.0)
+            logit_sum += load_row(partials_ptr, LOGIT_SUM_ROW, plane, exists)
         sum_exp = decay * sum_exp + span_decay * span_sum
         if WITH_LOGIT_SUM:
             span_weight = tl.load(weights_ptr + span)
             logit_sum += weight_seen * moved + span_weight * span_moved
             weight_seen += span_weight
         maximum = new_maximum
-        target_logit += tl.load(partials_ptr + TARGET_ROW * plane, mask=exists, other=0.0)
+        target_logit += load_row(partials_ptr, TARGET_ROW, plane, exists)
         partials_ptr += N
 
     target = tl.load(target_ptr + rows * target_stride, mask=exists, other=ignore_index).to(tl.int64)
@@ -307,8 +312,8 @@ def loop_shape(constants: dict) -> dict:
     return dict(FLATTEN=target.backend == "cuda" and target.arch < 100, PARTS=4)
 
 
-def planes_of(with_logit_sum: bool, with_exp_shift: bool) -> int:
-    return SUMS if with_logit_sum or with_exp_shift else NLL_PLANES
+def planes_of(rule: Rule) -> int:
+    return SUMS if rule.with_logit_sum or rule.with_exp_shift else NLL_PLANES
 
 
 def partials(
@@ -317,13 +322,8 @@ def partials(
     bias: torch.Tensor | None,
     target: torch.Tensor,
     class_weight: torch.Tensor | None,
+    rule: Rule,
     target_logit: torch.Tensor | None = None,
-    *,
-    ignore_index: int,
-    softcap: float | None,
-    logit_scale: float,
-    with_logit_sum: bool,
-    with_exp_shift: bool,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Per-span sums, float32 [3 or 5, spans, N]; a target that is not a row of ``weight`` adds nothing to ``TARGET``.
 
@@ -331,13 +331,13 @@ def partials(
     """
     tokens, vocabulary = hidden.shape[0], weight.shape[0]
     spans = triton.cdiv(vocabulary, SPAN)
-    planes = planes_of(with_logit_sum, with_exp_shift)
+    planes = planes_of(rule)
     out = hidden.new_empty((planes, spans, tokens), dtype=torch.float32)
     choices = None if target_logit is None else hidden.new_empty((2, spans, tokens), dtype=torch.int32)
     if tokens == 0 or vocabulary == 0:
         return out, choices
-    work = work_of(with_logit_sum, with_exp_shift) if target_logit is None else "statistics"
-    arguments, constants, options = logit_arguments(hidden, weight, bias, softcap, logit_scale, work, may_describe=True)
+    work = work_of(rule) if target_logit is None else "statistics"
+    arguments, constants, options = logit_arguments(hidden, weight, bias, rule, work, may_describe=True)
     launch(
         _partials_kernel,
         (triton.cdiv(tokens, constants["BLOCK_N"]) * spans,),
@@ -351,17 +351,17 @@ def partials(
             N=tokens,
             spans=spans,
             target_stride=target.stride(0),
-            ignore_index=ignore_index,
+            ignore_index=rule.ignore_index,
         ),
         constants
         | dict(
             HAS_CLASS_WEIGHT=class_weight is not None,
-            WITH_LOGIT_SUM=with_logit_sum,
-            WITH_EXP_SHIFT=with_exp_shift,
+            WITH_LOGIT_SUM=rule.with_logit_sum,
+            WITH_EXP_SHIFT=rule.with_exp_shift,
             WITH_RANK=target_logit is not None,
             # Fewer operations a logit where tiles are descriptors; with pointers the compiler spends what is freed on more reads
             # in flight, and spills.
-            HAS_SCALE=logit_scale != 1.0 or not constants["DESCRIBED"],
+            HAS_SCALE=rule.logit_scale != 1.0 or not constants["DESCRIBED"],
             EVEN_V=vocabulary % constants["BLOCK_V"] == 0 and constants["DESCRIBED"],
             FLUSH=current_target().backend == "cuda" and constants["DESCRIBED"],
             SPAN=SPAN,
@@ -416,13 +416,6 @@ def merge(
     return out
 
 
-def equal_chunk(tokens: int, most: int) -> int:
-    """The size of as few equal chunks as ``most`` tokens at a time allow, of whole blocks where that fits."""
-    size = triton.cdiv(tokens, triton.cdiv(tokens, most)) if tokens else 1
-    whole = triton.cdiv(size, 128) * 128
-    return whole if whole <= most else size
-
-
 def token_chunks(tokens: int, vocabulary: int, bytes_per_partial: int, memory_limit: int) -> list[slice]:
     """Chunks of tokens whose partial sums fit in ``memory_limit`` bytes; one empty chunk where there are no tokens."""
     most = max(1, memory_limit // (bytes_per_partial * max(1, triton.cdiv(vocabulary, SPAN))))
@@ -436,33 +429,18 @@ def linear_nll(
     bias: torch.Tensor | None,
     target: torch.Tensor,
     class_weight: torch.Tensor | None = None,
-    *,
-    ignore_index: int = -100,
-    softcap: float | None = None,
-    logit_scale: float = 1.0,
-    with_logit_sum: bool = False,
-    with_exp_shift: bool = False,
-    memory_limit: int = MEMORY_LIMIT,
+    rule: Rule = PLAIN,
+    plan: Plan = DEFAULT,
 ) -> torch.Tensor:
-    """The five sums of every token, float32 [5, N], from hidden [N, D], weight [V, D], bias [V], target int [N].
+    """Return the five sums of every token, float32 [5, N], from hidden [N, D], weight [V, D], bias [V], target int [N].
 
-    ``memory_limit`` bounds the partial sums, in bytes: more tokens than fit are done in several launches.
+    The plan's ``memory_limit`` bounds the partial sums, in bytes: more tokens than fit are done in several launches.
     """
-    weights = span_weights(weight.shape[0], class_weight, hidden) if with_logit_sum and weight.shape[0] else None
+    weights = span_weights(weight.shape[0], class_weight, hidden) if rule.with_logit_sum and weight.shape[0] else None
     chunks = []
-    bytes_per_partial = 4 * planes_of(with_logit_sum, with_exp_shift)
+    bytes_per_partial, memory_limit = 4 * planes_of(rule), plan.memory_limit or TRITON_LIMIT
+    whole = dict(vocabulary=weight.shape[0], ignore_index=rule.ignore_index)
     for tokens in token_chunks(hidden.shape[0], weight.shape[0], bytes_per_partial, memory_limit):
-        of_spans, _ = partials(
-            hidden[tokens],
-            weight,
-            bias,
-            target[tokens],
-            class_weight,
-            ignore_index=ignore_index,
-            softcap=softcap,
-            logit_scale=logit_scale,
-            with_logit_sum=with_logit_sum,
-            with_exp_shift=with_exp_shift,
-        )
-        chunks.append(merge(of_spans, target[tokens], weights, vocabulary=weight.shape[0], ignore_index=ignore_index))
+        of_spans, _ = partials(hidden[tokens], weight, bias, target[tokens], class_weight, rule)
+        chunks.append(merge(of_spans, target[tokens], weights, **whole))
     return chunks[0] if len(chunks) == 1 else torch.cat(chunks, dim=1)

@@ -7,8 +7,8 @@ With a the logits of P and b those of Q (each softcap · tanh(logit_scale · (hi
 
     ∂KL/∂b = q − p        ∂KL/∂a = p · ((log p − log q) − KL)
 
-``KL_ROWS`` numbers a token, (m_p, s_p, m_q, s_q, gap), kept as running values over a span of the vocabulary; ``merge``
-folds spans, in plain PyTorch on vectors, for both backends. The gradient kernel recomputes both tiles of logits and
+The five numbers of a token, (m_p, s_p, m_q, s_q, gap), are running values over a span of the vocabulary, which
+``merge_divergence`` folds in plain PyTorch on vectors, for both backends. The gradient kernel recomputes both tiles of logits and
 writes the tile of one side's logit gradient; the products with it are the vendor library's (``chunks``).
 
 Cost: 2·N·V·(D_p + D_q) operations forward, again that and 4·N·V·D for each side's gradients; temporary memory
@@ -21,14 +21,14 @@ import torch
 import triton
 import triton.language as tl
 
-from .blockwise_kl import KL_ROWS, Head, Rule, gradient_vectors, merge
-from .chunks import accumulate_gradients, gradient_block
-from .launch import current_target, launch, widen_products
-from .linear_nll import GROUP, MEMORY_LIMIT, SPAN, span_and_row
+from ..chunks import accumulate_gradients, gradient_block
+from ..dispatch import DEFAULT, PLAIN, TRITON_LIMIT, Plan, Rule, describable
+from ..sums import DIVERGENCE_ROWS, Head, divergence_vectors, merge_divergence
+from .launch import current_target, launch, load_row, widen_products
+from .linear_nll import GROUP, SPAN, span_and_row
 from .logit_tile import (
     apply_rule,
     column_parts,
-    describable,
     described,
     head_arguments,
     logit_tile,
@@ -117,44 +117,44 @@ def _kl_partials_kernel(
     sums = nothing - float("inf"), nothing, nothing - float("inf"), nothing, nothing
     for start in range(span * SPAN, min(span * SPAN + SPAN, V), BLOCK_V):
         p_accumulator = product_tile(
-            p_hidden_ptr,
-            p_weight_ptr,
-            first_row,
-            start,
-            N,
-            V,
-            p_D,
-            p_hidden_stride_n,
-            p_hidden_stride_d,
-            p_weight_stride_v,
-            p_weight_stride_d,
-            P_EVEN_D,
-            WIDEN,
-            PRECISION,
-            BLOCK_N,
-            BLOCK_V,
-            BLOCK_D,
-            DESCRIBED,
+            hidden_ptr=p_hidden_ptr,
+            weight_ptr=p_weight_ptr,
+            first_row=first_row,
+            first_column=start,
+            N=N,
+            V=V,
+            D=p_D,
+            hidden_stride_n=p_hidden_stride_n,
+            hidden_stride_d=p_hidden_stride_d,
+            weight_stride_v=p_weight_stride_v,
+            weight_stride_d=p_weight_stride_d,
+            EVEN_D=P_EVEN_D,
+            WIDEN=WIDEN,
+            PRECISION=PRECISION,
+            BLOCK_N=BLOCK_N,
+            BLOCK_V=BLOCK_V,
+            BLOCK_D=BLOCK_D,
+            DESCRIBED=DESCRIBED,
         )
         q_accumulator = product_tile(
-            q_hidden_ptr,
-            q_weight_ptr,
-            first_row,
-            start,
-            N,
-            V,
-            q_D,
-            q_hidden_stride_n,
-            q_hidden_stride_d,
-            q_weight_stride_v,
-            q_weight_stride_d,
-            Q_EVEN_D,
-            WIDEN,
-            PRECISION,
-            BLOCK_N,
-            BLOCK_V,
-            BLOCK_D,
-            DESCRIBED,
+            hidden_ptr=q_hidden_ptr,
+            weight_ptr=q_weight_ptr,
+            first_row=first_row,
+            first_column=start,
+            N=N,
+            V=V,
+            D=q_D,
+            hidden_stride_n=q_hidden_stride_n,
+            hidden_stride_d=q_hidden_stride_d,
+            weight_stride_v=q_weight_stride_v,
+            weight_stride_d=q_weight_stride_d,
+            EVEN_D=Q_EVEN_D,
+            WIDEN=WIDEN,
+            PRECISION=PRECISION,
+            BLOCK_N=BLOCK_N,
+            BLOCK_V=BLOCK_V,
+            BLOCK_D=BLOCK_D,
+            DESCRIBED=DESCRIBED,
         )
         p_parts = column_parts(p_accumulator, PARTS)
         q_parts = column_parts(q_accumulator, PARTS)
@@ -162,10 +162,24 @@ def _kl_partials_kernel(
             columns = start + part * (BLOCK_V // PARTS) + tl.arange(0, BLOCK_V // PARTS)
             read = tl.minimum(columns, V - 1)
             a = apply_rule(
-                p_parts[part], p_bias_ptr, read, p_bias_stride, p_logit_scale, p_softcap, P_HAS_BIAS, P_HAS_SOFTCAP
+                logits=p_parts[part],
+                bias_ptr=p_bias_ptr,
+                columns=read,
+                bias_stride=p_bias_stride,
+                logit_scale=p_logit_scale,
+                softcap=p_softcap,
+                HAS_BIAS=P_HAS_BIAS,
+                HAS_SOFTCAP=P_HAS_SOFTCAP,
             )
             b = apply_rule(
-                q_parts[part], q_bias_ptr, read, q_bias_stride, q_logit_scale, q_softcap, Q_HAS_BIAS, Q_HAS_SOFTCAP
+                logits=q_parts[part],
+                bias_ptr=q_bias_ptr,
+                columns=read,
+                bias_stride=q_bias_stride,
+                logit_scale=q_logit_scale,
+                softcap=q_softcap,
+                HAS_BIAS=Q_HAS_BIAS,
+                HAS_SOFTCAP=Q_HAS_SOFTCAP,
             )
             inside = (columns < V)[None, :]
             sums = _fold(sums, tl.where(inside, a, -float("inf")), tl.where(inside, b, -float("inf")))
@@ -231,68 +245,68 @@ def _kl_gradient_kernel(
     local_columns = first_local_column + tl.arange(0, BLOCK_V)
     exists = rows < N
     a = logit_tile(
-        p_hidden_ptr,
-        p_weight_ptr,
-        p_bias_ptr,
-        first_row,
-        first_column + first_local_column,
-        N,
-        V,
-        p_D,
-        p_hidden_stride_n,
-        p_hidden_stride_d,
-        p_weight_stride_v,
-        p_weight_stride_d,
-        p_bias_stride,
-        p_logit_scale,
-        p_softcap,
-        P_HAS_BIAS,
-        P_HAS_SOFTCAP,
-        P_EVEN_D,
-        WIDEN,
-        PRECISION,
-        BLOCK_N,
-        BLOCK_V,
-        BLOCK_D,
+        hidden_ptr=p_hidden_ptr,
+        weight_ptr=p_weight_ptr,
+        bias_ptr=p_bias_ptr,
+        first_row=first_row,
+        first_column=first_column + first_local_column,
+        N=N,
+        V=V,
+        D=p_D,
+        hidden_stride_n=p_hidden_stride_n,
+        hidden_stride_d=p_hidden_stride_d,
+        weight_stride_v=p_weight_stride_v,
+        weight_stride_d=p_weight_stride_d,
+        bias_stride=p_bias_stride,
+        logit_scale=p_logit_scale,
+        softcap=p_softcap,
+        HAS_BIAS=P_HAS_BIAS,
+        HAS_SOFTCAP=P_HAS_SOFTCAP,
+        EVEN_D=P_EVEN_D,
+        WIDEN=WIDEN,
+        PRECISION=PRECISION,
+        BLOCK_N=BLOCK_N,
+        BLOCK_V=BLOCK_V,
+        BLOCK_D=BLOCK_D,
     )
     b = logit_tile(
-        q_hidden_ptr,
-        q_weight_ptr,
-        q_bias_ptr,
-        first_row,
-        first_column + first_local_column,
-        N,
-        V,
-        q_D,
-        q_hidden_stride_n,
-        q_hidden_stride_d,
-        q_weight_stride_v,
-        q_weight_stride_d,
-        q_bias_stride,
-        q_logit_scale,
-        q_softcap,
-        Q_HAS_BIAS,
-        Q_HAS_SOFTCAP,
-        Q_EVEN_D,
-        WIDEN,
-        PRECISION,
-        BLOCK_N,
-        BLOCK_V,
-        BLOCK_D,
+        hidden_ptr=q_hidden_ptr,
+        weight_ptr=q_weight_ptr,
+        bias_ptr=q_bias_ptr,
+        first_row=first_row,
+        first_column=first_column + first_local_column,
+        N=N,
+        V=V,
+        D=q_D,
+        hidden_stride_n=q_hidden_stride_n,
+        hidden_stride_d=q_hidden_stride_d,
+        weight_stride_v=q_weight_stride_v,
+        weight_stride_d=q_weight_stride_d,
+        bias_stride=q_bias_stride,
+        logit_scale=q_logit_scale,
+        softcap=q_softcap,
+        HAS_BIAS=Q_HAS_BIAS,
+        HAS_SOFTCAP=Q_HAS_SOFTCAP,
+        EVEN_D=Q_EVEN_D,
+        WIDEN=WIDEN,
+        PRECISION=PRECISION,
+        BLOCK_N=BLOCK_N,
+        BLOCK_V=BLOCK_V,
+        BLOCK_D=BLOCK_D,
     )
     plane = N_all.to(tl.int64)
     vectors_ptr += rows
-    log_p = a - tl.load(vectors_ptr, mask=exists, other=0.0)[:, None]
-    log_p -= tl.load(vectors_ptr + plane, mask=exists, other=0.0)[:, None]
-    log_q = b - tl.load(vectors_ptr + 2 * plane, mask=exists, other=0.0)[:, None]
-    log_q -= tl.load(vectors_ptr + 3 * plane, mask=exists, other=0.0)[:, None]
+    log_p = a - load_row(vectors_ptr, 0, plane, exists)[:, None]
+    log_p -= load_row(vectors_ptr, 1, plane, exists)[:, None]
+    log_q = b - load_row(vectors_ptr, 2, plane, exists)[:, None]
+    log_q -= load_row(vectors_ptr, 3, plane, exists)[:, None]
     p = tl.exp(log_p)
     if FOR_P:
-        divergence = tl.load(vectors_ptr + 4 * plane, mask=exists, other=0.0)[:, None]
+        divergence = load_row(vectors_ptr, 4, plane, exists)[:, None]
         gradient = tl.where(p > 0.0, p * ((log_p - log_q) - divergence), 0.0)
     else:
         gradient = tl.exp(log_q) - p
-    gradient *= tl.load(vectors_ptr + 5 * plane, mask=exists, other=0.0)[:, None]
+    gradient *= load_row(vectors_ptr, 5, plane, exists)[:, None]
     if FOR_P:
         if P_HAS_SOFTCAP:
             gradient *= 1.0 - (a / p_softcap) * (a / p_softcap)
@@ -311,10 +325,10 @@ def _kl_gradient_kernel(
 def _arguments(
     p_head: Head, q_head: Head, rules: tuple[Rule, Rule], may_describe: bool = False
 ) -> tuple[dict, dict, dict]:
-    """Arguments, constants and options of both kernels from (hidden, weight, bias) twice and (softcap, logit_scale) twice."""
+    """Return arguments, constants and options of both kernels."""
     target, arguments, constants = current_target(), {}, {}
     for prefix, head, rule in zip("pq", (p_head, q_head), rules, strict=True):
-        side_arguments, side_constants = head_arguments(*head, *rule)
+        side_arguments, side_constants = head_arguments(*head, rule)
         vocabulary = side_arguments.pop("V")
         arguments |= {f"{prefix}_{name}": value for name, value in side_arguments.items()}
         constants |= {f"{prefix.upper()}_{name}": value for name, value in side_constants.items()}
@@ -340,24 +354,23 @@ def _arguments(
 def linear_kl(
     p_head: Head,
     q_head: Head,
-    *,
-    p_rule: Rule = (None, 1.0),
-    q_rule: Rule = (None, 1.0),
-    memory_limit: int = MEMORY_LIMIT,
+    p_rule: Rule = PLAIN,
+    q_rule: Rule = PLAIN,
+    plan: Plan = DEFAULT,
 ) -> torch.Tensor:
-    """The five rows of every token, float32 [5, N], from (hidden [N, D], weight [V, D], bias [V]) and (softcap, logit_scale).
+    """Return the five rows of every token, float32 [5, N], from (hidden [N, D], weight [V, D], bias [V]) of both heads.
 
-    ``memory_limit`` bounds the partial rows, in bytes.
+    The plan's ``memory_limit`` bounds the partial rows, in bytes.
     """
     tokens, vocabulary = p_head[0].shape[0], p_head[1].shape[0]
     spans = triton.cdiv(vocabulary, SPAN)
-    size = max(1, memory_limit // (4 * KL_ROWS * spans))
+    size = max(1, (plan.memory_limit or TRITON_LIMIT) // (4 * DIVERGENCE_ROWS * spans))
     chunks = []
     for start in range(0, tokens, size):
         heads = [(head[0][start : start + size], *head[1:]) for head in (p_head, q_head)]
         arguments, constants, options = _arguments(*heads, (p_rule, q_rule), may_describe=True)
         here = heads[0][0].shape[0]
-        partials = p_head[0].new_empty((KL_ROWS, spans, here), dtype=torch.float32)
+        partials = p_head[0].new_empty((DIVERGENCE_ROWS, spans, here), dtype=torch.float32)
         launch(
             _kl_partials_kernel,
             (triton.cdiv(here, constants["BLOCK_N"]) * spans,),
@@ -365,8 +378,8 @@ def linear_kl(
             constants | dict(SPAN=SPAN, GROUP=GROUP, PARTS=4 if constants["DESCRIBED"] else 1),
             options,
         )
-        chunks.append(merge(partials))
-    return torch.cat(chunks, dim=1) if chunks else p_head[0].new_empty((KL_ROWS, 0), dtype=torch.float32)
+        chunks.append(merge_divergence(partials))
+    return torch.cat(chunks, dim=1) if chunks else p_head[0].new_empty((DIVERGENCE_ROWS, 0), dtype=torch.float32)
 
 
 def linear_kl_grad(
@@ -374,18 +387,19 @@ def linear_kl_grad(
     rows: torch.Tensor,
     p_head: Head,
     q_head: Head,
+    p_rule: Rule = PLAIN,
+    q_rule: Rule = PLAIN,
+    plan: Plan = DEFAULT,
     *,
-    p_rule: Rule = (None, 1.0),
-    q_rule: Rule = (None, 1.0),
     p_needs: tuple[bool, bool, bool] = (True, True, True),
     q_needs: tuple[bool, bool, bool] = (True, True, True),
-    memory_limit: int = MEMORY_LIMIT,
 ) -> tuple[torch.Tensor | None, ...]:
     """Gradients of hidden, weight and bias of P, then of Q, from ``upstream`` [N] and the forward's ``rows`` [5, N]."""
-    vectors = gradient_vectors(upstream, rows)
+    vectors = divergence_vectors(upstream, rows)
     arguments, constants, options = _arguments(p_head, q_head, (p_rule, q_rule))
     tokens = p_head[0].shape[0]
     sides = [(True, p_head, p_needs), (False, q_head, q_needs)]
+    memory_limit = plan.memory_limit or TRITON_LIMIT
     blocks = [
         gradient_block(*head[:2], needs, memory_limit, per_logit=head[0].element_size()) for _, head, needs in sides
     ]

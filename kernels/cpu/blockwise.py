@@ -3,13 +3,13 @@
 The vocabulary is walked in blocks with a running maximum and running sums (Milakov & Gimelshein 2018, arXiv:1805.02867);
 the logits of a block live in one reused buffer, of a size that ``blocks.py`` derives from the caches. Exponentials are
 powers of 2, which PyTorch computes three times as fast as ``exp`` on CPUs where that is left to Intel's library.
-Formulas: ``kernels/__init__.py``. float64 inputs give float64 sums. Class weights may also be [N, V] here, weights of a
+Formulas: ``sums.py``. float64 inputs give float64 sums. Class weights may also be [N, V] here, weights of a
 token's own: what class-probability targets are.
 
 Cost: 2·N·V·D operations forward; blocks of at most ``memory_limit`` bytes, all copies counted, and vectors of N.
 
 Training keeps the products of the first D tokens where the gradient of the weight will be, [V, D]: its own memory holds
-them until they turn into it (``keeps_products``), and they are not computed again.
+them until they turn into it, and they are not computed again.
 """
 
 from __future__ import annotations
@@ -19,20 +19,13 @@ from dataclasses import dataclass
 
 import torch
 
-from . import MAX, SUM_EXP, SUMS, TARGET
-from .blocks import block_shape
-from .chunks import accumulate_gradients, gradient_block, product_buffer, product_buffer_bytes
-from .logit_blocks import Logits, values_are_here
+from ..blocks import block_shape, values_are_here
+from ..chunks import accumulate_gradients, gradient_block, product_buffer, product_buffer_bytes
+from ..dispatch import BACKWARD_LIMIT, DEFAULT, FORWARD_LIMIT, PLAIN, Plan, Rule
+from ..sums import MAX, NO_POWER, SUMS, finished, finite
+from .logit_blocks import Logits
 
-FORWARD_LIMIT, BACKWARD_LIMIT = 12 << 20, 16 << 20
 LOG2E, LN2 = 1 / math.log(2), math.log(2)
-# 2 to this power, and e, is 0 in float64 too, and so is its product with a finite number: with −inf it would be no number.
-NO_POWER = -2000.0
-
-
-def finite(maximum: torch.Tensor) -> torch.Tensor:
-    """Logits of −inf alone (a bias may hold them) are taken from 0: any finite reference avoids inf − inf."""
-    return torch.where(maximum == -torch.inf, 0.0, maximum)
 
 
 @dataclass
@@ -41,8 +34,7 @@ class RunningSums:
 
     target: torch.Tensor
     class_weight: torch.Tensor | None
-    with_logit_sum: bool
-    with_exp_shift: bool
+    rule: Rule
     width: int
     rows: torch.Tensor
     weight_seen: torch.Tensor  # Σ w of the columns so far, [N]
@@ -50,13 +42,13 @@ class RunningSums:
     column: torch.Tensor  # of the target in its block, [N, 1]
 
     @classmethod
-    def start(cls, target, class_weight, with_logit_sum, with_exp_shift, width, dtype) -> RunningSums:
+    def start(cls, target, class_weight, rule, width, dtype) -> RunningSums:
         rows = torch.zeros((SUMS, target.shape[0]), dtype=dtype, device=target.device)
         rows[MAX] = -torch.inf  # not a lowest number: logits masked by that number would not be above it
         target = target.long()
         block, column = target.div(width, rounding_mode="floor"), target.remainder(width)[:, None]
         seen = torch.zeros_like(rows[MAX])
-        return cls(target, class_weight, with_logit_sum, with_exp_shift, width, rows, seen, block, column)
+        return cls(target, class_weight, rule, width, rows, seen, block, column)
 
     def add(
         self,
@@ -84,7 +76,7 @@ class RunningSums:
         moved = maximum - reference  # −inf before the first number and where float32 ends: times 0 that is no number
         maximum.copy_(new_maximum)
         z -= reference[:, None]
-        if self.with_logit_sum:
+        if self.rule.with_logit_sum:
             columns = slice(first_column, first_column + z.shape[1])
             seen = self.weight_seen[tokens]
             if first_column:
@@ -101,7 +93,7 @@ class RunningSums:
                 logit_sum.addmv_(z, block_weight)
                 seen += block_weight.sum()
         z *= LOG2E
-        if self.with_exp_shift:
+        if self.rule.with_exp_shift:
             z.clamp_min_(NO_POWER)
             exponentials = torch.exp2(z, out=scratch)
             block_sum = exponentials.sum(1)
@@ -112,17 +104,8 @@ class RunningSums:
             block_sum = z.exp2_().sum(1)
         sum_exp.mul_(moved.exp_()).add_(block_sum)
 
-    def finish(self, vocabulary: int, ignore_index: int) -> torch.Tensor:
-        return finished(self.rows, self.target, vocabulary, ignore_index)
-
-
-def finished(rows: torch.Tensor, target: torch.Tensor, vocabulary: int, ignore_index: int) -> torch.Tensor:
-    """Sums [5, N], overwritten, with what only the whole vocabulary can tell: ignored tokens, targets outside it."""
-    rows[TARGET].masked_fill_((target < 0) | (target >= vocabulary), torch.nan)
-    ignored = target == ignore_index
-    rows.masked_fill_(ignored, 0.0)
-    rows[SUM_EXP].masked_fill_(ignored, 1.0)
-    return rows
+    def finish(self, vocabulary: int) -> torch.Tensor:
+        return finished(self.rows, self.target, vocabulary, self.rule.ignore_index)
 
 
 def sums_derivative(
@@ -132,8 +115,7 @@ def sums_derivative(
     upstream: torch.Tensor,
     target: torch.Tensor,
     class_weight: torch.Tensor | None,
-    with_logit_sum: bool,
-    with_exp_shift: bool,
+    rule: Rule,
 ) -> torch.Tensor:
     """∂/∂z of the five sums weighted by ``upstream`` [5, tokens], for logits z [tokens, columns], which it overwrites.
 
@@ -142,7 +124,7 @@ def sums_derivative(
     _, per_sum, per_target, per_logit, per_shift = upstream
     z -= reference[:, None]
     z *= LOG2E
-    if with_exp_shift:
+    if rule.with_exp_shift:
         z.clamp_min_(NO_POWER)
         exponentials = z.exp2()
         z.mul_(LN2).add_(1.0).mul_(per_shift[:, None]).add_(per_sum[:, None]).mul_(exponentials)
@@ -156,11 +138,11 @@ def sums_derivative(
     else:
         z.scatter_add_(1, local.clamp(0, z.shape[1] - 1)[:, None], torch.where(inside, per_target, 0.0)[:, None])
     columns = slice(first_column, first_column + z.shape[1])
-    if with_logit_sum and class_weight is None:
+    if rule.with_logit_sum and class_weight is None:
         z += per_logit[:, None]
-    elif with_logit_sum and class_weight.dim() == 2:
+    elif rule.with_logit_sum and class_weight.dim() == 2:
         z.addcmul_(class_weight[:, columns].to(z.dtype), per_logit[:, None])
-    elif with_logit_sum:
+    elif rule.with_logit_sum:
         z.addr_(per_logit, class_weight[columns].to(z.dtype))
     return z
 
@@ -202,24 +184,26 @@ def _dense(class_weight: torch.Tensor | None) -> bool:
     return class_weight is not None and class_weight.dim() == 2
 
 
+def _copies(rule: Rule, class_weight: torch.Tensor | None) -> int:
+    """Return how often a block of logits is in memory at once."""
+    return 1 + rule.with_exp_shift + _dense(class_weight)
+
+
 def kept_block(
     hidden: torch.Tensor,
     weight: torch.Tensor,
     class_weight: torch.Tensor | None,
+    rule: Rule,
     *,
-    softcap: float | None,
-    with_exp_shift: bool,
     rounded: bool,
-    memory_limit: int | None = None,
-) -> list[int]:
-    """The block of a training step that keeps products where the gradient of the weight will be; empty if it may not.
+    memory_limit: int = 0,
+) -> tuple[int, int]:
+    """Return the block of a training step that keeps products where the gradient of the weight will be.
 
-    Products must have the weight's dtype. The backward must walk the forward's blocks, which the number of threads decides.
+    The backward must walk the forward's blocks, which the number of threads decides.
     """
-    logits = Logits(hidden, weight, None, softcap, 1.0, rounded)
-    if hidden.dtype != logits.product or not len(hidden):
-        return []
-    return list(training_block(logits, memory_limit or BACKWARD_LIMIT, 1 + with_exp_shift + _dense(class_weight)))
+    logits = Logits(hidden, weight, None, rule.softcap, 1.0, rounded)
+    return training_block(logits, memory_limit or BACKWARD_LIMIT, _copies(rule, class_weight))
 
 
 def linear_nll(
@@ -228,33 +212,26 @@ def linear_nll(
     bias: torch.Tensor | None,
     target: torch.Tensor,
     class_weight: torch.Tensor | None = None,
-    *,
-    ignore_index: int = -100,
-    softcap: float | None = None,
-    logit_scale: float = 1.0,
-    with_logit_sum: bool = False,
-    with_exp_shift: bool = False,
-    rounded: bool = False,
+    rule: Rule = PLAIN,
+    plan: Plan = DEFAULT,
     kept: torch.Tensor | None = None,
-    block: tuple[int, int] | None = None,
-    memory_limit: int | None = None,
 ) -> torch.Tensor:
-    """The five sums of every token, [5, N], float32 (float64 for float64 inputs).
+    """Return the five sums of every token, [5, N], float32 (float64 for float64 inputs).
 
-    Logits are float32; ``rounded`` lets their products be rounded to 16-bit inputs' dtype where that is faster. ``kept``,
-    uninitialised and like a contiguous ``weight``, is filled with what ``linear_nll_grad`` need not compute again; ``block``
-    is then ``kept_block``'s.
+    Logits are float32 unless the plan rounds their products. ``kept``, uninitialised and like a contiguous ``weight``, is
+    filled with what ``linear_nll_grad`` need not compute again; the plan's block is then ``kept_block``'s.
     """
-    logits = Logits(hidden, weight, bias, softcap, logit_scale, rounded, kept)
+    logits = Logits(hidden, weight, bias, rule.softcap, rule.logit_scale, plan.rounded, kept)
     if kept is None:
-        block = forward_block(logits, memory_limit or FORWARD_LIMIT, 1 + with_exp_shift + _dense(class_weight))
+        block = forward_block(logits, plan.memory_limit or FORWARD_LIMIT, _copies(rule, class_weight))
     else:
-        logits.plan_products(memory_limit or BACKWARD_LIMIT)
-    logits.reserve(block, scratch=with_exp_shift)
-    running = RunningSums.start(target, class_weight, with_logit_sum, with_exp_shift, block[1], logits.wide)
+        block = plan.block
+        logits.plan_products(plan.memory_limit or BACKWARD_LIMIT)
+    logits.reserve(block, scratch=rule.with_exp_shift)
+    running = RunningSums.start(target, class_weight, rule, block[1], logits.wide)
     for tokens, columns, z in sweep(logits, block):
         running.add(z, columns.start, tokens, scratch=logits.scratch(z))
-    return running.finish(weight.shape[0], ignore_index)
+    return running.finish(weight.shape[0])
 
 
 def linear_nll_grad(
@@ -265,31 +242,25 @@ def linear_nll_grad(
     bias: torch.Tensor | None,
     target: torch.Tensor,
     class_weight: torch.Tensor | None = None,
-    *,
-    ignore_index: int = -100,
-    softcap: float | None = None,
-    logit_scale: float = 1.0,
-    with_logit_sum: bool = False,
-    with_exp_shift: bool = False,
-    needs: tuple[bool, bool, bool] = (True, True, True),
-    rounded: bool = False,
+    rule: Rule = PLAIN,
+    plan: Plan = DEFAULT,
     kept: torch.Tensor | None = None,
-    block: tuple[int, int] | None = None,
-    memory_limit: int | None = None,
+    *,
+    needs: tuple[bool, bool, bool] = (True, True, True),
 ) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
     """Gradients of hidden, weight and bias from ``upstream`` [5, N] and the forward's ``maximum`` [N].
 
-    With the forward's ``kept`` and ``block``, that tensor becomes the gradient of the weight.
+    With the forward's ``kept`` and plan, that tensor becomes the gradient of the weight.
     """
-    memory_limit = memory_limit or BACKWARD_LIMIT
-    logits = Logits(hidden, weight, bias, softcap, logit_scale, rounded, kept, recall=True)
-    dense = _dense(class_weight)
+    memory_limit = plan.memory_limit or BACKWARD_LIMIT
+    logits = Logits(hidden, weight, bias, rule.softcap, rule.logit_scale, plan.rounded, kept, recall=True)
     if kept is None:
-        block = training_block(logits, memory_limit, 1 + with_exp_shift + dense)
+        block = training_block(logits, memory_limit, _copies(rule, class_weight))
     else:
+        block = plan.block
         logits.plan_products(memory_limit)
     logits.reserve(block, gradient=True)
-    reference, ignored = finite(maximum), target == ignore_index
+    reference, ignored, dense = finite(maximum), target == rule.ignore_index, _dense(class_weight)
 
     def logit_gradient(tokens: slice, columns: slice) -> torch.Tensor:
         z = logits.block(tokens, columns)
@@ -301,8 +272,7 @@ def linear_nll_grad(
             upstream[:, tokens],
             target[tokens],
             class_weight[tokens] if dense else class_weight,
-            with_logit_sum,
-            with_exp_shift,
+            rule,
         )
         return logits.chain(gradient, slope, ignored[tokens])
 
@@ -317,34 +287,3 @@ def linear_nll_grad(
         grad_weight=kept,
         ignored=ignored,
     )
-
-
-def merge(
-    partials: torch.Tensor,
-    target: torch.Tensor,
-    weights: torch.Tensor | None = None,
-    *,
-    vocabulary: int,
-    ignore_index: int,
-) -> torch.Tensor:
-    """Fold the sums of parts of the vocabulary, [5, parts, N], into [5, N] in their order; marks as the kernel of that name.
-
-    A target in [0, ``vocabulary``) lies in one part; the others have 0 in ``TARGET``. An empty part is −inf, 0, 0, 0, 0.
-    """
-    maximum, sum_exp, at_target, logit_sum, exp_shift = partials
-    top = maximum.amax(0)
-    moved = torch.where(sum_exp > 0, maximum - finite(top), 0.0)
-    decay = torch.where(sum_exp > 0, moved.exp(), 0.0)
-    folded = [
-        top,
-        (decay * sum_exp).sum(0),
-        at_target.sum(0),
-        (logit_sum if weights is None else logit_sum + weights[:, None] * moved).sum(0),
-        (decay * (exp_shift + sum_exp * moved.clamp_min(NO_POWER))).sum(0),
-    ]
-    return finished(torch.stack(folded), target, vocabulary, ignore_index)
-
-
-def with_positions(logits: torch.Tensor) -> torch.Tensor:
-    """Logits [N, V] or [N, V, T] as [N, V, T]; token n · T + t is logits[n, :, t]."""
-    return logits if logits.dim() == 3 else logits[:, :, None]

@@ -12,9 +12,10 @@ import torch
 import triton
 import triton.language as tl
 
-from . import MAX, SUMS
+from ..dispatch import DEFAULT, PLAIN, TRITON_LIMIT, Plan, Rule
+from ..sums import MAX, SUMS
 from .launch import launch
-from .linear_nll import MEMORY_LIMIT, linear_nll, merge, partials, token_chunks
+from .linear_nll import linear_nll, merge, partials, token_chunks
 from .logit_tile import apply_rule, logit_arguments, products
 
 
@@ -57,21 +58,30 @@ def _target_logit_kernel(
     columns = tl.where(known, target, 0)
     offsets = tl.arange(0, BLOCK_D)
     accumulator = products(
-        hidden_ptr + first_row * hidden_stride_n,
-        weight_ptr,
-        rows[:, None] * hidden_stride_n + offsets[None, :] * hidden_stride_d,
-        columns[None, :] * weight_stride_v + offsets[:, None] * weight_stride_d,
-        D,
-        hidden_stride_d,
-        weight_stride_d,
-        EVEN_D,
-        WIDEN,
-        PRECISION,
-        BLOCK_N,
-        BLOCK_V,
-        BLOCK_D,
+        hidden_ptr=hidden_ptr + first_row * hidden_stride_n,
+        weight_ptr=weight_ptr,
+        hidden_offsets=rows[:, None] * hidden_stride_n + offsets[None, :] * hidden_stride_d,
+        weight_offsets=columns[None, :] * weight_stride_v + offsets[:, None] * weight_stride_d,
+        D=D,
+        hidden_stride_d=hidden_stride_d,
+        weight_stride_d=weight_stride_d,
+        EVEN_D=EVEN_D,
+        WIDEN=WIDEN,
+        PRECISION=PRECISION,
+        BLOCK_N=BLOCK_N,
+        BLOCK_V=BLOCK_V,
+        BLOCK_D=BLOCK_D,
     )
-    logits = apply_rule(accumulator, bias_ptr, columns, bias_stride, logit_scale, softcap, HAS_BIAS, HAS_SOFTCAP)
+    logits = apply_rule(
+        logits=accumulator,
+        bias_ptr=bias_ptr,
+        columns=columns,
+        bias_stride=bias_stride,
+        logit_scale=logit_scale,
+        softcap=softcap,
+        HAS_BIAS=HAS_BIAS,
+        HAS_SOFTCAP=HAS_SOFTCAP,
+    )
     diagonal = (tl.arange(0, BLOCK_V)[None, :] == lanes[:, None]) & known[None, :]
     own = tl.sum(tl.where(diagonal, logits, 0.0), axis=1)
     tl.store(out_ptr + first_row + lanes, own, mask=first_row + lanes < N)
@@ -82,16 +92,18 @@ def target_logit(
     weight: torch.Tensor,
     bias: torch.Tensor | None,
     target: torch.Tensor,
-    *,
-    softcap: float | None = None,
-    logit_scale: float = 1.0,
+    rule: Rule = PLAIN,
+    plan: Plan = DEFAULT,
 ) -> torch.Tensor:
-    """The logit of every token's target, float32 [N], 0 where it is no row of ``weight``; what ``linear_statistics`` takes."""
+    """Return the logit of every token's target, float32 [N], 0 where it is no row of ``weight``: ``linear_statistics`` takes it.
+
+    No temporary memory is taken, whatever the plan.
+    """
     out = hidden.new_zeros(hidden.shape[0], dtype=torch.float32)
     if hidden.shape[0] == 0 or weight.shape[0] == 0:
         return out
     # The tiles of ``linear_statistics``: equal tiles, equal bits.
-    arguments, constants, options = logit_arguments(hidden, weight, bias, softcap, logit_scale, "statistics")
+    arguments, constants, options = logit_arguments(hidden, weight, bias, rule, "statistics")
     launch(
         _target_logit_kernel,
         (triton.cdiv(hidden.shape[0], constants["BLOCK_N"]),),
@@ -108,40 +120,26 @@ def linear_statistics(
     bias: torch.Tensor | None,
     target: torch.Tensor,
     target_logit: torch.Tensor,
-    *,
-    ignore_index: int = -100,
-    softcap: float | None = None,
-    logit_scale: float = 1.0,
-    memory_limit: int = MEMORY_LIMIT,
+    rule: Rule = PLAIN,
+    plan: Plan = DEFAULT,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The five sums [5, N] (``LOGIT_SUM`` left 0), how many logits are above ``target_logit`` [N], and the largest's column.
+    """Return the five sums [5, N] (``LOGIT_SUM`` left 0), how many logits are above ``target_logit`` [N], and the largest's column.
 
     Both int64 [N]; 0 for ignored tokens. Of equal largest logits the first column is taken.
     """
-    vocabulary = weight.shape[0]
+    vocabulary, memory_limit = weight.shape[0], plan.memory_limit or TRITON_LIMIT
     if vocabulary == 0:  # the shard of a rank that holds no row
         nothing = torch.zeros_like(target, dtype=torch.int64)
-        return linear_nll(hidden, weight, bias, target, ignore_index=ignore_index), nothing, nothing.clone()
+        return linear_nll(hidden, weight, bias, target, None, rule), nothing, nothing.clone()
+    rule = rule._replace(with_logit_sum=False, with_exp_shift=True)
     sums, above, best = [], [], []
     for tokens in token_chunks(hidden.shape[0], vocabulary, 4 * (SUMS + 2), memory_limit):
-        of_spans, choices = partials(
-            hidden[tokens],
-            weight,
-            bias,
-            target[tokens],
-            None,
-            target_logit[tokens],
-            ignore_index=ignore_index,
-            softcap=softcap,
-            logit_scale=logit_scale,
-            with_logit_sum=False,
-            with_exp_shift=True,
-        )
-        sums.append(merge(of_spans, target[tokens], vocabulary=vocabulary, ignore_index=ignore_index))
+        of_spans, choices = partials(hidden[tokens], weight, bias, target[tokens], None, rule, target_logit[tokens])
+        sums.append(merge(of_spans, target[tokens], vocabulary=vocabulary, ignore_index=rule.ignore_index))
         above.append(choices[0].sum(0))
         largest = of_spans[MAX] == sums[-1][MAX]
         best.append(torch.where(largest, choices[1], vocabulary).amin(0).long())
-    ignored = target == ignore_index
+    ignored = target == rule.ignore_index
     return (
         torch.cat(sums, dim=1),
         torch.cat(above).masked_fill_(ignored, 0),

@@ -1,8 +1,6 @@
 """KL divergence per token between two heads in plain PyTorch, the vocabulary walked in blocks: fallback and CPU path.
 
-A token is five numbers, rows of [5, ...]: m_p, s_p = Σ exp(a − m_p), m_q, s_q = Σ exp(b − m_q) and
-gap = Σ exp(a − m_p) · ((a − m_p) − (b − m_q)), with a and b the logits of P and Q. ``merge`` folds those of blocks here and
-those of spans in ``linear_kl.py``, where the formulas stand.
+The five rows of a token are those of ``sums.py``; the formulas of their gradient stand in ``linear_kl.py``.
 
 Cost: 2·N·V·(D_p + D_q) operations forward; the blocks of both sides' logits, at most ``memory_limit`` bytes.
 """
@@ -11,14 +9,12 @@ from __future__ import annotations
 
 import torch
 
-from .blocks import block_shape
-from .blockwise import BACKWARD_LIMIT, FORWARD_LIMIT, LOG2E, finite
-from .chunks import accumulate_gradients, gradient_block, product_buffer, product_buffer_bytes
+from ..blocks import block_shape
+from ..chunks import accumulate_gradients, gradient_block, product_buffer, product_buffer_bytes
+from ..dispatch import BACKWARD_LIMIT, DEFAULT, FORWARD_LIMIT, PLAIN, Plan, Rule
+from ..sums import DIVERGENCE_ROWS, Head, divergence_vectors, finite, merge_divergence
+from .blockwise import LOG2E
 from .logit_blocks import Logits
-
-KL_ROWS = 5
-Head = tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]  # hidden [N, D], weight [V, D], bias [V]
-Rule = tuple[float | None, float]  # softcap, logit_scale
 
 
 def block_rows(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
@@ -36,28 +32,9 @@ def block_rows(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     return torch.stack([p_maximum, p_sum, q_maximum, q_sum, gap])
 
 
-def merge(spans: torch.Tensor) -> torch.Tensor:
-    """Fold the rows of spans, [5, spans, N], into [5, N]."""
-    p_maximum, p_sum, q_maximum, q_sum, gap = spans
-    p_top, q_top = p_maximum.amax(0), q_maximum.amax(0)
-    p_decay = (p_maximum - finite(p_top)).exp()
-    q_decay = (q_maximum - finite(q_top)).exp()
-    moved = (finite(p_maximum) - finite(p_top)) - (finite(q_maximum) - finite(q_top))
-    weighted = torch.where(p_decay * p_sum > 0, p_decay * (gap + p_sum * moved), 0.0)
-    return torch.stack([p_top, (p_decay * p_sum).sum(0), q_top, (q_decay * q_sum).sum(0), weighted.sum(0)])
-
-
-def divergence(rows: torch.Tensor) -> torch.Tensor:
-    """KL(P‖Q) [N] in nats from rows [5, N]; rounding may leave −1e-7, which is 0 (NaN stays NaN)."""
-    _, p_sum, _, q_sum, gap = rows
-    return (gap / p_sum - (p_sum.log() - q_sum.log())).clamp_min(0.0)
-
-
-def gradient_vectors(upstream: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-    """What a logit gradient needs of a token, [6, N]: m_p, log s_p, m_q, log s_q, KL, upstream gradient."""
-    return torch.stack(
-        [finite(rows[0]), rows[1].log(), finite(rows[2]), rows[3].log(), divergence(rows), upstream.to(rows.dtype)]
-    )
+def _sides(p_head: Head, q_head: Head, p_rule: Rule, q_rule: Rule) -> list[Logits]:
+    heads = (p_head, p_rule), (q_head, q_rule)
+    return [Logits(*head, rule.softcap, rule.logit_scale) for head, rule in heads]
 
 
 def _plan_products(sides: list[Logits], memory_limit: int) -> int:
@@ -68,14 +45,13 @@ def _plan_products(sides: list[Logits], memory_limit: int) -> int:
 def linear_kl(
     p_head: Head,
     q_head: Head,
-    *,
-    p_rule: Rule = (None, 1.0),
-    q_rule: Rule = (None, 1.0),
-    memory_limit: int = FORWARD_LIMIT,
+    p_rule: Rule = PLAIN,
+    q_rule: Rule = PLAIN,
+    plan: Plan = DEFAULT,
 ) -> torch.Tensor:
-    """The five rows of every token, [5, N], float32 (float64 where an input is)."""
+    """Return the five rows of every token, [5, N], float32 (float64 where an input is)."""
     tokens, vocabulary = p_head[0].shape[0], p_head[1].shape[0]
-    sides = [Logits(*p_head, *p_rule), Logits(*q_head, *q_rule)]
+    memory_limit, sides = plan.memory_limit or FORWARD_LIMIT, _sides(p_head, q_head, p_rule, q_rule)
     wide = torch.promote_types(sides[0].wide, sides[1].wide)
     block = block_shape(
         tokens,
@@ -96,9 +72,9 @@ def linear_kl(
             columns = slice(start, min(vocabulary, start + block[1]))
             a, b = (side.block(chunk, columns) for side in sides)
             here = block_rows(a.to(wide), b.to(wide))
-            running = here if running is None else merge(torch.stack([running, here], dim=1))
+            running = here if running is None else merge_divergence(torch.stack([running, here], dim=1))
         rows.append(running)
-    return torch.cat(rows, dim=1) if rows else p_head[0].new_empty((KL_ROWS, 0), dtype=wide)
+    return torch.cat(rows, dim=1) if rows else p_head[0].new_empty((DIVERGENCE_ROWS, 0), dtype=wide)
 
 
 def linear_kl_grad(
@@ -106,16 +82,16 @@ def linear_kl_grad(
     rows: torch.Tensor,
     p_head: Head,
     q_head: Head,
+    p_rule: Rule = PLAIN,
+    q_rule: Rule = PLAIN,
+    plan: Plan = DEFAULT,
     *,
-    p_rule: Rule = (None, 1.0),
-    q_rule: Rule = (None, 1.0),
     p_needs: tuple[bool, bool, bool] = (True, True, True),
     q_needs: tuple[bool, bool, bool] = (True, True, True),
-    memory_limit: int = BACKWARD_LIMIT,
 ) -> tuple[torch.Tensor | None, ...]:
     """Gradients of hidden, weight and bias of P, then of Q, from ``upstream`` [N] and the forward's ``rows`` [5, N]."""
-    vectors = gradient_vectors(upstream, rows)
-    sides = [Logits(*p_head, *p_rule), Logits(*q_head, *q_rule)]
+    vectors = divergence_vectors(upstream, rows)
+    memory_limit, sides = plan.memory_limit or BACKWARD_LIMIT, _sides(p_head, q_head, p_rule, q_rule)
     wide = torch.promote_types(sides[0].wide, sides[1].wide)
     gradients, nobody = [], torch.zeros_like(upstream, dtype=torch.bool)
     for for_p, head, needs in ((True, p_head, p_needs), (False, q_head, q_needs)):

@@ -11,6 +11,8 @@ import torch
 import triton
 import triton.language as tl
 
+from .. import sums
+
 INTERPRETED: bool = triton.knobs.runtime.interpret
 
 
@@ -86,9 +88,32 @@ def widen_products(target: Target, dtype: torch.dtype) -> bool:
 
 
 LOG2_E = tl.constexpr(1.4426950408889634)
-# e to this power is 0, and so is its product with a finite number; with −inf, which a difference of finite logits may be,
-# it would be no number.
-NO_POWER = tl.constexpr(-2000.0)
+NO_POWER = tl.constexpr(sums.NO_POWER)
+
+
+@triton.jit
+def load_row(rows_ptr, ROW: tl.constexpr, plane, exists):
+    """Load row ``ROW`` of float32 [rows, N] for the tokens that ``rows_ptr`` points at; ``plane`` is N in 64 bits."""
+    return tl.load(rows_ptr + ROW * plane, mask=exists, other=0.0)
+
+
+@triton.jit
+def load_target(target_ptr, rows, target_stride, exists, ignore_index, V):
+    """Load the tokens' targets, int32, −1 for those that are no column, and whether the tokens count.
+
+    32 bits are enough for a column, and half the registers of 64.
+    """
+    target = tl.load(target_ptr + rows * target_stride, mask=exists, other=ignore_index).to(tl.int64)
+    return tl.where((target >= 0) & (target < V), target, -1).to(tl.int32), target != ignore_index
+
+
+@triton.jit
+def load_class_weight(pointers, inside, HAS_CLASS_WEIGHT: tl.constexpr):
+    """Load the class weights of columns, 0 where they are not ``inside``; without class weights, ones everywhere."""
+    class_weight = tl.full(inside.shape, 1.0, dtype=tl.float32)
+    if HAS_CLASS_WEIGHT:
+        class_weight = tl.load(pointers, mask=inside, other=0.0)
+    return class_weight
 
 
 @triton.jit

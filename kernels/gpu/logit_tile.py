@@ -10,6 +10,7 @@ import triton
 import triton.language as tl
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from ..dispatch import Rule, describable
 from .launch import Target, current_target, tanh, widen_products
 
 
@@ -60,10 +61,10 @@ def _described_configuration(target: Target, work: str) -> tuple[dict, dict]:
     return tiles, dict(num_warps=8, num_stages=4 if blackwell or not wide else 3) | limit
 
 
-def work_of(with_logit_sum: bool, with_exp_shift: bool) -> str:
-    if with_logit_sum and with_exp_shift:
+def work_of(rule: Rule) -> str:
+    if rule.with_logit_sum and rule.with_exp_shift:
         return "all sums"
-    return "sums" if with_logit_sum or with_exp_shift else "nll"
+    return "sums" if rule.with_logit_sum or rule.with_exp_shift else "nll"
 
 
 @triton.jit
@@ -189,16 +190,16 @@ def product_tile(
     column, or 0."""
     if DESCRIBED:
         accumulator = described_products(
-            hidden_ptr,
-            weight_ptr,
-            first_row.to(tl.int32),
-            first_column,
-            D,
-            WIDEN,
-            PRECISION,
-            BLOCK_N,
-            BLOCK_V,
-            BLOCK_D,
+            hidden=hidden_ptr,
+            weight=weight_ptr,
+            first_row=first_row.to(tl.int32),
+            first_column=first_column,
+            D=D,
+            WIDEN=WIDEN,
+            PRECISION=PRECISION,
+            BLOCK_N=BLOCK_N,
+            BLOCK_V=BLOCK_V,
+            BLOCK_D=BLOCK_D,
         )
     else:
         # One 64-bit address a tile and 32-bit offsets within it: 64-bit offsets would take half the registers.
@@ -207,19 +208,19 @@ def product_tile(
         wide_column = first_column + tl.zeros([], dtype=tl.int64)
         offsets = tl.arange(0, BLOCK_D)
         accumulator = products(
-            hidden_ptr + first_row * hidden_stride_n,
-            weight_ptr + wide_column * weight_stride_v,
-            rows[:, None] * hidden_stride_n + offsets[None, :] * hidden_stride_d,
-            columns[None, :] * weight_stride_v + offsets[:, None] * weight_stride_d,
-            D,
-            hidden_stride_d,
-            weight_stride_d,
-            EVEN_D,
-            WIDEN,
-            PRECISION,
-            BLOCK_N,
-            BLOCK_V,
-            BLOCK_D,
+            hidden_ptr=hidden_ptr + first_row * hidden_stride_n,
+            weight_ptr=weight_ptr + wide_column * weight_stride_v,
+            hidden_offsets=rows[:, None] * hidden_stride_n + offsets[None, :] * hidden_stride_d,
+            weight_offsets=columns[None, :] * weight_stride_v + offsets[:, None] * weight_stride_d,
+            D=D,
+            hidden_stride_d=hidden_stride_d,
+            weight_stride_d=weight_stride_d,
+            EVEN_D=EVEN_D,
+            WIDEN=WIDEN,
+            PRECISION=PRECISION,
+            BLOCK_N=BLOCK_N,
+            BLOCK_V=BLOCK_V,
+            BLOCK_D=BLOCK_D,
         )
     return accumulator
 
@@ -253,27 +254,36 @@ def logit_tile(
 ):
     """Logits of a tile: ``product_tile`` under the rule."""
     accumulator = product_tile(
-        hidden_ptr,
-        weight_ptr,
-        first_row,
-        first_column,
-        N,
-        V,
-        D,
-        hidden_stride_n,
-        hidden_stride_d,
-        weight_stride_v,
-        weight_stride_d,
-        EVEN_D,
-        WIDEN,
-        PRECISION,
-        BLOCK_N,
-        BLOCK_V,
-        BLOCK_D,
-        DESCRIBED,
+        hidden_ptr=hidden_ptr,
+        weight_ptr=weight_ptr,
+        first_row=first_row,
+        first_column=first_column,
+        N=N,
+        V=V,
+        D=D,
+        hidden_stride_n=hidden_stride_n,
+        hidden_stride_d=hidden_stride_d,
+        weight_stride_v=weight_stride_v,
+        weight_stride_d=weight_stride_d,
+        EVEN_D=EVEN_D,
+        WIDEN=WIDEN,
+        PRECISION=PRECISION,
+        BLOCK_N=BLOCK_N,
+        BLOCK_V=BLOCK_V,
+        BLOCK_D=BLOCK_D,
+        DESCRIBED=DESCRIBED,
     )
     columns = tl.minimum(first_column + tl.arange(0, BLOCK_V), V - 1)
-    return apply_rule(accumulator, bias_ptr, columns, bias_stride, logit_scale, softcap, HAS_BIAS, HAS_SOFTCAP)
+    return apply_rule(
+        logits=accumulator,
+        bias_ptr=bias_ptr,
+        columns=columns,
+        bias_stride=bias_stride,
+        logit_scale=logit_scale,
+        softcap=softcap,
+        HAS_BIAS=HAS_BIAS,
+        HAS_SOFTCAP=HAS_SOFTCAP,
+    )
 
 
 def vectorised(matrix: torch.Tensor) -> bool:
@@ -285,22 +295,6 @@ def vectorised(matrix: torch.Tensor) -> bool:
         matrix.stride(1) == 1
         and matrix.stride(0) % 16 == 0
         and matrix.shape[1] % 16 == 0
-        and matrix.data_ptr() % 16 == 0
-    )
-
-
-def describable(target: Target, matrix: torch.Tensor) -> bool:
-    """Whether the copy engine can read tiles of a matrix: Hopper or later, 16-bit elements, rows of 16-byte multiples that
-    start on one. The interpreter plays it."""
-    engine = target.backend == "interpreter" or (target.backend == "cuda" and target.arch >= 90)
-    row_bytes = matrix.stride(0) * matrix.element_size()
-    return (
-        engine
-        and matrix.element_size() == 2
-        and matrix.numel() > 0
-        and matrix.stride(1) == 1
-        and row_bytes % 16 == 0
-        and 0 < row_bytes < 2**40
         and matrix.data_ptr() % 16 == 0
     )
 
@@ -319,7 +313,7 @@ def within_32_bits(matrix: torch.Tensor) -> torch.Tensor:
 
 
 def head_arguments(
-    hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, softcap: float | None, logit_scale: float
+    hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, rule: Rule
 ) -> tuple[dict, dict]:
     """Arguments and constants that say what the logits are."""
     if hidden.dtype not in (torch.float32, torch.float16, torch.bfloat16) or weight.dtype != hidden.dtype:
@@ -339,18 +333,17 @@ def head_arguments(
         weight_stride_v=weight.stride(0),
         weight_stride_d=weight.stride(1),
         bias_stride=0 if bias is None else bias.stride(0),
-        logit_scale=float(logit_scale),
-        softcap=0.0 if softcap is None else float(softcap),
+        logit_scale=float(rule.logit_scale),
+        softcap=0.0 if rule.softcap is None else float(rule.softcap),
     )
-    return arguments, dict(HAS_BIAS=bias is not None, HAS_SOFTCAP=softcap is not None)
+    return arguments, dict(HAS_BIAS=bias is not None, HAS_SOFTCAP=rule.softcap is not None)
 
 
 def logit_arguments(
     hidden: torch.Tensor,
     weight: torch.Tensor,
     bias: torch.Tensor | None,
-    softcap: float | None,
-    logit_scale: float,
+    rule: Rule,
     work: str,
     may_describe: bool = False,
 ) -> tuple[dict, dict, dict]:
@@ -359,11 +352,11 @@ def logit_arguments(
     ``may_describe``: the kernel takes descriptors, and ``DESCRIBED`` says whether it gets them.
     """
     target = current_target()
-    arguments, constants = head_arguments(hidden, weight, bias, softcap, logit_scale)
+    arguments, constants = head_arguments(hidden, weight, bias, rule)
     matrices = arguments["hidden_ptr"], arguments["weight_ptr"]
-    if work == "nll" and softcap is not None:
+    if work == "nll" and rule.softcap is not None:
         work = "capped nll"
-    if work == "statistics" and (bias is not None or softcap is not None):
+    if work == "statistics" and (bias is not None or rule.softcap is not None):
         work = "ruled statistics"
     describes = may_describe and all(describable(target, matrix) for matrix in matrices)
     tiles, options = tile_configuration(target, hidden.dtype, all(map(vectorised, matrices)), work, describes)

@@ -1,6 +1,6 @@
 """Gradients of the per-token sums of ``linear_nll`` with respect to hidden states, weight and bias.
 
-With g the upstream gradient of the five sums and z the logits (formula: ``kernels/__init__.py``),
+With g the upstream gradient of the five sums and z the logits (formula: ``sums.py``),
 
     G = ∂/∂(hidden @ weightᵀ + bias) = logit_scale · (1 − (z / softcap)²) · ∂/∂z
 
@@ -20,10 +20,10 @@ import torch
 import triton
 import triton.language as tl
 
-from . import EXP_SHIFT, LOGIT_SUM, SUM_EXP, TARGET
-from .chunks import accumulate_gradients, gradient_block
-from .launch import NO_POWER, launch
-from .linear_nll import MEMORY_LIMIT
+from ..chunks import accumulate_gradients, gradient_block
+from ..dispatch import DEFAULT, PLAIN, TRITON_LIMIT, Plan, Rule
+from ..sums import EXP_SHIFT, LOGIT_SUM, SUM_EXP, TARGET
+from .launch import NO_POWER, launch, load_class_weight, load_row, load_target
 from .logit_tile import logit_arguments, logit_tile, work_of
 
 SUM_EXP_ROW, TARGET_ROW, LOGIT_SUM_ROW, EXP_SHIFT_ROW = (
@@ -50,14 +50,14 @@ def sums_derivative(
     maximum = tl.load(maximum_ptr + rows, mask=exists, other=0.0)
     reference = tl.where(maximum == -float("inf"), 0.0, maximum)
     shifted = logits - reference[:, None]
-    per_exponential = tl.load(upstream_ptr + SUM_EXP_ROW * plane, mask=exists, other=0.0)[:, None]
+    per_exponential = load_row(upstream_ptr, SUM_EXP_ROW, plane, exists)[:, None]
     if WITH_EXP_SHIFT:
-        per_shift = tl.load(upstream_ptr + EXP_SHIFT_ROW * plane, mask=exists, other=0.0)[:, None]
+        per_shift = load_row(upstream_ptr, EXP_SHIFT_ROW, plane, exists)[:, None]
         per_exponential += per_shift * (1.0 + tl.maximum(shifted, NO_POWER))
     gradient = tl.exp(shifted) * per_exponential
-    gradient += tl.where(hit, tl.load(upstream_ptr + TARGET_ROW * plane, mask=exists, other=0.0)[:, None], 0.0)
+    gradient += tl.where(hit, load_row(upstream_ptr, TARGET_ROW, plane, exists)[:, None], 0.0)
     if WITH_LOGIT_SUM:
-        per_logit = tl.load(upstream_ptr + LOGIT_SUM_ROW * plane, mask=exists, other=0.0)
+        per_logit = load_row(upstream_ptr, LOGIT_SUM_ROW, plane, exists)
         gradient += per_logit[:, None] * class_weight[None, :]
     return gradient
 
@@ -106,50 +106,46 @@ def _logit_gradient_kernel(
     local_columns = first_local_column + tl.arange(0, BLOCK_V)
     columns = first_column + local_columns
     exists = rows < N
-    target = tl.load(target_ptr + rows * target_stride, mask=exists, other=ignore_index).to(tl.int64)
-    counted = target != ignore_index
-    target = tl.where((target >= 0) & (target < V), target, -1).to(tl.int32)
+    target, counted = load_target(target_ptr, rows, target_stride, exists, ignore_index, V)
     gradient = tl.zeros([BLOCK_N, BLOCK_V], dtype=tl.float32)
     if tl.max(counted.to(tl.int32), axis=0) > 0:
         logits = logit_tile(
-            hidden_ptr,
-            weight_ptr,
-            bias_ptr,
-            first_row,
-            first_column + first_local_column,
-            N,
-            V,
-            D,
-            hidden_stride_n,
-            hidden_stride_d,
-            weight_stride_v,
-            weight_stride_d,
-            bias_stride,
-            logit_scale,
-            softcap,
-            HAS_BIAS,
-            HAS_SOFTCAP,
-            EVEN_D,
-            WIDEN,
-            PRECISION,
-            BLOCK_N,
-            BLOCK_V,
-            BLOCK_D,
+            hidden_ptr=hidden_ptr,
+            weight_ptr=weight_ptr,
+            bias_ptr=bias_ptr,
+            first_row=first_row,
+            first_column=first_column + first_local_column,
+            N=N,
+            V=V,
+            D=D,
+            hidden_stride_n=hidden_stride_n,
+            hidden_stride_d=hidden_stride_d,
+            weight_stride_v=weight_stride_v,
+            weight_stride_d=weight_stride_d,
+            bias_stride=bias_stride,
+            logit_scale=logit_scale,
+            softcap=softcap,
+            HAS_BIAS=HAS_BIAS,
+            HAS_SOFTCAP=HAS_SOFTCAP,
+            EVEN_D=EVEN_D,
+            WIDEN=WIDEN,
+            PRECISION=PRECISION,
+            BLOCK_N=BLOCK_N,
+            BLOCK_V=BLOCK_V,
+            BLOCK_D=BLOCK_D,
         )
-        class_weight = tl.full([BLOCK_V], 1.0, dtype=tl.float32)
-        if HAS_CLASS_WEIGHT:
-            class_weight = tl.load(class_weight_ptr + columns, mask=columns < V, other=0.0)
+        class_weight = load_class_weight(class_weight_ptr + columns, columns < V, HAS_CLASS_WEIGHT)
         gradient = sums_derivative(
-            logits,
-            columns[None, :] == target[:, None],
-            class_weight,
-            maximum_ptr,
-            upstream_ptr,
-            rows,
-            exists,
-            N_all,
-            WITH_LOGIT_SUM,
-            WITH_EXP_SHIFT,
+            logits=logits,
+            hit=columns[None, :] == target[:, None],
+            class_weight=class_weight,
+            maximum_ptr=maximum_ptr,
+            upstream_ptr=upstream_ptr,
+            rows=rows,
+            exists=exists,
+            N=N_all,
+            WITH_LOGIT_SUM=WITH_LOGIT_SUM,
+            WITH_EXP_SHIFT=WITH_EXP_SHIFT,
         )
         if HAS_SOFTCAP:
             capped = logits / softcap
@@ -171,23 +167,20 @@ def linear_nll_grad(
     bias: torch.Tensor | None,
     target: torch.Tensor,
     class_weight: torch.Tensor | None = None,
+    rule: Rule = PLAIN,
+    plan: Plan = DEFAULT,
+    kept: None = None,
     *,
-    ignore_index: int = -100,
-    softcap: float | None = None,
-    logit_scale: float = 1.0,
-    with_logit_sum: bool = False,
-    with_exp_shift: bool = False,
     needs: tuple[bool, bool, bool] = (True, True, True),
-    memory_limit: int = MEMORY_LIMIT,
 ) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
     """Gradients of hidden, weight and bias from ``upstream`` float32 [5, N] and the forward's ``maximum`` [N].
 
-    ``memory_limit`` bounds the block of logit gradients and that of the weight gradient, in bytes.
+    The plan's ``memory_limit`` bounds the block of logit gradients and that of the weight gradient, in bytes. No plan for
+    this backend keeps products: ``kept`` is None.
     """
     upstream = upstream.contiguous()
-    arguments, constants, options = logit_arguments(
-        hidden, weight, bias, softcap, logit_scale, work_of(with_logit_sum, with_exp_shift)
-    )
+    arguments, constants, options = logit_arguments(hidden, weight, bias, rule, work_of(rule))
+    memory_limit = plan.memory_limit or TRITON_LIMIT
     block = gradient_block(hidden, weight, needs, memory_limit, per_logit=hidden.element_size())
     buffer = hidden.new_empty(block[0] * block[1])
 
@@ -211,18 +204,18 @@ def linear_nll_grad(
                 first_column=columns.start,
                 columns_here=width,
                 target_stride=target.stride(0),
-                ignore_index=ignore_index,
+                ignore_index=rule.ignore_index,
             ),
             constants
             | dict(
                 HAS_CLASS_WEIGHT=class_weight is not None,
-                WITH_LOGIT_SUM=with_logit_sum,
-                WITH_EXP_SHIFT=with_exp_shift,
+                WITH_LOGIT_SUM=rule.with_logit_sum,
+                WITH_EXP_SHIFT=rule.with_exp_shift,
             ),
             options,
         )
         return out
 
     return accumulate_gradients(
-        logit_gradient, hidden, weight, bias, needs=needs, block=block, ignored=target == ignore_index
+        logit_gradient, hidden, weight, bias, needs=needs, block=block, ignored=target == rule.ignore_index
     )

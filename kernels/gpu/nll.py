@@ -1,6 +1,6 @@
 """Per-token sums over logits that already exist, and their gradient, which may be written in their place.
 
-Formulas: ``kernels/__init__.py``, with z = softcap · tanh(logit_scale · logits / softcap). Logits are [N, V], or torch's
+Formulas: ``sums.py``, with z = softcap · tanh(logit_scale · logits / softcap). Logits are [N, V], or torch's
 [N, V, T], whose token n · T + t is logits[n, :, t]. One program a token walks its row with an online softmax.
 Cost: one read of the logits forward; one read and one write backward.
 """
@@ -11,9 +11,9 @@ import torch
 import triton
 import triton.language as tl
 
-from . import EXP_SHIFT, LOGIT_SUM, MAX, SUM_EXP, SUMS, TARGET
-from .blockwise import with_positions
-from .launch import NO_POWER, current_target, exp_below, launch, tanh
+from ..dispatch import DEFAULT, PLAIN, Plan, Rule
+from ..sums import EXP_SHIFT, LOGIT_SUM, MAX, SUM_EXP, SUMS, TARGET, with_positions
+from .launch import NO_POWER, current_target, exp_below, launch, load_class_weight, tanh
 from .linear_nll_grad import sums_derivative
 
 MAX_ROW, SUM_EXP_ROW, TARGET_ROW, LOGIT_SUM_ROW, EXP_SHIFT_ROW = (
@@ -78,9 +78,7 @@ def _fold_lanes(
     exponentials = exp_below(shifted, FLUSH)
     if WITH_LOGIT_SUM:
         moved = tl.where(sum_exp > 0.0, maximum - reference, 0.0)
-        class_weight = tl.full(logits.shape, 1.0, dtype=tl.float32)
-        if HAS_CLASS_WEIGHT:
-            class_weight = tl.load(weight_pointers, mask=inside, other=0.0)
+        class_weight = load_class_weight(weight_pointers, inside, HAS_CLASS_WEIGHT)
         weighted = class_weight * shifted
         if MASKED:
             class_weight = tl.where(inside, class_weight, 0.0)
@@ -138,18 +136,18 @@ def _nll_kernel(
         row_target = tl.where(known, row_target, float("nan"))
         for start in range(0, V, BLOCK_V):
             state = _fold_lanes(
-                state,
-                pointers,
-                weight_pointers,
-                lanes < V - start,
-                logit_scale,
-                softcap,
-                HAS_SOFTCAP,
-                HAS_CLASS_WEIGHT,
-                WITH_LOGIT_SUM,
-                WITH_EXP_SHIFT,
-                FLUSH,
-                MASKED,
+                state=state,
+                pointers=pointers,
+                weight_pointers=weight_pointers,
+                inside=lanes < V - start,
+                logit_scale=logit_scale,
+                softcap=softcap,
+                HAS_SOFTCAP=HAS_SOFTCAP,
+                HAS_CLASS_WEIGHT=HAS_CLASS_WEIGHT,
+                WITH_LOGIT_SUM=WITH_LOGIT_SUM,
+                WITH_EXP_SHIFT=WITH_EXP_SHIFT,
+                FLUSH=FLUSH,
+                MASKED=MASKED,
             )
             pointers += (tl.zeros([], dtype=tl.int64) + BLOCK_V) * logits_stride_v
             weight_pointers += BLOCK_V
@@ -207,20 +205,18 @@ def _nll_grad_kernel(
         columns = start + tl.arange(0, BLOCK_V)
         pointers = logits_ptr + columns.to(tl.int64) * logits_stride_v
         logits = _load_logits(pointers, columns < V, logit_scale, softcap, HAS_SOFTCAP, True)
-        class_weight = tl.full([BLOCK_V], 1.0, dtype=tl.float32)
-        if HAS_CLASS_WEIGHT:
-            class_weight = tl.load(class_weight_ptr + columns, mask=columns < V, other=0.0)
+        class_weight = load_class_weight(class_weight_ptr + columns, columns < V, HAS_CLASS_WEIGHT)
         gradient = sums_derivative(
-            logits[None, :],
-            (columns == target)[None, :],
-            class_weight,
-            maximum_ptr,
-            upstream_ptr,
-            rows,
-            rows < N,
-            N,
-            WITH_LOGIT_SUM,
-            WITH_EXP_SHIFT,
+            logits=logits[None, :],
+            hit=(columns == target)[None, :],
+            class_weight=class_weight,
+            maximum_ptr=maximum_ptr,
+            upstream_ptr=upstream_ptr,
+            rows=rows,
+            exists=rows < N,
+            N=N,
+            WITH_LOGIT_SUM=WITH_LOGIT_SUM,
+            WITH_EXP_SHIFT=WITH_EXP_SHIFT,
         )
         if HAS_SOFTCAP:
             capped = logits / softcap
@@ -233,7 +229,7 @@ def _nll_grad_kernel(
         )
 
 
-def _arguments(logits, target, class_weight, ignore_index, softcap, logit_scale, with_logit_sum, with_exp_shift):
+def _arguments(logits: torch.Tensor, target: torch.Tensor, class_weight: torch.Tensor | None, rule: Rule):
     if logits.dtype not in (torch.float32, torch.float16, torch.bfloat16):
         raise TypeError(
             f"input: the triton backend expects float32, float16 or bfloat16, got {logits.dtype}; "
@@ -241,7 +237,9 @@ def _arguments(logits, target, class_weight, ignore_index, softcap, logit_scale,
         )
     logits = with_positions(logits)
     items, vocabulary, positions = logits.shape
-    constants, options = row_configuration(logits, not (with_logit_sum or with_exp_shift or softcap is not None))
+    constants, options = row_configuration(
+        logits, not (rule.with_logit_sum or rule.with_exp_shift or rule.softcap is not None)
+    )
     arguments = dict(
         logits_ptr=logits,
         target_ptr=target,
@@ -253,15 +251,15 @@ def _arguments(logits, target, class_weight, ignore_index, softcap, logit_scale,
         logits_stride_t=logits.stride(2),
         logits_stride_v=logits.stride(1),
         target_stride=target.stride(0),
-        ignore_index=ignore_index,
-        logit_scale=float(logit_scale),
-        softcap=0.0 if softcap is None else float(softcap),
+        ignore_index=rule.ignore_index,
+        logit_scale=float(rule.logit_scale),
+        softcap=0.0 if rule.softcap is None else float(rule.softcap),
     )
     constants |= dict(
-        HAS_SOFTCAP=softcap is not None,
+        HAS_SOFTCAP=rule.softcap is not None,
         HAS_CLASS_WEIGHT=class_weight is not None,
-        WITH_LOGIT_SUM=with_logit_sum,
-        WITH_EXP_SHIFT=with_exp_shift,
+        WITH_LOGIT_SUM=rule.with_logit_sum,
+        WITH_EXP_SHIFT=rule.with_exp_shift,
     )
     return arguments, constants, options
 
@@ -270,17 +268,14 @@ def nll(
     logits: torch.Tensor,
     target: torch.Tensor,
     class_weight: torch.Tensor | None = None,
-    *,
-    ignore_index: int = -100,
-    softcap: float | None = None,
-    logit_scale: float = 1.0,
-    with_logit_sum: bool = False,
-    with_exp_shift: bool = False,
+    rule: Rule = PLAIN,
+    plan: Plan = DEFAULT,
 ) -> torch.Tensor:
-    """The five sums of every token, float32 [5, N · T], from logits [N, V] or [N, V, T] and target int [N · T]."""
-    arguments, constants, options = _arguments(
-        logits, target, class_weight, ignore_index, softcap, logit_scale, with_logit_sum, with_exp_shift
-    )
+    """Return the five sums of every token, float32 [5, N · T], from logits [N, V] or [N, V, T] and target int [N · T].
+
+    No temporary memory is taken, whatever the plan.
+    """
+    arguments, constants, options = _arguments(logits, target, class_weight, rule)
     sums = logits.new_empty((SUMS, arguments["N"]), dtype=torch.float32)
     if arguments["N"]:
         constants |= dict(
@@ -298,18 +293,13 @@ def nll_grad(
     logits: torch.Tensor,
     target: torch.Tensor,
     class_weight: torch.Tensor | None = None,
+    rule: Rule = PLAIN,
+    plan: Plan = DEFAULT,
     *,
-    ignore_index: int = -100,
-    softcap: float | None = None,
-    logit_scale: float = 1.0,
-    with_logit_sum: bool = False,
-    with_exp_shift: bool = False,
     out: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Gradient of logits [N, V] or [N, V, T] from ``upstream`` float32 [5, N · T]; ``out`` may be ``logits`` itself."""
-    arguments, constants, options = _arguments(
-        logits, target, class_weight, ignore_index, softcap, logit_scale, with_logit_sum, with_exp_shift
-    )
+    """Return the gradient of logits [N, V] or [N, V, T] from ``upstream`` float32 [5, N · T]; ``out`` may be ``logits`` itself."""
+    arguments, constants, options = _arguments(logits, target, class_weight, rule)
     out = torch.empty_like(logits) if out is None else out
     if arguments["N"]:
         gradient = with_positions(out)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from .blocks import LEAST_ROWS, block_rows, cached_logits, multiplies_16_bits, product_rows
+from ..blocks import LEAST_ROWS, block_rows, cached_logits, multiplies_16_bits, product_rows, values_are_here
 
 
 @dataclass
@@ -178,11 +178,6 @@ def apply_rule(z: torch.Tensor, bias: torch.Tensor | None, softcap: float | None
     if softcap is not None:
         z.div_(softcap).tanh_().mul_(softcap)
     return z
-
-
-def values_are_here(tensor: torch.Tensor) -> bool:
-    """Whether looking at values waits for nothing."""
-    return tensor.device.type == "cpu"
 
 
 def zero_tokens(z: torch.Tensor, tokens: torch.Tensor) -> None:

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 
 import torch
 
-from . import MAX
-from .blockwise import FORWARD_LIMIT, RunningSums, forward_block, sweep
+from ..dispatch import DEFAULT, FORWARD_LIMIT, PLAIN, Plan, Rule
+from ..sums import MAX
+from .blockwise import RunningSums, forward_block, sweep
 from .logit_blocks import Logits, apply_rule
 
 
@@ -47,12 +48,10 @@ def target_logit(
     weight: torch.Tensor,
     bias: torch.Tensor | None,
     target: torch.Tensor,
-    *,
-    softcap: float | None = None,
-    logit_scale: float = 1.0,
-    memory_limit: int = FORWARD_LIMIT,
+    rule: Rule = PLAIN,
+    plan: Plan = DEFAULT,
 ) -> torch.Tensor:
-    """The logit of every token's target, [N], 0 where it is no row of ``weight``; what ``linear_statistics`` takes.
+    """Return the logit of every token's target, [N], 0 where it is no row of ``weight``; what ``linear_statistics`` takes.
 
     The diagonal of a product of tokens with rows, not a dot product a token: the library then usually sums in the order in
     which it sums the sweep's blocks, and equal logits tie. Usually: its edge tiles and vectors may take other routines.
@@ -64,7 +63,7 @@ def target_logit(
     rows = torch.where(inside, target, 0)
     # The gathered rows, and both operands again where they are widened.
     per_token = dimension * (hidden.element_size() + (2 * wide.itemsize if wide != hidden.dtype else 0))
-    side = max(16, min(256, memory_limit // (per_token + 256 * wide.itemsize)))
+    side = max(16, min(256, (plan.memory_limit or FORWARD_LIMIT) // (per_token + 256 * wide.itemsize)))
     buffer = hidden.new_empty(side * side, dtype=wide)
     for start in range(0, tokens if weight.shape[0] else 0, side):
         start = max(0, min(start, tokens - side))
@@ -73,7 +72,7 @@ def target_logit(
         columns = rows[chunk].repeat(-(-side // count))[:side]
         # Into a buffer: autocast would round the operands of `@` to 16 bits.
         z = torch.mm(hidden[chunk].to(wide), weight[columns].to(wide).T, out=buffer[: count * side].view(count, side))
-        apply_rule(z, None if bias is None else bias[columns], softcap, logit_scale)
+        apply_rule(z, None if bias is None else bias[columns], rule.softcap, rule.logit_scale)
         out[chunk] = z.diagonal()
     return out.masked_fill_(~inside, 0.0)
 
@@ -84,25 +83,23 @@ def linear_statistics(
     bias: torch.Tensor | None,
     target: torch.Tensor,
     target_logit: torch.Tensor,
-    *,
-    ignore_index: int = -100,
-    softcap: float | None = None,
-    logit_scale: float = 1.0,
-    memory_limit: int = FORWARD_LIMIT,
+    rule: Rule = PLAIN,
+    plan: Plan = DEFAULT,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The five sums [5, N] (``LOGIT_SUM`` left 0), how many logits are above ``target_logit`` [N], and the largest's column.
+    """Return the five sums [5, N] (``LOGIT_SUM`` left 0), how many logits are above ``target_logit`` [N], and the largest's column.
 
     Both int64 [N]; 0 for ignored tokens. Of equal largest logits the first column is taken.
     """
-    logits = Logits(hidden, weight, bias, softcap, logit_scale)
-    block = forward_block(logits, memory_limit, copies=2)
+    rule = rule._replace(with_logit_sum=False, with_exp_shift=True)
+    logits = Logits(hidden, weight, bias, rule.softcap, rule.logit_scale)
+    block = forward_block(logits, plan.memory_limit or FORWARD_LIMIT, copies=2)
     logits.reserve(block, scratch=True)
-    running = RunningSums.start(target, None, False, True, block[1], logits.wide)
+    running = RunningSums.start(target, None, rule, block[1], logits.wide)
     above, best = (torch.zeros(target.shape, dtype=torch.int64, device=target.device) for _ in range(2))
     choices = _Choices(target, target_logit, above, best)
     for tokens, columns, z in sweep(logits, block):
         scratch = logits.scratch(z)
         largest = choices.add(z, columns.start, tokens, running.rows[MAX, tokens], scratch)
         running.add(z, columns.start, tokens, largest=largest, scratch=scratch)
-    ignored = target == ignore_index
-    return running.finish(weight.shape[0], ignore_index), above.masked_fill_(ignored, 0), best.masked_fill_(ignored, 0)
+    ignored = target == rule.ignore_index
+    return running.finish(weight.shape[0]), above.masked_fill_(ignored, 0), best.masked_fill_(ignored, 0)

@@ -1,0 +1,1 @@
+"""Triton alone: one file a kernel, with its launcher; what a launch is and which tiles a launch takes."""

@@ -1,0 +1,94 @@
+"""The sums of ``linear_nll`` by way of the logits of some tokens at a time: the vendor's matrix product, then one read of it.
+
+Where the fused kernel's own products are slow this is faster, though every logit goes to memory and back: ``dispatch.py`` says
+where, docs/performance.md has the sums.
+
+Training is another matter. While the logits of a chunk are there they become their own gradient, in place: three products, the
+least there can be, where a loss that is known before its backward (a sum or a mean) says what that gradient is.
+
+Cost: 2·N·V·D operations; 4·N·V bytes written and read; temporary memory 4·T·V bytes for T tokens at a time, at most
+``memory_limit``. With gradients 6·N·V·D operations, logits in 16 bits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from ..chunks import accumulate_gradients
+from ..dispatch import CHUNKED_LIMIT, DEFAULT, LEAST_CHUNKED, PLAIN, Plan, Rule
+from ..sums import MAX, SUMS
+from .nll import nll, nll_grad
+
+
+def linear_nll_chunked(
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    target: torch.Tensor,
+    class_weight: torch.Tensor | None = None,
+    rule: Rule = PLAIN,
+    plan: Plan = DEFAULT,
+) -> torch.Tensor:
+    """Return the five sums of every token, float32 [5, N], from hidden [N, D], weight [V, D], target int [N].
+
+    The plan's ``memory_limit`` bounds the float32 logits that are held, in bytes, but for one token's.
+    """
+    tokens, vocabulary = hidden.shape[0], weight.shape[0]
+    most = max(1, min(plan.memory_limit or CHUNKED_LIMIT, CHUNKED_LIMIT) // (4 * vocabulary))
+    size = most // LEAST_CHUNKED * LEAST_CHUNKED or most
+    logits = hidden.new_empty((min(size, tokens), vocabulary), dtype=torch.float32)
+    sums = []
+    for start in range(0, max(tokens, 1), size):
+        part = hidden[start : start + size]
+        out = logits[: len(part)]
+        if hidden.dtype == torch.float32 or not hidden.is_cuda:
+            torch.mm(part.float(), weight.float().T, out=out)
+        else:
+            torch.mm(part, weight.T, out_dtype=torch.float32, out=out)
+        sums.append(nll(out, target[start : start + size], class_weight, rule))
+    return sums[0] if len(sums) == 1 else torch.cat(sums, dim=1)
+
+
+def linear_nll_with_gradients(
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    target: torch.Tensor,
+    class_weight: torch.Tensor | None = None,
+    rule: Rule = PLAIN,
+    plan: Plan = DEFAULT,
+    *,
+    upstream_of: Callable[[torch.Tensor, slice], torch.Tensor],
+    needs: tuple[bool, bool, bool] = (True, True, True),
+) -> tuple[torch.Tensor, tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]]:
+    """The five sums [5, N], and the gradients of hidden, weight and bias where ``needs`` says so (one at least).
+
+    ``upstream_of(sums, tokens)`` is the derivative of the loss, float32 [5, T], from the sums [5, T] of a slice of tokens, as
+    many as the plan's block has. Temporary memory: the logits of a chunk, in the inputs' dtype, which is what they are rounded
+    to; float32 sums of the gradients besides.
+    """
+    (chunk,) = plan.block
+    sums = hidden.new_empty((SUMS, hidden.shape[0]), dtype=torch.float32)
+    logits = hidden.new_empty((min(chunk, hidden.shape[0]), weight.shape[0]))
+
+    def logit_gradient(tokens: slice, _: slice) -> torch.Tensor:
+        out = logits[: tokens.stop - tokens.start]
+        if bias is None:
+            torch.mm(hidden[tokens], weight.T, out=out)
+        else:
+            torch.addmm(bias.to(out.dtype), hidden[tokens], weight.T, out=out)
+        here = nll(out, target[tokens], class_weight, rule)
+        sums[:, tokens] = here
+        return nll_grad(upstream_of(here, tokens), here[MAX], out, target[tokens], class_weight, rule, out=out)
+
+    block = chunk, weight.shape[0]
+    return sums, accumulate_gradients(
+        logit_gradient,
+        hidden,
+        weight,
+        bias,
+        needs=needs,
+        block=block,
+        ignored=target == rule.ignore_index,
+    )
