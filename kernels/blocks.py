@@ -37,7 +37,7 @@ def level2_bytes() -> int:
 
 
 def multiplies_16_bits(dtype: torch.dtype, device: torch.device) -> bool:
-    """Whether the device has products of ``dtype`` that are no emulation."""
+    """Return whether the device has products of ``dtype`` that are no emulation."""
     if device.type != "cpu":
         return dtype in (torch.float16, torch.bfloat16)
     return dtype == torch.bfloat16 and torch.backends.mkldnn.is_available() and _bfloat16_products()

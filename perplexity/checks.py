@@ -18,19 +18,22 @@ from torch import Tensor
 
 from .errors import InputError, InputTypeError
 
+IGNORE_INDEX = -100
+TRITON_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+FLOATING_DTYPES = (*TRITON_DTYPES, torch.float64)
+INDEX_DTYPES = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 SHOWN = 40  # characters of a value in a message
 BUILTIN = (str, bytes, int, float, complex, list, tuple, dict, set)
 
 
-def expect(
-    condition: bool,
-    name: str,
-    expected: str,
-    got: object,
-    error: type[InputError] = InputError,
-) -> None:
-    if not condition:
-        raise error(f"{name}: expected {expected}, got {got}")
+def wrong(name: str, expected: object, got: object, error: type[InputError] = InputError) -> InputError:
+    """Return the error of an argument, to be raised.
+
+    Example:
+        >>> wrong("stride", "at most 63", 64)
+        InputError('stride: expected at most 63, got 64')
+    """
+    return error(f"{name}: expected {expected}, got {got}")
 
 
 def shown(value: object) -> str:
@@ -89,7 +92,8 @@ def number(
         raise InputTypeError(f"{name}: expected {expected}, got {shown(value)}")
     # Comparisons alone: a traced number has no isfinite. NaN fails them.
     inside = -math.inf < value < math.inf and least <= value <= most and above < value < below
-    expect(inside, name, expected, value)
+    if not inside:
+        raise wrong(name, expected, value)
 
 
 def integer(
@@ -101,13 +105,13 @@ def integer(
 ) -> int:
     """Return an integer as int: numpy's and a tensor's of no dimensions count, a bool does not."""
     value = scalar_of(value)
+    known = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    if known and (least is None or least <= value) and (most is None or value <= most):
+        return int(value)
     limits = [f"at least {least}"] * (least is not None) + [f"at most {most}"] * (most is not None)
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
-        whole = expected or ", ".join(["a whole number", *limits])
-        raise InputTypeError(f"{name}: expected {whole}, got {shown(value)}")
-    inside = (least is None or least <= value) and (most is None or value <= most)
-    expect(inside, name, expected or " and ".join(limits), value)
-    return int(value)
+    if known:
+        raise wrong(name, expected or " and ".join(limits), value)
+    raise wrong(name, expected or ", ".join(["a whole number", *limits]), shown(value), InputTypeError)
 
 
 def scalar_of(value: object) -> object:
@@ -136,11 +140,13 @@ def measured(name: str, value: object) -> float:
 
 
 def flag(name: str, value: object, expected: str = "True or False") -> None:
-    expect(isinstance(value, bool), name, expected, shown(value), InputTypeError)
+    if not isinstance(value, bool):
+        raise wrong(name, expected, shown(value), InputTypeError)
 
 
 def instance(name: str, value: object, kinds: type | tuple[type, ...], expected: str) -> None:
-    expect(isinstance(value, kinds), name, expected, shown(value), InputTypeError)
+    if not isinstance(value, kinds):
+        raise wrong(name, expected, shown(value), InputTypeError)
 
 
 def text(name: str, value: object) -> None:
@@ -149,15 +155,16 @@ def text(name: str, value: object) -> None:
 
 def function(name: str, value: object) -> None:
     """Raise unless ``value`` is None or can be called."""
-    known = value is None or callable(value)
-    expect(known, name, "a function or None", shown(value), InputTypeError)
+    if value is not None and not callable(value):
+        raise wrong(name, "a function or None", shown(value), InputTypeError)
 
 
 def path(name: str, value: object) -> Path:
     """Return a path as ``Path``; an empty name is none."""
-    known = isinstance(value, str | os.PathLike)
-    expect(known, name, "a path (str or Path)", shown(value), InputTypeError)
-    expect(os.fspath(value) != "", name, "a path", "an empty one")
+    if not isinstance(value, str | os.PathLike):
+        raise wrong(name, "a path (str or Path)", shown(value), InputTypeError)
+    if os.fspath(value) == "":
+        raise wrong(name, "a path", "an empty one")
     return Path(value)
 
 
@@ -168,11 +175,131 @@ def mapping(name: str, value: object, expected: str = "a dict") -> None:
 def several(name: str, value: object, of: str, single: tuple[type, ...] = ()) -> None:
     """Raise unless ``value`` is an iterable of many; ``single``: types of which one is meant."""
     one = isinstance(value, (str, bytes, bytearray, os.PathLike, Mapping, *single))
-    got = f"{'one ' * one}{type(value).__name__}"
-    known = isinstance(value, Iterable) and not one
-    expect(known, name, f"a sequence of {of}", got, InputTypeError)
+    if one or not isinstance(value, Iterable):
+        raise wrong(name, f"a sequence of {of}", f"{'one ' * one}{type(value).__name__}", InputTypeError)
 
 
 def optional(check: Callable, name: str, value: object, *arguments, **keywords):
     """Return what ``check`` makes of ``value``; None stays None."""
     return None if value is None else check(name, value, *arguments, **keywords)
+
+
+# --- what the losses take
+
+
+def ignored_label(value: object) -> int:
+    """Return an ``ignore_index`` as int; None is torch's default."""
+    if value is None:
+        return IGNORE_INDEX
+    index = integer("ignore_index", value, "an integer or None")
+    if not -(2**63) <= index < 2**63:
+        raise wrong("ignore_index", "an integer of 64 bits", index)
+    return index
+
+
+def logit_rule(softcap: object, logit_scale: object, side: str = "") -> None:
+    """Raise unless a head's softcap and scale can be used; ``side`` ends the arguments' names."""
+    if softcap is not None:
+        number(f"softcap{side}", softcap, "None or a positive finite value", above=0.0)
+    number(f"logit_scale{side}", logit_scale)
+
+
+def shift(value: object) -> int:
+    """Return the positions that targets move by; False and True are 0 and 1."""
+    if isinstance(value, bool):
+        return int(value)
+    return integer("shift", value, "False, True or a number of positions, 0 or more", 0)
+
+
+def validate(value: object) -> None:
+    """Raise unless ``value`` is a flag or None."""
+    if value is not None:
+        flag("validate", value, "True, False or None")
+
+
+def dense(name: str, tensor: object) -> None:
+    """Raise unless ``tensor`` is a tensor whose values lie in memory by strides."""
+    if not isinstance(tensor, Tensor):
+        raise wrong(name, "a tensor", type(tensor).__name__, InputTypeError)
+    if tensor.layout is not torch.strided or tensor.is_nested:
+        layout = tensor.layout if tensor.layout is not torch.strided else "a nested tensor"
+        raise wrong(name, "a dense tensor (to_dense(), or padding)", layout, InputTypeError)
+
+
+def floating(name: str, tensor: object) -> None:
+    """Raise unless ``tensor`` is a dense floating tensor of 16 bits or more: of a narrower one the scale is elsewhere."""
+    dense(name, tensor)
+    if not tensor.is_floating_point():
+        raise wrong(name, "a floating dtype", tensor.dtype, InputTypeError)
+    if tensor.dtype not in FLOATING_DTYPES:
+        known = "float32, float64, bfloat16 or float16 (dequantise it first)"
+        raise wrong(name, known, tensor.dtype, InputTypeError)
+
+
+def vector(name: str, tensor: Tensor | None, entries: int, device: torch.device) -> None:
+    """Raise unless ``tensor`` is None or floating, [entries], on ``device``."""
+    if tensor is None:
+        return
+    floating(name, tensor)
+    if tuple(tensor.shape) != (entries,):
+        raise wrong(name, f"shape ({entries},), one value a class", tuple(tensor.shape))
+    if tensor.device != device:
+        raise wrong(name, f"a tensor on {device}, as input", tensor.device)
+
+
+def head(names: tuple[str, str, str], input: Tensor, linear_weight: Tensor, linear_bias: Tensor | None) -> None:
+    """Raise unless input [..., D], linear_weight [V, D] and linear_bias [V] are of one dtype and device."""
+    input_name, weight_name, bias_name = names
+    if input.dim() < 1:
+        raise wrong(input_name, "shape [..., D]", "a scalar")
+    if linear_weight.dim() != 2:
+        raise wrong(weight_name, "shape [V, D]", tuple(linear_weight.shape))
+    if input.shape[-1] != linear_weight.shape[1]:
+        shape = f"shape [V, {input.shape[-1]}] for an {input_name} of {tuple(input.shape)}"
+        raise wrong(weight_name, shape, tuple(linear_weight.shape))
+    if input.shape[-1] == 0:
+        raise wrong(input_name, "a hidden size of 1 or more", tuple(input.shape))
+    if input.dtype != linear_weight.dtype:
+        dtype = f"{input.dtype}, the dtype of {input_name} (or float32 for a 16-bit one)"
+        raise wrong(weight_name, dtype, linear_weight.dtype, InputTypeError)
+    if linear_weight.device != input.device:
+        raise wrong(weight_name, f"a tensor on {input.device}, as {input_name}", linear_weight.device)
+    vector(bias_name, linear_bias, linear_weight.shape[0], input.device)
+
+
+def class_weights(weight: Tensor | None, entries: int | None = None) -> None:
+    """Raise unless ``weight`` is None or class weights [V]; ``entries`` None: any number of them."""
+    if weight is None:
+        return
+    floating("weight", weight)
+    if weight.dim() != 1 or entries not in (None, weight.shape[0]):
+        raise wrong("weight", f"shape ({'V' if entries is None else entries},), one value a class", tuple(weight.shape))
+    if weight.requires_grad:
+        raise wrong("weight", "class weights without gradient", "a tensor that requires grad")
+
+
+def target(
+    value: object, classes: tuple[int, ...], probabilities: tuple[int, ...], device: torch.device, ignored: int
+) -> None:
+    """Raise unless ``value`` has class indices in the shape ``classes`` or class probabilities in their shape.
+
+    Probabilities know no ignored class, as in torch, where a negative ``ignored`` is none.
+    """
+    dense("target", value)
+    shape = tuple(value.shape)
+    if value.is_floating_point():
+        floating("target", value)
+        if shape != probabilities:
+            wanted = f"shape {probabilities} of class probabilities (or {classes} of class indices, int64)"
+            kind = InputError if shape != classes else InputTypeError
+            raise wrong("target", wanted, f"{shape} of {value.dtype}", kind)
+        if ignored >= 0:
+            raise wrong("ignore_index", "None or a negative number with class probabilities", ignored)
+    else:
+        if value.dtype not in INDEX_DTYPES:
+            known = "int64 class indices (or int32, int16, int8, uint8), or class probabilities"
+            raise wrong("target", known, value.dtype, InputTypeError)
+        if shape != classes:
+            raise wrong("target", f"shape {classes}, as input without classes", shape)
+    if value.device != device:
+        raise wrong("target", f"a tensor on {device}, as input", value.device)

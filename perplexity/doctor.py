@@ -7,8 +7,9 @@ import platform
 
 import torch
 
-from .arguments import choose_backend, triton_available
+from .inputs import choose_backend
 from .kernels import reference
+from .kernels.dispatch import triton_available
 from .losses import linear_cross_entropy
 
 PACKAGES = (

@@ -11,19 +11,8 @@ from torch import Tensor
 from torch.nn._reduction import legacy_get_string
 
 from . import checks
-from .arguments import (
-    IGNORE_INDEX,
-    LinearInputs,
-    LossOptions,
-    check_dense,
-    check_floating,
-    choose_backend,
-    class_weights,
-    expect,
-    ignored_label,
-    prepare_target,
-    refuse_forward_mode,
-)
+from .checks import IGNORE_INDEX, wrong
+from .inputs import LinearInputs, LossOptions, choose_backend, class_weights, prepare_target, refuse_forward_mode
 from .kernels import operators
 from .kernels.cpu.logit_blocks import apply_rule
 from .kernels.dispatch import AHEAD, Plan, Rule
@@ -256,48 +245,53 @@ def _of_several_heads(
     target: Tensor,
     linear_bias: Tensor | None,
     weight: Tensor | None,
-    keywords: dict,
+    options: LossOptions,
+    **keywords,
 ) -> Tensor:
     """Return torch's K-dimensional loss: a head for every place of [d_1, ..., d_K], one after the other.
 
     input [N, D], linear_weight [V, d_1, ..., d_K, D], linear_bias [V, d_1, ..., d_K], target [N, d_1, ..., d_K] or
     class probabilities [N, V, d_1, ..., d_K].
     """
-    for name, plain in (("z_loss", 0.0), ("shift", 0), ("shard", None)):
-        value = keywords.pop(name)
-        expect(
-            not value, name, f"{plain} with a linear_weight of {linear_weight.dim()} dimensions", checks.shown(value)
-        )
-    reduction = keywords.pop("reduction")
+    dimensions = f"with a linear_weight of {linear_weight.dim()} dimensions"
+    for name, value, plain in (
+        ("z_loss", options.z_loss, 0.0),
+        ("shift", keywords.pop("shift"), 0),
+        ("shard", keywords.pop("shard"), None),
+    ):
+        if value:
+            raise wrong(name, f"{plain} {dimensions}", checks.shown(value))
     places, vocabulary = tuple(linear_weight.shape[1:-1]), linear_weight.shape[0]
-    expect(math.prod(places) > 0, "linear_weight", "at least one head", tuple(linear_weight.shape))
-    tokens = tuple(input.shape[:1])
-    expect(input.dim() == 2, "input", "shape [N, D] with a linear_weight of several heads", tuple(input.shape))
-    soft = isinstance(target, Tensor) and target.is_floating_point()
-    wanted = (*tokens, vocabulary, *places) if soft else (*tokens, *places)
-    check_dense("target", target)
-    expect(tuple(target.shape) == wanted, "target", f"shape {wanted}", tuple(target.shape))
+    if math.prod(places) == 0:
+        raise wrong("linear_weight", "at least one head", tuple(linear_weight.shape))
+    if input.dim() != 2:
+        raise wrong("input", f"shape [N, D] {dimensions}", tuple(input.shape))
+    checks.dense("target", target)
+    soft, tokens = target.is_floating_point(), input.shape[0]
+    wanted = (tokens, vocabulary, *places) if soft else (tokens, *places)
+    if tuple(target.shape) != wanted:
+        raise wrong("target", f"shape {wanted}", tuple(target.shape))
     if linear_bias is not None:
-        check_floating("linear_bias", linear_bias)
-        shape = (vocabulary, *places)
-        expect(tuple(linear_bias.shape) == shape, "linear_bias", f"shape {shape}", tuple(linear_bias.shape))
+        checks.floating("linear_bias", linear_bias)
+        if tuple(linear_bias.shape) != (vocabulary, *places):
+            raise wrong("linear_bias", f"shape {(vocabulary, *places)}", tuple(linear_bias.shape))
     # Unbound once: the gradient of a slice would be as large as all of the weight.
     weights = linear_weight.flatten(1, -2).unbind(1)
     biases = [None] * len(weights) if linear_bias is None else linear_bias.flatten(1).unbind(1)
     targets = target.flatten(1 + soft).unbind(-1)
+    shared = vars(options) | keywords | {"reduction": "none"}
     losses = [
-        linear_cross_entropy(input, *head, linear_bias=bias, weight=weight, reduction="none", **keywords)
+        linear_cross_entropy(input, *head, linear_bias=bias, weight=weight, **shared)
         for *head, bias in zip(weights, targets, biases, strict=True)
     ]
     loss = torch.stack(losses, dim=-1)
-    if reduction == "none":
-        return loss.reshape(*tokens, *places)
-    if reduction == "sum":
+    if options.reduction == "none":
+        return loss.reshape(tokens, *places)
+    if options.reduction == "sum":
         return loss.sum()
     if soft:
         return loss.mean()
-    ignored = ignored_label(keywords["ignore_index"])
-    scale, _ = _weights_of_tokens(target, weight, vocabulary, ignored, loss.dtype)
+    scale, _ = _weights_of_tokens(target, weight, vocabulary, options.ignore_index, loss.dtype)
     return loss.sum() / scale.sum()
 
 
@@ -361,18 +355,24 @@ def linear_cross_entropy(
     ``validate``: look for targets outside [0, V) and raise IndexError with the position (None: on a CPU only, since on a
     GPU looking waits for it; such a target gives NaN there). Raises ValueError or TypeError naming the argument.
     """
-    expect(options is None, "options", "None (torch's chunking options have no use here: see memory_limit)", options)
+    if options is not None:
+        raise wrong("options", "None (torch's chunking options have no use here: see memory_limit)", options)
     settings = LossOptions(reduction, ignore_index, label_smoothing, softcap, logit_scale, z_loss, memory_limit)
     if isinstance(linear_weight, Tensor) and linear_weight.dim() > 2:
-        check_floating("input", input)
-        keywords = vars(settings) | {
-            "shift": shift,
-            "round_logits": round_logits,
-            "backend": backend,
-            "validate": validate,
-            "shard": shard,
-        }
-        return _of_several_heads(input, linear_weight, target, linear_bias, weight, keywords)
+        checks.floating("input", input)
+        return _of_several_heads(
+            input,
+            linear_weight,
+            target,
+            linear_bias,
+            weight,
+            settings,
+            shift=shift,
+            round_logits=round_logits,
+            backend=backend,
+            validate=validate,
+            shard=shard,
+        )
     inputs = LinearInputs.prepare(
         input,
         linear_weight,
@@ -428,12 +428,14 @@ def cross_entropy(
     """
     reduction = named_reduction(size_average, reduce, reduction)
     settings = LossOptions(reduction, ignore_index, label_smoothing, softcap, logit_scale, z_loss, memory_limit)
-    check_floating("input", input)
+    checks.floating("input", input)
     refuse_forward_mode(input)
-    expect(input.dim() >= 1, "input", "shape [C], [N, C] or [N, C, d1, ...]", "a scalar")
+    if input.dim() < 1:
+        raise wrong("input", "shape [C], [N, C] or [N, C, d1, ...]", "a scalar")
     class_dimension = min(input.dim() - 1, 1)
     vocabulary = input.shape[class_dimension]
-    expect(vocabulary > 0, "input", "at least one class", tuple(input.shape))
+    if vocabulary == 0:
+        raise wrong("input", "at least one class", tuple(input.shape))
     shape = tuple(input.shape)
     prepared = prepare_target(
         target,

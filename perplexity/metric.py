@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from . import checks
-from .arguments import IGNORE_INDEX, check_dense, check_floating, ignored_label
+from .checks import IGNORE_INDEX
 from .errors import InputError, InputTypeError
 
 
@@ -141,10 +141,10 @@ def scored(
     """
     if not isinstance(nll, Tensor) or not nll.is_floating_point():
         raise InputTypeError(f"{name}: expected a floating tensor, got {_kind(nll)}")
-    check_floating(name, nll)
+    checks.floating(name, nll)
     if nll.is_meta:
         raise InputError(f"{name}: expected a tensor with values, got one on the meta device")
-    ignored = ignored_label(ignore_index)
+    ignored = checks.ignored_label(ignore_index)
     if target is None and mask is None:
         if (nll == 0).any():
             raise InputError(
@@ -176,7 +176,7 @@ def _check_labels(
     wrong = not isinstance(got, Tensor) or got.is_floating_point() or got.is_complex()
     if wrong or (got.dtype is torch.bool and not bools):
         raise InputTypeError(f"{argument}: expected {expected}, got {_kind(got)}")
-    check_dense(argument, got)
+    checks.dense(argument, got)
     if got.shape != nll.shape:
         shape = f"the shape of {name}, {tuple(nll.shape)}"
         raise InputError(f"{argument}: expected {shape}, got {tuple(got.shape)}")

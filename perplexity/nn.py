@@ -7,17 +7,9 @@ import math
 from torch import Tensor, nn
 
 from . import checks
-from .arguments import (
-    FLOATING_DTYPES,
-    LossOptions,
-    check_backend,
-    check_class_weights,
-    check_round_logits,
-    check_shift,
-    check_validate,
-    expect,
-)
+from .checks import FLOATING_DTYPES, wrong
 from .errors import theirs
+from .inputs import LossOptions, check_backend
 from .losses import cross_entropy, linear_cross_entropy, named_reduction
 
 KEYWORDS = ("softcap", "logit_scale", "z_loss", "shift", "backend", "memory_limit", "validate")
@@ -44,10 +36,10 @@ class _Loss(nn.Module):
         super().__init__()
         # A bad value complains here, not in the first step.
         options = LossOptions(reduction, ignore_index, label_smoothing, softcap, logit_scale, z_loss, memory_limit)
-        check_shift(shift)
+        checks.shift(shift)
         check_backend(backend)
-        check_validate(validate)
-        check_class_weights(weight)
+        checks.validate(validate)
+        checks.class_weights(weight)
         self._names = (*vars(options), "shift", "backend", "validate")
         # Attributes, as torch.nn's: they may be read and set, and are what was given.
         vars(self).update(vars(options), shift=shift, backend=backend, validate=validate, ignore_index=ignore_index)
@@ -110,16 +102,17 @@ class LinearCrossEntropyLoss(_Loss):
             checks.integer(name, value, least=1)
         checks.flag("bias", bias)
         dtypes = f"one of {', '.join(map(str, FLOATING_DTYPES))}"
-        expect(dtype is None or dtype in FLOATING_DTYPES, "dtype", dtypes, checks.shown(dtype))
-        expect(isinstance(out_features, tuple | list), "out_features", "a tuple of sizes", checks.shown(out_features))
+        if dtype is not None and dtype not in FLOATING_DTYPES:
+            raise wrong("dtype", dtypes, checks.shown(dtype))
+        if not isinstance(out_features, tuple | list):
+            raise wrong("out_features", "a tuple of sizes", checks.shown(out_features))
         for size in out_features:
             checks.integer("out_features", size, least=1)
-        expect(
-            options is None, "options", "None (torch's chunking options have no use here: see memory_limit)", options
-        )
-        check_class_weights(weight, num_classes)
+        if options is not None:
+            raise wrong("options", "None (torch's chunking options have no use here: see memory_limit)", options)
+        checks.class_weights(weight, num_classes)
         super().__init__(weight, reduction, ignore_index, label_smoothing, **keywords)
-        check_round_logits(round_logits)
+        checks.flag("round_logits", round_logits)
         self.round_logits = round_logits
         self._names = (*self._names, "round_logits")
         with theirs(f"device: expected one that torch can use, got {device!r}"):

@@ -22,8 +22,8 @@ IGNORED, ELSEWHERE = -100, -1  # what a target is to a shard that does not hold 
 
 def check_distributed(name: str) -> None:
     """InputError naming ``name`` where this process is in no group of ranks."""
-    ready = dist.is_available() and dist.is_initialized()
-    checks.expect(ready, name, "an initialised torch.distributed (init_process_group)", "none")
+    if not (dist.is_available() and dist.is_initialized()):
+        raise checks.wrong(name, "an initialised torch.distributed (init_process_group)", "none")
 
 
 @dataclass(frozen=True)
@@ -114,12 +114,6 @@ class VocabularyShard:
             )
 
 
-def check_shard(shard: VocabularyShard | None) -> None:
-    if shard is not None:
-        checks.instance("shard", shard, VocabularyShard, "a VocabularyShard or None")
-        check_distributed("shard")
-
-
 class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx, tensor, group):
@@ -149,12 +143,28 @@ class _Replicated(torch.autograd.Function):
         return total.to(upstream.dtype), None
 
 
+def local(
+    input: Tensor, linear_weight: Tensor, linear_bias: Tensor | None, shard: VocabularyShard | None
+) -> tuple[Tensor, Tensor, Tensor | None, VocabularyShard | None]:
+    """Return a head's tensors as this rank holds them, and their shard; a DTensor weight says its own."""
+    if shard is not None:
+        checks.instance("shard", shard, VocabularyShard, "a VocabularyShard or None")
+        check_distributed("shard")
+    if is_dtensor(linear_weight):
+        if shard is not None:
+            raise checks.wrong("shard", "None with a DTensor linear_weight, which says it itself", shard)
+        input, linear_weight, linear_bias, shard = _localised(input, linear_weight, linear_bias)
+    if is_dtensor(input):
+        raise checks.wrong("input", "a plain tensor with a plain linear_weight", "a DTensor (take to_local())")
+    return input, linear_weight, linear_bias, shard
+
+
 def is_dtensor(tensor: object) -> bool:
     return getattr(tensor, "device_mesh", None) is not None
 
 
-def localise(input: Tensor, linear_weight: Tensor, linear_bias: Tensor | None):
-    """DTensors as this rank's tensors and the shard they are of; gradients come back as DTensors."""
+def _localised(input: Tensor, linear_weight: Tensor, linear_bias: Tensor | None):
+    """Return DTensors as this rank's tensors and the shard they are of; gradients come back as DTensors."""
     from torch.distributed.tensor import Replicate, Shard
 
     mesh = linear_weight.device_mesh

@@ -8,19 +8,16 @@ import torch
 from torch import Tensor
 
 from . import checks
-from .arguments import (
+from .checks import wrong
+from .errors import InputTypeError
+from .inputs import (
     LinearInputs,
     LossOptions,
     cast,
-    check_floating,
-    check_head,
-    check_logit_rule,
     choose_backend,
-    expect,
     refuse_forward_mode,
     widened,
 )
-from .errors import InputTypeError
 from .kernels import operators
 from .kernels.dispatch import Plan, Rule
 from .kernels.sums import MAX, SUM_EXP
@@ -44,7 +41,8 @@ class TokenStatistics(NamedTuple):
 def _head_of_tokens(options: LossOptions, input: Tensor, linear_weight: Tensor, target: Tensor, **rest) -> LinearInputs:
     """Inputs of a statistic, whose targets are tokens."""
     inputs = LinearInputs.prepare(input, linear_weight, target, weight=None, options=options, **rest)
-    expect(not inputs.target.probabilities, "target", "class indices", "class probabilities", InputTypeError)
+    if inputs.target.probabilities:
+        raise wrong("target", "class indices", "class probabilities", InputTypeError)
     return inputs
 
 
@@ -217,8 +215,8 @@ def linear_kl_divergence(
     vocabulary not. Differentiable in both. Never negative, 0 for equal heads, inf where q is 0 and p is not.
     Logits, ``backend`` and ``memory_limit`` as in ``linear_cross_entropy``; 1 / temperature goes into both logit scales.
     """
-    check_logit_rule(softcap_p, logit_scale_p, "_p")
-    check_logit_rule(softcap_q, logit_scale_q, "_q")
+    checks.logit_rule(softcap_p, logit_scale_p, "_p")
+    checks.logit_rule(softcap_q, logit_scale_q, "_q")
     rules = [
         LossOptions(softcap=softcap, logit_scale=scale, memory_limit=memory_limit)
         for softcap, scale in ((softcap_p, logit_scale_p), (softcap_q, logit_scale_q))
@@ -228,21 +226,21 @@ def linear_kl_divergence(
         names = f"input_{side}", f"weight_{side}", f"bias_{side}"
         for name, tensor in zip(names, (input, weight, bias), strict=True):
             if name[0] != "b" or tensor is not None:
-                check_floating(name, tensor)
+                checks.floating(name, tensor)
         refuse_forward_mode(input, weight, bias)
         input, weight = cast(input, weight)
         input = widened(input, weight)
-        check_head(names, input, weight, bias)
+        checks.head(names, input, weight, bias)
         heads.append((input.reshape(-1, input.shape[-1]), weight, bias))
     leading = tuple(input_p.shape[:-1])
-    expect(
-        tuple(input_q.shape[:-1]) == leading, "input_q", f"shape {(*leading, 'D')}, as input_p", tuple(input_q.shape)
-    )
-    expect(
-        weight_q.shape[0] == weight_p.shape[0], "weight_q", f"{weight_p.shape[0]} rows, as weight_p", weight_q.shape[0]
-    )
-    expect(weight_p.shape[0] > 0, "weight_p", "at least one row", tuple(weight_p.shape))
-    expect(input_q.device == input_p.device, "input_q", f"a tensor on {input_p.device}, as input_p", input_q.device)
+    if tuple(input_q.shape[:-1]) != leading:
+        raise wrong("input_q", f"shape {(*leading, 'D')}, as input_p", tuple(input_q.shape))
+    if weight_q.shape[0] != weight_p.shape[0]:
+        raise wrong("weight_q", f"{weight_p.shape[0]} rows, as weight_p", weight_q.shape[0])
+    if weight_p.shape[0] == 0:
+        raise wrong("weight_p", "at least one row", tuple(weight_p.shape))
+    if input_q.device != input_p.device:
+        raise wrong("input_q", f"a tensor on {input_p.device}, as input_p", input_q.device)
     chosen = choose_backend(backend, input_q if input_q.dtype == torch.float64 else input_p)
     divergence, _ = operators.linear_kl(
         *heads[0],

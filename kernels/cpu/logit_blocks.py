@@ -26,41 +26,33 @@ class Logits:
     kept: torch.Tensor | None = None
     recall: bool = False
     kept_tokens: int = 0
+    # Settled by the inputs:
+    wide: torch.dtype = field(init=False)  # of logits and sums
+    product: torch.dtype = field(init=False)
+    widens: bool = field(init=False)  # 16-bit inputs are multiplied from float32 copies
+    narrow_gradients: bool = field(
+        init=False
+    )  # gradients are rounded to the inputs' 16 bits before they are multiplied
+    # Settled by ``plan_products``:
     step: int = 0  # vocabulary rows of one product,
     depth: int = 0  # and columns of both matrices
+    per_token: int = 0  # bytes of the copy of a token
     _buffer: torch.Tensor | None = None
     _scratch: torch.Tensor | None = None
     _narrow: torch.Tensor | None = None
     _cast: dict = field(default_factory=dict)
 
     def __post_init__(self):
-        self.rounded = self.rounded and multiplies_16_bits(self.hidden.dtype, self.hidden.device)
-
-    @property
-    def wide(self) -> torch.dtype:
-        return torch.promote_types(self.hidden.dtype, torch.float32)
-
-    @property
-    def product(self) -> torch.dtype:
-        return self.hidden.dtype if self.rounded else self.wide
-
-    @property
-    def widens(self) -> bool:
-        """Whether 16-bit inputs are multiplied from float32 copies."""
-        return self.hidden.dtype != self.product
-
-    @property
-    def narrow_gradients(self) -> bool:
-        """Whether gradients are rounded to the inputs' 16 bits before they are multiplied."""
-        return self.hidden.dtype != self.wide and multiplies_16_bits(self.hidden.dtype, self.hidden.device)
-
-    @property
-    def per_token(self) -> int:
-        """Bytes of the copy of a token."""
-        return self.depth * self.wide.itemsize if self.widens else 0
+        dtype = self.hidden.dtype
+        narrow_products = multiplies_16_bits(dtype, self.hidden.device)
+        self.rounded = self.rounded and narrow_products
+        self.wide = torch.promote_types(dtype, torch.float32)
+        self.product = dtype if self.rounded else self.wide
+        self.widens = dtype != self.product
+        self.narrow_gradients = dtype != self.wide and narrow_products
 
     def plan_products(self, memory_limit: int) -> int:
-        """Settle ``step`` and ``depth``; returns the bytes of weight that is copied for a product.
+        """Settle ``step`` and ``depth``; return the bytes of weight that is copied for a product.
 
         Copies of 1,024 tokens (of all, if they are fewer) take half of the limit, those of weight rows a quarter: where all
         of D would not fit, products of parts of it are added up.
@@ -71,6 +63,7 @@ class Logits:
             parts = -(-dimension // max(1, memory_limit // 2 // (max(1, min(tokens, 1024)) * itemsize)))
             self.depth = -(-dimension // parts)
         self.step = product_rows(self.depth, itemsize)
+        self.per_token = self.depth * itemsize if self.widens else 0
         if self.widens:
             self.step = max(1, min(self.step, memory_limit // 4 // (self.depth * itemsize)))
         return self.step * self.per_token

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 from .. import checks
-from ..arguments import choose_backend
 from ..errors import InputError, check_unicode, spelled
 from ..files import check_outputs
+from ..inputs import choose_backend
 from ..metric import exp
 from ..statistics import token_nll, token_statistics
 from . import models

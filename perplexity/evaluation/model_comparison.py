@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from .. import checks
-from ..arguments import choose_backend
 from ..errors import InputError
+from ..inputs import choose_backend
 from ..metric import exp
 from ..statistics import linear_kl_divergence, token_statistics
 from . import models

@@ -13,9 +13,8 @@ from ..errors import InputTypeError, theirs
 def check_tokenizer(tokenizer) -> None:
     """Raise InputError unless ``tokenizer`` has what this package asks of a transformers tokenizer."""
     asked = ("bos_token_id", "eos_token_id", "decode", "__len__", "__call__")
-    known = all(hasattr(tokenizer, name) for name in asked)
-    got = type(tokenizer).__name__
-    checks.expect(known, "tokenizer", "a transformers tokenizer", got, InputTypeError)
+    if not all(hasattr(tokenizer, name) for name in asked):
+        raise checks.wrong("tokenizer", "a transformers tokenizer", type(tokenizer).__name__, InputTypeError)
 
 
 def encoded(tokenizer, texts: Sequence[str], **options) -> list[tuple[np.ndarray, object | None]]:

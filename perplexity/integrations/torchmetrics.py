@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..arguments import check_dense, check_floating, ignored_label
+from .. import checks
 from ..errors import InputError, needing
 from ..losses import cross_entropy
 from ..metric import float64_sum, has_float64, scored
@@ -27,14 +27,14 @@ class Perplexity(torchmetrics.Metric):
 
     def __init__(self, ignore_index: int | None = None, **kwargs) -> None:
         super().__init__(**kwargs)
-        self.ignore_index = ignored_label(ignore_index)
+        self.ignore_index = checks.ignored_label(ignore_index)
         self.add_state("nll", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("tokens", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
 
     @torch.no_grad()
     def update(self, preds: Tensor, target: Tensor) -> None:
-        check_floating("preds", preds)
-        check_dense("target", target)
+        checks.floating("preds", preds)
+        checks.dense("target", target)
         if not preds.dim():
             raise InputError("preds: expected logits [..., V], got a scalar")
         if preds.shape[:-1] != target.shape:

@@ -48,8 +48,8 @@ def _step(step: float) -> int:
 
 
 def _check_methods(name: str, value: object, methods: tuple[str, ...], expected: str) -> None:
-    known = all(callable(getattr(value, method, None)) for method in methods)
-    checks.expect(known, name, expected, checks.shown(value), InputTypeError)
+    if not all(callable(getattr(value, method, None)) for method in methods):
+        raise checks.wrong(name, expected, checks.shown(value), InputTypeError)
 
 
 class TensorBoardTracker:

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from .. import checks
-from ..arguments import check_backend
 from ..errors import InputError, InputTypeError, needing
 from ..evaluation import models
 from ..evaluation.evaluator import evaluation_mode
 from ..evaluation.heads import before_head, options, output_layer
+from ..inputs import check_backend
 from ..kernels import reference
 from ..losses import cross_entropy, linear_cross_entropy
 from ..metric import float64_sum
@@ -426,8 +426,8 @@ class PerplexityCallback(TrainerCallback):
     def attach(self, trainer) -> PerplexityCallback:
         """Add the callback to a trainer, before everything that writes logs, and show it the labels."""
         known = hasattr(trainer, "callback_handler") and hasattr(trainer, "compute_loss")
-        got = checks.shown(trainer)
-        checks.expect(known, "trainer", "a transformers Trainer", got, InputTypeError)
+        if not known:
+            raise checks.wrong("trainer", "a transformers Trainer", checks.shown(trainer), InputTypeError)
         callbacks = trainer.callback_handler.callbacks
         callbacks[:] = [self, *(callback for callback in callbacks if callback is not self)]
         self._watch(trainer.model)

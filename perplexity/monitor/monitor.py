@@ -185,7 +185,8 @@ class Monitor:
         that evaluations took is in ``evaluation_share``. A NaN is logged as one; what ``fn`` raises is raised.
         """
         steps = checks.integer("steps", steps, least=1)
-        checks.expect(callable(fn), "fn", "a function", checks.shown(fn), InputTypeError)
+        if not callable(fn):
+            raise checks.wrong("fn", "a function", checks.shown(fn), InputTypeError)
         done: int | None = None  # the last multiple that was evaluated
 
         def at(step: float) -> float | None:

@@ -21,7 +21,6 @@ import torch
 from torch import Tensor
 
 from .. import checks
-from ..arguments import choose_backend
 from ..errors import InputError, check_unicode
 from ..evaluation import models
 from ..evaluation.batching import Batching
@@ -32,6 +31,7 @@ from ..evaluation.journal import Journal
 from ..evaluation.protocols import Positions
 from ..evaluation.scoring import IGNORED, continuations, stream
 from ..evaluation.tokens import check_tokenizer, text_of
+from ..inputs import choose_backend
 from ..statistics import token_statistics
 from .prompts import chat_text, encode, following, plain
 

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 
 from .. import checks
-from ..arguments import choose_backend
 from ..errors import InputError
 from ..evaluation import models
 from ..evaluation.batching import Batching
@@ -25,6 +24,7 @@ from ..evaluation.results import model_name, same_model, schema_of
 from ..evaluation.scoring import continuations, stream
 from ..evaluation.tokens import text_of
 from ..findings import SEVERITIES, VERDICTS, Finding, Judged, worst
+from ..inputs import choose_backend
 from . import scores
 from .ask import Questioner, Tally
 from .findings import COLLAPSED, LEAST_TEXTS, LEAST_TOKENS, UNANSWERED, Asking, failed, find, known_good, of_the_run
@@ -108,8 +108,8 @@ def probe(
     for argument, value, kind, expected in kinds:
         checks.optional(checks.instance, argument, value, kind, expected)
     for key in ("verdict", "health_score", "findings") if diagnosis is not None else ():
-        known = key in diagnosis
-        checks.expect(known, "diagnosis", "the keys of Diagnosis.to_dict()", f"none for {key}")
+        if key not in diagnosis:
+            raise checks.wrong("diagnosis", "the keys of Diagnosis.to_dict()", f"none for {key}")
     checks.several("scorers", scorers, "them")
     checks.optional(checks.path, "embeddings", embeddings)
     checks.text("name", name)
