@@ -92,6 +92,31 @@ NO_POWER = tl.constexpr(sums.NO_POWER)
 
 
 @triton.jit
+def load_row(rows_ptr, ROW: tl.constexpr, plane, exists):
+    """Load row ``ROW`` of float32 [rows, N] for the tokens that ``rows_ptr`` points at; ``plane`` is N in 64 bits."""
+    return tl.load(rows_ptr + ROW * plane, mask=exists, other=0.0)
+
+
+@triton.jit
+def load_target(target_ptr, rows, target_stride, exists, ignore_index, V):
+    """Load the tokens' targets, int32, −1 for those that are no column, and whether the tokens count.
+
+    32 bits are enough for a column, and half the registers of 64.
+    """
+    target = tl.load(target_ptr + rows * target_stride, mask=exists, other=ignore_index).to(tl.int64)
+    return tl.where((target >= 0) & (target < V), target, -1).to(tl.int32), target != ignore_index
+
+
+@triton.jit
+def load_class_weight(pointers, inside, HAS_CLASS_WEIGHT: tl.constexpr):
+    """Load the class weights of columns, 0 where they are not ``inside``; without class weights, ones everywhere."""
+    class_weight = tl.full(inside.shape, 1.0, dtype=tl.float32)
+    if HAS_CLASS_WEIGHT:
+        class_weight = tl.load(pointers, mask=inside, other=0.0)
+    return class_weight
+
+
+@triton.jit
 def exp_below(x, FLUSH: tl.constexpr):
     """exp(x) for x ≤ 0 to 2 units in the last place; what is under 2⁻¹²⁶ may be 0.
 

@@ -24,7 +24,7 @@ import triton.language as tl
 from ..chunks import accumulate_gradients, gradient_block
 from ..dispatch import DEFAULT, PLAIN, TRITON_LIMIT, Plan, Rule, describable
 from ..sums import DIVERGENCE_ROWS, Head, divergence_vectors, merge_divergence
-from .launch import current_target, launch, widen_products
+from .launch import current_target, launch, load_row, widen_products
 from .linear_nll import GROUP, SPAN, span_and_row
 from .logit_tile import (
     apply_rule,
@@ -117,44 +117,44 @@ def _kl_partials_kernel(
     sums = nothing - float("inf"), nothing, nothing - float("inf"), nothing, nothing
     for start in range(span * SPAN, min(span * SPAN + SPAN, V), BLOCK_V):
         p_accumulator = product_tile(
-            p_hidden_ptr,
-            p_weight_ptr,
-            first_row,
-            start,
-            N,
-            V,
-            p_D,
-            p_hidden_stride_n,
-            p_hidden_stride_d,
-            p_weight_stride_v,
-            p_weight_stride_d,
-            P_EVEN_D,
-            WIDEN,
-            PRECISION,
-            BLOCK_N,
-            BLOCK_V,
-            BLOCK_D,
-            DESCRIBED,
+            hidden_ptr=p_hidden_ptr,
+            weight_ptr=p_weight_ptr,
+            first_row=first_row,
+            first_column=start,
+            N=N,
+            V=V,
+            D=p_D,
+            hidden_stride_n=p_hidden_stride_n,
+            hidden_stride_d=p_hidden_stride_d,
+            weight_stride_v=p_weight_stride_v,
+            weight_stride_d=p_weight_stride_d,
+            EVEN_D=P_EVEN_D,
+            WIDEN=WIDEN,
+            PRECISION=PRECISION,
+            BLOCK_N=BLOCK_N,
+            BLOCK_V=BLOCK_V,
+            BLOCK_D=BLOCK_D,
+            DESCRIBED=DESCRIBED,
         )
         q_accumulator = product_tile(
-            q_hidden_ptr,
-            q_weight_ptr,
-            first_row,
-            start,
-            N,
-            V,
-            q_D,
-            q_hidden_stride_n,
-            q_hidden_stride_d,
-            q_weight_stride_v,
-            q_weight_stride_d,
-            Q_EVEN_D,
-            WIDEN,
-            PRECISION,
-            BLOCK_N,
-            BLOCK_V,
-            BLOCK_D,
-            DESCRIBED,
+            hidden_ptr=q_hidden_ptr,
+            weight_ptr=q_weight_ptr,
+            first_row=first_row,
+            first_column=start,
+            N=N,
+            V=V,
+            D=q_D,
+            hidden_stride_n=q_hidden_stride_n,
+            hidden_stride_d=q_hidden_stride_d,
+            weight_stride_v=q_weight_stride_v,
+            weight_stride_d=q_weight_stride_d,
+            EVEN_D=Q_EVEN_D,
+            WIDEN=WIDEN,
+            PRECISION=PRECISION,
+            BLOCK_N=BLOCK_N,
+            BLOCK_V=BLOCK_V,
+            BLOCK_D=BLOCK_D,
+            DESCRIBED=DESCRIBED,
         )
         p_parts = column_parts(p_accumulator, PARTS)
         q_parts = column_parts(q_accumulator, PARTS)
@@ -162,10 +162,24 @@ def _kl_partials_kernel(
             columns = start + part * (BLOCK_V // PARTS) + tl.arange(0, BLOCK_V // PARTS)
             read = tl.minimum(columns, V - 1)
             a = apply_rule(
-                p_parts[part], p_bias_ptr, read, p_bias_stride, p_logit_scale, p_softcap, P_HAS_BIAS, P_HAS_SOFTCAP
+                logits=p_parts[part],
+                bias_ptr=p_bias_ptr,
+                columns=read,
+                bias_stride=p_bias_stride,
+                logit_scale=p_logit_scale,
+                softcap=p_softcap,
+                HAS_BIAS=P_HAS_BIAS,
+                HAS_SOFTCAP=P_HAS_SOFTCAP,
             )
             b = apply_rule(
-                q_parts[part], q_bias_ptr, read, q_bias_stride, q_logit_scale, q_softcap, Q_HAS_BIAS, Q_HAS_SOFTCAP
+                logits=q_parts[part],
+                bias_ptr=q_bias_ptr,
+                columns=read,
+                bias_stride=q_bias_stride,
+                logit_scale=q_logit_scale,
+                softcap=q_softcap,
+                HAS_BIAS=Q_HAS_BIAS,
+                HAS_SOFTCAP=Q_HAS_SOFTCAP,
             )
             inside = (columns < V)[None, :]
             sums = _fold(sums, tl.where(inside, a, -float("inf")), tl.where(inside, b, -float("inf")))
@@ -231,68 +245,68 @@ def _kl_gradient_kernel(
     local_columns = first_local_column + tl.arange(0, BLOCK_V)
     exists = rows < N
     a = logit_tile(
-        p_hidden_ptr,
-        p_weight_ptr,
-        p_bias_ptr,
-        first_row,
-        first_column + first_local_column,
-        N,
-        V,
-        p_D,
-        p_hidden_stride_n,
-        p_hidden_stride_d,
-        p_weight_stride_v,
-        p_weight_stride_d,
-        p_bias_stride,
-        p_logit_scale,
-        p_softcap,
-        P_HAS_BIAS,
-        P_HAS_SOFTCAP,
-        P_EVEN_D,
-        WIDEN,
-        PRECISION,
-        BLOCK_N,
-        BLOCK_V,
-        BLOCK_D,
+        hidden_ptr=p_hidden_ptr,
+        weight_ptr=p_weight_ptr,
+        bias_ptr=p_bias_ptr,
+        first_row=first_row,
+        first_column=first_column + first_local_column,
+        N=N,
+        V=V,
+        D=p_D,
+        hidden_stride_n=p_hidden_stride_n,
+        hidden_stride_d=p_hidden_stride_d,
+        weight_stride_v=p_weight_stride_v,
+        weight_stride_d=p_weight_stride_d,
+        bias_stride=p_bias_stride,
+        logit_scale=p_logit_scale,
+        softcap=p_softcap,
+        HAS_BIAS=P_HAS_BIAS,
+        HAS_SOFTCAP=P_HAS_SOFTCAP,
+        EVEN_D=P_EVEN_D,
+        WIDEN=WIDEN,
+        PRECISION=PRECISION,
+        BLOCK_N=BLOCK_N,
+        BLOCK_V=BLOCK_V,
+        BLOCK_D=BLOCK_D,
     )
     b = logit_tile(
-        q_hidden_ptr,
-        q_weight_ptr,
-        q_bias_ptr,
-        first_row,
-        first_column + first_local_column,
-        N,
-        V,
-        q_D,
-        q_hidden_stride_n,
-        q_hidden_stride_d,
-        q_weight_stride_v,
-        q_weight_stride_d,
-        q_bias_stride,
-        q_logit_scale,
-        q_softcap,
-        Q_HAS_BIAS,
-        Q_HAS_SOFTCAP,
-        Q_EVEN_D,
-        WIDEN,
-        PRECISION,
-        BLOCK_N,
-        BLOCK_V,
-        BLOCK_D,
+        hidden_ptr=q_hidden_ptr,
+        weight_ptr=q_weight_ptr,
+        bias_ptr=q_bias_ptr,
+        first_row=first_row,
+        first_column=first_column + first_local_column,
+        N=N,
+        V=V,
+        D=q_D,
+        hidden_stride_n=q_hidden_stride_n,
+        hidden_stride_d=q_hidden_stride_d,
+        weight_stride_v=q_weight_stride_v,
+        weight_stride_d=q_weight_stride_d,
+        bias_stride=q_bias_stride,
+        logit_scale=q_logit_scale,
+        softcap=q_softcap,
+        HAS_BIAS=Q_HAS_BIAS,
+        HAS_SOFTCAP=Q_HAS_SOFTCAP,
+        EVEN_D=Q_EVEN_D,
+        WIDEN=WIDEN,
+        PRECISION=PRECISION,
+        BLOCK_N=BLOCK_N,
+        BLOCK_V=BLOCK_V,
+        BLOCK_D=BLOCK_D,
     )
     plane = N_all.to(tl.int64)
     vectors_ptr += rows
-    log_p = a - tl.load(vectors_ptr, mask=exists, other=0.0)[:, None]
-    log_p -= tl.load(vectors_ptr + plane, mask=exists, other=0.0)[:, None]
-    log_q = b - tl.load(vectors_ptr + 2 * plane, mask=exists, other=0.0)[:, None]
-    log_q -= tl.load(vectors_ptr + 3 * plane, mask=exists, other=0.0)[:, None]
+    log_p = a - load_row(vectors_ptr, 0, plane, exists)[:, None]
+    log_p -= load_row(vectors_ptr, 1, plane, exists)[:, None]
+    log_q = b - load_row(vectors_ptr, 2, plane, exists)[:, None]
+    log_q -= load_row(vectors_ptr, 3, plane, exists)[:, None]
     p = tl.exp(log_p)
     if FOR_P:
-        divergence = tl.load(vectors_ptr + 4 * plane, mask=exists, other=0.0)[:, None]
+        divergence = load_row(vectors_ptr, 4, plane, exists)[:, None]
         gradient = tl.where(p > 0.0, p * ((log_p - log_q) - divergence), 0.0)
     else:
         gradient = tl.exp(log_q) - p
-    gradient *= tl.load(vectors_ptr + 5 * plane, mask=exists, other=0.0)[:, None]
+    gradient *= load_row(vectors_ptr, 5, plane, exists)[:, None]
     if FOR_P:
         if P_HAS_SOFTCAP:
             gradient *= 1.0 - (a / p_softcap) * (a / p_softcap)

@@ -25,7 +25,7 @@ import triton.language as tl
 from ..chunks import equal_chunk
 from ..dispatch import DEFAULT, PLAIN, TRITON_LIMIT, Plan, Rule
 from ..sums import EXP_SHIFT, LOGIT_SUM, MAX, SUM_EXP, SUMS, TARGET
-from .launch import NO_POWER, current_target, exp_below, launch
+from .launch import NO_POWER, current_target, exp_below, launch, load_class_weight, load_row, load_target
 from .logit_tile import apply_rule, column_parts, logit_arguments, product_tile, work_of
 
 # Vocabulary rows a program walks: with 128 tokens, at least 95 % of 132 multiprocessors are busy at every shape that
@@ -79,7 +79,15 @@ def _fold(
     lanes = tl.arange(0, accumulator.shape[1])
     columns = tl.minimum(start + lanes, V - 1)
     logits = apply_rule(
-        accumulator, bias_ptr, columns, bias_stride, logit_scale, softcap, HAS_BIAS, HAS_SOFTCAP, HAS_SCALE
+        logits=accumulator,
+        bias_ptr=bias_ptr,
+        columns=columns,
+        bias_stride=bias_stride,
+        logit_scale=logit_scale,
+        softcap=softcap,
+        HAS_BIAS=HAS_BIAS,
+        HAS_SOFTCAP=HAS_SOFTCAP,
+        HAS_SCALE=HAS_SCALE,
     )
     hit = lanes[None, :] == (target - start)[:, None]
     if ENDS:
@@ -94,16 +102,15 @@ def _fold(
         first = tl.min(tl.where(logits == part_maximum[:, None], columns[None, :], V), axis=1)
         best = tl.where(part_maximum > maximum, first, best)
     new_maximum = tl.maximum(maximum, part_maximum)
-    # Logits of −inf alone (a bias may hold them): any finite reference avoids inf − inf.
+    # Logits of −inf alone (a bias may hold them): any finite reference avoids inf − inf. (Written out everywhere: a helper
+    # for it costs two to six registers in the kernels over logits.)
     reference = tl.where(new_maximum == -float("inf"), 0.0, new_maximum)
     decay = tl.exp(maximum - reference)
     shifted = logits - reference[:, None]
     exponentials = exp_below(shifted, FLUSH)
     if WITH_LOGIT_SUM:
         moved = tl.where(sum_exp > 0.0, maximum - reference, 0.0)
-        class_weight = tl.full([logits.shape[1]], 1.0, dtype=tl.float32)
-        if HAS_CLASS_WEIGHT:
-            class_weight = tl.load(class_weight_ptr + start + lanes, mask=lanes < V - start, other=0.0)
+        class_weight = load_class_weight(class_weight_ptr + start + lanes, lanes < V - start, HAS_CLASS_WEIGHT)
         weighted = shifted * class_weight[None, :]
         if ENDS:
             weighted = tl.where(inside, weighted, 0.0)
@@ -165,10 +172,7 @@ def _partials_kernel(
     span, first_row = span_and_row(N, spans, GROUP, BLOCK_N)
     rows = first_row + tl.arange(0, BLOCK_N)
     exists = rows < N
-    target = tl.load(target_ptr + rows * target_stride, mask=exists, other=ignore_index).to(tl.int64)
-    counted = target != ignore_index
-    # 32 bits are enough for a column, and half the registers of 64; −1 is no column.
-    target = tl.where((target >= 0) & (target < V), target, -1).to(tl.int32)
+    target, counted = load_target(target_ptr, rows, target_stride, exists, ignore_index, V)
 
     nothing = tl.zeros([BLOCK_N], dtype=tl.float32)
     none = tl.zeros([BLOCK_N], dtype=tl.int32)
@@ -179,48 +183,48 @@ def _partials_kernel(
     if tl.max(counted.to(tl.int32), axis=0) > 0:  # a block of ignored tokens costs nothing
         for start in tl.range(span * SPAN, tl.minimum(span * SPAN + SPAN, V), BLOCK_V, flatten=FLATTEN):
             accumulator = product_tile(
-                hidden_ptr,
-                weight_ptr,
-                first_row,
-                start,
-                N,
-                V,
-                D,
-                hidden_stride_n,
-                hidden_stride_d,
-                weight_stride_v,
-                weight_stride_d,
-                EVEN_D,
-                WIDEN,
-                PRECISION,
-                BLOCK_N,
-                BLOCK_V,
-                BLOCK_D,
-                DESCRIBED,
+                hidden_ptr=hidden_ptr,
+                weight_ptr=weight_ptr,
+                first_row=first_row,
+                first_column=start,
+                N=N,
+                V=V,
+                D=D,
+                hidden_stride_n=hidden_stride_n,
+                hidden_stride_d=hidden_stride_d,
+                weight_stride_v=weight_stride_v,
+                weight_stride_d=weight_stride_d,
+                EVEN_D=EVEN_D,
+                WIDEN=WIDEN,
+                PRECISION=PRECISION,
+                BLOCK_N=BLOCK_N,
+                BLOCK_V=BLOCK_V,
+                BLOCK_D=BLOCK_D,
+                DESCRIBED=DESCRIBED,
             )
             parts = column_parts(accumulator, PARTS)
             for part in tl.static_range(PARTS):
                 sums = _fold(
-                    sums,
-                    parts[part],
-                    start + part * (BLOCK_V // PARTS),
-                    bias_ptr,
-                    V,
-                    bias_stride,
-                    logit_scale,
-                    softcap,
-                    target,
-                    own_logit,
-                    class_weight_ptr,
-                    HAS_BIAS,
-                    HAS_SOFTCAP,
-                    HAS_CLASS_WEIGHT,
-                    WITH_LOGIT_SUM,
-                    WITH_EXP_SHIFT,
-                    WITH_RANK,
-                    HAS_SCALE,
-                    FLUSH,
-                    not EVEN_V,
+                    sums=sums,
+                    accumulator=parts[part],
+                    start=start + part * (BLOCK_V // PARTS),
+                    bias_ptr=bias_ptr,
+                    V=V,
+                    bias_stride=bias_stride,
+                    logit_scale=logit_scale,
+                    softcap=softcap,
+                    target=target,
+                    own_logit=own_logit,
+                    class_weight_ptr=class_weight_ptr,
+                    HAS_BIAS=HAS_BIAS,
+                    HAS_SOFTCAP=HAS_SOFTCAP,
+                    HAS_CLASS_WEIGHT=HAS_CLASS_WEIGHT,
+                    WITH_LOGIT_SUM=WITH_LOGIT_SUM,
+                    WITH_EXP_SHIFT=WITH_EXP_SHIFT,
+                    WITH_RANK=WITH_RANK,
+                    HAS_SCALE=HAS_SCALE,
+                    FLUSH=FLUSH,
+                    ENDS=not EVEN_V,
                 )
     maximum, sum_exp, target_logit, logit_sum, exp_shift, above, best, _ = sums
 
@@ -265,8 +269,8 @@ def _merge_kernel(
     exp_shift = tl.zeros([BLOCK_N], dtype=tl.float32)
     weight_seen = 0.0
     for span in range(spans):
-        span_maximum = tl.load(partials_ptr + MAX_ROW * plane, mask=exists, other=0.0)
-        span_sum = tl.load(partials_ptr + SUM_EXP_ROW * plane, mask=exists, other=0.0)
+        span_maximum = load_row(partials_ptr, MAX_ROW, plane, exists)
+        span_sum = load_row(partials_ptr, SUM_EXP_ROW, plane, exists)
         new_maximum = tl.maximum(maximum, span_maximum)
         reference = tl.where(new_maximum == -float("inf"), 0.0, new_maximum)
         decay = tl.exp(maximum - reference)
@@ -274,17 +278,17 @@ def _merge_kernel(
         moved = tl.where(sum_exp > 0.0, maximum - reference, 0.0)
         span_moved = tl.where(span_sum > 0.0, span_maximum - reference, 0.0)
         if ALL_PLANES:
-            span_shift = tl.load(partials_ptr + EXP_SHIFT_ROW * plane, mask=exists, other=0.0)
+            span_shift = load_row(partials_ptr, EXP_SHIFT_ROW, plane, exists)
             exp_shift = decay * (exp_shift + sum_exp * tl.maximum(moved, NO_POWER))
             exp_shift += span_decay * (span_shift + span_sum * tl.maximum(span_moved, NO_POWER))
-            logit_sum += tl.load(partials_ptr + LOGIT_SUM_ROW * plane, mask=exists, other=0.0)
+            logit_sum += load_row(partials_ptr, LOGIT_SUM_ROW, plane, exists)
         sum_exp = decay * sum_exp + span_decay * span_sum
         if WITH_LOGIT_SUM:
             span_weight = tl.load(weights_ptr + span)
             logit_sum += weight_seen * moved + span_weight * span_moved
             weight_seen += span_weight
         maximum = new_maximum
-        target_logit += tl.load(partials_ptr + TARGET_ROW * plane, mask=exists, other=0.0)
+        target_logit += load_row(partials_ptr, TARGET_ROW, plane, exists)
         partials_ptr += N
 
     target = tl.load(target_ptr + rows * target_stride, mask=exists, other=ignore_index).to(tl.int64)

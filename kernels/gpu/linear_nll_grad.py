@@ -23,7 +23,7 @@ import triton.language as tl
 from ..chunks import accumulate_gradients, gradient_block
 from ..dispatch import DEFAULT, PLAIN, TRITON_LIMIT, Plan, Rule
 from ..sums import EXP_SHIFT, LOGIT_SUM, SUM_EXP, TARGET
-from .launch import NO_POWER, launch
+from .launch import NO_POWER, launch, load_class_weight, load_row, load_target
 from .logit_tile import logit_arguments, logit_tile, work_of
 
 SUM_EXP_ROW, TARGET_ROW, LOGIT_SUM_ROW, EXP_SHIFT_ROW = (
@@ -50,14 +50,14 @@ def sums_derivative(
     maximum = tl.load(maximum_ptr + rows, mask=exists, other=0.0)
     reference = tl.where(maximum == -float("inf"), 0.0, maximum)
     shifted = logits - reference[:, None]
-    per_exponential = tl.load(upstream_ptr + SUM_EXP_ROW * plane, mask=exists, other=0.0)[:, None]
+    per_exponential = load_row(upstream_ptr, SUM_EXP_ROW, plane, exists)[:, None]
     if WITH_EXP_SHIFT:
-        per_shift = tl.load(upstream_ptr + EXP_SHIFT_ROW * plane, mask=exists, other=0.0)[:, None]
+        per_shift = load_row(upstream_ptr, EXP_SHIFT_ROW, plane, exists)[:, None]
         per_exponential += per_shift * (1.0 + tl.maximum(shifted, NO_POWER))
     gradient = tl.exp(shifted) * per_exponential
-    gradient += tl.where(hit, tl.load(upstream_ptr + TARGET_ROW * plane, mask=exists, other=0.0)[:, None], 0.0)
+    gradient += tl.where(hit, load_row(upstream_ptr, TARGET_ROW, plane, exists)[:, None], 0.0)
     if WITH_LOGIT_SUM:
-        per_logit = tl.load(upstream_ptr + LOGIT_SUM_ROW * plane, mask=exists, other=0.0)
+        per_logit = load_row(upstream_ptr, LOGIT_SUM_ROW, plane, exists)
         gradient += per_logit[:, None] * class_weight[None, :]
     return gradient
 
@@ -106,50 +106,46 @@ def _logit_gradient_kernel(
     local_columns = first_local_column + tl.arange(0, BLOCK_V)
     columns = first_column + local_columns
     exists = rows < N
-    target = tl.load(target_ptr + rows * target_stride, mask=exists, other=ignore_index).to(tl.int64)
-    counted = target != ignore_index
-    target = tl.where((target >= 0) & (target < V), target, -1).to(tl.int32)
+    target, counted = load_target(target_ptr, rows, target_stride, exists, ignore_index, V)
     gradient = tl.zeros([BLOCK_N, BLOCK_V], dtype=tl.float32)
     if tl.max(counted.to(tl.int32), axis=0) > 0:
         logits = logit_tile(
-            hidden_ptr,
-            weight_ptr,
-            bias_ptr,
-            first_row,
-            first_column + first_local_column,
-            N,
-            V,
-            D,
-            hidden_stride_n,
-            hidden_stride_d,
-            weight_stride_v,
-            weight_stride_d,
-            bias_stride,
-            logit_scale,
-            softcap,
-            HAS_BIAS,
-            HAS_SOFTCAP,
-            EVEN_D,
-            WIDEN,
-            PRECISION,
-            BLOCK_N,
-            BLOCK_V,
-            BLOCK_D,
+            hidden_ptr=hidden_ptr,
+            weight_ptr=weight_ptr,
+            bias_ptr=bias_ptr,
+            first_row=first_row,
+            first_column=first_column + first_local_column,
+            N=N,
+            V=V,
+            D=D,
+            hidden_stride_n=hidden_stride_n,
+            hidden_stride_d=hidden_stride_d,
+            weight_stride_v=weight_stride_v,
+            weight_stride_d=weight_stride_d,
+            bias_stride=bias_stride,
+            logit_scale=logit_scale,
+            softcap=softcap,
+            HAS_BIAS=HAS_BIAS,
+            HAS_SOFTCAP=HAS_SOFTCAP,
+            EVEN_D=EVEN_D,
+            WIDEN=WIDEN,
+            PRECISION=PRECISION,
+            BLOCK_N=BLOCK_N,
+            BLOCK_V=BLOCK_V,
+            BLOCK_D=BLOCK_D,
         )
-        class_weight = tl.full([BLOCK_V], 1.0, dtype=tl.float32)
-        if HAS_CLASS_WEIGHT:
-            class_weight = tl.load(class_weight_ptr + columns, mask=columns < V, other=0.0)
+        class_weight = load_class_weight(class_weight_ptr + columns, columns < V, HAS_CLASS_WEIGHT)
         gradient = sums_derivative(
-            logits,
-            columns[None, :] == target[:, None],
-            class_weight,
-            maximum_ptr,
-            upstream_ptr,
-            rows,
-            exists,
-            N_all,
-            WITH_LOGIT_SUM,
-            WITH_EXP_SHIFT,
+            logits=logits,
+            hit=columns[None, :] == target[:, None],
+            class_weight=class_weight,
+            maximum_ptr=maximum_ptr,
+            upstream_ptr=upstream_ptr,
+            rows=rows,
+            exists=exists,
+            N=N_all,
+            WITH_LOGIT_SUM=WITH_LOGIT_SUM,
+            WITH_EXP_SHIFT=WITH_EXP_SHIFT,
         )
         if HAS_SOFTCAP:
             capped = logits / softcap

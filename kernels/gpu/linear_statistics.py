@@ -58,21 +58,30 @@ def _target_logit_kernel(
     columns = tl.where(known, target, 0)
     offsets = tl.arange(0, BLOCK_D)
     accumulator = products(
-        hidden_ptr + first_row * hidden_stride_n,
-        weight_ptr,
-        rows[:, None] * hidden_stride_n + offsets[None, :] * hidden_stride_d,
-        columns[None, :] * weight_stride_v + offsets[:, None] * weight_stride_d,
-        D,
-        hidden_stride_d,
-        weight_stride_d,
-        EVEN_D,
-        WIDEN,
-        PRECISION,
-        BLOCK_N,
-        BLOCK_V,
-        BLOCK_D,
+        hidden_ptr=hidden_ptr + first_row * hidden_stride_n,
+        weight_ptr=weight_ptr,
+        hidden_offsets=rows[:, None] * hidden_stride_n + offsets[None, :] * hidden_stride_d,
+        weight_offsets=columns[None, :] * weight_stride_v + offsets[:, None] * weight_stride_d,
+        D=D,
+        hidden_stride_d=hidden_stride_d,
+        weight_stride_d=weight_stride_d,
+        EVEN_D=EVEN_D,
+        WIDEN=WIDEN,
+        PRECISION=PRECISION,
+        BLOCK_N=BLOCK_N,
+        BLOCK_V=BLOCK_V,
+        BLOCK_D=BLOCK_D,
     )
-    logits = apply_rule(accumulator, bias_ptr, columns, bias_stride, logit_scale, softcap, HAS_BIAS, HAS_SOFTCAP)
+    logits = apply_rule(
+        logits=accumulator,
+        bias_ptr=bias_ptr,
+        columns=columns,
+        bias_stride=bias_stride,
+        logit_scale=logit_scale,
+        softcap=softcap,
+        HAS_BIAS=HAS_BIAS,
+        HAS_SOFTCAP=HAS_SOFTCAP,
+    )
     diagonal = (tl.arange(0, BLOCK_V)[None, :] == lanes[:, None]) & known[None, :]
     own = tl.sum(tl.where(diagonal, logits, 0.0), axis=1)
     tl.store(out_ptr + first_row + lanes, own, mask=first_row + lanes < N)

@@ -190,16 +190,16 @@ def product_tile(
     column, or 0."""
     if DESCRIBED:
         accumulator = described_products(
-            hidden_ptr,
-            weight_ptr,
-            first_row.to(tl.int32),
-            first_column,
-            D,
-            WIDEN,
-            PRECISION,
-            BLOCK_N,
-            BLOCK_V,
-            BLOCK_D,
+            hidden=hidden_ptr,
+            weight=weight_ptr,
+            first_row=first_row.to(tl.int32),
+            first_column=first_column,
+            D=D,
+            WIDEN=WIDEN,
+            PRECISION=PRECISION,
+            BLOCK_N=BLOCK_N,
+            BLOCK_V=BLOCK_V,
+            BLOCK_D=BLOCK_D,
         )
     else:
         # One 64-bit address a tile and 32-bit offsets within it: 64-bit offsets would take half the registers.
@@ -208,19 +208,19 @@ def product_tile(
         wide_column = first_column + tl.zeros([], dtype=tl.int64)
         offsets = tl.arange(0, BLOCK_D)
         accumulator = products(
-            hidden_ptr + first_row * hidden_stride_n,
-            weight_ptr + wide_column * weight_stride_v,
-            rows[:, None] * hidden_stride_n + offsets[None, :] * hidden_stride_d,
-            columns[None, :] * weight_stride_v + offsets[:, None] * weight_stride_d,
-            D,
-            hidden_stride_d,
-            weight_stride_d,
-            EVEN_D,
-            WIDEN,
-            PRECISION,
-            BLOCK_N,
-            BLOCK_V,
-            BLOCK_D,
+            hidden_ptr=hidden_ptr + first_row * hidden_stride_n,
+            weight_ptr=weight_ptr + wide_column * weight_stride_v,
+            hidden_offsets=rows[:, None] * hidden_stride_n + offsets[None, :] * hidden_stride_d,
+            weight_offsets=columns[None, :] * weight_stride_v + offsets[:, None] * weight_stride_d,
+            D=D,
+            hidden_stride_d=hidden_stride_d,
+            weight_stride_d=weight_stride_d,
+            EVEN_D=EVEN_D,
+            WIDEN=WIDEN,
+            PRECISION=PRECISION,
+            BLOCK_N=BLOCK_N,
+            BLOCK_V=BLOCK_V,
+            BLOCK_D=BLOCK_D,
         )
     return accumulator
 
@@ -254,27 +254,36 @@ def logit_tile(
 ):
     """Logits of a tile: ``product_tile`` under the rule."""
     accumulator = product_tile(
-        hidden_ptr,
-        weight_ptr,
-        first_row,
-        first_column,
-        N,
-        V,
-        D,
-        hidden_stride_n,
-        hidden_stride_d,
-        weight_stride_v,
-        weight_stride_d,
-        EVEN_D,
-        WIDEN,
-        PRECISION,
-        BLOCK_N,
-        BLOCK_V,
-        BLOCK_D,
-        DESCRIBED,
+        hidden_ptr=hidden_ptr,
+        weight_ptr=weight_ptr,
+        first_row=first_row,
+        first_column=first_column,
+        N=N,
+        V=V,
+        D=D,
+        hidden_stride_n=hidden_stride_n,
+        hidden_stride_d=hidden_stride_d,
+        weight_stride_v=weight_stride_v,
+        weight_stride_d=weight_stride_d,
+        EVEN_D=EVEN_D,
+        WIDEN=WIDEN,
+        PRECISION=PRECISION,
+        BLOCK_N=BLOCK_N,
+        BLOCK_V=BLOCK_V,
+        BLOCK_D=BLOCK_D,
+        DESCRIBED=DESCRIBED,
     )
     columns = tl.minimum(first_column + tl.arange(0, BLOCK_V), V - 1)
-    return apply_rule(accumulator, bias_ptr, columns, bias_stride, logit_scale, softcap, HAS_BIAS, HAS_SOFTCAP)
+    return apply_rule(
+        logits=accumulator,
+        bias_ptr=bias_ptr,
+        columns=columns,
+        bias_stride=bias_stride,
+        logit_scale=logit_scale,
+        softcap=softcap,
+        HAS_BIAS=HAS_BIAS,
+        HAS_SOFTCAP=HAS_SOFTCAP,
+    )
 
 
 def vectorised(matrix: torch.Tensor) -> bool:

@@ -13,7 +13,7 @@ import triton.language as tl
 
 from ..dispatch import DEFAULT, PLAIN, Plan, Rule
 from ..sums import EXP_SHIFT, LOGIT_SUM, MAX, SUM_EXP, SUMS, TARGET, with_positions
-from .launch import NO_POWER, current_target, exp_below, launch, tanh
+from .launch import NO_POWER, current_target, exp_below, launch, load_class_weight, tanh
 from .linear_nll_grad import sums_derivative
 
 MAX_ROW, SUM_EXP_ROW, TARGET_ROW, LOGIT_SUM_ROW, EXP_SHIFT_ROW = (
@@ -78,9 +78,7 @@ def _fold_lanes(
     exponentials = exp_below(shifted, FLUSH)
     if WITH_LOGIT_SUM:
         moved = tl.where(sum_exp > 0.0, maximum - reference, 0.0)
-        class_weight = tl.full(logits.shape, 1.0, dtype=tl.float32)
-        if HAS_CLASS_WEIGHT:
-            class_weight = tl.load(weight_pointers, mask=inside, other=0.0)
+        class_weight = load_class_weight(weight_pointers, inside, HAS_CLASS_WEIGHT)
         weighted = class_weight * shifted
         if MASKED:
             class_weight = tl.where(inside, class_weight, 0.0)
@@ -138,18 +136,18 @@ def _nll_kernel(
         row_target = tl.where(known, row_target, float("nan"))
         for start in range(0, V, BLOCK_V):
             state = _fold_lanes(
-                state,
-                pointers,
-                weight_pointers,
-                lanes < V - start,
-                logit_scale,
-                softcap,
-                HAS_SOFTCAP,
-                HAS_CLASS_WEIGHT,
-                WITH_LOGIT_SUM,
-                WITH_EXP_SHIFT,
-                FLUSH,
-                MASKED,
+                state=state,
+                pointers=pointers,
+                weight_pointers=weight_pointers,
+                inside=lanes < V - start,
+                logit_scale=logit_scale,
+                softcap=softcap,
+                HAS_SOFTCAP=HAS_SOFTCAP,
+                HAS_CLASS_WEIGHT=HAS_CLASS_WEIGHT,
+                WITH_LOGIT_SUM=WITH_LOGIT_SUM,
+                WITH_EXP_SHIFT=WITH_EXP_SHIFT,
+                FLUSH=FLUSH,
+                MASKED=MASKED,
             )
             pointers += (tl.zeros([], dtype=tl.int64) + BLOCK_V) * logits_stride_v
             weight_pointers += BLOCK_V
@@ -207,20 +205,18 @@ def _nll_grad_kernel(
         columns = start + tl.arange(0, BLOCK_V)
         pointers = logits_ptr + columns.to(tl.int64) * logits_stride_v
         logits = _load_logits(pointers, columns < V, logit_scale, softcap, HAS_SOFTCAP, True)
-        class_weight = tl.full([BLOCK_V], 1.0, dtype=tl.float32)
-        if HAS_CLASS_WEIGHT:
-            class_weight = tl.load(class_weight_ptr + columns, mask=columns < V, other=0.0)
+        class_weight = load_class_weight(class_weight_ptr + columns, columns < V, HAS_CLASS_WEIGHT)
         gradient = sums_derivative(
-            logits[None, :],
-            (columns == target)[None, :],
-            class_weight,
-            maximum_ptr,
-            upstream_ptr,
-            rows,
-            rows < N,
-            N,
-            WITH_LOGIT_SUM,
-            WITH_EXP_SHIFT,
+            logits=logits[None, :],
+            hit=(columns == target)[None, :],
+            class_weight=class_weight,
+            maximum_ptr=maximum_ptr,
+            upstream_ptr=upstream_ptr,
+            rows=rows,
+            exists=rows < N,
+            N=N,
+            WITH_LOGIT_SUM=WITH_LOGIT_SUM,
+            WITH_EXP_SHIFT=WITH_EXP_SHIFT,
         )
         if HAS_SOFTCAP:
             capped = logits / softcap
