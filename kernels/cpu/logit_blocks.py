@@ -25,42 +25,33 @@ class Logits:
     rounded: bool = False
     kept: torch.Tensor | None = None
     recall: bool = False
+    # Settled by the tensors' dtypes and ``rounded``:
+    wide: torch.dtype = field(init=False)  # of logits
+    widens: bool = field(init=False)  # 16-bit inputs are multiplied from wide copies
+    narrow_gradients: bool = field(
+        init=False
+    )  # gradients are rounded to the inputs' 16 bits before they are multiplied
+    # by ``plan_products``:
+    step: int = 0  # vocabulary rows of one product
+    depth: int = 0  # columns of both matrices in one product
+    per_token: int = 0  # bytes of the copy of a token
+    # and by ``reserve``:
     kept_tokens: int = 0
-    step: int = 0  # vocabulary rows of one product,
-    depth: int = 0  # and columns of both matrices
     _buffer: torch.Tensor | None = None
     _scratch: torch.Tensor | None = None
     _narrow: torch.Tensor | None = None
     _cast: dict = field(default_factory=dict)
 
     def __post_init__(self):
-        self.rounded = self.rounded and multiplies_16_bits(self.hidden.dtype, self.hidden.device)
-
-    @property
-    def wide(self) -> torch.dtype:
-        return torch.promote_types(self.hidden.dtype, torch.float32)
-
-    @property
-    def product(self) -> torch.dtype:
-        return self.hidden.dtype if self.rounded else self.wide
-
-    @property
-    def widens(self) -> bool:
-        """Whether 16-bit inputs are multiplied from float32 copies."""
-        return self.hidden.dtype != self.product
-
-    @property
-    def narrow_gradients(self) -> bool:
-        """Whether gradients are rounded to the inputs' 16 bits before they are multiplied."""
-        return self.hidden.dtype != self.wide and multiplies_16_bits(self.hidden.dtype, self.hidden.device)
-
-    @property
-    def per_token(self) -> int:
-        """Bytes of the copy of a token."""
-        return self.depth * self.wide.itemsize if self.widens else 0
+        dtype = self.hidden.dtype
+        self.wide = torch.promote_types(dtype, torch.float32)
+        narrow_products = dtype != self.wide and multiplies_16_bits(dtype, self.hidden.device)
+        self.rounded = self.rounded and narrow_products
+        self.widens = dtype != self.wide and not self.rounded
+        self.narrow_gradients = narrow_products
 
     def plan_products(self, memory_limit: int) -> int:
-        """Settle ``step`` and ``depth``; returns the bytes of weight that is copied for a product.
+        """Settle ``step``, ``depth`` and ``per_token``; return the bytes of weight that is copied for a product.
 
         Copies of 1,024 tokens (of all, if they are fewer) take half of the limit, those of weight rows a quarter: where all
         of D would not fit, products of parts of it are added up.
@@ -73,11 +64,12 @@ class Logits:
         self.step = product_rows(self.depth, itemsize)
         if self.widens:
             self.step = max(1, min(self.step, memory_limit // 4 // (self.depth * itemsize)))
+            self.per_token = self.depth * itemsize
         return self.step * self.per_token
 
     def most_rows(self, tokens: int) -> int:
         if self.rounded:  # one product, whose library chooses its own steps and takes longer to call
-            return max(LEAST_ROWS, cached_logits(self.product.itemsize) // tokens)
+            return max(LEAST_ROWS, cached_logits(self.hidden.element_size()) // tokens)
         return block_rows(tokens, self.step, self.wide.itemsize)
 
     def per_logit(self, copies: int, gradient: bool = False) -> int:
