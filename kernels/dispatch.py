@@ -147,9 +147,7 @@ def plan(
 
 
 def settled(plan: Plan, target: Target, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Plan:
-    """Return the plan with the way of an ``open`` one, once there are tensors with data."""
-    if plan.way != OPEN:
-        return plan
+    """Return an ``open`` plan with its way, once there are tensors with data."""
     return plan._replace(way=CHUNKED if chunks_pay(target, hidden, weight, bias, plan.memory_limit) else FUSED)
 
 

@@ -104,9 +104,6 @@ class RunningSums:
             block_sum = z.exp2_().sum(1)
         sum_exp.mul_(moved.exp_()).add_(block_sum)
 
-    def finish(self, vocabulary: int) -> torch.Tensor:
-        return finished(self.rows, self.target, vocabulary, self.rule.ignore_index)
-
 
 def sums_derivative(
     z: torch.Tensor,
@@ -231,7 +228,7 @@ def linear_nll(
     running = RunningSums.start(target, class_weight, rule, block[1], logits.wide)
     for tokens, columns, z in sweep(logits, block):
         running.add(z, columns.start, tokens, scratch=logits.scratch(z))
-    return running.finish(weight.shape[0])
+    return finished(running.rows, target, weight.shape[0], rule.ignore_index)
 
 
 def linear_nll_grad(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from ..dispatch import DEFAULT, PLAIN, ROWS_LIMIT, Plan, Rule
-from ..sums import finite, with_positions
+from ..sums import finished, finite, with_positions
 from .blockwise import RunningSums, sums_derivative
 from .logit_blocks import apply_rule, zero_tokens
 
@@ -37,7 +37,7 @@ def nll(
     running = RunningSums.start(target, class_weight, rule, logits.shape[1], wide)
     for tokens, _, z in _row_chunks(logits, wide, 2 + rule.with_exp_shift, plan.memory_limit or ROWS_LIMIT):
         running.add(apply_rule(z, None, rule.softcap, rule.logit_scale), 0, tokens)
-    return running.finish(logits.shape[1])
+    return finished(running.rows, target, logits.shape[1], rule.ignore_index)
 
 
 def nll_grad(

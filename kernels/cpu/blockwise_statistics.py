@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 
 from ..dispatch import DEFAULT, FORWARD_LIMIT, PLAIN, Plan, Rule
-from ..sums import MAX
+from ..sums import MAX, finished
 from .blockwise import RunningSums, forward_block, sweep
 from .logit_blocks import Logits, apply_rule
 
@@ -102,4 +102,5 @@ def linear_statistics(
         largest = choices.add(z, columns.start, tokens, running.rows[MAX, tokens], scratch)
         running.add(z, columns.start, tokens, largest=largest, scratch=scratch)
     ignored = target == rule.ignore_index
-    return running.finish(weight.shape[0]), above.masked_fill_(ignored, 0), best.masked_fill_(ignored, 0)
+    sums = finished(running.rows, target, weight.shape[0], rule.ignore_index)
+    return sums, above.masked_fill_(ignored, 0), best.masked_fill_(ignored, 0)

@@ -25,18 +25,18 @@ class Logits:
     rounded: bool = False
     kept: torch.Tensor | None = None
     recall: bool = False
-    kept_tokens: int = 0
-    # Settled by the inputs:
-    wide: torch.dtype = field(init=False)  # of logits and sums
-    product: torch.dtype = field(init=False)
-    widens: bool = field(init=False)  # 16-bit inputs are multiplied from float32 copies
+    # Settled by the tensors' dtypes and ``rounded``:
+    wide: torch.dtype = field(init=False)  # of logits
+    widens: bool = field(init=False)  # 16-bit inputs are multiplied from wide copies
     narrow_gradients: bool = field(
         init=False
     )  # gradients are rounded to the inputs' 16 bits before they are multiplied
-    # Settled by ``plan_products``:
-    step: int = 0  # vocabulary rows of one product,
-    depth: int = 0  # and columns of both matrices
+    # by ``plan_products``:
+    step: int = 0  # vocabulary rows of one product
+    depth: int = 0  # columns of both matrices in one product
     per_token: int = 0  # bytes of the copy of a token
+    # and by ``reserve``:
+    kept_tokens: int = 0
     _buffer: torch.Tensor | None = None
     _scratch: torch.Tensor | None = None
     _narrow: torch.Tensor | None = None
@@ -44,15 +44,14 @@ class Logits:
 
     def __post_init__(self):
         dtype = self.hidden.dtype
-        narrow_products = multiplies_16_bits(dtype, self.hidden.device)
-        self.rounded = self.rounded and narrow_products
         self.wide = torch.promote_types(dtype, torch.float32)
-        self.product = dtype if self.rounded else self.wide
-        self.widens = dtype != self.product
-        self.narrow_gradients = dtype != self.wide and narrow_products
+        narrow_products = dtype != self.wide and multiplies_16_bits(dtype, self.hidden.device)
+        self.rounded = self.rounded and narrow_products
+        self.widens = dtype != self.wide and not self.rounded
+        self.narrow_gradients = narrow_products
 
     def plan_products(self, memory_limit: int) -> int:
-        """Settle ``step`` and ``depth``; return the bytes of weight that is copied for a product.
+        """Settle ``step``, ``depth`` and ``per_token``; return the bytes of weight that is copied for a product.
 
         Copies of 1,024 tokens (of all, if they are fewer) take half of the limit, those of weight rows a quarter: where all
         of D would not fit, products of parts of it are added up.
@@ -63,14 +62,14 @@ class Logits:
             parts = -(-dimension // max(1, memory_limit // 2 // (max(1, min(tokens, 1024)) * itemsize)))
             self.depth = -(-dimension // parts)
         self.step = product_rows(self.depth, itemsize)
-        self.per_token = self.depth * itemsize if self.widens else 0
         if self.widens:
             self.step = max(1, min(self.step, memory_limit // 4 // (self.depth * itemsize)))
+            self.per_token = self.depth * itemsize
         return self.step * self.per_token
 
     def most_rows(self, tokens: int) -> int:
         if self.rounded:  # one product, whose library chooses its own steps and takes longer to call
-            return max(LEAST_ROWS, cached_logits(self.product.itemsize) // tokens)
+            return max(LEAST_ROWS, cached_logits(self.hidden.element_size()) // tokens)
         return block_rows(tokens, self.step, self.wide.itemsize)
 
     def per_logit(self, copies: int, gradient: bool = False) -> int:

@@ -2,7 +2,7 @@
 
 import torch
 
-from ..dispatch import CHUNKED, DEFAULT, PLAIN, Plan, Rule, settled
+from ..dispatch import CHUNKED, DEFAULT, OPEN, PLAIN, Plan, Rule, settled
 from . import linear_nll as fused
 from .launch import current_target
 from .linear_kl import linear_kl, linear_kl_grad
@@ -36,6 +36,8 @@ def linear_nll(
     kept: None = None,
 ) -> torch.Tensor:
     """Return the five sums of every token, float32 [5, N], by the plan's way; no plan for this backend keeps products."""
-    if settled(plan, current_target(), hidden, weight, bias).way == CHUNKED:
+    if plan.way == OPEN:
+        plan = settled(plan, current_target(), hidden, weight, bias)
+    if plan.way == CHUNKED:
         return linear_nll_chunked(hidden, weight, target, class_weight, rule, plan)
     return fused.linear_nll(hidden, weight, bias, target, class_weight, rule, plan)
