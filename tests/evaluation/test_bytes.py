@@ -245,7 +245,7 @@ def test_a_token_that_is_not_finite_leaves_no_measure_by_byte(broken, tmp_path):
     """With 6,274 of 7,035 tokens NaN bits per byte read 0.226 instead of 2.085."""
     from rich.console import Console
 
-    from perplexity.evaluation import tables
+    from perplexity.cli import eval as command
 
     _, got, rows = broken
     measures = ("bits_per_byte", "byte_perplexity", "word_perplexity")
@@ -261,7 +261,7 @@ def test_a_token_that_is_not_finite_leaves_no_measure_by_byte(broken, tmp_path):
     got.save(tmp_path / "r.json")
     assert all(read_result(tmp_path / "r.json").get(name) is None for name in measures)
     console = Console(record=True, width=150, file=open(os.devnull, "w"))  # noqa: SIM115
-    tables.show(got, console)
+    command.show(got, console)
     shown = console.export_text()
     assert "undefined" in shown and "a token's loss is NaN or infinite" in shown
 
