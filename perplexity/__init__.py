@@ -19,13 +19,7 @@ if TYPE_CHECKING:
     from .monitor import Diagnosis, Monitor
     from .nn import CrossEntropyLoss, LinearCrossEntropyLoss
     from .parallel import VocabularyShard
-    from .statistics import (
-        TokenStatistics,
-        linear_kl_divergence,
-        token_log_probabilities,
-        token_nll,
-        token_statistics,
-    )
+    from .statistics import TokenStatistics, linear_kl_divergence, token_log_probabilities, token_nll, token_statistics
 
 __version__ = "0.2.0"
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from . import checks
 from .files import write_text
+from .json_files import to_json
 
 SEVERITIES = ("info", "warning", "danger")
 VERDICTS = {"info": "healthy", "warning": "watch", "danger": "unhealthy"}  # by the worst finding
@@ -49,8 +50,6 @@ class Judged:
         return asdict(self)
 
     def to_json(self) -> str:
-        from .evaluation.results import to_json
-
         return to_json(self.to_dict())
 
     def save(self, path: str | Path) -> None:

@@ -10,14 +10,7 @@ from torch import Tensor
 from . import checks
 from .checks import wrong
 from .errors import InputTypeError
-from .inputs import (
-    LinearInputs,
-    LossOptions,
-    cast,
-    choose_backend,
-    refuse_forward_mode,
-    widened,
-)
+from .inputs import LinearInputs, LossOptions, cast, choose_backend, refuse_forward_mode, widened
 from .kernels import operators
 from .kernels.dispatch import Plan, Rule
 from .kernels.sums import MAX, SUM_EXP

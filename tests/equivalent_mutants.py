@@ -12,7 +12,7 @@ EQUIVALENT = [
         for bits in (19, 21)
     ),
     (
-        "perplexity/evaluation/scoring.py",
+        "perplexity/scoring/stream.py",
         'if self.device.type == "cuda":',
         'if self.device.type != "cuda":',
         "torch.cuda.empty_cache does nothing before CUDA is used; on a GPU it only returns memory",

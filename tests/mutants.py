@@ -47,8 +47,11 @@ BUILD = ROOT / "build" / "mutants"
 
 MUTATED = (
     "kernels/**/*.py",
-    *(f"perplexity/{name}.py" for name in ("losses", "nn", "statistics", "metric", "arguments", "checks")),
-    *(f"perplexity/{name}/*.py" for name in ("evaluation", "monitor", "data_checks")),
+    *(
+        f"perplexity/{name}.py"
+        for name in ("losses", "nn", "statistics", "metric", "inputs", "checks", "calibration", "fingerprints")
+    ),
+    *(f"perplexity/{name}/*.py" for name in ("text", "models", "scoring", "evaluation", "monitor", "data_checks")),
 )
 # Their tests need a GPU or a compiler: a mutant of them would live here whatever the tests say.
 OFF_THE_CPU = ("kernels/compile_check.py",)
@@ -65,7 +68,7 @@ LEFT_OUT = (
     # Half a minute each, more than a mutant's share; others run the same statements.
     "evaluation/test_cost.py::test_peak_memory",
     "evaluation/test_distributed.py::test_ranks_give_the_single_process_numbers[3]",
-    "evaluation/test_journal.py::test_killed_at_fifty_random_moments",
+    "evaluation/test_journal.py::test_killed_at_fifty_drawn_places",
     "test_cli.py::test_everything_at_once",
     "test_parallel.py::test_a_sharded_vocabulary_equals_one_process[3-triton]",
 )

@@ -77,7 +77,7 @@ def run(capsys, arguments):
         ("report history.csv -o page.html", "perplexity.report.html.figures"),
         ("report history.csv -o page.html --probe probe.json", "perplexity.report.beyond.rows"),
         ("eval model good.jsonl", "perplexity.evaluation.evaluator.summarise"),
-        ("eval model good.jsonl", "perplexity.evaluation.readers._row"),
+        ("eval model good.jsonl", "perplexity.text.readers._row"),
         ("compare eval.json eval.json", "perplexity.evaluation.comparison.ratio_stderr"),
         ("check-data --train prompts.txt --valid good.jsonl", "perplexity.data_checks.checks.leaks"),
         ("probe model good.jsonl --samples 1 --max-new-tokens 4", "perplexity.probe.prober.tokenize"),
@@ -601,7 +601,7 @@ def test_half_of_a_surrogate_pair_is_told_with_its_line(folder, command, column,
     """Once an id became "?" in the Parquet files, and the ids of two documents the same one."""
     if command.startswith("probe") and column == "domain":
         pytest.skip("prompts have no domain")
-    monkeypatch.setattr("perplexity.evaluation.models.load", lambda *_, **__: pytest.fail("work was begun"))
+    monkeypatch.setattr("perplexity.models.load", lambda *_, **__: pytest.fail("work was begun"))
     path = tmp_path / "t.jsonl"
     path.write_text(json.dumps(ROWS[0]) + "\n" + json.dumps(ROWS[1] | {column: "x\ud800"}) + "\n")
     where = f"line 2, column {column!r}: " if column != "text" else "line 2: "
@@ -657,8 +657,8 @@ BOMB = b"the cat sat on the mat\n" * 100_000
     ],
 )
 def test_a_file_of_another_kind_is_named(folder, name, content, words, tmp_path, monkeypatch, fails):
-    monkeypatch.setattr("perplexity.evaluation.models.load", lambda *_, **__: pytest.fail("work was begun"))
-    monkeypatch.setattr("perplexity.evaluation.readers.UNPACKED", 1 << 20)
+    monkeypatch.setattr("perplexity.models.load", lambda *_, **__: pytest.fail("work was begun"))
+    monkeypatch.setattr("perplexity.text.readers.UNPACKED", 1 << 20)
     path = tmp_path / name
     path.write_bytes(content)
     for command in (
@@ -681,7 +681,7 @@ def test_a_file_that_packs_well_is_read(monkeypatch, tmp_path):
     path.write_bytes(gzip.compress(BOMB))
     assert [document.text for document in read_documents([path])] == [BOMB.decode()]
     # Nor is a larger one that packs as text does.
-    monkeypatch.setattr("perplexity.evaluation.readers.UNPACKED", 1000)
+    monkeypatch.setattr("perplexity.text.readers.UNPACKED", 1000)
     text = np.random.default_rng(0).integers(97, 123, 5000, dtype=np.uint8).tobytes()
     path.write_bytes(gzip.compress(text))
     assert [document.text for document in read_documents([path])] == [text.decode()]

@@ -148,8 +148,7 @@ def test_everything_at_once(folder, tmp_path, ppl_here, monkeypatch):
 
 
 def test_a_comparison_that_is_refused_exits_with_2(folder, tmp_path, ppl_here):
-    from perplexity import evaluate
-    from perplexity.evaluation import models
+    from perplexity import evaluate, models
 
     for name, text in (("a", "one"), ("b", "two")):
         evaluate(*models.load(folder / "model", device="cpu"), [text]).save(tmp_path / name)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from test_cli import ppl
 
-from perplexity import demo
+from perplexity.cli import demo_run as demo
 from perplexity.errors import InputError
 
 

@@ -20,8 +20,8 @@ from perplexity.cli import main
 from perplexity.errors import InputError
 from perplexity.evaluation import Document, read_documents
 from perplexity.evaluation.collect import ParquetTable
-from perplexity.evaluation.results import read_written
 from perplexity.files import Output, check_output, check_outputs, other_than_file, write_text
+from perplexity.json_files import read_written
 from perplexity.probe.prompts import read_prompts
 
 OLD = '{"old": "good result"}'
@@ -250,7 +250,7 @@ def test_outputs_are_apart_from_inputs_and_from_each_other(tmp_path, monkeypatch
 )
 def test_an_input_is_not_overwritten(folder, arguments, words, fails, monkeypatch):
     """``--json MODEL/config.json`` broke the model, after all the work."""
-    monkeypatch.setattr("perplexity.evaluation.models.load", lambda *_, **__: pytest.fail("work was begun"))
+    monkeypatch.setattr("perplexity.models.load", lambda *_, **__: pytest.fail("work was begun"))
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     fails(folder, arguments.split(), [words])
     assert before == {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
@@ -277,7 +277,7 @@ def test_an_input_is_not_overwritten(folder, arguments, words, fails, monkeypatc
 )
 def test_a_name_says_what_is_written(folder, arguments, words, fails, monkeypatch):
     """Parquet under a name of CSV is an error in whatever reads it next."""
-    monkeypatch.setattr("perplexity.evaluation.models.load", lambda *_, **__: pytest.fail("work was begun"))
+    monkeypatch.setattr("perplexity.models.load", lambda *_, **__: pytest.fail("work was begun"))
     fails(folder, arguments.split(), [words])
 
 

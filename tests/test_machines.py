@@ -171,3 +171,18 @@ def _brought() -> dict[str, set[str]]:
                 else:
                     brought[extra].add(re.match(r"[\w-]+", wanted)[0])
     return brought
+
+
+def test_the_kernels_import_torch_and_triton_alone():
+    """``kernels/`` is below everything else: nothing of perplexity, no extra."""
+    allowed = {"torch", "triton", *sys.stdlib_module_names}
+    for path in sorted((ROOT / "kernels").rglob("*.py")):
+        depth = len(path.relative_to(ROOT).parts) - 1
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom):
+                assert node.level <= depth, (path.name, node.lineno)
+                names = [] if node.level else [node.module]
+            else:
+                names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            for name in names:
+                assert name.split(".")[0] in allowed, (path.name, name)

@@ -45,8 +45,8 @@ def run(options: Options) -> int:
     """Ask about each text, write the answers and print their means."""
     needs(probe=("transformers", "rich", "scipy"))
     from ..evaluation import read_documents
-    from ..evaluation.models import described
-    from ..evaluation.results import to_json
+    from ..json_files import to_json
+    from ..models.language_model import described
     from ..probe.ask import PROMPT, TEMPLATE, Questioner, Tally
     from ..probe.findings import unanswered
     from .progress import log_texts

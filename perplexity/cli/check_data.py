@@ -64,8 +64,8 @@ def run(options: Options) -> int:
     from ..data_checks.checks import write_texts
     from ..data_checks.texts import unit_of, whole
     from ..data_checks.vocabulary import embedding_size
-    from ..evaluation.fingerprints import tokenizer_fingerprint
-    from ..evaluation.models import load_tokenizer
+    from ..fingerprints import tokenizer_fingerprint
+    from ..models.language_model import load_tokenizer
 
     tokenizer = None if options.tokenizer is None else load_tokenizer(options.tokenizer, trust_remote_code=False)
     console = tables.console()

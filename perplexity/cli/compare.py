@@ -39,7 +39,7 @@ def run(options: Options) -> int:
     """Compare, write what is asked for and print the table; 1 where a loss is not finite."""
     needs(eval=("transformers", "rich", "scipy"))
     from ..evaluation import compare
-    from ..evaluation.results import to_json
+    from ..json_files import to_json
 
     inputs = [options.a, options.b, *options.text]
     check_outputs(by_option(options, "json"), inputs, folders=by_option(options.scoring, "journal"))

@@ -27,10 +27,10 @@ def run(options: Options) -> int:
             *("matplotlib", "tensorboard", "plotly", "xxhash"),
         )
     )
-    from .. import demo
+    from . import demo_run
 
     try:
-        demo.run(options.out, steps=options.steps)
+        demo_run.run(options.out, steps=options.steps)
     except BrokenPipeError:
         raise
     except OSError as error:  # a full disk's names no file

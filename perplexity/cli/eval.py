@@ -111,8 +111,8 @@ def _check(options: Options) -> None:
 
 def summary(evaluation: Evaluation, baseline: dict | None = None) -> Table:
     """Return each measure, its value and what it means; ``baseline`` is another evaluation's JSON."""
-    from ..evaluation.calibration import rows
-    from ..evaluation.results import model_name, same_model
+    from ..calibration import rows
+    from ..json_files import model_name, same_model
 
     e = evaluation
     table = tables.table(f"{e.tokens:,} tokens scored of {e.documents:,} documents", "measure", "value", "meaning")

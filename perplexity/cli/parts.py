@@ -10,8 +10,8 @@ from ..files import other_than_file
 from .options import option
 
 if TYPE_CHECKING:
-    from ..evaluation.readers import ReadOptions
     from ..monitor.history import History
+    from ..text.readers import ReadOptions
 
 STANDARD_INPUT = "-"
 DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -47,7 +47,7 @@ class Reading:
 
     def options(self) -> ReadOptions:
         """Return what the readers take, before a tokenizer is known."""
-        from ..evaluation.readers import ReadOptions
+        from ..text.readers import ReadOptions
 
         return ReadOptions(
             self.text_column,
@@ -93,7 +93,7 @@ class Running:
         """
         import transformers
 
-        from ..evaluation import models
+        from .. import models
         from .ranks import device_of, world_size
 
         transformers.utils.logging.disable_progress_bar()

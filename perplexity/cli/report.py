@@ -31,7 +31,8 @@ class Options:
 def run(options: Options) -> int:
     """Read and diagnose the history, and write the page and the plots that are asked for."""
     needs(report=("rich", "pyarrow", "matplotlib", "plotly"))
-    from ..evaluation.results import read_result, read_written
+    from ..evaluation.results import read_result
+    from ..json_files import read_written
     from ..monitor import diagnose
     from ..monitor.readers import history_files
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from ..evaluation.documents import Document
-from ..evaluation.readers import read_documents
+from ..text.documents import Document
+from ..text.readers import read_documents
 from .parts import STANDARD_INPUT, Reading
 
 

@@ -11,10 +11,10 @@ import numpy as np
 
 from .. import checks
 from ..errors import InputError, InputTypeError
-from ..evaluation.fingerprints import tokenizer_fingerprint
-from ..evaluation.tokens import check_tokenizer
 from ..files import Output
 from ..findings import SEVERITIES, Finding, Judged
+from ..fingerprints import tokenizer_fingerprint
+from ..text.tokens import check_tokenizer
 from .index import FEWEST, NGRAM, SHINGLE, Index, Scan, Text
 from .leakage import FEWEST_WORDS, Leak, leakage_findings, leaks, overlaps, scan_texts
 from .splits import shift_findings, size_findings

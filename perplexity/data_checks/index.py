@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass, field
 import numpy as np
 import xxhash
 
-from .words import digest, grams, hashes, words
+from ..text.words import digest, grams, hashes, words
 
 NGRAM = 13  # GPT-3 (arXiv:2005.14165, appendix C) and lm-evaluation-harness
 SHINGLE = 4

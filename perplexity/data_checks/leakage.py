@@ -22,6 +22,7 @@ import numpy as np
 from ..errors import InputError
 from ..files import write_bytes, write_text
 from ..findings import Finding
+from ..text.words import grams, hashes, words
 from .index import (
     ESTIMATED,
     FEWEST,
@@ -40,7 +41,6 @@ from .index import (
     unsealed,
 )
 from .texts import BLANK
-from .words import grams, hashes, words
 
 FEWEST_WORDS = 4  # of a document that can leak: "example" and "is equivalent to" are in every text
 CONTAINED = 0.5  # share of a document's n-grams from which it counts as leaked

@@ -9,8 +9,8 @@ import numpy as np
 
 from ..errors import needing
 from ..findings import Finding
+from ..text.words import digest, hashes, words
 from .index import Index, Scan
-from .words import digest, hashes, words
 
 USUAL = (0.01, 0.05)  # share of all text that validation usually is
 TOKEN_DEVIATION = 3.0  # nats: of a token's loss, where nobody measured it; 2.5 to 3.3 for models of English

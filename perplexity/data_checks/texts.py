@@ -10,10 +10,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from ..errors import InputError, check_encoding, spelled
-from ..evaluation.documents import Document
-from ..evaluation.evaluator import check_ids
-from ..evaluation.readers import STANDARD_INPUT, ReadOptions, opened, read_documents, stem
-from ..evaluation.tokens import text_of as decoded
+from ..text.documents import Document, check_ids
+from ..text.readers import STANDARD_INPUT, ReadOptions, opened, read_documents, stem
+from ..text.tokens import text_of as decoded
 from .index import Text
 
 PIECE = 4 << 20  # bytes of a text file that are read at a time

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import xxhash
 
-from ..evaluation.tokens import text_of, token_ids
 from ..findings import Finding
+from ..text.tokens import text_of, token_ids
 from .index import Text
 
 AT_ONCE = 64  # documents tokenised in a call
@@ -56,7 +56,7 @@ class Sample:
 
 def count_tokens(tokenizer, texts: Iterable[Text], *, closely: bool = False) -> Tokens:
     """Tokens of texts; ``closely``: also decoded again, and unknown ones by domain and document."""
-    from ..evaluation.protocols import unknown_id
+    from ..text.tokens import unknown_id
 
     unknown = unknown_id(tokenizer)
     found = Tokens(np.zeros(max(len(tokenizer), 1), np.int64))
@@ -111,7 +111,7 @@ def embedding_size(folder: str) -> int | None:
 
 
 def vocabulary_findings(tokenizer, valid: Tokens, train: Tokens | None, embedding: int | None) -> list[Finding]:
-    from ..evaluation.protocols import unknown_id
+    from ..text.tokens import unknown_id
 
     findings = []
     rate = valid.unknown / max(1, valid.tokens)

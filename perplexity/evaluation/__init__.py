@@ -1,11 +1,11 @@
 """Evaluation of a causal language model on text: the perplexity number, and what it stands on."""
 
+from ..models.language_model import Head, LanguageModel
+from ..text.documents import Document
+from ..text.readers import ReadOptions, read_documents
 from .comparison import Comparison, compare
-from .documents import Document
 from .evaluator import Progress, evaluate
 from .model_comparison import ModelComparison, compare_models
-from .models import Head, LanguageModel
-from .readers import ReadOptions, read_documents
 from .results import DocumentScore, Evaluation, read_result
 
 __all__ = [

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import numpy as np
 
+from ..calibration import CalibrationBins
 from ..errors import InputError
 from ..files import Output
-from .calibration import CalibrationBins
-from .protocols import NON_FINITE, SPECIAL, Positions, unknown_id
+from ..scoring.protocols import NON_FINITE, SPECIAL, Positions
+from ..scoring.stream import Scored
+from ..text.tokens import text_of, unknown_id
 from .results import DocumentScore
-from .scoring import Scored
-from .tokens import text_of
 from .uncertainty import BLOCK
 
 KEPT = 10  # extremes of each kind
@@ -79,8 +79,6 @@ TOKEN_COLUMNS = {
     "predicted": "int64",
     "confidence": "float32",
 }
-# What a token's statistics are, in the order of ``Scored.values``.
-DETAILS = ("nll", "entropy", "rank", "predicted", "confidence")
 DOCUMENT_COLUMNS = {
     "id": "string",
     "domain": "string",

@@ -10,9 +10,10 @@ import numpy as np
 
 from .. import checks
 from ..errors import InputError, InputTypeError
+from ..json_files import SCHEMA_VERSION, same_model
 from ..metric import exp
-from .results import SCHEMA_VERSION, Evaluation, checked_record, read_result, same_model
-from .spans import Spans, groups_of
+from ..text.spans import Spans, groups_of
+from .results import Evaluation, checked_record, read_result
 from .uncertainty import CONFIDENCE, TRUSTED_CLUSTERS, half_width, ratio_stderr, scipy_stats
 
 MEASURES = ("loss", "bits-per-byte")

@@ -2,43 +2,35 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
-import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from .. import checks
-from ..errors import InputError, check_unicode, spelled
+from .. import checks, models
+from ..calibration import CalibrationBins
+from ..errors import InputError
 from ..files import check_outputs
+from ..fingerprints import TextFingerprint, tokenizer_fingerprint
 from ..inputs import choose_backend
 from ..metric import exp
-from ..statistics import token_nll, token_statistics
-from . import models
-from .batching import Batching
-from .calibration import CalibrationBins
-from .collect import DETAILS, DOCUMENT_COLUMNS, TOKEN_COLUMNS, Collector, ParquetTable, described
-from .documents import Document
-from .fingerprints import TextFingerprint, tokenizer_fingerprint
-from .journal import Journal
-from .models import evaluation_mode
-from .protocols import Positions, Protocol, choose_protocol, special_ids, unknown_id
+from ..models.language_model import evaluation_mode
+from ..scoring.batching import Batching
+from ..scoring.journal import Journal
+from ..scoring.protocols import choose_protocol
+from ..scoring.reading import read_positions
+from ..scoring.run import DETAILS, run_identity, token_scorer
+from ..scoring.stream import Scored, raise_together, stream, tasks
+from ..text.documents import Document
+from .collect import DOCUMENT_COLUMNS, TOKEN_COLUMNS, Collector, ParquetTable, described
 from .results import Evaluation, summarise
-from .scoring import IGNORED, Scored, raise_together, stream, tasks
-from .spans import Spans, estimated_spans, inside, lost_characters, spans_of
-from .tokens import encoded, text_of
 from .uncertainty import scipy_stats
 
-TOKENIZED_AT_ONCE = 64
 # Of a sum of float32 losses: a head of zeros is as good as the uniform guess, not worse.
 ROUNDING = 1e-6
 
@@ -212,188 +204,12 @@ def evaluate(
     )
 
 
-def run_identity(
-    networks: list[models.LanguageModel], tokenizer: str, batch_size: int | None, backend: str
-) -> dict[str, Any]:
-    """Return what a journal asks of every run on its folder: all that decides the bits of a value, but the text and the model."""
-    configs = [getattr(getattr(network, "model", None), "config", None) for network in networks]
-    theirs = any(hasattr(config, "to_json_string") for config in configs)
-    return {
-        "tokenizer": tokenizer,
-        "batch_size": batch_size,
-        "backend": backend,
-        "device": networks[0].head.weight.device.type,
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "transformers": sys.modules["transformers"].__version__ if theirs and "transformers" in sys.modules else None,
-        "attention": [getattr(config, "_attn_implementation", None) for config in configs],
-    }
-
-
 def _ranks(distributed: bool) -> tuple[int, int]:
     if not distributed:
         return 0, 1
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         raise InputError("distributed: expected an initialised torch.distributed, got none")
     return torch.distributed.get_rank(), torch.distributed.get_world_size()
-
-
-def token_scorer(network: models.LanguageModel, backend: str, details: bool) -> Callable[[Tensor, Tensor], Tensor]:
-    """input_ids, targets -> [1, n] NLL of the scored tokens, or with ``details`` [5, n], ``DETAILS``."""
-    head = network.head
-
-    # Not inference_mode: a table that a model makes on first use would be of no use in training after it.
-    @torch.no_grad()
-    def score(input_ids: Tensor, target: Tensor) -> Tensor:
-        chosen = target != IGNORED
-        arguments = (network.hidden_states(input_ids)[chosen], head.weight, target[chosen])
-        with torch.autocast(input_ids.device.type, enabled=False):  # float32 logits, whatever surrounds the call
-            if not details:
-                return token_nll(*arguments, **head.arguments(), backend=backend)[None]
-            statistics, confidence = token_statistics(
-                *arguments, **head.arguments(), backend=backend, with_confidence=True
-            )
-        nll, _, entropy, rank, predicted = statistics
-        # Ranks and columns are whole numbers below 2²⁴: exact in float32.
-        return torch.stack([nll, entropy, rank.float(), predicted.float(), confidence])
-
-    return score
-
-
-def read_positions(
-    batching: Batching,
-    tokenizer,
-    documents: Iterable[Document | str],
-    protocol: Protocol,
-    text: TextFingerprint,
-    journal: Journal | None = None,
-) -> Iterator[Positions]:
-    """Documents as the models read them.
-
-    On the first few positions of the first document with two, the models' heads are verified and ``batching`` is checked.
-    """
-    networks = batching.networks
-    vocabulary = networks[0].head.weight.shape[0]
-    for token in (protocol.prefix, protocol.first_of_window):
-        if token is None or token < vocabulary:
-            continue
-        raise InputError(
-            f"bos: token id {token} ({tokenizer.convert_ids_to_tokens(token)!r}), which the protocol puts before each "
-            f"document, is not below {vocabulary}, the model's vocabulary: check that the tokenizer is this model's, "
-            "or leave it out (bos='never')"
-        )
-    verified = False
-    for index, (document, ids, spans) in enumerate(_tokenized(tokenizer, documents, protocol)):
-        text_hash = text.add(document.text)
-        if journal is not None:
-            journal.document(index, text_hash)
-        check_ids(document, ids, vocabulary, "the model's vocabulary", tokenizer)
-        positions = protocol.positions(document, ids, spans)
-        if not verified and len(positions.ids) > 1:
-            for network in networks:
-                models.verify(network, positions.ids, protocol.context_length)
-            batching.check(positions.ids, protocol.context_length)
-            verified = True
-        yield positions
-
-
-def _tokenized(
-    tokenizer, documents: Iterable[Document | str], protocol: Protocol
-) -> Iterator[tuple[Document, np.ndarray, Spans]]:
-    checks.several("documents", documents, "them", (Document,))
-    special = np.array(sorted(special_ids(tokenizer)), dtype=np.int64)
-    checked = (checked_document(index, document) for index, document in enumerate(documents))
-    unknown = unknown_id(tokenizer)
-    while group := list(islice(checked, TOKENIZED_AT_ONCE)):
-        texts = [document.text for document in group if document.ids is None]
-        tokens = iter(encoded(tokenizer, texts, split_special_tokens=protocol.special_text == "text"))
-        for document in group:
-            if document.ids is None:
-                ids, encoding = next(tokens)
-                yield document, ids, _spans(tokenizer, document.text, ids, encoding, unknown)
-                continue
-            ids = np.asarray(document.ids).astype(np.int64)
-            # What starts and ends a document in a token file is no text; what is spelled inside is.
-            kept = (ids >= 0) & (ids < len(tokenizer))  # others are refused by position, further on
-            text = np.flatnonzero(~np.isin(ids, special) & kept)
-            kept[: text[0] if len(text) else None] = False
-            kept[text[-1] + 1 if len(text) else 0 :] = False
-            document = dataclasses.replace(document, text=text_of(tokenizer, ids[kept]))
-            again, encoding = None, None
-            if getattr(tokenizer, "is_fast", False):
-                again, encoding = encoded(tokenizer, [document.text])[0]
-            if not np.array_equal(again, ids[kept]):
-                spans = _estimated_spans(tokenizer, document.text, ids[kept])
-            else:
-                spans = spans_of(document.text, encoding.offsets, _first(tokenizer, ids[kept]))
-            yield document, ids, inside(spans, kept)
-
-
-def _spans(tokenizer, text: str, ids: np.ndarray, encoding, unknown: int | None) -> Spans:
-    """Return which bytes of ``text`` its tokens stand for, and what they lost of it."""
-    known = ids if unknown is None else ids[ids != unknown]
-    if encoding is None:
-        spans = _estimated_spans(tokenizer, text, ids)
-        if len(known) < len(ids):  # which characters they stand for is not known
-            return spans
-    else:
-        offsets = encoding.offsets
-        spans = spans_of(text, offsets, _first(tokenizer, ids))
-        # Unknown tokens are counted and noted by themselves: what they cover is not deleted.
-        for place in np.flatnonzero(ids == unknown)[::-1].tolist() if len(known) < len(ids) else []:
-            text = text[: offsets[place][0]] + text[offsets[place][1] :]
-    as_read = dict(skip_special_tokens=False, clean_up_tokenization_spaces=False)
-    decoded = text_of(tokenizer, known, **as_read)
-    deleted, changed = lost_characters(text, decoded)
-    return dataclasses.replace(spans, deleted=deleted, changed=changed)
-
-
-def _first(tokenizer, ids: np.ndarray) -> str:
-    return tokenizer.convert_ids_to_tokens(int(ids[0])) if len(ids) else ""
-
-
-def _estimated_spans(tokenizer, text: str, ids: np.ndarray) -> Spans:
-    return estimated_spans(text, ids, lambda token: text_of(tokenizer, [token]))
-
-
-def check_ids(document: Document, ids: np.ndarray, limit: int, whose: str, tokenizer=None) -> None:
-    """InputError naming the first of ``ids`` outside [0, limit), its position, and its token in ``tokenizer``.
-
-    A tokenizer with more entries than ``limit`` is no error by itself: padding and other tokens are
-    often added and never used.
-    """
-    outside = np.flatnonzero((ids < 0) | (ids >= limit))
-    if not len(outside):
-        return
-    place = int(outside[0])
-    token, hint = "", ""
-    if tokenizer is not None and 0 <= ids[place] < len(tokenizer):
-        token = f" ({tokenizer.convert_ids_to_tokens(int(ids[place]))!r})"
-        hint = f"; the tokenizer has {len(tokenizer)} entries: check that it is this model's, or leave that token out"
-    raise InputError(
-        f"document {document.id}: token id {ids[place]}{token} at position {place}, expected below {limit}, "
-        f"{whose}{hint}"
-    )
-
-
-def checked_document(index: int, document: Document | str) -> Document:
-    """``document`` with an id and a domain that are texts; InputError unless it is a document of Unicode text or integer ids."""
-    if isinstance(document, str):
-        document = Document(str(index), document)
-    if not (isinstance(document, Document) and isinstance(document.text, str)):
-        raise InputError(f"documents: expected strings or Documents, got {type(document).__name__} at {index}")
-    # A file's name need not be text, nor an id in JSON: no table and no report holds half of a surrogate pair.
-    names = [spelled(str(name)) for name in (document.id, document.domain)]
-    if names != [document.id, document.domain]:
-        document = dataclasses.replace(document, id=names[0], domain=names[1])
-    if document.ids is not None:
-        ids = np.asarray(document.ids)
-        if ids.ndim != 1 or (ids.size and ids.dtype.kind not in "iu"):
-            raise InputError(
-                f"document {document.id}: expected integer ids [tokens], got {ids.dtype} {list(ids.shape)}"
-            )
-    check_unicode(f"document {document.id}", document.text)
-    return document
 
 
 def _evaluation(collector: Collector, tokenizer, notes: list[str], **rest) -> Evaluation:

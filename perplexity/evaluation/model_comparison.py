@@ -17,20 +17,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .. import checks
+from .. import checks, models
 from ..errors import InputError
+from ..fingerprints import TextFingerprint, tokenizer_fingerprint
 from ..inputs import choose_backend
 from ..metric import exp
+from ..models import evaluation_mode
+from ..scoring.batching import Batching
+from ..scoring.journal import Journal
+from ..scoring.protocols import choose_protocol
+from ..scoring.reading import read_positions
+from ..scoring.run import run_identity
+from ..scoring.stream import IGNORED, stream, tasks
 from ..statistics import linear_kl_divergence, token_statistics
-from . import models
-from .batching import Batching
+from ..text.documents import Document
 from .collect import described, note_non_finite
-from .documents import Document
-from .evaluator import Progress, Told, evaluation_mode, read_positions, run_identity
-from .fingerprints import TextFingerprint, tokenizer_fingerprint
-from .journal import Journal
-from .protocols import choose_protocol
-from .scoring import IGNORED, stream, tasks
+from .evaluator import Progress, Told
 from .uncertainty import TRUSTED_CLUSTERS, ratio_stderr
 
 PERCENTILES = (0.0, 0.1, 1.0, 5.0, 10.0, 25.0, 50.0, 75.0, 90.0, 95.0, 99.0, 99.9, 100.0)

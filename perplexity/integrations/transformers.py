@@ -13,15 +13,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .. import checks
+from .. import checks, models
 from ..errors import InputError, InputTypeError, needing
-from ..evaluation import models
-from ..evaluation.evaluator import evaluation_mode
-from ..evaluation.heads import before_head, options, output_layer
 from ..inputs import check_backend
 from ..kernels import reference
 from ..losses import cross_entropy, linear_cross_entropy
 from ..metric import float64_sum
+from ..models import evaluation_mode
+from ..models.heads import before_head, options, output_layer
 from ..monitor import Monitor
 from . import given_monitor, over_ranks
 from .loss_terms import extra_terms

@@ -306,7 +306,7 @@ def _read_trainer_state(path: Path, names: Names) -> History:
         record = json.loads(path.read_text(encoding="utf-8-sig"))
         rows = record["log_history"]
     except (ValueError, RecursionError, KeyError, TypeError) as error:
-        from ..evaluation.results import described_result
+        from ..json_files import described_result
 
         found = described_result(record) if isinstance(record, dict) else None
         got = found or f"another file ({error!r:.80})"

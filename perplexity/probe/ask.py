@@ -20,19 +20,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .. import checks
+from .. import checks, models
 from ..errors import InputError, check_unicode
-from ..evaluation import models
-from ..evaluation.batching import Batching
-from ..evaluation.documents import Document
-from ..evaluation.evaluator import check_ids, checked_document, evaluation_mode, run_identity
-from ..evaluation.fingerprints import TextFingerprint, tokenizer_fingerprint
-from ..evaluation.journal import Journal
-from ..evaluation.protocols import Positions
-from ..evaluation.scoring import IGNORED, continuations, stream
-from ..evaluation.tokens import check_tokenizer, text_of
+from ..fingerprints import TextFingerprint, tokenizer_fingerprint
 from ..inputs import choose_backend
+from ..models import evaluation_mode
+from ..scoring.batching import Batching
+from ..scoring.journal import Journal
+from ..scoring.protocols import Positions
+from ..scoring.run import run_identity
+from ..scoring.stream import IGNORED, continuations, stream
 from ..statistics import token_statistics
+from ..text.documents import Document, check_ids, checked_document
+from ..text.tokens import check_tokenizer, text_of
 from .prompts import chat_text, encode, following, plain
 
 TEMPLATE = """Text:

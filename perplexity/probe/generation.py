@@ -13,10 +13,9 @@ import numpy as np
 import torch
 
 from ..errors import InputError, theirs
-from ..evaluation.batching import length_rules
-from ..evaluation.models import as_language_model
-from ..evaluation.protocols import special_ids
-from ..evaluation.tokens import text_of
+from ..models.language_model import as_language_model
+from ..scoring.batching import length_rules
+from ..text.tokens import special_ids, text_of
 from .prompts import Asked
 from .settings import GenerationSettings
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..data_checks.words import words
 from ..metric import exp
+from ..text.words import words
 from .repetition import N, compression_ratio, distinct, longest_loop, ngrams, repeated, shared
 
 COPIED = 8  # words in a row that are no coincidence: of n-grams shared with a reference

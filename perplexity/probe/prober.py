@@ -10,21 +10,20 @@ from typing import Any
 
 import numpy as np
 
-from .. import checks
+from .. import checks, models
+from ..calibration import CalibrationBins
 from ..errors import InputError
-from ..evaluation import models
-from ..evaluation.batching import Batching
-from ..evaluation.calibration import CalibrationBins
-from ..evaluation.collect import DETAILS
-from ..evaluation.documents import Document
-from ..evaluation.evaluator import check_ids, evaluation_mode, token_scorer
-from ..evaluation.fingerprints import tokenizer_fingerprint
-from ..evaluation.protocols import Positions
-from ..evaluation.results import model_name, same_model, schema_of
-from ..evaluation.scoring import continuations, stream
-from ..evaluation.tokens import text_of
 from ..findings import SEVERITIES, VERDICTS, Finding, Judged, worst
+from ..fingerprints import tokenizer_fingerprint
 from ..inputs import choose_backend
+from ..json_files import model_name, same_model, schema_of
+from ..models import evaluation_mode
+from ..scoring.batching import Batching
+from ..scoring.protocols import Positions
+from ..scoring.run import DETAILS, token_scorer
+from ..scoring.stream import continuations, stream
+from ..text.documents import Document, check_ids
+from ..text.tokens import text_of
 from . import scores
 from .ask import Questioner, Tally
 from .findings import COLLAPSED, LEAST_TEXTS, LEAST_TOKENS, UNANSWERED, Asking, failed, find, known_good, of_the_run

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import InputError, check_encoding, check_unicode, spelled, theirs
-from ..evaluation.readers import (
+from ..files import other_than_file
+from ..text.readers import (
     STANDARD_INPUT,
     ReadOptions,
     decoded,
@@ -19,8 +20,7 @@ from ..evaluation.readers import (
     standard_input,
     text_in,
 )
-from ..evaluation.tokens import text_of, token_ids
-from ..files import other_than_file
+from ..text.tokens import text_of, token_ids
 from .settings import GenerationSettings
 
 LEAST_REFERENCE = 16  # tokens that are left of a document for a reference; a shorter one is passed over

@@ -7,8 +7,8 @@ from itertools import zip_longest
 
 import numpy as np
 
-from ..data_checks.words import UNSPACED
 from ..errors import InputError, theirs
+from ..text.words import UNSPACED
 
 ROUGE = ("rouge1", "rouge2", "rougeL")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..evaluation.calibration import rows as calibration_rows
+from ..calibration import rows as calibration_rows
 
 
 def rows(record: dict) -> list[tuple[str, str, str, str]]:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 from ..errors import InputError
-from ..evaluation.results import model_name
+from ..json_files import model_name
 from ..monitor.health import Diagnosis
 from ..probe.scores import Part, health, monitor_part
 from ..probe.summary import examples, rows

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import InputError
-from ..evaluation.results import model_name
 from ..files import write_text
+from ..json_files import model_name
 from ..metric import exp
 from ..monitor.digest import Digest
 from ..monitor.health import Diagnosis

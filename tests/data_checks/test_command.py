@@ -138,7 +138,7 @@ def test_a_journal_is_of_its_files_and_options(files, capsys):
 
 
 def test_a_tokenizer_alone_prints_its_fingerprint(tmp_path, capsys):
-    from perplexity.evaluation.fingerprints import tokenizer_fingerprint
+    from perplexity.fingerprints import tokenizer_fingerprint
 
     build_tokenizer(bos=True).save_pretrained(tmp_path)
     assert run("--tokenizer", tmp_path) == 0

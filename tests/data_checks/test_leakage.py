@@ -19,7 +19,7 @@ from perplexity.data_checks import Text, check_data
 from perplexity.data_checks import index as index_module
 from perplexity.data_checks.index import NGRAM, Index, Scan, groups, scan_batch
 from perplexity.data_checks.leakage import leaks, scan_texts, without_leaks
-from perplexity.data_checks.words import grams, hashes, words
+from perplexity.text.words import grams, hashes, words
 
 
 def signals(check):

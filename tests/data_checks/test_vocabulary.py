@@ -6,7 +6,7 @@ import pytest
 from tiny_models import TEXTS, build_tokenizer
 
 from perplexity.data_checks import Text, check_data
-from perplexity.evaluation.fingerprints import tokenizer_fingerprint
+from perplexity.fingerprints import tokenizer_fingerprint
 
 FILLER = "\n".join(f"the cat sat on the mat number {number}" for number in range(50))
 

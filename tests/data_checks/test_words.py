@@ -7,7 +7,7 @@ import unicodedata
 
 import pytest
 
-from perplexity.data_checks.words import words
+from perplexity.text.words import words
 
 
 @pytest.mark.parametrize(

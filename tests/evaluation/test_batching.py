@@ -5,10 +5,10 @@ import pytest
 import torch
 from tiny_models import TEXTS, build_model
 
-from perplexity import evaluate
-from perplexity.evaluation import Document, Head, models
-from perplexity.evaluation.batching import Batching, LengthRule, length_rules
+from perplexity import evaluate, models
+from perplexity.evaluation import Document, Head
 from perplexity.evaluation.model_comparison import compare_models
+from perplexity.scoring.batching import Batching, LengthRule, length_rules
 
 SIZE = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2)
 SHORT, LONG = "a cat sat", ("the cat sat on the mat and the dog lay by the door " * 8)[:200]

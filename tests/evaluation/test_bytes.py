@@ -17,7 +17,7 @@ from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 from perplexity import compare, evaluate
 from perplexity.errors import InputError
 from perplexity.evaluation import Document, read_result
-from perplexity.evaluation.spans import lost_characters, spans_of
+from perplexity.text.spans import lost_characters, spans_of
 
 HARD = [
     " ".join(TEXTS * 3),

@@ -7,8 +7,8 @@ from tiny_models import TEXTS
 
 import perplexity
 from perplexity import evaluate
+from perplexity.calibration import CalibrationBins
 from perplexity.evaluation import Document
-from perplexity.evaluation.calibration import CalibrationBins
 
 DOCUMENTS = [Document(f"d{i}", text * (2 * i + 1)) for i, text in enumerate(TEXTS)]
 

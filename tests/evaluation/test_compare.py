@@ -89,7 +89,7 @@ def test_the_fingerprint_sees_what_decides_the_tokens(tokenizer, change):
     from tokenizers import Tokenizer, normalizers
     from transformers import PreTrainedTokenizerFast
 
-    from perplexity.evaluation.fingerprints import tokenizer_fingerprint
+    from perplexity.fingerprints import tokenizer_fingerprint
 
     state = json.loads(tokenizer.backend_tokenizer.to_str())
     special = {"bos_token": "<s>"}

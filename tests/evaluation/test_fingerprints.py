@@ -9,11 +9,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny_models import TEXTS, build_model, build_tokenizer
 
-from perplexity import compare, evaluate
+from perplexity import compare, evaluate, fingerprints, models
 from perplexity.errors import InputError
-from perplexity.evaluation import fingerprint_cache, fingerprints, models
 from perplexity.evaluation.model_comparison import compare_models
-from perplexity.evaluation.results import SCHEMA_VERSION, read_result, to_json
+from perplexity.evaluation.results import read_result
+from perplexity.json_files import SCHEMA_VERSION, to_json
+from perplexity.models import fingerprint_cache
 
 
 @pytest.fixture
@@ -49,7 +50,7 @@ def test_a_cached_fingerprint_is_the_models(folder, monkeypatch):
     first = fingerprint(folder)
     calls = []
     digest = models.tensors_digest
-    monkeypatch.setattr(models, "tensors_digest", lambda named: calls.append(1) or digest(named))
+    monkeypatch.setattr(models.language_model, "tensors_digest", lambda named: calls.append(1) or digest(named))
     assert fingerprint(folder) == first and not calls
     model, _ = models.load(folder, device="cpu")  # nobody promised that it stays as it was read
     assert models.fingerprint(models.as_language_model(model)) == first and len(calls) == 1

@@ -21,7 +21,7 @@ class Poisoned:
     """A model whose hidden states are not finite where it reads ``token``."""
 
     def __init__(self, model, token: int, value: float):
-        from perplexity.evaluation.models import HuggingFaceModel
+        from perplexity.models.language_model import HuggingFaceModel
 
         self.inner, self.token, self.value = HuggingFaceModel(model), token, value
         self.head, self.context_length = self.inner.head, self.inner.context_length
@@ -162,7 +162,7 @@ def fast_tokenizer(kind: str, **roles):
 @pytest.mark.parametrize("roles", ["unk", "unk pad", "unk eos", "pad"])
 def test_the_unknown_token_is_what_unknown_text_becomes(kind, roles):
     """Unknown words vanished as special where padding was saved as the unknown token."""
-    from perplexity.evaluation.protocols import special_ids, unknown_id
+    from perplexity.text.tokens import special_ids, unknown_id
 
     tokenizer = fast_tokenizer(kind, **{f"{role}_token": "<unk>" for role in roles.split()})
     emitted = kind in ("words", "unigram")
@@ -230,7 +230,7 @@ class Small:
     """A model that has room for ``rows`` windows at once."""
 
     def __init__(self, model, rows: int):
-        from perplexity.evaluation.models import HuggingFaceModel
+        from perplexity.models.language_model import HuggingFaceModel
 
         self.inner, self.rows, self.refused = HuggingFaceModel(model), rows, []
         self.head, self.context_length = self.inner.head, self.inner.context_length

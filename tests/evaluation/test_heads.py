@@ -7,9 +7,9 @@ import pytest
 import torch
 from tiny_models import TEXTS, build_model, build_tokenizer
 
-from perplexity import evaluate
+from perplexity import evaluate, models
 from perplexity.errors import InputError
-from perplexity.evaluation import heads, models
+from perplexity.models import heads
 
 transformers = pytest.importorskip("transformers")
 CausalLMOutput = transformers.modeling_outputs.CausalLMOutput

@@ -95,7 +95,7 @@ def test_a_file_that_is_no_journal(model, tokenizer, tmp_path):
 
 
 def test_a_full_disk_is_said_and_what_is_scored_is_kept(model, tokenizer, tmp_path, monkeypatch):
-    from perplexity.evaluation.journal import Journal
+    from perplexity.scoring.journal import Journal
 
     arguments = dict(context_length=16, batch_size=4)
     plain = evaluate(model, tokenizer, DOCUMENTS, **arguments)
@@ -147,7 +147,7 @@ def test_killed_at_fifty_drawn_places(tmp_path):
 
 def test_another_ranks_journal_of_another_run_is_refused(tmp_path):
     """A second rank that had not looked at the first one's file wrote another model's values beside them."""
-    from perplexity.evaluation.journal import Journal
+    from perplexity.scoring.journal import Journal
 
     Journal(tmp_path, {"model": "a"}, rank=0).close()
     with pytest.raises(InputError, match="is of another run, with model 'a' \\(now 'b'\\)"):
@@ -157,7 +157,7 @@ def test_another_ranks_journal_of_another_run_is_refused(tmp_path):
 
 @pytest.mark.parametrize("table", ["agreed (name TEXT PRIMARY KEY, value TEXT)", "batches (key BLOB, scored BLOB)"])
 def test_a_journal_without_checksums_is_refused(tmp_path, table):
-    from perplexity.evaluation.journal import Journal
+    from perplexity.scoring.journal import Journal
 
     with sqlite3.connect(tmp_path / "rank0.sqlite") as old:
         old.execute(f"CREATE TABLE {table}")
@@ -185,7 +185,7 @@ def test_damaged_rows_are_scored_again(model, tokenizer, tmp_path, damage):
         count = journal.execute("SELECT count(*) FROM batches").fetchone()[0]
     scored = []
     with pytest.MonkeyPatch.context() as patch:
-        from perplexity.evaluation.scoring import _Scorer
+        from perplexity.scoring.stream import _Scorer
 
         values = _Scorer._values
         patch.setattr(_Scorer, "_values", lambda *given: scored.append(1) or values(*given))
@@ -197,7 +197,7 @@ def test_every_flipped_bit_is_noticed(tmp_path):
     """One bit of a stored loss, flipped in the file: nine of thirteen gave another perplexity and no word."""
     import numpy as np
 
-    from perplexity.evaluation.journal import Journal
+    from perplexity.scoring.journal import Journal
 
     values = np.array([2.5, 0.1], dtype=np.float32)
     journal = Journal(tmp_path, {})
@@ -213,7 +213,7 @@ def test_every_flipped_bit_is_noticed(tmp_path):
 
 
 def test_another_body_or_rule_is_another_model():
-    from perplexity.evaluation.models import Head, HuggingFaceModel, fingerprint
+    from perplexity.models.language_model import Head, HuggingFaceModel, fingerprint
 
     class Adapter:
         def __init__(self, model, **head):
@@ -259,7 +259,7 @@ def other_frequencies(model):
 @pytest.mark.parametrize("change", [ablate_head, flip_bit, other_frequencies])
 def test_the_fingerprint_is_of_whole_tensors(change):
     """A sample of them took an ablated head's model for the intact one, and its journal with it."""
-    from perplexity.evaluation.models import HuggingFaceModel, fingerprint
+    from perplexity.models.language_model import HuggingFaceModel, fingerprint
 
     model = build_model(300)
     before = fingerprint(HuggingFaceModel(model))

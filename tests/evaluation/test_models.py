@@ -5,9 +5,9 @@ import pytest
 import torch
 from tiny_models import TEXTS, build_model, build_tokenizer
 
-from perplexity import evaluate
+from perplexity import evaluate, models
 from perplexity.errors import InputError
-from perplexity.evaluation import Head, models
+from perplexity.evaluation import Head
 
 SIZE = dict(
     hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=64

@@ -143,7 +143,7 @@ def test_one_document_is_cut_into_32_blocks(model, tokenizer):
 def test_float32_logits_under_autocast(model, tokenizer):
     with torch.autocast("cpu", torch.bfloat16, enabled=False):
         plain = evaluate(model, tokenizer, DOCUMENTS)
-    from perplexity.evaluation.models import HuggingFaceModel
+    from perplexity.models.language_model import HuggingFaceModel
 
     class Inside(HuggingFaceModel):
         def hidden_states(self, input_ids):

@@ -12,7 +12,8 @@ from tiny_models import TEXTS, build_model, build_tokenizer
 
 from perplexity import evaluate
 from perplexity.errors import InputError
-from perplexity.evaluation import Document, protocols
+from perplexity.evaluation import Document
+from perplexity.scoring import protocols
 
 LONG = [" ".join([TEXTS[i % 3]] * (2 + 5 * i)) for i in range(5)]
 SPELLED = "the cat<s> sat on<s> the mat<s><s> and the dog" * 4  # special tokens in a text
@@ -154,7 +155,7 @@ def lm_eval_results(tmp_path_factory):
 @pytest.mark.parametrize("bos", [True, False])
 def test_lm_eval(lm_eval_results, bos):
     """Its loss in nats, document by document, to 1e-6, and so word and byte perplexity and bits per byte."""
-    from perplexity.evaluation import models
+    from perplexity import models
 
     folder, out = lm_eval_results[bos]
     model, tokenizer = models.load(folder, dtype="float32")

@@ -5,14 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from perplexity.evaluation.uncertainty import (
-    BLOCK,
-    BLOCKS,
-    bootstrap_interval,
-    half_width,
-    ratio_stderr,
-    uncertainty,
-)
+from perplexity.evaluation.uncertainty import BLOCK, BLOCKS, bootstrap_interval, half_width, ratio_stderr, uncertainty
 
 STATES = 12
 DRAWS = 1000

@@ -8,9 +8,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny_models import TEXTS, build_model, build_tokenizer
 
-from perplexity import evaluate
+from perplexity import evaluate, models
 from perplexity.errors import InputError
-from perplexity.evaluation import models
 from perplexity.evaluation.model_comparison import compare_models
 
 QUERY, DOWN = "model.layers.1.self_attn.q_proj.weight", "model.layers.0.mlp.down_proj.weight"

@@ -2,7 +2,7 @@
 
 import pytest
 
-from perplexity.evaluation.windows import Window, chunk_windows, rolling_windows, sliding_windows
+from perplexity.scoring.windows import Window, chunk_windows, rolling_windows, sliding_windows
 
 
 @pytest.mark.parametrize("context_length", [2, 3, 8, 17])

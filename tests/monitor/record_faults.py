@@ -17,7 +17,8 @@ from pathlib import Path
 
 import torch
 
-from perplexity import demo, linear_cross_entropy
+from perplexity import linear_cross_entropy
+from perplexity.cli import demo_run as demo
 
 FOLDER = Path(__file__).with_name("faults")
 SEEDS = 10

@@ -9,13 +9,13 @@ import pytest
 import torch
 from tiny_models import TEXTS, build_model, build_tokenizer
 
-from perplexity.data_checks.words import words
 from perplexity.errors import InputError
 from perplexity.probe import GenerationSettings, Part, Prompt, Questioner, health, probe
 from perplexity.probe.findings import SIGNALS, Asking, find
 from perplexity.probe.measures import Source, measure
 from perplexity.probe.repetition import ngrams
 from perplexity.probe.scores import WEIGHTS
+from perplexity.text.words import words
 
 SETTINGS = GenerationSettings(max_new_tokens=24, samples=3)
 PROMPTS = [

@@ -7,7 +7,8 @@ from functools import lru_cache
 
 import torch
 
-from perplexity import demo, linear_cross_entropy
+from perplexity import linear_cross_entropy
+from perplexity.cli import demo_run as demo
 from perplexity.probe import Prompt
 
 VOCABULARY, CONTEXT, LENGTH = 512, 160, 96

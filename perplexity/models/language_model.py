@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError, first_line, theirs
+from ..fingerprints import tensors_digest
 from .fingerprint_cache import FingerprintCache, files_key
-from .fingerprints import tensors_digest
 from .heads import (
     Head,
     before_head,

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import torch
 
-from .errors import InputError, theirs
-from .losses import linear_cross_entropy
-from .metric import exp
+from ..errors import InputError, theirs
+from ..losses import linear_cross_entropy
+from ..metric import exp
 
 LOOKED_AT = 40  # steps of a run whose checkpoints are worth a probe on the way
 SEED = 20_241
@@ -117,7 +117,7 @@ def train(model, stream: torch.Tensor, steps: int, validate, record, look) -> No
     """
     from rich.progress import track
 
-    from .terminal import Console
+    from ..terminal import Console
 
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, betas=(0.9, 0.95), weight_decay=0.1)
     warmup = max(1, steps // 20)
@@ -163,20 +163,21 @@ def run(out: str | Path, *, steps: int = 300) -> dict:
     from rich.table import Table
     from torch.utils.tensorboard import SummaryWriter
 
-    from .cli import check_data as check_data_command
-    from .cli import eval as eval_command
-    from .cli import monitor as monitor_command
-    from .cli import probe as probe_command
-    from .cli import tables
-    from .data_checks import Text, check_data
-    from .evaluation import Document, evaluate, models
-    from .evaluation.results import to_json
-    from .files import write_text
-    from .monitor import diagnose, read_history
-    from .probe import GenerationSettings, Probe, Prompt, probe
-    from .report.html import write_report
-    from .report.plots import loss_curves
-    from .terminal import Console
+    from .. import models
+    from ..data_checks import Text, check_data
+    from ..evaluation import Document, evaluate
+    from ..files import write_text
+    from ..json_files import to_json
+    from ..monitor import diagnose, read_history
+    from ..probe import GenerationSettings, Probe, Prompt, probe
+    from ..report.html import write_report
+    from ..report.plots import loss_curves
+    from ..terminal import Console
+    from . import check_data as check_data_command
+    from . import eval as eval_command
+    from . import monitor as monitor_command
+    from . import probe as probe_command
+    from . import tables
 
     if steps < 1:
         raise InputError(f"--steps: expected at least 1, got {steps}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -11,17 +10,15 @@ import numpy as np
 
 from .. import checks
 from ..errors import InputError, theirs
-from .documents import Document
-from .spans import Spans
-from .tokens import check_tokenizer
+from ..text.documents import Document
+from ..text.spans import Spans
+from ..text.tokens import check_tokenizer, special_ids
 from .windows import WINDOWS, Window
 
 PROTOCOLS = tuple(WINDOWS)
 BOS_POLICIES = ("auto", "always", "never")
 SPECIAL_TEXTS = ("tokens", "text")
 LLAMA_CPP_CONTEXT = 512
-# Cuneiform, a hieroglyph, a rare ideograph: no vocabulary has all, but for one with bytes.
-UNKNOWN_TEXT = "\U00012000 \U00013000 \U0002a6a5"
 
 # Why a token that was read is not scored.
 NO_CONTEXT = "no-context"  # the first of a document that starts without BOS
@@ -93,43 +90,6 @@ class Protocol:
 
     def windows(self, length: int) -> Iterator[Window]:
         return WINDOWS[self.name](length, self.context_length, self.stride)
-
-
-def special_ids(tokenizer) -> set[int]:
-    """Ids of the tokenizer's special tokens; not the unknown one, which stands for text."""
-    added = getattr(tokenizer, "added_tokens_decoder", {})
-    ids = {index for index, token in added.items() if getattr(token, "special", False)}
-    ids.update(getattr(tokenizer, "all_special_ids", []))
-    return ids - {unknown_id(tokenizer)}
-
-
-def unknown_id(tokenizer) -> int | None:
-    """Return the id that stands for text outside the vocabulary; None where no text becomes it.
-
-    A token that is BOS, EOS or padding as well stands for text only where unknown text becomes it.
-    Padding saved as the unknown token does; GPT-2's <|endoftext|> does not.
-    """
-    unknown = getattr(tokenizer, "unk_token_id", None)
-    others = [getattr(tokenizer, name, None) for name in ("bos_token_id", "eos_token_id", "pad_token_id")]
-    if unknown is not None and unknown not in others:
-        return unknown
-    if unknown is None:
-        unknown = _unknown_of_backend(tokenizer)
-    if unknown is None or not callable(tokenizer):
-        return None
-    encoded = tokenizer(UNKNOWN_TEXT, add_special_tokens=False, verbose=False)["input_ids"]
-    return unknown if unknown in encoded else None
-
-
-def _unknown_of_backend(tokenizer) -> int | None:
-    """Return the unknown id of a fast tokenizer's own model, named in transformers or not."""
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is None:
-        return None
-    if type(backend.model).__name__ == "Unigram":  # which has no attribute for its unknown id
-        return json.loads(backend.to_str())["model"].get("unk_id")
-    name = getattr(backend.model, "unk_token", None)
-    return None if name is None else backend.token_to_id(name)
 
 
 def choose_protocol(

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .models import LanguageModel, no_rounding
+from ..models.language_model import LanguageModel, no_rounding
 
 # Positions in a batch where no batch size is given: enough to keep the machine busy, little beside a model.
 POSITIONS_AT_ONCE = {"cpu": 2048, "other": 32_768}

@@ -1,0 +1,117 @@
+"""Documents to the positions that models read."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Iterator
+from itertools import islice
+
+import numpy as np
+
+from .. import checks, models
+from ..errors import InputError
+from ..fingerprints import TextFingerprint
+from ..text.documents import Document, check_ids, checked_document
+from ..text.spans import Spans, estimated_spans, inside, lost_characters, spans_of
+from ..text.tokens import encoded, special_ids, text_of, unknown_id
+from .batching import Batching
+from .journal import Journal
+from .protocols import Positions, Protocol
+
+TOKENIZED_AT_ONCE = 64
+
+
+def read_positions(
+    batching: Batching,
+    tokenizer,
+    documents: Iterable[Document | str],
+    protocol: Protocol,
+    text: TextFingerprint,
+    journal: Journal | None = None,
+) -> Iterator[Positions]:
+    """Documents as the models read them.
+
+    On the first few positions of the first document with two, the models' heads are verified and ``batching`` is checked.
+    """
+    networks = batching.networks
+    vocabulary = networks[0].head.weight.shape[0]
+    for token in (protocol.prefix, protocol.first_of_window):
+        if token is None or token < vocabulary:
+            continue
+        raise InputError(
+            f"bos: token id {token} ({tokenizer.convert_ids_to_tokens(token)!r}), which the protocol puts before each "
+            f"document, is not below {vocabulary}, the model's vocabulary: check that the tokenizer is this model's, "
+            "or leave it out (bos='never')"
+        )
+    verified = False
+    for index, (document, ids, spans) in enumerate(_tokenized(tokenizer, documents, protocol)):
+        text_hash = text.add(document.text)
+        if journal is not None:
+            journal.document(index, text_hash)
+        check_ids(document, ids, vocabulary, "the model's vocabulary", tokenizer)
+        positions = protocol.positions(document, ids, spans)
+        if not verified and len(positions.ids) > 1:
+            for network in networks:
+                models.verify(network, positions.ids, protocol.context_length)
+            batching.check(positions.ids, protocol.context_length)
+            verified = True
+        yield positions
+
+
+def _tokenized(
+    tokenizer, documents: Iterable[Document | str], protocol: Protocol
+) -> Iterator[tuple[Document, np.ndarray, Spans]]:
+    checks.several("documents", documents, "them", (Document,))
+    special = np.array(sorted(special_ids(tokenizer)), dtype=np.int64)
+    checked = (checked_document(index, document) for index, document in enumerate(documents))
+    unknown = unknown_id(tokenizer)
+    while group := list(islice(checked, TOKENIZED_AT_ONCE)):
+        texts = [document.text for document in group if document.ids is None]
+        tokens = iter(encoded(tokenizer, texts, split_special_tokens=protocol.special_text == "text"))
+        for document in group:
+            if document.ids is None:
+                ids, encoding = next(tokens)
+                yield document, ids, _spans(tokenizer, document.text, ids, encoding, unknown)
+                continue
+            ids = np.asarray(document.ids).astype(np.int64)
+            # What starts and ends a document in a token file is no text; what is spelled inside is.
+            kept = (ids >= 0) & (ids < len(tokenizer))  # others are refused by position, further on
+            text = np.flatnonzero(~np.isin(ids, special) & kept)
+            kept[: text[0] if len(text) else None] = False
+            kept[text[-1] + 1 if len(text) else 0 :] = False
+            document = dataclasses.replace(document, text=text_of(tokenizer, ids[kept]))
+            again, encoding = None, None
+            if getattr(tokenizer, "is_fast", False):
+                again, encoding = encoded(tokenizer, [document.text])[0]
+            if not np.array_equal(again, ids[kept]):
+                spans = _estimated_spans(tokenizer, document.text, ids[kept])
+            else:
+                spans = spans_of(document.text, encoding.offsets, _first(tokenizer, ids[kept]))
+            yield document, ids, inside(spans, kept)
+
+
+def _spans(tokenizer, text: str, ids: np.ndarray, encoding, unknown: int | None) -> Spans:
+    """Return which bytes of ``text`` its tokens stand for, and what they lost of it."""
+    known = ids if unknown is None else ids[ids != unknown]
+    if encoding is None:
+        spans = _estimated_spans(tokenizer, text, ids)
+        if len(known) < len(ids):  # which characters they stand for is not known
+            return spans
+    else:
+        offsets = encoding.offsets
+        spans = spans_of(text, offsets, _first(tokenizer, ids))
+        # Unknown tokens are counted and noted by themselves: what they cover is not deleted.
+        for place in np.flatnonzero(ids == unknown)[::-1].tolist() if len(known) < len(ids) else []:
+            text = text[: offsets[place][0]] + text[offsets[place][1] :]
+    as_read = dict(skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    decoded = text_of(tokenizer, known, **as_read)
+    deleted, changed = lost_characters(text, decoded)
+    return dataclasses.replace(spans, deleted=deleted, changed=changed)
+
+
+def _first(tokenizer, ids: np.ndarray) -> str:
+    return tokenizer.convert_ids_to_tokens(int(ids[0])) if len(ids) else ""
+
+
+def _estimated_spans(tokenizer, text: str, ids: np.ndarray) -> Spans:
+    return estimated_spans(text, ids, lambda token: text_of(tokenizer, [token]))
