@@ -16,16 +16,11 @@ from .. import checks, models
 from ..calibration import CalibrationBins
 from ..errors import InputError
 from ..files import check_outputs
-from ..fingerprints import TextFingerprint, tokenizer_fingerprint
-from ..inputs import choose_backend
 from ..metric import exp
-from ..models.language_model import evaluation_mode
-from ..scoring.batching import Batching
-from ..scoring.journal import Journal
 from ..scoring.protocols import choose_protocol
 from ..scoring.reading import read_positions
-from ..scoring.run import DETAILS, run_identity, token_scorer
-from ..scoring.stream import Scored, raise_together, stream, tasks
+from ..scoring.run import DETAILS, ScoringRun, token_scorer
+from ..scoring.stream import Scored, raise_together, tasks
 from ..text.documents import Document
 from .collect import DOCUMENT_COLUMNS, TOKEN_COLUMNS, Collector, ParquetTable, described
 from .results import Evaluation, summarise
@@ -45,7 +40,7 @@ class Progress:
     loss: float  # nats a token, of what has been scored
 
 
-class Told:
+class Reporter:
     """Calls ``progress`` as windows are scored."""
 
     def __init__(self, progress: Callable[[Progress], None] | None) -> None:
@@ -123,56 +118,30 @@ def evaluate(
     )
     rank, ranks = _ranks(distributed)
     head = network.head
-    vocabulary = head.weight.shape[0]
-    backend = choose_backend(backend, head.weight)
     details = calibration or per_token is not None
-    fingerprint = tokenizer_fingerprint(tokenizer)
-    described = models.described(network)
-    text = TextFingerprint()
+    described_model = models.described(network)
     tables = {}
-    book = None
+    run = ScoringRun([network], tokenizer, backend=backend, batch_size=batch_size, rank=rank, ranks=ranks)
     try:
-        with raise_together(ranks):
-            if journal is not None:
-                book = Journal(
-                    journal,
-                    run_identity([network], fingerprint, batch_size, backend)
-                    | {
-                        "model": described["fingerprint"],
-                        "protocol": chosen.name,
-                        "context_length": chosen.context_length,
-                        "stride": chosen.stride,
-                        "bos": bos,
-                        "special_text": chosen.special_text,
-                        "statistics": details,
-                    },
-                    rank,
-                )
-            if rank == 0:
-                if per_token is not None:
+        with run:
+            with raise_together(ranks):
+                settings = {"model": described_model["fingerprint"], "statistics": details}
+                run.keep_in(journal, chosen.settings() | settings)
+                if rank == 0 and per_token is not None:
                     tables["per_token"] = ParquetTable(per_token, TOKEN_COLUMNS, "per_token")
-                if per_document is not None:
+                if rank == 0 and per_document is not None:
                     tables["per_document"] = ParquetTable(per_document, DOCUMENT_COLUMNS, "per_document")
-        bins = CalibrationBins() if details else None
-        collector = Collector(tokenizer, vocabulary, calibration=bins, **tables)
-        with evaluation_mode(network):
-            batching = Batching([network], batch_size)
-            read = read_positions(batching, tokenizer, documents, chosen, text, book)
-            scored = stream(
-                tasks(read, chosen),
-                token_scorer(network, backend, details),
-                first_of_window=chosen.first_of_window,
-                device=head.weight.device,
-                batching=batching,
+            bins = CalibrationBins() if details else None
+            collector = Collector(tokenizer, run.vocabulary, calibration=bins, **tables)
+            reporter = Reporter(progress)
+            for item in run.stream(
+                tasks(read_positions(run, documents, chosen), chosen),
+                token_scorer(network, run.backend, details),
                 fields=len(DETAILS) if details else 1,
-                journal=book,
-                rank=rank,
-                ranks=ranks,
-            )
-            told = Told(progress)
-            for item in scored:
+                first_of_window=chosen.first_of_window,
+            ):
                 collector.add(item)
-                told.add(item, len(collector.scores), collector.tokens, collector.nll)
+                reporter.add(item, len(collector.scores), collector.tokens, collector.nll)
         if not collector.tokens and collector.non_finite is None:
             why = ", ".join(f"{count} {reason}" for reason, count in collector.skipped.items()) or "no tokens"
             raise InputError(
@@ -183,24 +152,17 @@ def evaluate(
     finally:
         for table in tables.values():
             table.discard()
-        if book is not None:
-            book.close()
     return _evaluation(
         collector,
-        tokenizer,
-        [*models.loading_notes(network), *models.context_notes(network, chosen.context_length), *batching.notes],
-        protocol=chosen.name,
-        context_length=chosen.context_length,
-        stride=chosen.stride,
-        bos=bos,
-        special_text=chosen.special_text,
-        tokenizer_fingerprint=fingerprint,
-        text_fingerprint=text.value(),
-        vocabulary_size=vocabulary,
-        backend=backend,
+        [*models.loading_notes(network), *models.context_notes(network, chosen.context_length), *run.batching.notes],
+        **chosen.settings(),
+        tokenizer_fingerprint=run.tokenizer_fingerprint,
+        text_fingerprint=run.text_fingerprint,
+        vocabulary_size=run.vocabulary,
+        backend=run.backend,
         precision="float64" if head.weight.dtype == torch.float64 else "float32",
         seconds=time.perf_counter() - started,
-        model=described,
+        model=described_model,
     )
 
 
@@ -212,7 +174,7 @@ def _ranks(distributed: bool) -> tuple[int, int]:
     return torch.distributed.get_rank(), torch.distributed.get_world_size()
 
 
-def _evaluation(collector: Collector, tokenizer, notes: list[str], **rest) -> Evaluation:
+def _evaluation(collector: Collector, notes: list[str], **rest) -> Evaluation:
     summary = summarise(collector.scores, blocks=collector.blocks, squares=collector.squares)
     by_domain = defaultdict(list)
     for score in collector.scores:

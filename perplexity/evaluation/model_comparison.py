@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable
-from contextlib import closing, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -19,20 +18,16 @@ from torch import Tensor
 
 from .. import checks, models
 from ..errors import InputError
-from ..fingerprints import TextFingerprint, tokenizer_fingerprint
-from ..inputs import choose_backend
+from ..fingerprints import tokenizer_fingerprint
 from ..metric import exp
-from ..models import evaluation_mode
-from ..scoring.batching import Batching
-from ..scoring.journal import Journal
 from ..scoring.protocols import choose_protocol
 from ..scoring.reading import read_positions
-from ..scoring.run import run_identity
-from ..scoring.stream import IGNORED, stream, tasks
+from ..scoring.run import ScoringRun
+from ..scoring.stream import IGNORED, tasks
 from ..statistics import linear_kl_divergence, token_statistics
 from ..text.documents import Document
 from .collect import described, note_non_finite
-from .evaluator import Progress, Told
+from .evaluator import Progress, Reporter
 from .uncertainty import TRUSTED_CLUSTERS, ratio_stderr
 
 PERCENTILES = (0.0, 0.1, 1.0, 5.0, 10.0, 25.0, 50.0, 75.0, 90.0, 95.0, 99.0, 99.9, 100.0)
@@ -129,8 +124,7 @@ def compare_models(
     checks.optional(checks.path, "journal", journal)
     checks.function("progress", progress)
     networks = [models.as_language_model(model) for model in (model_a, model_b)]
-    fingerprint = tokenizer_fingerprint(tokenizer)
-    if tokenizer_b is not None and tokenizer_fingerprint(tokenizer_b) != fingerprint:
+    if tokenizer_b is not None and tokenizer_fingerprint(tokenizer_b) != tokenizer_fingerprint(tokenizer):
         raise InputError("tokenizer: expected one for both models, got two that differ: their tokens do not compare")
     rows = [network.head.weight.shape[0] for network in networks]
     if rows[0] != rows[1]:
@@ -148,35 +142,19 @@ def compare_models(
         score_special=None,
         special_text=special_text,
     )
-    backend = choose_backend(backend, networks[0].head.weight)
     described_models = [models.described(network) for network in networks]
-    book = None
-    if journal is not None:
-        settings = run_identity(networks, fingerprint, batch_size, backend) | {
-            "protocol": chosen.name,
-            "context_length": chosen.context_length,
-            "stride": chosen.stride,
-            "bos": bos,
-            "special_text": chosen.special_text,
-        }
-        settings["model"] = [side["fingerprint"] for side in described_models]
-        book = Journal(journal, settings)
-    text = TextFingerprint()
+    run = ScoringRun(networks, tokenizer, backend=backend, batch_size=batch_size)
     values, sums = [], []  # per window [4, n]; per document its sums
     here: list[np.ndarray] = []
     non_finite: dict | None = None
-    tokens, nll, told = 0, 0.0, Told(progress)
-    with closing(book) if book else nullcontext(), evaluation_mode(networks[0]), evaluation_mode(networks[1]):
-        batching = Batching(networks, batch_size)
-        read = read_positions(batching, tokenizer, documents, chosen, text, book)
-        for item in stream(
-            tasks(read, chosen),
-            _pair_scorer(networks, backend),
-            first_of_window=chosen.first_of_window,
-            device=networks[0].head.weight.device,
-            batching=batching,
+    tokens, nll, reporter = 0, 0.0, Reporter(progress)
+    with run:
+        run.keep_in(journal, chosen.settings() | {"model": [side["fingerprint"] for side in described_models]})
+        for item in run.stream(
+            tasks(read_positions(run, documents, chosen), chosen),
+            _pair_scorer(networks, run.backend),
             fields=4,
-            journal=book,
+            first_of_window=chosen.first_of_window,
         ):
             finite = np.isfinite(item.values).all(axis=0)
             non_finite = note_non_finite(non_finite, item, finite)
@@ -188,7 +166,7 @@ def compare_models(
             if item.last:
                 sums.append(_document_sums(np.concatenate(here, axis=1).astype(np.float64)))
                 here = []
-            told.add(item, len(sums), tokens, nll)
+            reporter.add(item, len(sums), tokens, nll)
     every = np.concatenate(values, axis=1).astype(np.float64) if values else np.empty((4, 0))
     if not every.shape[1] and non_finite is None:
         raise InputError(f"documents: expected at least one token to score, got {len(sums)} documents with none")
@@ -200,9 +178,9 @@ def compare_models(
         context_length=chosen.context_length,
         stride=chosen.stride,
         special_text=chosen.special_text,
-        tokenizer_fingerprint=fingerprint,
-        text_fingerprint=text.value(),
-        backend=backend,
+        tokenizer_fingerprint=run.tokenizer_fingerprint,
+        text_fingerprint=run.text_fingerprint,
+        backend=run.backend,
         seconds=time.perf_counter() - started,
         model_a=described_models[0],
         model_b=described_models[1],
@@ -211,7 +189,7 @@ def compare_models(
             for name, network in zip("AB", networks, strict=True)
             for note in models.loading_notes(network) + models.context_notes(network, chosen.context_length)
         ]
-        + batching.notes,
+        + run.batching.notes,
     )
 
 

@@ -11,7 +11,6 @@ import re
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from contextlib import closing, nullcontext
 from dataclasses import dataclass, replace
 from itertools import zip_longest
 from pathlib import Path
@@ -22,14 +21,9 @@ from torch import Tensor
 
 from .. import checks, models
 from ..errors import InputError, check_unicode
-from ..fingerprints import TextFingerprint, tokenizer_fingerprint
-from ..inputs import choose_backend
-from ..models import evaluation_mode
-from ..scoring.batching import Batching
-from ..scoring.journal import Journal
 from ..scoring.protocols import Positions
-from ..scoring.run import run_identity
-from ..scoring.stream import IGNORED, continuations, stream
+from ..scoring.run import ScoringRun
+from ..scoring.stream import IGNORED, continuations
 from ..statistics import token_statistics
 from ..text.documents import Document, check_ids, checked_document
 from ..text.tokens import check_tokenizer, text_of
@@ -107,8 +101,8 @@ class Questioner:
         check_tokenizer(tokenizer)
         self.tokenizer, self.template = tokenizer, template
         self.chat = bool(getattr(tokenizer, "chat_template", None)) if chat is None else chat
-        self.backend = choose_backend(backend, self.network.head.weight)
-        self.batching = Batching([self.network], None)
+        self.backend = backend
+        self.run = ScoringRun([self.network], tokenizer, backend=backend)  # the last ``ask``'s
         self.answers = yes, no
         self.tokens = self._answer(yes, "yes"), self._answer(no, "no")
         if self.tokens[0] == self.tokens[1]:
@@ -143,7 +137,7 @@ class Questioner:
     @property
     def notes(self) -> list[str]:
         """What a reader must know of the model's weights and of the last ``ask``'s batches."""
-        return [*models.loading_notes(self.network), *self.batching.notes]
+        return [*models.loading_notes(self.network), *self.run.batching.notes]
 
     def ids(self, text: str, before: str = "") -> tuple[np.ndarray, bool]:
         """The prompt's tokens, and whether something was left out to make it fit the model's context: the beginning of
@@ -195,18 +189,10 @@ class Questioner:
         batch_size: int | None,
         journal: str | Path | None,
     ) -> Iterator[Answer]:
-        device = self.network.head.weight.device
-        book = None if journal is None else Journal(journal, self._identity(batch_size))
-        with nullcontext() if book is None else closing(book), evaluation_mode(self.network):
-            self.batching = Batching([self.network], batch_size)
-            scored = stream(
-                continuations(self._positions(texts, prompts, book)),
-                self._score,
-                device=device,
-                batching=self.batching,
-                fields=3,
-                journal=book,
-            )
+        self.run = run = ScoringRun([self.network], self.tokenizer, backend=self.backend, batch_size=batch_size)
+        with run:
+            run.keep_in(journal, self._settings() if journal is not None else {})
+            scored = run.stream(continuations(self._positions(run, texts, prompts)), self._score, fields=3)
             for item in scored:
                 nll_yes, nll_no, first = item.values[:, 0].tolist()
                 if math.isnan(nll_yes) or math.isnan(nll_no):
@@ -216,31 +202,25 @@ class Questioner:
                 shortened = bool(item.positions.skipped["shortened"])
                 yield Answer(document.id, math.exp(-nll_yes), math.exp(-nll_no), token, shortened)
 
-    def _identity(self, batch_size: int | None) -> dict:
-        identity = run_identity([self.network], tokenizer_fingerprint(self.tokenizer), batch_size, self.backend)
-        return identity | {
+    def _settings(self) -> dict:
+        return {
             "model": models.fingerprint(self.network),
             "template": self.prompt(PLACE),
             "answers": list(self.tokens),
         }
 
     def _positions(
-        self, texts: Iterable[Document | str], prompts: Iterable[str] | None, book: Journal | None
+        self, run: ScoringRun, texts: Iterable[Document | str], prompts: Iterable[str] | None
     ) -> Iterator[tuple[Positions, int]]:
-        hashes, verified = TextFingerprint(), False
         for index, (text, before) in enumerate(_paired(texts, prompts)):
             document = checked_document(index, text)
             if document.ids is not None:
                 document = replace(document, text=self._decoded(document), ids=None)
-            if book is not None:
-                book.document(index, hashes.add(before + document.text))
+            run.read(index, before + document.text)
             ids, shortened = self.ids(document.text, before)
-            vocabulary = self.network.head.weight.shape[0]
-            check_ids(document, np.append(ids, self.tokens), vocabulary, "the model's vocabulary", self.tokenizer)
-            if not verified and len(ids) > 1:
-                models.verify(self.network, ids, self.network.context_length or len(ids))
-                self.batching.check(ids, self.network.context_length)
-                verified = True
+            check_ids(document, np.append(ids, self.tokens), run.vocabulary, "the model's vocabulary", self.tokenizer)
+            if len(ids) > 1:
+                run.verify(ids, self.network.context_length)
             # The answer's place is scored; what stands there is not read.
             positions = Positions(document, np.append(ids, self.tokens[0]), 0)
             positions.skipped["shortened"] = int(shortened)
@@ -259,7 +239,7 @@ class Questioner:
         head = self.network.head
         with torch.autocast(hidden.device.type, enabled=False):
             found = token_statistics(
-                hidden.repeat_interleave(2, 0), head.weight, answers, **head.arguments(), backend=self.backend
+                hidden.repeat_interleave(2, 0), head.weight, answers, **head.arguments(), backend=self.run.backend
             )
         nll = found.nll.view(-1, 2)
         return torch.stack([nll[:, 0], nll[:, 1], found.predicted.view(-1, 2)[:, 0].float()])

@@ -14,14 +14,10 @@ from .. import checks, models
 from ..calibration import CalibrationBins
 from ..errors import InputError
 from ..findings import SEVERITIES, VERDICTS, Finding, Judged, worst
-from ..fingerprints import tokenizer_fingerprint
-from ..inputs import choose_backend
 from ..json_files import model_name, same_model, schema_of
-from ..models import evaluation_mode
-from ..scoring.batching import Batching
 from ..scoring.protocols import Positions
-from ..scoring.run import DETAILS, token_scorer
-from ..scoring.stream import continuations, stream
+from ..scoring.run import DETAILS, ScoringRun, token_scorer
+from ..scoring.stream import continuations
 from ..text.documents import Document, check_ids
 from ..text.tokens import text_of
 from . import scores
@@ -119,10 +115,9 @@ def probe(
     scores.check_weights(weights or {}, [*WEIGHTS, *own_weights])
     network = models.as_language_model(model)
     settings = (settings or GenerationSettings()).of(network.context_length)
-    backend = choose_backend(backend, network.head.weight)
-    fingerprint = tokenizer_fingerprint(tokenizer)
+    run = ScoringRun([network], tokenizer, backend=backend)
     described = models.described(network, name)
-    evaluated = _evaluated(evaluation, fingerprint, described)
+    evaluated = _evaluated(evaluation, run.tokenizer_fingerprint, described)
     encoder = None if embeddings is None else Embeddings(embeddings)
     asked, notes = _asked(tokenizer, prompts, settings, network.context_length)
     for prompt in asked:
@@ -135,21 +130,19 @@ def probe(
         can_end=bool(ends_of_text(model, tokenizer)),
         settings=settings,
     )
-    with evaluation_mode(network):
-        models.verify(network, asked[0].ids, network.context_length or len(asked[0].ids) + settings.max_new_tokens)
-        batching = Batching([network], None)
-        batching.check(asked[0].ids, network.context_length)
+    with run:
+        run.verify(asked[0].ids, network.context_length)
         generated = generate(
             model,
             tokenizer,
             asked,
             settings,
-            first_choices=lambda prompt, ids: _first_choices(batching, backend, prompt, ids),
+            first_choices=lambda prompt, ids: _first_choices(run, prompt, ids),
             progress=lambda done: tell("generating", done, len(asked) * settings.samples),
         )
-        texts = measure(_of_texts(batching, backend, asked, generated))
+        texts = measure(_of_texts(run, asked, generated))
         referred = [prompt for prompt in asked if len(prompt.reference)]
-        sources = _of_references(batching, backend, tokenizer, referred)
+        sources = _of_references(run, referred)
         checkpoint = Checkpoint(name, step, model, tokenizer, texts)
         own = {scores.name_of(scorer): scores.own_part(scorer, checkpoint) for scorer in scorers}
     references = measure(sources)
@@ -184,32 +177,32 @@ def probe(
         findings=found,
         notes=[
             *models.loading_notes(network),
-            *batching.notes,
+            *run.batching.notes,
             *([] if judge is None else (f"judge: {note}" for note in judge.notes)),
             *notes,
             *_notes(measured, settings),
         ],
-        tokenizer_fingerprint=fingerprint,
-        backend=backend,
+        tokenizer_fingerprint=run.tokenizer_fingerprint,
+        backend=run.backend,
         seconds=time.perf_counter() - started,
         texts=texts,
         **measured,
     )
 
 
-def _of_texts(batching: Batching, backend: str, asked: list[Asked], generated: list[Generated]) -> list[Source]:
-    scored = _scored(batching, backend, [(asked[text.prompt].ids, text.ids) for text in generated])
+def _of_texts(run: ScoringRun, asked: list[Asked], generated: list[Generated]) -> list[Source]:
+    scored = _scored(run, [(asked[text.prompt].ids, text.ids) for text in generated])
     return [
         Source(of.prompt.id, text.sample, of.text, text.text, text.ids, text.ended, values, of.references)
         for text, values, of in zip(generated, scored, (asked[text.prompt] for text in generated), strict=True)
     ]
 
 
-def _of_references(batching: Batching, backend: str, tokenizer, referred: list[Asked]) -> list[Source]:
+def _of_references(run: ScoringRun, referred: list[Asked]) -> list[Source]:
     """The references as they are scored; ``ended``: whole, and no piece of a document. Each is measured beside the next one's:
     what two texts of the kind have in common, one that is written may have in common with its reference."""
-    scored = _scored(batching, backend, [(of.ids, of.reference) for of in referred])
-    texts = [text_of(tokenizer, of.reference, skip_special_tokens=True) for of in referred]
+    scored = _scored(run, [(of.ids, of.reference) for of in referred])
+    texts = [text_of(run.tokenizer, of.reference, skip_special_tokens=True) for of in referred]
     following = [(text,) for text in [*texts[1:], *texts[:1]]] if len(texts) > 1 else [()] * len(texts)
     return [
         Source(of.prompt.id, 0, of.text, text, of.reference, not (of.cut or of.prompt.document), values, beside)
@@ -302,25 +295,19 @@ def _evaluated(evaluation: Mapping | None, fingerprint: str, model: Mapping) -> 
     return found | {"of": "the evaluation's text", "guess_loss": unigram}
 
 
-def _first_choices(batching: Batching, backend: str, prompt: np.ndarray, ids: np.ndarray) -> bool:
+def _first_choices(run: ScoringRun, prompt: np.ndarray, ids: np.ndarray) -> bool:
     """Whether each of ``ids`` is the likeliest after those before it, or all but; NaN is told elsewhere."""
-    nll, _, _, _, confidence = _scored(batching, backend, [(prompt, ids)])[0]
+    nll, _, _, _, confidence = _scored(run, [(prompt, ids)])[0]
     return not (np.exp(-nll) < NEARLY * confidence).any()
 
 
-def _scored(batching, backend: str, pairs: list[tuple[np.ndarray, np.ndarray]]) -> list[np.ndarray]:
-    """[5, tokens] of each continuation after its prompt: ``collect.DETAILS``."""
+def _scored(run: ScoringRun, pairs: list[tuple[np.ndarray, np.ndarray]]) -> list[np.ndarray]:
+    """Return values [5, tokens] of each continuation after its prompt: ``scoring.run.DETAILS``."""
     sequences = [
         (Positions(Document(str(place), ""), np.concatenate(pair), 0), len(pair[0])) for place, pair in enumerate(pairs)
     ]
-    (network,) = batching.networks
-    found = stream(
-        continuations(sequences),
-        token_scorer(network, backend, details=True),
-        device=network.head.weight.device,
-        batching=batching,
-        fields=len(DETAILS),
-    )
+    scorer = token_scorer(run.networks[0], run.backend, details=True)
+    found = run.stream(continuations(sequences), scorer, fields=len(DETAILS))
     return [item.values for item in found]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -65,6 +66,17 @@ class Protocol:
     first_of_window: int | None
     unscored: np.ndarray
     special_text: str = "tokens"
+    bos: str = "auto"  # the policy that was asked for
+
+    def settings(self) -> dict[str, Any]:
+        """Return what a journal asks of a protocol."""
+        return {
+            "protocol": self.name,
+            "context_length": self.context_length,
+            "stride": self.stride,
+            "bos": self.bos,
+            "special_text": self.special_text,
+        }
 
     def positions(
         self,
@@ -158,6 +170,7 @@ def choose_protocol(
         prefix if name == "llama.cpp" else None,
         np.array([] if score_special else sorted(special_ids(tokenizer)), dtype=np.int64),
         special_text,
+        bos,
     )
 
 

@@ -5,56 +5,39 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Iterator
 from itertools import islice
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .. import checks, models
+from .. import checks
 from ..errors import InputError
-from ..fingerprints import TextFingerprint
 from ..text.documents import Document, check_ids, checked_document
 from ..text.spans import Spans, estimated_spans, inside, lost_characters, spans_of
 from ..text.tokens import encoded, special_ids, text_of, unknown_id
-from .batching import Batching
-from .journal import Journal
 from .protocols import Positions, Protocol
+
+if TYPE_CHECKING:
+    from .run import ScoringRun
 
 TOKENIZED_AT_ONCE = 64
 
 
-def read_positions(
-    batching: Batching,
-    tokenizer,
-    documents: Iterable[Document | str],
-    protocol: Protocol,
-    text: TextFingerprint,
-    journal: Journal | None = None,
-) -> Iterator[Positions]:
-    """Documents as the models read them.
-
-    On the first few positions of the first document with two, the models' heads are verified and ``batching`` is checked.
-    """
-    networks = batching.networks
-    vocabulary = networks[0].head.weight.shape[0]
+def read_positions(run: ScoringRun, documents: Iterable[Document | str], protocol: Protocol) -> Iterator[Positions]:
+    """Yield documents as the models of ``run`` read them; the first with two positions is what they are verified on."""
     for token in (protocol.prefix, protocol.first_of_window):
-        if token is None or token < vocabulary:
+        if token is None or token < run.vocabulary:
             continue
         raise InputError(
-            f"bos: token id {token} ({tokenizer.convert_ids_to_tokens(token)!r}), which the protocol puts before each "
-            f"document, is not below {vocabulary}, the model's vocabulary: check that the tokenizer is this model's, "
-            "or leave it out (bos='never')"
+            f"bos: token id {token} ({run.tokenizer.convert_ids_to_tokens(token)!r}), which the protocol puts before "
+            f"each document, is not below {run.vocabulary}, the model's vocabulary: check that the tokenizer is this "
+            "model's, or leave it out (bos='never')"
         )
-    verified = False
-    for index, (document, ids, spans) in enumerate(_tokenized(tokenizer, documents, protocol)):
-        text_hash = text.add(document.text)
-        if journal is not None:
-            journal.document(index, text_hash)
-        check_ids(document, ids, vocabulary, "the model's vocabulary", tokenizer)
+    for index, (document, ids, spans) in enumerate(_tokenized(run.tokenizer, documents, protocol)):
+        run.read(index, document.text)
+        check_ids(document, ids, run.vocabulary, "the model's vocabulary", run.tokenizer)
         positions = protocol.positions(document, ids, spans)
-        if not verified and len(positions.ids) > 1:
-            for network in networks:
-                models.verify(network, positions.ids, protocol.context_length)
-            batching.check(positions.ids, protocol.context_length)
-            verified = True
+        if len(positions.ids) > 1:
+            run.verify(positions.ids, protocol.context_length)
         yield positions
 
 

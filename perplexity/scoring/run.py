@@ -1,38 +1,142 @@
-"""How a model scores tokens, and what decides the bits of the values."""
+"""One pass of models over texts: what every scoring shares, and how a model scores tokens."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from functools import cached_property
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from .. import models
+from ..fingerprints import TextFingerprint, tokenizer_fingerprint
+from ..inputs import choose_backend
 from ..statistics import token_nll, token_statistics
-from .stream import IGNORED
+from .batching import Batching
+from .journal import Journal
+from .stream import IGNORED, Score, Scored, Task, stream
 
 # What a token's statistics are, in the order of ``Scored.values``.
 DETAILS = ("nll", "entropy", "rank", "predicted", "confidence")
 
 
-def run_identity(
-    networks: list[models.LanguageModel], tokenizer: str, batch_size: int | None, backend: str
-) -> dict[str, Any]:
-    """Return what a journal asks of every run on its folder: all that decides the bits of a value, but the text and the model."""
-    configs = [getattr(getattr(network, "model", None), "config", None) for network in networks]
-    theirs = any(hasattr(config, "to_json_string") for config in configs)
-    return {
-        "tokenizer": tokenizer,
-        "batch_size": batch_size,
-        "backend": backend,
-        "device": networks[0].head.weight.device.type,
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "transformers": sys.modules["transformers"].__version__ if theirs and "transformers" in sys.modules else None,
-        "attention": [getattr(config, "_attn_implementation", None) for config in configs],
-    }
+class ScoringRun:
+    """One pass of models over texts: tokenizer, backend, batches, journal and ranks.
+
+    Within its ``with`` block every model is in evaluation mode. The journal is closed at the end of the block.
+
+    Args:
+        networks: The models, which read the same positions: of one vocabulary, on one device.
+        tokenizer: Of all of them.
+        backend: Of the losses; None chooses by device.
+        batch_size: Windows at a time; None: as many as hold a few thousand positions.
+        rank: This process of ``ranks``, which share the batches.
+        ranks: Processes of ``torch.distributed``.
+    """
+
+    def __init__(
+        self,
+        networks: Sequence[models.LanguageModel],
+        tokenizer,
+        *,
+        backend: str | None = None,
+        batch_size: int | None = None,
+        rank: int = 0,
+        ranks: int = 1,
+    ) -> None:
+        weight = networks[0].head.weight
+        self.networks, self.tokenizer, self.rank, self.ranks = networks, tokenizer, rank, ranks
+        self.device, self.vocabulary = weight.device, weight.shape[0]
+        self.backend = choose_backend(backend, weight)
+        self.batching = Batching(networks, batch_size)
+        self.journal: Journal | None = None
+        self._text, self._verified, self._open = TextFingerprint(), False, ExitStack()
+
+    def __enter__(self) -> ScoringRun:
+        for network in self.networks:
+            self._open.enter_context(models.evaluation_mode(network))
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._open.close()
+
+    def keep_in(self, folder: str | Path | None, settings: dict[str, Any]) -> None:
+        """Read and write the values in a journal's ``folder``, unless it is None.
+
+        Args:
+            folder: Of the journal.
+            settings: What decides the bits of a value beside models, tokenizer, backend and batches.
+        """
+        if folder is not None:
+            self.journal = Journal(folder, self.identity() | settings, self.rank)
+            self._open.callback(self.journal.close)
+
+    @cached_property
+    def tokenizer_fingerprint(self) -> str:
+        """Return the tokenizer's fingerprint."""
+        return tokenizer_fingerprint(self.tokenizer)
+
+    def identity(self) -> dict[str, Any]:
+        """Return what decides the bits of a value, but the text, the weights and a protocol."""
+        configs = [getattr(getattr(network, "model", None), "config", None) for network in self.networks]
+        theirs = any(hasattr(config, "to_json_string") for config in configs)
+        transformers = sys.modules.get("transformers") if theirs else None
+        return {
+            "tokenizer": self.tokenizer_fingerprint,
+            "batch_size": self.batching.batch_size,
+            "backend": self.backend,
+            "device": self.device.type,
+            "threads": torch.get_num_threads(),
+            "torch": torch.__version__,
+            "transformers": None if transformers is None else transformers.__version__,
+            "attention": [getattr(config, "_attn_implementation", None) for config in configs],
+        }
+
+    def read(self, index: int, text: str) -> None:
+        """Take a document's text into the fingerprint and the journal."""
+        found = self._text.add(text)
+        if self.journal is not None:
+            self.journal.document(index, found)
+
+    @property
+    def text_fingerprint(self) -> str:
+        """Return the fingerprint of the texts that were read."""
+        return self._text.value()
+
+    def verify(self, ids: np.ndarray, context_length: int | None) -> None:
+        """Compare heads and batches with the models' own logits on ids [n], once a run.
+
+        Args:
+            ids: Token ids as the models read them.
+            context_length: The most positions of a window; None: any.
+        """
+        if self._verified:
+            return
+        for network in self.networks:
+            models.verify(network, ids, context_length or models.VERIFIED_POSITIONS)
+        self.batching.check(ids, context_length)
+        self._verified = True
+
+    def stream(
+        self, tasks: Iterator[Task], score: Score, *, fields: int, first_of_window: int | None = None
+    ) -> Iterator[Scored]:
+        """Return what ``score`` gives for each window, in order; ``fields`` values a token."""
+        return stream(
+            tasks,
+            score,
+            first_of_window=first_of_window,
+            device=self.device,
+            batching=self.batching,
+            fields=fields,
+            journal=self.journal,
+            rank=self.rank,
+            ranks=self.ranks,
+        )
 
 
 def token_scorer(network: models.LanguageModel, backend: str, details: bool) -> Callable[[Tensor, Tensor], Tensor]:

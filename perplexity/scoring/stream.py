@@ -38,7 +38,9 @@ class Scored:
 
 
 @dataclass(frozen=True)
-class _Task:
+class Task:
+    """A window to score at ``places``, positions among the document's ids."""
+
     index: int
     positions: Positions
     window: Window | None  # None: a document of which nothing is scored
@@ -46,29 +48,29 @@ class _Task:
     last: bool
 
 
-def tasks(documents: Iterable[Positions], protocol: Protocol) -> Iterator[_Task]:
+def tasks(documents: Iterable[Positions], protocol: Protocol) -> Iterator[Task]:
     """Every window of every document, each with the positions it scores."""
     nothing = np.empty(0, dtype=np.int64)
     for index, positions in enumerate(documents):
         previous = None
         for window in protocol.windows(len(positions.ids)):
             if previous is not None:
-                yield _Task(index, positions, *previous, last=False)
+                yield Task(index, positions, *previous, last=False)
             places = np.arange(window.first_scored, window.end)
             places = places[~np.isin(positions.ids[places], protocol.unscored)]
             previous = window, places
-        yield _Task(index, positions, *(previous or (None, nothing)), last=True)
+        yield Task(index, positions, *(previous or (None, nothing)), last=True)
 
 
-def continuations(sequences: Iterable[tuple[Positions, int]]) -> Iterator[_Task]:
+def continuations(sequences: Iterable[tuple[Positions, int]]) -> Iterator[Task]:
     """Each sequence as one window that scores from a position on: a prompt and what follows it."""
     for index, (positions, first) in enumerate(sequences):
         length = len(positions.ids)
-        yield _Task(index, positions, Window(0, length, first), np.arange(first, length), last=True)
+        yield Task(index, positions, Window(0, length, first), np.arange(first, length), last=True)
 
 
 def stream(
-    windows: Iterator[_Task],
+    windows: Iterator[Task],
     score: Score,
     *,
     first_of_window: int | None = None,
@@ -130,7 +132,7 @@ def raise_together(ranks: int) -> Iterator[None]:
         raise InputError(f"distributed: another rank stopped ({other})")
 
 
-def _ahead(windows: Iterator[_Task], batching: Batching) -> list[_Task]:
+def _ahead(windows: Iterator[Task], batching: Batching) -> list[Task]:
     """The next windows, for about ``BATCHES_AHEAD`` batches."""
     if batching.batch_size is not None:
         return list(islice(windows, min(BATCHES_AHEAD * batching.batch_size, sys.maxsize)))
@@ -141,7 +143,7 @@ def _ahead(windows: Iterator[_Task], batching: Batching) -> list[_Task]:
     return group
 
 
-def _batches(group: list[_Task], batching: Batching) -> list[list[int]]:
+def _batches(group: list[Task], batching: Batching) -> list[list[int]]:
     """Places in ``group`` of the windows that share a batch, the longest first."""
     to_score = [place for place, task in enumerate(group) if len(task.places)]
     to_score.sort(key=lambda place: -_length(group[place]))
@@ -157,7 +159,7 @@ def _batches(group: list[_Task], batching: Batching) -> list[list[int]]:
     return batches
 
 
-def _length(task: _Task) -> int:
+def _length(task: Task) -> int:
     """Positions the model reads."""
     return 0 if task.window is None else task.window.end - 1 - task.window.begin
 
@@ -170,7 +172,7 @@ class _Scorer:
         self.fields, self.journal = fields, journal
         self.fits: int | None = None  # the most windows that went through at once after memory ended
 
-    def __call__(self, batch: list[_Task]) -> np.ndarray:
+    def __call__(self, batch: list[Task]) -> np.ndarray:
         longest = max(map(_length, batch))
         ids = np.zeros((len(batch), longest), dtype=np.int64)
         target = np.full((len(batch), longest), IGNORED, dtype=np.int64)

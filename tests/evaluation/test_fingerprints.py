@@ -49,7 +49,7 @@ def rewrite_in_place(folder):
 def test_a_cached_fingerprint_is_the_models(folder, monkeypatch):
     first = fingerprint(folder)
     calls = []
-    digest = models.tensors_digest
+    digest = models.language_model.tensors_digest
     monkeypatch.setattr(models.language_model, "tensors_digest", lambda named: calls.append(1) or digest(named))
     assert fingerprint(folder) == first and not calls
     model, _ = models.load(folder, device="cpu")  # nobody promised that it stays as it was read
