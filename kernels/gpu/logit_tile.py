@@ -54,7 +54,7 @@ def _described_configuration(target: Target, work: str) -> tuple[dict, dict]:
     where they are many the parts are narrower still, and the assembler is told to keep to one block a multiprocessor.
     """
     blackwell = target.arch >= 100
-    wide = work in ("nll", "statistics") or (blackwell and work == "ruled statistics")
+    wide = work in ("nll", "statistics")
     columns = 256 if wide else 64 if blackwell and work in ("all sums", "divergence") else 128
     tiles = dict(BLOCK_N=128, BLOCK_V=columns, BLOCK_D=64)
     limit = dict(maxnreg=255) if blackwell and not wide else {}
