@@ -187,7 +187,6 @@ def evaluate(
             book.close()
     return _evaluation(
         collector,
-        tokenizer,
         [*models.loading_notes(network), *models.context_notes(network, chosen.context_length), *batching.notes],
         protocol=chosen.name,
         context_length=chosen.context_length,
@@ -212,7 +211,7 @@ def _ranks(distributed: bool) -> tuple[int, int]:
     return torch.distributed.get_rank(), torch.distributed.get_world_size()
 
 
-def _evaluation(collector: Collector, tokenizer, notes: list[str], **rest) -> Evaluation:
+def _evaluation(collector: Collector, notes: list[str], **rest) -> Evaluation:
     summary = summarise(collector.scores, blocks=collector.blocks, squares=collector.squares)
     by_domain = defaultdict(list)
     for score in collector.scores:
