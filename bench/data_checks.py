@@ -15,10 +15,10 @@ import tempfile
 import time
 from pathlib import Path
 
-from environment import RESULTS, commit, cpu_name, now, slug, version, write
+from environment import RESULTS, SUPPORT, commit, cpu_name, now, slug, version, write
 from monitor import peak_mib
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "data_checks"))
+sys.path.insert(0, str(SUPPORT))
 from corpus import documentation, sources
 
 SIZES = (10, 100, 1000)  # MB

@@ -13,6 +13,7 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results"
+SUPPORT = HERE / "support"
 
 
 def slug(name: str) -> str:

@@ -1,6 +1,6 @@
 """``python bench/evaluation.py``: a whole evaluation beside ``model(input_ids, labels=input_ids)`` on this CPU.
 
-Each provider runs in a process of its own on the same windows (tests/evaluation_cost.py), in turn: tokens a second, and
+Each provider runs in a process of its own on the same windows (support/evaluation_cost.py), in turn: tokens a second, and
 the memory a run takes beyond the model. Written to bench/results/cpu-<name>-evaluation.json; asserts nothing.
 """
 
@@ -13,9 +13,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from environment import HERE, RESULTS, commit, cpu_name, now, slug, version, write
+from environment import RESULTS, SUPPORT, commit, cpu_name, now, slug, version, write
 
-sys.path.insert(0, str(HERE.parent / "tests"))
+sys.path.insert(0, str(SUPPORT))
 from evaluation_cost import CONTEXT, LAYERS, PROVIDERS, VOCABULARY, WIDTH
 
 NAMES = {"ours": "perplexity.evaluate", "plain": "model(input_ids, labels=input_ids)"}
@@ -23,7 +23,7 @@ NAMES = {"ours": "perplexity.evaluate", "plain": "model(input_ids, labels=input_
 
 def measure(provider: str, windows: int) -> tuple[float, float, float]:
     """Bytes, seconds, loss."""
-    command = [sys.executable, HERE.parent / "tests" / "evaluation_cost.py", provider, str(windows)]
+    command = [sys.executable, SUPPORT / "evaluation_cost.py", provider, str(windows)]
     # A fixed threshold: freed blocks go back to the system, and the figure is the run's, not the allocator's history.
     environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": str(1 << 16)}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=1800)

@@ -6,7 +6,7 @@ Bytes by which the high-water mark of resident memory rises in a call, and bytes
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+sys.path.insert(0, str(Path(__file__).resolve().parent / "support"))
 
 from cpu_cases import Row
 from peak_memory import high_water, reset_high_water

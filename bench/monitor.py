@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 import numpy as np
-from environment import RESULTS, commit, cpu_name, now, slug, version, write
+from environment import RESULTS, SUPPORT, commit, cpu_name, now, slug, version, write
 
 from perplexity.monitor import Monitor, diagnose, read_history
 
@@ -25,7 +25,7 @@ def peak_mib(*arguments: str) -> float:
     """High-water mark of a ``ppl`` process; a fresh image's own, which getrusage of a child is not."""
     code = "import sys; from perplexity.cli import main; from peak_memory import high_water; "
     code += "main(sys.argv[1:]); print(high_water(), file=sys.stderr)"
-    path = os.pathsep.join([str(Path(__file__).parents[1] / "tests"), *sys.path])
+    path = os.pathsep.join([str(SUPPORT), *sys.path])
     command = [sys.executable, "-c", code, *arguments]
     done = subprocess.run(command, check=True, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": path})
     return int(done.stderr.split()[-1]) / 2**20

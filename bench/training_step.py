@@ -1,6 +1,7 @@
 """``python bench/training_step.py``: a training step of a transformers model, before and after ``use_fused_loss``, V = 128,256.
 
-Each in a process of its own (tests/training_step_cost.py). Written to bench/results/cpu-<name>-training-step.json; asserts nothing.
+Each in a process of its own (support/training_step_cost.py). Asserts nothing; writes
+bench/results/cpu-<name>-training-step.json.
 """
 
 from __future__ import annotations
@@ -12,15 +13,15 @@ import subprocess
 import sys
 from pathlib import Path
 
-from environment import HERE, RESULTS, commit, cpu_name, now, slug, version, write
+from environment import RESULTS, SUPPORT, commit, cpu_name, now, slug, version, write
 
-sys.path.insert(0, str(HERE.parent / "tests"))
+sys.path.insert(0, str(SUPPORT))
 from training_step_cost import LAYERS, LENGTH, PROVIDERS, ROWS, VOCABULARY, WIDTH
 
 
 def measure(provider: str) -> tuple[float, float, float]:
     """Bytes, seconds, loss."""
-    command = [sys.executable, HERE.parent / "tests" / "training_step_cost.py", provider]
+    command = [sys.executable, SUPPORT / "training_step_cost.py", provider]
     # A fixed threshold: freed blocks go back to the system, and the figure is the step's, not the allocator's history.
     environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": str(1 << 16)}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=1800, check=True)

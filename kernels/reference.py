@@ -41,8 +41,3 @@ def kl_divergence(a, b) -> torch.Tensor:
     log_p, log_q = a.log_softmax(1), b.log_softmax(1)
     p = log_p.exp()
     return (p * (log_p - log_q).masked_fill(p == 0, 0.0)).sum(1)
-
-
-def rank_and_prediction(z, target) -> tuple[torch.Tensor, torch.Tensor]:
-    """How many logits are larger than the target's, and the first column of the largest, [N] each, from logits [N, V]."""
-    return (z > z.gather(1, target[:, None])).sum(1), (z == z.amax(1, keepdim=True)).int().argmax(1)

@@ -128,7 +128,7 @@ def taken(request):
     # One thread, whatever the machine has: blocks are as large as the caches of all threads.
     options = {"MALLOC_MMAP_THRESHOLD_": str(1 << 16), "MKL_DISABLE_FAST_MM": "1", "OMP_NUM_THREADS": "1"}
     words = [",".join(map(str, case)) for case in cases]
-    script = Path(__file__).parent / "peak_memory.py"
+    script = Path(__file__).parents[1] / "bench" / "support" / "peak_memory.py"
     done = run(sys.executable, script, request.param, *words, env=os.environ | options)
     assert done.returncode == 0, done.stderr
     return dict(zip(cases, map(int, done.stdout.split()), strict=True))

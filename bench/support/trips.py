@@ -19,7 +19,6 @@ from pathlib import Path
 
 os.environ["TRITON_INTERPRET"] = "1"
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "tests"))
 PACKAGES = [str(ROOT / name) + os.sep for name in ("perplexity", "kernels")]
 
 TOKENS, VOCABULARY, DIMENSION = 8, 64, 16

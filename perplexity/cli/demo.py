@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..errors import InputError
 from .extras import needs
 from .options import option
+
+if TYPE_CHECKING:
+    from ..probe import Probe
 
 LOWER = "--steps"  # where memory ends
 
@@ -36,3 +41,32 @@ def run(options: Options) -> int:
     except OSError as error:  # a full disk's names no file
         raise InputError(f"--out: {options.out} cannot be written ({error.strerror or error})") from error
     return 0
+
+
+def evaluated(row: dict[str, float]) -> str:
+    """Return the line of an evaluation during training, from its row of history.jsonl."""
+    return (
+        f"step {row['step']:>5}  train loss {row['train_loss']:6.3f}  "
+        f"validation loss {row['val_loss']:6.3f}  train perplexity {row['train_perplexity']:8.1f}  "
+        f"validation perplexity {row['val_perplexity']:8.1f}  "
+        f"{row['tokens'] / row['seconds']:7,.0f} tokens/s"
+    )
+
+
+def probed(found: Probe) -> str:
+    """Return the line of a checkpoint's probe."""
+    own, other = (found.perplexity[f"{whose}_perplexity"] for whose in ("self", "reference"))
+    return (
+        f"step {found.step:>5}  perplexity of generated text {own:,.1f}, "
+        f"of references {other:,.1f}; {found.generation['repetition'] or 0:.1%} of a text repeats itself"
+    )
+
+
+def closing(out: Path, context_length: int) -> str:
+    """Return what was written, and the command that evaluates the model again."""
+    return (
+        f"written to {out}: model/, history.jsonl, history.csv, tensorboard/, evaluation.json, "
+        "diagnosis.json, data-check.json, probe.json, curves.png, report.html (open in a browser)\n"
+        f"again, by hand: ppl eval {out}/model {out}/validation.jsonl "
+        f"--context-length {context_length} --train {out}/train.jsonl"
+    )

@@ -375,6 +375,40 @@ def without_leaks(texts: Callable[[], Iterable[Text]], index: Index) -> Iterator
             yield text
 
 
+def without_quotations(texts: Iterable[Text], index: Index) -> Iterator[Text]:
+    """Yield training texts without the paragraphs that share an n-gram with validation.
+
+    Stricter than ``without_leaks``: a single quotation of ``NGRAM`` words is enough. An n-gram may
+    straddle two paragraphs, so a paragraph is read after the last words that were kept before it.
+
+    Args:
+        texts: whole training documents; one without a paragraph left is dropped.
+        index: the validation side.
+
+    Example:
+        >>> valid = "a b c d e f g h i j k l m n o p"
+        >>> train = Text("0", f"Own words.\\n\\nHe said: {valid}.\\n\\nThe end.")
+        >>> [left] = without_quotations([train], Index([Text("1", valid)]))
+        >>> left.text.split()
+        ['Own', 'words.', 'The', 'end.']
+    """
+    table = index.tables[NGRAM]
+    for text in texts:
+        before = np.empty(0, np.uint64)
+
+        def shares(paragraph: str) -> bool:
+            nonlocal before
+            read = np.append(before, hashes(words(paragraph)))
+            if len(table.find(grams(read, NGRAM))[1]):
+                return True
+            before = read[-NGRAM + 1 :]
+            return False
+
+        left = _without_paragraphs(text, shares)
+        if left.text.strip():
+            yield left
+
+
 def _without_copies(texts: Iterable[Text], index: Index, own: Own) -> Iterator[Text]:
     for group in groups(texts):
         if not leaks(index, scan_batch(index, group), own):

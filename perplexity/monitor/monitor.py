@@ -69,7 +69,6 @@ class Monitor:
         self._broken = False  # a loss that is no number has been told at once
         self._started = time.perf_counter()
         self._evaluation_seconds = 0.0
-        self._evaluations: list[tuple[int, Callable]] = []
         self.notes: list[str] = []  # of the file gone on with
         self._file = None
         if path is not None:

@@ -27,7 +27,6 @@ FIRST_HALF = "first-half"  # of a llama.cpp chunk: context only
 TAIL = "tail"  # after the last whole llama.cpp chunk
 SPECIAL = "special"  # BOS, EOS, padding and the like, spelled in the text
 NON_FINITE = "non-finite"  # the model gave NaN or an infinite loss
-REASONS = (NO_CONTEXT, FIRST_HALF, TAIL, SPECIAL, NON_FINITE)
 
 
 @dataclass

@@ -18,7 +18,7 @@ from processes import HANG, linux_only, run
 from perplexity.data_checks import Text, check_data
 from perplexity.data_checks import index as index_module
 from perplexity.data_checks.index import NGRAM, Index, Scan, groups, scan_batch
-from perplexity.data_checks.leakage import leaks, scan_texts, without_leaks
+from perplexity.data_checks.leakage import leaks, scan_texts, without_leaks, without_quotations
 from perplexity.text.words import grams, hashes, words
 
 
@@ -388,3 +388,27 @@ def test_a_disguise_does_not_hide_a_copy(disguise):
     texts = ["\n".join(" ".join(letters.choices(names, k=10)) for _ in range(20)) for _ in range(10)]
     leaked = check_data(map(disguise, texts[:5]), texts).leaked
     assert [leak.document for leak in leaked] == [0, 1, 2, 3, 4]
+
+
+WORDS = [f"w{number}" for number in range(40)]
+QUOTED = " ".join(WORDS[:13])
+
+
+@pytest.mark.parametrize(
+    ("paragraphs", "kept"),
+    {
+        "inside": (["own words", f"as is said: {QUOTED}!", "more of them"], [0, 2]),
+        "in another form": ([QUOTED.upper().replace(" ", ",\n"), "own words"], [1]),
+        "a word less": ([" ".join(WORDS[:12]), "own words"], [0, 1]),
+        "over two paragraphs": ([" ".join(WORDS[:9]), " ".join(WORDS[9:20])], [0]),
+        "once one between is dropped": ([" ".join(WORDS[:9]), QUOTED, " ".join(WORDS[9:20])], [0]),
+        "nothing else": ([QUOTED], []),
+    }.values(),
+)
+def test_no_ngram_of_validation_is_quoted(paragraphs, kept):
+    index = Index([Text("v", " ".join(WORDS))])
+    left = list(without_quotations([Text("t", "\n\n".join(paragraphs))], index))
+    assert len(left) == bool(kept)
+    parts = [part for text in left for part in re.split(r"\n\s*\n", text.text) if part.strip()]
+    assert parts == [paragraphs[place] for place in kept]
+    assert not scan_texts(index, left).seen.any()

@@ -11,7 +11,7 @@ from processes import run
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 @pytest.mark.slow
 def test_peak_memory():
-    script = Path(__file__).parents[1] / "evaluation_cost.py"
+    script = Path(__file__).parents[2] / "bench" / "support" / "evaluation_cost.py"
     # A fixed threshold: freed blocks go back to the system, and the figure is the call's, not the allocator's history.
     environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": str(1 << 16)}
     found = {}

@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 from perplexity import linear_cross_entropy
-from perplexity.cli import demo_run as demo
+from perplexity.cli import demo_model as demo
 
 FOLDER = Path(__file__).with_name("faults")
 SEEDS = 10
@@ -73,17 +73,14 @@ class Model(torch.nn.Module):
 
 def texts() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Training and validation tokens, and validation cut by a tokenizer that learnt other text."""
-    training, validation, _ = demo.split(demo.corpus())
-    tokenizer = demo.train_tokenizer(training.values(), VOCABULARY)
+    training, validation, *_ = demo.split(demo.corpus())
+    training, validation = ([text.text for text in side] for side in (training, validation))
+    tokenizer = demo.train_tokenizer(training, VOCABULARY)
     other = demo.train_tokenizer(
         [Path(module.__file__).read_text() for module in (csv, argparse, copy, io)], VOCABULARY
     )
     encode = lambda by, documents: torch.tensor(  # noqa: E731
-        [
-            token
-            for text in documents.values()
-            for token in by(text, add_special_tokens=False, verbose=False)["input_ids"]
-        ]
+        [token for text in documents for token in by(text, add_special_tokens=False, verbose=False)["input_ids"]]
     )
     return encode(tokenizer, training), encode(tokenizer, validation), encode(other, validation)
 

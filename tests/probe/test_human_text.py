@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from perplexity.cli import demo_run as demo
+from perplexity.cli import demo_model as demo
 from perplexity.probe import GenerationSettings
 from perplexity.probe.findings import LEAST_TEXTS, Asking, find
 from perplexity.probe.measures import Source, measure, totals

@@ -8,7 +8,7 @@ from functools import lru_cache
 import torch
 
 from perplexity import linear_cross_entropy
-from perplexity.cli import demo_run as demo
+from perplexity.cli import demo_model as demo
 from perplexity.probe import Prompt
 
 VOCABULARY, CONTEXT, LENGTH = 512, 160, 96
