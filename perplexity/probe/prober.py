@@ -106,8 +106,8 @@ def probe(
     )
     for argument, value, kind, expected in kinds:
         checks.optional(checks.instance, argument, value, kind, expected)
-    for key in ("verdict", "health_score", "findings") if diagnosis is not None else ():
-        if key not in diagnosis:
+    for key in ("verdict", "health_score", "findings"):
+        if diagnosis is not None and key not in diagnosis:
             raise checks.wrong("diagnosis", "the keys of Diagnosis.to_dict()", f"none for {key}")
     checks.several("scorers", scorers, "them")
     checks.optional(checks.path, "embeddings", embeddings)
@@ -136,7 +136,7 @@ def probe(
         settings=settings,
     )
     with evaluation_mode(network):
-        models.verify(network, asked[0].ids, network.context_length or len(asked[0].ids) + settings.max_new_tokens)
+        models.verify(network, asked[0].ids, network.context_length or len(asked[0].ids) + settings.most)
         batching = Batching([network], None)
         batching.check(asked[0].ids, network.context_length)
         generated = generate(
