@@ -113,16 +113,17 @@ def accumulate_gradients(
     ``grad_weight`` are written after the gradient of their block's first tokens was asked for, and not before.
     """
     (tokens, dimension), vocabulary = hidden.shape, weight.shape[0]
-    needs_hidden, needs_weight, needs_bias = *needs[:2], needs[2] and bias is not None
+    needs_hidden, needs_weight, needs_bias = needs
     if needs_weight and ignored is not None:
         hidden = without_ignored(hidden, ignored)
     wide = torch.promote_types(hidden.dtype, torch.float32)
     grad_hidden = hidden.new_zeros((tokens, dimension), dtype=wide) if needs_hidden else None
-    if needs_weight and grad_weight is None:
-        grad_weight = torch.empty_like(weight, memory_format=torch.contiguous_format)
-    grad_bias = bias.new_zeros(vocabulary) if needs_bias else None
-    if needs_weight and tokens == 0:
-        grad_weight.zero_()
+    grad_bias = bias.new_zeros(vocabulary) if needs_bias and bias is not None else None
+    if needs_weight:
+        if grad_weight is None:
+            grad_weight = torch.empty_like(weight, memory_format=torch.contiguous_format)
+        if tokens == 0:
+            grad_weight.zero_()
 
     def add_product(out: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> None:
         """``out += left @ right`` in float32 (or float64), to the end where the device can."""
@@ -144,13 +145,13 @@ def accumulate_gradients(
         columns = slice(first_column, min(vocabulary, first_column + columns_at_once))
         width = columns.stop - columns.start
         weight_block = None
-        bias_block = hidden.new_zeros(width, dtype=wide) if needs_bias else None
+        bias_block = None if grad_bias is None else hidden.new_zeros(width, dtype=wide)
         for first_token in range(0, tokens, tokens_at_once):
             chunk = slice(first_token, min(tokens, first_token + tokens_at_once))
             gradient = logit_gradient(chunk, columns)
-            if needs_hidden:
+            if grad_hidden is not None:
                 add_product(grad_hidden[chunk], gradient, weight[columns])
-            if needs_weight and first_token == 0:
+            if grad_weight is not None and needs_weight and first_token == 0:
                 one_product = gradient.dtype == grad_weight.dtype and (
                     tokens_at_once >= tokens or gradient.dtype == wide
                 )
@@ -159,14 +160,14 @@ def accumulate_gradients(
                 else:
                     weight_block = hidden.new_zeros((width, dimension), dtype=wide)
                     add_product(weight_block, gradient.T, hidden[chunk])
-            elif needs_weight:
+            elif weight_block is not None:
                 add_product(weight_block, gradient.T, hidden[chunk])
-            if needs_bias:
+            if bias_block is not None:
                 bias_block += gradient.sum(0, dtype=wide)
             del gradient  # as weight_block below: it would stand beside its successor
-        if weight_block is not None and not one_product:
+        if grad_weight is not None and weight_block is not None and not one_product:
             grad_weight[columns] = weight_block
-        if needs_bias:
+        if grad_bias is not None and bias_block is not None:
             grad_bias[columns] = bias_block.to(grad_bias.dtype)
         del weight_block
     return None if grad_hidden is None else grad_hidden.to(hidden.dtype), grad_weight, grad_bias

@@ -20,6 +20,7 @@ import tempfile
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import triton
@@ -30,7 +31,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 from .dispatch import Rule
 from .fingerprint import kernels_hash
 from .gpu.launch import INTERPRETED, Launch, Target, recording
-from .sums import DIVERGENCE_ROWS, SUMS
+from .sums import DIVERGENCE_ROWS, SUMS, Head
 
 TARGETS = {
     "sm_80": Target("cuda", 80, 32),
@@ -135,7 +136,7 @@ def launches(case: Case) -> list[tuple[ASTSource, dict]]:
             return torch.empty((*shape[:-1], 3 * shape[-1]), device="meta", dtype=dtype)[..., ::3]
         return torch.empty(shape, device="meta", dtype=dtype)
 
-    def head(side="", **options):
+    def head(side="", **options) -> Head:
         dimension = DIMENSION[options.get("layout", case.layout)]
         bias = empty(vocabulary, **options) if f"{side}bias" in case.features else None
         return empty(tokens, dimension, **options), empty(vocabulary, dimension, **options), bias
@@ -160,9 +161,9 @@ def launches(case: Case) -> list[tuple[ASTSource, dict]]:
         elif case.operation == "linear_kl":
             mixed = case.layout == "mixed"
             p_head = head("p_", layout="odd", dtype=torch.float32) if mixed else head("p_")
-            rules = [Rule(softcap=softcap(side), logit_scale=0.5) for side in ("p_", "q_")]
-            linear_kl.linear_kl(p_head, head("q_"), *rules)
-            linear_kl.linear_kl_grad(row(), row(DIVERGENCE_ROWS), p_head, head("q_"), *rules)
+            p_rule, q_rule = (Rule(softcap=softcap(side), logit_scale=0.5) for side in ("p_", "q_"))
+            linear_kl.linear_kl(p_head, head("q_"), p_rule, q_rule)
+            linear_kl.linear_kl_grad(row(), row(DIVERGENCE_ROWS), p_head, head("q_"), p_rule, q_rule)
         else:
             positions = (7 if case.layout == "odd" else 16) if "positions" in case.features else 1
             items = tokens // positions
@@ -181,7 +182,8 @@ def launches(case: Case) -> list[tuple[ASTSource, dict]]:
 def source(launch: Launch, target: Target) -> ASTSource:
     """The launch as source to compile, specialised as the JIT does: ints of 1, multiples of 16, on AMD small tensors."""
     signature, constants, attributes = {}, dict(launch.constants), {}
-    for index, parameter in enumerate(launch.kernel.params):
+    kernel: Any = launch.kernel  # triton's JITFunction
+    for index, parameter in enumerate(kernel.params):
         name = parameter.name
         if name in constants:
             signature[name] = "constexpr"
@@ -206,7 +208,7 @@ def source(launch: Launch, target: Target) -> ASTSource:
             found.append(["tt.pointer_range", 32])
         if found:
             attributes[(index,)] = found
-    return ASTSource(launch.kernel, signature, constants, attributes)
+    return ASTSource(kernel, signature, constants, attributes)
 
 
 def nvidia_resources(cubin: bytes) -> tuple[int, int]:
@@ -218,7 +220,7 @@ def nvidia_resources(cubin: bytes) -> tuple[int, int]:
         out = subprocess.run(
             [tool, "--dump-resource-usage", file.name], capture_output=True, text=True, check=True
         ).stdout
-    registers, stack, local = (int(re.search(rf"{key}:(\d+)", out)[1]) for key in ("REG", "STACK", "LOCAL"))
+    registers, stack, local = (int(re.findall(rf"{key}:(\d+)", out)[0]) for key in ("REG", "STACK", "LOCAL"))
     return registers, stack + local
 
 
@@ -244,7 +246,7 @@ def compile_case(case: Case) -> list[Compiled]:
             text = compiled.asm["amdgcn"]
             # Scalar registers that run out are kept in lanes of a vector register: no memory, unless that has a segment.
             registers, vector, scratch = (
-                int(re.search(rf"\.{key}:\s*(\d+)", text)[1])
+                int(re.findall(rf"\.{key}:\s*(\d+)", text)[0])
                 for key in ("vgpr_count", "vgpr_spill_count", "private_segment_fixed_size")
             )
             spilled = max(4 * vector, scratch)
@@ -312,7 +314,7 @@ def cases(extent: str) -> list[Case]:
 
 def _worst(rows: list[Compiled]) -> list[Compiled]:
     """For each kernel, target and dtype the row that spills most, of equal ones the one with most registers."""
-    worst = {}
+    worst: dict[tuple[str, str, str], Compiled] = {}
     for row in rows:
         key = row.kernel, row.case.target, row.case.dtype
         if key not in worst or (row.spilled_bytes, row.registers) > (worst[key].spilled_bytes, worst[key].registers):

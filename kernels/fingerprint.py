@@ -25,13 +25,15 @@ def _code(source: str) -> str:
 
     Rewording a comment changes no kernel, and neither does moving a file.
     """
-    left_out = set()
+    left_out: set[int] = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Module | ast.FunctionDef | ast.ClassDef) and ast.get_docstring(node) is not None:
-            node = node.body[0]
-        elif not isinstance(node, ast.Import | ast.ImportFrom):
+            part: ast.stmt = node.body[0]
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            part = node
+        else:
             continue
-        left_out.update(range(node.lineno, node.end_lineno + 1))
+        left_out.update(range(part.lineno, (part.end_lineno or part.lineno) + 1))
     lines = enumerate(source.splitlines(), start=1)
     kept = (line.split("  # ")[0].rstrip() for number, line in lines if number not in left_out)
     return "\n".join(line for line in kept if line and not line.lstrip().startswith("#"))

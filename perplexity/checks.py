@@ -12,6 +12,7 @@ import numbers
 import os
 from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -91,7 +92,8 @@ def number(
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise InputTypeError(f"{name}: expected {expected}, got {shown(value)}")
     # Comparisons alone: a traced number has no isfinite. NaN fails them.
-    inside = -math.inf < value < math.inf and least <= value <= most and above < value < below
+    real: Any = value  # numbers.Real declares no comparison with a float
+    inside = -math.inf < real < math.inf and least <= real <= most and above < real < below
     if not inside:
         raise wrong(name, expected, value)
 
@@ -104,17 +106,17 @@ def integer(
     most: int | None = None,
 ) -> int:
     """Return an integer as int: numpy's and a tensor's of no dimensions count, a bool does not."""
-    value = scalar_of(value)
-    known = isinstance(value, numbers.Integral) and not isinstance(value, bool)
-    if known and (least is None or least <= value) and (most is None or value <= most):
-        return int(value)
+    scalar = scalar_of(value)
+    known = isinstance(scalar, numbers.Integral) and not isinstance(scalar, bool)
+    if known and (least is None or least <= scalar) and (most is None or scalar <= most):
+        return int(scalar)
     limits = [f"at least {least}"] * (least is not None) + [f"at most {most}"] * (most is not None)
     if known:
-        raise wrong(name, expected or " and ".join(limits), value)
-    raise wrong(name, expected or ", ".join(["a whole number", *limits]), shown(value), InputTypeError)
+        raise wrong(name, expected or " and ".join(limits), scalar)
+    raise wrong(name, expected or ", ".join(["a whole number", *limits]), shown(scalar), InputTypeError)
 
 
-def scalar_of(value: object) -> object:
+def scalar_of(value: object) -> Any:
     """Return the number in a tensor of no dimensions without gradient; any other value as it is."""
     # As torch's own functions take numbers. A gradient would be lost.
     if not isinstance(value, Tensor) or value.dim() or value.requires_grad or value.is_meta:
@@ -122,7 +124,7 @@ def scalar_of(value: object) -> object:
     return value.item()
 
 
-def measured(name: str, value: object) -> float:
+def measured(name: str, value: Any) -> float:
     """Return a number, or a tensor with one, as float; NaN and infinities are measured as well."""
     if type(value) is float:
         return value
@@ -226,7 +228,7 @@ def dense(name: str, tensor: object) -> None:
         raise wrong(name, "a dense tensor (to_dense(), or padding)", layout, InputTypeError)
 
 
-def floating(name: str, tensor: object) -> None:
+def floating(name: str, tensor: Any) -> None:
     """Raise unless ``tensor`` is a dense floating tensor of 16 bits or more: of a narrower one the scale is elsewhere."""
     dense(name, tensor)
     if not tensor.is_floating_point():
@@ -279,7 +281,7 @@ def class_weights(weight: Tensor | None, entries: int | None = None) -> None:
 
 
 def target(
-    value: object, classes: tuple[int, ...], probabilities: tuple[int, ...], device: torch.device, ignored: int
+    value: Any, classes: tuple[int, ...], probabilities: tuple[int, ...], device: torch.device, ignored: int
 ) -> None:
     """Raise unless ``value`` has class indices in the shape ``classes`` or class probabilities in their shape.
 

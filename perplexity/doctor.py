@@ -32,7 +32,7 @@ def self_check(device: str, backend: str | None) -> tuple[float, float]:
     weight = torch.randn(507, 123, generator=generator)
     target = torch.randint(0, 507, (70,), generator=generator)
     target[3] = -100
-    inputs = [tensor.to(device).requires_grad_() for tensor in (hidden, weight)]
+    inputs = hidden.to(device).requires_grad_(), weight.to(device).requires_grad_()
     loss = linear_cross_entropy(*inputs, target.to(device), backend=backend)
     gradients = torch.autograd.grad(loss, inputs)
     exact_inputs = [tensor.double().requires_grad_() for tensor in (hidden, weight)]
@@ -51,7 +51,7 @@ def report() -> int:
         except importlib.metadata.PackageNotFoundError:
             print(f"  {name:<14}not installed")
     devices = ["cpu"] + [f"cuda:{index}" for index in range(torch.cuda.device_count())]
-    checks = [(device, None) for device in devices]
+    checks: list[tuple[str, str | None]] = [(device, None) for device in devices]
     if not triton_available():
         print("triton is not installed: the plain PyTorch fallback computes every loss, on every device")
     else:

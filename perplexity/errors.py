@@ -102,12 +102,12 @@ def each_of_theirs(expected: str, items: Iterable[Item]) -> Iterator[Item]:
     """Yield the items of a library's iterator, each asked for as under ``theirs``."""
     with theirs(expected):
         iterator = iter(items)
-    end = object()
     while True:
         with theirs(expected):
-            item = next(iterator, end)
-        if item is end:
-            return
+            try:
+                item = next(iterator)
+            except StopIteration:
+                return
         yield item
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any, ClassVar, Protocol
 
 from . import checks
 from .files import write_text
@@ -33,8 +34,18 @@ def worst(severities: Iterable[str]) -> str:
     return max(severities, key=SEVERITIES.index, default="info")
 
 
+class Severe(Protocol):
+    """A finding of either kind: the monitor's have steps, too."""
+
+    @property
+    def severity(self) -> str: ...
+
+
 class Judged:
     """What a dataclass with ``findings`` does with them."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]  # every subclass is a dataclass
+    findings: Sequence[Severe]
 
     def worst(self) -> str:
         """The most severe finding's severity; "info" where there is none."""

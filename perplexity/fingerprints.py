@@ -105,4 +105,4 @@ def _pieces(tensor: Tensor) -> Sequence[Tensor]:
 
 
 def _piece_digest(piece: Tensor) -> bytes:
-    return hashlib.sha256(memoryview(piece.cpu().numpy())).digest()
+    return hashlib.sha256(piece.cpu().numpy().data).digest()

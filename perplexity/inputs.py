@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,7 +29,7 @@ class LossOptions:
     """How per-token sums become a loss; the meaning of each is the public functions'."""
 
     reduction: str = "mean"
-    ignore_index: int | None = IGNORE_INDEX
+    ignore_index: Any = IGNORE_INDEX  # an int or None is given, an int is kept
     label_smoothing: float = 0.0
     softcap: float | None = None
     logit_scale: float = 1.0
@@ -108,16 +109,14 @@ def refuse_forward_mode(*tensors: Tensor | None) -> None:
             operators.refuse_forward_mode()
 
 
-def cast(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
+def cast(*tensors: Tensor) -> tuple[Tensor, ...]:
     """Return operands of a matrix product, under autocast in its dtype; as in torch, float64 stays what it is."""
-    device = next(tensor for tensor in tensors if tensor is not None).device.type
+    device = tensors[0].device.type
     if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
         return tensors
     dtype = torch.get_autocast_dtype(device)
     return tuple(
-        tensor.to(dtype)
-        if tensor is not None and tensor.is_floating_point() and tensor.dtype != torch.float64
-        else tensor
+        tensor.to(dtype) if tensor.is_floating_point() and tensor.dtype != torch.float64 else tensor
         for tensor in tensors
     )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import Tensor
@@ -87,10 +87,10 @@ class _Anchor(torch.autograd.Function):
     """An empty tensor that depends on the leaves: what a gradient that was made ahead depends on, without holding them."""
 
     @staticmethod
-    def forward(ctx, *leaves: Tensor | None) -> Tensor:
+    def forward(ctx, hidden: Tensor, *leaves: Tensor | None) -> Tensor:
         ctx.set_materialize_grads(False)
-        ctx.leaves = len(leaves)
-        return leaves[0].new_empty(0)
+        ctx.leaves = 1 + len(leaves)
+        return hidden.new_empty(0)
 
     @staticmethod
     def backward(ctx, _):
@@ -104,7 +104,9 @@ class _FirstDerivative(torch.autograd.Function):
     def forward(ctx, gradient: Tensor, anchor: Tensor) -> Tensor:
         return gradient
 
-    backward = staticmethod(operators.refuse_second_derivative)
+    @staticmethod
+    def backward(ctx, *upstream):
+        return operators.refuse_second_derivative()
 
 
 class _GradientsAhead(torch.autograd.Function):
@@ -132,8 +134,8 @@ class _GradientsAhead(torch.autograd.Function):
 @contextmanager
 def _own_graph() -> Iterator[None]:
     """Autograd for a graph of its own: a caller's hooks on saved tensors (checkpoints, offloading) are for the model's graph."""
-    hooks = nullcontext()
-    if torch._C._autograd._saved_tensors_hooks_is_enabled():
+    hooks: AbstractContextManager = nullcontext()
+    if torch._C._autograd._saved_tensors_hooks_is_enabled():  # type: ignore[attr-defined]  # missing from torch's stubs
         hooks = torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensor, lambda tensor: tensor)
     with torch.enable_grad(), hooks:
         yield
@@ -462,7 +464,7 @@ def cross_entropy(
         *rule,
         *Plan(chosen, memory_limit=settings.memory),
     )
-    if soft:
+    if q is not None:
         flat = input.movedim(class_dimension, -1).reshape(-1, vocabulary)
         sums = _with_derivative_by_weights(
             sums, q, lambda: apply_rule(flat.to(q.dtype, copy=True), None, softcap, logit_scale)

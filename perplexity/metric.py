@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Iterable
+from typing import overload
 
 import torch
 from torch import Tensor
@@ -157,8 +158,7 @@ def scored(
         _check_labels("target", "int64 labels", target, name, nll)
         found = (target != ignored).to(nll.device)
     if mask is not None and mask is not True:
-        _check_labels("mask", "True or a bool tensor", mask, name, nll, bools=True)
-        chosen = mask.to(nll.device) != 0
+        chosen = _check_labels("mask", "True or a bool tensor", mask, name, nll, bools=True).to(nll.device) != 0
         found = chosen if found is None else found & chosen
     return found
 
@@ -171,15 +171,21 @@ def _check_labels(
     nll: Tensor,
     *,
     bools: bool = False,
-) -> None:
+) -> Tensor:
+    """Return the labels or the mask ``got``; raise unless it is such a tensor in the shape of ``nll``."""
     # A floating mask may be an additive one, where 0 keeps a token.
-    wrong = not isinstance(got, Tensor) or got.is_floating_point() or got.is_complex()
-    if wrong or (got.dtype is torch.bool and not bools):
+    if (
+        not isinstance(got, Tensor)
+        or got.is_floating_point()
+        or got.is_complex()
+        or (got.dtype is torch.bool and not bools)
+    ):
         raise InputTypeError(f"{argument}: expected {expected}, got {_kind(got)}")
     checks.dense(argument, got)
     if got.shape != nll.shape:
         shape = f"the shape of {name}, {tuple(nll.shape)}"
         raise InputError(f"{argument}: expected {shape}, got {tuple(got.shape)}")
+    return got
 
 
 def _kind(value: object) -> str:
@@ -202,6 +208,12 @@ def float64_sum(values: Tensor) -> Tensor:
     return (values if has_float64(values.device.type) else values.cpu()).sum(dtype=torch.float64)
 
 
+@overload
+def exp(value: float) -> float: ...
+@overload
+def exp(value: None) -> None: ...
+@overload
+def exp(value: float | None) -> float | None: ...
 def exp(value: float | None) -> float | None:
     """exp that gives inf where float64 overflows, and None for None."""
     if value is None:

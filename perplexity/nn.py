@@ -18,6 +18,8 @@ KEYWORDS = ("softcap", "logit_scale", "z_loss", "shift", "backend", "memory_limi
 class _Loss(nn.Module):
     """The class weights, and the keywords that go to the function as they are."""
 
+    weight: Tensor | None
+
     def __init__(
         self,
         weight: Tensor | None,
@@ -126,7 +128,8 @@ class LinearCrossEntropyLoss(_Loss):
         return self.linear.in_features
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
-        weight, bias = self.linear.weight, self.linear.bias
+        weight: Tensor = self.linear.weight
+        bias: Tensor | None = self.linear.bias
         if self.out_features:
             weight = weight.view(self.num_classes, *self.out_features, -1)
             bias = None if bias is None else bias.view(self.num_classes, *self.out_features)

@@ -7,6 +7,7 @@ travels is [5, N] a rank, never a logit.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeGuard
 
 import torch
 import torch.distributed as dist
@@ -16,6 +17,9 @@ from . import checks
 from .errors import InputError
 from .kernels import operators
 from .kernels.sums import TARGET
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
 
 IGNORED, ELSEWHERE = -100, -1  # what a target is to a shard that does not hold it
 
@@ -159,11 +163,13 @@ def local(
     return input, linear_weight, linear_bias, shard
 
 
-def is_dtensor(tensor: object) -> bool:
+def is_dtensor(tensor: object) -> TypeGuard[DTensor]:
     return getattr(tensor, "device_mesh", None) is not None
 
 
-def _localised(input: Tensor, linear_weight: Tensor, linear_bias: Tensor | None):
+def _localised(
+    input: Tensor, linear_weight: DTensor, linear_bias: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor | None, VocabularyShard]:
     """Return DTensors as this rank's tensors and the shard they are of; gradients come back as DTensors."""
     from torch.distributed.tensor import Replicate, Shard
 
@@ -186,6 +192,6 @@ def _localised(input: Tensor, linear_weight: Tensor, linear_bias: Tensor | None)
     return (
         input.to_local() if is_dtensor(input) else input,
         linear_weight.to_local(),
-        None if linear_bias is None else linear_bias.to_local(),
+        linear_bias.to_local() if is_dtensor(linear_bias) else None,
         shard,
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple, overload
 
 import torch
 from torch import Tensor
@@ -78,6 +78,40 @@ def token_nll(
     ).float()
 
 
+@overload
+def token_statistics(
+    input: Tensor,
+    linear_weight: Tensor,
+    target: Tensor,
+    *,
+    linear_bias: Tensor | None = None,
+    ignore_index: int | None = -100,
+    softcap: float | None = None,
+    logit_scale: float = 1.0,
+    shift: int = 0,
+    with_confidence: Literal[False] = ...,
+    backend: str | None = None,
+    memory_limit: int | None = None,
+    validate: bool | None = None,
+    shard: VocabularyShard | None = None,
+) -> TokenStatistics: ...
+@overload
+def token_statistics(
+    input: Tensor,
+    linear_weight: Tensor,
+    target: Tensor,
+    *,
+    linear_bias: Tensor | None = None,
+    ignore_index: int | None = -100,
+    softcap: float | None = None,
+    logit_scale: float = 1.0,
+    shift: int = 0,
+    with_confidence: Literal[True],
+    backend: str | None = None,
+    memory_limit: int | None = None,
+    validate: bool | None = None,
+    shard: VocabularyShard | None = None,
+) -> tuple[TokenStatistics, Tensor]: ...
 @torch.no_grad()
 def token_statistics(
     input: Tensor,
@@ -145,6 +179,42 @@ def token_statistics(
     return statistics, unflatten((1 / sums[SUM_EXP]).float().masked_fill(unknown, 0))
 
 
+@overload
+def token_log_probabilities(
+    input: Tensor,
+    linear_weight: Tensor,
+    target: Tensor,
+    *,
+    linear_bias: Tensor | None = None,
+    ignore_index: int | None = -100,
+    softcap: float | None = None,
+    logit_scale: float = 1.0,
+    shift: int = 0,
+    with_entropy: Literal[False] = ...,
+    round_logits: bool = False,
+    backend: str | None = None,
+    memory_limit: int | None = None,
+    validate: bool | None = None,
+    shard: VocabularyShard | None = None,
+) -> Tensor: ...
+@overload
+def token_log_probabilities(
+    input: Tensor,
+    linear_weight: Tensor,
+    target: Tensor,
+    *,
+    linear_bias: Tensor | None = None,
+    ignore_index: int | None = -100,
+    softcap: float | None = None,
+    logit_scale: float = 1.0,
+    shift: int = 0,
+    with_entropy: Literal[True],
+    round_logits: bool = False,
+    backend: str | None = None,
+    memory_limit: int | None = None,
+    validate: bool | None = None,
+    shard: VocabularyShard | None = None,
+) -> tuple[Tensor, Tensor]: ...
 def token_log_probabilities(
     input: Tensor,
     linear_weight: Tensor,

@@ -135,11 +135,13 @@ def sums_derivative(
     else:
         z.scatter_add_(1, local.clamp(0, z.shape[1] - 1)[:, None], torch.where(inside, per_target, 0.0)[:, None])
     columns = slice(first_column, first_column + z.shape[1])
-    if rule.with_logit_sum and class_weight is None:
+    if not rule.with_logit_sum:
+        return z
+    if class_weight is None:
         z += per_logit[:, None]
-    elif rule.with_logit_sum and class_weight.dim() == 2:
+    elif class_weight.dim() == 2:
         z.addcmul_(class_weight[:, columns].to(z.dtype), per_logit[:, None])
-    elif rule.with_logit_sum:
+    else:
         z.addr_(per_logit, class_weight[columns].to(z.dtype))
     return z
 
@@ -222,7 +224,7 @@ def linear_nll(
     if kept is None:
         block = forward_block(logits, plan.memory_limit or FORWARD_LIMIT, _copies(rule, class_weight))
     else:
-        block = plan.block
+        block = plan.block[0], plan.block[1]
         logits.plan_products(plan.memory_limit or BACKWARD_LIMIT)
     logits.reserve(block, scratch=rule.with_exp_shift)
     running = RunningSums.start(target, class_weight, rule, block[1], logits.wide)
@@ -254,10 +256,11 @@ def linear_nll_grad(
     if kept is None:
         block = training_block(logits, memory_limit, _copies(rule, class_weight))
     else:
-        block = plan.block
+        block = plan.block[0], plan.block[1]
         logits.plan_products(memory_limit)
     logits.reserve(block, gradient=True)
-    reference, ignored, dense = finite(maximum), target == rule.ignore_index, _dense(class_weight)
+    reference, ignored = finite(maximum), target == rule.ignore_index
+    of_tokens = class_weight if _dense(class_weight) else None
 
     def logit_gradient(tokens: slice, columns: slice) -> torch.Tensor:
         z = logits.block(tokens, columns)
@@ -268,7 +271,7 @@ def linear_nll_grad(
             reference[tokens],
             upstream[:, tokens],
             target[tokens],
-            class_weight[tokens] if dense else class_weight,
+            class_weight if of_tokens is None else of_tokens[tokens],
             rule,
         )
         return logits.chain(gradient, slope, ignored[tokens])

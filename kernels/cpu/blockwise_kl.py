@@ -7,10 +7,12 @@ Cost: 2·N·V·(D_p + D_q) operations forward; the blocks of both sides' logits,
 
 from __future__ import annotations
 
+from functools import reduce
+
 import torch
 
 from ..blocks import block_shape
-from ..chunks import accumulate_gradients, gradient_block, product_buffer, product_buffer_bytes
+from ..chunks import accumulate_gradients, gradient_block, pieces, product_buffer, product_buffer_bytes
 from ..dispatch import BACKWARD_LIMIT, DEFAULT, FORWARD_LIMIT, PLAIN, Plan, Rule
 from ..sums import DIVERGENCE_ROWS, Head, divergence_vectors, finite, merge_divergence
 from .blockwise import LOG2E
@@ -67,13 +69,11 @@ def linear_kl(
     rows = []
     for first in range(0, tokens, block[0]):
         chunk = slice(first, min(tokens, first + block[0]))
-        running = None
-        for start in range(0, vocabulary, block[1]):
-            columns = slice(start, min(vocabulary, start + block[1]))
-            a, b = (side.block(chunk, columns) for side in sides)
-            here = block_rows(a.to(wide), b.to(wide))
-            running = here if running is None else merge_divergence(torch.stack([running, here], dim=1))
-        rows.append(running)
+        parts = (
+            block_rows(*(side.block(chunk, columns).to(wide) for side in sides))
+            for columns in pieces(vocabulary, block[1])
+        )
+        rows.append(reduce(lambda running, here: merge_divergence(torch.stack([running, here], dim=1)), parts))
     return torch.cat(rows, dim=1) if rows else p_head[0].new_empty((DIVERGENCE_ROWS, 0), dtype=wide)
 
 
@@ -93,7 +93,8 @@ def linear_kl_grad(
     vectors = divergence_vectors(upstream, rows)
     memory_limit, sides = plan.memory_limit or BACKWARD_LIMIT, _sides(p_head, q_head, p_rule, q_rule)
     wide = torch.promote_types(sides[0].wide, sides[1].wide)
-    gradients, nobody = [], torch.zeros_like(upstream, dtype=torch.bool)
+    gradients: list[torch.Tensor | None] = []
+    nobody = torch.zeros_like(upstream, dtype=torch.bool)
     for for_p, head, needs in ((True, p_head, p_needs), (False, q_head, q_needs)):
         if not any(needs):
             gradients += [None] * 3

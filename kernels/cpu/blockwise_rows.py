@@ -54,7 +54,7 @@ def nll_grad(
     """Return the gradient of logits [N, V] or [N, V, T] from ``upstream`` [5, N · T]; ``out`` may be ``logits`` itself."""
     wide = torch.promote_types(logits.dtype, torch.float32)
     out = torch.empty_like(logits) if out is None else out
-    dense = class_weight is not None and class_weight.dim() == 2
+    of_tokens = class_weight if class_weight is not None and class_weight.dim() == 2 else None
     copies = 2 + rule.with_exp_shift + (rule.softcap is not None)
     for tokens, here, z in _row_chunks(logits, wide, copies, plan.memory_limit or ROWS_LIMIT):
         apply_rule(z, None, rule.softcap, rule.logit_scale)
@@ -66,7 +66,7 @@ def nll_grad(
             finite(maximum[tokens]),
             upstream[:, tokens],
             target[tokens],
-            class_weight[tokens] if dense else class_weight,
+            class_weight if of_tokens is None else of_tokens[tokens],
             rule,
         )
         if slope is not None:

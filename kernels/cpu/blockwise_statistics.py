@@ -26,7 +26,7 @@ class _Choices:
     best: torch.Tensor
 
     def add(
-        self, z: torch.Tensor, first_column: int, tokens: slice, maximum: torch.Tensor, scratch: torch.Tensor
+        self, z: torch.Tensor, first_column: int, tokens: slice, maximum: torch.Tensor, scratch: torch.Tensor | None
     ) -> torch.Tensor:
         """Add the logits z [tokens, columns], given the ``maximum`` [tokens] of the columns before; returns the block's."""
         # Ones in floats: summing them takes a fifth of summing bools, and is exact, a block being narrower than 2²⁴.

@@ -8,6 +8,8 @@ import torch
 
 from ..blocks import LEAST_ROWS, block_rows, cached_logits, multiplies_16_bits, product_rows, values_are_here
 
+NOTHING = torch.empty(0)  # a buffer that ``reserve`` did not ask for
+
 
 @dataclass
 class Logits:
@@ -37,9 +39,9 @@ class Logits:
     per_token: int = 0  # bytes of the copy of a token
     # and by ``reserve``:
     kept_tokens: int = 0
-    _buffer: torch.Tensor | None = None
+    _buffer: torch.Tensor = NOTHING
     _scratch: torch.Tensor | None = None
-    _narrow: torch.Tensor | None = None
+    _narrow: torch.Tensor = NOTHING
     _cast: dict = field(default_factory=dict)
 
     def __post_init__(self):
@@ -79,7 +81,7 @@ class Logits:
         return (copies + slope) * self.wide.itemsize + narrow * self.hidden.element_size()
 
     def reserve(self, block: tuple[int, int], *, scratch: bool = False, gradient: bool = False) -> None:
-        self._buffer = self._scratch = self._narrow = None  # freed before their successors are made
+        self._buffer, self._scratch, self._narrow = NOTHING, None, NOTHING  # freed before their successors are made
         self._cast.clear()
         if self.kept is not None:
             # A row has room for D products; those of later chunks would be overwritten by the first one's gradient.
@@ -131,7 +133,7 @@ class Logits:
         shape = tokens.stop - tokens.start, columns.stop - columns.start
         z = self._buffer[: shape[0] * shape[1]].view(shape)
         kept = max(0, min(tokens.stop, self.kept_tokens) - tokens.start)
-        if kept:
+        if self.kept is not None and kept:
             rows = self.kept[columns].view(-1)[: self.kept_tokens * shape[1]].view(self.kept_tokens, shape[1])
             products = rows[tokens.start : tokens.start + kept]
             if not self.recall:

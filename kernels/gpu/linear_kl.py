@@ -326,7 +326,7 @@ def _arguments(
     p_head: Head, q_head: Head, rules: tuple[Rule, Rule], may_describe: bool = False
 ) -> tuple[dict, dict, dict]:
     """Return arguments, constants and options of both kernels."""
-    target, arguments, constants = current_target(), {}, {}
+    target, arguments, constants = current_target(), {}, {}  # type: ignore[var-annotated]  # dicts of anything
     for prefix, head, rule in zip("pq", (p_head, q_head), rules, strict=True):
         side_arguments, side_constants = head_arguments(*head, rule)
         vocabulary = side_arguments.pop("V")
@@ -368,7 +368,7 @@ def linear_kl(
     chunks = []
     for start in range(0, tokens, size):
         heads = [(head[0][start : start + size], *head[1:]) for head in (p_head, q_head)]
-        arguments, constants, options = _arguments(*heads, (p_rule, q_rule), may_describe=True)
+        arguments, constants, options = _arguments(*heads, (p_rule, q_rule), may_describe=True)  # type: ignore[call-arg, misc, arg-type]  # two heads
         here = heads[0][0].shape[0]
         partials = p_head[0].new_empty((DIVERGENCE_ROWS, spans, here), dtype=torch.float32)
         launch(
@@ -435,5 +435,5 @@ def linear_kl_grad(
             )
             return out
 
-        gradients += accumulate_gradients(logit_gradient, *head, needs=needs, block=block)
+        gradients += accumulate_gradients(logit_gradient, *head, needs=needs, block=block)  # type: ignore[arg-type]  # Nones first
     return tuple(gradients)

@@ -309,7 +309,7 @@ def loop_shape(constants: dict) -> dict:
     target = current_target()
     if not constants["DESCRIBED"]:
         return dict(FLATTEN=False, PARTS=1)  # the addresses take the registers that parts would save
-    return dict(FLATTEN=target.backend == "cuda" and target.arch < 100, PARTS=4)
+    return dict(FLATTEN=target.backend == "cuda" and target.arch < 100, PARTS=4)  # type: ignore[operator]  # cuda's arch is an int
 
 
 def planes_of(rule: Rule) -> int:

@@ -136,9 +136,9 @@ def linear_statistics(
     for tokens in token_chunks(hidden.shape[0], vocabulary, 4 * (SUMS + 2), memory_limit):
         of_spans, choices = partials(hidden[tokens], weight, bias, target[tokens], None, rule, target_logit[tokens])
         sums.append(merge(of_spans, target[tokens], vocabulary=vocabulary, ignore_index=rule.ignore_index))
-        above.append(choices[0].sum(0))
+        above.append(choices[0].sum(0))  # type: ignore[index]  # with target_logit there are choices
         largest = of_spans[MAX] == sums[-1][MAX]
-        best.append(torch.where(largest, choices[1], vocabulary).amin(0).long())
+        best.append(torch.where(largest, choices[1], vocabulary).amin(0).long())  # type: ignore[index]  # with target_logit there are choices
     ignored = target == rule.ignore_index
     return (
         torch.cat(sums, dim=1),

@@ -53,7 +53,7 @@ def _described_configuration(target: Target, work: str) -> tuple[dict, dict]:
     one too many, and so is a fourth stage. Blackwell's is in a memory of its own, from which the sums take a part at a time;
     where they are many the parts are narrower still, and the assembler is told to keep to one block a multiprocessor.
     """
-    blackwell = target.arch >= 100
+    blackwell = target.arch >= 100  # type: ignore[operator]  # an int: only NVIDIA has the copy engine
     wide = work in ("nll", "statistics")
     columns = 256 if wide else 64 if blackwell and work in ("all sums", "divergence") else 128
     tiles = dict(BLOCK_N=128, BLOCK_V=columns, BLOCK_D=64)
@@ -135,11 +135,11 @@ def column_parts(tile, PARTS: tl.constexpr):
     else:
         left, right = tile.reshape(tile.shape[0], 2, tile.shape[1] // 2).permute(0, 2, 1).split()
         if PARTS == 2:
-            parts = (left, right)
+            parts = (left, right)  # type: ignore[assignment]  # a Triton body: PARTS is known when it compiles
         else:
             first, second = left.reshape(left.shape[0], 2, left.shape[1] // 2).permute(0, 2, 1).split()
             third, fourth = right.reshape(right.shape[0], 2, right.shape[1] // 2).permute(0, 2, 1).split()
-            parts = (first, second, third, fourth)
+            parts = (first, second, third, fourth)  # type: ignore[assignment]  # a Triton body: PARTS is known when it compiles
     return parts
 
 

@@ -53,7 +53,7 @@ def register_derivative(operator, setup_context: Callable, backward: Callable) -
         "vmap": staticmethod(each(operator)),
     }
     name = operator._name
-    function = type(name, (torch.autograd.Function,), members)
+    function: type[torch.autograd.Function] = type(name, (torch.autograd.Function,), members)
     _TRANSFORMED.impl(name, lambda *arguments: function.apply(*arguments), "FuncTorchDynamicLayerFrontMode")
 
 

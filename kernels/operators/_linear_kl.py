@@ -58,7 +58,7 @@ def linear_kl_grad(
     q_bias: Tensor | None,
     needs: list[bool],
     *scalars,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, ...]:
     """Return the gradients of hidden, weight and bias of P, then of Q, from ``upstream`` [N] and the forward's ``rows``."""
     *rules, plan = _read(scalars)
     heads = (p_hidden, p_weight, p_bias), (q_hidden, q_weight, q_bias)
@@ -69,7 +69,7 @@ def linear_kl_grad(
 
 @linear_kl_grad.register_fake
 def _(upstream, rows, *arguments):
-    return fake_gradients(arguments[:6], arguments[6])
+    return fake_gradients(arguments[:6], arguments[6], arguments[0])
 
 
 register_derivative(linear_kl_grad, no_context, refuse_second_derivative)

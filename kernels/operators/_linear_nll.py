@@ -56,7 +56,7 @@ def linear_nll_grad(
     class_weight: Tensor | None,
     needs: list[bool],
     *scalars,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, ...]:
     """Return the gradients of hidden, weight and bias, from ``upstream`` [5, N] and the forward's ``maximum`` [N]."""
     rule, plan = read(scalars)
     inputs = upstream, maximum, hidden, weight, bias, target, class_weight
@@ -65,7 +65,7 @@ def linear_nll_grad(
 
 @linear_nll_grad.register_fake
 def _(upstream, maximum, hidden, weight, bias, target, class_weight, needs, *_):
-    return fake_gradients((hidden, weight, bias), needs)
+    return fake_gradients((hidden, weight, bias), needs, hidden)
 
 
 @operator(f"(Tensor(a!) kept, {BACKWARD}) -> (Tensor, Tensor)", mutates=("kept",))
@@ -80,17 +80,18 @@ def linear_nll_grad_kept(
     class_weight: Tensor | None,
     needs: list[bool],
     *scalars,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, ...]:
     """Return the gradients of hidden and bias; ``kept``, of the forward with these arguments, becomes that of the weight."""
     rule, plan = read(scalars)
-    inputs, needs = (upstream, maximum, hidden, weight, bias, target, class_weight), (needs[0], True, needs[2])
-    gradients = implementation(plan.backend).linear_nll_grad(*inputs, rule, plan, kept, needs=needs)
+    inputs = upstream, maximum, hidden, weight, bias, target, class_weight
+    with_weight = needs[0], True, needs[2]
+    gradients = implementation(plan.backend).linear_nll_grad(*inputs, rule, plan, kept, needs=with_weight)
     return present((gradients[0], gradients[2]), hidden)
 
 
 @linear_nll_grad_kept.register_fake
 def _(kept, upstream, maximum, hidden, weight, bias, target, class_weight, needs, *_):
-    return fake_gradients((hidden, bias), (needs[0], needs[2]))
+    return fake_gradients((hidden, bias), (needs[0], needs[2]), hidden)
 
 
 register_derivative(linear_nll_grad, no_context, refuse_second_derivative)

@@ -66,11 +66,10 @@ def present(gradients: Sequence[Tensor | None], like: Tensor) -> tuple[Tensor, .
     return tuple(like.new_empty(0) if gradient is None else gradient for gradient in gradients)
 
 
-def fake_gradients(tensors: Sequence[Tensor | None], needs: Sequence[bool]) -> tuple[Tensor, ...]:
+def fake_gradients(tensors: Sequence[Tensor | None], needs: Sequence[bool], like: Tensor) -> tuple[Tensor, ...]:
     """Return gradients without data. Whatever the leaves' strides, gradients are contiguous."""
-    like = tensors[0]
     return tuple(
-        tensor.new_empty(tensor.shape) if needed else like.new_empty(0)
+        tensor.new_empty(tensor.shape) if needed and tensor is not None else like.new_empty(0)
         for tensor, needed in zip(tensors, needs, strict=True)
     )
 

@@ -102,7 +102,7 @@ def run(options: Options) -> int:
 
 
 @contextmanager
-def _written(path: str | None) -> Iterator[Callable[[Answer], None]]:
+def _written(path: str | None) -> Iterator[Callable[[Answer], object]]:
     """Yield what writes an answer: JSON lines or Parquet; the file has its name once it is whole."""
     row = lambda answer: {name: getattr(answer, name) for name in ANSWER_COLUMNS}  # noqa: E731
     if path is None:

@@ -77,13 +77,13 @@ def run(options: Options) -> int:
     if options.write_clean and options.write_clean.endswith(".txt") and unit != "paragraph":
         raise InputError(f"--write-clean: expected a .jsonl, which holds a {unit} as it is, got {options.write_clean}")
     if options.write_split:
-        return _write_split(options, tokenizer, unit, console)
+        return _write_split(Path(options.write_split), options, tokenizer, unit, console)
     valid = list(whole(_read(options.valid, options, tokenizer, unit)))
     check = check_data(
         _read(options.train, options, tokenizer, unit),
         valid,
         tokenizer=tokenizer,
-        embedding=options.embedding_size or (options.tokenizer and embedding_size(options.tokenizer)),
+        embedding=options.embedding_size or (embedding_size(options.tokenizer) if options.tokenizer else None),
         near=options.near,
         interval=options.interval,
         memory_limit=options.memory_limit << 20,
@@ -113,7 +113,7 @@ def check_evaluation(options: EvalOptions, tokenizer, documents: Iterable[Docume
 
     unit = unit_of("auto", options.text, options.reading.stdin)
     return check_data(
-        read_texts(options.train, options.reading.options_with(tokenizer), unit, tokenizer),
+        read_texts(options.train or (), options.reading.options_with(tokenizer), unit, tokenizer),
         cut((text_of(document, tokenizer) for document in documents), unit),
         tokenizer=tokenizer,
         embedding=embedding_size(options.model),
@@ -162,17 +162,17 @@ def _check(options: Options) -> None:
             raise InputError(f"--write-split: expected a folder without the inputs, got {options.write_split}")
 
 
-def _read(paths: list[str], options: Options, tokenizer, unit: str) -> Iterator[Text]:
+def _read(paths: list[str] | None, options: Options, tokenizer, unit: str) -> Iterator[Text]:
     from ..data_checks.texts import read_texts
 
     reading = options.reading
     how = reading.options() if tokenizer is None else reading.options_with(tokenizer)
-    return read_texts(paths, how, unit, tokenizer)
+    return read_texts(paths or (), how, unit, tokenizer)
 
 
 def _identity(options: Options, unit: str) -> dict:
     """Return what a journal is of: the same files, read the same way."""
-    paths = [Path(path) for path in options.train]
+    paths = [Path(path) for path in options.train or ()]
     files = [
         file for path in paths for file in (sorted(path.rglob("*")) if path.is_dir() else [path]) if file.is_file()
     ]
@@ -193,14 +193,13 @@ def _log():
     return log_every(LOG_EVERY, line)
 
 
-def _write_split(options: Options, tokenizer, unit: str, console: Console) -> int:
+def _write_split(folder: Path, options: Options, tokenizer, unit: str, console: Console) -> int:
     from ..data_checks.checks import write_texts
     from ..data_checks.index import Index
     from ..data_checks.leakage import without_leaks
     from ..data_checks.splits import goes_to_validation
     from ..data_checks.texts import whole
 
-    folder = Path(options.write_split)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -85,7 +85,8 @@ def _follow(options: Options) -> Diagnosis:
     from ..monitor.history import feed
 
     reported: set[tuple[str, str]] = set()
-    diagnosis, polls, notes = None, 0, []
+    diagnosis, polls = None, 0
+    notes: list[str] = []
     follower, digest = Follower(options.history, **options.curves.how()), Digest()
     with Live(console=tables.console(), refresh_per_second=4) as live:
         try:

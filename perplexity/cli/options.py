@@ -22,9 +22,12 @@ import argparse
 import math
 from dataclasses import field, fields, is_dataclass
 from types import NoneType
-from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_origin, get_type_hints
 
-Options = TypeVar("Options")
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+Options = TypeVar("Options", bound="DataclassInstance")
 
 
 def argument(help: str, *, nargs: str | None = None, metavar: str | None = None) -> Any:
@@ -75,7 +78,7 @@ def by_option(options: object, *names: str) -> dict[str, Any]:
 
 def add_options(parser: argparse._ActionsContainer, options: type) -> None:
     """Add what the dataclass ``options`` declares to a parser."""
-    kinds = get_type_hints(options)
+    kinds: dict[str, type] = get_type_hints(options)
     for each in fields(options):
         kind, keywords = kinds[each.name], dict(each.metadata)
         if is_dataclass(kind):
@@ -90,7 +93,7 @@ def add_options(parser: argparse._ActionsContainer, options: type) -> None:
 
 def parsed(options: type[Options], namespace: argparse.Namespace) -> Options:
     """Return the dataclass ``options`` with the values that a parser found."""
-    kinds = get_type_hints(options)
+    kinds: dict[str, type] = get_type_hints(options)
     values = {
         each.name: parsed(kind, namespace) if is_dataclass(kind) else getattr(namespace, each.name)
         for each in fields(options)

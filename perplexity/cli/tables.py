@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rich.console import Group, RenderableType
     from rich.table import Table
     from rich.text import Text
 
-    from ..findings import Finding
     from ..terminal import Console
 
 
@@ -40,7 +39,7 @@ def table(title: str | None, *columns: str, right: Iterable[str] | None = None, 
     from rich.table import Table
 
     right = set(columns[1:-1] if right is None else right)
-    options = {} if boxed else {"box": None, "padding": (0, 2, 0, 0), "show_header": any(columns)}
+    options: dict[str, Any] = {} if boxed else {"box": None, "padding": (0, 2, 0, 0), "show_header": any(columns)}
     made = Table(title=title, title_justify="left", title_style="bold", **options)
     for column in columns:
         made.add_column(column, justify="right" if column in right else "left", overflow="fold")
@@ -57,7 +56,7 @@ def verdict(of: str, health_score: float | None) -> Text:
     return head
 
 
-def findings(of: list[Finding], *, with_steps: bool = False) -> Table | Text:
+def findings(of: list, *, with_steps: bool = False) -> Table | Text:
     """Return each finding, its evidence and its advice; ``with_steps`` also where in the run it was seen."""
     from ..findings import COLOURS
 

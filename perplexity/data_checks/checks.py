@@ -102,32 +102,33 @@ def check_data(
     checks.function("progress", progress)
     if tokenizer is not None:
         check_tokenizer(tokenizer)
-    train, valid = as_texts(train, "train"), list(as_texts(valid, "valid"))
-    if not valid:
+    training, validation = as_texts(train, "train"), list(as_texts(valid, "valid"))
+    if not validation:
         raise InputError("valid: expected at least one document, got none")
-    index = Index(valid, memory_limit, near)
+    index = Index(validation, memory_limit, near)
     sample = Sample(train_bytes if tokenizer is not None else 0)
     scan = scan_texts(
-        index, _sampled(train, sample), workers=workers, state=journal, identity=identity, progress=progress
+        index, _sampled(training, sample), workers=workers, state=journal, identity=identity, progress=progress
     )
     leaked = leaks(index, scan)
     lengths = index.lengths
     tokens = train_tokens = None
     if tokenizer is not None:
-        tokens = count_tokens(tokenizer, valid, closely=True)
+        tokens = count_tokens(tokenizer, validation, closely=True)
         train_tokens = count_tokens(tokenizer, (text for _, text in sample.texts))
         lengths = tokens.lengths
     unit = "words" if tokenizer is None else "tokens"
-    findings = leakage_findings(index, scan, leaked)
+    findings, summary = leakage_findings(index, scan, leaked), None
     findings += size_findings(index, scan, sum(lengths), unit, interval) + shift_findings(index, scan)
-    if tokenizer is not None:
+    if tokens is not None and train_tokens is not None:
         findings += vocabulary_findings(tokenizer, tokens, train_tokens, embedding)
+        summary = _token_summary(tokens, train_tokens)
     table, words = index.tables[NGRAM], sum(index.lengths)
     kinds = [leak.kind for leak in leaked]
     return DataCheck(
-        documents=dict(train=scan.documents, valid=len(valid)),
+        documents=dict(train=scan.documents, valid=len(validation)),
         valid_fraction=words / (words + scan.words) if words + scan.words else None,
-        leaked_fraction=len(leaked) / len(valid),
+        leaked_fraction=len(leaked) / len(validation),
         leaked_token_fraction=sum(lengths[leak.document] for leak in leaked) / max(1, sum(lengths)),
         exact_duplicates=kinds.count("exact"),
         near_duplicates=len(kinds) - kinds.count("exact"),
@@ -138,7 +139,7 @@ def check_data(
         words=dict(train=scan.words, valid=words),
         bytes=dict(train=scan.bytes, valid=sum(index.bytes)),
         token_unit=unit,
-        tokens=None if tokens is None else _token_summary(tokens, train_tokens),
+        tokens=summary,
         settings=dict(ngram=NGRAM, shingle=SHINGLE, near=near, memory_limit=memory_limit, ngrams_kept=index.kept),
         notes=_notes(index, scan),
         leaked=leaked,

@@ -79,7 +79,7 @@ class Batch:
         positions = np.flatnonzero(inside)
         return found[positions], positions
 
-    def digests(self, texts: np.ndarray) -> np.ndarray:
+    def digests(self, texts: np.ndarray | list[int]) -> np.ndarray:
         """Digests of these texts' words, uint64 [texts]."""
         ends, starts = self.ends, self.starts
         return np.array([digest(self.hashes[starts[text] : ends[text]]) for text in texts], np.uint64)

@@ -11,7 +11,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from multiprocessing import get_context
@@ -67,7 +67,7 @@ class Leak:
     passage: str
 
 
-_worker_index: Index | None = None
+_worker_index: Index  # of a worker: set by ``_start_worker``
 
 
 def _start_worker(index: Index, parent: int) -> None:
@@ -133,7 +133,7 @@ def _scanned(index: Index, parts: Iterator[list[Text]], workers: int) -> Iterato
     # Forked on Linux: the index is shared, not copied. On macOS a fork after threads may crash.
     context = get_context("fork" if sys.platform == "linux" else None)
     with ProcessPoolExecutor(workers, context, _start_worker, (index, os.getpid())) as pool:
-        waiting = deque()
+        waiting: deque[Future[Scan]] = deque()
         try:
             for part in parts:
                 try:
@@ -178,7 +178,8 @@ class _State:
 
     def load(self) -> tuple[Scan, set[int]]:
         """Return what was met before, and in which groups. Rows that are not as they were written are left out."""
-        scan, known, rows = self.index.scan(), set(), []
+        known: set[int] = set()
+        scan, rows = self.index.scan(), []
         try:
             lines = self.path.read_bytes().splitlines() if self.path.exists() else []
         except OSError as error:

@@ -58,7 +58,10 @@ def size_findings(index: Index, scan: Scan, tokens: int, unit: str, interval: fl
 def shift_findings(index: Index, scan: Scan) -> list[Finding]:
     """Domains and lengths of both sides: told where they differ by ``SHIFT`` and by more than chance (χ² of two samples)."""
     lengths = Counter(int(length).bit_length() for length in index.lengths)
-    sides = {"domains": (Counter(index.domains), scan.domains), "lengths": (lengths, scan.lengths)}
+    sides: dict[str, tuple[Counter, Counter]] = {
+        "domains": (Counter(index.domains), scan.domains),
+        "lengths": (lengths, scan.lengths),
+    }
     findings = []
     for what, (valid, train) in sides.items():
         # One file a side says nothing of domains: they are the files' names.

@@ -40,8 +40,8 @@ def read_texts(paths: Iterable[str], options: ReadOptions, unit: str = "document
     paths = [str(path) for path in paths]
     names = Counter(Path(path).name for path in paths)
     for path in paths:
-        text = path != STANDARD_INPUT and _is_text(path)
-        found = cut(_pieces(Path(path)) if text else _documents(path, options, tokenizer), unit)
+        whole = path != STANDARD_INPUT and _is_text(path)
+        found = cut(_pieces(Path(path)) if whole else _documents(path, options, tokenizer), unit)
         if names[Path(path).name] == 1:
             yield from found
             continue

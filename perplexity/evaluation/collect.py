@@ -7,6 +7,7 @@ import math
 from collections import Counter
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -15,6 +16,7 @@ from ..errors import InputError
 from ..files import Output
 from ..scoring.protocols import NON_FINITE, SPECIAL, Positions
 from ..scoring.stream import Scored
+from ..text.spans import Spans
 from ..text.tokens import text_of, unknown_id
 from .results import DocumentScore
 from .uncertainty import BLOCK
@@ -100,7 +102,7 @@ def note_non_finite(known: dict | None, scored: Scored, finite: np.ndarray) -> d
     if finite.all():
         return known
     place = int(scored.places[~finite][0])
-    first = {
+    first: dict[str, Any] = {
         "tokens": 0,
         "document": scored.positions.document.id,
         "position": place - scored.positions.added,
@@ -108,6 +110,13 @@ def note_non_finite(known: dict | None, scored: Scored, finite: np.ndarray) -> d
     }
     found = known or first
     return found | {"tokens": found["tokens"] + int((~finite).sum())}
+
+
+def _spans(positions: Positions) -> Spans:
+    """Return where a document's tokens lie in its text; ``read_positions`` gives every document some."""
+    if positions.spans is None:
+        raise ValueError(f"spans: expected those of document {positions.document.id}, got None")
+    return positions.spans
 
 
 def described(non_finite: dict) -> str:
@@ -175,7 +184,7 @@ class Collector:
         self._scored[places] = True
         ids = positions.ids[places]
         if self.per_token is not None and len(scored.places):
-            self._add_tokens(scored)
+            self._add_tokens(self.per_token, scored)
         if self.calibration is not None:
             self.calibration.add(scored.positions.ids[scored.places], scored.values)
         if len(nll):
@@ -206,10 +215,10 @@ class Collector:
         self._block_nll[:need] += np.bincount(number, nll, minlength=need)
         self._block_tokens[:need] += np.bincount(number, minlength=need)
 
-    def _add_tokens(self, scored: Scored) -> None:
+    def _add_tokens(self, table: ParquetTable, scored: Scored) -> None:
         ids = scored.positions.ids[scored.places].tolist()
         nll, entropy, rank, predicted, confidence = scored.values
-        self.per_token.add(
+        table.add(
             len(ids),
             document=[scored.positions.document.id] * len(ids),
             position=(scored.places - scored.positions.added).tolist(),
@@ -294,7 +303,7 @@ class Collector:
 
     def _text_scored(self, positions: Positions) -> tuple[int, int]:
         """Return the bytes and words of a document that were scored."""
-        document, spans = positions.document, positions.spans
+        document, spans = positions.document, _spans(positions)
         self.characters += len(document.text)
         self.deleted += spans.deleted
         self.changed += spans.changed
@@ -308,7 +317,8 @@ class Collector:
 
     def _first_tokens(self, positions: Positions) -> list[float | None]:
         """Return the ends in bytes and the losses of a document's first tokens, in turn."""
-        spans, found = positions.spans, []
+        spans = _spans(positions)
+        found: list[float | None] = []
         if not spans.exact:
             return found
         # Up to the first token that ends there or later.

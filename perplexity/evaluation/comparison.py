@@ -118,7 +118,7 @@ def compare(
         p_value = _p_value(difference, stderr, len(size))
         alone = [ratio_stderr(nll, size) for nll in (nll_a, nll_b)]
         if stderr > 0:
-            effective = tokens * (alone[0] ** 2 + alone[1] ** 2) / stderr**2
+            effective = tokens * sum(error**2 for error in alone if error is not None) / stderr**2
     of_loss = measure == "loss"
     return Comparison(
         measure,
@@ -221,10 +221,11 @@ def _same_bytes(a: dict, b: dict, rows: list[np.ndarray]) -> list[str]:
         row[one_sided] = 0
     left_out = documents = 0
     apart = int(one_sided.sum())
-    for place in range(len(rows[0])) if all(beginnings) else ():
-        sides = [found[place] for found in beginnings]
+    both = [side for side in beginnings if side]
+    for place in range(len(rows[0])) if len(both) == 2 else ():
+        sides = [begun for begun in (side[place] for side in both) if begun is not None]
         # A side without a scored token there has skipped more than a first token.
-        if one_sided[place] or not all(sides):
+        if one_sided[place] or len(sides) < 2:
             continue
         if sides[0].first == sides[1].first and rows[0][place, 2] == rows[1][place, 2]:
             continue

@@ -136,7 +136,7 @@ def checked_record(record: object, source: str, expected: str) -> dict:
     """Return a result's keys that are not null; InputError naming ``source`` where it is none."""
     wanted = f"{source}: expected {expected}, got"
     missing = [key for key in NEEDED if key not in record] if isinstance(record, dict) else NEEDED
-    if missing:
+    if not isinstance(record, dict) or missing:
         raise InputError(f"{wanted} one without {', '.join(missing)}")
     schema_of(record, source)
     hints, found = _hints(Evaluation), {}

@@ -99,18 +99,18 @@ def uncertainty(
 
     ``squares``: Σ nll² over the tokens, for the effective number of them. ``bootstrap``: draw that interval, too.
     """
-    nll, tokens = np.asarray(nll, dtype=np.float64), np.asarray(tokens, dtype=np.float64)
-    nll, tokens = nll[tokens > 0], tokens[tokens > 0]
+    sums, counts = np.asarray(nll, dtype=np.float64), np.asarray(tokens, dtype=np.float64)
+    sums, counts = sums[counts > 0], counts[counts > 0]
     unit = "document"
-    if len(tokens) == 1 and blocks is not None:
-        unit, (nll, tokens) = "block", blocks_of(*blocks)
-    clusters, total = len(tokens), float(tokens.sum())
-    stderr = ratio_stderr(nll, tokens)
+    if len(counts) == 1 and blocks is not None:
+        unit, (sums, counts) = "block", blocks_of(*blocks)
+    clusters, total = len(counts), float(counts.sum())
+    stderr = ratio_stderr(sums, counts)
     if stderr is None or not math.isfinite(stderr):
         return Uncertainty(unit, clusters, False, None, None, None, None, None)
-    loss = float(nll.sum()) / total
+    loss = float(sums.sum()) / total
     width = half_width(stderr, clusters)
-    drawn = bootstrap_interval(nll, tokens) if bootstrap else None
+    drawn = bootstrap_interval(sums, counts) if bootstrap else None
     effective = None
     if squares is not None and stderr > 0:
         effective = min(total, max(0.0, squares / total - loss * loss) / stderr**2)

@@ -16,7 +16,7 @@ with needing(__name__, "integrations"):
     if importlib.util.find_spec("pytorch_lightning") and not importlib.util.find_spec("lightning"):
         import pytorch_lightning as pl  # the same under its former name
     else:
-        import lightning.pytorch as pl
+        import lightning.pytorch as pl  # type: ignore[no-redef]  # one library, two names
 
 
 class PerplexityCallback(pl.Callback):

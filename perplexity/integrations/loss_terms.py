@@ -76,16 +76,16 @@ def _changes(node: ast.AST) -> Iterator[tuple[ast.AST, ast.AST]]:
     if isinstance(node, ast.AugAssign):
         changed = _is_loss(node.target)
     elif isinstance(node, ast.Assign):
-        changed = any(map(_is_loss, node.targets)) and _combines(value)
+        changed = any(map(_is_loss, node.targets)) and _combines(node.value)
     elif isinstance(node, ast.Return):
         changed = value is not None and _combines(value)
     else:
         smoothing = isinstance(node, ast.keyword) and node.arg == "label_smoothing"
         changed = smoothing and getattr(value, "value", None) != 0
-    if changed:
+    if changed and value is not None:
         yield node, value
-    for part in ast.iter_child_nodes(node):
-        yield from _changes(part)
+    for child in ast.iter_child_nodes(node):
+        yield from _changes(child)
 
 
 def _combines(expression: ast.AST) -> bool:

@@ -23,6 +23,8 @@ class Perplexity(torchmetrics.Metric):
     token. The sum stays on the CPU where the metric's device has no float64 (MPS).
     """
 
+    nll: Tensor  # added as states
+    tokens: Tensor
     is_differentiable, higher_is_better, full_state_update = False, False, False
 
     def __init__(self, ignore_index: int | None = None, **kwargs) -> None:

@@ -8,6 +8,7 @@ import types
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -61,7 +62,7 @@ class FusedLoss:
                 return call(*args, **kwargs)
             return self._loss(module, given)
 
-        forward._fused = rule
+        forward._fused = rule  # type: ignore[attr-defined]  # typeshed's wraps declares no attributes
         self.forward = types.MethodType(forward, model)  # a deep copy of the model gets one bound to itself
         model.forward = self.forward
 
@@ -78,7 +79,7 @@ class FusedLoss:
         rest = options(body.forward if self.rule.body else body, **rest, return_dict=True)
         if self.rule.body:
             outputs = body(**rest)
-            hidden = models.last_hidden_state(outputs)
+            hidden: Any = models.last_hidden_state(outputs)
             outputs = outputs if isinstance(outputs, Mapping) else {}
         else:  # the model's own forward without labels, up to its output layer
             outputs, hidden = {}, before_head(module, body, **rest)
@@ -213,7 +214,7 @@ class _Losses:
             return (cut(arguments[0]), *arguments[1:])
 
         # The body's own graph is cut off: a gradient of its weights would take their memory.
-        if self.body:
+        if network.body is not None:
             hook = network.body.register_forward_hook(after_body)
         else:
             hook = output_layer(model).register_forward_pre_hook(before_head)
@@ -286,7 +287,7 @@ class _Losses:
         self._expect("mean loss", self.loss, fused.loss, tolerance)
         if self.over_items is not None:
             self._expect("mean loss", self.over_items, fused.over_items, tolerance)
-        if self.gradient is None or fused.gradient is None:
+        if self.gradient is None or fused.gradient is None or fused.hidden is None:
             return
         unrounded = models.no_rounding(head.weight, fused.hidden)
         # 16-bit logits are rounded, by the model at least: both are measured from float32 logits.
@@ -300,7 +301,7 @@ class _Losses:
         rounding = 0.0
         if unrounded:
             self._expect_gradient(self.gradient, exact, tolerance)
-        else:
+        elif exact is not None:
             rounding = ((self.gradient.to(exact.device) - exact).norm() / exact.norm()).nan_to_num().item()
         self._expect_gradient(fused.gradient, exact, tolerance + 2 * rounding)
 
@@ -329,7 +330,7 @@ def _special_ids(config, rows: int) -> list[int]:
     return list(dict.fromkeys(one for one in [0, *found] if isinstance(one, int) and 0 <= one < rows))
 
 
-def _loss_and_logits(output) -> tuple[Tensor | None, Tensor | None]:
+def _loss_and_logits(output) -> tuple[Any, Any]:
     """Return loss and logits of a forward that was given labels; None for what it does not give."""
     if isinstance(output, tuple):
         loss, logits = (*output, None)[:2]
@@ -344,7 +345,7 @@ def _near(got: float, expected: float, tolerance: float) -> bool:
     return abs(got - expected) <= tolerance * max(1.0, abs(got))
 
 
-def _labels(given: dict, rule: LossRule) -> tuple[Tensor | None, bool]:
+def _labels(given: dict, rule: LossRule) -> tuple[Any, bool]:
     """Return the labels of a call, None where it has none, and whether they are still to be shifted."""
     shifted = given.get("shift_labels") if rule.shift else None
     return (given.get("labels"), rule.shift) if shifted is None else (shifted, False)
@@ -441,7 +442,7 @@ class PerplexityCallback(TrainerCallback):
                 finally:
                     self._labels = None
 
-            compute_loss._shows_labels_to = self
+            compute_loss._shows_labels_to = self  # type: ignore[attr-defined]  # typeshed's wraps declares none
             trainer.compute_loss = compute_loss
         return self
 
@@ -517,10 +518,10 @@ class PerplexityCallback(TrainerCallback):
             return found
         # Some decoders and all masked models take labels as they are: the first batch's loss shows it.
         other = _sums_of_logits(logits, labels, 1 - default, ignored)
-        items, loss = given.get("num_items_in_batch"), loss.item()
+        items, own = given.get("num_items_in_batch"), loss.item()
         # Some of them take no number of items either, though Trainer gives them one.
         means = [[sums[0] / count for count in (sums[1], items) if count is not None] for sums in (found, other)]
-        same, same_as_other = (any(_near(loss, mean.item(), 1e-3) for mean in each) for each in means)
+        same, same_as_other = (any(_near(own, mean.item(), 1e-3) for mean in each) for each in means)
         if same and same_as_other:
             return found  # this batch cannot tell
         self._shift = 1 - default if same_as_other else default
@@ -534,7 +535,7 @@ class PerplexityCallback(TrainerCallback):
     def on_predict(self, args, state, control, metrics=None, **kwargs):
         self._sums = None
 
-    def _measured(self, sums: Tensor | None, prefix: str) -> dict[str, float]:
+    def _measured(self, sums: Tensor | None, prefix: str) -> dict[str, float | None]:
         """Return token loss and perplexity over all ranks; empty without tokens, with a warning if that is odd."""
         found = over_ranks(sums)
         if found["loss"] is not None:

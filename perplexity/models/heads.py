@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 from weakref import WeakKeyDictionary
 
 import torch
@@ -191,7 +191,7 @@ def weight_and_bias(model) -> tuple[Tensor, Tensor | None, bool]:
     PEFT's adapters are part of them: a copy that is trained instead of the layer, or low-rank
     additions (LoRA). Offloaded weights are fetched, quantised ones dequantised.
     """
-    layer = output_layer(model)
+    layer: Any = output_layer(model)
     if hasattr(layer, "modules_to_save"):
         adapters = layer.active_adapters if not layer.disable_adapters else []
         layer = layer.modules_to_save[adapters[0]] if adapters else layer.original_module
@@ -229,7 +229,7 @@ def _held(layer, model) -> tuple[Tensor, Tensor | None, bool]:
             layer.training = training
 
 
-def _plain(tensor) -> bool:
+def _plain(tensor) -> TypeGuard[Tensor]:
     """Return whether a tensor's numbers are its elements: neither packed nor scaled by others."""
     if not isinstance(tensor, Tensor) or tensor.is_quantized or not tensor.is_floating_point():
         return False
@@ -267,7 +267,7 @@ def _dequantised(layer, width: int | None, dtype: torch.dtype) -> tuple[Tensor, 
     device = held[0].device if held else torch.device("cpu")
     # The model's dtype, that of torchao's tensors, or one that the layer takes.
     scaled = isinstance(weight, Tensor) and weight.is_floating_point() and weight.element_size() > 1
-    first = [weight.dtype] if scaled else []
+    first = [weight.dtype] if weight is not None and scaled else []
     wanted = list(dict.fromkeys([*first, dtype, torch.float32, torch.bfloat16, torch.float16]))
     expected = (
         f"model: expected a head whose weight can be read, got {kind}: if it is quantised, load the "

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -94,7 +94,7 @@ class HuggingFaceModel:
                     own = self._last_of(body, input_ids)
                 except InputError:  # a body that asks for more than tokens
                     own = None
-                if own is not None and (not whole or _equal(hidden, own)):
+                if own is not None and (hidden is None or not whole or _equal(hidden, own)):
                     self.body, hidden = body, own
             if self.body is None and not whole:
                 shape = "none" if hidden is None else tuple(hidden.shape)
@@ -104,7 +104,7 @@ class HuggingFaceModel:
                 )
             logits = self.logits(input_ids)
         weight, bias, quantised = held = weight_and_bias(model)
-        if isinstance(logits, Tensor) and logits.dim() == 3:
+        if isinstance(logits, Tensor) and logits.dim() == 3 and hidden is not None:
             if hidden.shape[-1] != weight.shape[1] or logits.shape[-1] > len(weight):
                 raise InputError(
                     f"model: expected a last linear layer with a weight [V, D] = [{logits.shape[-1]}, "
@@ -126,7 +126,7 @@ class HuggingFaceModel:
 
     def hidden_states(self, input_ids: Tensor) -> Tensor:
         if self.body is None:
-            found = self._before_head(input_ids)
+            found: Any = self._before_head(input_ids)  # not None: ``_study`` looked
         else:
             found = self._last_of(self.body, input_ids)
         return found.to(self.head.weight.device)  # layers on several devices end elsewhere
@@ -148,7 +148,7 @@ class HuggingFaceModel:
     def logits(self, input_ids: Tensor) -> Tensor:
         self._forget()
         with self._forward():
-            found = self.model(input_ids=input_ids, **options(self.model.forward, use_cache=False))
+            found: Any = self.model(input_ids=input_ids, **options(self.model.forward, use_cache=False))
             if isinstance(found, tuple):  # of a class that gives no names
                 found = next((t for t in found if isinstance(t, Tensor) and t.dim() == 3), found[0])
             found = found.get("logits") if isinstance(found, Mapping) else getattr(found, "logits", found)
@@ -210,15 +210,15 @@ def positions_of(model, config) -> int | None:
 def scaled_positions(config, limit: int | None) -> tuple[int | None, str]:
     """Return the positions to which RoPE scaling extends ``limit``, and its name; ``limit`` and "" without."""
     found, by = limit, ""
-    ropes = [getattr(config, name, None) for name in ("rope_parameters", "rope_scaling")]
-    ropes = [rope for rope in ropes if isinstance(rope, dict)]
+    given = [getattr(config, name, None) for name in ("rope_parameters", "rope_scaling")]
+    ropes = [rope for rope in given if isinstance(rope, dict)]
     by_layer = [part for rope in ropes for part in rope.values() if isinstance(part, dict)]
     for rope in ropes + by_layer:
         kind = str(rope.get("rope_type") or rope.get("type") or "default")
         factor, original = rope.get("factor"), rope.get("original_max_position_embeddings") or limit
         if kind == "default" or not isinstance(factor, int | float) or not original or limit is None:
             continue
-        if (longest := int(original * factor)) > found:
+        if (longest := int(original * factor)) > (found or 0):
             found, by = longest, f"{kind}, factor {factor:g}"
     return found, by
 
@@ -234,9 +234,10 @@ def context_notes(model: LanguageModel, context_length: int) -> list[str]:
     limit = model.context_length
     if not limit or context_length <= limit:
         return []
+    scaled: Any = model  # others read no more than their limit
     return [
         f"windows of {context_length} tokens are longer than the configuration's {limit} positions: RoPE scaling "
-        f"({model.extended_by}) extends these to {model.extended_context_length}"
+        f"({scaled.extended_by}) extends these to {scaled.extended_context_length}"
     ]
 
 
@@ -385,7 +386,7 @@ NOT_OF_THE_MODEL = ("_name_or_path", "transformers_version", "_commit_hash", "ar
 def configuration(model: LanguageModel) -> str | None:
     """Return the JSON of a transformers model's configuration, without the place and the software's version."""
     config = getattr(getattr(model, "model", None), "config", None)
-    if not hasattr(config, "to_json_string"):
+    if config is None or not hasattr(config, "to_json_string"):
         return None
     record = json.loads(config.to_json_string())
     return json.dumps({k: v for k, v in record.items() if k not in NOT_OF_THE_MODEL}, sort_keys=True)

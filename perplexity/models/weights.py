@@ -9,6 +9,7 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from ..errors import InputError
 
@@ -78,8 +79,8 @@ def _class(name: str | Path, options: dict):
     if not getattr(config, "is_encoder_decoder", False):
         beside = (getattr(transformers, f"AutoModelFor{kind}", None) for kind in ("ImageTextToText", "MultimodalLM"))
         classes += [auto for auto in beside if auto is not None]
-    found = {auto: auto._model_mapping.get(type(config), None) for auto in classes}
-    found = {auto: model if isinstance(model, tuple) else (model,) for auto, model in found.items() if model}
+    mapped: dict[Any, Any] = {auto: auto._model_mapping.get(type(config), None) for auto in classes}
+    found = {auto: model if isinstance(model, tuple) else (model,) for auto, model in mapped.items() if model}
     named = config.architectures or [type(config).__name__]
     # The class that wrote the checkpoint, where several read it: its weights have that class's names.
     for auto, models in found.items():

@@ -26,7 +26,9 @@ class Follower:
         self.path, self.tags, self.unit = Path(path), tags, unit
         self.names = Names(tags, unit)
         self.lines = self.path.suffix in (".csv", ".jsonl", ".ndjson") and not self.path.is_dir()
-        self.offset, self.header, self.identity, self.tail = 0, None, None, b""
+        self.offset, self.tail = 0, b""
+        self.header: list[str] | None = None
+        self.identity: int | None = None
 
     def new(self) -> tuple[History, bool]:
         """What was added, and whether it is the whole: at first, and after the file was replaced or cut."""

@@ -85,7 +85,8 @@ def diagnose(
     enough = len(evaluations) >= s.least_evaluations and digest.points >= s.least_points
     verdict = VERDICTS[gravest] if enough or gravest != "info" else "insufficient-data"
     notes = list(notes or [])
-    health, components = None, {}
+    health: float | None = None
+    components: dict[str, dict] = {}
     if enough or gravest == "danger":
         gap = None if last is None or math.isnan(last.near) else last.loss - last.near
         health, components = score(findings, gap)
@@ -109,9 +110,9 @@ def diagnose(
         number(digest.last_step),
         train,
         logged_perplexity(train),
-        last and last.loss,
+        None if last is None else last.loss,
         exp(last.loss) if last else None,
-        best and best.loss,
-        best and best.step,
+        None if best is None else best.loss,
+        None if best is None else best.step,
         notes,
     )

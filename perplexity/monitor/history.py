@@ -95,7 +95,8 @@ class History:
     def of(self, name: str) -> tuple[np.ndarray, np.ndarray]:
         """Steps and values of another measure."""
         found = [(step, value) for _, step, measure, value in self.events if measure == name]
-        return tuple(np.array(found, dtype=float).reshape(-1, 2).T)
+        steps, values = np.array(found, dtype=float).reshape(-1, 2).T
+        return steps, values
 
     def digest(self, settings: Settings | None = None) -> Digest:
         """The history's state for the signals."""
@@ -176,7 +177,7 @@ class Names:
         """Measures to the names of a header or a row that hold them, in order of preference."""
         found: dict[str, list[str]] = {}
         self.present.update(header)
-        for name in sorted({name for name in header if name in self.measure}, key=self.rank.get):
+        for name in sorted({name for name in header if name in self.measure}, key=self.rank.__getitem__):
             found.setdefault(self.measure[name], []).append(name)
         return found
 

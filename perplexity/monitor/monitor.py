@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TextIO
 
 from .. import checks
 from ..errors import InputError, InputTypeError
@@ -70,7 +71,7 @@ class Monitor:
         self._started = time.perf_counter()
         self._evaluation_seconds = 0.0
         self.notes: list[str] = []  # of the file gone on with
-        self._file = None
+        self._file: TextIO | None = None
         if path is not None:
             self._open(checks.path("path", path))
 
@@ -135,7 +136,9 @@ class Monitor:
         if val_loss is not None:
             digest.validation(step, val_loss, train_eval_loss, eval_seconds)
         if self._file is not None:
-            self._write(step, train_loss, val_loss, lr, grad_norm, tokens, seconds, train_eval_loss, eval_seconds)
+            self._write(
+                self._file, step, train_loss, val_loss, lr, grad_norm, tokens, seconds, train_eval_loss, eval_seconds
+            )
         self._calls += 1
         if self.stop_on or self.on_finding:
             broken = train_loss is not None and not abs(train_loss) < LARGEST and not self._broken
@@ -149,11 +152,11 @@ class Monitor:
         loss = checks.measured(name, loss)
         return loss if self._convert is None else self._convert(loss)
 
-    def _write(self, step: float, *values) -> None:
+    def _write(self, file: TextIO, step: float, *values) -> None:
         row = {"step": step} | {
             name: float(value) for name, value in zip(MEASURES, values, strict=True) if value is not None
         }
-        self._file.write(json.dumps(row) + "\n")
+        file.write(json.dumps(row) + "\n")
 
     def check(self) -> Diagnosis:
         """Diagnose now: tell ``on_finding`` what is new and set ``should_stop``. ``log`` does it every ``check_every`` calls,

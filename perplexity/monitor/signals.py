@@ -226,22 +226,22 @@ def divergence(digest: Digest) -> Iterator[Finding]:
     totals = np.concatenate([[0.0], np.cumsum(means * counts)])
     sizes = np.concatenate([[0.0], np.cumsum(counts)])
     stretches = (totals[width:] - totals[:-width]) / (sizes[width:] - sizes[:-width])
-    best = int(np.argmin(stretches[: -width or None]))
-    rise = float(stretches[-1] - stretches[best])
-    spread = float(np.std(np.diff(means[best : best + width + 1]))) if width > 1 else 0.0
+    low = int(np.argmin(stretches[: -width or None]))
+    rise = float(stretches[-1] - stretches[low])
+    spread = float(np.std(np.diff(means[low : low + width + 1]))) if width > 1 else 0.0
     if (
         rise > max(s.train_rise, s.standard_errors * spread)
-        and (means[-width:] > stretches[best] + s.train_rise / 2).all()
+        and (means[-width:] > stretches[low] + s.train_rise / 2).all()
     ):
         yield Finding(
             "divergence",
             "danger",
-            blocks[best].first,
+            blocks[low].first,
             digest.last_step,
-            f"the training loss is {nats(rise)} above its best mean ({stretches[best]:.3f} around step "
-            f"{blocks[best].first:,.0f}) and has been for the last {int(counts[-width:].sum()):,} logged steps",
-            f"stop, and go back to step {blocks[best].first:,.0f}; lower the learning rate, lengthen the warm-up, clip gradients",
-            {"best_step": blocks[best].first, "rise": rise},
+            f"the training loss is {nats(rise)} above its best mean ({stretches[low]:.3f} around step "
+            f"{blocks[low].first:,.0f}) and has been for the last {int(counts[-width:].sum()):,} logged steps",
+            f"stop, and go back to step {blocks[low].first:,.0f}; lower the learning rate, lengthen the warm-up, clip gradients",
+            {"best_step": blocks[low].first, "rise": rise},
         )
 
 

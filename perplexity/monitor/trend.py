@@ -90,7 +90,7 @@ def _kendall(count: int) -> int:
 
 def _flat(measure: str, steps: np.ndarray | None, losses: np.ndarray | None, s: Settings) -> tuple | None:
     """What a plateau shows: measure, steps, level, gain of another doubling, and that gain at its most optimistic."""
-    if steps is None or len(np.unique(steps)) < 4:
+    if steps is None or losses is None or len(np.unique(steps)) < 4:
         return None
     if len(steps) > MOST_SLOPES:  # the slopes of all pairs are too many
         parts = np.array_split(np.arange(len(steps)), MOST_SLOPES)
@@ -107,7 +107,7 @@ def _flat(measure: str, steps: np.ndarray | None, losses: np.ndarray | None, s: 
 
 def _gains(steps: np.ndarray | None, losses: np.ndarray | None, s: Settings) -> bool:
     """Whether more is gained than on a plateau for certain: at the pessimistic end of the slope's 95 % interval."""
-    if steps is None or len(np.unique(steps)) < 4:
+    if steps is None or losses is None or len(np.unique(steps)) < 4:
         return False
     _, _, high = theil_sen(np.log2(steps), losses)
     return -high > s.plateau_gain * abs(float(np.median(losses[-3:])))
@@ -182,9 +182,9 @@ def healthy_decline(digest: Digest, total_steps: int | None = None) -> Iterator[
     gained = float(losses[: max(1, len(losses) // 8)].mean() - losses[-max(1, len(losses) // 8) :].mean())
     if gained <= digest.settings.plateau_gain * abs(float(losses[-1])):
         return
-    ends = total_steps is not None and total_steps > digest.last_step
-    end = total_steps if ends else 2 * digest.last_step
-    where = "at the end of the budget" if ends else "at twice the steps"
+    end, where = 2 * digest.last_step, "at twice the steps"
+    if total_steps is not None and total_steps > digest.last_step:
+        end, where = total_steps, "at the end of the budget"
     projected = floor + scale * end**-exponent
     yield Finding(
         "healthy-decline",

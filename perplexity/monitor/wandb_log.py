@@ -16,7 +16,7 @@ from .history import History, Names
 def read_wandb(path: Path, names: Names) -> History:
     """The history of a run."""
     try:
-        from wandb.proto.wandb_internal_pb2 import Record
+        from wandb.proto.wandb_internal_pb2 import Record  # type: ignore[attr-defined]  # protobuf makes it at run time
     except ImportError:
         raise InputError(f"{path}: needs wandb; install it beside fused-perplexity[monitor]")
     history = History(str(path))
@@ -55,7 +55,8 @@ def _wandb_records(path: Path, history: History) -> Iterator[bytes]:
     raw = path.read_bytes()
     if raw[:4] != b":W&B":
         raise InputError(f"{path}: expected a W&B run, got another file")
-    place, parts = LOG_HEADER, []
+    place = LOG_HEADER
+    parts: list[bytes] = []
     while place + LOG_HEADER <= len(raw):
         left = LOG_BLOCK - place % LOG_BLOCK
         if left < LOG_HEADER:  # too little for a header: zeros up to the next block

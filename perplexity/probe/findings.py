@@ -92,7 +92,7 @@ def known_good(judged_by: Mapping | None) -> bool | None:
 
 
 def _trap(because: list[Finding], judged_by: Mapping | None) -> Iterator[Finding]:
-    if not known_good(judged_by):
+    if judged_by is None or not known_good(judged_by):
         return
     perplexity, unigram = exp(judged_by["loss"]), exp(judged_by["unigram_loss"])
     yield Finding(
@@ -208,7 +208,7 @@ def _collapse(generation: Mapping, asking: Asking) -> Iterator[tuple[Finding, bo
 
 
 def _chance(judged_by: Mapping | None) -> Iterator[Finding]:
-    if known_good(judged_by) is False:
+    if judged_by is not None and known_good(judged_by) is False:
         loss, guess = exp(judged_by["loss"]), exp(judged_by["guess_loss"])
         yield Finding(
             "no-better-than-chance",
@@ -254,7 +254,7 @@ def _lengths(generation: Mapping, references: Mapping, asking: Asking) -> Iterat
         return
     empty, ended, length = generation["empty"], generation["ended"], generation["mean_tokens"]
     expected, whole = references.get("mean_tokens"), references.get("ended")
-    short = bool(expected) and ended >= 0.5 and length < SHORT * expected
+    short = bool(expected and ended >= 0.5 and length < SHORT * expected)
     if empty >= EMPTY or short:
         told = [f"{empty:.0%} of the texts end without a word"] if empty >= EMPTY else []
         if short:

@@ -75,7 +75,7 @@ def generate(
         together = "padded" if first_choices is None else _together(writer, asked, first_choices)
         torch.manual_seed(settings.seed)
         for places, copies in _batches(asked, settings, together):
-            texts = writer.write([asked[place].ids for place in places], settings.max_new_tokens, copies=copies)
+            texts = writer.write([asked[place].ids for place in places], settings.most, copies=copies)
             for number, (ids, ended) in enumerate(texts):
                 place = places[number // copies]
                 text = text_of(tokenizer, ids, skip_special_tokens=True)
@@ -105,8 +105,8 @@ def _batches(asked: list[Asked], settings: GenerationSettings, together: str) ->
 def _together(writer: _Writer, asked: list[Asked], first_choices: FirstChoices) -> str:
     """ "padded", "equal" or "alone": the largest batches whose greedy tokens are the model's own first choices."""
     by_length = sorted((prompt.ids for prompt in asked), key=len)
-    tokens = min(CHECKED, writer.settings.max_new_tokens)
-    longest = len(by_length[-1]) + writer.settings.max_new_tokens
+    tokens = min(CHECKED, writer.settings.most)
+    longest = len(by_length[-1]) + writer.settings.most
     # A rotary embedding that changes with the longest row's length changes for a shorter one too early.
     rules = length_rules(as_language_model(writer.model))
     one_rule = all(rule.group(len(by_length[0])) == rule.group(longest) for rule in rules)

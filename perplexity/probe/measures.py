@@ -6,6 +6,7 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -171,7 +172,7 @@ def totals(texts: Sequence[Measured], least: int) -> dict:
     bytes_ = sum(len(text.text.encode(errors="replace")) for text in texts)
     entropy = math.fsum(text.entropy for text in texts)
     longest = max(texts, key=lambda text: text.loop_tokens, default=None)
-    found = {
+    found: dict[str, Any] = {
         "texts": len(texts),
         "judged": len(judged),
         "tokens": tokens,

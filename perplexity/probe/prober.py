@@ -102,8 +102,8 @@ def probe(
     )
     for argument, value, kind, expected in kinds:
         checks.optional(checks.instance, argument, value, kind, expected)
-    for key in ("verdict", "health_score", "findings") if diagnosis is not None else ():
-        if key not in diagnosis:
+    for key in ("verdict", "health_score", "findings"):
+        if diagnosis is not None and key not in diagnosis:
             raise checks.wrong("diagnosis", "the keys of Diagnosis.to_dict()", f"none for {key}")
     checks.several("scorers", scorers, "them")
     checks.optional(checks.path, "embeddings", embeddings)

@@ -143,8 +143,8 @@ def tokenize(
     A prompt that leaves no room for ``max_new_tokens`` loses its beginning, a reference that is longer its end. Where neither
     a prompt's end nor its reference's beginning is white space, a space is put between them, as lm-evaluation-harness does.
     """
-    room = None if context_length is None else context_length - settings.max_new_tokens
-    if room is not None and room < 1:
+    room = None if context_length is None else context_length - settings.most
+    if context_length is not None and room is not None and room < 1:
         raise InputError(
             f"max_new_tokens: expected at most {context_length - 1}, the model's context of {context_length} and a prompt, "
             f"got {settings.max_new_tokens}"

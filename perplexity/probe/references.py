@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import zip_longest
+from typing import Any
 
 import numpy as np
 
@@ -28,7 +29,7 @@ def overlap(texts: Sequence[str], references: Sequence[Sequence[str]]) -> dict:
     streams = [list(stream) for stream in zip_longest(*references)]  # None where a text has fewer
     letters = [letter for of in references for text in of for letter in text if letter.isalpha()]
     bleu, chrf = BLEU(tokenize=_cut_by(letters)), CHRF()
-    found = {"texts": len(texts)}
+    found: dict[str, Any] = {"texts": len(texts)}
     for name, metric in (("bleu", bleu), ("chrf", chrf)):
         found[name] = metric.corpus_score(list(texts), streams).score
         found[f"{name}_signature"] = str(metric.get_signature())
@@ -70,7 +71,8 @@ class Embeddings:
         found: dict = {"embeddings": self.folder, "texts": len(kept), "with_prompt": None, "with_reference": None}
         if not kept:
             return found
-        prompts, texts, references = ([of[at] for at in kept] for of in (prompts, texts, references))
+        prompts, texts = ([of[at] for at in kept] for of in (prompts, texts))
+        references = [references[at] for at in kept]
         of_texts = self.encode(texts)
         found["with_prompt"] = float((of_texts * self.encode(prompts)).sum(-1).mean())
         paired = [(place, text) for place, of in enumerate(references) for text in of]

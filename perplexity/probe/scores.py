@@ -133,7 +133,10 @@ def own_part(scorer: Scorer, checkpoint: Checkpoint) -> Part:
 
 def _number(value, most: float) -> bool:
     """Whether it is a finite number from 0 to ``most``."""
-    return isinstance(value, Real) and not isinstance(value, bool) and 0 <= value <= most and value < math.inf
+    if isinstance(value, bool) or not isinstance(value, Real):
+        return False
+    real: Any = value  # numbers.Real declares no comparison with a float
+    return 0 <= real <= most and real < math.inf
 
 
 def monitor_part(diagnosis: Mapping | None) -> Part:

@@ -62,6 +62,11 @@ class GenerationSettings:
         return replace(self, max_new_tokens=min(MOST, max(1, (context_length or 2 * MOST) // 2)))
 
     @property
+    def most(self) -> int:
+        """Return ``max_new_tokens`` as ``of`` settles it: 128 where nothing is said."""
+        return MOST if self.max_new_tokens is None else self.max_new_tokens
+
+    @property
     def greedy(self) -> bool:
         return self.temperature == 0
 

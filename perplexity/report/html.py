@@ -31,11 +31,11 @@ def thinned(steps: np.ndarray, values: np.ndarray, most: int = DRAWN) -> tuple[l
     steps, values = steps[finite], values[finite]
     if len(steps) > most:
         edges = np.linspace(0, len(steps), most // 2 + 1).astype(int)[:-1]
-        kept = set()
+        kept: set[int] = set()
         for begin, end in zip(edges, [*edges[1:], len(steps)], strict=True):
             kept |= {begin + int(np.argmin(values[begin:end])), begin + int(np.argmax(values[begin:end]))}
-        kept = sorted(kept)
-        steps, values = steps[kept], values[kept]
+        places = sorted(kept)
+        steps, values = steps[places], values[places]
     return steps.tolist(), values.tolist()
 
 
@@ -66,13 +66,13 @@ def figures(history: History, digest: Digest, diagnosis: Diagnosis, vocabulary_s
                 found[name]["layout"]["yaxis"]["range"] = levels
     gaps = [(e.step, e.loss - e.near) for e in digest.evaluations if not math.isnan(e.near)]
     if gaps:
-        at, values = map(list, zip(*gaps, strict=True))
-        trace = trace_of("validation − training", at, values, COLOURS["val"], width=2, markers=True)
+        at, above = map(list, zip(*gaps, strict=True))
+        trace = trace_of("validation − training", at, above, COLOURS["val"], width=2, markers=True)
         found["gap"] = figure_of([trace], "gap (nats)", [_line(0.0)], [], log=False)
     for name, label in (("lr", "learning rate"), ("grad_norm", "gradient norm")):
-        at, values = history.of(name)
-        if len(at) > 1:
-            trace = trace_of(label, *thinned(at, values), COLOURS["other"], width=1.5)
+        seen, values = history.of(name)
+        if len(seen) > 1:
+            trace = trace_of(label, *thinned(seen, values), COLOURS["other"], width=1.5)
             found[name] = figure_of([trace], label, [], [], log=False)
     return found
 
@@ -248,7 +248,7 @@ def write_report(
         from .beyond import beyond_section
 
         beyond = beyond_section(probes, diagnosis)
-        drawn |= beyond["figures"]
+        drawn |= beyond["figures"] if beyond else {}
     # Inside <script>: nothing may end it.
     data = json.dumps(drawn, allow_nan=False).replace("<", "\\u003c")
     text = template.render(

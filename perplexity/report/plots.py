@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from pathlib import Path
 
 from ..errors import theirs, visible
 from ..files import write_bytes
 from ..metric import exp
+
+# What a loss is drawn as, from left to right.
+CHANGES: tuple[Callable[[float], float], ...] = (float, exp)
 
 
 def run_curves(
@@ -34,7 +38,7 @@ def run_curves(
     steps, losses = thinned(*history.arrays())
     blocks = [block for block in digest.all_blocks() if block.count]
     figure, panels = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
-    for panel, change, label in zip(panels, (float, exp), ("loss (nats a token)", "perplexity"), strict=True):
+    for panel, change, label in zip(panels, CHANGES, ("loss (nats a token)", "perplexity"), strict=True):
         panel.plot(steps, [change(x) for x in losses], color=COLOURS["batch"], lw=0.7, label="one batch")
         at = [(block.first + block.last) / 2 for block in blocks]
         panel.plot(at, [change(block.mean) for block in blocks], color=COLOURS["train"], lw=1.6, label="training")

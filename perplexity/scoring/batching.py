@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -49,7 +50,7 @@ class LengthRule:
 def length_rules(model: LanguageModel) -> list[LengthRule]:
     """Return the rules in a transformers model's configuration, of all its layer types."""
     config = getattr(getattr(model, "model", None), "config", None)
-    if not hasattr(config, "get_text_config"):
+    if config is None or not hasattr(config, "get_text_config"):
         return []
     config = config.get_text_config()
     most = getattr(config, "max_position_embeddings", None)
@@ -77,7 +78,7 @@ BEST_KEYS = (("index_topk",), ("keep_window_size",), ("indexer_budget",), ("inde
 
 def _best_keys(config) -> list[int]:
     """Return the most positions that attention to the best keys reads whole: up to so many it leaves none out."""
-    numbers = [[getattr(config, name, None) for name in names] for names in BEST_KEYS]
+    numbers: list[list[Any]] = [[getattr(config, name, None) for name in names] for names in BEST_KEYS]
     return [math.prod(found) for found in numbers if all(isinstance(number, int) for number in found)]
 
 

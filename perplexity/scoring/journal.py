@@ -95,7 +95,7 @@ class Journal:
         row = self._query(connection, "SELECT value, checksum FROM agreed WHERE name = ?", name)
         # The batches' keys hold the identity: where a damaged row is written anew, no value of another run is read.
         intact = row and isinstance(row[0], str) and row[1] == _checksum(name.encode(), row[0].encode())
-        return row[0] if intact else None
+        return row[0] if row and intact else None
 
     def _compare(self, name: str, value: str, known: str | None) -> None:
         if known in (None, value):  # None: a rank that was killed before it wrote, or a damaged row
@@ -122,7 +122,7 @@ class Journal:
         digest = hashlib.sha256(self.identity.encode())
         for array in arrays:
             digest.update(repr(array.shape).encode())
-            digest.update(np.ascontiguousarray(array))
+            digest.update(np.ascontiguousarray(array).data)
         return digest.digest()
 
     def read(self, key: bytes, count: int) -> np.ndarray | None:

@@ -66,7 +66,7 @@ def _tokenized(
             again, encoding = None, None
             if getattr(tokenizer, "is_fast", False):
                 again, encoding = encoded(tokenizer, [document.text])[0]
-            if not np.array_equal(again, ids[kept]):
+            if again is None or not np.array_equal(again, ids[kept]):
                 spans = _estimated_spans(tokenizer, document.text, ids[kept])
             else:
                 spans = spans_of(document.text, encoding.offsets, _first(tokenizer, ids[kept]))

@@ -59,7 +59,7 @@ def tasks(documents: Iterable[Positions], protocol: Protocol) -> Iterator[Task]:
             places = np.arange(window.first_scored, window.end)
             places = places[~np.isin(positions.ids[places], protocol.unscored)]
             previous = window, places
-        yield Task(index, positions, *(previous or (None, nothing)), last=True)
+        yield Task(index, positions, *(previous or (None, nothing)), last=True)  # type: ignore[misc]  # two values
 
 
 def continuations(sequences: Iterable[tuple[Positions, int]]) -> Iterator[Task]:
@@ -177,7 +177,7 @@ class _Scorer:
         ids = np.zeros((len(batch), longest), dtype=np.int64)
         target = np.full((len(batch), longest), IGNORED, dtype=np.int64)
         for row, task in enumerate(batch):
-            begin, end = task.window.begin, task.window.end
+            begin, end = task.window.begin, task.window.end  # type: ignore[union-attr]  # only windows are batched
             read = task.positions.ids[begin : end - 1]
             ids[row, : len(read)] = read
             ids[row, len(read) :] = read[-1]  # padding, out of sight of causal attention

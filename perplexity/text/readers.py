@@ -93,7 +93,7 @@ def standard_input() -> Iterator[io.BufferedIOBase]:
     if sys.stdin is None:
         raise InputError("-: expected standard input, got it closed")
     try:
-        yield sys.stdin.buffer
+        yield sys.stdin.buffer  # type: ignore[misc]  # a BufferedReader, which typeshed calls BinaryIO
     except OSError as error:
         raise _unreadable("-", error) from error
 
@@ -328,7 +328,7 @@ def _read_token_file(path: Path, options: ReadOptions) -> Iterator[Document]:
     if path.suffix == ".npy":
         # Not np.load, which opens other formats, too: an archive of arrays (.npz) whatever its name, a pickle.
         with theirs(f"{path}: expected a whole .npy file, got a broken or truncated one, or another format"):
-            tokens = np.lib.format.open_memmap(path, mode="r")
+            tokens: np.ndarray = np.lib.format.open_memmap(path, mode="r")
         if tokens.dtype.kind not in "iu" or tokens.ndim not in (1, 2):
             raise InputError(
                 f"{path}: expected integers [tokens] or [documents, tokens], got {tokens.dtype} {list(tokens.shape)}"

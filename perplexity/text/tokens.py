@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -21,7 +22,7 @@ def check_tokenizer(tokenizer) -> None:
         raise checks.wrong("tokenizer", "a transformers tokenizer", type(tokenizer).__name__, InputTypeError)
 
 
-def encoded(tokenizer, texts: Sequence[str], **options) -> list[tuple[np.ndarray, object | None]]:
+def encoded(tokenizer, texts: Sequence[str], **options) -> list[tuple[np.ndarray, Any]]:
     """Return the int64 ids of each text, no BOS and no padding, with the tokenizers library's encoding.
 
     Args:

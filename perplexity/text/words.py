@@ -66,7 +66,7 @@ def _plain(run: str) -> tuple[str, str]:
     """
     run = unicodedata.normalize("NFKC", unicodedata.normalize("NFD", run).casefold())
     run = _APOSTROPHES.sub(" ", unicodedata.normalize("NFKC", run.casefold()))
-    kept = []
+    kept: list[str] = []
     for letter in run:
         if not (letter.isalnum() or letter == "_"):
             # A mark on a space is what NFKC makes of a spacing accent, which stands for a quotation mark.
@@ -153,11 +153,11 @@ def grams(word_hashes: np.ndarray, size: int) -> np.ndarray:
     """
     if len(word_hashes) < size:
         return word_hashes[:0]
-    found, taken, block, length = None, 0, word_hashes, 1
+    found, taken, block, length = word_hashes, 0, word_hashes, 1
     while True:
         power = np.uint64(pow(_MULTIPLIER, length, 1 << 64))
         if size & length:
-            if found is None:
+            if not taken:
                 found = block
             else:
                 count = len(word_hashes) - taken - length + 1
