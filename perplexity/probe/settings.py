@@ -63,7 +63,7 @@ class GenerationSettings:
 
     @property
     def most(self) -> int:
-        """Return ``max_new_tokens`` as ``of`` settles it: 128 where nothing is said."""
+        """Return the most new tokens of a text: ``max_new_tokens``, or 128 before ``of`` settles None."""
         return MOST if self.max_new_tokens is None else self.max_new_tokens
 
     @property
