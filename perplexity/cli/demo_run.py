@@ -8,6 +8,7 @@ import math
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -58,8 +59,8 @@ def train(model, tokens: torch.Tensor, steps: int) -> Iterator[dict[str, float]]
         loss = linear_cross_entropy(hidden, model.lm_head.weight, batch[:, 1:])
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        measures = {"train_loss": loss.item(), "grad_norm": norm.item()}
-        measures |= {"lr": schedule.get_last_lr()[0], "tokens": step * BATCH * CONTEXT}
+        measures: dict[str, float] = {"train_loss": loss.item(), "grad_norm": float(norm)}
+        measures |= {"lr": float(schedule.get_last_lr()[0]), "tokens": step * BATCH * CONTEXT}
         optimizer.step()
         schedule.step()
         optimizer.zero_grad()
@@ -110,12 +111,12 @@ def run(out: str | Path, *, steps: int = 300) -> dict:
     writer = SummaryWriter(str(out / "tensorboard"))
     tracker = TensorBoardTracker(writer)
     monitor = Monitor(VOCABULARY, total_steps=steps, on_finding=tracker.finding)
-    asked = dict(settings=GenerationSettings(max_new_tokens=96), name="the model")
+    asked: dict[str, Any] = dict(settings=GenerationSettings(max_new_tokens=96), name="the model")
     every, quarters = max(1, steps // EVALUATIONS), {steps * part // 4 for part in (1, 2, 3)}
     rows, probes, started = [], [], time.perf_counter()
-    shown = dict(console=tables.console(errors=True), transient=True)
-    trained = track(train(model, tokens, steps), "training", steps, **shown)
-    with (out / "history.jsonl").open("w", encoding="utf-8") as log:
+    console_of_progress = tables.console(errors=True)
+    trained = track(train(model, tokens, steps), "training", steps, console=console_of_progress, transient=True)
+    with (out / "history.jsonl").open("w", encoding="utf-8") as history_file:
         for step, measures in enumerate(trained, 1):
             if step == 1 or step % every == 0 or step == steps:
                 scored = evaluate(model, tokenizer, held_out, stride=CONTEXT - 1)
@@ -124,8 +125,8 @@ def run(out: str | Path, *, steps: int = 300) -> dict:
             measures["seconds"] = time.perf_counter() - started
             monitor.log(step, **measures)
             rows.append(_row(step, measures))
-            log.write(json.dumps(rows[-1]) + "\n")
-            log.flush()  # for those who follow the file
+            history_file.write(json.dumps(rows[-1]) + "\n")
+            history_file.flush()  # for those who follow the file
             if "val_loss" in measures:
                 console.print(evaluated(rows[-1]), soft_wrap=True)
             if step in quarters and steps >= FEWEST_TO_PROBE:
@@ -159,17 +160,17 @@ def run(out: str | Path, *, steps: int = 300) -> dict:
     console.print(probe_command.view(probes[-1]))
 
     history = read_history(out / "history.jsonl")
-    shown = dict(vocabulary_size=VOCABULARY, title=f"Python's documentation, {steps} steps")
-    run_curves(history, monitor.digest, diagnosis, out / "curves.png", **shown)
+    title = f"Python's documentation, {steps} steps"
+    curves = history, monitor.digest, diagnosis
+    run_curves(*curves, out / "curves.png", vocabulary_size=VOCABULARY, title=title)
     write_report(
         out / "report.html",
-        history,
-        monitor.digest,
-        diagnosis,
+        *curves,
+        vocabulary_size=VOCABULARY,
         evaluations=[read_result(out / "evaluation.json") | {"source": "of the validation text"}],
         data_checks=[check.to_dict() | {"source": "of the demo's split"}],
         probes=[each.to_dict() | {"source": "of the demo's checkpoints"} for each in probes],
-        **shown,
+        title=title,
     )
     summary = {
         "text_sha256": text_hash,
