@@ -102,16 +102,7 @@ class Perplexity:
     def compute(self) -> dict[str, float | None]:
         """loss (nats a token), perplexity, bits_per_byte, byte_perplexity, word_perplexity; None where undefined."""
 
-        def per(count: int) -> float | None:
-            return self.nll / count if count else None
-
-        return {
-            "loss": per(self.tokens),
-            "perplexity": exp(per(self.tokens)),
-            "bits_per_byte": None if not self.bytes else self.nll / self.bytes / math.log(2),
-            "byte_perplexity": exp(per(self.bytes)),
-            "word_perplexity": exp(per(self.words)),
-        }
+        return measures(self.nll, self.tokens, self.bytes, self.words)
 
     def state_dict(self) -> dict[str, float | int]:
         return {"nll": self.nll, "tokens": self.tokens, "bytes": self.bytes, "words": self.words}
@@ -127,6 +118,37 @@ class Perplexity:
         counts = [checks.integer(f"state: {name}", state[name], least=0) for name in names]
         self.nll = nll
         self.tokens, self.bytes, self.words = counts
+
+
+def measures(nll: float, tokens: int, bytes: int | None = None, words: int | None = None) -> dict[str, float | None]:
+    """Return loss, perplexity and the measures by byte and word, each divided once.
+
+    Args:
+        nll: Sum over the scored tokens, in nats.
+        tokens: Their number.
+        bytes: Of the text that they came from; None or 0: unknown.
+        words: Likewise.
+
+    Returns:
+        ``loss`` in nats a token, ``perplexity``, ``bits_per_byte``, ``byte_perplexity`` and
+        ``word_perplexity``; None where undefined.
+
+    Example:
+        >>> measures(6.0, tokens=3, bytes=12)["loss"]
+        2.0
+    """
+
+    def per(count: int | None) -> float | None:
+        return nll / count if count else None
+
+    by_byte = per(bytes)
+    return {
+        "loss": per(tokens),
+        "perplexity": exp(per(tokens)),
+        "bits_per_byte": None if by_byte is None else by_byte / math.log(2),
+        "byte_perplexity": exp(by_byte),
+        "word_perplexity": exp(per(words)),
+    }
 
 
 def scored(

@@ -14,6 +14,7 @@ import numpy as np
 from ..calibration import CalibrationBins
 from ..errors import InputError
 from ..files import Output
+from ..metric import measures
 from ..scoring.protocols import NON_FINITE, SPECIAL, Positions
 from ..scoring.stream import Scored
 from ..text.spans import Spans
@@ -276,10 +277,7 @@ class Collector:
         self.scores.append(score)
         self.first_tokens.append(self._first_tokens(positions))
         if self.per_document is not None:
-            from ..metric import exp
-
-            loss = nll / self._tokens if self._tokens else None
-            by_byte = nll / bytes_ if bytes_ and not score.non_finite else None
+            found = measures(nll, self._tokens, None if score.non_finite else bytes_)
             self.per_document.add(
                 1,
                 id=[document.id],
@@ -291,9 +289,7 @@ class Collector:
                 bytes_skipped=[bytes_skipped],
                 words=[words],
                 words_skipped=[words_skipped],
-                loss=[loss],
-                perplexity=[exp(loss)],
-                bits_per_byte=[None if by_byte is None else by_byte / math.log(2)],
+                **{name: [found[name]] for name in ("loss", "perplexity", "bits_per_byte")},
             )
         if self._tokens:
             kept = self._block_tokens > 0

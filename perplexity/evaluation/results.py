@@ -14,7 +14,7 @@ from .. import checks
 from ..errors import InputError
 from ..files import write_text
 from ..json_files import read_written, schema_of, to_json
-from ..metric import exp
+from ..metric import exp, measures
 from .uncertainty import uncertainty
 
 
@@ -202,17 +202,16 @@ def summarise(
     """Loss, perplexities, counts, standard error and intervals of documents; totals are divided once."""
     nll = math.fsum(score.nll for score in scores)
     tokens, bytes_, words = (sum(getattr(score, name) for score in scores) for name in ("tokens", "bytes", "words"))
-    loss = nll / tokens if tokens else math.nan
-    finite = not any(score.non_finite for score in scores)
-    by_byte = nll / bytes_ if bytes_ and finite else None
+    # Of a text with a token that is not finite nothing is known by byte and by word.
+    text = (None, None) if any(score.non_finite for score in scores) else (bytes_, words)
+    found = measures(nll, tokens, *text)
+    loss = math.nan if found["loss"] is None else found["loss"]
     sure = uncertainty([score.nll for score in scores], [score.tokens for score in scores], blocks, squares, bootstrap)
     return {
+        **found,
         "loss": loss,
         "perplexity": exp(loss),
         "bits_per_token": loss / math.log(2),
-        "bits_per_byte": None if by_byte is None else by_byte / math.log(2),
-        "byte_perplexity": exp(by_byte),
-        "word_perplexity": exp(nll / words) if words and finite else None,
         "tokens": tokens,
         "bytes": bytes_,
         "words": words,
