@@ -130,6 +130,8 @@ def measured(name: str, value: Any) -> float:
         return value
     expected = "a number or a tensor with one element"
     refused = isinstance(value, bool | str | bytes | bytearray) or getattr(value, "is_meta", False)
+    if isinstance(value, Tensor):
+        value = value.detach()  # a loss with its graph: torch warns of losing it
     if not refused:
         try:
             return float(value)

@@ -106,8 +106,8 @@ def comparison(c: Comparison) -> Table:
 def model_comparison(m: ModelComparison) -> Table:
     """Return B beside A, token by token."""
 
-    def error(value: float | None) -> str:
-        return "" if value is None else f" ± {value:.6f}"
+    def error(value: float | None, form: str = ".6f") -> str:
+        return "" if value is None else f" ± {value:{form}}"
 
     table = tables.table(
         f"B beside A on {m.tokens:,} tokens of {m.documents:,} documents", "measure", "value", "meaning"
@@ -123,11 +123,11 @@ def model_comparison(m: ModelComparison) -> Table:
         "KL divergence", f"{m.kl_divergence:.6f}", f"of B from A, nats a token{error(m.kl_divergence_stderr)}"
     )
     table.add_row("  percentiles", "", _percentiles(m.kl_percentiles, "{:.5f}"))
-    table.add_row("same first choice", f"{m.top_1_agreement:.3%}", f"of tokens{error(m.top_1_agreement_stderr)}")
+    table.add_row("same first choice", f"{m.top_1_agreement:.3%}", "of tokens" + error(m.top_1_agreement_stderr, ".3%"))
     table.add_row(
         "target's probability",
         f"{m.probability_change:+.4%}",
-        f"mean change, B − A{error(m.probability_change_stderr)}",
+        "mean change, B − A" + error(m.probability_change_stderr, ".4%"),
     )
     table.add_row("  root mean square", f"{m.probability_change_rms:.4%}", "")
     table.add_row("  percentiles", "", _percentiles(m.probability_change_percentiles, "{:+.3%}"))

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -88,7 +89,11 @@ def _follow(options: Options) -> Diagnosis:
     diagnosis, polls = None, 0
     notes: list[str] = []
     follower, digest = Follower(options.history, **options.curves.how()), Digest()
-    with Live(console=tables.console(), refresh_per_second=4) as live:
+    console = tables.console()
+    # A terminal's view is redrawn. Elsewhere, in a log of a job, the view is printed when the diagnosis is another one.
+    live = Live(console=console, refresh_per_second=4) if console.is_terminal else None
+    printed, last = None, None
+    with live or nullcontext():
         try:
             while True:
                 try:
@@ -96,14 +101,22 @@ def _follow(options: Options) -> Diagnosis:
                 except NotYet as error:
                     if polls == 0 and "no such file" in str(error):
                         raise
-                    live.update(tables.plain(f"waiting: {error}"))
+                    if live is not None:
+                        live.update(tables.plain(f"waiting: {error}"))
                 else:
                     if whole:
                         digest, notes = Digest(), []
                     notes += [note for note in history.notes if note not in notes]
                     feed(digest, history)
                     diagnosis = diagnose(digest, **options.curves.judged(), notes=notes)
-                    live.update(view(digest, diagnosis, options.curves.total_steps))
+                    last = view(digest, diagnosis, options.curves.total_steps)
+                    found = diagnosis.verdict, {(finding.signal, finding.severity) for finding in diagnosis.findings}
+                    if live is not None:
+                        live.update(last)
+                    elif found != printed:
+                        console.print(last)
+                        console.file.flush()
+                        printed, last = found, None
                     _report(diagnosis.findings, reported, options.on_finding)
                 polls += 1
                 if options.polls and polls >= options.polls:
@@ -111,6 +124,8 @@ def _follow(options: Options) -> Diagnosis:
                 time.sleep(options.interval)
         except KeyboardInterrupt:
             pass
+    if live is None and last is not None:
+        console.print(last)  # what came since the diagnosis changed
     if diagnosis is None:
         raise InputError(f"{options.history}: expected a history, nothing could be read until it was interrupted")
     return diagnosis

@@ -269,6 +269,8 @@ def _read_parquet(path: Path, options: ReadOptions) -> Iterator[Document]:
     with source, file:
         with theirs(whole):
             names = file.schema_arrow.names
+        if {"document", "position", "nll"} <= set(names):
+            raise InputError(f"{path}: expected documents, got a row a token, as ppl eval --per-token writes")
         if options.text_column not in names:
             raise InputError(f"{path}: expected a column {options.text_column!r}, got {', '.join(names)}")
         columns = [name for name in (options.text_column, options.domain_column, options.id_column) if name in names]

@@ -211,3 +211,15 @@ def test_json_too_deep_for_the_parser(tmp_path):
     (tmp_path / "a.jsonl").write_text("[" * 200_000 + "\n")
     with pytest.raises(InputError, match="a.jsonl, line 1: expected a JSON object, got broken JSON"):
         list(read_documents([tmp_path / "a.jsonl"]))
+
+
+def test_a_table_of_tokens_is_no_text(tmp_path):
+    """It has a text column: a row a token was scored as a document each."""
+    import pyarrow
+    import pyarrow.parquet
+
+    path = tmp_path / "tokens.parquet"
+    columns = {"document": ["a"], "position": [0], "text": ["the"], "nll": [1.5]}
+    pyarrow.parquet.write_table(pyarrow.table(columns), path)
+    with pytest.raises(InputError, match="expected documents, got a row a token, as ppl eval --per-token writes"):
+        list(read_documents([path]))

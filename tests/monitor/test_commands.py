@@ -125,6 +125,28 @@ def test_a_file_that_grows_is_followed(tmp_path, ppl_here, monkeypatch):
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_a_followed_file_is_reported_in_a_log_as_well(tmp_path, ppl_here, monkeypatch):
+    """Where no terminal redraws it, the view is printed when the diagnosis changes, and once more at the end."""
+    path = tmp_path / "run.csv"
+    lines = [
+        "step,train_loss,val_loss",
+        *(f"{step},{4 - step / 400:.3f},{4.1 - step / 400:.3f}" for step in range(400)),
+    ]
+    path.write_text("\n".join(lines[:200]) + "\n")
+    later = ["\n".join(lines[200:260]) + "\n", "401,nan,4.0\n"]
+
+    def sleep(_):
+        if later:
+            with path.open("a") as file:
+                file.write(later.pop(0))
+
+    monkeypatch.setattr("perplexity.cli.monitor.time.sleep", sleep)
+    done = ppl_here("monitor", path, "--follow", "--polls", 3)
+    assert done.returncode == 0, done.stderr
+    verdicts = [line.split()[0] for line in done.stdout.splitlines() if "health" in line and "of 100" in line]
+    assert verdicts == ["healthy", "unhealthy"]
+
+
 def test_a_process_that_follows_ends_when_it_is_interrupted(folder, tmp_path):
     """SIGINT ends the following with the last diagnosis; the command of the first finding says when to send it."""
     told, out = tmp_path / "told", tmp_path / "out.json"

@@ -345,3 +345,12 @@ def test_a_training_loss_of_exactly_0_has_no_perplexity():
         digest.train(step, 0.0)
     found = diagnose(digest)
     assert found.train_loss == 0.0 and found.train_perplexity is None
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_loss_with_its_graph_is_logged_without_a_warning():
+    import torch
+
+    monitor = Monitor()
+    monitor.log(1, train_loss=torch.ones((), requires_grad=True) * 2)
+    assert monitor.diagnose().train_loss == 2
