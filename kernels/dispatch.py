@@ -71,7 +71,7 @@ LEAST_AHEAD = 1024
 
 
 class Rule(NamedTuple):
-    """What the logits are, which tokens count, and which of the five sums (``sums.py``) are wanted.
+    """Definition of the logits, of the tokens that count, and of the sums (``sums.py``) that are wanted.
 
     The logits are softcap · tanh(logit_scale · (hidden @ weightᵀ + bias) / softcap). A sum that is not wanted may be
     anything.
@@ -85,7 +85,7 @@ class Rule(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """How a call is computed. What a backend cannot do (round, keep products), no plan for it asks."""
+    """Choice of how a call is computed. No plan asks a backend for what it cannot do (round, keep products)."""
 
     backend: str = "torch"
     way: str = FUSED

@@ -1,1 +1,1 @@
-"""The same contracts in plain PyTorch, in blocks that stay in the caches: the fallback, and the fast path on a CPU."""
+"""Plain PyTorch with the contracts of the kernels, in blocks that stay in the caches: the fallback, and the fast path on a CPU."""

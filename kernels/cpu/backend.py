@@ -1,4 +1,4 @@
-"""The operations of the torch backend, by the names that the operators call."""
+"""Operations of the torch backend, by the names that the operators call."""
 
 from ..sums import merge
 from .blockwise import linear_nll, linear_nll_grad

@@ -1,4 +1,4 @@
-"""The operations of the triton backend, by the names that the operators call."""
+"""Operations of the triton backend, by the names that the operators call."""
 
 import torch
 

@@ -62,7 +62,7 @@ def linear_nll_with_gradients(
     upstream_of: Callable[[torch.Tensor, slice], torch.Tensor],
     needs: tuple[bool, bool, bool] = (True, True, True),
 ) -> tuple[torch.Tensor, tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]]:
-    """The five sums [5, N], and the gradients of hidden, weight and bias where ``needs`` says so (one at least).
+    """Return the five sums [5, N], and the gradients of hidden, weight and bias where ``needs`` says so (one at least).
 
     ``upstream_of(sums, tokens)`` is the derivative of the loss, float32 [5, T], from the sums [5, T] of a slice of tokens, as
     many as the plan's block has. Temporary memory: the logits of a chunk, in the inputs' dtype, which is what they are rounded

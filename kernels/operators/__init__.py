@@ -1,4 +1,4 @@
-"""The kernels as torch operators, registered with shapes for tracing and with their derivatives, on either backend.
+"""Torch operators of the kernels, registered with shapes for tracing and with their derivatives, on either backend.
 
 One file an operator: its schema, its shapes, its derivative. ``linear_nll`` and ``nll`` return the five per-token sums
 [5, N] of ``sums.py``: losses are arithmetic on those vectors, left to autograd. ``linear_kl`` returns the divergence and

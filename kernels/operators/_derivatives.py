@@ -1,4 +1,4 @@
-"""How an operator's derivative is registered, and which derivatives there are none of."""
+"""Registration of an operator's derivative, and the errors of derivatives that do not exist."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def refuse_forward_mode(*_):
 
 
 def only_backward(upstream: Tensor) -> bool:
-    """Whether this is the only backward there will be: not of a graph that is retained, nor of what is traced or batched."""
+    """Return whether this is the only backward there will be: not of a graph that is retained, nor of what is traced or batched."""
     known = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", None)
     stays = known is None or known()
     functorch = torch._C._functorch

@@ -124,7 +124,8 @@ def compare_models(
     checks.optional(checks.path, "journal", journal)
     checks.function("progress", progress)
     networks = [models.as_language_model(model) for model in (model_a, model_b)]
-    if tokenizer_b is not None and tokenizer_fingerprint(tokenizer_b) != tokenizer_fingerprint(tokenizer):
+    run = ScoringRun(networks, tokenizer, backend=backend, batch_size=batch_size)
+    if tokenizer_b is not None and tokenizer_fingerprint(tokenizer_b) != run.tokenizer_fingerprint:
         raise InputError("tokenizer: expected one for both models, got two that differ: their tokens do not compare")
     rows = [network.head.weight.shape[0] for network in networks]
     if rows[0] != rows[1]:
@@ -143,7 +144,6 @@ def compare_models(
         special_text=special_text,
     )
     described_models = [models.described(network) for network in networks]
-    run = ScoringRun(networks, tokenizer, backend=backend, batch_size=batch_size)
     values, sums = [], []  # per window [4, n]; per document its sums
     here: list[np.ndarray] = []
     non_finite: dict | None = None
