@@ -1,4 +1,6 @@
-"""What is measured: cases, and for each the functions of its inputs that provide it, one adapter a peer; how both are checked."""
+"""What is measured: cases, and for each the functions of its inputs that provide it, one adapter a
+peer; how both are checked.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from perplexity import cross_entropy, linear_cross_entropy, linear_kl_divergence, token_nll, token_statistics
+from perplexity import (
+    cross_entropy,
+    linear_cross_entropy,
+    linear_kl_divergence,
+    token_nll,
+    token_statistics,
+)
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 PRODUCT_BYTES = 1 << 30  # of logits that the bare products hold at a time: N × V would not fit
@@ -49,7 +57,8 @@ def plain_kl(x_p: Tensor, w_p: Tensor, x_q: Tensor, w_q: Tensor) -> Tensor:
 
 @cache
 def compiled(function: Callable) -> Callable:
-    return torch.compile(function, dynamic=False)  # kernels of its own for every shape, as in training
+    # kernels of its own for every shape, as in training
+    return torch.compile(function, dynamic=False)
 
 
 def plain(function: Callable, *options) -> dict[str, Callable]:
@@ -65,7 +74,8 @@ def liger(loss: str, reduction: str) -> Callable:
 
 
 def cce(x: Tensor, w: Tensor, t: Tensor, reduction: str) -> Tensor:
-    # Its default skips blocks whose gradients are all small: nearly every one, for random logits as here.
+    # Its default skips blocks whose gradients are all small: nearly every one, for random logits as
+    # here.
     implementation = "cce" if x.is_cuda else "torch_compile"
     function = importlib.import_module("cut_cross_entropy").linear_cross_entropy
     return function(x, w, t, reduction=reduction, impl=implementation)
@@ -119,7 +129,9 @@ def three_products(x: Tensor, w: Tensor, _: Tensor) -> tuple[Tensor, Tensor]:
 
 def gradients(losses: dict[str, Callable]) -> dict[str, Callable]:
     def call(loss: Callable, *inputs: Tensor) -> tuple[Tensor, ...]:
-        return torch.autograd.grad(loss(*inputs), [tensor for tensor in inputs if tensor.requires_grad])
+        return torch.autograd.grad(
+            loss(*inputs), [tensor for tensor in inputs if tensor.requires_grad]
+        )
 
     return {provider: partial(call, loss) for provider, loss in losses.items()}
 
@@ -136,9 +148,13 @@ class Case:
     nll: bool = False  # the output, or its first part, is the NLL of every token
 
     def work(self, n: int, d: int | None, v: int, dtype: torch.dtype) -> int:
-        return self.operations * n * v * d if self.heads else self.logit_moves * n * v * dtype.itemsize
+        return (
+            self.operations * n * v * d if self.heads else self.logit_moves * n * v * dtype.itemsize
+        )
 
-    def inputs(self, n: int, d: int | None, v: int, dtype: torch.dtype, device: str) -> list[Tensor]:
+    def inputs(
+        self, n: int, d: int | None, v: int, dtype: torch.dtype, device: str
+    ) -> list[Tensor]:
         """Logits of standard deviation 1; the same numbers for every provider."""
         options = dict(generator=torch.Generator(device).manual_seed(0), device=device)
         shapes = [(n, d), (v, d)] * self.heads or [(n, v)]
@@ -156,25 +172,41 @@ def per_token_cross_entropy(logits: Tensor, t: Tensor) -> Tensor:
 
 bare, bare_train = {"cublas": products}, {"cublas": three_products}
 CASES = {
-    "linear_nll_forward": Case(ours(token_nll) | bare | linear_peers("none"), operations=2, nll=True),
-    "linear_nll_train": Case(
-        gradients(ours(linear_cross_entropy)) | bare_train | gradients(linear_peers("mean")), operations=6, trains=True
+    "linear_nll_forward": Case(
+        ours(token_nll) | bare | linear_peers("none"), operations=2, nll=True
     ),
-    "token_statistics": Case(ours(token_statistics) | bare | plain(plain_statistics), operations=2, nll=True),
+    "linear_nll_train": Case(
+        gradients(ours(linear_cross_entropy)) | bare_train | gradients(linear_peers("mean")),
+        operations=6,
+        trains=True,
+    ),
+    "token_statistics": Case(
+        ours(token_statistics) | bare | plain(plain_statistics), operations=2, nll=True
+    ),
     "linear_kl": Case(ours(linear_kl_divergence) | bare | plain(plain_kl), operations=4, heads=2),
-    "nll_logits": Case({"ours": per_token_cross_entropy} | logits_peers("none"), logit_moves=1, heads=0, nll=True),
+    "nll_logits": Case(
+        {"ours": per_token_cross_entropy} | logits_peers("none"), logit_moves=1, heads=0, nll=True
+    ),
     # The forward reads the logits, the backward reads them again and writes the gradient.
     "nll_logits_train": Case(
-        gradients({"ours": cross_entropy} | logits_peers("mean")), logit_moves=3, heads=0, trains=True
+        gradients({"ours": cross_entropy} | logits_peers("mean")),
+        logit_moves=3,
+        heads=0,
+        trains=True,
     ),
 }
 PROVIDERS = tuple(CASES["linear_nll_forward"].providers)
 
 
 def failed_check(device: str, dtype: torch.dtype) -> str | None:
-    """The first result of ours that is off from plain PyTorch in float64, on small shapes, or None."""
-    for size, (name, case) in itertools.product(((300, 123, 5003), (512, 256, 8192)), CASES.items()):
-        # Of the largest value: float32 arithmetic; for gradients in 16 bits, a rounding before the product and one after.
+    """The first result of ours that is off from plain PyTorch in float64, on small shapes, or
+    None.
+    """
+    for size, (name, case) in itertools.product(
+        ((300, 123, 5003), (512, 256, 8192)), CASES.items()
+    ):
+        # Of the largest value: float32 arithmetic; for gradients in 16 bits, a rounding before the
+        # product and one after.
         tolerance = 1e-4 if not case.trains else 1e-3 if dtype == torch.float32 else 2e-2
         inputs = case.inputs(*size, dtype, device)
         doubled = [tensor.double() if tensor.is_floating_point() else tensor for tensor in inputs]
@@ -183,7 +215,9 @@ def failed_check(device: str, dtype: torch.dtype) -> str | None:
             if provider in case.providers:
                 pairs = [(case.providers[provider](*inputs), exact)]
                 if isinstance(exact, tuple):
-                    pairs = [pair for pair in zip(*pairs[0], strict=True) if pair[0].is_floating_point()]
+                    pairs = [
+                        pair for pair in zip(*pairs[0], strict=True) if pair[0].is_floating_point()
+                    ]
                 for index, (got, expected) in enumerate(pairs):
                     error = ((got.double() - expected).abs().max() / expected.abs().max()).item()
                     if not error <= tolerance:

@@ -15,12 +15,21 @@ from perplexity.kernels.blocks import multiplies_16_bits
 
 def pytest_addoption(parser):
     group = parser.getgroup("bench")
-    group.addoption("--out", default=None, help="results file (default bench/results/cpu-<name>.json)")
     group.addoption(
-        "--seconds", type=float, default=4.0, help="a row's rounds take about so long (default %(default)s)"
+        "--out", default=None, help="results file (default bench/results/cpu-<name>.json)"
     )
-    group.addoption("--append", action="store_true", help="keep the file's other rows; each says its commit")
-    group.addoption("--tiny", action="store_true", help="sizes of a few dozen: to try the code path")
+    group.addoption(
+        "--seconds",
+        type=float,
+        default=4.0,
+        help="a row's rounds take about so long (default %(default)s)",
+    )
+    group.addoption(
+        "--append", action="store_true", help="keep the file's other rows; each says its commit"
+    )
+    group.addoption(
+        "--tiny", action="store_true", help="sizes of a few dozen: to try the code path"
+    )
 
 
 PATH = pytest.StashKey[Path]()
@@ -30,12 +39,17 @@ PATH = pytest.StashKey[Path]()
 def results(request):
     """What the file holds; call ``results.add(row)``."""
     name = cpu_name()
-    path = request.config.stash[PATH] = Path(request.config.getoption("--out") or RESULTS / f"cpu-{slug(name)}.json")
+    path = request.config.stash[PATH] = Path(
+        request.config.getoption("--out") or RESULTS / f"cpu-{slug(name)}.json"
+    )
     content = dict(
         device=name,
         cores=torch.get_num_threads(),
         bfloat16_products=multiplies_16_bits(torch.bfloat16, torch.device("cpu")),
-        **{package: version(package) for package in ("torch", "numpy", "triton", "liger-kernel", "cut-cross-entropy")},
+        **{
+            package: version(package)
+            for package in ("torch", "numpy", "triton", "liger-kernel", "cut-cross-entropy")
+        },
         date=now(),
         commit=commit(),
         rows=[],
@@ -43,7 +57,10 @@ def results(request):
     if request.config.getoption("--append") and path.exists():
         before = json.loads(path.read_text())
         if (before["device"], before["torch"]) != (name, content["torch"]):
-            pytest.exit(f"--append: {path.name} is of {before['device']}, torch {before['torch']}", returncode=2)
+            pytest.exit(
+                f"--append: {path.name} is of {before['device']}, torch {before['torch']}",
+                returncode=2,
+            )
         content["rows"] = before["rows"]
 
     class Results:

@@ -1,4 +1,6 @@
-"""The table of ``make bench``: what is measured on a CPU, by whom, at which sizes and in which dtype."""
+"""The table of ``make bench``: what is measured on a CPU, by whom, at which sizes and in which
+dtype.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,8 @@ from torch import Tensor
 
 from perplexity import token_nll
 
-SHAPES = ((2048, 50257, 768), (512, 128256, 2048), (256, 262144, 1152), (2048, 32000, 4096))  # N, V, D
+# N, V, D
+SHAPES = ((2048, 50257, 768), (512, 128256, 2048), (256, 262144, 1152), (2048, 32000, 4096))
 PEERS = (
     "torch_compile",
     "torch_linear",
@@ -26,7 +29,9 @@ FORWARD, TRAIN, STATISTICS = "linear_nll_forward", "linear_nll_train", "token_st
 
 @dataclass
 class BestProduct:
-    """The matrix product of hidden states and weight alone, in the blocks that take least time; logits are overwritten."""
+    """The matrix product of hidden states and weight alone, in the blocks that take least time;
+    logits are overwritten.
+    """
 
     rows: int = 0
 
@@ -39,7 +44,9 @@ class BestProduct:
     @staticmethod
     def candidates(x: Tensor, w: Tensor) -> list[int]:
         limit = max(64 << 20, x.shape[0] * 256 * 4)  # bytes of the buffer
-        found = [rows for rows in (256, 512, 1024, 2048, 4096, 8192) if rows * x.shape[0] * 4 <= limit]
+        found = [
+            rows for rows in (256, 512, 1024, 2048, 4096, 8192) if rows * x.shape[0] * 4 <= limit
+        ]
         return [rows for rows in found if rows < w.shape[0]] or [w.shape[0]]
 
     @staticmethod
@@ -89,7 +96,9 @@ class Row:
 KEYS = tuple(Row.__dataclass_fields__)
 
 
-def _rows(group: str, cases: Iterable[str], providers: Iterable[str], *size, dtype: str) -> list[Row]:
+def _rows(
+    group: str, cases: Iterable[str], providers: Iterable[str], *size, dtype: str
+) -> list[Row]:
     return [Row(group, case, provider, *size, dtype) for case in cases for provider in providers]
 
 
@@ -104,12 +113,16 @@ def table() -> list[Row]:
             rows += add((STATISTICS,), ("ours", "torch") if index == 0 else ("ours",), *shape)
             rows += add((TRAIN,), ("ours", "torch", *peers), *shape)
             rows += add((FORWARD,), peers, *shape)
-    for dtype, (v, d), n in itertools.product(("float32", "bfloat16"), ((32000, 768), (128256, 2048)), (1, 16, 64)):
+    for dtype, (v, d), n in itertools.product(
+        ("float32", "bfloat16"), ((32000, 768), (128256, 2048)), (1, 16, 64)
+    ):
         rounded = ("ours_rounded",) if dtype != "float32" else ()
         rows += _rows("small", (FORWARD,), ("ours", *rounded, "torch"), n, v, d, dtype=dtype)
     for dtype in ("float32", "bfloat16"):
         cases = "nll_logits", "nll_logits_train"
-        rows += _rows("logits", cases, ("ours", "torch", "torch_compile"), 2048, 50257, None, dtype=dtype)
+        rows += _rows(
+            "logits", cases, ("ours", "torch", "torch_compile"), 2048, 50257, None, dtype=dtype
+        )
     rows += _rows("float16", (FORWARD, TRAIN), ("ours", "torch"), 256, 50257, 768, dtype="float16")
     for axis, times in itertools.product(range(3), (1, 2, 4, 8, 16)):
         size = [256, 16384, 256]
@@ -119,5 +132,13 @@ def table() -> list[Row]:
     for v in (16384, 65536, 262144, 1048576):
         # At 262,144 PyTorch's chunked step takes 40 s.
         chunked = ("torch_linear",) if v <= 65536 else ()
-        rows += _rows("vocabulary", (FORWARD, TRAIN), ("ours", "torch", *chunked), 512, v, 256, dtype="float32")
+        rows += _rows(
+            "vocabulary",
+            (FORWARD, TRAIN),
+            ("ours", "torch", *chunked),
+            512,
+            v,
+            256,
+            dtype="float32",
+        )
     return rows

@@ -1,7 +1,9 @@
-"""``python bench/data_checks.py``: what ``ppl check-data`` costs at 10, 100 and 1,000 MB of training text: time and peak memory.
+"""``python bench/data_checks.py``: what ``ppl check-data`` costs at 10, 100 and 1,000 MB of
+training text: time and peak memory.
 
-The text is sentences of the standard library's sources in random order, a tenth of a percent of the documents copies of
-validation. Written to bench/results/cpu-<name>-data-checks.json; asserts nothing.
+The text is sentences of the standard library's sources in random order, a tenth of a percent of the
+documents copies of validation. Written to bench/results/cpu-<name>-data-checks.json; asserts
+nothing.
 """
 
 from __future__ import annotations
@@ -51,7 +53,9 @@ def generate(path: Path, megabytes: int, valid: list[str]) -> int:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=RESULTS / f"cpu-{slug(cpu_name())}-data-checks.json")
+    parser.add_argument(
+        "--out", type=Path, default=RESULTS / f"cpu-{slug(cpu_name())}-data-checks.json"
+    )
     parser.add_argument("--megabytes", type=int, nargs="+", default=SIZES)
     options = parser.parse_args()
     valid, rows = documentation(), []

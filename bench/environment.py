@@ -23,7 +23,9 @@ def slug(name: str) -> str:
 def cpu_name() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+        return next(
+            line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")
+        )
     except (OSError, StopIteration):
         return platform.processor() or platform.machine()
 
@@ -36,7 +38,16 @@ def version(package: str) -> str | None:
 
 
 def commit() -> str | None:
-    command = ("git", "-C", str(HERE), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*")
+    command = (
+        "git",
+        "-C",
+        str(HERE),
+        "describe",
+        "--always",
+        "--dirty",
+        "--abbrev=12",
+        "--exclude=*",
+    )
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):

@@ -1,7 +1,9 @@
-"""``python bench/evaluation.py``: a whole evaluation beside ``model(input_ids, labels=input_ids)`` on this CPU.
+"""``python bench/evaluation.py``: a whole evaluation beside ``model(input_ids, labels=input_ids)``
+on this CPU.
 
-Each provider runs in a process of its own on the same windows (support/evaluation_cost.py), in turn: tokens a second, and
-the memory a run takes beyond the model. Written to bench/results/cpu-<name>-evaluation.json; asserts nothing.
+Each provider runs in a process of its own on the same windows (support/evaluation_cost.py), in
+turn: tokens a second, and the memory a run takes beyond the model. Written to
+bench/results/cpu-<name>-evaluation.json; asserts nothing.
 """
 
 from __future__ import annotations
@@ -24,17 +26,22 @@ NAMES = {"ours": "perplexity.evaluate", "plain": "model(input_ids, labels=input_
 def measure(provider: str, windows: int) -> tuple[float, float, float]:
     """Bytes, seconds, loss."""
     command = [sys.executable, SUPPORT / "evaluation_cost.py", provider, str(windows)]
-    # A fixed threshold: freed blocks go back to the system, and the figure is the run's, not the allocator's history.
+    # A fixed threshold: freed blocks go back to the system, and the figure is the run's, not the
+    # allocator's history.
     environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": str(1 << 16)}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=1800)
     if done.returncode:
-        raise RuntimeError(f"evaluation_cost.py: {(done.stderr.strip().splitlines() or ['no output'])[-1]}")
+        raise RuntimeError(
+            f"evaluation_cost.py: {(done.stderr.strip().splitlines() or ['no output'])[-1]}"
+        )
     return tuple(map(float, done.stdout.split()[-3:]))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=RESULTS / f"cpu-{slug(cpu_name())}-evaluation.json")
+    parser.add_argument(
+        "--out", type=Path, default=RESULTS / f"cpu-{slug(cpu_name())}-evaluation.json"
+    )
     parser.add_argument("--windows", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()

@@ -1,9 +1,11 @@
-"""``make bench-gpu``: time, memory and error of this library and of its peers on one GPU, beside what that GPU can do.
+"""``make bench-gpu``: time, memory and error of this library and of its peers on one GPU, beside
+what that GPU can do.
 
-Two ceilings come first, through PyTorch: a bfloat16 matrix product and a copy within the device's memory. ``tflops`` is
-the least number of operations a case needs over its median time, whatever a provider computes (a gradient that recomputes
-the logits takes 8·N·V·D operations, 6·N·V·D are counted); ``tb_s`` likewise counts the reads and writes of logits alone.
-Results are rewritten after every row: a run that is killed keeps what it had.
+Two ceilings come first, through PyTorch: a bfloat16 matrix product and a copy within the device's
+memory. ``tflops`` is the least number of operations a case needs over its median time, whatever a
+provider computes (a gradient that recomputes the logits takes 8·N·V·D operations, 6·N·V·D are
+counted); ``tb_s`` likewise counts the reads and writes of logits alone. Results are rewritten after
+every row: a run that is killed keeps what it had.
 """
 
 from __future__ import annotations
@@ -30,14 +32,28 @@ from rich.table import Table
 from perplexity.kernels.fingerprint import kernels_hash
 
 STARTED = time.perf_counter()
-# In the order they are run: the most telling sizes, then the cheap ones, then what the budget may leave out.
+# In the order they are run: the most telling sizes, then the cheap ones, then what the budget may
+# leave out.
 TOKENS = (8192, 1024, 32768)
 SHAPES = ((4096, 128256), (2304, 256000), (2048, 32768), (8192, 128256))  # D, V
 TINY = ((32,), ((16, 97),))  # on a CPU, unless told otherwise
 ROW_SECONDS = 4.0  # a row's repeats are fewer where they would take longer
 OVER_BUDGET = "left out for the budget"
 FIELDS = (
-    *("case", "provider", "n", "d", "v", "dtype", "median_ms", "min_ms", "max_ms", "repeats", "tflops", "tb_s"),
+    *(
+        "case",
+        "provider",
+        "n",
+        "d",
+        "v",
+        "dtype",
+        "median_ms",
+        "min_ms",
+        "max_ms",
+        "repeats",
+        "tflops",
+        "tb_s",
+    ),
     *("peak_temporary_bytes", "max_abs_error", "error"),
 )
 
@@ -74,7 +90,9 @@ def ceilings(device: str) -> dict[str, float]:
     return found
 
 
-def measure(case: Case, provider: str, size: tuple, dtype: torch.dtype, device: str, repeats: int) -> dict:
+def measure(
+    case: Case, provider: str, size: tuple, dtype: torch.dtype, device: str, repeats: int
+) -> dict:
     """The measured fields of a row."""
     gpu = device == "cuda"
     inputs = case.inputs(*size, dtype, device)
@@ -96,7 +114,9 @@ def measure(case: Case, provider: str, size: tuple, dtype: torch.dtype, device: 
         fields["max_abs_error"] = max_abs_error(nll, inputs)
     del output, nll
     times = milliseconds(call, device, max(min(repeats, int(ROW_SECONDS / seconds)), 1))
-    fields |= dict(median_ms=statistics.median(times), min_ms=min(times), max_ms=max(times), repeats=len(times))
+    fields |= dict(
+        median_ms=statistics.median(times), min_ms=min(times), max_ms=max(times), repeats=len(times)
+    )
     fields["tflops" if case.heads else "tb_s"] = case.work(*size, dtype) / fields["median_ms"] / 1e9
     return fields
 
@@ -123,13 +143,26 @@ def shape(text: str) -> tuple[int, int]:
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="bench-gpu", description=__doc__.split("\n\n")[0])
-    parser.add_argument("--n", type=int, nargs="+", help=f"tokens, the most important first (default {TOKENS})")
-    parser.add_argument("--shapes", type=shape, nargs="+", metavar="DxV", help=f"several (default {SHAPES})")
+    parser.add_argument(
+        "--n", type=int, nargs="+", help=f"tokens, the most important first (default {TOKENS})"
+    )
+    parser.add_argument(
+        "--shapes", type=shape, nargs="+", metavar="DxV", help=f"several (default {SHAPES})"
+    )
     for name, known in (("cases", tuple(CASES)), ("providers", PROVIDERS)):
-        parser.add_argument(f"--{name}", nargs="+", choices=known, default=known, metavar="NAME", help=", ".join(known))
+        parser.add_argument(
+            f"--{name}",
+            nargs="+",
+            choices=known,
+            default=known,
+            metavar="NAME",
+            help=", ".join(known),
+        )
     parser.add_argument("--dtype", choices=DTYPES, default="bfloat16")
     parser.add_argument("--repeats", type=int, default=20)
-    parser.add_argument("--budget", type=float, default=420.0, help="seconds for everything (default %(default)s)")
+    parser.add_argument(
+        "--budget", type=float, default=420.0, help="seconds for everything (default %(default)s)"
+    )
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder (default bench/results)")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     options = parser.parse_args()
@@ -156,11 +189,26 @@ def table(results: dict) -> Table:
     limits = results["ceilings"]
     product, copy = f"{limits['matmul_tflops']:.3g} TFLOP/s", f"{limits['copy_tb_s']:.3g} TB/s"
     shown = Table(title=f"{results['device']}: matrix product {product}, copy {copy}")
-    for heading in ("case", "N", "D", "V", "provider", "ms", "rate", "ceiling", "temporary MiB", "max error", "note"):
+    for heading in (
+        "case",
+        "N",
+        "D",
+        "V",
+        "provider",
+        "ms",
+        "rate",
+        "ceiling",
+        "temporary MiB",
+        "max error",
+        "note",
+    ):
         left = heading in ("case", "provider", "note")
         shown.add_column(heading, justify="left" if left else "right", no_wrap=heading != "note")
     order = list(CASES)
-    for row in sorted(results["rows"], key=lambda row: (order.index(row["case"]), row["v"], row["d"] or 0, row["n"])):
+    for row in sorted(
+        results["rows"],
+        key=lambda row: (order.index(row["case"]), row["v"], row["d"] or 0, row["n"]),
+    ):
         rate, unit, limit = row["tflops"], "TFLOP/s", limits["matmul_tflops"]
         if row["tb_s"] is not None:
             rate, unit, limit = row["tb_s"], "TB/s", limits["copy_tb_s"]
@@ -180,7 +228,8 @@ def table(results: dict) -> Table:
 
 def run(results: dict, options: argparse.Namespace, path: Path) -> str | None:
     """Fill the rows; returns what ended the run early, or None."""
-    seconds_per_work: dict[tuple[str, str], float] = {}  # the least seen: what is compiled is compiled once
+    # the least seen: what is compiled is compiled once
+    seconds_per_work: dict[tuple[str, str], float] = {}
     for name, size, provider in plan(options):
         case, dtype, began = CASES[name], DTYPES[options.dtype], time.perf_counter()
         work = case.work(*size, dtype)
@@ -190,16 +239,31 @@ def run(results: dict, options: argparse.Namespace, path: Path) -> str | None:
             found = measure_or_error(case, provider, size, dtype, options.device, options.repeats)
             if "error" not in found:
                 rate = (time.perf_counter() - began) / work
-                seconds_per_work[name, provider] = min(rate, seconds_per_work.get((name, provider), rate))
+                seconds_per_work[name, provider] = min(
+                    rate, seconds_per_work.get((name, provider), rate)
+                )
         n, d, v = size
-        row = dict.fromkeys(FIELDS) | dict(case=name, provider=provider, n=n, d=d, v=v, dtype=options.dtype) | found
+        row = (
+            dict.fromkeys(FIELDS)
+            | dict(case=name, provider=provider, n=n, d=d, v=v, dtype=options.dtype)
+            | found
+        )
         results["rows"].append(row)
         write(results, path)
-        print(name, size, provider, row["error"] or f"{row['median_ms']:.4g} ms", file=sys.stderr, flush=True)
+        print(
+            name,
+            size,
+            provider,
+            row["error"] or f"{row['median_ms']:.4g} ms",
+            file=sys.stderr,
+            flush=True,
+        )
         if row["error"] and options.device == "cuda":
             try:
                 torch.cuda.synchronize()
-            except Exception as error:  # after an illegal access nothing runs any more in this process
+            except (
+                Exception
+            ) as error:  # after an illegal access nothing runs any more in this process
                 return f"the device is lost after {name} {size} {provider}: {one_line(error)}"
     return None
 
@@ -209,7 +273,10 @@ def main() -> int:
     gpu = options.device == "cuda"
     if gpu and not torch.cuda.is_available():
         need = f"expected a CUDA device, torch {torch.__version__} finds none"
-        print(f"bench-gpu: {need}; use --device cpu with tiny shapes to try the code path", file=sys.stderr)
+        print(
+            f"bench-gpu: {need}; use --device cpu with tiny shapes to try the code path",
+            file=sys.stderr,
+        )
         return 2
     os.environ.pop("PERPLEXITY_BACKEND", None)  # "ours" is what a user gets who chooses nothing
     try:
@@ -237,7 +304,9 @@ def main() -> int:
     width = None if sys.stdout.isatty() else 160
     Console(width=width, markup=False).print(table(results))  # errors have brackets of their own
     left_out = sum(row["error"] == OVER_BUDGET for row in results["rows"])
-    print(f"{path.name}: {len(results['rows'])} rows, {left_out} left out for the budget of {options.budget:g} s")
+    print(
+        f"{path.name}: {len(results['rows'])} rows, {left_out} left out for the budget of {options.budget:g} s"
+    )
     if ended:
         print(f"bench-gpu: {ended}", file=sys.stderr)
     return 1 if ended else 0

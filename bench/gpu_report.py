@@ -1,6 +1,8 @@
-"""``python bench/gpu_report.py``: README's table of what ``make bench-gpu`` measured, from every file of it in bench/results/.
+"""``python bench/gpu_report.py``: README's table of what ``make bench-gpu`` measured, from every
+file of it in bench/results/.
 
-Says so where the device code has changed since, and where nothing was measured. Run it after a change of device code.
+Says so where the device code has changed since, and where nothing was measured. Run it after a
+change of device code.
 """
 
 from __future__ import annotations
@@ -29,7 +31,11 @@ NOTHING = "They have not been run or timed on a GPU yet: `make bench-gpu` is rea
 def measured(folder: Path = RESULTS) -> list[tuple[str, dict]]:
     """Names and contents of the files that ``bench/gpu.py`` wrote on a GPU."""
     found = [(path.name, json.loads(path.read_text())) for path in sorted(folder.glob("*.json"))]
-    return [(name, results) for name, results in found if "ceilings" in results and results["device"] != "cpu"]
+    return [
+        (name, results)
+        for name, results in found
+        if "ceilings" in results and results["device"] != "cpu"
+    ]
 
 
 def _cell(row: dict | None, unit: float | None) -> str:
@@ -55,12 +61,17 @@ def table(results: dict, source: str) -> str:
         "",
     ]
     if results["kernels_hash"] != kernels_hash():
-        lines += [f"**The device code has changed since this was measured** ({results['kernels_hash']}).", ""]
+        lines += [
+            f"**The device code has changed since this was measured** ({results['kernels_hash']}).",
+            "",
+        ]
     lines += [
         "| what | N | D | V | products, ms | " + " | ".join(PROVIDERS) + " |",
         "| --- |" + " ---: |" * (4 + len(PROVIDERS)),
     ]
-    for (case, v, d, n), of in sorted(rows.items(), key=lambda item: (list(TITLES).index(item[0][0]), *item[0][1:])):
+    for (case, v, d, n), of in sorted(
+        rows.items(), key=lambda item: (list(TITLES).index(item[0][0]), *item[0][1:])
+    ):
         product = of.get("cublas")
         unit = product and product["median_ms"]
         done = next((row for row in of.values() if row["tb_s"]), None)

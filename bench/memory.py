@@ -1,6 +1,8 @@
-"""Peak memory of one row, in a process of its own: ``python bench/memory.py CASE PROVIDER DTYPE N V [D]`` prints two counts.
+"""Peak memory of one row, in a process of its own: ``python bench/memory.py CASE PROVIDER DTYPE N V
+[D]`` prints two counts.
 
-Bytes by which the high-water mark of resident memory rises in a call, and bytes of what it returns. Linux only.
+Bytes by which the high-water mark of resident memory rises in a call, and bytes of what it returns.
+Linux only.
 """
 
 import sys
@@ -14,8 +16,13 @@ from peak_memory import high_water, reset_high_water
 
 def main(case: str, provider: str, dtype: str, n: str, v: str, d: str | None = None) -> None:
     row = Row("", case, provider, int(n), int(v), int(d) if d else None, dtype)
-    # Libraries, threads and their buffers are there after a tiny call; what is compiled, only after one of the same shape.
-    small = row if provider in ("torch_compile", "cce") else Row("", case, provider, 64, 600, row.d, dtype)
+    # Libraries, threads and their buffers are there after a tiny call; what is compiled, only after
+    # one of the same shape.
+    small = (
+        row
+        if provider in ("torch_compile", "cce")
+        else Row("", case, provider, 64, 600, row.d, dtype)
+    )
     function = row.function()
     inputs = row.inputs()
     function(*(inputs if small is row else small.inputs()))

@@ -1,4 +1,5 @@
-"""``python bench/monitor.py``: what the monitor costs: a million points read and judged, a call of ``log``, an update.
+"""``python bench/monitor.py``: what the monitor costs: a million points read and judged, a call of
+``log``, an update.
 
 Written to bench/results/cpu-<name>-monitor.json; asserts nothing.
 """
@@ -22,18 +23,24 @@ POINTS = 1_000_000
 
 
 def peak_mib(*arguments: str) -> float:
-    """High-water mark of a ``ppl`` process; a fresh image's own, which getrusage of a child is not."""
+    """High-water mark of a ``ppl`` process; a fresh image's own, which getrusage of a child is
+    not.
+    """
     code = "import sys; from perplexity.cli import main; from peak_memory import high_water; "
     code += "main(sys.argv[1:]); print(high_water(), file=sys.stderr)"
     path = os.pathsep.join([str(SUPPORT), *sys.path])
     command = [sys.executable, "-c", code, *arguments]
-    done = subprocess.run(command, check=True, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": path})
+    done = subprocess.run(
+        command, check=True, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": path}
+    )
     return int(done.stderr.split()[-1]) / 2**20
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=RESULTS / f"cpu-{slug(cpu_name())}-monitor.json")
+    parser.add_argument(
+        "--out", type=Path, default=RESULTS / f"cpu-{slug(cpu_name())}-monitor.json"
+    )
     options = parser.parse_args()
     generator = np.random.default_rng(0)
     steps = np.arange(1, POINTS + 1)
@@ -47,13 +54,17 @@ def main() -> None:
         path = Path(folder) / "run.csv"
         with path.open("w") as file:
             file.write("step,train_loss,val_loss\n")
-            file.writelines(f"{s},{x:.5f},{f'{x:.5f}' if s % 1000 == 0 else ''}\n" for s, x in points)
+            file.writelines(
+                f"{s},{x:.5f},{f'{x:.5f}' if s % 1000 == 0 else ''}\n" for s, x in points
+            )
         few = Path(folder) / "few.csv"
         few.write_text("step,train_loss\n" + "".join(f"{s},{x:.5f}\n" for s, x in points[:1000]))
         lines = Path(folder) / "run.jsonl"
         with lines.open("w") as file:
             val = lambda s, x: f', "val_loss": {x:.5f}' if s % 1000 == 0 else ""  # noqa: E731
-            file.writelines(f'{{"step": {s}, "train_loss": {x:.5f}{val(s, x)}}}\n' for s, x in points)
+            file.writelines(
+                f'{{"step": {s}, "train_loss": {x:.5f}{val(s, x)}}}\n' for s, x in points
+            )
         del points
         start = time.perf_counter()
         history = read_history(path)

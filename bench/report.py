@@ -1,7 +1,8 @@
-"""``python bench/report.py RESULTS.json [--readme README.md]``: the table and the plot of a file that ``make bench`` wrote.
+"""``python bench/report.py RESULTS.json [--readme README.md]``: the table and the plot of a file
+that ``make bench`` wrote.
 
-Ratios are of medians within one run. ``of limit``: for the forward the matrix product alone, in its best blocks and the
-inputs' dtype, over the time; for training three such products.
+Ratios are of medians within one run. ``of limit``: for the forward the matrix product alone, in its
+best blocks and the inputs' dtype, over the time; for training three such products.
 """
 
 from __future__ import annotations
@@ -58,13 +59,19 @@ class Results:
 
     def extra_mib(self, row: dict) -> float | None:
         """Peak memory beyond what is returned."""
-        return None if row["peak_bytes"] is None else (row["peak_bytes"] - row["output_bytes"]) / 2**20
+        return (
+            None if row["peak_bytes"] is None else (row["peak_bytes"] - row["output_bytes"]) / 2**20
+        )
 
     def exponents(self) -> dict[tuple[str, str], float]:
         """Fitted d log(time) / d log(size) as N, V and D are doubled four times, for every case."""
         found = {}
         for case, axis in itertools.product((FORWARD, TRAIN), ("n", "v", "d")):
-            rows = [row for row in self.rows if row["group"] == "growth" and row["case"] == case and row["median_ms"]]
+            rows = [
+                row
+                for row in self.rows
+                if row["group"] == "growth" and row["case"] == case and row["median_ms"]
+            ]
             others = [name for name in ("n", "v", "d") if name != axis]
             base = {name: min((row[name] for row in rows), default=0) for name in others}
             points = [
@@ -73,7 +80,9 @@ class Results:
                 if all(row[name] == base[name] for name in others)
             ]
             if len(points) > 1:
-                found[case, axis.upper()] = float(numpy.polyfit(*zip(*points, strict=True), deg=1)[0])
+                found[case, axis.upper()] = float(
+                    numpy.polyfit(*zip(*points, strict=True), deg=1)[0]
+                )
         return found
 
 
@@ -97,7 +106,18 @@ def cells(results: Results, row: dict) -> list[str]:
     ]
 
 
-HEADINGS = ("what", "N × V × D", "dtype", "by", "ms", "× plain", "of limit", "extra MiB", "error", "note")
+HEADINGS = (
+    "what",
+    "N × V × D",
+    "dtype",
+    "by",
+    "ms",
+    "× plain",
+    "of limit",
+    "extra MiB",
+    "error",
+    "note",
+)
 
 
 def show(results: Results) -> None:
@@ -107,7 +127,9 @@ def show(results: Results) -> None:
     content = results.content
     table = Table(title=f"{content['device']}, {content['cores']} cores, torch {content['torch']}")
     for heading in HEADINGS:
-        table.add_column(heading, justify="left" if heading in ("what", "dtype", "by", "note") else "right")
+        table.add_column(
+            heading, justify="left" if heading in ("what", "dtype", "by", "note") else "right"
+        )
     for row in results.rows:
         if row["group"] != "growth":
             table.add_row(*cells(results, row))
@@ -137,13 +159,19 @@ def plot(results: Results, path: Path) -> None:
         for provider, (color, marker) in styles.items():
             of = [row for row in rows if row["case"] == case and row["provider"] == provider]
             line = dict(color=color, marker=marker, label=NAMES[provider])
-            axes[0, column].plot([row["v"] for row in of], [row["median_ms"] / 1e3 for row in of], **line)
-            axes[1, column].plot([row["v"] for row in of], [max(1.0, results.extra_mib(row)) for row in of], **line)
+            axes[0, column].plot(
+                [row["v"] for row in of], [row["median_ms"] / 1e3 for row in of], **line
+            )
+            axes[1, column].plot(
+                [row["v"] for row in of], [max(1.0, results.extra_mib(row)) for row in of], **line
+            )
         axes[0, column].set_title(TITLES[case])
         axes[1, column].set_xlabel("vocabulary V")
     axes[0, 0].set_ylabel("seconds")
     axes[1, 0].set_ylabel("extra memory, MiB")
-    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
+    figure.legend(
+        *axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False
+    )
     n, d = rows[0]["n"], rows[0]["d"]
     figure.suptitle(
         f"{n} tokens, hidden size {d}, float32; {results.content['device']}, {results.content['cores']} cores"
@@ -167,7 +195,9 @@ def markdown(results: Results, source: str, picture: str) -> str:
         "| --- | --- | --- | --- |" + " ---: |" * 5,
     ]
     chosen = [row for row in results.rows if row["group"] == "shapes" and row["case"] != STATISTICS]
-    lines += ["| " + " | ".join(cells(results, row)[:-1]) + " |" for row in chosen if row["median_ms"]]
+    lines += [
+        "| " + " | ".join(cells(results, row)[:-1]) + " |" for row in chosen if row["median_ms"]
+    ]
     left_out = sorted({NAMES[row["provider"]] for row in chosen if not row["median_ms"]})
     if left_out:
         lines += ["", f"Did not run on this machine: {', '.join(left_out)}."]
@@ -187,7 +217,9 @@ def main() -> None:
         root, text = arguments.readme.resolve().parent, arguments.readme.read_text()
         before, rest = text.split(BEGIN)
         after = rest.split(END)[1]
-        names = [path.resolve().relative_to(root).as_posix() for path in (arguments.results, picture)]
+        names = [
+            path.resolve().relative_to(root).as_posix() for path in (arguments.results, picture)
+        ]
         arguments.readme.write_text(f"{before}{BEGIN}\n{markdown(results, *names)}\n{END}{after}")
 
 

@@ -1,7 +1,9 @@
-"""``python bench/roofline.py``: what the kernels should cost on an H200, from what they compile to; nothing is measured.
+"""``python bench/roofline.py``: what the kernels should cost on an H200, from what they compile to;
+nothing is measured.
 
-Compiles the launches ahead of time for sm_90, counts registers, shared memory and instructions, and predicts each case's time
-beside the bfloat16 product alone. Written to bench/results/roofline-h200.json and into docs/performance.md.
+Compiles the launches ahead of time for sm_90, counts registers, shared memory and instructions, and
+predicts each case's time beside the bfloat16 product alone. Written to
+bench/results/roofline-h200.json and into docs/performance.md.
 """
 
 from __future__ import annotations
@@ -17,21 +19,43 @@ import triton
 from environment import HERE, RESULTS, now, write
 from triton.backends.compiler import GPUTarget
 
-from perplexity.kernels.compile_check import Case, launches, nvidia_resources, programs_a_multiprocessor
+from perplexity.kernels.compile_check import (
+    Case,
+    launches,
+    nvidia_resources,
+    programs_a_multiprocessor,
+)
 from perplexity.kernels.dispatch import ahead_chunk
 from perplexity.kernels.fingerprint import kernels_hash
 from perplexity.kernels.gpu.launch import Target
 from perplexity.kernels.gpu.linear_nll import SPAN
 
-# Product and copy (read plus written) through PyTorch on one; multiprocessors, their clock under load and lanes by its sheet.
-DEVICE = dict(name="H200", product_flops=790e12, copy_bytes=4.3e12, multiprocessors=132, clock=1.755e9, lanes=128)
-TOKENS, SHAPES = (1024, 8192, 32768), ((2048, 32768), (2304, 256000), (4096, 128256), (8192, 128256))  # D, V
-KERNELS = {"token_nll": "linear_nll", "token_statistics": "linear_statistics", "linear_kl_divergence": "linear_kl"}
+# Product and copy (read plus written) through PyTorch on one; multiprocessors, their clock under
+# load and lanes by its sheet.
+DEVICE = dict(
+    name="H200",
+    product_flops=790e12,
+    copy_bytes=4.3e12,
+    multiprocessors=132,
+    clock=1.755e9,
+    lanes=128,
+)
+# D, V
+TOKENS, SHAPES = (
+    (1024, 8192, 32768),
+    ((2048, 32768), (2304, 256000), (4096, 128256), (8192, 128256)),
+)
+KERNELS = {
+    "token_nll": "linear_nll",
+    "token_statistics": "linear_statistics",
+    "linear_kl_divergence": "linear_kl",
+}
 BEGIN, END = "<!-- roofline: begin -->", "<!-- roofline: end -->"
 TRAIN_BEGIN, TRAIN_END = "<!-- training roofline: begin -->", "<!-- training roofline: end -->"
 
 
-ROW_BYTES = {"_nll_kernel": 2, "_nll_grad_kernel": 4}  # of a bfloat16 logit: read, and written in its place
+# of a bfloat16 logit: read, and written in its place
+ROW_BYTES = {"_nll_kernel": 2, "_nll_grad_kernel": 4}
 
 
 def sass(cubin: bytes) -> list[tuple[int, str]]:
@@ -40,21 +64,41 @@ def sass(cubin: bytes) -> list[tuple[int, str]]:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        text = subprocess.run([tool, "-sass", file.name], capture_output=True, text=True, check=True).stdout
-    return [(int(found[1], 16), found[2]) for found in re.finditer(r"/\*([0-9a-f]{4,})\*/\s+([@A-Z][^;]*);", text)]
+        text = subprocess.run(
+            [tool, "-sass", file.name], capture_output=True, text=True, check=True
+        ).stdout
+    return [
+        (int(found[1], 16), found[2])
+        for found in re.finditer(r"/\*([0-9a-f]{4,})\*/\s+([@A-Z][^;]*);", text)
+    ]
 
 
 def row_kernels() -> dict[str, dict]:
-    """Of the kernels over logits that exist: instructions of a thread in the loop over a row, beside what the memory allows."""
+    """Of the kernels over logits that exist: instructions of a thread in the loop over a row,
+    beside what the memory allows.
+    """
     found = {}
     for built, options in launches(Case("nll", "sm_90", "bfloat16", "aligned", frozenset())):
         name = built.fn.__name__
         kernel = triton.compile(built, target=GPUTarget("cuda", 90, 32), options=options)
         instructions = sass(kernel.asm["cubin"])
-        jumps = [(address, re.search(r"BRA\S*\s+(?:\S+,\s*)?(0x[0-9a-f]+)", text)) for address, text in instructions]
-        loops = [(int(jump[1], 16), address) for address, jump in jumps if jump and int(jump[1], 16) < address]
-        body = max(sum(first <= address <= last for address, _ in instructions) for first, last in loops)
-        block = next(value for key, value in built.constants.items() if built.fn.arg_names[key[0]] == "BLOCK_V")
+        jumps = [
+            (address, re.search(r"BRA\S*\s+(?:\S+,\s*)?(0x[0-9a-f]+)", text))
+            for address, text in instructions
+        ]
+        loops = [
+            (int(jump[1], 16), address)
+            for address, jump in jumps
+            if jump and int(jump[1], 16) < address
+        ]
+        body = max(
+            sum(first <= address <= last for address, _ in instructions) for first, last in loops
+        )
+        block = next(
+            value
+            for key, value in built.constants.items()
+            if built.fn.arg_names[key[0]] == "BLOCK_V"
+        )
         per_logit = body / (block // (32 * options["num_warps"]))
         lanes = DEVICE["multiprocessors"] * DEVICE["lanes"] * DEVICE["clock"]
         registers, spilled = nvidia_resources(kernel.asm["cubin"])
@@ -67,7 +111,8 @@ def row_kernels() -> dict[str, dict]:
 
 
 def trained(kernel: dict, n: int, d: int, v: int) -> dict:
-    """Times the three products alone: gradients made with the loss, and logits recomputed in the backward.
+    """Times the three products alone: gradients made with the loss, and logits recomputed in the
+    backward.
 
     What goes through memory is added to the products as if nothing of it happened at the same time.
     """
@@ -77,7 +122,8 @@ def trained(kernel: dict, n: int, d: int, v: int) -> dict:
     forward = predicted(kernel, n, d, v)
     product = forward["product_ms"] / 1e3
     logits = 8 * n * v  # written, read for the sums, read and overwritten by their gradient
-    sums = (8 * chunks + 10) * v * d if chunks > 1 else 0  # float32, from zeros to the weight's 16 bits
+    # float32, from zeros to the weight's 16 bits
+    sums = (8 * chunks + 10) * v * d if chunks > 1 else 0
     recomputed = 2 * forward["fused"] + 2 + 2 * n * v / DEVICE["copy_bytes"] / product
     return dict(
         n=n, d=d, v=v, products_ms=3e3 * product, chunk=chunk, logits=logits / DEVICE["copy_bytes"] / product / 3,
@@ -87,10 +133,14 @@ def trained(kernel: dict, n: int, d: int, v: int) -> dict:
 
 
 def compiled(operation: str) -> dict:
-    """What the sweep over the vocabulary takes: tile, registers, bytes, and instructions a thread executes for a tile's sums."""
+    """What the sweep over the vocabulary takes: tile, registers, bytes, and instructions a thread
+    executes for a tile's sums.
+    """
     case = Case(operation, "sm_90", "bfloat16", "aligned", frozenset())
     built, options = next(
-        pair for pair in launches(case) if pair[0].fn.__name__ in ("_partials_kernel", "_kl_partials_kernel")
+        pair
+        for pair in launches(case)
+        if pair[0].fn.__name__ in ("_partials_kernel", "_kl_partials_kernel")
     )
     found = triton.compile(built, target=GPUTarget("cuda", 90, 32), options=options)
     registers, spilled = nvidia_resources(found.asm["cubin"])
@@ -110,16 +160,21 @@ def compiled(operation: str) -> dict:
         bytes_a_step=2 * (n + v) * d,
         flops_a_step=2 * n * v * d,
         products=2 if operation == "linear_kl" else 1,
-        programs=programs_a_multiprocessor("sm_90", registers, found.metadata.shared, options["num_warps"]),
+        programs=programs_a_multiprocessor(
+            "sm_90", registers, found.metadata.shared, options["num_warps"]
+        ),
     )
 
 
 def predicted(kernel: dict, n: int, d: int, v: int) -> dict:
-    """Milliseconds of the products alone, and times them: the fused sweep, and chunks of float32 logits through memory."""
+    """Milliseconds of the products alone, and times them: the fused sweep, and chunks of float32
+    logits through memory.
+    """
     product = kernel["products"] * 2 * n * v * d / DEVICE["product_flops"]
     programs = math.ceil(n / kernel["tile"][0]) * math.ceil(v / SPAN)
     busy = programs / (math.ceil(programs / DEVICE["multiprocessors"]) * DEVICE["multiprocessors"])
-    # Hopper's sums wait for the tile's products and the next tile's for them; only the reads run on.
+    # Hopper's sums wait for the tile's products and the next tile's for them; only the reads run
+    # on.
     issued = n * v * kernel["instructions"] / kernel["logits_a_thread"]
     sums = issued / (DEVICE["multiprocessors"] * DEVICE["lanes"] * DEVICE["clock"])
     moved = 8 * n * v / DEVICE["copy_bytes"]
@@ -189,11 +244,17 @@ def placed(text: str, results: dict) -> str:
 def main() -> None:
     kernels = {name: compiled(operation) for name, operation in KERNELS.items()}
     results = dict(
-        predicted_for=DEVICE, triton=triton.__version__, date=now(), kernels_hash=kernels_hash(), kernels=kernels
+        predicted_for=DEVICE,
+        triton=triton.__version__,
+        date=now(),
+        kernels_hash=kernels_hash(),
+        kernels=kernels,
     )
     for name, kernel in kernels.items():
         results[name] = [predicted(kernel, n, d, v) for d, v in SHAPES for n in TOKENS]
-    results["training"] = [trained(kernels["token_nll"], n, d, v) for d, v in SHAPES for n in TOKENS]
+    results["training"] = [
+        trained(kernels["token_nll"], n, d, v) for d, v in SHAPES for n in TOKENS
+    ]
     results["row_kernels"] = row_kernels()
     write(results, RESULTS / "roofline-h200.json")
     path = HERE.parent / "docs" / "performance.md"

@@ -1,7 +1,9 @@
-"""``python bench/steps.py``: what each step of a block costs on this CPU, and what it would cost done otherwise.
+"""``python bench/steps.py``: what each step of a block costs on this CPU, and what it would cost
+done otherwise.
 
-Every variant streams the same weight, block by block, through a matrix product and the sweeps that follow it: a step is
-timed where it happens, with the caches as the steps before it left them. Milliseconds a 2²⁰ logits, medians over blocks.
+Every variant streams the same weight, block by block, through a matrix product and the sweeps that
+follow it: a step is timed where it happens, with the caches as the steps before it left them.
+Milliseconds a 2²⁰ logits, medians over blocks.
 """
 
 from __future__ import annotations
@@ -51,7 +53,12 @@ def variants() -> dict[str, tuple[torch.dtype, Callable[[dict], list[Step]]]]:
         return replaced(steps, {"times log2 e": [], "exp2": [("exp", rows.exp_)]})
 
     def argmax(state):
-        found = [("argmax and gather", lambda: state.update(maximum=rows.gather(1, rows.argmax(1)[:, None])))]
+        found = [
+            (
+                "argmax and gather",
+                lambda: state.update(maximum=rows.gather(1, rows.argmax(1)[:, None])),
+            )
+        ]
         return replaced(product(state) + row_steps(rows, state), {"amax": found})
 
     def transposed(state):
@@ -65,7 +72,11 @@ def variants() -> dict[str, tuple[torch.dtype, Callable[[dict], list[Step]]]]:
         ]
 
     def every_target(state):
-        return [*product(state), ("gather of every row", lambda: rows.gather(1, target)), *row_steps(rows, state)]
+        return [
+            *product(state),
+            ("gather of every row", lambda: rows.gather(1, target)),
+            *row_steps(rows, state),
+        ]
 
     def few_targets(state):
         picked = ("index of the block's own", lambda: rows[few, target[few, 0]])
@@ -80,7 +91,10 @@ def variants() -> dict[str, tuple[torch.dtype, Callable[[dict], list[Step]]]]:
         return [*product(state), ("zero by mask", lambda: rows.masked_fill_(mask, 0.0))]
 
     def indexed(state):
-        return [*product(state), ("zero by index", lambda: rows.index_fill_(0, ignored.nonzero()[:, 0], 0.0))]
+        return [
+            *product(state),
+            ("zero by index", lambda: rows.index_fill_(0, ignored.nonzero()[:, 0], 0.0)),
+        ]
 
     def rounded(state):
         z = narrow.view(T, R)
@@ -123,7 +137,10 @@ def measure() -> dict[str, dict[str, float]]:
                     start = time.perf_counter()
                     call()
                     times.setdefault(step, []).append(time.perf_counter() - start)
-        found[name] = {step: 1e3 * statistics.median(values) * 2**20 / (T * R) for step, values in times.items()}
+        found[name] = {
+            step: 1e3 * statistics.median(values) * 2**20 / (T * R)
+            for step, values in times.items()
+        }
     return found
 
 

@@ -1,4 +1,6 @@
-"""``make bench``: every row of ``cpu_cases.table`` timed, its memory and error measured. Reports; asserts no time."""
+"""``make bench``: every row of ``cpu_cases.table`` timed, its memory and error measured. Reports;
+asserts no time.
+"""
 
 from __future__ import annotations
 
@@ -34,11 +36,20 @@ def peak(row: Row) -> tuple[int, int] | None:
     """Bytes a call adds to a process of its own, outputs included, and bytes of the outputs."""
     if not sys.platform.startswith("linux"):
         return None
-    command = [sys.executable, Path(__file__).with_name("memory.py"), row.case, row.provider, row.dtype]
+    command = [
+        sys.executable,
+        Path(__file__).with_name("memory.py"),
+        row.case,
+        row.provider,
+        row.dtype,
+    ]
     size = [str(number) for number in (row.n, row.v, row.d) if number is not None]
-    # A fixed threshold: freed blocks go back to the system, and the figure is the call's, not the allocator's history.
+    # A fixed threshold: freed blocks go back to the system, and the figure is the call's, not the
+    # allocator's history.
     environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": str(1 << 16)}
-    done = subprocess.run([*command, *size], capture_output=True, text=True, env=environment, timeout=900)
+    done = subprocess.run(
+        [*command, *size], capture_output=True, text=True, env=environment, timeout=900
+    )
     if done.returncode:
         raise RuntimeError(f"memory.py: {(done.stderr.strip().splitlines() or ['no output'])[-1]}")
     extra, kept = map(int, done.stdout.split()[-2:])
@@ -46,8 +57,12 @@ def peak(row: Row) -> tuple[int, int] | None:
 
 
 @torch.no_grad()
-def gradient_error(gradient: torch.Tensor, x: torch.Tensor, w: torch.Tensor, t: torch.Tensor) -> float:
-    """Of the hidden states' gradient of the mean loss, against float64 at 16 tokens, relative to its largest entry."""
+def gradient_error(
+    gradient: torch.Tensor, x: torch.Tensor, w: torch.Tensor, t: torch.Tensor
+) -> float:
+    """Of the hidden states' gradient of the mean loss, against float64 at 16 tokens, relative to
+    its largest entry.
+    """
     tokens = torch.linspace(0, len(t) - 1, min(len(t), 16)).long()
     first = x[tokens].double()
     z = torch.cat([first @ block.double().T for block in w.split(8192)], dim=1)
@@ -80,7 +95,15 @@ def pytest_generate_tests(metafunc):
 
 
 def test_row(row, results, benchmark, request):
-    found = dict(median_ms=None, min_ms=None, rounds=0, peak_bytes=None, output_bytes=None, max_error=None, error=None)
+    found = dict(
+        median_ms=None,
+        min_ms=None,
+        rounds=0,
+        peak_bytes=None,
+        output_bytes=None,
+        max_error=None,
+        error=None,
+    )
     try:
         inputs, function = inputs_of(row), row.function()
         result = function(*inputs)  # compiles, chooses blocks

@@ -1,4 +1,5 @@
-"""``python bench/training_step.py``: a training step of a transformers model, before and after ``use_fused_loss``, V = 128,256.
+"""``python bench/training_step.py``: a training step of a transformers model, before and after
+``use_fused_loss``, V = 128,256.
 
 Each in a process of its own (support/training_step_cost.py). Asserts nothing; writes
 bench/results/cpu-<name>-training-step.json.
@@ -22,15 +23,20 @@ from training_step_cost import LAYERS, LENGTH, PROVIDERS, ROWS, VOCABULARY, WIDT
 def measure(provider: str) -> tuple[float, float, float]:
     """Bytes, seconds, loss."""
     command = [sys.executable, SUPPORT / "training_step_cost.py", provider]
-    # A fixed threshold: freed blocks go back to the system, and the figure is the step's, not the allocator's history.
+    # A fixed threshold: freed blocks go back to the system, and the figure is the step's, not the
+    # allocator's history.
     environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": str(1 << 16)}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=1800, check=True)
+    done = subprocess.run(
+        command, capture_output=True, text=True, env=environment, timeout=1800, check=True
+    )
     return tuple(map(float, done.stdout.split()[-3:]))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=RESULTS / f"cpu-{slug(cpu_name())}-training-step.json")
+    parser.add_argument(
+        "--out", type=Path, default=RESULTS / f"cpu-{slug(cpu_name())}-training-step.json"
+    )
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
     runs = {provider: [] for provider in PROVIDERS}

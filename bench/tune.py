@@ -1,8 +1,10 @@
-"""``python bench/tune.py``: the forward kernel's time over its tile configurations, on one GPU, beside the bfloat16 product.
+"""``python bench/tune.py``: the forward kernel's time over its tile configurations, on one GPU,
+beside the bfloat16 product.
 
-The one place where configurations are searched: what wins is written by hand into ``kernels/gpu/logit_tile.py``, so that a user's
-first call searches nothing. Each is checked against the default's sums before it is timed. Rewrites
-bench/results/tune-<device>.json after every row; ``--device cpu`` with TRITON_INTERPRET=1 tries the code path.
+The one place where configurations are searched: what wins is written by hand into
+``kernels/gpu/logit_tile.py``, so that a user's first call searches nothing. Each is checked against
+the default's sums before it is timed. Rewrites bench/results/tune-<device>.json after every row;
+``--device cpu`` with TRITON_INTERPRET=1 tries the code path.
 """
 
 from __future__ import annotations
@@ -51,7 +53,15 @@ CONFIGURATIONS = [
 ]
 TINY = [
     dict(
-        BLOCK_N=32, BLOCK_V=64, BLOCK_D=32, num_warps=4, num_stages=1, FLATTEN=False, PARTS=parts, SPAN=128, GROUP=group
+        BLOCK_N=32,
+        BLOCK_V=64,
+        BLOCK_D=32,
+        num_warps=4,
+        num_stages=1,
+        FLATTEN=False,
+        PARTS=parts,
+        SPAN=128,
+        GROUP=group,
     )
     for parts, group in ((1, 1), (4, 2))
 ]
@@ -89,11 +99,16 @@ def timed(call, device: str, repeats: int) -> dict:
     return dict(median_ms=statistics.median(times), min_ms=min(times), max_ms=max(times))
 
 
-def tune_shape(n: int, d: int, v: int, options: argparse.Namespace, began: float, results: dict, path: Path) -> None:
-    """One shape's rows: the product, what a user gets, chunks, and every configuration while the budget lasts."""
+def tune_shape(
+    n: int, d: int, v: int, options: argparse.Namespace, began: float, results: dict, path: Path
+) -> None:
+    """One shape's rows: the product, what a user gets, chunks, and every configuration while the
+    budget lasts.
+    """
     generator = torch.Generator(options.device).manual_seed(0)
     hidden, weight = (
-        torch.randn(rows, d, device=options.device, generator=generator).to(torch.bfloat16) for rows in (n, v)
+        torch.randn(rows, d, device=options.device, generator=generator).to(torch.bfloat16)
+        for rows in (n, v)
     )
     weight *= d**-0.5
     target = torch.randint(v, (n,), device=options.device, generator=generator)
@@ -132,12 +147,17 @@ def main() -> int:
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--n", type=int, nargs="+", default=[8192])
     parser.add_argument("--repeats", type=int, default=10)
-    parser.add_argument("--budget", type=float, default=420.0, help="seconds for everything (default %(default)s)")
+    parser.add_argument(
+        "--budget", type=float, default=420.0, help="seconds for everything (default %(default)s)"
+    )
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()
     gpu = options.device == "cuda"
     if gpu and not torch.cuda.is_available():
-        print("tune: expected a CUDA device, torch finds none; --device cpu tries the code path", file=sys.stderr)
+        print(
+            "tune: expected a CUDA device, torch finds none; --device cpu tries the code path",
+            file=sys.stderr,
+        )
         return 2
     began = time.perf_counter()
     name = torch.cuda.get_device_name() if gpu else "cpu"

@@ -1,4 +1,6 @@
-"""An Accelerate loop: ``accelerate launch examples/accelerate_loop.py [--steps N]``, or plain python."""
+"""An Accelerate loop: ``accelerate launch examples/accelerate_loop.py [--steps N]``, or plain
+python.
+"""
 
 import argparse
 

@@ -6,13 +6,17 @@ VOCABULARY, LENGTH = 256, 64
 
 
 class Text(torch.utils.data.Dataset):
-    """Stretches of CPython's documentation, a byte a token; topics are in training or in validation, never in both."""
+    """Stretches of CPython's documentation, a byte a token; topics are in training or in
+    validation, never in both.
+    """
 
     def __init__(self, side: str) -> None:
         from pydoc_data.topics import topics
 
         chosen = [
-            text for number, (_, text) in enumerate(sorted(topics.items())) if (number % 10 == 0) == (side == "valid")
+            text
+            for number, (_, text) in enumerate(sorted(topics.items()))
+            if (number % 10 == 0) == (side == "valid")
         ]
         data = torch.frombuffer(bytearray("\0".join(chosen).encode()), dtype=torch.uint8).long()
         if side == "valid":

@@ -1,4 +1,6 @@
-"""DDP or FSDP2 by torchrun: ``torchrun --nproc-per-node 2 examples/data_parallel.py [--fsdp] [--steps N]``."""
+"""DDP or FSDP2 by torchrun: ``torchrun --nproc-per-node 2 examples/data_parallel.py [--fsdp]
+[--steps N]``.
+"""
 
 import argparse
 import os
@@ -28,7 +30,8 @@ if options.fsdp:
     mesh = init_device_mesh("cuda" if gpu else "cpu", (ranks,))
     for layer in model.model.layers:
         fully_shard(layer, mesh=mesh)
-    fully_shard(model, mesh=mesh)  # the head with the root: its rows are gathered while the loss is computed
+    # the head with the root: its rows are gathered while the loss is computed
+    fully_shard(model, mesh=mesh)
     wrapped = model
 else:
     wrapped = DistributedDataParallel(model)

@@ -1,4 +1,6 @@
-"""A student from a teacher, two heads of unequal width, no logits: ``python examples/distillation.py [--steps N]``."""
+"""A student from a teacher, two heads of unequal width, no logits: ``python
+examples/distillation.py [--steps N]``.
+"""
 
 import argparse
 
@@ -15,7 +17,13 @@ options = parser.parse_args()
 rows = Text("train").rows
 teacher = small_model()
 student = LlamaForCausalLM(
-    LlamaConfig(vocab_size=VOCABULARY, hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2)
+    LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+    )
 )
 generator = torch.Generator().manual_seed(0)
 
@@ -36,8 +44,13 @@ teacher.requires_grad_(False)
 optimizer = torch.optim.AdamW(student.parameters(), lr=3e-3)
 for step in range(1, options.steps + 1):
     tokens = batch()
-    of_teacher, of_student = teacher.model(tokens).last_hidden_state, student.model(tokens).last_hidden_state
-    divergence = linear_kl_divergence(of_teacher, teacher.lm_head.weight, of_student, student.lm_head.weight).mean()
+    of_teacher, of_student = (
+        teacher.model(tokens).last_hidden_state,
+        student.model(tokens).last_hidden_state,
+    )
+    divergence = linear_kl_divergence(
+        of_teacher, teacher.lm_head.weight, of_student, student.lm_head.weight
+    ).mean()
     optimizer.zero_grad()
     divergence.backward()
     optimizer.step()

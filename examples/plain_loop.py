@@ -1,4 +1,6 @@
-"""A plain PyTorch loop, as nanoGPT's: one line is another, and a monitor: ``python examples/plain_loop.py [--steps N]``."""
+"""A plain PyTorch loop, as nanoGPT's: one line is another, and a monitor: ``python
+examples/plain_loop.py [--steps N]``.
+"""
 
 import argparse
 
@@ -26,7 +28,11 @@ class Model(nn.Module):
 
 device = "cuda" if torch.cuda.is_available() else "cpu"
 torch.manual_seed(0)
-model, train, valid = Model().to(device), Text("train").rows.to(device), Text("valid").rows.to(device)
+model, train, valid = (
+    Model().to(device),
+    Text("train").rows.to(device),
+    Text("valid").rows.to(device),
+)
 optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
 monitor = Monitor(vocabulary_size=VOCABULARY, stop_on="danger")
 

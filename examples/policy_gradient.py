@@ -1,4 +1,6 @@
-"""Log-probabilities and entropy of sampled tokens, with gradient, for RL: ``python examples/policy_gradient.py``."""
+"""Log-probabilities and entropy of sampled tokens, with gradient, for RL: ``python
+examples/policy_gradient.py``.
+"""
 
 import argparse
 
@@ -17,12 +19,16 @@ prompt = torch.zeros(16, 1, dtype=torch.long)
 vowels = torch.tensor(list(b"aeiou"))
 for step in range(1, options.steps + 1):
     model.eval()
-    answers = model.generate(prompt, max_new_tokens=16, do_sample=True, eos_token_id=None, pad_token_id=0)
+    answers = model.generate(
+        prompt, max_new_tokens=16, do_sample=True, eos_token_id=None, pad_token_id=0
+    )
     reward = torch.isin(answers[:, 1:], vowels).float().mean(1)  # of each answer; here: vowels
     model.train()
     hidden = model.model(answers[:, :-1]).last_hidden_state
     # No logits [16, 16, V]: log-probabilities of what was sampled, and the entropy, in one pass.
-    log_p, entropy = token_log_probabilities(hidden, model.lm_head.weight, answers[:, 1:], with_entropy=True)
+    log_p, entropy = token_log_probabilities(
+        hidden, model.lm_head.weight, answers[:, 1:], with_entropy=True
+    )
     advantage = (reward - reward.mean()) / (reward.std() + 1e-6)
     loss = -(advantage[:, None] * log_p).mean() - 0.003 * entropy.mean()
     optimizer.zero_grad()

@@ -1,4 +1,6 @@
-"""Hugging Face Trainer through the fused loss, watched by the monitor: ``python examples/trainer.py [--steps N]``."""
+"""Hugging Face Trainer through the fused loss, watched by the monitor: ``python examples/trainer.py
+[--steps N]``.
+"""
 
 import argparse
 import tempfile
@@ -30,9 +32,13 @@ with tempfile.TemporaryDirectory() as folder:
         save_strategy="no",
         use_cpu=not torch.cuda.is_available(),
     )
-    callback = PerplexityCallback(Monitor(vocabulary_size=VOCABULARY, stop_on="danger", on_finding=print))
+    callback = PerplexityCallback(
+        Monitor(vocabulary_size=VOCABULARY, stop_on="danger", on_finding=print)
+    )
     trainer = Trainer(model, arguments, train_dataset=Text("train"), eval_dataset=Text("valid"))
     callback.attach(trainer)
     trainer.train()
     metrics = trainer.evaluate()
-print(f"perplexity {metrics['eval_perplexity']:.2f} of all tokens; {callback.monitor.diagnose().verdict}")
+print(
+    f"perplexity {metrics['eval_perplexity']:.2f} of all tokens; {callback.monitor.diagnose().verdict}"
+)

@@ -1,17 +1,19 @@
-"""How much of the logits a CPU works on at a time: what follows from its caches, and from a limit in bytes.
+"""How much of the logits a CPU works on at a time: what follows from its caches, and from a limit
+in bytes.
 
-A block is T tokens × R vocabulary rows of logits. Matrix products fill it, the softmax sweeps over it five times, and on
-the way to a gradient two more products read it. Three things bound it:
+A block is T tokens × R vocabulary rows of logits. Matrix products fill it, the softmax sweeps over
+it five times, and on the way to a gradient two more products read it. Three things bound it:
 
 - the weight rows of one product pass by every token: they stay in the second-level caches of the cores, taken together,
   ``step · D · itemsize ≤ cores · L2``, but 512 rows at least: a product of fewer is all edges;
 - the block stays in what is between those caches and memory: ``T · R · itemsize ≤ 2 · cores · L2``. The cache that cores
-  share holds that on every CPU of the last ten years; its size itself cannot be asked for, a virtual machine reports its
-  host's;
+  share holds that on every CPU of the last ten years; its size itself cannot be asked for, a
+  virtual machine reports its host's;
 - a block has 2¹⁷ logits at least, several products of ``step`` rows if need be: what Python does for one, some twenty
   calls of a microsecond or two, is little beside its products.
 
-All tokens are in one block as long as 512 rows of them fit in the limit: the weight is then read once.
+All tokens are in one block as long as 512 rows of them fit in the limit: the weight is then read
+once.
 """
 
 from __future__ import annotations
@@ -60,7 +62,9 @@ def cached_logits(itemsize: int = 4) -> int:
 
 def product_rows(dimension: int, itemsize: int) -> int:
     """Weight rows that one product multiplies."""
-    return max(LEAST_ROWS, torch.get_num_threads() * level2_bytes() // (dimension * itemsize) // 128 * 128)
+    return max(
+        LEAST_ROWS, torch.get_num_threads() * level2_bytes() // (dimension * itemsize) // 128 * 128
+    )
 
 
 def block_rows(tokens: int, step: int, itemsize: int) -> int:
@@ -79,11 +83,12 @@ def block_shape(
     per_row: int = 0,
     most_rows: Callable[[int], int] | None = None,
 ) -> tuple[int, int]:
-    """T tokens × R vocabulary rows with per_logit · T · R + per_token · T + per_row · R ≤ memory_limit bytes.
+    """T tokens × R vocabulary rows with per_logit · T · R + per_token · T + per_row · R ≤
+    memory_limit bytes.
 
-    All tokens if 512 rows of them fit (the weight is then read once, and a block of its gradient is one product), else
-    fewer, chunks of one size; fewer rows only where 64 tokens do not fit; one of each at least, whatever the limit.
-    ``most_rows(T)`` caps R.
+    All tokens if 512 rows of them fit (the weight is then read once, and a block of its gradient is
+    one product), else fewer, chunks of one size; fewer rows only where 64 tokens do not fit; one of
+    each at least, whatever the limit. ``most_rows(T)`` caps R.
     """
     tokens, vocabulary = max(1, tokens), max(1, vocabulary)
 

@@ -1,8 +1,9 @@
 """Gradients of the linear loss from blocks of logit gradients: the loop both backends share.
 
-Logits are recomputed block by block (four matrix products a step instead of three) but for those that ``blockwise.py``
-keeps where their gradient goes: nothing else is held between forward and backward but vectors of N, any upstream gradient
-costs the same, and a second backward is simply right.
+Logits are recomputed block by block (four matrix products a step instead of three) but for those
+that ``blockwise.py`` keeps where their gradient goes: nothing else is held between forward and
+backward but vectors of N, any upstream gradient costs the same, and a second backward is simply
+right.
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ from .blocks import block_shape, multiplies_16_bits, values_are_here
 
 
 def _buffer_dtype(hidden: torch.Tensor) -> torch.dtype | None:
-    """Of ``product_buffer``: 16-bit products are rounded there, or 16-bit operands widened where there are no such products."""
+    """Of ``product_buffer``: 16-bit products are rounded there, or 16-bit operands widened where
+    there are no such products.
+    """
     wide = torch.promote_types(hidden.dtype, torch.float32)
     if hidden.is_cuda or hidden.dtype == wide:
         return None
@@ -32,7 +35,9 @@ def product_buffer_bytes(hidden: torch.Tensor, memory_limit: int) -> int:
 
 
 def product_buffer(hidden: torch.Tensor, memory_limit: int) -> torch.Tensor | None:
-    """[rows, D], for 16-bit products on their way to float32 sums, where no product gives float32 (on a CPU)."""
+    """[rows, D], for 16-bit products on their way to float32 sums, where no product gives float32
+    (on a CPU).
+    """
     dtype = _buffer_dtype(hidden)
     if dtype is None:
         return None
@@ -51,7 +56,9 @@ def gradient_block(
     per_token: int = 0,
     most_rows: Callable[[int], int] | None = None,
 ) -> tuple[int, int]:
-    """``block_shape`` for ``accumulate_gradients`` in what ``taken`` bytes leave of the limit, its own float32 sums counted."""
+    """``block_shape`` for ``accumulate_gradients`` in what ``taken`` bytes leave of the limit, its
+    own float32 sums counted.
+    """
 
     def block(per_row: int) -> tuple[int, int]:
         return block_shape(
@@ -65,16 +72,19 @@ def gradient_block(
         )
 
     whole, wide = block(0), torch.promote_types(hidden.dtype, torch.float32)
-    # 16-bit weight gradients are summed apart in float32, over chunks of tokens or because operands are widened.
+    # 16-bit weight gradients are summed apart in float32, over chunks of tokens or because operands
+    # are widened.
     several = whole[0] < hidden.shape[0] or _buffer_dtype(hidden) == wide
     return block(4 * hidden.shape[1]) if needs[1] and hidden.dtype != wide and several else whole
 
 
 def without_ignored(hidden: torch.Tensor, ignored: torch.Tensor) -> torch.Tensor:
-    """Return hidden states [N, D] in which no ``ignored`` token (bool [N]) has an infinite or undefined number.
+    """Return hidden states [N, D] in which no ``ignored`` token (bool [N]) has an infinite or
+    undefined number.
 
-    The gradient of such a token is 0, and 0 times infinity would be undefined in the weight's gradient.
-    Elsewhere than on a CPU, looking would wait for the device: there the ignored tokens of a copy are 0.
+    The gradient of such a token is 0, and 0 times infinity would be undefined in the weight's
+    gradient. Elsewhere than on a CPU, looking would wait for the device: there the ignored tokens
+    of a copy are 0.
     """
     if values_are_here(hidden):
         sums = hidden.sum(1, dtype=torch.promote_types(hidden.dtype, torch.float32))
@@ -84,7 +94,9 @@ def without_ignored(hidden: torch.Tensor, ignored: torch.Tensor) -> torch.Tensor
 
 
 def equal_chunk(tokens: int, most: int) -> int:
-    """Return the size of as few equal chunks as ``most`` tokens at a time allow, of whole blocks where that fits."""
+    """Return the size of as few equal chunks as ``most`` tokens at a time allow, of whole blocks
+    where that fits.
+    """
     size = -(-tokens // -(-tokens // most)) if tokens else 1
     whole = -(-size // 128) * 128
     return whole if whole <= most else size
@@ -106,11 +118,13 @@ def accumulate_gradients(
     grad_weight: torch.Tensor | None = None,
     ignored: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
-    """Gradients of hidden [N, D], weight [V, D] and bias [V] where ``needs`` says so, accumulated in float32.
+    """Gradients of hidden [N, D], weight [V, D] and bias [V] where ``needs`` says so, accumulated
+    in float32.
 
-    ``logit_gradient(tokens, columns)`` gives the gradient of the products hidden @ weightᵀ + bias for a block, [tokens,
-    columns], 0 in the rows of ``ignored`` tokens (bool [N]); ``buffer`` is ``product_buffer``'s. Rows of
-    ``grad_weight`` are written after the gradient of their block's first tokens was asked for, and not before.
+    ``logit_gradient(tokens, columns)`` gives the gradient of the products hidden @ weightᵀ + bias
+    for a block, [tokens, columns], 0 in the rows of ``ignored`` tokens (bool [N]); ``buffer`` is
+    ``product_buffer``'s. Rows of ``grad_weight`` are written after the gradient of their block's
+    first tokens was asked for, and not before.
     """
     (tokens, dimension), vocabulary = hidden.shape, weight.shape[0]
     needs_hidden, needs_weight, needs_bias = needs

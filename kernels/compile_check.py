@@ -1,10 +1,12 @@
-"""Compile every kernel ahead of time for each GPU target, without a GPU, and refuse what would run badly.
+"""Compile every kernel ahead of time for each GPU target, without a GPU, and refuse what would run
+badly.
 
 ``python -m perplexity.kernels.compile_check [--quick] [--markdown OUT] [--expect-triton VERSION]``
 
-The launchers themselves are called, under ``launch.recording``, with tensors that have no data: what is compiled here is
-what would be launched there, with the specialisation the JIT would apply. A case fails on a spilled register, on more
-shared memory than the device has, and where a kernel that multiplies matrices does not use the matrix unit.
+The launchers themselves are called, under ``launch.recording``, with tensors that have no data:
+what is compiled here is what would be launched there, with the specialisation the JIT would apply.
+A case fails on a spilled register, on more shared memory than the device has, and where a kernel
+that multiplies matrices does not use the matrix unit.
 """
 
 from __future__ import annotations
@@ -39,9 +41,15 @@ TARGETS = {
     "sm_100": Target("cuda", 100, 32),
     "gfx942": Target("hip", "gfx942", 64),
 }
-# Shared memory one program may use, in KiB (CUDA programming guide, table of compute capabilities; CDNA 3 ISA).
+# Shared memory one program may use, in KiB (CUDA programming guide, table of compute capabilities;
+# CDNA 3 ISA).
 SHARED_KIB = {"sm_80": 163, "sm_90": 227, "sm_100": 227, "gfx942": 64}
-MATRIX_INSTRUCTION = {"sm_80": "mma.sync", "sm_90": "wgmma.mma_async", "sm_100": "tcgen05.mma", "gfx942": "v_mfma"}
+MATRIX_INSTRUCTION = {
+    "sm_80": "mma.sync",
+    "sm_90": "wgmma.mma_async",
+    "sm_100": "tcgen05.mma",
+    "gfx942": "v_mfma",
+}
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 POINTERS = {
     torch.float32: "*fp32",
@@ -50,7 +58,8 @@ POINTERS = {
     torch.int64: "*i64",
     torch.int32: "*i32",
 }
-# Features of each operation beyond target, dtype and layout; ``REQUIRES``: what a feature means nothing without.
+# Features of each operation beyond target, dtype and layout; ``REQUIRES``: what a feature means
+# nothing without.
 FEATURES = {
     "linear_nll": ("bias", "softcap", "class_weight", "logit_sum", "exp_shift"),
     "linear_statistics": ("bias", "softcap"),
@@ -58,8 +67,9 @@ FEATURES = {
     "nll": ("softcap", "class_weight", "logit_sum", "exp_shift", "positions", "positions_first"),
 }
 REQUIRES = {"class_weight": "logit_sum", "positions_first": "positions"}
-# aligned: everything divides; ragged: rows read 16 bytes at a time, whose end is no whole tile; odd: no size divides
-# anything, no input is aligned; strided: no unit stride; mixed: P is odd and in float32, Q is aligned.
+# aligned: everything divides; ragged: rows read 16 bytes at a time, whose end is no whole tile;
+# odd: no size divides anything, no input is aligned; strided: no unit stride; mixed: P is odd and
+# in float32, Q is aligned.
 LAYOUTS = {
     "linear_nll": ("aligned", "ragged", "odd", "strided"),
     "linear_statistics": ("aligned", "ragged", "odd", "strided"),
@@ -74,7 +84,9 @@ DIMENSION = {"aligned": 768, "ragged": 720, "odd": 123, "strided": 768, "mixed":
 
 @dataclass(frozen=True)
 class Case:
-    """One operation on one set of inputs: every kernel that its forward and backward launch is compiled."""
+    """One operation on one set of inputs: every kernel that its forward and backward launch is
+    compiled.
+    """
 
     operation: str
     target: str
@@ -89,7 +101,9 @@ class Case:
     def values(self, together: int) -> set:
         """List every ``together`` of the values that make the case, absent features among them."""
         features = [(name, name in self.features) for name in FEATURES[self.operation]]
-        return set(itertools.combinations([self.target, self.dtype, self.layout, *features], together))
+        return set(
+            itertools.combinations([self.target, self.dtype, self.layout, *features], together)
+        )
 
 
 @dataclass(frozen=True)
@@ -114,7 +128,9 @@ class Compiled:
         if self.spilled_bytes:
             found.append(f"spills {self.spilled_bytes} bytes")
         if self.shared_bytes > SHARED_KIB[self.case.target] << 10:
-            found.append(f"takes {self.shared_bytes} bytes of shared memory, over {SHARED_KIB[self.case.target]} KiB")
+            found.append(
+                f"takes {self.shared_bytes} bytes of shared memory, over {SHARED_KIB[self.case.target]} KiB"
+            )
         if self.multiplies and not self.matrix_instructions:
             found.append(f"multiplies matrices without {MATRIX_INSTRUCTION[self.case.target]}")
         if self.described and not self.descriptor_loads:
@@ -123,7 +139,9 @@ class Compiled:
 
 
 def launches(case: Case) -> list[tuple[ASTSource, dict]]:
-    """Source and options of every kernel that the operation's forward and backward launch, each specialisation once."""
+    """Source and options of every kernel that the operation's forward and backward launch, each
+    specialisation once.
+    """
     from .gpu import linear_kl, linear_nll, linear_nll_grad, linear_statistics, nll
 
     tokens, dtype = 1024, DTYPES[case.dtype]
@@ -148,7 +166,9 @@ def launches(case: Case) -> list[tuple[ASTSource, dict]]:
         return torch.empty(*shape, tokens, device="meta")
 
     target = empty(tokens, dtype=torch.int32 if case.layout == "odd" else torch.int64)
-    class_weight = torch.empty(vocabulary, device="meta") if "class_weight" in case.features else None
+    class_weight = (
+        torch.empty(vocabulary, device="meta") if "class_weight" in case.features else None
+    )
     wanted = {f"with_{name}": name in case.features for name in ("logit_sum", "exp_shift")}
     rule = Rule(softcap=softcap(), logit_scale=0.5 if softcap() else 1.0, **wanted)
     with recording(TARGETS[case.target]) as recorded:
@@ -163,7 +183,9 @@ def launches(case: Case) -> list[tuple[ASTSource, dict]]:
             p_head = head("p_", layout="odd", dtype=torch.float32) if mixed else head("p_")
             p_rule, q_rule = (Rule(softcap=softcap(side), logit_scale=0.5) for side in ("p_", "q_"))
             linear_kl.linear_kl(p_head, head("q_"), p_rule, q_rule)
-            linear_kl.linear_kl_grad(row(), row(DIVERGENCE_ROWS), p_head, head("q_"), p_rule, q_rule)
+            linear_kl.linear_kl_grad(
+                row(), row(DIVERGENCE_ROWS), p_head, head("q_"), p_rule, q_rule
+            )
         else:
             positions = (7 if case.layout == "odd" else 16) if "positions" in case.features else 1
             items = tokens // positions
@@ -171,16 +193,24 @@ def launches(case: Case) -> list[tuple[ASTSource, dict]]:
                 # A model's [items, positions, V], seen as torch's [items, V, positions].
                 logits = empty(items, positions, vocabulary).transpose(1, 2)
             else:
-                logits = empty(items, vocabulary, positions) if positions > 1 else empty(items, vocabulary)
+                logits = (
+                    empty(items, vocabulary, positions)
+                    if positions > 1
+                    else empty(items, vocabulary)
+                )
             target = target[: items * positions]
             nll.nll(logits, target, class_weight, rule)
             nll.nll_grad(row(SUMS), row(), logits, target, class_weight, rule)
     sources = [(source(launch, TARGETS[case.target]), launch.options) for launch in recorded]
-    return list({(built.hash(), str(options)): (built, options) for built, options in sources}.values())
+    return list(
+        {(built.hash(), str(options)): (built, options) for built, options in sources}.values()
+    )
 
 
 def source(launch: Launch, target: Target) -> ASTSource:
-    """The launch as source to compile, specialised as the JIT does: ints of 1, multiples of 16, on AMD small tensors."""
+    """The launch as source to compile, specialised as the JIT does: ints of 1, multiples of 16, on
+    AMD small tensors.
+    """
     signature, constants, attributes = {}, dict(launch.constants), {}
     kernel: Any = launch.kernel  # triton's JITFunction
     for index, parameter in enumerate(kernel.params):
@@ -191,7 +221,10 @@ def source(launch: Launch, target: Target) -> ASTSource:
         value = launch.arguments[name]
         divisible = False
         if isinstance(value, TensorDescriptor):
-            element, block = POINTERS[value.base.dtype].lstrip("*"), ",".join(map(str, value.block_shape))
+            element, block = (
+                POINTERS[value.base.dtype].lstrip("*"),
+                ",".join(map(str, value.block_shape)),
+            )
             signature[name] = f"tensordesc<{element}[{block}]>"
         elif isinstance(value, torch.Tensor):
             signature[name] = POINTERS[value.dtype]
@@ -204,7 +237,11 @@ def source(launch: Launch, target: Target) -> ASTSource:
             signature[name] = "i32" if -(2**31) <= value < 2**31 else "i64"
             divisible = value % 16 == 0 and not parameter.do_not_specialize
         found = [["tt.divisibility", 16]] if divisible else []
-        if isinstance(value, torch.Tensor) and target.backend == "hip" and value.untyped_storage().nbytes() < 2**31:
+        if (
+            isinstance(value, torch.Tensor)
+            and target.backend == "hip"
+            and value.untyped_storage().nbytes() < 2**31
+        ):
             found.append(["tt.pointer_range", 32])
         if found:
             attributes[(index,)] = found
@@ -212,7 +249,9 @@ def source(launch: Launch, target: Target) -> ASTSource:
 
 
 def nvidia_resources(cubin: bytes) -> tuple[int, int]:
-    """Registers and bytes of local memory of a cubin, from Triton's own cuobjdump; a spill is stack or local memory."""
+    """Registers and bytes of local memory of a cubin, from Triton's own cuobjdump; a spill is stack
+    or local memory.
+    """
     tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
@@ -220,17 +259,22 @@ def nvidia_resources(cubin: bytes) -> tuple[int, int]:
         out = subprocess.run(
             [tool, "--dump-resource-usage", file.name], capture_output=True, text=True, check=True
         ).stdout
-    registers, stack, local = (int(re.findall(rf"{key}:(\d+)", out)[0]) for key in ("REG", "STACK", "LOCAL"))
+    registers, stack, local = (
+        int(re.findall(rf"{key}:(\d+)", out)[0]) for key in ("REG", "STACK", "LOCAL")
+    )
     return registers, stack + local
 
 
 def programs_a_multiprocessor(target: str, registers: int, shared_bytes: int, warps: int) -> int:
-    """By registers, shared memory and warps (CUDA occupancy calculator; CDNA 3 ISA: 512 registers a lane of each of 4 SIMDs)."""
+    """By registers, shared memory and warps (CUDA occupancy calculator; CDNA 3 ISA: 512 registers a
+    lane of each of 4 SIMDs).
+    """
     if target == "gfx942":
         by_registers = 4 * min(8, 512 // max(8 * -(-registers // 8), 8)) // warps
         return min(by_registers, (64 << 10) // max(shared_bytes, 1))
     a_warp = 256 * -(-32 * registers // 256)
-    by_shared = (SHARED_KIB[target] + 1 << 10) // (shared_bytes + 1024)  # one KiB of each program is the system's
+    # one KiB of each program is the system's
+    by_shared = (SHARED_KIB[target] + 1 << 10) // (shared_bytes + 1024)
     return min(65536 // (a_warp * warps), by_shared, 64 // warps, 32)
 
 
@@ -244,7 +288,8 @@ def compile_case(case: Case) -> list[Compiled]:
             text = compiled.asm["ptx"]
         else:
             text = compiled.asm["amdgcn"]
-            # Scalar registers that run out are kept in lanes of a vector register: no memory, unless that has a segment.
+            # Scalar registers that run out are kept in lanes of a vector register: no memory,
+            # unless that has a segment.
             registers, vector, scratch = (
                 int(re.findall(rf"\.{key}:\s*(\d+)", text)[0])
                 for key in ("vgpr_count", "vgpr_spill_count", "private_segment_fixed_size")
@@ -252,7 +297,11 @@ def compile_case(case: Case) -> list[Compiled]:
             spilled = max(4 * vector, scratch)
         constants = {built.fn.arg_names[key[0]]: value for key, value in built.constants.items()}
         multiplies = "tt.dot" in compiled.asm["ttir"]
-        tiles = sum(constants[name] for name in ("BLOCK_N", "BLOCK_V")) * constants["BLOCK_D"] if multiplies else 0
+        tiles = (
+            sum(constants[name] for name in ("BLOCK_N", "BLOCK_V")) * constants["BLOCK_D"]
+            if multiplies
+            else 0
+        )
         found.append(
             Compiled(
                 built.fn.__name__.strip("_"),
@@ -284,13 +333,16 @@ def valid_cases() -> list[Case]:
         ]
         subsets = [one for one in subsets if all(REQUIRES.get(name, name) in one for name in one)]
         found += [
-            Case(operation, *values) for values in itertools.product(TARGETS, DTYPES, LAYOUTS[operation], subsets)
+            Case(operation, *values)
+            for values in itertools.product(TARGETS, DTYPES, LAYOUTS[operation], subsets)
         ]
     return found
 
 
 def covering(candidates: list[Case], together: int) -> list[Case]:
-    """Choose few cases that have every ``together`` values: greedily, the case with most unseen ones."""
+    """Choose few cases that have every ``together`` values: greedily, the case with most unseen
+    ones.
+    """
     left, chosen = set().union(*(case.values(together) for case in candidates)), []
     while left:
         chosen.append(max(candidates, key=lambda case: len(case.values(together) & left)))
@@ -305,7 +357,8 @@ def cases(extent: str) -> list[Case]:
         case
         for operation in FEATURES
         for case in covering(
-            [case for case in everything if case.operation == operation], 1 if extent == "least" else 2
+            [case for case in everything if case.operation == operation],
+            1 if extent == "least" else 2,
         )
     ]
     full = [case for case in everything if case.layout in ("aligned", "odd")]
@@ -313,11 +366,16 @@ def cases(extent: str) -> list[Case]:
 
 
 def _worst(rows: list[Compiled]) -> list[Compiled]:
-    """For each kernel, target and dtype the row that spills most, of equal ones the one with most registers."""
+    """For each kernel, target and dtype the row that spills most, of equal ones the one with most
+    registers.
+    """
     worst: dict[tuple[str, str, str], Compiled] = {}
     for row in rows:
         key = row.kernel, row.case.target, row.case.dtype
-        if key not in worst or (row.spilled_bytes, row.registers) > (worst[key].spilled_bytes, worst[key].registers):
+        if key not in worst or (row.spilled_bytes, row.registers) > (
+            worst[key].spilled_bytes,
+            worst[key].registers,
+        ):
             worst[key] = row
     return [worst[key] for key in sorted(worst)]
 
@@ -329,7 +387,11 @@ def markdown(rows: list[Compiled]) -> str:
         "| --- | --- | --- | ---: | ---: | ---: | ---: | --- | ---: | ---: |",
     ]
     for row in _worst(rows):
-        unit = f"{row.matrix_instructions} {MATRIX_INSTRUCTION[row.case.target]}" if row.matrix_instructions else ""
+        unit = (
+            f"{row.matrix_instructions} {MATRIX_INSTRUCTION[row.case.target]}"
+            if row.matrix_instructions
+            else ""
+        )
         lines.append(
             f"| {row.kernel} | {row.case.target} | {row.case.dtype} | {row.registers} | {row.spilled_bytes} "
             f"| {row.shared_bytes} | {row.programs} | {unit} | {row.descriptor_loads or ''} "
@@ -342,18 +404,31 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="compile_check", description=__doc__.split("\n")[0])
     extent = parser.add_mutually_exclusive_group()
     extent.add_argument(
-        "--least", dest="extent", action="store_const", const="least", help="compile each value at least once"
+        "--least",
+        dest="extent",
+        action="store_const",
+        const="least",
+        help="compile each value at least once",
     )
     extent.add_argument(
-        "--quick", dest="extent", action="store_const", const="quick", help="compile each pair of values"
+        "--quick",
+        dest="extent",
+        action="store_const",
+        const="quick",
+        help="compile each pair of values",
     )
     parser.set_defaults(extent="full")
     parser.add_argument("--target", choices=TARGETS, help="compile the cases of this target alone")
     parser.add_argument("--markdown", metavar="OUT", help="write the table to this file")
-    parser.add_argument("--expect-triton", metavar="VERSION", help="fail if another triton is imported")
+    parser.add_argument(
+        "--expect-triton", metavar="VERSION", help="fail if another triton is imported"
+    )
     arguments = parser.parse_args(argv)
     if INTERPRETED:
-        print("compile_check: expected compiled kernels, got TRITON_INTERPRET=1; unset it", file=sys.stderr)
+        print(
+            "compile_check: expected compiled kernels, got TRITON_INTERPRET=1; unset it",
+            file=sys.stderr,
+        )
         return 2
     if arguments.expect_triton not in (None, triton.__version__):
         print(
@@ -367,7 +442,9 @@ def main(argv: list[str] | None = None) -> int:
             os.cpu_count(), initializer=os.environ.update, initargs=({"TRITON_CACHE_DIR": cache},)
         ) as pool,
     ):
-        chosen = [case for case in cases(arguments.extent) if arguments.target in (None, case.target)]
+        chosen = [
+            case for case in cases(arguments.extent) if arguments.target in (None, case.target)
+        ]
         rows = [row for found in pool.map(compile_case, chosen) for row in found]
     table = markdown(rows)
     print(table)

@@ -1,4 +1,5 @@
-"""Which way a call takes: what is computed of its logits (``Rule``) and how (``Plan``), chosen once a call by ``plan``.
+"""Which way a call takes: what is computed of its logits (``Rule``) and how (``Plan``), chosen once
+a call by ``plan``.
 
 **The backend**, where the caller names none (``default_backend``):
 
@@ -10,7 +11,8 @@ float64, on a CPU, or without triton            torch      no kernel has float64
 class probabilities as targets                  torch      no kernel reads a weight of each logit
 ==============================================  =========  =========================================
 
-**The way.** The first row that fits is taken; "sum, mean" is a loss of one number from class indices, unsharded.
+**The way.** The first row that fits is taken; "sum, mean" is a loss of one number from class
+indices, unsharded.
 
 =======  ============================================================  ========  ==================================
 backend  the call                                                      way       why
@@ -18,28 +20,33 @@ backend  the call                                                      way      
 torch    the weight needs no gradient                                  fused     nothing to keep
 torch    traced by torch.compile, or under torch.func                  fused     a second backward may follow unseen
 torch    16-bit inputs whose products are not rounded to 16 bits       fused     products are wider than the
-                                                                                 gradient they would be kept in
+                                                                                 gradient they would
+                                                                                 be kept in
 torch    any other training step                                       kept      three matrix products, not four
 triton   traced, under torch.func, or tensors without data             open      sizes and device are known when the
-                                                                                 operator runs: ``settled`` there
+                                                                                 operator runs:
+                                                                                 ``settled`` there
 triton   training, sum or mean, bfloat16 on NVIDIA, logits that may    ahead     three matrix products; float16
          be rounded, memory for 1,024 tokens' logits or for all                  gradients would need the loss scale,
-                                                                                 which only the backward knows
+                                                                                 which only the
+                                                                                 backward knows
 triton   16-bit inputs, no bias, a GPU without a copy engine (NVIDIA   chunked   the vendor's product is faster there
          before Hopper, AMD), memory for 128 tokens' logits                      than the kernel's own
 triton   any other call                                                fused     no logit goes to memory
 =======  ============================================================  ========  ==================================
 
-So a bfloat16 mean on an A100 is made *ahead* while training, and goes *chunked* in evaluation; in float32 it is *fused*.
-Statistics (ranks), divergences and losses of logits that exist have one way, fused.
+So a bfloat16 mean on an A100 is made *ahead* while training, and goes *chunked* in evaluation; in
+float32 it is *fused*. Statistics (ranks), divergences and losses of logits that exist have one way,
+fused.
 
 - **fused**: logits are a block in a CPU's caches or a tile in a GPU's registers; a backward computes them again.
 - **kept**: as fused, but the products of the first D tokens stay where the gradient of the weight will be.
 - **chunked**: the logits of some tokens at a time go through memory: the vendor's product, then one read.
 - **ahead**: gradients are made with the loss, from a chunk's logits while they are there.
 
-**Blocks.** On a CPU they follow from the caches and the limit (``blocks.py``); on a GPU a tile follows from the device,
-the dtype and the alignment (``gpu/logit_tile.py``), and comes through tensor descriptors where it is ``describable``.
+**Blocks.** On a CPU they follow from the caches and the limit (``blocks.py``); on a GPU a tile
+follows from the device, the dtype and the alignment (``gpu/logit_tile.py``), and comes through
+tensor descriptors where it is ``describable``.
 
 **Limits** of temporary memory, where the caller names none, are the constants below.
 """
@@ -60,21 +67,23 @@ if TYPE_CHECKING:
 
 FUSED, KEPT, CHUNKED, AHEAD, OPEN = "fused", "kept", "chunked", "ahead", "open"
 
-# Bytes of temporary memory: of the torch backend, from hidden states (kept: the backward's) and from logits that exist;
+# Bytes of temporary memory: of the torch backend, from hidden states (kept: the backward's) and
+# from logits that exist;
 FORWARD_LIMIT, BACKWARD_LIMIT, ROWS_LIMIT = 12 << 20, 16 << 20, 4 << 20
 # of triton, where the logits of a chunk take no more than the second.
 TRITON_LIMIT, CHUNKED_LIMIT = 512 << 20, 256 << 20
 LEAST_CHUNKED = 128  # tokens: a product of fewer reads the whole weight for little work
-# Every chunk reads and writes the float32 sums of the weight's gradient, 8·V·D bytes: with fewer tokens than these that
-# costs more than the product it spares.
+# Every chunk reads and writes the float32 sums of the weight's gradient, 8·V·D bytes: with fewer
+# tokens than these that costs more than the product it spares.
 LEAST_AHEAD = 1024
 
 
 class Rule(NamedTuple):
-    """Definition of the logits, of the tokens that count, and of the sums (``sums.py``) that are wanted.
+    """Definition of the logits, of the tokens that count, and of the sums (``sums.py``) that are
+    wanted.
 
-    The logits are softcap · tanh(logit_scale · (hidden @ weightᵀ + bias) / softcap). A sum that is not wanted may be
-    anything.
+    The logits are softcap · tanh(logit_scale · (hidden @ weightᵀ + bias) / softcap). A sum that is
+    not wanted may be anything.
     """
 
     ignore_index: int = -100
@@ -85,12 +94,16 @@ class Rule(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """Choice of how a call is computed. No plan asks a backend for what it cannot do (round, keep products)."""
+    """Choice of how a call is computed. No plan asks a backend for what it cannot do (round, keep
+    products).
+    """
 
     backend: str = "torch"
     way: str = FUSED
-    rounded: bool = False  # products of 16-bit inputs may be rounded to their dtype where that is faster
-    block: tuple[int, ...] = ()  # kept: tokens and vocabulary rows at a time; ahead: tokens at a time
+    # products of 16-bit inputs may be rounded to their dtype where that is faster
+    rounded: bool = False
+    # kept: tokens and vocabulary rows at a time; ahead: tokens at a time
+    block: tuple[int, ...] = ()
     memory_limit: int = 0  # bytes of temporary memory; 0: the default of each function
 
 
@@ -104,7 +117,11 @@ def triton_available() -> bool:
 
 def default_backend(tensor: Tensor) -> str:
     """Return the backend for hidden states or logits where the caller names none."""
-    return "triton" if tensor.is_cuda and tensor.dtype != torch.float64 and triton_available() else "torch"
+    return (
+        "triton"
+        if tensor.is_cuda and tensor.dtype != torch.float64 and triton_available()
+        else "torch"
+    )
 
 
 def plan(
@@ -119,47 +136,71 @@ def plan(
     memory_limit: int = 0,
     total: bool = False,
 ) -> Plan:
-    """Choose the way of a call from hidden [N, D], weight [V, D] and bias [V]; the table above says which and why.
+    """Choose the way of a call from hidden [N, D], weight [V, D] and bias [V]; the table above says
+    which and why.
 
-    ``class_weight`` is what ``LOGIT_SUM`` weighs: [V], or [N, V] of class probabilities. ``total``: the caller wants one
-    number, a sum or a mean from class indices and a whole vocabulary, and can make its gradients with it.
+    ``class_weight`` is what ``LOGIT_SUM`` weighs: [V], or [N, V] of class probabilities. ``total``:
+    the caller wants one number, a sum or a mean from class indices and a whole vocabulary, and can
+    make its gradients with it.
     """
     fused = Plan(backend, FUSED, rounded, memory_limit=memory_limit)
     trains = torch.is_grad_enabled()
     transformed = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
     if backend == "torch":
-        if transformed or not (trains and weight.requires_grad and _keeps_products(hidden, rounded)):
+        if transformed or not (
+            trains and weight.requires_grad and _keeps_products(hidden, rounded)
+        ):
             return fused
         from .cpu.blockwise import kept_block
 
-        block = kept_block(hidden, weight, class_weight, rule, rounded=rounded, memory_limit=memory_limit)
+        block = kept_block(
+            hidden, weight, class_weight, rule, rounded=rounded, memory_limit=memory_limit
+        )
         return fused._replace(way=KEPT, block=block)
     if transformed or _without_data(hidden, weight):
         return fused._replace(way=OPEN)
     from .gpu.launch import current_target
 
     target = current_target()
-    if total and trains and any(tensor is not None and tensor.requires_grad for tensor in (hidden, weight, bias)):
+    if (
+        total
+        and trains
+        and any(tensor is not None and tensor.requires_grad for tensor in (hidden, weight, bias))
+    ):
         chunk = ahead_chunk(target, hidden, weight, rounded, memory_limit)
         if chunk:
             return fused._replace(way=AHEAD, block=(chunk,))
-    return fused._replace(way=CHUNKED) if chunks_pay(target, hidden, weight, bias, memory_limit) else fused
+    return (
+        fused._replace(way=CHUNKED)
+        if chunks_pay(target, hidden, weight, bias, memory_limit)
+        else fused
+    )
 
 
-def settled(plan: Plan, target: Target, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Plan:
+def settled(
+    plan: Plan, target: Target, hidden: Tensor, weight: Tensor, bias: Tensor | None
+) -> Plan:
     """Return an ``open`` plan with its way, once there are tensors with data."""
-    return plan._replace(way=CHUNKED if chunks_pay(target, hidden, weight, bias, plan.memory_limit) else FUSED)
+    return plan._replace(
+        way=CHUNKED if chunks_pay(target, hidden, weight, bias, plan.memory_limit) else FUSED
+    )
 
 
 def _keeps_products(hidden: Tensor, rounded: bool) -> bool:
     """Return whether products have the dtype of the weight's gradient, which is to hold them."""
     narrow = hidden.dtype in (torch.float16, torch.bfloat16)
-    return len(hidden) > 0 and (not narrow or (rounded and multiplies_16_bits(hidden.dtype, hidden.device)))
+    return len(hidden) > 0 and (
+        not narrow or (rounded and multiplies_16_bits(hidden.dtype, hidden.device))
+    )
 
 
 def _without_data(*tensors: Tensor) -> bool:
-    """Return whether there is no data behind the tensors, or what is done with them is written down."""
-    plain = all(type(tensor) in (Tensor, torch.nn.Parameter) and not tensor.is_meta for tensor in tensors)
+    """Return whether there is no data behind the tensors, or what is done with them is written
+    down.
+    """
+    plain = all(
+        type(tensor) in (Tensor, torch.nn.Parameter) and not tensor.is_meta for tensor in tensors
+    )
     if plain and not torch._C._len_torch_dispatch_stack():
         return False
     proxies = torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY)
@@ -167,34 +208,47 @@ def _without_data(*tensors: Tensor) -> bool:
     return proxies is not None or fakes is not None or any(tensor.is_meta for tensor in tensors)
 
 
-def ahead_chunk(target: Target, hidden: Tensor, weight: Tensor, rounded: bool, memory_limit: int = 0) -> int:
-    """Return how many tokens at a time gradients are made with the loss; 0 where the backward should make them.
+def ahead_chunk(
+    target: Target, hidden: Tensor, weight: Tensor, rounded: bool, memory_limit: int = 0
+) -> int:
+    """Return how many tokens at a time gradients are made with the loss; 0 where the backward
+    should make them.
 
-    bfloat16 on NVIDIA, logits that may be ``rounded`` to it (float16 would lose gradients that a loss scale, known in the
-    backward only, is to save), and memory for the logits of ``LEAST_AHEAD`` tokens, or of all.
+    bfloat16 on NVIDIA, logits that may be ``rounded`` to it (float16 would lose gradients that a
+    loss scale, known in the backward only, is to save), and memory for the logits of
+    ``LEAST_AHEAD`` tokens, or of all.
     """
     tokens, vocabulary = hidden.shape[0], weight.shape[0]
-    most = (memory_limit or TRITON_LIMIT) // (hidden.element_size() * vocabulary) if vocabulary else 0
+    most = (
+        (memory_limit or TRITON_LIMIT) // (hidden.element_size() * vocabulary) if vocabulary else 0
+    )
     if target.backend != "cuda" or hidden.dtype != torch.bfloat16 or not rounded or not tokens:
         return 0
     return equal_chunk(tokens, most) if most >= min(tokens, LEAST_AHEAD) else 0
 
 
 def has_copy_engine(target: Target) -> bool:
-    """Return whether a device has the engine that feeds its matrix unit (NVIDIA from Hopper on). The interpreter plays it."""
+    """Return whether a device has the engine that feeds its matrix unit (NVIDIA from Hopper on).
+    The interpreter plays it.
+    """
     return target.backend == "interpreter" or (target.backend == "cuda" and target.arch >= 90)  # type: ignore[operator]  # cuda's arch is an int
 
 
-def chunks_pay(target: Target, hidden: Tensor, weight: Tensor, bias: Tensor | None, memory_limit: int = 0) -> bool:
-    """Return whether the vendor's product and a read of its logits are faster than the fused kernel.
+def chunks_pay(
+    target: Target, hidden: Tensor, weight: Tensor, bias: Tensor | None, memory_limit: int = 0
+) -> bool:
+    """Return whether the vendor's product and a read of its logits are faster than the fused
+    kernel.
 
-    16-bit inputs on a GPU without a copy engine (float32 ones need products that the vendor's library does not promise to
-    make exactly), and memory for enough tokens.
+    16-bit inputs on a GPU without a copy engine (float32 ones need products that the vendor's
+    library does not promise to make exactly), and memory for enough tokens.
     """
     limit = min(memory_limit or CHUNKED_LIMIT, CHUNKED_LIMIT)
     enough = limit >= 4 * LEAST_CHUNKED * weight.shape[0]
     narrow = hidden.element_size() == 2
-    return not has_copy_engine(target) and narrow and bias is None and enough and weight.shape[0] > 0
+    return (
+        not has_copy_engine(target) and narrow and bias is None and enough and weight.shape[0] > 0
+    )
 
 
 def describable(target: Target, matrix: Tensor) -> bool:

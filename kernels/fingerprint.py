@@ -1,4 +1,6 @@
-"""A hash of the device code, written beside what was measured of it or compiled from it, so that drift is seen."""
+"""A hash of the device code, written beside what was measured of it or compiled from it, so that
+drift is seen.
+"""
 
 from __future__ import annotations
 
@@ -21,22 +23,20 @@ FILES = (
 
 
 def _code(source: str) -> str:
-    """Return source without docstrings, comments, imports and blank lines.
+    """Return source without docstrings, imports, comments and layout.
 
-    Rewording a comment changes no kernel, and neither does moving a file.
+    Rewording a comment or breaking a line changes no kernel, and neither does moving a file.
     """
-    left_out: set[int] = set()
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Module | ast.FunctionDef | ast.ClassDef) and ast.get_docstring(node) is not None:
-            part: ast.stmt = node.body[0]
-        elif isinstance(node, ast.Import | ast.ImportFrom):
-            part = node
-        else:
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Module | ast.FunctionDef | ast.ClassDef):
             continue
-        left_out.update(range(part.lineno, (part.end_lineno or part.lineno) + 1))
-    lines = enumerate(source.splitlines(), start=1)
-    kept = (line.split("  # ")[0].rstrip() for number, line in lines if number not in left_out)
-    return "\n".join(line for line in kept if line and not line.lstrip().startswith("#"))
+        if ast.get_docstring(node) is not None:
+            del node.body[0]
+        node.body = [
+            part for part in node.body if not isinstance(part, ast.Import | ast.ImportFrom)
+        ]
+    return ast.unparse(tree)
 
 
 def kernels_hash() -> str:

@@ -1,4 +1,6 @@
-"""Every kernel's contract in a few lines of plain PyTorch with full logits: the oracle, meant for float64."""
+"""Every kernel's contract in a few lines of plain PyTorch with full logits: the oracle, meant for
+float64.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,9 @@ def sums(z, target, class_weight=None, *, ignore_index=-100) -> torch.Tensor:
 
 
 def kl_divergence(a, b) -> torch.Tensor:
-    """Σ_v p_v (log p_v − log q_v) [N] of the softmaxes p of a and q of b, [N, V]; 0 · log 0 is 0; differentiable."""
+    """Σ_v p_v (log p_v − log q_v) [N] of the softmaxes p of a and q of b, [N, V]; 0 · log 0 is 0;
+    differentiable.
+    """
     log_p, log_q = a.log_softmax(1), b.log_softmax(1)
     p = log_p.exp()
     return (p * (log_p - log_q).masked_fill(p == 0, 0.0)).sum(1)

@@ -1,7 +1,8 @@
-"""The per-token numbers that both backends speak of: what they mean, and how those of parts are merged.
+"""The per-token numbers that both backends speak of: what they mean, and how those of parts are
+merged.
 
-**The five sums** over the vocabulary are the rows of one ``[5, N]`` tensor. With logits ``z[n, v]`` and class weights
-``w[v]`` (1 where there are none):
+**The five sums** over the vocabulary are the rows of one ``[5, N]`` tensor. With logits ``z[n, v]``
+and class weights ``w[v]`` (1 where there are none):
 
 ===============  ==========================================  =====================================
 row              value                                       what needs it
@@ -13,20 +14,23 @@ row              value                                       what needs it
 ``EXP_SHIFT``    u = Σ_v exp(z − m) · (z − m)                entropy
 ===============  ==========================================  =====================================
 
-From them, per token: ``logsumexp = m + log s``, ``nll = (m − z_target) + log s``, ``entropy = log s − u / s``. A loss
-is then arithmetic on vectors of N, which autograd differentiates. A kernel only has to know the derivative of the sums:
+From them, per token: ``logsumexp = m + log s``, ``nll = (m − z_target) + log s``, ``entropy = log s
+− u / s``. A loss is then arithmetic on vectors of N, which autograd differentiates. A kernel only
+has to know the derivative of the sums:
 
     ∂/∂z = exp(z − m) · (g_SUM_EXP + g_EXP_SHIFT · (1 + z − m)) + g_TARGET · [v = target] + g_LOGIT_SUM · w
 
-The maximum counts as a constant. Every quantity above is independent of the reference point it is computed from, so
-moving m changes nothing and its derivative is left out exactly. Keeping m and s apart, and taking every sum from m,
-keeps 1e-7 of relative precision at logits of 1e4. (Σ w · log s − LOGIT_SUM is a loss; LOGIT_SUM alone moves with m.)
+The maximum counts as a constant. Every quantity above is independent of the reference point it is
+computed from, so moving m changes nothing and its derivative is left out exactly. Keeping m and s
+apart, and taking every sum from m, keeps 1e-7 of relative precision at logits of 1e4. (Σ w · log s
+− LOGIT_SUM is a loss; LOGIT_SUM alone moves with m.)
 
-A token whose target is ``ignore_index`` has the sums (0, 1, 0, 0, 0): its loss, logsumexp and entropy are 0 and it
-has no gradient. A target outside [0, V) gives NaN in ``TARGET``.
+A token whose target is ``ignore_index`` has the sums (0, 1, 0, 0, 0): its loss, logsumexp and
+entropy are 0 and it has no gradient. A target outside [0, V) gives NaN in ``TARGET``.
 
-**The divergence** KL(P‖Q) of two heads with logits a and b is five rows, too: m_p, s_p = Σ exp(a − m_p), m_q,
-s_q = Σ exp(b − m_q) and gap = Σ exp(a − m_p) · ((a − m_p) − (b − m_q)), the maxima being m_p and m_q.
+**The divergence** KL(P‖Q) of two heads with logits a and b is five rows, too: m_p, s_p = Σ exp(a −
+m_p), m_q, s_q = Σ exp(b − m_q) and gap = Σ exp(a − m_p) · ((a − m_p) − (b − m_q)), the maxima being
+m_p and m_q.
 """
 
 from __future__ import annotations
@@ -36,11 +40,13 @@ import torch
 MAX, SUM_EXP, TARGET, LOGIT_SUM, EXP_SHIFT = range(5)
 SUMS = 5
 DIVERGENCE_ROWS = 5  # m_p, s_p, m_q, s_q, gap
-# e and 2 to this power are 0 in float64 too, and so is the power's product with a finite number. Of a difference of
-# finite logits, which may be −inf, the product would be undefined: such a difference is clamped here first.
+# e and 2 to this power are 0 in float64 too, and so is the power's product with a finite number. Of
+# a difference of finite logits, which may be −inf, the product would be undefined: such a
+# difference is clamped here first.
 NO_POWER = -2000.0
 
-Head = tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]  # hidden [N, D], weight [V, D], bias [V]
+# hidden [N, D], weight [V, D], bias [V]
+Head = tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]
 
 
 def finite(maximum: torch.Tensor) -> torch.Tensor:
@@ -51,8 +57,11 @@ def finite(maximum: torch.Tensor) -> torch.Tensor:
     return torch.where(maximum == -torch.inf, 0.0, maximum)
 
 
-def finished(rows: torch.Tensor, target: torch.Tensor, vocabulary: int, ignore_index: int) -> torch.Tensor:
-    """Overwrite the sums [5, N] of ignored tokens, and those of targets outside [0, ``vocabulary``); return the sums.
+def finished(
+    rows: torch.Tensor, target: torch.Tensor, vocabulary: int, ignore_index: int
+) -> torch.Tensor:
+    """Overwrite the sums [5, N] of ignored tokens, and those of targets outside [0,
+    ``vocabulary``); return the sums.
 
     Only the whole vocabulary shows whether a target is in it.
     """
@@ -71,10 +80,12 @@ def merge(
     vocabulary: int,
     ignore_index: int,
 ) -> torch.Tensor:
-    """Fold the sums of parts of the vocabulary, [5, parts, N], into ``finished`` sums [5, N], in the parts' order.
+    """Fold the sums of parts of the vocabulary, [5, parts, N], into ``finished`` sums [5, N], in
+    the parts' order.
 
-    ``weights`` [parts] is Σ w of each part, where ``LOGIT_SUM`` is wanted. A target in [0, ``vocabulary``) lies in one
-    part; the others have 0 in ``TARGET``. An empty part is −inf, 0, 0, 0, 0.
+    ``weights`` [parts] is Σ w of each part, where ``LOGIT_SUM`` is wanted. A target in [0,
+    ``vocabulary``) lies in one part; the others have 0 in ``TARGET``. An empty part is −inf, 0, 0,
+    0, 0.
     """
     maximum, sum_exp, at_target, logit_sum, exp_shift = partials
     top = maximum.amax(0)
@@ -98,19 +109,32 @@ def merge_divergence(parts: torch.Tensor) -> torch.Tensor:
     q_decay = (q_maximum - finite(q_top)).exp()
     moved = (finite(p_maximum) - finite(p_top)) - (finite(q_maximum) - finite(q_top))
     weighted = torch.where(p_decay * p_sum > 0, p_decay * (gap + p_sum * moved), 0.0)
-    return torch.stack([p_top, (p_decay * p_sum).sum(0), q_top, (q_decay * q_sum).sum(0), weighted.sum(0)])
+    return torch.stack(
+        [p_top, (p_decay * p_sum).sum(0), q_top, (q_decay * q_sum).sum(0), weighted.sum(0)]
+    )
 
 
 def divergence(rows: torch.Tensor) -> torch.Tensor:
-    """Return KL(P‖Q) [N] in nats from rows [5, N]; rounding may leave −1e-7, which is 0 (NaN stays NaN)."""
+    """Return KL(P‖Q) [N] in nats from rows [5, N]; rounding may leave −1e-7, which is 0 (NaN stays
+    NaN).
+    """
     _, p_sum, _, q_sum, gap = rows
     return (gap / p_sum - (p_sum.log() - q_sum.log())).clamp_min(0.0)
 
 
 def divergence_vectors(upstream: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-    """Return what the gradient of a token's logits depends on, [6, N]: m_p, log s_p, m_q, log s_q, KL, upstream gradient."""
+    """Return what the gradient of a token's logits depends on, [6, N]: m_p, log s_p, m_q, log s_q,
+    KL, upstream gradient.
+    """
     return torch.stack(
-        [finite(rows[0]), rows[1].log(), finite(rows[2]), rows[3].log(), divergence(rows), upstream.to(rows.dtype)]
+        [
+            finite(rows[0]),
+            rows[1].log(),
+            finite(rows[2]),
+            rows[3].log(),
+            divergence(rows),
+            upstream.to(rows.dtype),
+        ]
     )
 
 

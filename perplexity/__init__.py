@@ -1,8 +1,9 @@
 """Per-token loss and perplexity straight from hidden states, and what they mean.
 
-``import perplexity`` imports nothing else: each name, torch with it, is imported when it is first used. What is more
-than a loss, a statistic or the metric needs an extra, which the error names. The torch operators are registered by
-``import perplexity.kernels``, which a program saved with them needs before it is loaded.
+``import perplexity`` imports nothing else: each name, torch with it, is imported when it is first
+used. What is more than a loss, a statistic or the metric needs an extra, which the error names. The
+torch operators are registered by ``import perplexity.kernels``, which a program saved with them
+needs before it is loaded.
 """
 
 from __future__ import annotations
@@ -19,7 +20,13 @@ if TYPE_CHECKING:
     from .monitor import Diagnosis, Monitor
     from .nn import CrossEntropyLoss, LinearCrossEntropyLoss
     from .parallel import VocabularyShard
-    from .statistics import TokenStatistics, linear_kl_divergence, token_log_probabilities, token_nll, token_statistics
+    from .statistics import (
+        TokenStatistics,
+        linear_kl_divergence,
+        token_log_probabilities,
+        token_nll,
+        token_statistics,
+    )
 
 __version__ = "0.2.0"
 

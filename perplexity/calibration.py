@@ -1,4 +1,6 @@
-"""Whether a model is as often right as it is sure: calibration of next-token predictions, from ``token_statistics`` alone."""
+"""Whether a model is as often right as it is sure: calibration of next-token predictions, from
+``token_statistics`` alone.
+"""
 
 from __future__ import annotations
 
@@ -10,14 +12,18 @@ WIDEST = 12.0  # nats: the last bin of entropy is open above
 
 
 class CalibrationBins:
-    """Sums of tokens by confidence and by entropy; any number of tokens in the memory of the bins."""
+    """Sums of tokens by confidence and by entropy; any number of tokens in the memory of the
+    bins.
+    """
 
     def __init__(self) -> None:
         self.by_confidence = np.zeros((3, BINS))  # tokens, Σ confidence, right predictions
         self.by_entropy = np.zeros((3, ENTROPY_BINS))  # tokens, Σ entropy, Σ NLL
 
     def add(self, ids: np.ndarray, values: np.ndarray) -> None:
-        """Tokens ``ids`` [n] and their ``values`` [5, n]: NLL, entropy, rank, predicted, confidence; NaN and inf are left out."""
+        """Tokens ``ids`` [n] and their ``values`` [5, n]: NLL, entropy, rank, predicted,
+        confidence; NaN and inf are left out.
+        """
         nll, entropy, _, predicted, confidence = values.astype(np.float64)
         known = np.isfinite(nll) & (predicted >= 0)
         nll, entropy, confidence = nll[known], entropy[known], confidence[known]
@@ -26,10 +32,12 @@ class CalibrationBins:
         _add(self.by_entropy, entropy * (ENTROPY_BINS / WIDEST), entropy, nll)
 
     def summary(self) -> dict | None:
-        """tokens, accuracy (share of first choices that are right), confidence (their mean probability), ece, entropy, loss; bins.
+        """tokens, accuracy (share of first choices that are right), confidence (their mean
+        probability), ece, entropy, loss; bins.
 
-        ece = Σ_b n_b / n · |accuracy_b − confidence_b| over 15 bins of equal width: 0 for a model that is right as often as it
-        is sure. A calibrated model's loss is its entropy; a larger loss is overconfidence, in nats. None without a token.
+        ece = Σ_b n_b / n · |accuracy_b − confidence_b| over 15 bins of equal width: 0 for a model
+        that is right as often as it is sure. A calibrated model's loss is its entropy; a larger
+        loss is overconfidence, in nats. None without a token.
         """
         tokens, confidence, right = self.by_confidence
         count = tokens.sum()
@@ -73,7 +81,11 @@ def rows(c: dict) -> list[tuple[str, str, str]]:
         else "less sure than right"
     )
     return [
-        ("right first choices", f"{c['accuracy']:.2%}", f"of the tokens; it gives them {c['confidence']:.2%}: {sure}"),
+        (
+            "right first choices",
+            f"{c['accuracy']:.2%}",
+            f"of the tokens; it gives them {c['confidence']:.2%}: {sure}",
+        ),
         (
             "calibration error",
             f"{c['ece']:.4f}",

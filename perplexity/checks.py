@@ -27,7 +27,9 @@ SHOWN = 40  # characters of a value in a message
 BUILTIN = (str, bytes, int, float, complex, list, tuple, dict, set)
 
 
-def wrong(name: str, expected: object, got: object, error: type[InputError] = InputError) -> InputError:
+def wrong(
+    name: str, expected: object, got: object, error: type[InputError] = InputError
+) -> InputError:
     """Return the error of an argument, to be raised.
 
     Example:
@@ -113,7 +115,9 @@ def integer(
     limits = [f"at least {least}"] * (least is not None) + [f"at most {most}"] * (most is not None)
     if known:
         raise wrong(name, expected or " and ".join(limits), scalar)
-    raise wrong(name, expected or ", ".join(["a whole number", *limits]), shown(scalar), InputTypeError)
+    raise wrong(
+        name, expected or ", ".join(["a whole number", *limits]), shown(scalar), InputTypeError
+    )
 
 
 def scalar_of(value: object) -> Any:
@@ -180,7 +184,9 @@ def several(name: str, value: object, of: str, single: tuple[type, ...] = ()) ->
     """Raise unless ``value`` is an iterable of many; ``single``: types of which one is meant."""
     one = isinstance(value, (str, bytes, bytearray, os.PathLike, Mapping, *single))
     if one or not isinstance(value, Iterable):
-        raise wrong(name, f"a sequence of {of}", f"{'one ' * one}{type(value).__name__}", InputTypeError)
+        raise wrong(
+            name, f"a sequence of {of}", f"{'one ' * one}{type(value).__name__}", InputTypeError
+        )
 
 
 def optional(check: Callable, name: str, value: object, *arguments, **keywords):
@@ -231,7 +237,9 @@ def dense(name: str, tensor: object) -> None:
 
 
 def floating(name: str, tensor: Any) -> None:
-    """Raise unless ``tensor`` is a dense floating tensor of 16 bits or more: of a narrower one the scale is elsewhere."""
+    """Raise unless ``tensor`` is a dense floating tensor of 16 bits or more: of a narrower one the
+    scale is elsewhere.
+    """
     dense(name, tensor)
     if not tensor.is_floating_point():
         raise wrong(name, "a floating dtype", tensor.dtype, InputTypeError)
@@ -251,8 +259,12 @@ def vector(name: str, tensor: Tensor | None, entries: int, device: torch.device)
         raise wrong(name, f"a tensor on {device}, as input", tensor.device)
 
 
-def head(names: tuple[str, str, str], input: Tensor, linear_weight: Tensor, linear_bias: Tensor | None) -> None:
-    """Raise unless input [..., D], linear_weight [V, D] and linear_bias [V] are of one dtype and device."""
+def head(
+    names: tuple[str, str, str], input: Tensor, linear_weight: Tensor, linear_bias: Tensor | None
+) -> None:
+    """Raise unless input [..., D], linear_weight [V, D] and linear_bias [V] are of one dtype and
+    device.
+    """
     input_name, weight_name, bias_name = names
     if input.dim() < 1:
         raise wrong(input_name, "shape [..., D]", "a scalar")
@@ -267,25 +279,38 @@ def head(names: tuple[str, str, str], input: Tensor, linear_weight: Tensor, line
         dtype = f"{input.dtype}, the dtype of {input_name} (or float32 for a 16-bit one)"
         raise wrong(weight_name, dtype, linear_weight.dtype, InputTypeError)
     if linear_weight.device != input.device:
-        raise wrong(weight_name, f"a tensor on {input.device}, as {input_name}", linear_weight.device)
+        raise wrong(
+            weight_name, f"a tensor on {input.device}, as {input_name}", linear_weight.device
+        )
     vector(bias_name, linear_bias, linear_weight.shape[0], input.device)
 
 
 def class_weights(weight: Tensor | None, entries: int | None = None) -> None:
-    """Raise unless ``weight`` is None or class weights [V]; ``entries`` None: any number of them."""
+    """Raise unless ``weight`` is None or class weights [V]; ``entries`` None: any number of
+    them.
+    """
     if weight is None:
         return
     floating("weight", weight)
     if weight.dim() != 1 or entries not in (None, weight.shape[0]):
-        raise wrong("weight", f"shape ({'V' if entries is None else entries},), one value a class", tuple(weight.shape))
+        raise wrong(
+            "weight",
+            f"shape ({'V' if entries is None else entries},), one value a class",
+            tuple(weight.shape),
+        )
     if weight.requires_grad:
         raise wrong("weight", "class weights without gradient", "a tensor that requires grad")
 
 
 def target(
-    value: Any, classes: tuple[int, ...], probabilities: tuple[int, ...], device: torch.device, ignored: int
+    value: Any,
+    classes: tuple[int, ...],
+    probabilities: tuple[int, ...],
+    device: torch.device,
+    ignored: int,
 ) -> None:
-    """Raise unless ``value`` has class indices in the shape ``classes`` or class probabilities in their shape.
+    """Raise unless ``value`` has class indices in the shape ``classes`` or class probabilities in
+    their shape.
 
     Probabilities know no ignored class, as in torch, where a negative ``ignored`` is none.
     """
@@ -298,7 +323,9 @@ def target(
             kind = InputError if shape != classes else InputTypeError
             raise wrong("target", wanted, f"{shape} of {value.dtype}", kind)
         if ignored >= 0:
-            raise wrong("ignore_index", "None or a negative number with class probabilities", ignored)
+            raise wrong(
+                "ignore_index", "None or a negative number with class probabilities", ignored
+            )
     else:
         if value.dtype not in INDEX_DTYPES:
             known = "int64 class indices (or int32, int16, int8, uint8), or class probabilities"

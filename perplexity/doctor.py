@@ -1,4 +1,6 @@
-"""``ppl doctor``: what is installed, which backend runs on which device, and a self-check of the kernels."""
+"""``ppl doctor``: what is installed, which backend runs on which device, and a self-check of the
+kernels.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,9 @@ PACKAGES = (
 
 
 def self_check(device: str, backend: str | None) -> tuple[float, float]:
-    """Largest error of loss and of gradients against float64 full logits, at a shape that divides nothing."""
+    """Largest error of loss and of gradients against float64 full logits, at a shape that divides
+    nothing.
+    """
     generator = torch.Generator().manual_seed(0)
     hidden = torch.randn(70, 123, generator=generator)
     weight = torch.randn(507, 123, generator=generator)
@@ -38,7 +42,10 @@ def self_check(device: str, backend: str | None) -> tuple[float, float]:
     exact_inputs = [tensor.double().requires_grad_() for tensor in (hidden, weight)]
     exact = torch.nn.functional.cross_entropy(reference.logits(*exact_inputs), target)
     exact_gradients = torch.autograd.grad(exact, exact_inputs)
-    errors = [(a.cpu().double() - b).abs().max().item() for a, b in zip(gradients, exact_gradients, strict=True)]
+    errors = [
+        (a.cpu().double() - b).abs().max().item()
+        for a, b in zip(gradients, exact_gradients, strict=True)
+    ]
     return abs(loss.item() - exact.item()), max(errors)
 
 
@@ -53,22 +60,32 @@ def report() -> int:
     devices = ["cpu"] + [f"cuda:{index}" for index in range(torch.cuda.device_count())]
     checks: list[tuple[str, str | None]] = [(device, None) for device in devices]
     if not triton_available():
-        print("triton is not installed: the plain PyTorch fallback computes every loss, on every device")
+        print(
+            "triton is not installed: the plain PyTorch fallback computes every loss, on every device"
+        )
     else:
         from .kernels.gpu.launch import INTERPRETED
 
         if INTERPRETED:
             checks.append(("cpu", "triton"))
-            print("TRITON_INTERPRET=1: kernels can be interpreted on CPU tensors (backend='triton'), slowly")
+            print(
+                "TRITON_INTERPRET=1: kernels can be interpreted on CPU tensors (backend='triton'), slowly"
+            )
     failed = False
     for device, backend in checks:
-        name = torch.cuda.get_device_name(device) if device.startswith("cuda") else platform.processor() or "CPU"
+        name = (
+            torch.cuda.get_device_name(device)
+            if device.startswith("cuda")
+            else platform.processor() or "CPU"
+        )
         try:
             chosen = choose_backend(backend, torch.empty(0, device=device))
             loss_error, gradient_error = self_check(device, backend)
         except Exception as error:  # a doctor reports what it meets
             failed = True
-            print(f"{device} ({name}): backend {backend or 'auto'} FAILED: {type(error).__name__}: {error}")
+            print(
+                f"{device} ({name}): backend {backend or 'auto'} FAILED: {type(error).__name__}: {error}"
+            )
             continue
         passed = loss_error < 1e-4 and gradient_error < 5e-4
         failed |= not passed

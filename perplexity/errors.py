@@ -1,4 +1,6 @@
-"""Errors that are the user's to mend: the command line prints each as one line and exits with status 2."""
+"""Errors that are the user's to mend: the command line prints each as one line and exits with
+status 2.
+"""
 
 from __future__ import annotations
 
@@ -9,16 +11,21 @@ from contextlib import contextmanager
 from typing import TypeVar
 
 Item = TypeVar("Item")
-# What a terminal acts on: control characters but for tabs and line breaks, and marks that turn the direction of writing.
+# What a terminal acts on: control characters but for tabs and line breaks, and marks that turn the
+# direction of writing.
 ACTING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 
 
 class InputError(ValueError):
-    """Something the user gave cannot be used; the message names it, what was expected and what came."""
+    """Something the user gave cannot be used; the message names it, what was expected and what
+    came.
+    """
 
 
 class InputTypeError(InputError, TypeError):
-    """An ``InputError`` where the contract has a TypeError: an argument of another kind than expected."""
+    """An ``InputError`` where the contract has a TypeError: an argument of another kind than
+    expected.
+    """
 
 
 def visible(text: str) -> str:
@@ -51,7 +58,8 @@ _TAR_MARK_AT = 257
 def check_encoding(name: str, raw: bytes) -> None:
     """Raise InputError where ``raw``, the beginning of a file, is of a kind that is no UTF-8 text.
 
-    UTF-16 without a byte order mark is valid UTF-8 where the text is English: every second byte is 0.
+    UTF-16 without a byte order mark is valid UTF-8 where the text is English: every second byte is
+    0.
     """
     found = next((kind for mark, kind in _KINDS.items() if raw.startswith(mark)), None)
     if raw[_TAR_MARK_AT:].startswith(b"ustar"):  # its header is ASCII and zeros, valid UTF-8
@@ -68,24 +76,33 @@ def check_encoding(name: str, raw: bytes) -> None:
 
 def first_line(error: BaseException) -> str:
     """Return the first line of an error's message, or the name of its type where it has none."""
-    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__).strip().rstrip(": ")
+    return (
+        next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        .strip()
+        .rstrip(": ")
+    )
 
 
 def out_of_memory(error: BaseException) -> bool:
     """Return whether memory ended, the machine's or a device's."""
     torch = sys.modules.get("torch")
-    if isinstance(error, MemoryError) or (torch is not None and isinstance(error, torch.OutOfMemoryError)):
+    if isinstance(error, MemoryError) or (
+        torch is not None and isinstance(error, torch.OutOfMemoryError)
+    ):
         return True
     # torch has no type of its own for the memory of the machine.
-    return isinstance(error, RuntimeError) and "DefaultCPUAllocator: can't allocate memory" in str(error)
+    return isinstance(error, RuntimeError) and "DefaultCPUAllocator: can't allocate memory" in str(
+        error
+    )
 
 
 @contextmanager
 def theirs(expected: str) -> Iterator[None]:
-    """Raise whatever a library or the user's own code raises as an InputError that begins with ``expected``.
+    """Raise whatever a library or the user's own code raises as an InputError that begins with
+    ``expected``.
 
-    A block holds their calls and nothing of ours, whose bugs must not look like bad input. An InputError and the end of
-    memory pass as they are.
+    A block holds their calls and nothing of ours, whose bugs must not look like bad input. An
+    InputError and the end of memory pass as they are.
     """
     try:
         yield
@@ -95,7 +112,9 @@ def theirs(expected: str) -> Iterator[None]:
         if out_of_memory(error):
             raise
         reason, kind = first_line(error), type(error).__name__
-        raise InputError(f"{expected} ({reason if reason == kind else f'{kind}: {reason}'})") from error
+        raise InputError(
+            f"{expected} ({reason if reason == kind else f'{kind}: {reason}'})"
+        ) from error
 
 
 def each_of_theirs(expected: str, items: Iterable[Item]) -> Iterator[Item]:
@@ -125,8 +144,12 @@ def needing(name: str, extra: str) -> Iterator[None]:
 
 
 def check_unicode(name: str, text: str) -> None:
-    """InputError naming ``name`` where ``text`` holds half of a surrogate pair, which no tokenizer takes."""
+    """InputError naming ``name`` where ``text`` holds half of a surrogate pair, which no tokenizer
+    takes.
+    """
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise InputError(f"{name}: expected Unicode text, got a lone surrogate at character {error.start}")
+        raise InputError(
+            f"{name}: expected Unicode text, got a lone surrogate at character {error.start}"
+        )

@@ -1,4 +1,6 @@
-"""Output files: whole under their names or as they were before, checked before the work that they are for."""
+"""Output files: whole under their names or as they were before, checked before the work that they
+are for.
+"""
 
 from __future__ import annotations
 
@@ -12,22 +14,25 @@ from pathlib import Path
 
 from .errors import InputError
 
-SHOWN_OF_A_NAME = 40  # characters of a file's name in the name of its unfinished part: names have 255 bytes at most
+# characters of a file's name in the name of its unfinished part: names have 255 bytes at most
+SHOWN_OF_A_NAME = 40
 
 
 class Output:
     """A binary file that is written beside its name and renamed when it is whole.
 
-    Symbolic links stay, their target is replaced. The permissions of a file that is replaced are kept. A device, a pipe
-    and the process's own standard streams are written into, never replaced. Leaving the ``with`` block finishes the file,
-    an error in the block discards it. The methods suit libraries that write into a file object.
+    Symbolic links stay, their target is replaced. The permissions of a file that is replaced are
+    kept. A device, a pipe and the process's own standard streams are written into, never replaced.
+    Leaving the ``with`` block finishes the file, an error in the block discards it. The methods
+    suit libraries that write into a file object.
 
     Args:
         path: name of the file.
         name: what an error calls the file, an option or argument; by default nothing but the path.
 
     Raises:
-        InputError: the file cannot be written, at construction or at any later write; what it held before is kept.
+        InputError: the file cannot be written, at construction or at any later write; what it held
+        before is kept.
 
     Example:
         >>> with Output("/dev/null") as file:
@@ -49,7 +54,8 @@ class Output:
                 self.file, self.part = open(part, "xb"), part  # noqa: SIM115
                 if found is not None:
                     if hasattr(os, "fchown"):
-                        with suppress(OSError):  # of another user's file: who writes it anew is its owner
+                        # of another user's file: who writes it anew is its owner
+                        with suppress(OSError):
                             os.fchown(self.file.fileno(), found.st_uid, found.st_gid)
                     os.chmod(part, stat.S_IMODE(found.st_mode))
         except OSError as error:
@@ -102,7 +108,9 @@ class Output:
             self.part = None
 
     def _refused(self, error: OSError) -> InputError:
-        return InputError(f"{_called(self.name)}{self.path} cannot be written ({error.strerror or error})")
+        return InputError(
+            f"{_called(self.name)}{self.path} cannot be written ({error.strerror or error})"
+        )
 
     def __enter__(self) -> Output:
         return self
@@ -116,18 +124,23 @@ class Output:
 
 
 def write_bytes(path: str | Path, content: bytes, name: str | None = None) -> None:
-    """Write a file whole, or leave it as it was; InputError, with ``name``, where the system refuses."""
+    """Write a file whole, or leave it as it was; InputError, with ``name``, where the system
+    refuses.
+    """
     with Output(path, name) as file:
         file.write(content)
 
 
 def write_text(path: str | Path, text: str, name: str | None = None) -> None:
-    """Write UTF-8 as ``write_bytes`` does; half of a surrogate pair, which has no UTF-8, becomes a question mark."""
+    """Write UTF-8 as ``write_bytes`` does; half of a surrogate pair, which has no UTF-8, becomes a
+    question mark.
+    """
     write_bytes(path, text.encode("utf-8", "replace"), name)
 
 
 def check_output(name: str | None, path: str | Path) -> str:
-    """Return the file that a write to ``path`` replaces, links followed; InputError where there can be none.
+    """Return the file that a write to ``path`` replaces, links followed; InputError where there can
+    be none.
 
     Args:
         name: what an error calls the file, an option or argument.
@@ -139,12 +152,16 @@ def check_output(name: str | None, path: str | Path) -> str:
     try:
         target, found = os.path.realpath(given), _stat(given)
     except OSError as error:
-        raise InputError(f"{called}expected a file that can be written, got {given} ({error.strerror})") from error
+        raise InputError(
+            f"{called}expected a file that can be written, got {given} ({error.strerror})"
+        ) from error
     kind = 0 if found is None else stat.S_IFMT(found.st_mode)
     if kind == stat.S_IFDIR:
         raise InputError(f"{called}expected a file, got the folder {given}")
     if kind in (stat.S_IFBLK, stat.S_IFSOCK):
-        raise InputError(f"{called}expected a file, got a {'disk' if kind == stat.S_IFBLK else 'socket'}, {given}")
+        raise InputError(
+            f"{called}expected a file, got a {'disk' if kind == stat.S_IFBLK else 'socket'}, {given}"
+        )
     if found is not None and (kind != stat.S_IFREG or _own_stream(found) is not None):
         if not os.access(given, os.W_OK):
             raise InputError(f"{called}expected a file that can be written, got {given}")
@@ -192,14 +209,16 @@ def check_outputs(
     *,
     folders: Mapping[str, str | Path | None] | None = None,
 ) -> None:
-    """Raise InputError unless every output can be written and none is an input, inside an input, or another output.
+    """Raise InputError unless every output can be written and none is an input, inside an input, or
+    another output.
 
     To be called before hours of work, not after them.
 
     Args:
         outputs: files to write, by the option or argument that names them; None is no output.
-        inputs: files and folders that the same call reads; names that are no path here, a model's on the Hub, do no harm.
-        folders: folders to write into, a journal's, likewise. A folder need not exist.
+        inputs: files and folders that the same call reads; names that are no path here, a model's
+        on the Hub, do no harm. folders: folders to write into, a journal's, likewise. A folder need
+        not exist.
     """
     read = [os.path.realpath(path) for path in inputs if path]
     taken = dict.fromkeys(read, "an input")
@@ -218,9 +237,13 @@ def check_outputs(
         _check_apart(name, path, os.path.realpath(path), read, taken)
 
 
-def _check_apart(name: str, path: str | Path, target: str, read: list[str], taken: Mapping[str, str]) -> None:
+def _check_apart(
+    name: str, path: str | Path, target: str, read: list[str], taken: Mapping[str, str]
+) -> None:
     got = taken.get(target)
-    if got is None and any(os.path.isdir(folder) and target.startswith(folder + os.sep) for folder in read):
+    if got is None and any(
+        os.path.isdir(folder) and target.startswith(folder + os.sep) for folder in read
+    ):
         got = "one inside an input"
     if got is not None:
         raise InputError(f"{name}: expected a file of its own, got {got}, {path}")
@@ -238,9 +261,11 @@ def _stat(path: str) -> os.stat_result | None:
 
 
 def _own_stream(found: os.stat_result) -> int | None:
-    """Return the number of the standard stream that is this file: /dev/stdout may lead to a file, which must stay.
+    """Return the number of the standard stream that is this file: /dev/stdout may lead to a file,
+    which must stay.
 
-    A second opening of the file would have a place of its own, and what is written to both would overlap.
+    A second opening of the file would have a place of its own, and what is written to both would
+    overlap.
     """
     for number, stream in ((1, sys.stdout), (2, sys.stderr)):
         with suppress(OSError):

@@ -1,4 +1,6 @@
-"""What a finding is, and what is done with findings: one form for curves, data and generated text."""
+"""What a finding is, and what is done with findings: one form for curves, data and generated
+text.
+"""
 
 from __future__ import annotations
 
@@ -15,12 +17,19 @@ SEVERITIES = ("info", "warning", "danger")
 VERDICTS = {"info": "healthy", "warning": "watch", "danger": "unhealthy"}  # by the worst finding
 CEILING = {"info": 100.0, "warning": 70.0, "danger": 30.0}  # of a health score, likewise
 COLOURS = {"info": "cyan", "warning": "yellow", "danger": "red"}
-VERDICT_COLOURS = {"healthy": "green", "watch": "yellow", "unhealthy": "red", "insufficient-data": "cyan"}
+VERDICT_COLOURS = {
+    "healthy": "green",
+    "watch": "yellow",
+    "unhealthy": "red",
+    "insufficient-data": "cyan",
+}
 
 
 @dataclass(frozen=True)
 class Finding:
-    """``severity``: "info", "warning" or "danger"; ``evidence`` in words and numbers, ``advice`` what to do."""
+    """``severity``: "info", "warning" or "danger"; ``evidence`` in words and numbers, ``advice``
+    what to do.
+    """
 
     signal: str
     severity: str

@@ -1,4 +1,6 @@
-"""Hashes that say whether two evaluations speak of the same tokenizer, the same text and the same model."""
+"""Hashes that say whether two evaluations speak of the same tokenizer, the same text and the same
+model.
+"""
 
 from __future__ import annotations
 
@@ -19,18 +21,28 @@ def tokenizer_fingerprint(tokenizer) -> str:
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is not None:
         state = json.loads(backend.to_str())
-        state = json.dumps({k: v for k, v in state.items() if k not in ("padding", "truncation", "post_processor")})
+        state = json.dumps(
+            {k: v for k, v in state.items() if k not in ("padding", "truncation", "post_processor")}
+        )
     else:
         merges = sorted(getattr(tokenizer, "bpe_ranks", {}).items())
         settings = {
             k: v
             for k, v in getattr(tokenizer, "init_kwargs", {}).items()
-            if isinstance(v, bool) and k not in ("is_local", "local_files_only", "trust_remote_code", "use_fast")
+            if isinstance(v, bool)
+            and k not in ("is_local", "local_files_only", "trust_remote_code", "use_fast")
         }
         state = repr(
-            (type(tokenizer).__name__, sorted(tokenizer.get_vocab().items()), merges, sorted(settings.items()))
+            (
+                type(tokenizer).__name__,
+                sorted(tokenizer.get_vocab().items()),
+                merges,
+                sorted(settings.items()),
+            )
         )
-    special = sorted(pair for pair in dict(tokenizer.special_tokens_map).items() if pair[0] != "pad_token")
+    special = sorted(
+        pair for pair in dict(tokenizer.special_tokens_map).items() if pair[0] != "pad_token"
+    )
     return hashlib.sha256((state + repr(special)).encode()).hexdigest()[:16]
 
 
@@ -50,7 +62,8 @@ class TextFingerprint:
         return self.digest.hexdigest()[:16]
 
 
-# Bytes hashed at a time: small enough that threads share a matrix, large enough that their start costs nothing.
+# Bytes hashed at a time: small enough that threads share a matrix, large enough that their start
+# costs nothing.
 PIECE = 4 << 20
 
 
@@ -62,7 +75,8 @@ def tensors_digest(named: Iterable[tuple[str, Tensor]]) -> str:
     instructions. Tensors on the meta device have no values: shape and dtype stand for them.
     """
     whole = hashlib.sha256()
-    # With the tensors, so that the memory of one that was made for this walk is not given to the next.
+    # With the tensors, so that the memory of one that was made for this walk is not given to the
+    # next.
     known: dict[tuple, tuple[Tensor, list[bytes]]] = {}
     with ThreadPoolExecutor(max(1, torch.get_num_threads())) as pool:
         for name, tensor in _plain(named):
@@ -96,7 +110,11 @@ def _plain(named: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
             parts = tensor.__tensor_flatten__()[0]
             yield from _plain((f"{name}.{part}", getattr(tensor, part)) for part in parts)
         else:
-            yield (f"{name} {tensor.dtype}", tensor.dequantize()) if tensor.is_quantized else (name, tensor)
+            yield (
+                (f"{name} {tensor.dtype}", tensor.dequantize())
+                if tensor.is_quantized
+                else (name, tensor)
+            )
 
 
 def _pieces(tensor: Tensor) -> Sequence[Tensor]:

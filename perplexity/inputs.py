@@ -1,4 +1,5 @@
-"""The values that public functions take, prepared for the kernels: options, targets, a head's inputs.
+"""The values that public functions take, prepared for the kernels: options, targets, a head's
+inputs.
 
 Errors are raised by ``checks.py``.
 """
@@ -43,7 +44,9 @@ class LossOptions:
         smoothing, limit = checks.scalar_of(self.label_smoothing), self.memory_limit
         checks.number("label_smoothing", smoothing, "a value in [0, 1]", 0.0, 1.0)
         if limit is not None:
-            limit = checks.integer("memory_limit", limit, "None or a positive number of bytes", 1, 2**63 - 1)
+            limit = checks.integer(
+                "memory_limit", limit, "None or a positive number of bytes", 1, 2**63 - 1
+            )
         prepared = {
             "ignore_index": checks.ignored_label(self.ignore_index),
             "label_smoothing": smoothing,
@@ -59,7 +62,9 @@ class LossOptions:
 
     def rule(self, *, with_logit_sum: bool = False, with_exp_shift: bool = False) -> Rule:
         """Return what of these options the kernels take, and which sums they are asked for."""
-        return Rule(self.ignore_index, self.softcap, self.logit_scale, with_logit_sum, with_exp_shift)
+        return Rule(
+            self.ignore_index, self.softcap, self.logit_scale, with_logit_sum, with_exp_shift
+        )
 
 
 def check_backend(backend: object, source: str = "backend") -> None:
@@ -73,7 +78,8 @@ def check_backend(backend: object, source: str = "backend") -> None:
 
 
 def choose_backend(backend: str | None, tensor: Tensor) -> str:
-    """Return ``backend``, the environment's PERPLEXITY_BACKEND, or the ``default_backend`` for a tensor.
+    """Return ``backend``, the environment's PERPLEXITY_BACKEND, or the ``default_backend`` for a
+    tensor.
 
     One that is named is taken as it is: ValueError where it cannot run.
     """
@@ -92,7 +98,8 @@ def choose_backend(backend: str | None, tensor: Tensor) -> str:
                 "triton is imported to interpret the kernels"
             )
     if backend == "triton" and tensor.dtype not in TRITON_DTYPES:
-        # As the kernels say it, before a command line comes to them: their own TypeError would look like a bug there.
+        # As the kernels say it, before a command line comes to them: their own TypeError would look
+        # like a bug there.
         raise InputTypeError(
             f"{source}: 'triton' takes an input of float32, float16 or bfloat16, got {tensor.dtype}; "
             "'torch' takes any floating dtype"
@@ -110,7 +117,9 @@ def refuse_forward_mode(*tensors: Tensor | None) -> None:
 
 
 def cast(*tensors: Tensor) -> tuple[Tensor, ...]:
-    """Return operands of a matrix product, under autocast in its dtype; as in torch, float64 stays what it is."""
+    """Return operands of a matrix product, under autocast in its dtype; as in torch, float64 stays
+    what it is.
+    """
     device = tensors[0].device.type
     if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
         return tensors
@@ -140,7 +149,9 @@ def class_weights(weight: Tensor | None, entries: int, input: Tensor) -> Tensor 
 
 
 def validates(validate: bool | None, device: torch.device) -> bool:
-    """Return whether targets are looked at: where that waits for nothing, unless the caller says."""
+    """Return whether targets are looked at: where that waits for nothing, unless the caller
+    says.
+    """
     return device.type == "cpu" if validate is None else validate
 
 
@@ -174,7 +185,8 @@ def prepare_target(
     shift: int,
     validate: bool | None,
 ) -> Target:
-    """Return targets checked and flattened; ``shift`` moves them left in the last dimension and ignores the end.
+    """Return targets checked and flattened; ``shift`` moves them left in the last dimension and
+    ignores the end.
 
     Hidden states stay where they are: the last ones of each sequence meet ``ignore_index``.
     """
@@ -187,7 +199,10 @@ def prepare_target(
         return Target(target.movedim(class_dimension, -1).reshape(-1, vocabulary), classes)
     if shift and not classes:
         raise wrong("shift", "0 for a target without dimensions", shift)
-    if target.dtype not in (torch.int64, torch.int32) or not -(2**31) <= options.ignore_index < 2**31:
+    if (
+        target.dtype not in (torch.int64, torch.int32)
+        or not -(2**31) <= options.ignore_index < 2**31
+    ):
         target = target.long()
     if validates(validate, device):
         scored = target
@@ -205,7 +220,9 @@ def prepare_target(
 
 @dataclass(frozen=True)
 class LinearInputs:
-    """A head's inputs as the kernels take them: hidden [N, D], weight [rows, D], bias [rows], class weights [V]."""
+    """A head's inputs as the kernels take them: hidden [N, D], weight [rows, D], bias [rows], class
+    weights [V].
+    """
 
     hidden: Tensor
     weight: Tensor
@@ -239,7 +256,9 @@ class LinearInputs:
         checks.floating("linear_weight", linear_weight)
         if linear_bias is not None:
             checks.floating("linear_bias", linear_bias)
-        input, linear_weight, linear_bias, shard = parallel.local(input, linear_weight, linear_bias, shard)
+        input, linear_weight, linear_bias, shard = parallel.local(
+            input, linear_weight, linear_bias, shard
+        )
         refuse_forward_mode(input, linear_weight, linear_bias)
         input, linear_weight = cast(input, linear_weight)
         input = widened(input, linear_weight)
@@ -262,10 +281,16 @@ class LinearInputs:
         )
         if shard is not None:
             if prepared.probabilities:
-                raise wrong("target", "class indices with a sharded vocabulary", "class probabilities")
+                raise wrong(
+                    "target", "class indices with a sharded vocabulary", "class probabilities"
+                )
             if validates(validate, input.device):
                 shard.check(input, target, linear_weight.shape[0])
-        chosen = "torch" if backend is None and prepared.probabilities else choose_backend(backend, input)
+        chosen = (
+            "torch"
+            if backend is None and prepared.probabilities
+            else choose_backend(backend, input)
+        )
         return cls(
             input.reshape(-1, input.shape[-1]),
             linear_weight,
@@ -281,7 +306,11 @@ class LinearInputs:
 
     def plan(self, rule: Rule, weights: Tensor | None = None) -> Plan:
         """Choose the way of this call; ``weights`` are those of ``LOGIT_SUM``."""
-        one_number = self.options.reduction != "none" and self.shard is None and not self.target.probabilities
+        one_number = (
+            self.options.reduction != "none"
+            and self.shard is None
+            and not self.target.probabilities
+        )
         return plan_of(
             rule,
             self.hidden,
@@ -304,7 +333,8 @@ class LinearInputs:
     def sums(self, rule: Rule, weights: Tensor | None = None, plan: Plan | None = None) -> Tensor:
         """Return the five sums [5, N] over the whole vocabulary, differentiable.
 
-        ``weights`` are those of ``LOGIT_SUM``, where the rule wants it. ``plan`` is chosen here where the caller has none.
+        ``weights`` are those of ``LOGIT_SUM``, where the rule wants it. ``plan`` is chosen here
+        where the caller has none.
         """
         target, hidden = self.target.flat, self.hidden
         if self.target.probabilities:
@@ -314,15 +344,24 @@ class LinearInputs:
             )
         if self.shard is not None:
             target, own = self.shard.local_target(target, self.weight.shape[0], rule.ignore_index)
-            hidden, rule = self.shard.replicated(hidden), rule._replace(ignore_index=parallel.IGNORED)
-            weights = None if weights is None else weights[self.shard.start :][: self.weight.shape[0]]
+            hidden, rule = (
+                self.shard.replicated(hidden),
+                rule._replace(ignore_index=parallel.IGNORED),
+            )
+            weights = (
+                None if weights is None else weights[self.shard.start :][: self.weight.shape[0]]
+            )
         weights = weights if rule.with_logit_sum else None
         plan = plan or self.plan(rule, weights)
-        sums, _ = operators.linear_nll(hidden, self.weight, self.bias, target, weights, *rule, *plan)
+        sums, _ = operators.linear_nll(
+            hidden, self.weight, self.bias, target, weights, *rule, *plan
+        )
         if self.shard is None:
             return sums
         weight_sum = None
         if rule.with_logit_sum:
             rows = self.weight.shape[0]
             weight_sum = sums.new_full((), rows) if weights is None else weights.sum()
-        return self.shard.merge(sums, self.target.flat, own, self.options.ignore_index, self.backend, weight_sum)
+        return self.shard.merge(
+            sums, self.target.flat, own, self.options.ignore_index, self.backend, weight_sum
+        )

@@ -1,4 +1,6 @@
-"""JSON that the commands write and read back: RFC 8259, with a version, and which command wrote it."""
+"""JSON that the commands write and read back: RFC 8259, with a version, and which command wrote
+it.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +12,8 @@ from pathlib import Path
 from .errors import InputError
 from .files import other_than_file
 
-# Of every JSON that is written. 2: ``model`` is an object, fingerprints are of whole weights, bytes and words are those of
-# the scored text. Files without the key are version 1.
+# Of every JSON that is written. 2: ``model`` is an object, fingerprints are of whole weights, bytes
+# and words are those of the scored text. Files without the key are version 1.
 SCHEMA_VERSION = 2
 # What only one command's --json has, and where ``ppl report`` takes the file.
 KEYS_OF = {
@@ -26,7 +28,9 @@ REPORTED_AS = {"eval": "--eval", "check-data": "--data", "probe": "--probe"}
 
 
 def schema_of(record: Mapping, source: str) -> int:
-    """Return the version of a JSON that was read from ``source``; InputError where it is newer than this program."""
+    """Return the version of a JSON that was read from ``source``; InputError where it is newer than
+    this program.
+    """
     found = record.get("schema_version", 1)
     if not isinstance(found, int) or isinstance(found, bool) or found < 1:
         raise InputError(f"{source}: expected a whole number for schema_version, got {found!r:.40}")
@@ -39,29 +43,44 @@ def schema_of(record: Mapping, source: str) -> int:
 
 
 def model_name(model: Mapping | str | None) -> str:
-    """Return the name in a result's ``model``, which version 1 has as a text; its fingerprint where it has none."""
+    """Return the name in a result's ``model``, which version 1 has as a text; its fingerprint where
+    it has none.
+    """
     if isinstance(model, Mapping):
         return str(model.get("name") or f"model {model.get('fingerprint')}")
     return str(model or "")
 
 
 def same_model(a: Mapping, b: Mapping) -> bool | None:
-    """Return whether two results are of models with one fingerprint; None where one does not say."""
-    known = [side["model"].get("fingerprint") if isinstance(side.get("model"), Mapping) else None for side in (a, b)]
+    """Return whether two results are of models with one fingerprint; None where one does not
+    say.
+    """
+    known = [
+        side["model"].get("fingerprint") if isinstance(side.get("model"), Mapping) else None
+        for side in (a, b)
+    ]
     return None if None in known else known[0] == known[1]
 
 
 def described_result(record: Mapping) -> str | None:
-    """Return which command wrote a JSON, and where a report takes it; None where it is of no command."""
+    """Return which command wrote a JSON, and where a report takes it; None where it is of no
+    command.
+    """
     command = next((name for name, keys in KEYS_OF.items() if keys <= record.keys()), None)
     if command is None:
         return None
-    takes = f"ppl report takes as {REPORTED_AS[command]}" if command in REPORTED_AS else "no command reads"
+    takes = (
+        f"ppl report takes as {REPORTED_AS[command]}"
+        if command in REPORTED_AS
+        else "no command reads"
+    )
     return f"a result of ppl {command} --json, which {takes}"
 
 
 def read_written(path: str | Path, command: str) -> dict:
-    """Return what ``ppl COMMAND --json`` wrote; InputError where the file is none, or another command's."""
+    """Return what ``ppl COMMAND --json`` wrote; InputError where the file is none, or another
+    command's.
+    """
     expected = f"{path}: expected a result file of ppl {command} --json"
     if (other := other_than_file(path)) in ("a device", "a disk"):  # has no end; a pipe has one
         raise InputError(f"{expected}, got {other}")
@@ -77,7 +96,11 @@ def read_written(path: str | Path, command: str) -> dict:
         raise InputError(f"{expected}, got one that cannot be read ({error.strerror})")
     except (ValueError, RecursionError) as error:  # JSON's own errors and Unicode's are ValueErrors
         table = raw.startswith(b"PAR1")
-        got = "a Parquet table; --json writes the numbers" if table else f"one that is not JSON ({error})"
+        got = (
+            "a Parquet table; --json writes the numbers"
+            if table
+            else f"one that is not JSON ({error})"
+        )
         raise InputError(f"{expected}, got {got}")
     if not isinstance(record, dict):
         raise InputError(f"{expected}, got no object")
@@ -89,7 +112,9 @@ def read_written(path: str | Path, command: str) -> dict:
 
 
 def parsed(text: str):
-    """Return what JSON text holds; ValueError for an integer beyond 64 bits, which overflows a float further on."""
+    """Return what JSON text holds; ValueError for an integer beyond 64 bits, which overflows a
+    float further on.
+    """
     return json.loads(text, parse_int=_integer)
 
 
@@ -101,8 +126,12 @@ def _integer(digits: str) -> int:
 
 
 def to_json(record: dict) -> str:
-    """Return a JSON document of RFC 8259, which has no infinity ("inf" and "nan" are strings), with its ``schema_version``."""
-    return json.dumps({"schema_version": SCHEMA_VERSION} | _finite(record), indent=1, allow_nan=False)
+    """Return a JSON document of RFC 8259, which has no infinity ("inf" and "nan" are strings), with
+    its ``schema_version``.
+    """
+    return json.dumps(
+        {"schema_version": SCHEMA_VERSION} | _finite(record), indent=1, allow_nan=False
+    )
 
 
 def _finite(value):

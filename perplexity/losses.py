@@ -1,4 +1,6 @@
-"""Cross-entropy from hidden states or from logits: torch's semantics, without N × V in memory for the first."""
+"""Cross-entropy from hidden states or from logits: torch's semantics, without N × V in memory for
+the first.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,14 @@ from torch.nn._reduction import legacy_get_string
 
 from . import checks
 from .checks import IGNORE_INDEX, wrong
-from .inputs import LinearInputs, LossOptions, choose_backend, class_weights, prepare_target, refuse_forward_mode
+from .inputs import (
+    LinearInputs,
+    LossOptions,
+    choose_backend,
+    class_weights,
+    prepare_target,
+    refuse_forward_mode,
+)
 from .kernels import operators
 from .kernels.cpu.logit_blocks import apply_rule
 from .kernels.dispatch import AHEAD, Plan, Rule
@@ -25,7 +34,9 @@ def token_log_probability(sums: Tensor) -> Tensor:
 
 
 def negative_log_likelihood(sums: Tensor) -> Tensor:
-    """Return −log p(target) of every token [N] in nats; by its own formula, since a log-probability of 0 negated is −0."""
+    """Return −log p(target) of every token [N] in nats; by its own formula, since a log-probability
+    of 0 negated is −0.
+    """
     return (sums[MAX] - sums[TARGET]) + sums[SUM_EXP].log()
 
 
@@ -33,8 +44,12 @@ def token_entropy(sums: Tensor) -> Tensor:
     return sums[SUM_EXP].log() - sums[EXP_SHIFT] / sums[SUM_EXP]
 
 
-def _reduced(loss: Tensor, penalty: Tensor | None, totals: tuple[Tensor, Tensor], reduction: str) -> Tensor:
-    """Per-token loss and z-loss, [N], to the loss: the mean of the first by class weights, of the second by tokens (``totals``)."""
+def _reduced(
+    loss: Tensor, penalty: Tensor | None, totals: tuple[Tensor, Tensor], reduction: str
+) -> Tensor:
+    """Per-token loss and z-loss, [N], to the loss: the mean of the first by class weights, of the
+    second by tokens (``totals``).
+    """
     if reduction == "none":
         return loss if penalty is None else loss + penalty
     total = loss.sum()
@@ -46,7 +61,11 @@ def _reduced(loss: Tensor, penalty: Tensor | None, totals: tuple[Tensor, Tensor]
 
 
 def _weights_of_tokens(
-    target: Tensor, class_weight: Tensor | None, vocabulary: int, ignore_index: int, dtype: torch.dtype
+    target: Tensor,
+    class_weight: Tensor | None,
+    vocabulary: int,
+    ignore_index: int,
+    dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor]:
     """What each of the targets [N] counts in the loss, and whether it counts at all, [N]."""
     counted = target != ignore_index
@@ -64,7 +83,8 @@ def _loss(
     options: LossOptions,
     totals: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
-    """Per-token sums [5, N] to the loss, in the dtype of the sums; formulas of torch.nn.functional.cross_entropy.
+    """Per-token sums [5, N] to the loss, in the dtype of the sums; formulas of
+    torch.nn.functional.cross_entropy.
 
     loss = (1 − ε) · w[t] · nll + ε / V · Σ_v w[v] · (logsumexp − z[v]) + z_loss · logsumexp²
 
@@ -72,19 +92,25 @@ def _loss(
     """
     log_sum = sums[SUM_EXP].log()
     loss = negative_log_likelihood(sums)
-    scale, counted = _weights_of_tokens(target, class_weight, vocabulary, options.ignore_index, loss.dtype)
+    scale, counted = _weights_of_tokens(
+        target, class_weight, vocabulary, options.ignore_index, loss.dtype
+    )
     if class_weight is not None:
         loss = loss * scale
     if options.label_smoothing:
         weight_sum = vocabulary if class_weight is None else class_weight.sum()
         spread = weight_sum * log_sum - sums[LOGIT_SUM]
-        loss = (1.0 - options.label_smoothing) * loss + options.label_smoothing / vocabulary * spread
+        loss = (
+            1.0 - options.label_smoothing
+        ) * loss + options.label_smoothing / vocabulary * spread
     penalty = options.z_loss * (sums[MAX] + log_sum).square() if options.z_loss else None
     return _reduced(loss, penalty, totals or (scale.sum(), counted.sum()), options.reduction)
 
 
 class _Anchor(torch.autograd.Function):
-    """An empty tensor that depends on the leaves: what a gradient that was made ahead depends on, without holding them."""
+    """An empty tensor that depends on the leaves: what a gradient that was made ahead depends on,
+    without holding them.
+    """
 
     @staticmethod
     def forward(ctx, hidden: Tensor, *leaves: Tensor | None) -> Tensor:
@@ -110,13 +136,17 @@ class _FirstDerivative(torch.autograd.Function):
 
 
 class _GradientsAhead(torch.autograd.Function):
-    """A loss whose gradients are made with it, while a chunk's logits are there: three matrix products a step.
+    """A loss whose gradients are made with it, while a chunk's logits are there: three matrix
+    products a step.
 
-    ``make()`` gives the loss and the gradients of hidden, weight and bias for an upstream gradient of 1.
+    ``make()`` gives the loss and the gradients of hidden, weight and bias for an upstream gradient
+    of 1.
     """
 
     @staticmethod
-    def forward(ctx, hidden: Tensor, weight: Tensor, bias: Tensor | None, anchor: Tensor, make: Callable) -> Tensor:
+    def forward(
+        ctx, hidden: Tensor, weight: Tensor, bias: Tensor | None, anchor: Tensor, make: Callable
+    ) -> Tensor:
         loss, gradients = make(ctx.needs_input_grad[:3])
         ctx.save_for_backward(anchor, *gradients)
         return loss
@@ -125,18 +155,27 @@ class _GradientsAhead(torch.autograd.Function):
     def backward(ctx, upstream: Tensor):
         anchor, *gradients = ctx.saved_tensors
         multiply = Tensor.mul_ if operators.only_backward(upstream) else Tensor.mul
-        scaled = [None if gradient is None else multiply(gradient, upstream) for gradient in gradients]
+        scaled = [
+            None if gradient is None else multiply(gradient, upstream) for gradient in gradients
+        ]
         if torch.is_grad_enabled():
-            scaled = [None if gradient is None else _FirstDerivative.apply(gradient, anchor) for gradient in scaled]
+            scaled = [
+                None if gradient is None else _FirstDerivative.apply(gradient, anchor)
+                for gradient in scaled
+            ]
         return *scaled, None, None
 
 
 @contextmanager
 def _own_graph() -> Iterator[None]:
-    """Autograd for a graph of its own: a caller's hooks on saved tensors (checkpoints, offloading) are for the model's graph."""
+    """Autograd for a graph of its own: a caller's hooks on saved tensors (checkpoints, offloading)
+    are for the model's graph.
+    """
     hooks: AbstractContextManager = nullcontext()
     if torch._C._autograd._saved_tensors_hooks_is_enabled():  # type: ignore[attr-defined]  # missing from torch's stubs
-        hooks = torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensor, lambda tensor: tensor)
+        hooks = torch.autograd.graph.saved_tensors_hooks(
+            lambda tensor: tensor, lambda tensor: tensor
+        )
     with torch.enable_grad(), hooks:
         yield
 
@@ -144,8 +183,15 @@ def _own_graph() -> Iterator[None]:
 def _loss_with_gradients(inputs: LinearInputs, rule: Rule, plan: Plan) -> Tensor:
     from .kernels.gpu.linear_nll_chunked import linear_nll_with_gradients
 
-    target, options, weight, vocabulary = inputs.target.flat, inputs.options, inputs.class_weight, inputs.vocabulary
-    scale, counted = _weights_of_tokens(target, weight, vocabulary, options.ignore_index, torch.float32)
+    target, options, weight, vocabulary = (
+        inputs.target.flat,
+        inputs.options,
+        inputs.class_weight,
+        inputs.vocabulary,
+    )
+    scale, counted = _weights_of_tokens(
+        target, weight, vocabulary, options.ignore_index, torch.float32
+    )
     totals = scale.sum(), counted.sum()
 
     def loss_of(sums: Tensor, tokens: slice) -> Tensor:
@@ -177,7 +223,9 @@ def _loss_with_gradients(inputs: LinearInputs, rule: Rule, plan: Plan) -> Tensor
 def _soft_weights(
     probabilities: Tensor, class_weight: Tensor | None, options: LossOptions, dtype: torch.dtype
 ) -> Tensor:
-    """q[n, v] = w[v] · ((1 − ε) · p[n, v] + ε / V): the loss of a token is Σ_v q · (logsumexp − z)."""
+    """q[n, v] = w[v] · ((1 − ε) · p[n, v] + ε / V): the loss of a token is Σ_v q · (logsumexp −
+    z).
+    """
     q = probabilities.to(torch.promote_types(dtype, torch.float32))
     if options.label_smoothing:
         q = (1.0 - options.label_smoothing) * q + options.label_smoothing / q.shape[1]
@@ -228,7 +276,8 @@ def _soft_loss(sums: Tensor, q: Tensor, options: LossOptions) -> Tensor:
     log_sum = sums[SUM_EXP].log()
     loss = q.sum(1) * log_sum - sums[LOGIT_SUM]
     penalty = options.z_loss * (sums[MAX] + log_sum).square() if options.z_loss else None
-    every = torch.ones_like(loss).sum()  # torch divides by the number of tokens here, class weights or not
+    # torch divides by the number of tokens here, class weights or not
+    every = torch.ones_like(loss).sum()
     return _reduced(loss, penalty, (every, every), options.reduction)
 
 
@@ -250,10 +299,11 @@ def _of_several_heads(
     options: LossOptions,
     **keywords,
 ) -> Tensor:
-    """Return torch's K-dimensional loss: a head for every place of [d_1, ..., d_K], one after the other.
+    """Return torch's K-dimensional loss: a head for every place of [d_1, ..., d_K], one after the
+    other.
 
-    input [N, D], linear_weight [V, d_1, ..., d_K, D], linear_bias [V, d_1, ..., d_K], target [N, d_1, ..., d_K] or
-    class probabilities [N, V, d_1, ..., d_K].
+    input [N, D], linear_weight [V, d_1, ..., d_K, D], linear_bias [V, d_1, ..., d_K], target [N,
+    d_1, ..., d_K] or class probabilities [N, V, d_1, ..., d_K].
     """
     dimensions = f"with a linear_weight of {linear_weight.dim()} dimensions"
     for name, value, plain in (
@@ -318,48 +368,61 @@ def linear_cross_entropy(
     validate: bool | None = None,
     shard: VocabularyShard | None = None,
 ) -> Tensor:
-    """Cross-entropy of ``input @ linear_weight.T + linear_bias`` against ``target``, in nats, without holding the logits.
+    """Cross-entropy of ``input @ linear_weight.T + linear_bias`` against ``target``, in nats,
+    without holding the logits.
 
-    input [..., D], linear_weight [V, D], linear_bias [V], weight (of classes) [V]; target int64 [...], or class
-    probabilities [..., V] (torch backend only; where they are 16-bit, smoothed or weighted, a float32 copy is made of
-    them, which ``memory_limit`` does not count). The logits are
-    ``softcap * tanh(logit_scale * (input @ linear_weight.T + linear_bias) / softcap)``, in float32 for 16-bit inputs.
-    Returns float32 (float64 for float64 inputs): a scalar, or the shape of target for ``reduction="none"``.
+    input [..., D], linear_weight [V, D], linear_bias [V], weight (of classes) [V]; target int64
+    [...], or class probabilities [..., V] (torch backend only; where they are 16-bit, smoothed or
+    weighted, a float32 copy is made of them, which ``memory_limit`` does not count). The logits are
+    ``softcap * tanh(logit_scale * (input @ linear_weight.T + linear_bias) / softcap)``, in float32
+    for 16-bit inputs. Returns float32 (float64 for float64 inputs): a scalar, or the shape of
+    target for ``reduction="none"``.
 
     ``reduction``, ``ignore_index``, ``label_smoothing`` and ``weight`` mean what they mean in
-    ``torch.nn.functional.cross_entropy``; ``z_loss`` adds z_loss · logsumexp² per token (PaLM, arXiv:2204.02311).
-    ``shift=True`` scores position t with the target at t + 1 of the last dimension of target (``shift=k``: at t + k),
-    without copying ``input``; "none" then returns one position less. ``shard``: ``linear_weight`` holds the rows of one
-    rank only (``VocabularyShard``); a DTensor weight says so itself.
+    ``torch.nn.functional.cross_entropy``; ``z_loss`` adds z_loss · logsumexp² per token (PaLM,
+    arXiv:2204.02311). ``shift=True`` scores position t with the target at t + 1 of the last
+    dimension of target (``shift=k``: at t + k), without copying ``input``; "none" then returns one
+    position less. ``shard``: ``linear_weight`` holds the rows of one rank only
+    (``VocabularyShard``); a DTensor weight says so itself.
 
     ``round_logits``: products of 16-bit inputs may be rounded to their dtype before the softmax, as
-    ``torch.nn.functional.linear`` rounds them, where that is faster: bfloat16 on a CPU that has instructions for it.
-    False: float32 logits everywhere. On a GPU rounding is of use to a bfloat16 training step alone (see below); everything
-    else there has float32 logits in any case.
+    ``torch.nn.functional.linear`` rounds them, where that is faster: bfloat16 on a CPU that has
+    instructions for it. False: float32 logits everywhere. On a GPU rounding is of use to a bfloat16
+    training step alone (see below); everything else there has float32 logits in any case.
 
-    ``memory_limit`` caps temporary memory in bytes (gradients, counted in float32, and vectors of N excepted; one token
-    and one vocabulary row are taken at least). Default: 12 MiB forward and 16 MiB backward on the torch backend, 512 MiB
-    on triton. On the torch backend a block of T tokens and R vocabulary rows takes c · T · R bytes, c what a logit takes
-    with its copies (forward 4, and 2 where products are rounded, 4 for class probabilities; backward 4, and 2 for 16-bit
-    inputs, 4 for a softcap, 4 for class probabilities; a step that keeps products, see below, takes the backward's limit and
-    c in both directions); of the limit, float32 copies of 16-bit inputs take three quarters
-    at most, 16-bit products on their way to a float32 sum an eighth. On triton the forward takes 20 bytes a token and
-    2,048 vocabulary rows, the backward the 2 or 4 bytes of the inputs a logit and 4 · D bytes a vocabulary row; a step whose
-    gradients are made with the loss 2 bytes a logit, and it holds the weight's gradient in float32 and in its own dtype at once.
+    ``memory_limit`` caps temporary memory in bytes (gradients, counted in float32, and vectors of N
+    excepted; one token and one vocabulary row are taken at least). Default: 12 MiB forward and 16
+    MiB backward on the torch backend, 512 MiB on triton. On the torch backend a block of T tokens
+    and R vocabulary rows takes c · T · R bytes, c what a logit takes with its copies (forward 4,
+    and 2 where products are rounded, 4 for class probabilities; backward 4, and 2 for 16-bit
+    inputs, 4 for a softcap, 4 for class probabilities; a step that keeps products, see below, takes
+    the backward's limit and c in both directions); of the limit, float32 copies of 16-bit inputs
+    take three quarters at most, 16-bit products on their way to a float32 sum an eighth. On triton
+    the forward takes 20 bytes a token and 2,048 vocabulary rows, the backward the 2 or 4 bytes of
+    the inputs a logit and 4 · D bytes a vocabulary row; a step whose gradients are made with the
+    loss 2 bytes a logit, and it holds the weight's gradient in float32 and in its own dtype at
+    once.
 
-    Gradients: three to four matrix products a step. The torch backend keeps the products of the first D tokens where the
-    gradient of the weight will be, from the forward on. On an NVIDIA GPU a bfloat16 sum or mean makes its gradients with the
-    loss, from as many tokens' logits at a time as the limit holds, and the backward multiplies them by its upstream gradient:
-    they are held from then on, and the limit has to hold 1,024 tokens' logits, or all. Everywhere else, while compiling, and
-    on the torch backend where the graph is retained, logits are computed again, block by block. Any upstream gradient, a
-    second backward too, is right; the second derivative is an error.
+    Gradients: three to four matrix products a step. The torch backend keeps the products of the
+    first D tokens where the gradient of the weight will be, from the forward on. On an NVIDIA GPU a
+    bfloat16 sum or mean makes its gradients with the loss, from as many tokens' logits at a time as
+    the limit holds, and the backward multiplies them by its upstream gradient: they are held from
+    then on, and the limit has to hold 1,024 tokens' logits, or all. Everywhere else, while
+    compiling, and on the torch backend where the graph is retained, logits are computed again,
+    block by block. Any upstream gradient, a second backward too, is right; the second derivative is
+    an error.
 
-    ``validate``: look for targets outside [0, V) and raise IndexError with the position (None: on a CPU only, since on a
-    GPU looking waits for it; such a target gives NaN there). Raises ValueError or TypeError naming the argument.
+    ``validate``: look for targets outside [0, V) and raise IndexError with the position (None: on a
+    CPU only, since on a GPU looking waits for it; such a target gives NaN there). Raises ValueError
+    or TypeError naming the argument.
     """
     if options is not None:
-        raise wrong("options", "None (torch's chunking options have no use here: see memory_limit)", options)
-    settings = LossOptions(reduction, ignore_index, label_smoothing, softcap, logit_scale, z_loss, memory_limit)
+        raise wrong(
+            "options", "None (torch's chunking options have no use here: see memory_limit)", options
+        )
+    settings = LossOptions(
+        reduction, ignore_index, label_smoothing, softcap, logit_scale, z_loss, memory_limit
+    )
     if isinstance(linear_weight, Tensor) and linear_weight.dim() > 2:
         checks.floating("input", input)
         return _of_several_heads(
@@ -421,15 +484,19 @@ def cross_entropy(
     memory_limit: int | None = None,
     validate: bool | None = None,
 ) -> Tensor:
-    """Cross-entropy of logits that exist, in nats; float32 for 16-bit logits, which are read where they are.
+    """Cross-entropy of logits that exist, in nats; float32 for 16-bit logits, which are read where
+    they are.
 
-    input [C], [N, C] or [N, C, d1, ...] as in ``torch.nn.functional.cross_entropy``; target int64 [], [N] or
-    [N, d1, ...], or class probabilities in the shape of input (torch backend only). The other options are those of
-    ``linear_cross_entropy``; the logits are ``softcap * tanh(logit_scale * input / softcap)``. ``memory_limit`` (4 MiB by
-    default) caps the copies of the torch backend, one row of C at least; triton needs none.
+    input [C], [N, C] or [N, C, d1, ...] as in ``torch.nn.functional.cross_entropy``; target int64
+    [], [N] or [N, d1, ...], or class probabilities in the shape of input (torch backend only). The
+    other options are those of ``linear_cross_entropy``; the logits are ``softcap * tanh(logit_scale
+    * input / softcap)``. ``memory_limit`` (4 MiB by default) caps the copies of the torch backend,
+    one row of C at least; triton needs none.
     """
     reduction = named_reduction(size_average, reduce, reduction)
-    settings = LossOptions(reduction, ignore_index, label_smoothing, softcap, logit_scale, z_loss, memory_limit)
+    settings = LossOptions(
+        reduction, ignore_index, label_smoothing, softcap, logit_scale, z_loss, memory_limit
+    )
     checks.floating("input", input)
     refuse_forward_mode(input)
     if input.dim() < 1:
@@ -452,10 +519,16 @@ def cross_entropy(
     )
     weight = class_weights(weight, vocabulary, input)
     soft = prepared.probabilities
-    rows = prepared.flat.new_zeros(prepared.flat.shape[0], dtype=torch.int64) if soft else prepared.flat
+    rows = (
+        prepared.flat.new_zeros(prepared.flat.shape[0], dtype=torch.int64)
+        if soft
+        else prepared.flat
+    )
     q = _soft_weights(prepared.flat, weight, settings, input.dtype) if soft else None
     ignored = IGNORE_INDEX if soft else settings.ignore_index
-    rule = Rule(ignored, softcap, logit_scale, with_logit_sum=soft or settings.label_smoothing > 0.0)
+    rule = Rule(
+        ignored, softcap, logit_scale, with_logit_sum=soft or settings.label_smoothing > 0.0
+    )
     chosen = "torch" if backend is None and soft else choose_backend(backend, input)
     sums = operators.nll(
         input[None] if input.dim() == 1 else input.flatten(2) if input.dim() > 3 else input,

@@ -16,7 +16,8 @@ from .errors import InputError, InputTypeError
 
 
 class Perplexity:
-    """exp(Σ NLL / Σ tokens) over everything seen, never a mean of batch means; natural logarithm, NLL in nats.
+    """exp(Σ NLL / Σ tokens) over everything seen, never a mean of batch means; natural logarithm,
+    NLL in nats.
 
     >>> metric = Perplexity()
     >>> metric.update(torch.tensor([1.0, 2.0, 3.0]), mask=torch.tensor([True, True, False]))
@@ -42,9 +43,9 @@ class Perplexity:
     ) -> None:
         """Add token NLLs, of the scored tokens alone.
 
-        ``perplexity.token_nll`` gives 0 at ignored labels, so the metric has to know which tokens were
-        scored. Pass the same ``target`` as to ``token_nll``. A NaN that is scored, of a label outside
-        the vocabulary for example, makes the loss NaN.
+        ``perplexity.token_nll`` gives 0 at ignored labels, so the metric has to know which tokens
+        were scored. Pass the same ``target`` as to ``token_nll``. A NaN that is scored, of a label
+        outside the vocabulary for example, makes the loss NaN.
 
         Args:
             token_nll: Floating tensor of any shape, in nats.
@@ -88,19 +89,25 @@ class Perplexity:
         return self
 
     def sync(self, group=None) -> Perplexity:
-        """Sum over the ranks of ``torch.distributed``, in one collective; nothing to do without a process group."""
+        """Sum over the ranks of ``torch.distributed``, in one collective; nothing to do without a
+        process group.
+        """
         if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
             return self
         device = "cuda" if torch.distributed.get_backend(group) == "nccl" else "cpu"
         # Counts are exact in float64 up to 2⁵³.
-        state = torch.tensor([self.nll, self.tokens, self.bytes, self.words], dtype=torch.float64, device=device)
+        state = torch.tensor(
+            [self.nll, self.tokens, self.bytes, self.words], dtype=torch.float64, device=device
+        )
         torch.distributed.all_reduce(state, group=group)
         self.nll, *counts = state.tolist()
         self.tokens, self.bytes, self.words = map(int, counts)
         return self
 
     def compute(self) -> dict[str, float | None]:
-        """loss (nats a token), perplexity, bits_per_byte, byte_perplexity, word_perplexity; None where undefined."""
+        """loss (nats a token), perplexity, bits_per_byte, byte_perplexity, word_perplexity; None
+        where undefined.
+        """
 
         return measures(self.nll, self.tokens, self.bytes, self.words)
 
@@ -120,7 +127,9 @@ class Perplexity:
         self.tokens, self.bytes, self.words = counts
 
 
-def measures(nll: float, tokens: int, bytes: int | None = None, words: int | None = None) -> dict[str, float | None]:
+def measures(
+    nll: float, tokens: int, bytes: int | None = None, words: int | None = None
+) -> dict[str, float | None]:
     """Return loss, perplexity and the measures by byte and word, each divided once.
 
     Args:
@@ -180,7 +189,12 @@ def scored(
         _check_labels("target", "int64 labels", target, name, nll)
         found = (target != ignored).to(nll.device)
     if mask is not None and mask is not True:
-        chosen = _check_labels("mask", "True or a bool tensor", mask, name, nll, bools=True).to(nll.device) != 0
+        chosen = (
+            _check_labels("mask", "True or a bool tensor", mask, name, nll, bools=True).to(
+                nll.device
+            )
+            != 0
+        )
         found = chosen if found is None else found & chosen
     return found
 
@@ -194,7 +208,9 @@ def _check_labels(
     *,
     bools: bool = False,
 ) -> Tensor:
-    """Return the labels or the mask ``got``; raise unless it is such a tensor in the shape of ``nll``."""
+    """Return the labels or the mask ``got``; raise unless it is such a tensor in the shape of
+    ``nll``.
+    """
     # A floating mask may be an additive one, where 0 keeps a token.
     if (
         not isinstance(got, Tensor)

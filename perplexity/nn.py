@@ -37,14 +37,22 @@ class _Loss(nn.Module):
     ) -> None:
         super().__init__()
         # A bad value complains here, not in the first step.
-        options = LossOptions(reduction, ignore_index, label_smoothing, softcap, logit_scale, z_loss, memory_limit)
+        options = LossOptions(
+            reduction, ignore_index, label_smoothing, softcap, logit_scale, z_loss, memory_limit
+        )
         checks.shift(shift)
         check_backend(backend)
         checks.validate(validate)
         checks.class_weights(weight)
         self._names = (*vars(options), "shift", "backend", "validate")
         # Attributes, as torch.nn's: they may be read and set, and are what was given.
-        vars(self).update(vars(options), shift=shift, backend=backend, validate=validate, ignore_index=ignore_index)
+        vars(self).update(
+            vars(options),
+            shift=shift,
+            backend=backend,
+            validate=validate,
+            ignore_index=ignore_index,
+        )
         self.register_buffer("weight", weight)
 
     @property
@@ -56,7 +64,9 @@ class _Loss(nn.Module):
 
 
 class CrossEntropyLoss(_Loss):
-    """``torch.nn.CrossEntropyLoss`` over ``perplexity.cross_entropy``, whose further options are keywords here."""
+    """``torch.nn.CrossEntropyLoss`` over ``perplexity.cross_entropy``, whose further options are
+    keywords here.
+    """
 
     def __init__(
         self,
@@ -77,9 +87,11 @@ class CrossEntropyLoss(_Loss):
 
 
 class LinearCrossEntropyLoss(_Loss):
-    """``torch.nn.LinearCrossEntropyLoss`` over ``perplexity.linear_cross_entropy``: the head, ``self.linear``, and its loss.
+    """``torch.nn.LinearCrossEntropyLoss`` over ``perplexity.linear_cross_entropy``: the head,
+    ``self.linear``, and its loss.
 
-    ``linear.weight`` may be tied to an embedding's. The function's further options are keywords here.
+    ``linear.weight`` may be tied to an embedding's. The function's further options are keywords
+    here.
     """
 
     def __init__(
@@ -111,7 +123,11 @@ class LinearCrossEntropyLoss(_Loss):
         for size in out_features:
             checks.integer("out_features", size, least=1)
         if options is not None:
-            raise wrong("options", "None (torch's chunking options have no use here: see memory_limit)", options)
+            raise wrong(
+                "options",
+                "None (torch's chunking options have no use here: see memory_limit)",
+                options,
+            )
         checks.class_weights(weight, num_classes)
         super().__init__(weight, reduction, ignore_index, label_smoothing, **keywords)
         checks.flag("round_logits", round_logits)
@@ -121,7 +137,11 @@ class LinearCrossEntropyLoss(_Loss):
             # As torch's module: the heads' rows stand in one matrix.
             rows = math.prod(out_features, start=num_classes)
             self.linear = nn.Linear(in_features, rows, bias=bias, device=device, dtype=dtype)
-        self.num_classes, self.out_features, self.options = num_classes, tuple(out_features), options
+        self.num_classes, self.out_features, self.options = (
+            num_classes,
+            tuple(out_features),
+            options,
+        )
 
     @property
     def in_features(self) -> int:
@@ -133,4 +153,6 @@ class LinearCrossEntropyLoss(_Loss):
         if self.out_features:
             weight = weight.view(self.num_classes, *self.out_features, -1)
             bias = None if bias is None else bias.view(self.num_classes, *self.out_features)
-        return linear_cross_entropy(input, weight, target, linear_bias=bias, weight=self.weight, **self.keywords)
+        return linear_cross_entropy(
+            input, weight, target, linear_bias=bias, weight=self.weight, **self.keywords
+        )

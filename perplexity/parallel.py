@@ -1,7 +1,8 @@
-"""A vocabulary matrix sharded by rows over ranks: each rank sums over its own rows, one small collective merges the sums.
+"""A vocabulary matrix sharded by rows over ranks: each rank sums over its own rows, one small
+collective merges the sums.
 
-Megatron-LM's vocabulary-parallel cross-entropy (arXiv:1909.08053) with the merge of the kernels' vocabulary spans: what
-travels is [5, N] a rank, never a logit.
+Megatron-LM's vocabulary-parallel cross-entropy (arXiv:1909.08053) with the merge of the kernels'
+vocabulary spans: what travels is [5, N] a rank, never a logit.
 """
 
 from __future__ import annotations
@@ -32,11 +33,13 @@ def check_distributed(name: str) -> None:
 
 @dataclass(frozen=True)
 class VocabularyShard:
-    """Which rows of the vocabulary matrix this rank holds: ``start`` and on, of ``size`` over the ranks of ``group``.
+    """Which rows of the vocabulary matrix this rank holds: ``start`` and on, of ``size`` over the
+    ranks of ``group``.
 
-    Rows follow the order of ranks; a rank may hold none. ``input`` and ``target`` are the same on every rank, targets are
-    numbered over the whole vocabulary, ``linear_bias`` is sharded as the weight, class weights are whole. The loss and the
-    gradient of ``input`` are the same on every rank; those of weight and bias are the shard's.
+    Rows follow the order of ranks; a rank may hold none. ``input`` and ``target`` are the same on
+    every rank, targets are numbered over the whole vocabulary, ``linear_bias`` is sharded as the
+    weight, class weights are whole. The loss and the gradient of ``input`` are the same on every
+    rank; those of weight and bias are the shard's.
     """
 
     start: int
@@ -51,27 +54,37 @@ class VocabularyShard:
 
     @classmethod
     def of(cls, linear_weight: Tensor, group=None) -> VocabularyShard:
-        """From this rank's rows [V_rank, D], by one collective over ``group`` (None: all ranks); once a model, not once a step."""
+        """From this rank's rows [V_rank, D], by one collective over ``group`` (None: all ranks);
+        once a model, not once a step.
+        """
         checks.instance("linear_weight", linear_weight, Tensor, "a tensor")
         check_distributed("VocabularyShard.of")
         rank, ranks = dist.get_rank(group), dist.get_world_size(group)
-        rows = [torch.zeros(1, dtype=torch.int64, device=linear_weight.device) for _ in range(ranks)]
+        rows = [
+            torch.zeros(1, dtype=torch.int64, device=linear_weight.device) for _ in range(ranks)
+        ]
         dist.all_gather(rows, rows[0].new_tensor([linear_weight.shape[0]]), group=group)
         counts = [int(count) for count in rows]
         return cls(sum(counts[:rank]), sum(counts), group)
 
     def local_target(self, target: Tensor, rows: int, ignore_index: int) -> tuple[Tensor, Tensor]:
-        """Targets as rows of this shard (IGNORED, ELSEWHERE where they are not), and which are its own."""
+        """Targets as rows of this shard (IGNORED, ELSEWHERE where they are not), and which are its
+        own.
+        """
         own = (target >= self.start) & (target < self.start + rows) & (target != ignore_index)
         local = torch.where(own, target - self.start, ELSEWHERE)
         return torch.where(target == ignore_index, IGNORED, local), own
 
     def gather(self, tensor: Tensor) -> Tensor:
-        """The ``tensor`` [...] of every rank, [ranks, ...], differentiable: a rank's gradient is that of its own part."""
+        """The ``tensor`` [...] of every rank, [ranks, ...], differentiable: a rank's gradient is
+        that of its own part.
+        """
         return _Gather.apply(tensor, self.group)
 
     def replicated(self, tensor: Tensor) -> Tensor:
-        """``tensor``, whose gradient is the sum over ranks: each sees only what its own rows make of it."""
+        """``tensor``, whose gradient is the sum over ranks: each sees only what its own rows make
+        of it.
+        """
         return _Replicated.apply(tensor, self.group)
 
     def merge(
@@ -83,7 +96,9 @@ class VocabularyShard:
         backend: str,
         weight_sum: Tensor | None = None,
     ) -> Tensor:
-        """The whole vocabulary's sums [5, N] from this rank's; ``weight_sum``: Σ w of its rows, where ``LOGIT_SUM`` counts."""
+        """The whole vocabulary's sums [5, N] from this rank's; ``weight_sum``: Σ w of its rows,
+        where ``LOGIT_SUM`` counts.
+        """
         rows = list(sums.unbind())
         rows[TARGET] = torch.where(own, rows[TARGET], 0.0)
         parts = self.gather(torch.stack(rows)).movedim(0, 1).contiguous()
@@ -91,19 +106,25 @@ class VocabularyShard:
         return operators.merge(parts, target, weights, self.size, ignore_index, backend)
 
     def merge_choices(self, maximum: Tensor, above: Tensor, best: Tensor) -> tuple[Tensor, Tensor]:
-        """Rank and prediction over the whole vocabulary; of equal largest logits the first column's."""
+        """Rank and prediction over the whole vocabulary; of equal largest logits the first
+        column's.
+        """
         parts = self.gather(torch.stack([above, best + self.start]))
         maxima = self.gather(maximum)
         column = torch.where(maxima == maxima.amax(0), parts[:, 1], self.size)
         return parts[:, 0].sum(0), column.amin(0)
 
     def check(self, input: Tensor, target: Tensor, rows: int) -> None:
-        """ValueError where ranks have different inputs or targets, or their rows do not follow each other up to ``size``."""
+        """ValueError where ranks have different inputs or targets, or their rows do not follow each
+        other up to ``size``.
+        """
         # By bits: a sum of floats could agree by rounding, and NaN differs from itself.
         bits = input.detach().double().sum().view(torch.int64)
         weights = torch.arange(1, target.numel() + 1, device=target.device)
         numbers = torch.tensor([self.start, rows, self.size, input.numel()], device=target.device)
-        parts = self.gather(torch.cat([numbers, torch.stack([bits, (target.reshape(-1) * weights).sum()])]))
+        parts = self.gather(
+            torch.cat([numbers, torch.stack([bits, (target.reshape(-1) * weights).sum()])])
+        )
         if not bool((parts[:, 2:] == parts[0, 2:]).all()):
             raise InputError(
                 "input and target: expected the same on every rank of a sharded linear_weight, got different ones; "
@@ -123,7 +144,8 @@ class _Gather(torch.autograd.Function):
     def forward(ctx, tensor, group):
         ctx.rank = dist.get_rank(group)
         parts = [
-            torch.empty_like(tensor, memory_format=torch.contiguous_format) for _ in range(dist.get_world_size(group))
+            torch.empty_like(tensor, memory_format=torch.contiguous_format)
+            for _ in range(dist.get_world_size(group))
         ]
         dist.all_gather(parts, tensor.contiguous(), group=group)
         return torch.stack(parts)
@@ -150,16 +172,22 @@ class _Replicated(torch.autograd.Function):
 def local(
     input: Tensor, linear_weight: Tensor, linear_bias: Tensor | None, shard: VocabularyShard | None
 ) -> tuple[Tensor, Tensor, Tensor | None, VocabularyShard | None]:
-    """Return a head's tensors as this rank holds them, and their shard; a DTensor weight says its own."""
+    """Return a head's tensors as this rank holds them, and their shard; a DTensor weight says its
+    own.
+    """
     if shard is not None:
         checks.instance("shard", shard, VocabularyShard, "a VocabularyShard or None")
         check_distributed("shard")
     if is_dtensor(linear_weight):
         if shard is not None:
-            raise checks.wrong("shard", "None with a DTensor linear_weight, which says it itself", shard)
+            raise checks.wrong(
+                "shard", "None with a DTensor linear_weight, which says it itself", shard
+            )
         input, linear_weight, linear_bias, shard = _localised(input, linear_weight, linear_bias)
     if is_dtensor(input):
-        raise checks.wrong("input", "a plain tensor with a plain linear_weight", "a DTensor (take to_local())")
+        raise checks.wrong(
+            "input", "a plain tensor with a plain linear_weight", "a DTensor (take to_local())"
+        )
     return input, linear_weight, linear_bias, shard
 
 
@@ -170,7 +198,9 @@ def is_dtensor(tensor: object) -> TypeGuard[DTensor]:
 def _localised(
     input: Tensor, linear_weight: DTensor, linear_bias: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor | None, VocabularyShard]:
-    """Return DTensors as this rank's tensors and the shard they are of; gradients come back as DTensors."""
+    """Return DTensors as this rank's tensors and the shard they are of; gradients come back as
+    DTensors.
+    """
     from torch.distributed.tensor import Replicate, Shard
 
     mesh = linear_weight.device_mesh
@@ -179,13 +209,18 @@ def _localised(
             "linear_weight: expected a DTensor sharded over its rows, [Shard(0)] on a mesh of one dimension, "
             f"got {list(linear_weight.placements)} on {mesh.ndim}; gather it with full_tensor() or take to_local()"
         )
-    for name, tensor, placement in (("input", input, Replicate()), ("linear_bias", linear_bias, Shard(0))):
+    for name, tensor, placement in (
+        ("input", input, Replicate()),
+        ("linear_bias", linear_bias, Shard(0)),
+    ):
         if is_dtensor(tensor) and (tensor.device_mesh != mesh or tensor.placements[0] != placement):
             raise InputError(
                 f"{name}: expected {placement} on the mesh of linear_weight, got {list(tensor.placements)}; redistribute it"
             )
     if linear_bias is not None and not is_dtensor(linear_bias):
-        raise InputError("linear_bias: expected a DTensor sharded as linear_weight, got a plain tensor")
+        raise InputError(
+            "linear_bias: expected a DTensor sharded as linear_weight, got a plain tensor"
+        )
     vocabulary, ranks, rank = linear_weight.shape[0], mesh.size(), mesh.get_local_rank()
     rows = -(-vocabulary // ranks)  # DTensor shards as torch.chunk does
     shard = VocabularyShard(min(rank * rows, vocabulary), vocabulary, mesh.get_group())

@@ -1,4 +1,6 @@
-"""What a model thinks of each token, straight from hidden states: NLL, log-sum-exp, entropy, rank, prediction, divergence."""
+"""What a model thinks of each token, straight from hidden states: NLL, log-sum-exp, entropy, rank,
+prediction, divergence.
+"""
 
 from __future__ import annotations
 
@@ -14,26 +16,38 @@ from .inputs import LinearInputs, LossOptions, cast, choose_backend, refuse_forw
 from .kernels import operators
 from .kernels.dispatch import Plan, Rule
 from .kernels.sums import MAX, SUM_EXP
-from .losses import linear_cross_entropy, negative_log_likelihood, token_entropy, token_log_probability
+from .losses import (
+    linear_cross_entropy,
+    negative_log_likelihood,
+    token_entropy,
+    token_log_probability,
+)
 from .parallel import IGNORED, VocabularyShard
 
 
 class TokenStatistics(NamedTuple):
-    """Of every token, in the shape of target; at ignored positions 0, and −1 for ``rank`` and ``predicted``.
+    """Of every token, in the shape of target; at ignored positions 0, and −1 for ``rank`` and
+    ``predicted``.
 
-    ``rank`` and ``predicted`` are −1, too, where the NLL is no number (NaN logits, a target outside [0, V)).
+    ``rank`` and ``predicted`` are −1, too, where the NLL is no number (NaN logits, a target outside
+    [0, V)).
     """
 
     nll: Tensor  # float32, nats
     logsumexp: Tensor  # float32
     entropy: Tensor  # float32, nats
-    rank: Tensor  # int64: how many logits are larger than the target's; 0 is the model's first choice
+    # int64: how many logits are larger than the target's; 0 is the model's first choice
+    rank: Tensor
     predicted: Tensor  # int64: the column of the largest logit, the first of equal ones
 
 
-def _head_of_tokens(options: LossOptions, input: Tensor, linear_weight: Tensor, target: Tensor, **rest) -> LinearInputs:
+def _head_of_tokens(
+    options: LossOptions, input: Tensor, linear_weight: Tensor, target: Tensor, **rest
+) -> LinearInputs:
     """Inputs of a statistic, whose targets are tokens."""
-    inputs = LinearInputs.prepare(input, linear_weight, target, weight=None, options=options, **rest)
+    inputs = LinearInputs.prepare(
+        input, linear_weight, target, weight=None, options=options, **rest
+    )
     if inputs.target.probabilities:
         raise wrong("target", "class indices", "class probabilities", InputTypeError)
     return inputs
@@ -56,9 +70,11 @@ def token_nll(
     validate: bool | None = None,
     shard: VocabularyShard | None = None,
 ) -> Tensor:
-    """−log p(target) of every token in nats, the shape of target, float32, 0 at ignored positions, no gradient.
+    """−log p(target) of every token in nats, the shape of target, float32, 0 at ignored positions,
+    no gradient.
 
-    Arguments as in ``linear_cross_entropy``; the logits are float32 whatever the inputs' dtype, unless ``round_logits``.
+    Arguments as in ``linear_cross_entropy``; the logits are float32 whatever the inputs' dtype,
+    unless ``round_logits``.
     """
     return linear_cross_entropy(
         input,
@@ -129,16 +145,24 @@ def token_statistics(
     validate: bool | None = None,
     shard: VocabularyShard | None = None,
 ) -> TokenStatistics | tuple[TokenStatistics, Tensor]:
-    """``TokenStatistics`` of every token in one pass over the vocabulary, no gradient; arguments as in ``token_nll``.
+    """``TokenStatistics`` of every token in one pass over the vocabulary, no gradient; arguments as
+    in ``token_nll``.
 
-    With ``with_confidence`` also p(predicted), the probability of the model's first choice, float32, from the same pass: what
-    calibration is measured on. It is 0 where ``predicted`` is −1.
-    A logit is above the target's if it is larger as computed, in float32. Rows of the vocabulary that are the same tie on
-    triton; on the torch backend they do wherever the library's matrix product gives them the same bits.
+    With ``with_confidence`` also p(predicted), the probability of the model's first choice,
+    float32, from the same pass: what calibration is measured on. It is 0 where ``predicted`` is −1.
+    A logit is above the target's if it is larger as computed, in float32. Rows of the vocabulary
+    that are the same tie on triton; on the torch backend they do wherever the library's matrix
+    product gives them the same bits.
     """
     checks.flag("with_confidence", with_confidence)
     inputs = _head_of_tokens(
-        LossOptions("none", ignore_index, softcap=softcap, logit_scale=logit_scale, memory_limit=memory_limit),
+        LossOptions(
+            "none",
+            ignore_index,
+            softcap=softcap,
+            logit_scale=logit_scale,
+            memory_limit=memory_limit,
+        ),
         input,
         linear_weight,
         target,
@@ -232,14 +256,21 @@ def token_log_probabilities(
     validate: bool | None = None,
     shard: VocabularyShard | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """log p(target) of every token in nats, never positive, the shape of target, float32, differentiable; 0 where ignored.
+    """log p(target) of every token in nats, never positive, the shape of target, float32,
+    differentiable; 0 where ignored.
 
-    With ``with_entropy`` also the entropy of its distribution in nats, from the same pass and with gradient: what policy
-    gradients ask for. Arguments as in ``linear_cross_entropy``.
+    With ``with_entropy`` also the entropy of its distribution in nats, from the same pass and with
+    gradient: what policy gradients ask for. Arguments as in ``linear_cross_entropy``.
     """
     checks.flag("with_entropy", with_entropy)
     inputs = _head_of_tokens(
-        LossOptions("none", ignore_index, softcap=softcap, logit_scale=logit_scale, memory_limit=memory_limit),
+        LossOptions(
+            "none",
+            ignore_index,
+            softcap=softcap,
+            logit_scale=logit_scale,
+            memory_limit=memory_limit,
+        ),
         input,
         linear_weight,
         target,
@@ -272,11 +303,13 @@ def linear_kl_divergence(
     backend: str | None = None,
     memory_limit: int | None = None,
 ) -> Tensor:
-    """KL(P‖Q) = Σ_v p_v · (log p_v − log q_v) of every token, in nats, float32, without the logits of either head.
+    """KL(P‖Q) = Σ_v p_v · (log p_v − log q_v) of every token, in nats, float32, without the logits
+    of either head.
 
-    input_p [..., D_p], weight_p [V, D_p], bias_p [V] for P, and the same with D_q for Q: the hidden sizes may differ, the
-    vocabulary not. Differentiable in both. Never negative, 0 for equal heads, inf where q is 0 and p is not.
-    Logits, ``backend`` and ``memory_limit`` as in ``linear_cross_entropy``; 1 / temperature goes into both logit scales.
+    input_p [..., D_p], weight_p [V, D_p], bias_p [V] for P, and the same with D_q for Q: the hidden
+    sizes may differ, the vocabulary not. Differentiable in both. Never negative, 0 for equal heads,
+    inf where q is 0 and p is not. Logits, ``backend`` and ``memory_limit`` as in
+    ``linear_cross_entropy``; 1 / temperature goes into both logit scales.
     """
     checks.logit_rule(softcap_p, logit_scale_p, "_p")
     checks.logit_rule(softcap_q, logit_scale_q, "_q")
@@ -285,7 +318,10 @@ def linear_kl_divergence(
         for softcap, scale in ((softcap_p, logit_scale_p), (softcap_q, logit_scale_q))
     ]
     heads = []
-    for side, (input, weight, bias) in (("p", (input_p, weight_p, bias_p)), ("q", (input_q, weight_q, bias_q))):
+    for side, (input, weight, bias) in (
+        ("p", (input_p, weight_p, bias_p)),
+        ("q", (input_q, weight_q, bias_q)),
+    ):
         names = f"input_{side}", f"weight_{side}", f"bias_{side}"
         for name, tensor in zip(names, (input, weight, bias), strict=True):
             if name[0] != "b" or tensor is not None:

@@ -9,10 +9,12 @@ from .errors import ACTING
 
 
 class Console(rich.console.Console):
-    """rich's console without its markup and emoji codes, and without control characters of the text itself.
+    """rich's console without its markup and emoji codes, and without control characters of the text
+    itself.
 
-    An id "[red]" is shown as it is, and of "\\x1b[31m" what a terminal would not act on: "[31m". The console's own
-    colours and movements of the cursor are control codes apart from the text, and stay.
+    An id "[red]" is shown as it is, and of "\\x1b[31m" what a terminal would not act on: "[31m".
+    The console's own colours and movements of the cursor are control codes apart from the text, and
+    stay.
     """
 
     def __init__(self, **options) -> None:

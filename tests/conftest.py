@@ -1,4 +1,6 @@
-"""Give every test the same environment, seeds and drawn examples, and report the processor time of the tests."""
+"""Give every test the same environment, seeds and drawn examples, and report the processor time of
+the tests.
+"""
 
 import io
 import os
@@ -18,13 +20,22 @@ if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 NAME_LENGTH = 48  # characters of one parameter in a test's name
-# What a terminal, a colour setting or a network would change in the output of a test or of a process that a test starts.
+# What a terminal, a colour setting or a network would change in the output of a test or of a
+# process that a test starts.
 os.environ.update(COLUMNS="80", LINES="25", HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
-for name in ("FORCE_COLOR", "CLICOLOR_FORCE", "PY_COLORS", "TTY_COMPATIBLE", "TTY_INTERACTIVE", "PYTHONIOENCODING"):
+for name in (
+    "FORCE_COLOR",
+    "CLICOLOR_FORCE",
+    "PY_COLORS",
+    "TTY_COMPATIBLE",
+    "TTY_INTERACTIVE",
+    "PYTHONIOENCODING",
+):
     os.environ.pop(name, None)
 
-# `make test` draws the same examples in every run. `make test-slow` draws other ones in each run and prints their seed.
-# How long an example takes or is drawn says how busy the machine is: no deadline, no health check of the time.
+# `make test` draws the same examples in every run. `make test-slow` draws other ones in each run
+# and prints their seed. How long an example takes or is drawn says how busy the machine is: no
+# deadline, no health check of the time.
 COMMON = dict(deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("test", derandomize=True, **COMMON)
 settings.register_profile("slow", derandomize=False, print_blob=True, **COMMON)
@@ -41,7 +52,8 @@ def device():
 def pytest_make_parametrize_id(config, val, argname) -> str | None:
     """Name a parameter readably, and from the source alone: workers must collect equal names.
 
-    Bytes may hold a clock (gzip's header does), and a text may hold line breaks and control characters.
+    Bytes may hold a clock (gzip's header does), and a text may hold line breaks and control
+    characters.
     """
     if isinstance(val, bytes | bytearray) or getattr(val, "__name__", None) == "<lambda>":
         return argname
@@ -54,8 +66,8 @@ def pytest_make_parametrize_id(config, val, argname) -> str | None:
 def ppl_here(capsys, monkeypatch):
     """Return a function that runs ``ppl`` in this process, which has imported everything.
 
-    The function takes the command's words, ``input`` (text of standard input) and ``cwd`` (folder), and returns what
-    ``subprocess.run`` would: status, standard output and standard error.
+    The function takes the command's words, ``input`` (text of standard input) and ``cwd`` (folder),
+    and returns what ``subprocess.run`` would: status, standard output and standard error.
     """
     from perplexity.cli import main
 
@@ -77,7 +89,9 @@ def ppl_here(capsys, monkeypatch):
 
 @pytest.fixture
 def fails(ppl_here):
-    """Return a function that asserts exit status 2 and one line with ``words`` on stderr, and returns standard output."""
+    """Return a function that asserts exit status 2 and one line with ``words`` on stderr, and
+    returns standard output.
+    """
 
     def check(folder, arguments, words) -> str:
         done = ppl_here(*arguments, cwd=folder)
@@ -93,7 +107,10 @@ def fails(ppl_here):
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config) -> None:
-    if config.getoption("hypothesis_profile") == "slow" and config.getoption("hypothesis_seed") is None:
+    if (
+        config.getoption("hypothesis_profile") == "slow"
+        and config.getoption("hypothesis_seed") is None
+    ):
         # Set before hypothesis reads the option, and before xdist hands the options to its workers.
         config.option.hypothesis_seed = str(random.SystemRandom().randrange(1 << 32))
 
@@ -138,10 +155,14 @@ STARTED, FINISHED = pytest.StashKey[float](), pytest.StashKey[float]()
 
 
 def pytest_terminal_summary(terminalreporter, config) -> None:
-    """Print hypothesis' seed, and the tests that took the most processor time: wall time means little on shared cores."""
+    """Print hypothesis' seed, and the tests that took the most processor time: wall time means
+    little on shared cores.
+    """
     if config.getoption("hypothesis_profile") == "slow":
         number = config.getoption("hypothesis_seed")
-        terminalreporter.section(f"hypothesis: --hypothesis-seed={number} draws these examples again")
+        terminalreporter.section(
+            f"hypothesis: --hypothesis-seed={number} draws these examples again"
+        )
     seconds = {
         report.nodeid: value
         for reports in terminalreporter.stats.values()
@@ -151,7 +172,9 @@ def pytest_terminal_summary(terminalreporter, config) -> None:
     }
     if len(seconds) < SLOWEST:
         return
-    terminalreporter.section(f"processor time: {sum(seconds.values()):.0f} s in {len(seconds)} tests")
+    terminalreporter.section(
+        f"processor time: {sum(seconds.values()):.0f} s in {len(seconds)} tests"
+    )
     files = Counter()
     for name, value in seconds.items():
         files[name.split("::")[0]] += value

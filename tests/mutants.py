@@ -1,4 +1,5 @@
-"""Mutation testing: `make mutants SEED=n` breaks the product on purpose and asks which test notices.
+"""Mutation testing: `make mutants SEED=n` breaks the product on purpose and asks which test
+notices.
 
 A seed draws statements that the tests run, and one edit for each (the operators are `Finder`'s).
 Each edit is applied to a copy of the tree. The tests that run the statement are run there until one
@@ -49,9 +50,21 @@ MUTATED = (
     "kernels/**/*.py",
     *(
         f"perplexity/{name}.py"
-        for name in ("losses", "nn", "statistics", "metric", "inputs", "checks", "calibration", "fingerprints")
+        for name in (
+            "losses",
+            "nn",
+            "statistics",
+            "metric",
+            "inputs",
+            "checks",
+            "calibration",
+            "fingerprints",
+        )
     ),
-    *(f"perplexity/{name}/*.py" for name in ("text", "models", "scoring", "evaluation", "monitor", "data_checks")),
+    *(
+        f"perplexity/{name}/*.py"
+        for name in ("text", "models", "scoring", "evaluation", "monitor", "data_checks")
+    ),
 )
 # Their tests need a GPU or a compiler: a mutant of them would live here whatever the tests say.
 OFF_THE_CPU = ("kernels/compile_check.py",)
@@ -113,7 +126,9 @@ class Mutation:
         first = source.rfind(b"\n", 0, self.start) + 1
         last = source.find(b"\n", self.end)
         before = source[first:last].decode()
-        after = self.apply(source)[first : last + len(self.text.encode()) - (self.end - self.start)].decode()
+        after = self.apply(source)[
+            first : last + len(self.text.encode()) - (self.end - self.start)
+        ].decode()
         return " ".join(before.split()), " ".join(after.split())
 
 
@@ -143,7 +158,11 @@ ARITHMETIC = {
     ast.BitOr: ("|", "&"),
 }
 OPPOSITES = "min max, minimum maximum, amin amax, argmin argmax, all any, floor ceil, zeros ones, startswith endswith"
-SWAPPED_CALLS = {name: other for pair in map(str.split, OPPOSITES.split(",")) for name, other in (pair, pair[::-1])}
+SWAPPED_CALLS = {
+    name: other
+    for pair in map(str.split, OPPOSITES.split(","))
+    for name, other in (pair, pair[::-1])
+}
 REDUCTIONS = {
     "sum",
     "mean",
@@ -201,7 +220,9 @@ class Finder(ast.NodeVisitor):
     # What is never mutated.
 
     def visit(self, node: ast.AST) -> None:
-        if isinstance(node, ast.Import | ast.ImportFrom | ast.Raise | ast.JoinedStr | ast.Assert | ast.Delete):
+        if isinstance(
+            node, ast.Import | ast.ImportFrom | ast.Raise | ast.JoinedStr | ast.Assert | ast.Delete
+        ):
             return
         if isinstance(node, ast.stmt):
             self.statement = node.lineno
@@ -210,7 +231,11 @@ class Finder(ast.NodeVisitor):
     def visit_FunctionDef(self, node: ast.FunctionDef) -> None:
         if node.name == "__repr__":
             return
-        first = node.body[1] if ast.get_docstring(node) is not None and len(node.body) > 1 else node.body[0]
+        first = (
+            node.body[1]
+            if ast.get_docstring(node) is not None and len(node.body) > 1
+            else node.body[0]
+        )
         self.statement = first.lineno  # a default is what the function's own statements see
         for default in (*node.args.defaults, *filter(None, node.args.kw_defaults)):
             self.visit(default)
@@ -226,7 +251,9 @@ class Finder(ast.NodeVisitor):
             self.visit(node.value)
 
     def visit_Assign(self, node: ast.Assign) -> None:
-        if not any(isinstance(target, ast.Name) and target.id == "__all__" for target in node.targets):
+        if not any(
+            isinstance(target, ast.Name) and target.id == "__all__" for target in node.targets
+        ):
             self.generic_visit(node)
 
     # The operators.
@@ -245,7 +272,8 @@ class Finder(ast.NodeVisitor):
 
     def visit_BinOp(self, node: ast.BinOp) -> None:
         texts = any(
-            isinstance(side, ast.JoinedStr) or (isinstance(side, ast.Constant) and isinstance(side.value, str))
+            isinstance(side, ast.JoinedStr)
+            or (isinstance(side, ast.Constant) and isinstance(side.value, str))
             for side in (node.left, node.right)
         )
         if type(node.op) in ARITHMETIC and not texts:
@@ -313,7 +341,9 @@ class Finder(ast.NodeVisitor):
         self.generic_visit(node)
 
     def visit_Call(self, node: ast.Call) -> None:
-        name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+        name = (
+            node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+        )
         if name in SWAPPED_CALLS:
             end = self.end(node.func)
             self.add("extreme", end - len(name), end, SWAPPED_CALLS[name])
@@ -390,7 +420,9 @@ def draw(seed: int, sources: dict[str, bytes]) -> Iterator[Mutation]:
         operators = sorted({mutation.operator for mutation in offered})
         while operators:
             operator = operators.pop(generator.randrange(len(operators)))
-            choice = generator.choice([mutation for mutation in offered if mutation.operator == operator])
+            choice = generator.choice(
+                [mutation for mutation in offered if mutation.operator == operator]
+            )
             if parses(choice.apply(sources[file])):
                 yield choice
                 break
@@ -461,13 +493,19 @@ def with_probes(source: bytes, base: int) -> str:
         *(is_future(statement) for statement in module.body),
     ]
     place = sum(first)  # after the docstring and what must follow it
-    module.body[place:place] = ast.parse("from _mutants_probe import hits as _hits\n_hit = _hits.add").body
+    module.body[place:place] = ast.parse(
+        "from _mutants_probe import hits as _hits\n_hit = _hits.add"
+    ).body
     return ast.unparse(ast.fix_missing_locations(module)) + "\n"
 
 
 def mutated_sources() -> dict[str, bytes]:
     """Return the files that are mutated, by their path from the root."""
-    files = {str(path.relative_to(ROOT)): path for pattern in MUTATED for path in sorted(ROOT.glob(pattern))}
+    files = {
+        str(path.relative_to(ROOT)): path
+        for pattern in MUTATED
+        for path in sorted(ROOT.glob(pattern))
+    }
     return {name: path.read_bytes() for name, path in files.items() if name not in OFF_THE_CPU}
 
 
@@ -496,7 +534,10 @@ def file_keys(files: list[str]) -> dict[str, str]:
         ):
             common.update(path.read_bytes())
     common.update(f"{PROBE}{LEFT_OUT}{sys.version}".encode())
-    return {file: hashlib.sha256(common.digest() + (ROOT / file).read_bytes()).hexdigest() for file in files}
+    return {
+        file: hashlib.sha256(common.digest() + (ROOT / file).read_bytes()).hexdigest()
+        for file in files
+    }
 
 
 def copy_tree(folder: Path) -> Path:
@@ -506,7 +547,9 @@ def copy_tree(folder: Path) -> Path:
     for name in COPIED:
         source = ROOT / name
         if source.is_dir():
-            shutil.copytree(source, folder / name, ignore=shutil.ignore_patterns("__pycache__", ".*"))
+            shutil.copytree(
+                source, folder / name, ignore=shutil.ignore_patterns("__pycache__", ".*")
+            )
         else:
             shutil.copy2(source, folder / name)
     (folder / "perplexity" / "kernels").symlink_to("../kernels")
@@ -541,7 +584,11 @@ def start(folder: Path, job: dict, name: str, **environment: str) -> tuple[int, 
     out = folder.parent / f"{folder.name}-{name}.json"
     out.unlink(missing_ok=True)
     todo.write_text(json.dumps(job | {"out": str(out)}))
-    base = {key: value for key, value in os.environ.items() if not key.startswith(("PYTEST", "COVERAGE"))}
+    base = {
+        key: value
+        for key, value in os.environ.items()
+        if not key.startswith(("PYTEST", "COVERAGE"))
+    }
     base |= dict(
         PYTHONPATH=str(folder),
         PYTHONDONTWRITEBYTECODE="1",
@@ -573,7 +620,8 @@ def start(folder: Path, job: dict, name: str, **environment: str) -> tuple[int, 
 class Record:
     """Which statements each test runs, and the processor time it takes."""
 
-    tests: dict[str, dict] = field(default_factory=dict)  # name: {"seconds", "hits": {file: [lines]}}
+    # name: {"seconds", "hits": {file: [lines]}}
+    tests: dict[str, dict] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.by_statement, self.by_file = defaultdict(set), defaultdict(set)
@@ -627,7 +675,9 @@ def record_group(number: int, files: list[str]) -> tuple[dict[str, dict], float]
     status, written, seconds = start(folder, {"record": files}, "record", MUTANTS_HITS=str(hits))
     # Cut short, the files that were finished are worth keeping.
     complete = files if status in (0, 1, 5) else written.get("complete", [])
-    tests = {name: test for name, test in written.get("tests", {}).items() if file_of(name) in complete}
+    tests = {
+        name: test for name, test in written.get("tests", {}).items() if file_of(name) in complete
+    }
     for left in hits.glob("*.json"):
         name, numbers = json.loads(left.read_text())
         if (name := name.rsplit(" (", 1)[0]) in tests:
@@ -724,7 +774,9 @@ class Judging(InTheCopy):
 
     def pytest_collection_modifyitems(self, config, items) -> None:
         place = {name: number for number, name in enumerate(self.job["order"])}
-        items[:] = sorted((item for item in items if item.nodeid in place), key=lambda item: place[item.nodeid])
+        items[:] = sorted(
+            (item for item in items if item.nodeid in place), key=lambda item: place[item.nodeid]
+        )
 
     def around(self, item, following):
         expected = self.job["order"][item.nodeid]
@@ -796,7 +848,8 @@ class Mutant:
 
 
 def order_tests(covering: set[str], record: Record, file: str) -> dict[str, float]:
-    """Return the tests that run a statement, then the other tests of their files, in the order to run them.
+    """Return the tests that run a statement, then the other tests of their files, in the order to
+    run them.
 
     Test functions take turns, for the cases of one function notice much the same: of each its
     cheapest case first, then twice as many, and so on. Within a turn a file's tests stay together,
@@ -812,7 +865,10 @@ def order_tests(covering: set[str], record: Record, file: str) -> dict[str, floa
         keyed = []
         for function, cases in functions.items():
             test_file = function.split("::")[0]
-            mirrors = Path(test_file).parent.name == package or Path(test_file).stem == f"test_{Path(file).stem}"
+            mirrors = (
+                Path(test_file).parent.name == package
+                or Path(test_file).stem == f"test_{Path(file).stem}"
+            )
             for place, name in enumerate(cases):
                 slow = record.tests[name]["seconds"] > SLOW_SECONDS
                 turn = (slow, (place + 1).bit_length())
@@ -860,7 +916,9 @@ def module_statements(source: bytes) -> set[int]:
         statement = todo.pop()
         found.add(statement.lineno)
         if not isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef):
-            todo += [child for child in ast.iter_child_nodes(statement) if isinstance(child, ast.stmt)]
+            todo += [
+                child for child in ast.iter_child_nodes(statement) if isinstance(child, ast.stmt)
+            ]
     return found
 
 
@@ -882,7 +940,9 @@ def choose(seed: int, count: int, record: Record, sources: dict[str, bytes]) -> 
         before, after = mutation.shown(sources[file])
         order = order_tests(covering, record, file)
         reason = reasons.get((file, before, after))
-        chosen.append(Mutant(len(chosen) + 1, mutation, before, after, order, len(covering), reason))
+        chosen.append(
+            Mutant(len(chosen) + 1, mutation, before, after, order, len(covering), reason)
+        )
         if len(chosen) == count:
             break
     return chosen
@@ -952,7 +1012,11 @@ def run(seed: int, count: int, workers: int, seconds: float) -> int:
         given = budget.take(most + LEAST_SECONDS)
         folder = folders.pop()
         try:
-            used = judge(mutant, folder, sources[mutant.mutation.file], given) if given > LEAST_SECONDS else 0.0
+            used = (
+                judge(mutant, folder, sources[mutant.mutation.file], given)
+                if given > LEAST_SECONDS
+                else 0.0
+            )
         finally:
             folders.append(folder)
         budget.give(given - used)
@@ -963,7 +1027,11 @@ def run(seed: int, count: int, workers: int, seconds: float) -> int:
         for mutant in mutants:
             if mutant.explained:
                 show(mutant)
-        list(pool.map(lambda mutant: judge_some(mutant, FIRST_SECONDS), [m for m in mutants if m.lives]))
+        list(
+            pool.map(
+                lambda mutant: judge_some(mutant, FIRST_SECONDS), [m for m in mutants if m.lives]
+            )
+        )
         # Those with the fewest tests left come first: what they do not use is the others'.
         living = sorted(
             (m for m in mutants if m.lives and m.ran < len(m.order)),
@@ -992,12 +1060,16 @@ def run(seed: int, count: int, workers: int, seconds: float) -> int:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Break the product on purpose, and see which test notices.")
+    parser = argparse.ArgumentParser(
+        description="Break the product on purpose, and see which test notices."
+    )
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--count", type=int, default=40, help="mutants (default 40)")
     parser.add_argument("--workers", type=int, default=1, help="mutants at a time (default 1)")
     minutes = SECONDS_IN_ALL / 60
-    parser.add_argument("--minutes", type=float, default=minutes, help="processor minutes in all (default 30)")
+    parser.add_argument(
+        "--minutes", type=float, default=minutes, help="processor minutes in all (default 30)"
+    )
     parser.add_argument("--job", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.job:

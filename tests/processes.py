@@ -9,8 +9,8 @@ linux_only = pytest.mark.skipif(
     not sys.platform.startswith("linux"), reason="/proc, /dev/full, limits or signals of Linux"
 )
 
-# Seconds after which a process counts as hung. No test waits this long unless something is wrong: however busy the machine
-# is, a process that makes progress must come to its end.
+# Seconds after which a process counts as hung. No test waits this long unless something is wrong:
+# however busy the machine is, a process that makes progress must come to its end.
 HANG = 1800
 
 
@@ -21,5 +21,7 @@ def run(*command, **options) -> subprocess.CompletedProcess:
 
 
 def ppl(*arguments, **options) -> subprocess.CompletedProcess:
-    """Run ``ppl`` in a process of its own. Fixture ``ppl_here`` costs a tenth where the process is not what is tested."""
+    """Run ``ppl`` in a process of its own. Fixture ``ppl_here`` costs a tenth where the process is
+    not what is tested.
+    """
     return run(sys.executable, "-m", "perplexity", *arguments, **options)

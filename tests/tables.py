@@ -1,7 +1,7 @@
 """The kernel tables: cases, and bodies that take a device, so that tests/gpu runs them compiled.
 
-The oracle is ``perplexity.kernels.reference`` in float64 on the very inputs (rounded to the case's dtype); the rule for 16
-bits is |ours − exact| ≤ |torch in that dtype − exact| + tolerance.
+The oracle is ``perplexity.kernels.reference`` in float64 on the very inputs (rounded to the case's
+dtype); the rule for 16 bits is |ours − exact| ≤ |torch in that dtype − exact| + tolerance.
 """
 
 from dataclasses import dataclass, field, replace
@@ -12,7 +12,8 @@ from perplexity.kernels import operators, reference, sums
 from perplexity.kernels.dispatch import Plan, Rule
 from perplexity.kernels.sums import EXP_SHIFT, LOGIT_SUM, MAX, SUM_EXP, TARGET
 
-# Forward: torch's own float32 sums differ among themselves by some 1e-6 at these shapes; 16-bit inputs are exact in ours.
+# Forward: torch's own float32 sums differ among themselves by some 1e-6 at these shapes; 16-bit
+# inputs are exact in ours.
 FORWARD = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 1e-2}
 # Gradients: products of N or V terms in float32; rounded to the inputs' dtype at the end.
 GRADIENT = {torch.float64: 1e-11, torch.float32: 5e-4, torch.float16: 1e-3, torch.bfloat16: 1e-2}
@@ -118,7 +119,9 @@ def derived(sums, with_logit_sum):
 
 
 def oracle(case: Case, inputs: Inputs, dtype: torch.dtype):
-    """Derived quantities and gradients from full logits in ``dtype``; in 16 bits, logits as the plain path rounds them."""
+    """Derived quantities and gradients from full logits in ``dtype``; in 16 bits, logits as the
+    plain path rounds them.
+    """
     leaves = [
         None if tensor is None else tensor.detach().to(dtype).contiguous().requires_grad_()
         for tensor in (inputs.hidden, inputs.weight, inputs.bias)
@@ -130,14 +133,20 @@ def oracle(case: Case, inputs: Inputs, dtype: torch.dtype):
     given = [leaf for leaf in leaves if leaf is not None]
     # Row by row: the logit sum of a masked bias is −inf, and 0 · −inf no number.
     weighted = sum(
-        (sums[row] * inputs.upstream[row].to(sums.dtype)).sum() for row in range(5) if inputs.upstream[row].any()
+        (sums[row] * inputs.upstream[row].to(sums.dtype)).sum()
+        for row in range(5)
+        if inputs.upstream[row].any()
     )
     gradients = torch.autograd.grad(weighted, given) if len(inputs.target) else given
-    return derived(sums.detach(), not case.masked_bias), [gradient.detach() for gradient in gradients]
+    return derived(sums.detach(), not case.masked_bias), [
+        gradient.detach() for gradient in gradients
+    ]
 
 
 def assert_close(name, ours, plain, exact, tolerance):
-    """|ours − exact| ≤ |plain − exact| + tolerance · max(1, |exact|), NaN and inf where exact has them."""
+    """|ours − exact| ≤ |plain − exact| + tolerance · max(1, |exact|), NaN and inf where exact has
+    them.
+    """
     ours, plain, exact = (tensor.double().cpu() for tensor in (ours, plain, exact))
     assert ours.shape == exact.shape, (name, ours.shape, exact.shape)
     finite = exact.isfinite()
@@ -146,7 +155,9 @@ def assert_close(name, ours, plain, exact, tolerance):
     # One bound a tensor: a rounding of the plain path may hit another element than ours.
     allowed = (plain - exact).abs().max().item() if exact.numel() else 0.0
     excess = (ours - exact).abs() - tolerance * exact.abs().clamp(min=1.0)
-    assert not exact.numel() or excess.max().item() <= allowed, f"{name}: off by {(ours - exact).abs().max():.3g}"
+    assert not exact.numel() or excess.max().item() <= allowed, (
+        f"{name}: off by {(ours - exact).abs().max():.3g}"
+    )
 
 
 def implementation(backend: str):
@@ -154,13 +165,28 @@ def implementation(backend: str):
     return module.linear_nll, module.linear_nll_grad
 
 
-def check_linear(case: Case, backend: str, device: str, kept: torch.Tensor | None = None, **plan) -> None:
-    """Sums and gradients from hidden states against float64; ``kept`` and ``plan`` for the forward and the backward."""
+def check_linear(
+    case: Case, backend: str, device: str, kept: torch.Tensor | None = None, **plan
+) -> None:
+    """Sums and gradients from hidden states against float64; ``kept`` and ``plan`` for the forward
+    and the backward.
+    """
     forward, backward = implementation(backend)
     inputs = build(case, device)
-    rule = Rule(softcap=case.softcap, logit_scale=case.logit_scale, with_logit_sum=True, with_exp_shift=True)
+    rule = Rule(
+        softcap=case.softcap, logit_scale=case.logit_scale, with_logit_sum=True, with_exp_shift=True
+    )
     plan = Plan(backend, **case.options, **plan)
-    arguments = inputs.hidden, inputs.weight, inputs.bias, inputs.target, inputs.class_weight, rule, plan, kept
+    arguments = (
+        inputs.hidden,
+        inputs.weight,
+        inputs.bias,
+        inputs.target,
+        inputs.class_weight,
+        rule,
+        plan,
+        kept,
+    )
     sums = forward(*arguments)
     exact, exact_gradients = oracle(case, inputs, torch.float64)
     plain, plain_gradients = oracle(case, inputs, case.dtype)
@@ -171,7 +197,9 @@ def check_linear(case: Case, backend: str, device: str, kept: torch.Tensor | Non
     maximum = sums[MAX].clone()
     gradients = backward(inputs.upstream.to(sums.dtype), maximum, *arguments)
     gradients = [gradient for gradient in gradients if gradient is not None]
-    for name, *values in zip(("hidden", "weight", "bias"), gradients, plain_gradients, exact_gradients, strict=False):
+    for name, *values in zip(
+        ("hidden", "weight", "bias"), gradients, plain_gradients, exact_gradients, strict=False
+    ):
         assert values[0].dtype == case.dtype
         assert_close(f"gradient of {name}", *values, GRADIENT[case.dtype])
     assert len(gradients) == len(exact_gradients)
@@ -185,15 +213,26 @@ def check_rows(case: Case, backend: str, device: str) -> None:
     inputs = build(replace(case, shape=(N, V, V), layout="contiguous"), device)
     logits = laid_out((inputs.hidden * case.scale).to(case.dtype), case.layout)
     inputs.hidden, inputs.weight = logits, torch.eye(V, dtype=case.dtype, device=device)
-    rule = Rule(softcap=case.softcap, logit_scale=case.logit_scale, with_logit_sum=True, with_exp_shift=True)
+    rule = Rule(
+        softcap=case.softcap, logit_scale=case.logit_scale, with_logit_sum=True, with_exp_shift=True
+    )
     sums = module.nll(logits, inputs.target, inputs.class_weight, rule)
     exact, (exact_gradient, *_) = oracle(case, inputs, torch.float64)
     plain, (plain_gradient, *_) = oracle(case, inputs, case.dtype)
     for name, value in derived(sums, True).items():
         assert_close(name, value, plain[name], exact[name], FORWARD[case.dtype])
-    arguments = inputs.upstream.to(sums.dtype), sums[MAX].clone(), logits, inputs.target, inputs.class_weight, rule
+    arguments = (
+        inputs.upstream.to(sums.dtype),
+        sums[MAX].clone(),
+        logits,
+        inputs.target,
+        inputs.class_weight,
+        rule,
+    )
     gradient = module.nll_grad(*arguments)
-    assert_close("gradient of logits", gradient, plain_gradient, exact_gradient, GRADIENT[case.dtype])
+    assert_close(
+        "gradient of logits", gradient, plain_gradient, exact_gradient, GRADIENT[case.dtype]
+    )
     in_place = module.nll_grad(*arguments, out=logits)
     assert in_place is logits and torch.equal(logits, gradient)
 
@@ -204,7 +243,9 @@ def check_statistics(case: Case, backend: str, device: str) -> None:
     rule = Rule(softcap=case.softcap, logit_scale=case.logit_scale)
     head = inputs.hidden, inputs.weight, inputs.bias, inputs.target
     at_target = module.target_logit(*head, rule)
-    sums, above, best = module.linear_statistics(*head, at_target, rule, Plan(backend, **case.options))
+    sums, above, best = module.linear_statistics(
+        *head, at_target, rule, Plan(backend, **case.options)
+    )
     exact, _ = oracle(case, inputs, torch.float64)
     plain, _ = oracle(case, inputs, case.dtype)
     for name, value in derived(sums, False).items():
@@ -218,7 +259,9 @@ def check_statistics(case: Case, backend: str, device: str) -> None:
     # Logits that differ by less than float32's rounding may be counted either way, no others.
     slack = 1e-5 * z[z.isfinite()].abs().max().clamp(min=1.0) if counted.any() else 0.0
     above, best = above[counted], best[counted]
-    assert (above >= (z > own + slack).sum(1)).all() and (above <= (z > own - slack).sum(1) - 1).all()
+    assert (above >= (z > own + slack).sum(1)).all() and (
+        above <= (z > own - slack).sum(1) - 1
+    ).all()
     assert (z.gather(1, best[:, None])[:, 0] >= z.amax(1) - slack).all() if counted.any() else True
 
 
@@ -228,10 +271,14 @@ def check_kl(case: Case, backend: str, device: str) -> None:
     N, V, D = case.shape
     p, q = (
         build(case, device),
-        build(replace(case, shape=(N, V, D + 9), bias=not case.bias, scale=0.7 * case.scale), device),
+        build(
+            replace(case, shape=(N, V, D + 9), bias=not case.bias, scale=0.7 * case.scale), device
+        ),
     )
     # A masked bias hides the same entries on both sides: elsewhere the divergence is infinite.
-    heads = [(side.hidden, side.weight, p.bias if case.masked_bias else side.bias) for side in (p, q)]
+    heads = [
+        (side.hidden, side.weight, p.bias if case.masked_bias else side.bias) for side in (p, q)
+    ]
     rules = Rule(softcap=case.softcap, logit_scale=case.logit_scale), Rule()
     plan = Plan(backend, **case.options)
     rows = module.linear_kl(*heads, *rules, plan)
@@ -239,7 +286,10 @@ def check_kl(case: Case, backend: str, device: str) -> None:
 
     def expected(dtype):
         leaves = [
-            [None if tensor is None else tensor.detach().to(dtype).contiguous().requires_grad_() for tensor in head]
+            [
+                None if tensor is None else tensor.detach().to(dtype).contiguous().requires_grad_()
+                for tensor in head
+            ]
             for head in heads
         ]
         a = reference.logits(*leaves[0], softcap=case.softcap, logit_scale=case.logit_scale)
@@ -247,7 +297,9 @@ def check_kl(case: Case, backend: str, device: str) -> None:
         a, b = (a, b) if dtype == torch.float64 else (a.float(), b.float())
         divergence = reference.kl_divergence(a, b)
         given = [leaf for head in leaves for leaf in head if leaf is not None]
-        return divergence.detach(), torch.autograd.grad(divergence, given, upstream.to(divergence.dtype))
+        return divergence.detach(), torch.autograd.grad(
+            divergence, given, upstream.to(divergence.dtype)
+        )
 
     exact, exact_gradients = expected(torch.float64)
     plain, plain_gradients = expected(case.dtype)

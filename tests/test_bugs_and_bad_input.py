@@ -1,4 +1,6 @@
-"""Exit statuses: bad input is one line and status 2 whatever the file holds, a bug of ours a traceback and status 3."""
+"""Exit statuses: bad input is one line and status 2 whatever the file holds, a bug of ours a
+traceback and status 3.
+"""
 
 import copy
 import gzip
@@ -21,7 +23,10 @@ from tiny_models import save_small_model
 from perplexity.cli import main
 from perplexity.errors import InputError, InputTypeError, each_of_theirs, theirs
 
-ROWS = [{"id": str(i), "text": f"the cat number {i} sat on the mat and lay by the door {7 * i}"} for i in range(10)]
+ROWS = [
+    {"id": str(i), "text": f"the cat number {i} sat on the mat and lay by the door {7 * i}"}
+    for i in range(10)
+]
 
 
 @pytest.fixture(scope="module")
@@ -30,10 +35,13 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("bad")
     save_small_model(folder / "model")
     (folder / "good.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
-    # Behind a space "yes" and "no" begin with the same token of so small a tokenizer: the question ends in white space.
+    # Behind a space "yes" and "no" begin with the same token of so small a tokenizer: the question
+    # ends in white space.
     (folder / "question.txt").write_text("{text} Yes or no?\n")
     (folder / "prompts.txt").write_text("the cat\nthe dog\n")
-    (folder / "history.csv").write_text("step,train_loss\n" + "".join(f"{i},{5 - i / 100}\n" for i in range(60)))
+    (folder / "history.csv").write_text(
+        "step,train_loss\n" + "".join(f"{i},{5 - i / 100}\n" for i in range(60))
+    )
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         for arguments in (
@@ -46,7 +54,9 @@ def folder(tmp_path_factory):
 
 
 def run(capsys, arguments):
-    """Exit status of the command in this process, what it wrote to stderr, and its own lines of that."""
+    """Exit status of the command in this process, what it wrote to stderr, and its own lines of
+    that.
+    """
     capsys.readouterr()
     try:
         status = main(arguments.split())
@@ -79,13 +89,23 @@ def run(capsys, arguments):
         ("eval model good.jsonl", "perplexity.evaluation.evaluator.summarise"),
         ("eval model good.jsonl", "perplexity.text.readers._row"),
         ("compare eval.json eval.json", "perplexity.evaluation.comparison.ratio_stderr"),
-        ("check-data --train prompts.txt --valid good.jsonl", "perplexity.data_checks.checks.leaks"),
-        ("probe model good.jsonl --samples 1 --max-new-tokens 4", "perplexity.probe.prober.tokenize"),
+        (
+            "check-data --train prompts.txt --valid good.jsonl",
+            "perplexity.data_checks.checks.leaks",
+        ),
+        (
+            "probe model good.jsonl --samples 1 --max-new-tokens 4",
+            "perplexity.probe.prober.tokenize",
+        ),
         ("ask model good.jsonl --template question.txt", "perplexity.probe.ask.continuations"),
     ],
 )
-def test_a_bug_is_a_traceback_and_exit_status_3(folder, arguments, broken, error, monkeypatch, capsys):
-    """Once every ValueError was one line and status 2: a wrong figure's bug looked like the user's."""
+def test_a_bug_is_a_traceback_and_exit_status_3(
+    folder, arguments, broken, error, monkeypatch, capsys
+):
+    """Once every ValueError was one line and status 2: a wrong figure's bug looked like the
+    user's.
+    """
     if isinstance(error, OSError) and broken.endswith("._row"):
         pytest.skip("an OSError while a file is read is told of that file")
     monkeypatch.chdir(folder)
@@ -122,7 +142,9 @@ def test_what_is_no_bug(folder, error, words, monkeypatch, fails):
     fails(folder, ["eval", "model", "good.jsonl"], words)
 
 
-@pytest.mark.parametrize(("error", "status"), [(KeyboardInterrupt(), 130), (BrokenPipeError(32, "Broken pipe"), 141)])
+@pytest.mark.parametrize(
+    ("error", "status"), [(KeyboardInterrupt(), 130), (BrokenPipeError(32, "Broken pipe"), 141)]
+)
 def test_an_interruption_and_a_reader_that_has_gone(folder, error, status, monkeypatch, capsys):
     def fail(*_, **__):
         raise error
@@ -167,12 +189,24 @@ def test_a_model_that_fails_is_named(folder, monkeypatch, fails):
         words = ["model: ", "LlamaForCausalLM", "IndexError: index out of range in self"]
         fails(folder, ["eval", "model", "good.jsonl"], words)
     monkeypatch.setattr(LlamaForCausalLM, "generate", fail)
-    arguments = ["probe", "model", "good.jsonl", "--samples", "1", "--max-new-tokens", "4", "--prompt-tokens", "4"]
+    arguments = [
+        "probe",
+        "model",
+        "good.jsonl",
+        "--samples",
+        "1",
+        "--max-new-tokens",
+        "4",
+        "--prompt-tokens",
+        "4",
+    ]
     fails(folder, arguments, ["cannot be sampled from", "IndexError: index out of range"])
 
 
 def test_a_tokenizer_that_fails_is_named(folder, tmp_path, fails):
-    """A word-level tokenizer without an unknown token raises a bare Exception at the first word it has not."""
+    """A word-level tokenizer without an unknown token raises a bare Exception at the first word it
+    has not.
+    """
     import shutil
 
     from tokenizers import Tokenizer, models, pre_tokenizers
@@ -192,7 +226,9 @@ def test_a_tokenizer_that_fails_is_named(folder, tmp_path, fails):
         fails(tmp_path, arguments, ["tokenizer: expected one that takes every Unicode text"])
 
 
-@pytest.mark.parametrize("code", ["raise KeyError('x')", "import sys; sys.exit(0)", "import no_such_module", "x = ("])
+@pytest.mark.parametrize(
+    "code", ["raise KeyError('x')", "import sys; sys.exit(0)", "import no_such_module", "x = ("]
+)
 def test_a_scorer_that_cannot_be_made(folder, code, tmp_path, monkeypatch, fails):
     (tmp_path / "own_scorer.py").write_text(code)
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -204,14 +240,26 @@ def test_a_scorer_that_cannot_be_made(folder, code, tmp_path, monkeypatch, fails
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ("eval model good.jsonl --batch-size 1" + "0" * 400, "--batch-size: expected a whole number of 64 bits"),
+        (
+            "eval model good.jsonl --batch-size 1" + "0" * 400,
+            "--batch-size: expected a whole number of 64 bits",
+        ),
         ("eval model good.jsonl --stride x", "--stride: expected a whole number"),
-        ("monitor history.csv --total-steps 1" + "0" * 400, "--total-steps: expected a whole number of 64 bits"),
-        ("monitor history.csv --vocabulary-size " + "9" * 5000, "--vocabulary-size: expected a whole number"),
+        (
+            "monitor history.csv --total-steps 1" + "0" * 400,
+            "--total-steps: expected a whole number of 64 bits",
+        ),
+        (
+            "monitor history.csv --vocabulary-size " + "9" * 5000,
+            "--vocabulary-size: expected a whole number",
+        ),
         ("monitor history.csv --interval nan", "--interval: expected a finite number"),
         ("probe model prompts.txt --temperature inf", "--temperature: expected a finite number"),
         ("probe model prompts.txt --top-p x", "--top-p: expected a finite number"),
-        ("check-data --train good.jsonl --valid good.jsonl --near nan", "--near: expected a finite number"),
+        (
+            "check-data --train good.jsonl --valid good.jsonl --near nan",
+            "--near: expected a finite number",
+        ),
         ("demo --steps 0", "--steps: expected at least 1"),
         ("demo --out good.jsonl", "good.jsonl"),
     ],
@@ -251,7 +299,9 @@ def _archive() -> bytes:
 
 def _parquet(*columns, names=("text",)) -> bytes:
     stream = io.BytesIO()
-    pyarrow.parquet.write_table(pyarrow.table(list(map(pyarrow.array, columns)), names=list(names)), stream)
+    pyarrow.parquet.write_table(
+        pyarrow.table(list(map(pyarrow.array, columns)), names=list(names)), stream
+    )
     return stream.getvalue()
 
 
@@ -324,7 +374,9 @@ ARRAYS = {
     "none": _array(np.zeros(0, int)),
     "no header": ARRAY[:40],
     "header of brackets": b"\x93NUMPY\x01\x00v\x00" + b"(" * 118,
-    "too long": ARRAY.replace(b"(1000,)", b"(9" + b"9" * 20 + b",)").replace(b" " * 15 + b"\n", b"\n"),
+    "too long": ARRAY.replace(b"(1000,)", b"(9" + b"9" * 20 + b",)").replace(
+        b" " * 15 + b"\n", b"\n"
+    ),
 }
 TABLES = {
     "integers": _parquet([1, 2]),
@@ -333,7 +385,9 @@ TABLES = {
     "lists": _parquet([["a"]]),
     "no rows": _parquet(pyarrow.array([], pyarrow.string())),
     "not UTF-8": _parquet(_no_unicode()),
-    "late date": _parquet(["a"], pyarrow.array([2**62], pyarrow.timestamp("us")), names=("text", "id")),
+    "late date": _parquet(
+        ["a"], pyarrow.array([2**62], pyarrow.timestamp("us")), names=("text", "id")
+    ),
     "one name twice": _parquet(["a"], ["b"], names=("text", "text")),
 }
 PACKS = {
@@ -349,7 +403,12 @@ STANDARD_PACKS = {
     "broken": STANDARD[:20] + b"\xff" * 10 + STANDARD[30:],
     "noise": b"\xff" + NOISE,
 }
-RUNS = {"noise": b":W&B\0\0\0" + NOISE, "no protocol buffer": _wandb(b"\xff" * 5), "another file": NOISE, "empty": b""}
+RUNS = {
+    "noise": b":W&B\0\0\0" + NOISE,
+    "no protocol buffer": _wandb(b"\xff" * 5),
+    "another file": NOISE,
+    "empty": b"",
+}
 STATES = {
     "no rows": b"{}",
     "text for a loss": b'{"log_history": [{"step": 1, "loss": "x"}]}',
@@ -359,7 +418,10 @@ STATES = {
     "deep": b"[" * 100_000,
     "long integer": b'{"log_history": [{"step": ' + b"9" * 5000 + b', "loss": 1}]}',
 }
-TOKENS = {"odd": b"\1\2\3", "of no length": np.array([20240520, 7, -5] + [0] * 253, "<i4").tobytes()}
+TOKENS = {
+    "odd": b"\1\2\3",
+    "of no length": np.array([20240520, 7, -5] + [0] * 253, "<i4").tobytes(),
+}
 # Which contents each kind of file gets.
 KINDS = {
     ".txt": {name: NONSENSE[name] for name in ("noise", "empty", "utf-16", "archive")},
@@ -405,8 +467,12 @@ READERS = [
 
 
 @pytest.mark.parametrize(("command", "kinds"), READERS, ids=[command for command, _ in READERS])
-def test_a_wrong_file_is_one_line_and_exit_status_2(folder, command, kinds, tmp_path, monkeypatch, capsys):
-    """Once an archive named .npy was a traceback and null before a JSON object a segmentation fault."""
+def test_a_wrong_file_is_one_line_and_exit_status_2(
+    folder, command, kinds, tmp_path, monkeypatch, capsys
+):
+    """Once an archive named .npy was a traceback and null before a JSON object a segmentation
+    fault.
+    """
     monkeypatch.chdir(folder)
     bad = {}
     for suffix in kinds:
@@ -451,19 +517,29 @@ def test_standard_input_that_cannot_be_read(folder, monkeypatch, capsys):
 
 @linux_only
 def test_a_full_disk_behind_standard_output(folder):
-    """A write error without a file's name; the interpreter's own word about it at its end is left out, too."""
+    """A write error without a file's name; the interpreter's own word about it at its end is left
+    out, too.
+    """
     import subprocess
     import sys
 
     with open("/dev/full", "w") as full:
         command = [sys.executable, "-m", "perplexity", "monitor", "history.csv"]
-        done = subprocess.run(command, cwd=folder, stdout=full, stderr=subprocess.PIPE, text=True, timeout=120)
+        done = subprocess.run(
+            command, cwd=folder, stdout=full, stderr=subprocess.PIPE, text=True, timeout=120
+        )
     assert done.returncode == 2
-    assert done.stderr == "ppl monitor: standard output cannot be written (No space left on device)\n"
+    assert (
+        done.stderr == "ppl monitor: standard output cannot be written (No space left on device)\n"
+    )
 
 
-@pytest.mark.parametrize("row", ['{"documents": 3}', "[" * 100_000, "\0", "0123456789abcdef [[0], {}]"])
-def test_rows_of_a_journal_that_a_check_did_not_write_are_scanned_again(folder, row, tmp_path, ppl_here):
+@pytest.mark.parametrize(
+    "row", ['{"documents": 3}', "[" * 100_000, "\0", "0123456789abcdef [[0], {}]"]
+)
+def test_rows_of_a_journal_that_a_check_did_not_write_are_scanned_again(
+    folder, row, tmp_path, ppl_here
+):
     arguments = ["check-data", "--train", "prompts.txt", "--valid", "good.jsonl", "--json"]
     assert ppl_here(*arguments, tmp_path / "plain", cwd=folder).returncode == 0
     (tmp_path / "j").mkdir()
@@ -480,7 +556,15 @@ def test_a_journal_of_something_else(folder, name, content, tmp_path, fails):
     (tmp_path / name).write_text(content * 300)
     arguments = ["eval", "model", "good.jsonl", "--journal", tmp_path]
     if name == "identity.json":
-        arguments = ["check-data", "--train", "prompts.txt", "--valid", "good.jsonl", "--journal", tmp_path]
+        arguments = [
+            "check-data",
+            "--train",
+            "prompts.txt",
+            "--valid",
+            "good.jsonl",
+            "--journal",
+            tmp_path,
+        ]
     fails(folder, arguments, ["journal", name])
 
 
@@ -493,7 +577,13 @@ def _paths(value, path=()):
     """Where each value of a record is: of a list the first alone."""
     if path:
         yield path
-    parts = value.items() if isinstance(value, dict) else list(enumerate(value))[:1] if isinstance(value, list) else ()
+    parts = (
+        value.items()
+        if isinstance(value, dict)
+        else list(enumerate(value))[:1]
+        if isinstance(value, list)
+        else ()
+    )
     for key, part in parts:
         yield from _paths(part, (*path, key))
 
@@ -522,21 +612,31 @@ RESULTS = {
 
 @pytest.mark.parametrize("command", RESULTS)
 @pytest.mark.parametrize("option", ["--eval", "--data", "--probe", "the history"])
-def test_a_report_reads_every_result_or_says_where_it_goes(folder, command, option, tmp_path, fails, ppl_here):
+def test_a_report_reads_every_result_or_says_where_it_goes(
+    folder, command, option, tmp_path, fails, ppl_here
+):
     source, takes = RESULTS[command]
     path = tmp_path / "result.json"
-    path.write_text((folder / source).read_text() if isinstance(source, str) else json.dumps(source))
+    path.write_text(
+        (folder / source).read_text() if isinstance(source, str) else json.dumps(source)
+    )
     arguments = ["history.csv", option, path] if option != "the history" else [path]
     arguments = ["report", *arguments, "--output", tmp_path / "page.html"]
     if option == takes:
         assert ppl_here(*arguments, cwd=folder).returncode == 0
         return
     where = "no command reads" if takes is None else f"ppl report takes as {takes}"
-    fails(folder, arguments, ["result.json: expected", f"got a result of ppl {command} --json, which {where}"])
+    fails(
+        folder,
+        arguments,
+        ["result.json: expected", f"got a result of ppl {command} --json, which {where}"],
+    )
 
 
 def test_a_report_of_infinite_values(folder, tmp_path, fails, ppl_here):
-    """An interval whose bound is "inf", as the evaluation itself wrote it, was refused; a table is told from JSON."""
+    """An interval whose bound is "inf", as the evaluation itself wrote it, was refused; a table is
+    told from JSON.
+    """
     record = json.loads((folder / "eval.json").read_text())
     record |= {"perplexity": "inf", "perplexity_interval": [3.5, "inf"], "stderr": "nan"}
     probe = json.loads((folder / "probe.json").read_text())
@@ -549,8 +649,19 @@ def test_a_report_of_infinite_values(folder, tmp_path, fails, ppl_here):
     assert done.returncode == 0, done.stderr
     assert "95 %: 3.50 to inf" in (tmp_path / "page.html").read_text()
     (tmp_path / "t.parquet").write_bytes(TABLE)
-    arguments = ["report", "history.csv", "-o", tmp_path / "page.html", "--eval", tmp_path / "t.parquet"]
-    fails(folder, arguments, ["t.parquet: expected a result file of ppl eval --json, got a Parquet table"])
+    arguments = [
+        "report",
+        "history.csv",
+        "-o",
+        tmp_path / "page.html",
+        "--eval",
+        tmp_path / "t.parquet",
+    ]
+    fails(
+        folder,
+        arguments,
+        ["t.parquet: expected a result file of ppl eval --json, got a Parquet table"],
+    )
 
 
 @pytest.mark.parametrize(
@@ -563,15 +674,20 @@ def test_a_report_of_infinite_values(folder, tmp_path, fails, ppl_here):
         ("probe.json", "report history.csv -o page.html --probe {} --probe probe.json"),
     ],
 )
-def test_a_result_with_a_value_of_another_kind(folder, source, command, tmp_path, monkeypatch, capsys):
-    """Every key with another kind of value: it is told, or it is not read; never a bug of ours, nor a line on the page."""
+def test_a_result_with_a_value_of_another_kind(
+    folder, source, command, tmp_path, monkeypatch, capsys
+):
+    """Every key with another kind of value: it is told, or it is not read; never a bug of ours, nor
+    a line on the page.
+    """
     monkeypatch.chdir(folder)
     monkeypatch.setattr("plotly.offline.get_plotlyjs", lambda: "")  # megabytes a page
     record, path, wrong = json.loads(Path(source).read_text()), tmp_path / "changed.json", {}
     for name in ("per_document", "texts"):
         record[name] = record.get(name, [])[:2]
     told = 0
-    # A page takes longer: of the larger records every third value. One value at each place, another at the next.
+    # A page takes longer: of the larger records every third value. One value at each place, another
+    # at the next.
     places = list(_paths(record))[:: 3 if "--eval" in command or "--probe" in command else 1]
     for number, place in enumerate(places):
         value = VALUES[number % len(VALUES)]
@@ -597,7 +713,9 @@ def test_a_result_with_a_value_of_another_kind(folder, source, command, tmp_path
         "check-data --train good.jsonl --valid {}",
     ],
 )
-def test_half_of_a_surrogate_pair_is_told_with_its_line(folder, command, column, tmp_path, monkeypatch, fails):
+def test_half_of_a_surrogate_pair_is_told_with_its_line(
+    folder, command, column, tmp_path, monkeypatch, fails
+):
     """Once an id became "?" in the Parquet files, and the ids of two documents the same one."""
     if command.startswith("probe") and column == "domain":
         pytest.skip("prompts have no domain")
@@ -605,25 +723,38 @@ def test_half_of_a_surrogate_pair_is_told_with_its_line(folder, command, column,
     path = tmp_path / "t.jsonl"
     path.write_text(json.dumps(ROWS[0]) + "\n" + json.dumps(ROWS[1] | {column: "x\ud800"}) + "\n")
     where = f"line 2, column {column!r}: " if column != "text" else "line 2: "
-    fails(folder, command.replace("{}", str(path)).split(), [where + "expected Unicode text", "at character 1"])
+    fails(
+        folder,
+        command.replace("{}", str(path)).split(),
+        [where + "expected Unicode text", "at character 1"],
+    )
 
 
 @pytest.mark.parametrize("suffix", ["jsonl", "txt.zst", "parquet", "bin"])
 def test_a_file_name_that_is_not_utf_8(folder, suffix, tmp_path, ppl_here):
     """The name is spelled in ids and domains: no two names become one."""
     first, second = (os.fsdecode(b"\xff%d\xfe." % i + suffix.encode()) for i in (1, 2))
-    content = {"jsonl": TEXT[:70], "txt.zst": STANDARD, "parquet": TABLE, "bin": bytes(range(2, 42))}
+    content = {
+        "jsonl": TEXT[:70],
+        "txt.zst": STANDARD,
+        "parquet": TABLE,
+        "bin": bytes(range(2, 42)),
+    }
     for name in (first, second):
         (tmp_path / name).write_bytes(content[suffix])
     tables = ["--per-document", tmp_path / "d.parquet", "--per-token", tmp_path / "t.parquet"]
-    done = ppl_here("eval", folder / "model", first, second, *tables, "--token-dtype", "uint32", cwd=tmp_path)
+    done = ppl_here(
+        "eval", folder / "model", first, second, *tables, "--token-dtype", "uint32", cwd=tmp_path
+    )
     if suffix == "bin":
         assert done.returncode == 2 and "\\udcff1\\udcfe.bin" in done.stderr
         return
     assert done.returncode == 0, done.stderr
     rows = pyarrow.parquet.read_table(tmp_path / "d.parquet").to_pylist()
     assert {row["domain"] for row in rows} == {"\\udcff1\\udcfe", "\\udcff2\\udcfe"}
-    assert {row["id"].partition(":")[0] for row in rows} == {f"\\udcff{i}\\udcfe.{suffix}" for i in (1, 2)}
+    assert {row["id"].partition(":")[0] for row in rows} == {
+        f"\\udcff{i}\\udcfe.{suffix}" for i in (1, 2)
+    }
     files = ["--train", first, "--valid", second, "--json", tmp_path / "c.json"]
     assert ppl_here("check-data", *files, cwd=tmp_path).returncode == 0
 
@@ -641,22 +772,48 @@ BOMB = b"the cat sat on the mat\n" * 100_000
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [
-        ("t.txt", "the cat\n".encode("utf-16-le"), "expected UTF-8, got UTF-16 without a byte order mark; convert"),
+        (
+            "t.txt",
+            "the cat\n".encode("utf-16-le"),
+            "expected UTF-8, got UTF-16 without a byte order mark; convert",
+        ),
         ("t.txt", "the cat\n".encode("utf-16-be"), "iconv -f UTF-16BE"),
-        ("t.jsonl", TEXT.decode().encode("utf-16-le"), "expected UTF-8, got UTF-16 without a byte order mark"),
+        (
+            "t.jsonl",
+            TEXT.decode().encode("utf-16-le"),
+            "expected UTF-8, got UTF-16 without a byte order mark",
+        ),
         ("t.txt", "the cat\n".encode("utf-16"), "expected UTF-8, got UTF-16; convert"),
         ("t.jsonl", _zip(), "expected UTF-8, got a zip archive; unpack it"),
         ("t.txt", PACKED, "expected UTF-8, got a gzip file; its name must end in .gz"),
         ("t.jsonl", STANDARD, "expected UTF-8, got a Zstandard file; its name must end in .zst"),
-        ("t.npy", _archive(), "t.npy: expected a whole .npy file, got a broken or truncated one, or another format"),
-        ("t.parquet", _parquet(_no_unicode()), "t.parquet, row 1, column 'text': expected UTF-8, got byte 0xff"),
-        ("t.parquet", _parquet(["a"], _no_unicode(), names=("text", "id")), "row 1, column 'id': expected UTF-8"),
+        (
+            "t.npy",
+            _archive(),
+            "t.npy: expected a whole .npy file, got a broken or truncated one, or another format",
+        ),
+        (
+            "t.parquet",
+            _parquet(_no_unicode()),
+            "t.parquet, row 1, column 'text': expected UTF-8, got byte 0xff",
+        ),
+        (
+            "t.parquet",
+            _parquet(["a"], _no_unicode(), names=("text", "id")),
+            "row 1, column 'id': expected UTF-8",
+        ),
         ("t.txt.gz", gzip.compress(BOMB), "unpacks to more than 1 MiB, 100 times its size or more"),
         ("t.jsonl.gz", gzip.compress(BOMB.replace(b"\n", b" ")), "unpacks to more than 1 MiB"),
-        ("t.txt.zst", pyarrow.compress(BOMB, codec="zstd", asbytes=True), "unpacks to more than 1 MiB"),
+        (
+            "t.txt.zst",
+            pyarrow.compress(BOMB, codec="zstd", asbytes=True),
+            "unpacks to more than 1 MiB",
+        ),
     ],
 )
-def test_a_file_of_another_kind_is_named(folder, name, content, words, tmp_path, monkeypatch, fails):
+def test_a_file_of_another_kind_is_named(
+    folder, name, content, words, tmp_path, monkeypatch, fails
+):
     monkeypatch.setattr("perplexity.models.load", lambda *_, **__: pytest.fail("work was begun"))
     monkeypatch.setattr("perplexity.text.readers.UNPACKED", 1 << 20)
     path = tmp_path / name

@@ -31,7 +31,9 @@ def folder(tmp_path_factory):
     weights = folder / "truncated" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
     (folder / "good.txt").write_text("the cat sat on the mat\n" * 20)
-    (folder / "good.jsonl").write_text('{"text": "one two", "domain": "x"}\n\n{"text": "three", "id": 7}\n')
+    (folder / "good.jsonl").write_text(
+        '{"text": "one two", "domain": "x"}\n\n{"text": "three", "id": 7}\n'
+    )
     (folder / "empty.txt").write_text("")
     (folder / "latin.txt").write_bytes("caf\u00e9".encode("latin-1"))
     (folder / "broken.jsonl").write_text('{"text": "fine"}\n{"text": \n')
@@ -44,7 +46,16 @@ def folder(tmp_path_factory):
 
 def test_eval_writes_every_key(folder, tmp_path, ppl_here):
     out = tmp_path / "out.json"
-    done = ppl_here("eval", folder / "model", folder / "good.txt", folder / "good.jsonl", "--json", out, "--stride", 20)
+    done = ppl_here(
+        "eval",
+        folder / "model",
+        folder / "good.txt",
+        folder / "good.jsonl",
+        "--json",
+        out,
+        "--stride",
+        20,
+    )
     assert done.returncode == 0, done.stderr
     assert "perplexity" in done.stdout and "bits per byte" in done.stdout
     record = json.loads(out.read_text())
@@ -56,7 +67,11 @@ def test_eval_writes_every_key(folder, tmp_path, ppl_here):
     assert set(keys.split()) <= set(record)
     assert record["documents"] == 3 and record["stride"] == 20 and record["protocol"] == "sliding"
     assert set(record["per_document"][0]) == {"id", "domain", "nll", "tokens", "bytes"}
-    assert [document["id"] for document in record["per_document"]] == ["good.txt", "good.jsonl:1", "7"]
+    assert [document["id"] for document in record["per_document"]] == [
+        "good.txt",
+        "good.jsonl:1",
+        "7",
+    ]
     assert set(record["domains"]) == {"good", "x"}
     assert sum(document["tokens"] for document in record["per_document"]) == record["tokens"]
 
@@ -84,7 +99,10 @@ def test_eval_writes_every_key(folder, tmp_path, ppl_here):
         (["model", "good.txt", "--device", "toaster"], ["device", "'toaster'"]),
         (["model", "good.txt", "--json", "no/such/out.json"], ["--json", "no/such/out.json"]),
         (["model", "good.txt", "--per-token", "hollow"], ["--per-token", "hollow"]),
-        (["model", "good.txt", "--baseline", "good.jsonl"], ["good.jsonl", "expected a result file"]),
+        (
+            ["model", "good.txt", "--baseline", "good.jsonl"],
+            ["good.jsonl", "expected a result file"],
+        ),
         pytest.param(
             ["model", "good.txt", "--json", "/dev/full"],
             ["/dev/full", "No space left"],
@@ -94,12 +112,16 @@ def test_eval_writes_every_key(folder, tmp_path, ppl_here):
         (["model", "good.txt", "--device", "meta"], ["device", "'meta'"]),
         (["model", "good.txt", "--separator", "99999"], ["--separator", "99999"]),
         (["model", "good.jsonl", "--per-document", "good.jsonl"], ["--per-document", "an input"]),
-        (["model", "good.txt", "--json", "x", "--per-document", "x"], ["--per-document", "another output"]),
+        (
+            ["model", "good.txt", "--json", "x", "--per-document", "x"],
+            ["--per-document", "another output"],
+        ),
     ],
 )
 def test_bad_input_is_one_line_and_exit_status_2(folder, arguments, words, fails):
     shown = fails(folder, ["eval", *arguments], words)
-    assert ("perplexity" in shown) if "/dev/full" in arguments else shown == ""  # the numbers themselves are not lost
+    # the numbers themselves are not lost
+    assert ("perplexity" in shown) if "/dev/full" in arguments else shown == ""
 
 
 @pytest.mark.parametrize(
@@ -120,19 +142,46 @@ def test_a_process_says_nothing_else(folder, arguments, words):
 
 
 def test_everything_at_once(folder, tmp_path, ppl_here, monkeypatch):
-    """Protocols, tables, journal, baseline, standard input, the comparison of two results and of two models."""
+    """Protocols, tables, journal, baseline, standard input, the comparison of two results and of
+    two models.
+    """
     monkeypatch.setenv("COLUMNS", "200")  # no cell is wrapped
     first, second = tmp_path / "a.json", tmp_path / "b.json"
-    common = ("--context-length", 16, "--journal", tmp_path / "j", "--per-document", tmp_path / "d.parquet")
+    common = (
+        "--context-length",
+        16,
+        "--journal",
+        tmp_path / "j",
+        "--per-document",
+        tmp_path / "d.parquet",
+    )
     done = ppl_here(
-        "eval", folder / "model", "-", "--stdin", "jsonl", "--json", first, *common, input='{"text": "a cat"}\n' * 3
+        "eval",
+        folder / "model",
+        "-",
+        "--stdin",
+        "jsonl",
+        "--json",
+        first,
+        *common,
+        input='{"text": "a cat"}\n' * 3,
     )
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "d.parquet").exists() and list((tmp_path / "j").iterdir())
     text = tmp_path / "same.jsonl"
     text.write_text('{"text": "a cat"}\n' * 3)
     done = ppl_here(
-        *("eval", folder / "model", text, "--protocol", "lm-eval", "--baseline", first, "--json", second),
+        *(
+            "eval",
+            folder / "model",
+            text,
+            "--protocol",
+            "lm-eval",
+            "--baseline",
+            first,
+            "--json",
+            second,
+        ),
         *("--per-token", tmp_path / "t.parquet"),
     )
     assert done.returncode == 0, done.stderr
@@ -142,7 +191,9 @@ def test_everything_at_once(folder, tmp_path, ppl_here, monkeypatch):
     assert done.returncode == 0, done.stderr
     assert "no difference beyond chance" in done.stdout
     assert json.loads((tmp_path / "c.json").read_text())["pairs"] == 3
-    done = ppl_here("compare", folder / "model", folder / "model", text, "--json", tmp_path / "m.json")
+    done = ppl_here(
+        "compare", folder / "model", folder / "model", text, "--json", tmp_path / "m.json"
+    )
     assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / "m.json").read_text())["top_1_agreement"] == 1
 
@@ -170,8 +221,12 @@ def test_nan_is_exit_status_1_and_the_result_is_written(folder, tmp_path, ppl_he
         model.model.embed_tokens.weight[token] = float("nan")
     model.save_pretrained(tmp_path / "broken")
     tokenizer.save_pretrained(tmp_path / "broken")
-    (tmp_path / "text.jsonl").write_text('{"text": "dog", "id": "fine"}\n{"text": "a cat sat", "id": "bad"}\n')
-    done = ppl_here("eval", tmp_path / "broken", tmp_path / "text.jsonl", "--json", tmp_path / "out.json")
+    (tmp_path / "text.jsonl").write_text(
+        '{"text": "dog", "id": "fine"}\n{"text": "a cat sat", "id": "bad"}\n'
+    )
+    done = ppl_here(
+        "eval", tmp_path / "broken", tmp_path / "text.jsonl", "--json", tmp_path / "out.json"
+    )
     assert done.returncode == 1, done.stderr
     assert "NaN or infinite" in done.stdout and "document bad" in done.stdout
     record = json.loads((tmp_path / "out.json").read_text())
@@ -182,12 +237,16 @@ def test_nan_is_exit_status_1_and_the_result_is_written(folder, tmp_path, ppl_he
 def test_the_result_is_written_before_it_is_shown(folder, tmp_path, monkeypatch):
     """A reader that has gone, or a terminal without the letters, loses no number."""
     out = tmp_path / "out.json"
-    command = f"{sys.executable} -m perplexity eval {folder}/model {folder}/good.txt --json {out} | true"
+    command = (
+        f"{sys.executable} -m perplexity eval {folder}/model {folder}/good.txt --json {out} | true"
+    )
     done = run("bash", "-c", command, env={**os.environ, "PYTHONIOENCODING": "ascii"})
     assert done.stderr == "" and json.loads(out.read_text())["tokens"] > 0
     out.unlink()
     shown = io.BytesIO()
-    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(shown, encoding="ascii", write_through=True))
+    monkeypatch.setattr(
+        sys, "stdout", io.TextIOWrapper(shown, encoding="ascii", write_through=True)
+    )
     assert main(["eval", f"{folder}/model", f"{folder}/good.txt", "--json", str(out)]) == 0
     assert json.loads(out.read_text())["tokens"] > 0 and b"perplexity" in shown.getvalue()
 
@@ -195,7 +254,9 @@ def test_the_result_is_written_before_it_is_shown(folder, tmp_path, monkeypatch)
 def test_standard_input_of_several_processes_is_refused(folder, ppl_here, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     done = ppl_here("eval", folder / "model", "-", input="text")
-    assert done.returncode == 2 and "standard input cannot be read by several processes" in done.stderr
+    assert (
+        done.returncode == 2 and "standard input cannot be read by several processes" in done.stderr
+    )
 
 
 @linux_only
@@ -205,7 +266,14 @@ def test_a_full_disk_leaves_no_broken_table(folder, tmp_path):
     def small():
         resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
 
-    done = ppl("eval", folder / "model", folder / "good.txt", "--per-token", tmp_path / "t.parquet", preexec_fn=small)
+    done = ppl(
+        "eval",
+        folder / "model",
+        folder / "good.txt",
+        "--per-token",
+        tmp_path / "t.parquet",
+        preexec_fn=small,
+    )
     assert done.returncode == 2, done.stderr
     assert "per_token" in done.stderr and len(done.stderr.splitlines()) == 1
     assert list(tmp_path.iterdir()) == []
@@ -232,7 +300,9 @@ def test_doctor_without_triton(tmp_path):
     assert "triton is not installed" in done.stdout and "self-check ok" in done.stdout
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["--version"], *([name, "--help"] for name in COMMANDS)])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["--version"], *([name, "--help"] for name in COMMANDS)]
+)
 def test_help_imports_nothing_heavy(arguments):
     """Every command's options are known without torch: help takes a tenth of a second."""
     code = (
@@ -247,7 +317,9 @@ def test_help_imports_nothing_heavy(arguments):
 
 
 def test_exports():
-    """Editors and ``from perplexity import *`` see every name; each is the one of its module, imported when it is used."""
+    """Editors and ``from perplexity import *`` see every name; each is the one of its module,
+    imported when it is used.
+    """
     code = (
         "import sys, perplexity\n"
         "assert 'torch' not in sys.modules\n"
@@ -291,7 +363,9 @@ def test_import_needs_torch_alone():
 
 
 def test_transformers_imports_from_the_repository_root():
-    """The folder of the kernels stands in for the Hugging Face library of that name: it must not register operators again."""
+    """The folder of the kernels stands in for the Hugging Face library of that name: it must not
+    register operators again.
+    """
     root = __file__.rsplit("/tests/", 1)[0]
     code = (
         "import perplexity.kernels, torch, transformers.models.llama.modeling_llama, kernels\n"

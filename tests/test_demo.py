@@ -1,4 +1,6 @@
-"""``ppl demo`` in a few steps: the whole road, and its evaluation against full logits computed here."""
+"""``ppl demo`` in a few steps: the whole road, and its evaluation against full logits computed
+here.
+"""
 
 import json
 import math
@@ -38,7 +40,9 @@ def test_it_leaves_everything(out):
     history = [json.loads(line) for line in (out / "history.jsonl").read_text().splitlines()]
     assert [row["step"] for row in history] == list(range(1, 7))
     measured = [row for row in history if "val_loss" in row]
-    assert measured and all(row["val_perplexity"] == pytest.approx(math.exp(row["val_loss"])) for row in measured)
+    assert measured and all(
+        row["val_perplexity"] == pytest.approx(math.exp(row["val_loss"])) for row in measured
+    )
     assert history[-1]["val_loss"] < history[0]["val_loss"] < 1.1 * math.log(demo_model.VOCABULARY)
 
 
@@ -47,7 +51,9 @@ def test_tensorboard_holds_loss_and_perplexity(out):
 
     events = EventAccumulator(str(out / "tensorboard"))
     events.Reload()
-    assert {"train/loss", "train/perplexity", "eval/loss", "eval/perplexity"} <= set(events.Tags()["scalars"])
+    assert {"train/loss", "train/perplexity", "eval/loss", "eval/perplexity"} <= set(
+        events.Tags()["scalars"]
+    )
 
 
 def test_ppl_eval_of_its_model_equals_full_logits(out, tmp_path):

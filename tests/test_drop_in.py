@@ -1,4 +1,6 @@
-"""What torch's cross_entropy and linear_cross_entropy take is taken, with their values and gradients."""
+"""What torch's cross_entropy and linear_cross_entropy take is taken, with their values and
+gradients.
+"""
 
 import itertools
 
@@ -26,7 +28,9 @@ def equal(ours, theirs, leaves, **tolerance):
     """Values and the gradients of all leaves."""
     torch.testing.assert_close(ours, theirs, **tolerance)
     upstream = torch.linspace(0.5, 1.5, ours.numel()).view(ours.shape)
-    got, expected = (torch.autograd.grad(loss, leaves, upstream, retain_graph=True) for loss in (ours, theirs))
+    got, expected = (
+        torch.autograd.grad(loss, leaves, upstream, retain_graph=True) for loss in (ours, theirs)
+    )
     for one, other in zip(got, expected, strict=True):
         torch.testing.assert_close(one, other, **tolerance)
 
@@ -37,19 +41,27 @@ def test_indices_of_every_integer_dtype(dtype, backend):
     hidden, weight = tensors((N, D), (V, D))
     target, wide = labels(N, dtype=dtype), labels(N)
     logits = hidden @ weight.T
-    equal(perplexity.cross_entropy(logits, target, backend=backend), F.cross_entropy(logits, wide), [hidden, weight])
+    equal(
+        perplexity.cross_entropy(logits, target, backend=backend),
+        F.cross_entropy(logits, wide),
+        [hidden, weight],
+    )
     ours = perplexity.linear_cross_entropy(hidden, weight, target, backend=backend)
     equal(ours, F.cross_entropy(logits, wide), [hidden, weight])
 
 
 def test_probabilities_with_a_gradient():
     """Labels that are learnt, or a teacher that is trained along: torch has that gradient."""
-    options = itertools.product(("mean", "sum", "none"), (0.0, 0.2), (None, torch.linspace(0.5, 2.0, V)))
+    options = itertools.product(
+        ("mean", "sum", "none"), (0.0, 0.2), (None, torch.linspace(0.5, 2.0, V))
+    )
     for reduction, smoothing, classes in options:
         hidden, weight, scores, bias = tensors((N, D), (V, D), (N, V), (V,))
         keywords = {"reduction": reduction, "label_smoothing": smoothing, "weight": classes}
         theirs = F.cross_entropy(hidden @ weight.T + bias, scores.softmax(1), **keywords)
-        ours = perplexity.linear_cross_entropy(hidden, weight, scores.softmax(1), linear_bias=bias, **keywords)
+        ours = perplexity.linear_cross_entropy(
+            hidden, weight, scores.softmax(1), linear_bias=bias, **keywords
+        )
         equal(ours, theirs, [hidden, weight, scores, bias])
         images = (hidden @ weight.T).view(2, 3, V).movedim(-1, 1)
         soft = scores.softmax(1).view(2, 3, V).movedim(-1, 1)
@@ -59,12 +71,20 @@ def test_probabilities_with_a_gradient():
 
 def test_probabilities_have_the_rule_of_the_logits():
     """Softcap and scale in the gradient of the labels, against the formula in float64."""
-    hidden, weight, scores = (tensor.detach().double().requires_grad_() for tensor in tensors((N, D), (V, D), (N, V)))
+    hidden, weight, scores = (
+        tensor.detach().double().requires_grad_() for tensor in tensors((N, D), (V, D), (N, V))
+    )
     z = 3.0 * torch.tanh(0.7 * (hidden @ weight.T) / 3.0)
-    expected = -(scores.softmax(1) * z.log_softmax(1)).sum(1).mean() + 0.1 * z.logsumexp(1).square().mean()
-    ours = perplexity.linear_cross_entropy(hidden, weight, scores.softmax(1), softcap=3.0, logit_scale=0.7, z_loss=0.1)
+    expected = (
+        -(scores.softmax(1) * z.log_softmax(1)).sum(1).mean() + 0.1 * z.logsumexp(1).square().mean()
+    )
+    ours = perplexity.linear_cross_entropy(
+        hidden, weight, scores.softmax(1), softcap=3.0, logit_scale=0.7, z_loss=0.1
+    )
     equal(ours, expected, [hidden, weight, scores])
-    scaled = perplexity.cross_entropy(hidden @ weight.T, scores.softmax(1), softcap=3.0, logit_scale=0.7, z_loss=0.1)
+    scaled = perplexity.cross_entropy(
+        hidden @ weight.T, scores.softmax(1), softcap=3.0, logit_scale=0.7, z_loss=0.1
+    )
     equal(scaled, expected, [hidden, weight, scores])
 
 
@@ -81,18 +101,28 @@ def test_a_negative_ignore_index_with_probabilities(index):
     hidden, weight = tensors((N, D), (V, D))
     soft = torch.softmax(torch.arange(N * V).view(N, V) % 5.0, 1)
     theirs = F.cross_entropy(hidden @ weight.T, soft, ignore_index=-100 if index is None else index)
-    equal(perplexity.linear_cross_entropy(hidden, weight, soft, ignore_index=index), theirs, [hidden, weight])
+    equal(
+        perplexity.linear_cross_entropy(hidden, weight, soft, ignore_index=index),
+        theirs,
+        [hidden, weight],
+    )
     with pytest.raises(InputError, match="ignore_index: expected None or a negative number"):
         perplexity.linear_cross_entropy(hidden, weight, soft, ignore_index=2)
 
 
 @pytest.mark.filterwarnings("ignore:size_average and reduce args will be deprecated")
-@pytest.mark.parametrize(("size_average", "reduce"), list(itertools.product((None, True, False), repeat=2)))
+@pytest.mark.parametrize(
+    ("size_average", "reduce"), list(itertools.product((None, True, False), repeat=2))
+)
 def test_the_older_reductions(size_average, reduce):
     (logits,) = tensors((N, V))
     older = {"size_average": size_average, "reduce": reduce, "reduction": "sum"}
     target = labels(N)
-    equal(perplexity.cross_entropy(logits, target, **older), F.cross_entropy(logits, target, **older), [logits])
+    equal(
+        perplexity.cross_entropy(logits, target, **older),
+        F.cross_entropy(logits, target, **older),
+        [logits],
+    )
     ours, theirs = perplexity.CrossEntropyLoss(**older), torch.nn.CrossEntropyLoss(**older)
     assert ours.reduction == theirs.reduction
     equal(ours(logits, target), theirs(logits, target), [logits])
@@ -109,9 +139,18 @@ def test_a_loss_of_several_heads(places, soft, reduction):
     else:
         target.view(-1)[::4] = -100
     for classes, smoothing in ((None, 0.0), (torch.linspace(0.5, 2.0, V), 0.3)):
-        keywords = {"linear_bias": bias, "reduction": reduction, "weight": classes, "label_smoothing": smoothing}
+        keywords = {
+            "linear_bias": bias,
+            "reduction": reduction,
+            "weight": classes,
+            "label_smoothing": smoothing,
+        }
         theirs = F.linear_cross_entropy(hidden, weight, target, **keywords)
-        equal(perplexity.linear_cross_entropy(hidden, weight, target, **keywords), theirs, [hidden, weight, bias])
+        equal(
+            perplexity.linear_cross_entropy(hidden, weight, target, **keywords),
+            theirs,
+            [hidden, weight, bias],
+        )
 
 
 def test_a_module_of_several_heads_has_torchs_attributes():
@@ -119,13 +158,25 @@ def test_a_module_of_several_heads_has_torchs_attributes():
     theirs = torch.nn.LinearCrossEntropyLoss(D, V, out_features=(2, 3), bias=True, ignore_index=4)
     ours = perplexity.LinearCrossEntropyLoss(D, V, out_features=(2, 3), bias=True, ignore_index=4)
     ours.load_state_dict(theirs.state_dict())
-    for name in ("num_classes", "out_features", "reduction", "ignore_index", "label_smoothing", "options"):
+    for name in (
+        "num_classes",
+        "out_features",
+        "reduction",
+        "ignore_index",
+        "label_smoothing",
+        "options",
+    ):
         assert getattr(ours, name) == getattr(theirs, name), name
     assert ours.in_features == theirs.linear.in_features
     hidden, target = torch.randn(N, D), labels(N, 2, 3)
     torch.testing.assert_close(ours(hidden, target), theirs(hidden, target))
     single = perplexity.LinearCrossEntropyLoss(D, V)
-    assert (single.num_classes, single.out_features, single.options, single.ignore_index) == (V, (), None, None)
+    assert (single.num_classes, single.out_features, single.options, single.ignore_index) == (
+        V,
+        (),
+        None,
+        None,
+    )
 
 
 @pytest.mark.parametrize(
@@ -139,7 +190,11 @@ def test_a_module_of_several_heads_has_torchs_attributes():
     ],
 )
 def test_several_heads_refuse_what_they_do_not_take(change, message):
-    arguments = {"input": torch.zeros(N, D), "linear_weight": torch.zeros(V, 3, D), "target": labels(N, 3)} | change
+    arguments = {
+        "input": torch.zeros(N, D),
+        "linear_weight": torch.zeros(V, 3, D),
+        "target": labels(N, 3),
+    } | change
     with pytest.raises(InputError, match=message):
         perplexity.linear_cross_entropy(**arguments)
 
@@ -148,7 +203,9 @@ def test_several_heads_refuse_what_they_do_not_take(change, message):
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("keep", [False, True])
 @pytest.mark.parametrize("reduction", ["mean", "none"])
-def test_an_ignored_token_that_is_no_number_leaves_the_weight_alone(value, backend, keep, reduction):
+def test_an_ignored_token_that_is_no_number_leaves_the_weight_alone(
+    value, backend, keep, reduction
+):
     """Padding may hold anything: 0 times that is no number in the weight's gradient."""
     hidden, weight, bias = tensors((N, D), (V, D), (V,))
     target = labels(N)
@@ -159,7 +216,14 @@ def test_an_ignored_token_that_is_no_number_leaves_the_weight_alone(value, backe
     results = []
     for states in (broken, hidden):
         loss = perplexity.linear_cross_entropy(
-            states, weight, target, linear_bias=bias, backend=backend, reduction=reduction, z_loss=0.1, softcap=9.0
+            states,
+            weight,
+            target,
+            linear_bias=bias,
+            backend=backend,
+            reduction=reduction,
+            z_loss=0.1,
+            softcap=9.0,
         )
         results.append(torch.autograd.grad(loss.sum(), [states, weight, bias], retain_graph=keep))
     for one, other in zip(*results, strict=True):

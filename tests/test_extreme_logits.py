@@ -1,4 +1,6 @@
-"""Rows of logits at the ends of a dtype's range, and zeros that must be exact, beside torch on the same logits."""
+"""Rows of logits at the ends of a dtype's range, and zeros that must be exact, beside torch on the
+same logits.
+"""
 
 import pytest
 import torch
@@ -16,12 +18,18 @@ INF = torch.inf
 
 
 def rows(dtype, V=V, last_from=2048):
-    """Logits [V] by name. A fused loss that starts its maximum at a finite number sees none of those below it."""
+    """Logits [V] by name. A fused loss that starts its maximum at a finite number sees none of
+    those below it.
+    """
     low, generator = torch.finfo(dtype).min, torch.Generator().manual_seed(0)
     half, last = slice(0, V // 2), slice(last_from, V)
 
     def filled(value, *parts):
-        z = torch.randn(V, generator=generator) if value is None else torch.full((V,), value, dtype=torch.float64)
+        z = (
+            torch.randn(V, generator=generator)
+            if value is None
+            else torch.full((V,), value, dtype=torch.float64)
+        )
         z = z.double()
         for part, other in parts:
             z[part] = other
@@ -48,7 +56,8 @@ def rows(dtype, V=V, last_from=2048):
     }
 
 
-# What differs for blocks, tiles and spans; the interpreter takes a second of processor time for each.
+# What differs for blocks, tiles and spans; the interpreter takes a second of processor time for
+# each.
 NAMES = [
     "all lowest",
     "all below a quarter of the lowest",
@@ -71,7 +80,8 @@ def entropy(z):
 
 
 def close(what, ours, plain, exact, tolerance=1e-5):
-    """Infinite or no number where torch is on the same logits, elsewhere at most ``tolerance`` further from float64 than torch.
+    """Infinite or no number where torch is on the same logits, elsewhere at most ``tolerance``
+    further from float64 than torch.
 
     1e-5: sums of 2,100 float32 terms, as ``tables.FORWARD``.
     """
@@ -85,14 +95,18 @@ def close(what, ours, plain, exact, tolerance=1e-5):
 
 
 def beside_torch(what, ours, theirs, *leaves):
-    """Values and gradients of ``ours(*leaves)`` against ``theirs``, in float32 (or wider) and in float64."""
+    """Values and gradients of ``ours(*leaves)`` against ``theirs``, in float32 (or wider) and in
+    float64.
+    """
     results = []
     wide = torch.promote_types(leaves[0].dtype, torch.float32)
     for function, dtype in ((ours, leaves[0].dtype), (theirs, wide), (theirs, torch.float64)):
         own = [leaf.detach().to(dtype).requires_grad_() for leaf in leaves]
         out = function(*own)
         # More than 1: a product of the upstream gradient and a lowest number is then infinite.
-        upstream = torch.linspace(0.4, 2.7, out.numel(), dtype=out.dtype, device=out.device).view(out.shape)
+        upstream = torch.linspace(0.4, 2.7, out.numel(), dtype=out.dtype, device=out.device).view(
+            out.shape
+        )
         results.append([out.detach(), *torch.autograd.grad(out, own, upstream)])
     narrow = leaves[0].dtype.itemsize == 2
     for index, values in enumerate(zip(*results, strict=True)):
@@ -108,7 +122,8 @@ LOSSES = [
 
 
 def torchs(z, target, *, label_smoothing=0.0, softcap=None, logit_scale=1.0):
-    # The gradient of an ignored row is 0, whatever its logits; torch's is no number where they are none.
+    # The gradient of an ignored row is 0, whatever its logits; torch's is no number where they are
+    # none.
     z = z.masked_fill((target == -100)[:, None], 0.0)
     z = z if logit_scale == 1.0 else z * logit_scale
     z = z if softcap is None else softcap * torch.tanh(z / softcap)
@@ -116,7 +131,9 @@ def torchs(z, target, *, label_smoothing=0.0, softcap=None, logit_scale=1.0):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64], ids=str)
+@pytest.mark.parametrize(
+    "dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64], ids=str
+)
 def test_logits_that_exist(dtype, backend, device):
     """A row masked by finfo.min had a loss of −inf."""
     if backend == "triton" and dtype == torch.float64:
@@ -125,7 +142,9 @@ def test_logits_that_exist(dtype, backend, device):
     z = table
     for turn, options in enumerate(LOSSES if dtype == torch.float32 else LOSSES[:1]):
         # Every row with another target in each turn; a row of the interpreter takes milliseconds.
-        target = torch.tensor([TARGETS[(row + turn) % 4] for row in range(len(table))], device=device)
+        target = torch.tensor(
+            [TARGETS[(row + turn) % 4] for row in range(len(table))], device=device
+        )
         beside_torch(
             options,
             lambda z, options=options, target=target: perplexity.cross_entropy(
@@ -170,7 +189,9 @@ def test_logits_from_hidden_states(name, backend, device):
     beside_torch(
         "entropy",
         lambda bias: torch.stack(
-            perplexity.token_log_probabilities(hidden, weight, target, linear_bias=bias, with_entropy=True, **options)
+            perplexity.token_log_probabilities(
+                hidden, weight, target, linear_bias=bias, with_entropy=True, **options
+            )
         ),
         lambda bias: log_probability_and_entropy(logits(bias)),
         bias,
@@ -181,10 +202,16 @@ def test_logits_from_hidden_states(name, backend, device):
     plain, exact = torchs(z, target), torchs(z.double(), target)
     close("nll", statistics.nll, plain, exact)
     close("nll", nll, plain, exact)
-    wide = [entropy(z.to(dtype)).masked_fill(~counted, 0.0) for dtype in (bias.dtype, torch.float64)]
+    wide = [
+        entropy(z.to(dtype)).masked_fill(~counted, 0.0) for dtype in (bias.dtype, torch.float64)
+    ]
     close("entropy", statistics.entropy, *wide)
-    if name != "one +inf":  # torch's logsumexp is +inf there, though its log-probabilities are no numbers
-        wide = [z.to(dtype).logsumexp(1).masked_fill(~counted, 0.0) for dtype in (bias.dtype, torch.float64)]
+    # torch's logsumexp is +inf there, though its log-probabilities are no numbers
+    if name != "one +inf":
+        wide = [
+            z.to(dtype).logsumexp(1).masked_fill(~counted, 0.0)
+            for dtype in (bias.dtype, torch.float64)
+        ]
         close("logsumexp", statistics.logsumexp, *wide)
     unknown = plain.isnan() | ~counted
     above = (z > z.gather(1, target.clamp(min=0)[:, None])).sum(1)
@@ -204,14 +231,17 @@ def test_products_of_any_size(value, backend, device):
     hidden, weight, target = (tensor.to(device) for tensor in lowest_weight(value))
     log3 = torch.tensor([3.0], device=device).log()
     statistics = perplexity.token_statistics(hidden, weight, target, backend=backend)
-    loss = perplexity.linear_cross_entropy(hidden, weight, target, reduction="none", backend=backend)
+    loss = perplexity.linear_cross_entropy(
+        hidden, weight, target, reduction="none", backend=backend
+    )
     for ours in (statistics.nll, statistics.entropy, loss):
         assert torch.equal(ours, log3), "no rounding at all between equal logits"
     assert (statistics.rank.item(), statistics.predicted.item()) == (0, 0)
 
 
-# Names of ``rows`` for P and for Q. A sum of several float32 maxima is infinite in ours, where torch's products of a
-# probability and a logarithm may be finite: Q masks one entry by the lowest number, or the same ones as P.
+# Names of ``rows`` for P and for Q. A sum of several float32 maxima is infinite in ours, where
+# torch's products of a probability and a logarithm may be finite: Q masks one entry by the lowest
+# number, or the same ones as P.
 PAIRS = [
     ("all lowest", "all lowest"),
     ("all lowest", "all below a quarter of the lowest"),
@@ -231,15 +261,20 @@ PAIRS = [
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_divergences(backend, device):
-    """Gradients too, where the divergence is finite: elsewhere torch's are no numbers, or are, by how it multiplies."""
-    table = rows(torch.float32, 300, 256)  # three tiles of the interpreter; spans are merged in plain PyTorch
+    """Gradients too, where the divergence is finite: elsewhere torch's are no numbers, or are, by
+    how it multiplies.
+    """
+    # three tiles of the interpreter; spans are merged in plain PyTorch
+    table = rows(torch.float32, 300, 256)
     table["one lowest elsewhere"] = table["one lowest"].roll(7)
     hidden, weight = torch.zeros(1, 4, device=device), torch.zeros(300, 4, device=device)
     for p, q in PAIRS:
         biases = table[p].to(device), table[q].to(device)
 
         def ours(a, b):
-            return perplexity.linear_kl_divergence(hidden, weight, hidden, weight, bias_p=a, bias_q=b, backend=backend)
+            return perplexity.linear_kl_divergence(
+                hidden, weight, hidden, weight, bias_p=a, bias_q=b, backend=backend
+            )
 
         def theirs(a, b):
             return reference.kl_divergence(a[None], b[None])
@@ -252,14 +287,21 @@ def test_divergences(backend, device):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("masked", [-INF, torch.finfo(torch.float32).min], ids=["-inf", "lowest"])
-@pytest.mark.parametrize("shards", [((0, 900), (900, V)), ((0, 0), (0, 900), (900, V))], ids=["two", "one empty"])
+@pytest.mark.parametrize(
+    "shards", [((0, 900), (900, V)), ((0, 0), (0, 900), (900, V))], ids=["two", "one empty"]
+)
 def test_a_shard_that_is_masked(shards, masked, backend, device):
-    """All of a rank's rows: merged as ``VocabularyShard.merge`` does, without the processes, gradients included."""
+    """All of a rank's rows: merged as ``VocabularyShard.merge`` does, without the processes,
+    gradients included.
+    """
     generator = torch.Generator().manual_seed(3)
     for hidden_from in (0, 900):  # the masked shard is the first one or the last one
         bias = torch.randn(V, generator=generator)
         bias[hidden_from : 900 if hidden_from == 0 else V] = masked
-        bias, target = bias.to(device), torch.tensor([900 - hidden_from, V - 1 - hidden_from, -100], device=device)
+        bias, target = (
+            bias.to(device),
+            torch.tensor([900 - hidden_from, V - 1 - hidden_from, -100], device=device),
+        )
         hidden, weight = torch.zeros(3, 4, device=device), torch.zeros(V, 4, device=device)
 
         def sharded(bias, target=target, hidden=hidden, weight=weight):
@@ -268,7 +310,13 @@ def test_a_shard_that_is_masked(shards, masked, backend, device):
                 local = torch.where((target >= start) & (target < end), target - start, -1)
                 local = torch.where(target == -100, -100, local)
                 sums, _ = operators.linear_nll(
-                    hidden, weight[start:end], bias[start:end], local, None, *Rule(with_exp_shift=True), *Plan(backend)
+                    hidden,
+                    weight[start:end],
+                    bias[start:end],
+                    local,
+                    None,
+                    *Rule(with_exp_shift=True),
+                    *Plan(backend),
                 )
                 rows = list(sums.unbind())
                 rows[2] = torch.where(local >= 0, rows[2], 0.0)
@@ -292,7 +340,9 @@ def is_zero(tensor):
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("offset", [0.0, 1.0, -30.0, 1e4, 1e6, -1e6])
 def test_zeros_are_exact_and_positive(offset, backend, device):
-    """−log p of a log p of +0 was −0 at ignored positions, of one class, and in rows with one class far above the rest."""
+    """−log p of a log p of +0 was −0 at ignored positions, of one class, and in rows with one class
+    far above the rest.
+    """
     target = torch.tensor([0, -100, 0], device=device)
     for classes in (1, 5):
         z = torch.full((3, classes), offset, device=device)
@@ -300,9 +350,15 @@ def test_zeros_are_exact_and_positive(offset, backend, device):
         hidden, weight = torch.zeros(3, 2, device=device), torch.zeros(classes, 2, device=device)
         options = dict(linear_bias=z[0], backend=backend)
         statistics = perplexity.token_statistics(hidden, weight, target, **options)
-        log_p, spread = perplexity.token_log_probabilities(hidden, weight, target, with_entropy=True, **options)
-        linear = perplexity.linear_cross_entropy(hidden, weight, target, reduction="none", **options)
-        smoothed = perplexity.cross_entropy(z, target, reduction="none", label_smoothing=0.1, backend=backend)
+        log_p, spread = perplexity.token_log_probabilities(
+            hidden, weight, target, with_entropy=True, **options
+        )
+        linear = perplexity.linear_cross_entropy(
+            hidden, weight, target, reduction="none", **options
+        )
+        smoothed = perplexity.cross_entropy(
+            z, target, reduction="none", label_smoothing=0.1, backend=backend
+        )
         leaf = z.clone().requires_grad_()
         loss = perplexity.cross_entropy(leaf, target, reduction="none", backend=backend)
         (gradient,) = torch.autograd.grad(loss.sum(), leaf)

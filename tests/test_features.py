@@ -1,4 +1,6 @@
-"""Every feature of both losses, in combination, against torch in float64 on full logits; and the forms of their inputs."""
+"""Every feature of both losses, in combination, against torch in float64 on full logits; and the
+forms of their inputs.
+"""
 
 import itertools
 import random
@@ -33,9 +35,13 @@ FACTORS = {
 
 
 def excluded(case):
-    """What makes no sense: class probabilities know no ignored index and are not shifted, a single token neither."""
+    """What makes no sense: class probabilities know no ignored index and are not shifted, a single
+    token neither.
+    """
     soft, shift = case["target"] == "probabilities", case["shift"]
-    return (soft and (shift or case["ignore_index"] != -100)) or (shift and len(case["leading"]) == 0)
+    return (soft and (shift or case["ignore_index"] != -100)) or (
+        shift and len(case["leading"]) == 0
+    )
 
 
 def covering(factors, excluded):
@@ -98,7 +104,11 @@ def torchs(case, z, target, weight):
         shape = target.shape
     soft = case["target"] == "probabilities"
     z, target = z.reshape(-1, V), target.reshape(-1, V) if soft else target.reshape(-1)
-    counted = torch.ones(len(z), dtype=torch.bool, device=z.device) if soft else target != case["ignore_index"]
+    counted = (
+        torch.ones(len(z), dtype=torch.bool, device=z.device)
+        if soft
+        else target != case["ignore_index"]
+    )
     loss = F.cross_entropy(
         z,
         target.to(z.dtype) if soft else target,
@@ -114,7 +124,9 @@ def torchs(case, z, target, weight):
 
 
 def compare(case, ours, leaves, formula):
-    """Loss and gradients: |ours − float64| ≤ |torch in that dtype − float64| + tolerance, relative above 1."""
+    """Loss and gradients: |ours − float64| ≤ |torch in that dtype − float64| + tolerance, relative
+    above 1.
+    """
     forward, gradient = TOLERANCE[case["dtype"]]
     results = []
     for dtype in (torch.float64, case["dtype"]):
@@ -127,21 +139,40 @@ def compare(case, ours, leaves, formula):
     results.append((ours, [leaf for leaf in leaves.values() if leaf.requires_grad]))
     rows = []
     for loss, wanted in results:
-        upstream = torch.linspace(0.4, 1.7, loss.numel(), dtype=loss.dtype, device=loss.device).reshape(loss.shape)
-        rows.append([loss.detach().double(), *(g.double() for g in torch.autograd.grad(loss, wanted, upstream))])
+        upstream = torch.linspace(
+            0.4, 1.7, loss.numel(), dtype=loss.dtype, device=loss.device
+        ).reshape(loss.shape)
+        rows.append(
+            [
+                loss.detach().double(),
+                *(g.double() for g in torch.autograd.grad(loss, wanted, upstream)),
+            ]
+        )
     for index, (exact, plain, got) in enumerate(zip(*rows, strict=True)):
         assert got.shape == exact.shape
-        allowed = (plain - exact).abs().max() + (gradient if index else forward) * exact.abs().clamp(min=1.0)
+        allowed = (plain - exact).abs().max() + (
+            gradient if index else forward
+        ) * exact.abs().clamp(min=1.0)
         assert ((got - exact).abs() <= allowed).all(), (index, (got - exact).abs().max())
 
 
 def keywords(case):
-    names = ("reduction", "ignore_index", "label_smoothing", "softcap", "logit_scale", "z_loss", "shift")
+    names = (
+        "reduction",
+        "ignore_index",
+        "label_smoothing",
+        "softcap",
+        "logit_scale",
+        "z_loss",
+        "shift",
+    )
     return {name: case[name] for name in names}
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("case", CASES, ids=lambda case: "-".join(str(v).replace("torch.", "") for v in case.values()))
+@pytest.mark.parametrize(
+    "case", CASES, ids=lambda case: "-".join(str(v).replace("torch.", "") for v in case.values())
+)
 def test_linear_cross_entropy(case, backend, device):
     if case["target"] == "probabilities" and backend == "triton":
         backend = None
@@ -166,7 +197,13 @@ def test_linear_cross_entropy(case, backend, device):
     compare(case, ours, leaves, formula)
 
 
-FORMS = {"[N, C]": (N,), "[C]": (), "[N, C, d1]": (4, 5), "[N, C, d1, d2]": (2, 3, 4), "[1, C, d1]": (1, 6)}
+FORMS = {
+    "[N, C]": (N,),
+    "[C]": (),
+    "[N, C, d1]": (4, 5),
+    "[N, C, d1, d2]": (2, 3, 4),
+    "[1, C, d1]": (1, 6),
+}
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -202,7 +239,9 @@ def test_cross_entropy(case, form, backend, device):
         z = input.movedim(second, -1) * case["logit_scale"]
         z = z if z.dtype == torch.float64 else z.float()
         z = z if case["softcap"] is None else case["softcap"] * torch.tanh(z / case["softcap"])
-        return torchs(case, z, target.movedim(second, -1) if target.is_floating_point() else target, weight)
+        return torchs(
+            case, z, target.movedim(second, -1) if target.is_floating_point() else target, weight
+        )
 
     compare(case, ours, {"input": logits}, formula)
 
@@ -218,7 +257,9 @@ def test_logits_with_classes_second_are_not_copied():
     plan = Plan(memory_limit=1 << 18)
     peak = LiveBytes().of(blockwise_rows.nll, logits, target, plan=plan)
     assert peak <= (1 << 18) + 40 * 8 * 600
-    peak = LiveBytes().of(blockwise_rows.nll_grad, torch.ones(5, 600), torch.zeros(600), logits, target, plan=plan)
+    peak = LiveBytes().of(
+        blockwise_rows.nll_grad, torch.ones(5, 600), torch.zeros(600), logits, target, plan=plan
+    )
     assert peak <= (1 << 18) + 40 * 8 * 600
 
 
@@ -227,15 +268,25 @@ def test_the_shift_copies_no_hidden_states(backend, device, monkeypatch):
     from perplexity.kernels import operators
 
     seen, original = [], operators.linear_nll
-    monkeypatch.setattr(operators, "linear_nll", lambda hidden, *rest: seen.append(hidden) or original(hidden, *rest))
+    monkeypatch.setattr(
+        operators,
+        "linear_nll",
+        lambda hidden, *rest: seen.append(hidden) or original(hidden, *rest),
+    )
     hidden = torch.randn(2, 6, D, device=device)
     weight, labels = torch.randn(V, D, device=device), torch.randint(0, V, (2, 6), device=device)
-    loss = perplexity.linear_cross_entropy(hidden, weight, labels, shift=True, reduction="none", backend=backend)
+    loss = perplexity.linear_cross_entropy(
+        hidden, weight, labels, shift=True, reduction="none", backend=backend
+    )
     assert seen[0].data_ptr() == hidden.data_ptr() and seen[0].shape == (12, D)
-    expected = F.cross_entropy((hidden @ weight.T)[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), reduction="none")
+    expected = F.cross_entropy(
+        (hidden @ weight.T)[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), reduction="none"
+    )
     torch.testing.assert_close(loss, expected.view(2, 5), rtol=1e-5, atol=1e-5)
     for function in (perplexity.token_nll, perplexity.token_log_probabilities):
-        torch.testing.assert_close(function(hidden, weight, labels, shift=1, backend=backend).abs(), loss)
+        torch.testing.assert_close(
+            function(hidden, weight, labels, shift=1, backend=backend).abs(), loss
+        )
     statistics = perplexity.token_statistics(hidden, weight, labels, shift=1, backend=backend)
     assert all(part.shape == (2, 5) for part in statistics)
     assert perplexity.linear_cross_entropy(
@@ -244,7 +295,9 @@ def test_the_shift_copies_no_hidden_states(backend, device, monkeypatch):
 
 
 @pytest.mark.parametrize("bias", [False, True])
-@pytest.mark.parametrize("options", [{}, {"reduction": "sum", "label_smoothing": 0.1}, {"ignore_index": 2}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{}, {"reduction": "sum", "label_smoothing": 0.1}, {"ignore_index": 2}], ids=str
+)
 def test_modules_are_torchs(options, bias):
     """The constructors and calls of torch.nn, the same parameters under the same names."""
     weight = torch.rand(V)
@@ -259,7 +312,9 @@ def test_modules_are_torchs(options, bias):
             else perplexity.CrossEntropyLoss(weight, **options)
         )
         ours.load_state_dict(theirs.state_dict())
-        assert [name for name, _ in ours.named_parameters()] == [name for name, _ in theirs.named_parameters()]
+        assert [name for name, _ in ours.named_parameters()] == [
+            name for name, _ in theirs.named_parameters()
+        ]
         input = torch.randn(9, D if linear else V)
         for target in (torch.randint(0, V, (9,)), torch.randn(9, V).softmax(1)):
             if target.is_floating_point() and "ignore_index" in options:
@@ -267,7 +322,9 @@ def test_modules_are_torchs(options, bias):
                     with pytest.raises(error, match="ignore_index"):
                         module(input, target)
                 continue
-            torch.testing.assert_close(ours(input, target), theirs(input, target), rtol=1e-5, atol=1e-5)
+            torch.testing.assert_close(
+                ours(input, target), theirs(input, target), rtol=1e-5, atol=1e-5
+            )
     assert "reduction" in repr(ours)
 
 
@@ -287,7 +344,9 @@ def test_a_divergence_of_leading_dimensions(backend, device):
     p, q = (torch.randn(2, 3, d, device=device) for d in (4, 6))
     wp, wq = (torch.randn(V, d, device=device) for d in (4, 6))
     divergence = perplexity.linear_kl_divergence(p, wp, q, wq, backend=backend)
-    expected = reference.kl_divergence((p @ wp.T).double().flatten(0, 1), (q @ wq.T).double().flatten(0, 1))
+    expected = reference.kl_divergence(
+        (p @ wp.T).double().flatten(0, 1), (q @ wq.T).double().flatten(0, 1)
+    )
     assert divergence.dtype == torch.float32
     torch.testing.assert_close(divergence.double(), expected.view(2, 3), rtol=1e-5, atol=1e-5)
     assert perplexity.linear_kl_divergence(p[:0], wp, q[:0], wq, backend=backend).shape == (0, 3)
@@ -299,9 +358,13 @@ def test_a_divergence_without_support_is_infinite(backend, device):
     hidden, weight = torch.randn(3, 4, device=device), torch.randn(9, 4, device=device)
     bias = torch.zeros(9, device=device)
     bias[4] = -torch.inf
-    forward = perplexity.linear_kl_divergence(hidden, weight, hidden, weight, bias_q=bias, backend=backend)
+    forward = perplexity.linear_kl_divergence(
+        hidden, weight, hidden, weight, bias_q=bias, backend=backend
+    )
     assert (forward == torch.inf).all()
-    backward = perplexity.linear_kl_divergence(hidden, weight, hidden, weight, bias_p=bias, backend=backend)
+    backward = perplexity.linear_kl_divergence(
+        hidden, weight, hidden, weight, bias_p=bias, backend=backend
+    )
     p = (hidden @ weight.T).softmax(1)
     torch.testing.assert_close(backward, -torch.log1p(-p[:, 4]), rtol=1e-4, atol=1e-5)
 
@@ -310,17 +373,26 @@ def test_a_divergence_without_support_is_infinite(backend, device):
 def test_statistics_of_nothing_and_of_everything_ignored(backend, device):
     weight = torch.randn(V, D, device=device)
     empty = perplexity.token_statistics(
-        torch.zeros(0, D, device=device), weight, torch.zeros(0, dtype=torch.int64, device=device), backend=backend
+        torch.zeros(0, D, device=device),
+        weight,
+        torch.zeros(0, dtype=torch.int64, device=device),
+        backend=backend,
     )
     assert [part.shape for part in empty] == [(0,)] * 5
     target = torch.full((4,), -100, device=device)
-    ignored = perplexity.token_statistics(torch.randn(4, D, device=device), weight, target, backend=backend)
-    assert all((part == 0).all() for part in ignored[:3]) and all((part == -1).all() for part in ignored[3:])
+    ignored = perplexity.token_statistics(
+        torch.randn(4, D, device=device), weight, target, backend=backend
+    )
+    assert all((part == 0).all() for part in ignored[:3]) and all(
+        (part == -1).all() for part in ignored[3:]
+    )
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_what_an_attack_found(backend, device):
-    """memory_limit reached kernels that take none; no position at all; ranks under autocast; ignored first labels."""
+    """memory_limit reached kernels that take none; no position at all; ranks under autocast;
+    ignored first labels.
+    """
     logits, labels = (
         torch.randn(9, 3, device=device, requires_grad=True),
         torch.zeros(9, dtype=torch.int64, device=device),
@@ -329,15 +401,24 @@ def test_what_an_attack_found(backend, device):
     torch.testing.assert_close(loss, F.cross_entropy(logits, labels))
     torch.autograd.grad(loss, logits)
     nothing = torch.zeros(3, 0, dtype=torch.int64, device=device)
-    assert perplexity.cross_entropy(torch.randn(3, 5, 0, device=device), nothing, reduction="sum", backend=backend) == 0
+    assert (
+        perplexity.cross_entropy(
+            torch.randn(3, 5, 0, device=device), nothing, reduction="sum", backend=backend
+        )
+        == 0
+    )
     hidden, weight = torch.randn(64, 256, device=device), torch.randn(2000, 256, device=device)
     target = torch.randint(0, 2000, (64,), device=device)
-    plain = perplexity.token_statistics(hidden.bfloat16(), weight.bfloat16(), target, backend=backend)
+    plain = perplexity.token_statistics(
+        hidden.bfloat16(), weight.bfloat16(), target, backend=backend
+    )
     with torch.autocast(device, torch.bfloat16):
         cast = perplexity.token_statistics(hidden, weight, target, backend=backend)
     assert torch.equal(cast.rank, plain.rank)
     labels = torch.tensor([[9**9, 1, 2]], device=device)  # the first is no target
-    perplexity.linear_cross_entropy(hidden[:3][None], weight, labels, shift=True, validate=True, backend=backend)
+    perplexity.linear_cross_entropy(
+        hidden[:3][None], weight, labels, shift=True, validate=True, backend=backend
+    )
     small = torch.tensor([0, 1, 2], dtype=torch.int32, device=device)
     options = dict(ignore_index=2**32, reduction="none", backend=backend)
     assert (perplexity.cross_entropy(torch.randn(3, 5, device=device), small, **options) > 0).all()

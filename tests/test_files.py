@@ -1,4 +1,6 @@
-"""Files: outputs whole or as they were, through links and into pipes, never over an input; inputs that are no files."""
+"""Files: outputs whole or as they were, through links and into pipes, never over an input; inputs
+that are no files.
+"""
 
 import errno
 import json
@@ -33,7 +35,10 @@ def folder(tmp_path_factory):
     """A model, texts and a history, with a result of ``ppl eval``."""
     folder = tmp_path_factory.mktemp("files")
     save_small_model(folder / "model")
-    rows = [{"id": str(i), "text": f"the cat number {i} sat on the mat by the door {7 * i}"} for i in range(4)]
+    rows = [
+        {"id": str(i), "text": f"the cat number {i} sat on the mat by the door {7 * i}"}
+        for i in range(4)
+    ]
     (folder / "text.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (folder / "question.txt").write_text("{text} Yes or no?\n")
     (folder / "history.csv").write_text(HISTORY)
@@ -108,7 +113,9 @@ def test_pipes_and_devices_are_written_into(tmp_path):
     assert pyarrow.parquet.read_table(pyarrow.py_buffer(found)).to_pydict() == {"id": ["a", "b"]}
     table("/dev/null")
     assert stat.S_ISCHR(os.stat("/dev/null").st_mode)
-    with pytest.raises(InputError, match=r"--json: /dev/full cannot be written \(No space left on device\)"):
+    with pytest.raises(
+        InputError, match=r"--json: /dev/full cannot be written \(No space left on device\)"
+    ):
         write_text("/dev/full", OLD, "--json")
     assert stat.S_ISCHR(os.stat("/dev/full").st_mode)
 
@@ -126,7 +133,9 @@ def test_a_device_of_ones_own_stays(tmp_path):
 
 
 def test_standard_output_that_is_a_file(tmp_path):
-    """/dev/stdout leads to a regular file there, which the shell holds open: a file in its place would be lost."""
+    """/dev/stdout leads to a regular file there, which the shell holds open: a file in its place
+    would be lost.
+    """
     out, kept = tmp_path / "both", os.dup(1)
     with out.open("wb") as stream:
         os.dup2(stream.fileno(), 1)
@@ -146,13 +155,19 @@ def test_a_full_disk_keeps_the_old_file_and_leaves_no_other(tmp_path, monkeypatc
     path = tmp_path / "out"
     path.write_text(OLD)
     if when == "rename":
-        monkeypatch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(OSError(errno.EIO, "Input/output error")))
+        monkeypatch.setattr(
+            os,
+            "replace",
+            lambda *_: (_ for _ in ()).throw(OSError(errno.EIO, "Input/output error")),
+        )
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     if when != "rename":
         resource.setrlimit(resource.RLIMIT_FSIZE, (2000, limits[1]))
     try:
         # More than a buffer holds is written at once, less than that at the end.
-        with pytest.raises(InputError, match=rf"^--json: {path} cannot be written \((File too large|Input/output)"):
+        with pytest.raises(
+            InputError, match=rf"^--json: {path} cannot be written \((File too large|Input/output)"
+        ):
             write_text(path, "x" * {"write": 1 << 20, "close": 5000, "rename": 10}[when], "--json")
         table = ParquetTable(path, {"id": "string"}, "--out")
         with pytest.raises(InputError, match=r"^--out: .* cannot be written"):
@@ -193,8 +208,13 @@ def test_what_is_no_file_to_write(tmp_path, monkeypatch, path, words):
 def test_what_the_system_does_not_let_write(tmp_path, monkeypatch):
     (tmp_path / "file").write_text(OLD)
     # Root may write everywhere: the system's answer is put in its place.
-    for denied, words in ((tmp_path / "file", "a file that can"), (tmp_path, "a folder that can be written")):
-        monkeypatch.setattr(os, "access", lambda path, _, denied=denied: os.fspath(path) != str(denied))
+    for denied, words in (
+        (tmp_path / "file", "a file that can"),
+        (tmp_path, "a folder that can be written"),
+    ):
+        monkeypatch.setattr(
+            os, "access", lambda path, _, denied=denied: os.fspath(path) != str(denied)
+        )
         with pytest.raises(InputError, match=words):
             check_output("--json", tmp_path / "file")
 
@@ -210,7 +230,11 @@ def test_outputs_are_apart_from_inputs_and_from_each_other(tmp_path, monkeypatch
         ({"--json": "./model/../text"}, {}, "got an input"),
         ({"--json": "model/config.json"}, {}, "got one inside an input, model/config.json"),
         ({"--json": "link"}, {}, "got one inside an input"),
-        ({"--json": "a", "--out": "./a"}, {}, "--out: expected a file of its own, got another output"),
+        (
+            {"--json": "a", "--out": "./a"},
+            {},
+            "--out: expected a file of its own, got another output",
+        ),
         ({}, {"--journal": "model"}, "--journal: expected a file of its own, got an input"),
         ({}, {"--journal": "model/j"}, "got one inside an input"),
         ({}, {"--journal": "text"}, "--journal: expected a folder, got the file text"),
@@ -218,7 +242,11 @@ def test_outputs_are_apart_from_inputs_and_from_each_other(tmp_path, monkeypatch
         with pytest.raises(InputError) as raised:
             check_outputs(outputs, ["model", "text", None, "organisation/name"], folders=folders)
         assert words in str(raised.value)
-    check_outputs({"--json": "model2", "--out": "/dev/null", "--png": "/dev/null"}, ["model"], folders={"-j": "new"})
+    check_outputs(
+        {"--json": "model2", "--out": "/dev/null", "--png": "/dev/null"},
+        ["model"],
+        folders={"-j": "new"},
+    )
 
 
 # --- every command
@@ -233,9 +261,18 @@ def test_outputs_are_apart_from_inputs_and_from_each_other(tmp_path, monkeypatch
         ("eval model text.jsonl --reliability .", "--reliability: expected a file, got the folder"),
         ("eval model text.jsonl --journal model", "--journal"),
         ("compare model model text.jsonl --json model/config.json", "--json"),
-        ("check-data --train text.jsonl --valid text.jsonl --tokenizer model --json model/tokenizer.json", "--json"),
-        ("check-data --train text.jsonl --valid text.jsonl --write-clean text.jsonl", "--write-clean"),
-        ("check-data --train text.jsonl --valid text.jsonl --journal history.csv", "--journal: expected a folder"),
+        (
+            "check-data --train text.jsonl --valid text.jsonl --tokenizer model --json model/tokenizer.json",
+            "--json",
+        ),
+        (
+            "check-data --train text.jsonl --valid text.jsonl --write-clean text.jsonl",
+            "--write-clean",
+        ),
+        (
+            "check-data --train text.jsonl --valid text.jsonl --journal history.csv",
+            "--journal: expected a folder",
+        ),
         ("probe model text.jsonl --json model/config.json", "--json"),
         ("probe model text.jsonl --history run --json run/history.csv", "--json"),
         ("ask model text.jsonl --template question.txt --out model/a.jsonl", "--out"),
@@ -245,7 +282,10 @@ def test_outputs_are_apart_from_inputs_and_from_each_other(tmp_path, monkeypatch
         ("report history.csv -o history.csv", "--output"),
         ("report history.csv -o x.html --eval eval.json --png eval.json", "--png"),
         ("report run --svg run/history.csv", "--svg"),
-        ("report run --svg x.svg --png x.svg", "--svg: expected a file of its own, got another output"),
+        (
+            "report run --svg x.svg --png x.svg",
+            "--svg: expected a file of its own, got another output",
+        ),
     ],
 )
 def test_an_input_is_not_overwritten(folder, arguments, words, fails, monkeypatch):
@@ -267,10 +307,22 @@ def test_an_input_is_not_overwritten(folder, arguments, words, fails, monkeypatc
             "eval model text.jsonl --per-document rows",
             "--per-document: expected a name that ends in .parquet, got rows",
         ),
-        ("eval model text.jsonl --reliability a.jpg", "--reliability: expected a name that ends in .png or .svg"),
-        ("ask model text.jsonl --out a.JSONL", "--out: expected a name that ends in .jsonl or .parquet"),
-        ("check-data --train text.jsonl --valid text.jsonl --write-clean a.md", "--write-clean: expected a name"),
-        ("report history.csv -o page.pdf", "--output: expected a name that ends in .html or .htm, got page.pdf"),
+        (
+            "eval model text.jsonl --reliability a.jpg",
+            "--reliability: expected a name that ends in .png or .svg",
+        ),
+        (
+            "ask model text.jsonl --out a.JSONL",
+            "--out: expected a name that ends in .jsonl or .parquet",
+        ),
+        (
+            "check-data --train text.jsonl --valid text.jsonl --write-clean a.md",
+            "--write-clean: expected a name",
+        ),
+        (
+            "report history.csv -o page.pdf",
+            "--output: expected a name that ends in .html or .htm, got page.pdf",
+        ),
         ("report history.csv --png page.jpg", "--png: expected a name that ends in .png"),
         ("report history.csv --svg page.png", "--svg: expected a name that ends in .svg"),
     ],
@@ -290,7 +342,10 @@ def test_a_name_says_what_is_written(folder, arguments, words, fails, monkeypatc
             ["out.json.parquet", "out.json2.parquet"],
         ),
         ("eval model text.jsonl --reliability {}.png", ["out.json.png"]),
-        ("check-data --train history.csv.txt --valid text.jsonl --write-clean {}.jsonl", ["out.json.jsonl"]),
+        (
+            "check-data --train history.csv.txt --valid text.jsonl --write-clean {}.jsonl",
+            ["out.json.jsonl"],
+        ),
         ("ask model text.jsonl --template question.txt --out {}.jsonl", ["out.json.jsonl"]),
         ("report history.csv --output {}.html", ["out.json.html"]),
         ("report history.csv --png {}.png", ["out.json.png"]),
@@ -304,7 +359,9 @@ def test_a_full_disk_under_every_command(folder, arguments, names, tmp_path, fai
     resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
     try:
         fails(
-            folder, arguments.replace("{}", str(tmp_path / "out.json")).split(), ["cannot be written (File too large"]
+            folder,
+            arguments.replace("{}", str(tmp_path / "out.json")).split(),
+            ["cannot be written (File too large"],
         )
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
@@ -313,11 +370,15 @@ def test_a_full_disk_under_every_command(folder, arguments, names, tmp_path, fai
 
 
 def test_evaluate_tells_of_an_output_before_the_work(folder):
-    """A folder as ``per_token`` was told of when the file was to get its name, after all the work."""
+    """A folder as ``per_token`` was told of when the file was to get its name, after all the
+    work.
+    """
     tokenizer = build_tokenizer(bos=True)
     with pytest.raises(InputError, match="per_token: expected a file, got the folder"):
         evaluate(None, tokenizer, [Document("a", "the cat")], per_token=folder)
-    with pytest.raises(InputError, match="per_document: expected a file of its own, got another output"):
+    with pytest.raises(
+        InputError, match="per_document: expected a file of its own, got another output"
+    ):
         evaluate(None, tokenizer, [], per_token=folder / "x", per_document=folder / "x")
 
 
@@ -325,7 +386,11 @@ def standing_at(folder):
     """Return what is no regular file, by what an error calls it."""
     folder.joinpath("folder.txt").mkdir()
     os.mkfifo(folder / "pipe.txt")
-    for name, target in (("device", "/dev/zero"), ("lost", folder / "absent"), ("loop", folder / "loop.txt")):
+    for name, target in (
+        ("device", "/dev/zero"),
+        ("lost", folder / "absent"),
+        ("loop", folder / "loop.txt"),
+    ):
         (folder / f"{name}.txt").symlink_to(target)
     return {
         "folder": "a folder",
@@ -339,18 +404,27 @@ def standing_at(folder):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="Linux's devices and its words for errors")
 def test_what_is_no_file_is_named(tmp_path):
-    """A pipe, a device and a link that leads to itself were "no such file"; a result file without an end filled the memory."""
+    """A pipe, a device and a link that leads to itself were "no such file"; a result file without
+    an end filled the memory.
+    """
     for name, expected in standing_at(tmp_path).items():
         path = tmp_path / f"{name}.txt"
         assert other_than_file(path) == expected
         if name != "folder":
-            with pytest.raises(InputError, match=re.escape(f"{path}: expected a text file, got {expected}")):
+            with pytest.raises(
+                InputError, match=re.escape(f"{path}: expected a text file, got {expected}")
+            ):
                 list(read_documents([path]))
             if name != "none":
-                with pytest.raises(InputError, match=re.escape(f"{path}: expected a file of prompts, got {expected}")):
+                with pytest.raises(
+                    InputError,
+                    match=re.escape(f"{path}: expected a file of prompts, got {expected}"),
+                ):
                     list(read_prompts(path))
     assert other_than_file(__file__) is None
-    with pytest.raises(InputError, match="device.txt: expected a result file of ppl eval --json, got a device"):
+    with pytest.raises(
+        InputError, match="device.txt: expected a result file of ppl eval --json, got a device"
+    ):
         read_written(tmp_path / "device.txt", "eval")
 
 
@@ -366,10 +440,15 @@ def test_a_tar_archive_is_no_text(tmp_path, name):
 
 @pytest.mark.parametrize("command", ["ask", "probe"])
 def test_a_template_is_named_by_its_file(tmp_path, command, capsys):
-    """The line said that a template had no place for a text, and not which file; a pipe was waited for."""
+    """The line said that a template had no place for a text, and not which file; a pipe was waited
+    for.
+    """
     text, template = tmp_path / "text.jsonl", tmp_path / "question.txt"
     text.write_text('{"text": "the cat sat"}\n')
     template.write_text("Is it good?")
     options = ["--judge", "none"] if command == "probe" else []
     assert main([command, "none", str(text), "--template", str(template), *options]) == 2
-    assert f"--template {template}: expected {{text}} in it once, got it 0 times" in capsys.readouterr().err
+    assert (
+        f"--template {template}: expected {{text}} in it once, got it 0 times"
+        in capsys.readouterr().err
+    )

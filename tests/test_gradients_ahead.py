@@ -1,4 +1,6 @@
-"""Losses whose gradients are made with them, a chunk of logits at a time: the same numbers, whatever is done with them."""
+"""Losses whose gradients are made with them, a chunk of logits at a time: the same numbers,
+whatever is done with them.
+"""
 
 import pytest
 import torch
@@ -34,7 +36,10 @@ def ahead(monkeypatch):
 def leaves_of(device, tokens=30, vocabulary=131, dimension=16, dtype=torch.float32):
     generator = torch.Generator().manual_seed(2)
     shapes = (tokens, dimension), (vocabulary, dimension)
-    leaves = [torch.randn(shape, generator=generator).to(device, dtype).requires_grad_() for shape in shapes]
+    leaves = [
+        torch.randn(shape, generator=generator).to(device, dtype).requires_grad_()
+        for shape in shapes
+    ]
     return leaves, torch.randint(vocabulary, (tokens,), generator=generator).to(device)
 
 
@@ -64,7 +69,9 @@ def test_every_feature(case, ahead, device):
     compare(case, ours, leaves, formula)
 
 
-@pytest.mark.parametrize("options", [options for options in OPTIONS if options.get("reduction") != "none"], ids=str)
+@pytest.mark.parametrize(
+    "options", [options for options in OPTIONS if options.get("reduction") != "none"], ids=str
+)
 def test_every_option_in_float32(options, ahead, device):
     leaves, target, options = loss_case(options, device)
     hidden, weight, *bias = leaves
@@ -72,8 +79,11 @@ def test_every_option_in_float32(options, ahead, device):
         hidden, weight, target, linear_bias=bias[0] if bias else None, backend="triton", **options
     )
     doubled, expected = exact_loss(leaves, target, options)
-    torch.testing.assert_close(ours.double(), expected, atol=1e-5, rtol=1e-5)  # float32 sums of 211 terms
-    pairs = zip(torch.autograd.grad(ours, leaves), torch.autograd.grad(expected, doubled), strict=True)
+    # float32 sums of 211 terms
+    torch.testing.assert_close(ours.double(), expected, atol=1e-5, rtol=1e-5)
+    pairs = zip(
+        torch.autograd.grad(ours, leaves), torch.autograd.grad(expected, doubled), strict=True
+    )
     for got, wanted in pairs:
         torch.testing.assert_close(got.double(), wanted, atol=1e-5, rtol=1e-4)
     assert len(ahead) == 1
@@ -90,7 +100,9 @@ def test_float32_to_the_last_digits(ahead, device):
     pairs = zip(torch.autograd.grad(loss, leaves), torch.autograd.grad(exact, doubled), strict=True)
     for got, expected in pairs:
         torch.testing.assert_close(got.double(), expected, atol=2e-7, rtol=2e-6)
-    assert (torch.autograd.grad(perplexity.linear_cross_entropy(*leaves, target), leaves)[0][3:17] == 0).all()
+    assert (
+        torch.autograd.grad(perplexity.linear_cross_entropy(*leaves, target), leaves)[0][3:17] == 0
+    ).all()
 
 
 def test_a_retained_graph_gives_the_same_gradients_twice(ahead, device):
@@ -106,7 +118,9 @@ def test_a_retained_graph_gives_the_same_gradients_twice(ahead, device):
 def test_the_upstream_gradient_scales_them(ahead, device):
     leaves, target = leaves_of(device)
     gradients = [
-        torch.autograd.grad(factor * perplexity.linear_cross_entropy(*leaves, target, backend="triton"), leaves)
+        torch.autograd.grad(
+            factor * perplexity.linear_cross_entropy(*leaves, target, backend="triton"), leaves
+        )
         for factor in (1.0, 0.25)
     ]
     for whole, quarter in zip(*gradients, strict=True):
@@ -128,7 +142,9 @@ def test_a_second_derivative_is_an_error(ahead, device):
 
 
 def test_nothing_is_made_where_nobody_asks(ahead, device):
-    """Without gradients, one value a token, class probabilities, or the other backend: the fused kernel."""
+    """Without gradients, one value a token, class probabilities, or the other backend: the fused
+    kernel.
+    """
     leaves, target = leaves_of(device)
     with torch.no_grad():
         perplexity.linear_cross_entropy(*leaves, target, backend="triton")
@@ -136,7 +152,9 @@ def test_nothing_is_made_where_nobody_asks(ahead, device):
     perplexity.linear_cross_entropy(*leaves, target, backend="triton", reduction="none")
     perplexity.linear_cross_entropy(*leaves, target, backend="torch")
     assert ahead == []
-    perplexity.linear_cross_entropy(leaves[0].detach(), leaves[1], target, backend="triton").backward()
+    perplexity.linear_cross_entropy(
+        leaves[0].detach(), leaves[1], target, backend="triton"
+    ).backward()
     assert ahead == [30] and leaves[0].grad is None and leaves[1].grad is not None
 
 
@@ -145,7 +163,9 @@ def test_a_training_step_under_autocast(ahead, device):
     leaves, target = leaves_of(device)
     leaves.append(torch.randn(131, device=device, requires_grad=True))
     with torch.autocast(device, torch.bfloat16):
-        loss = perplexity.linear_cross_entropy(*leaves[:2], target, linear_bias=leaves[2], backend="triton")
+        loss = perplexity.linear_cross_entropy(
+            *leaves[:2], target, linear_bias=leaves[2], backend="triton"
+        )
         plain = F.cross_entropy(F.linear(*leaves).float(), target)
     assert ahead == [30] and abs(loss.item() - plain.item()) < 0.02
     pairs = zip(torch.autograd.grad(loss, leaves), torch.autograd.grad(plain, leaves), strict=True)
@@ -155,7 +175,9 @@ def test_a_training_step_under_autocast(ahead, device):
 
 
 def test_a_checkpoint_runs_its_region_twice(ahead, device):
-    """Once forward and once backward: the loss's own small graphs are nothing to a checkpoint around it."""
+    """Once forward and once backward: the loss's own small graphs are nothing to a checkpoint
+    around it.
+    """
     from torch.utils.checkpoint import checkpoint
 
     leaves, target = leaves_of(device)
@@ -163,13 +185,19 @@ def test_a_checkpoint_runs_its_region_twice(ahead, device):
 
     def region(hidden, weight):
         runs.append(1)
-        return perplexity.linear_cross_entropy(hidden.tanh().tanh(), weight, target, backend="triton")
+        return perplexity.linear_cross_entropy(
+            hidden.tanh().tanh(), weight, target, backend="triton"
+        )
 
     kept = torch.autograd.grad(region(*leaves), leaves)
     again = torch.autograd.grad(checkpoint(region, *leaves, use_reentrant=False), leaves)
-    assert len(runs) == 3 and all(torch.equal(one, other) for one, other in zip(kept, again, strict=True))
+    assert len(runs) == 3 and all(
+        torch.equal(one, other) for one, other in zip(kept, again, strict=True)
+    )
     packed = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda t: packed.append(t.shape) or t, lambda t: t):
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda t: packed.append(t.shape) or t, lambda t: t
+    ):
         perplexity.linear_cross_entropy(*leaves, target, backend="triton")
     assert len(packed) == 3  # the anchor and two gradients
     with torch.autograd.graph.disable_saved_tensors_hooks("none here"):
@@ -183,7 +211,9 @@ def test_what_is_traced_is_left_to_the_operators(ahead, device):
     leaves, target = leaves_of(device)
 
     def gradients(hidden, weight):
-        loss = perplexity.linear_cross_entropy(hidden, weight, target, backend="triton", validate=False)
+        loss = perplexity.linear_cross_entropy(
+            hidden, weight, target, backend="triton", validate=False
+        )
         return torch.autograd.grad(loss, [hidden, weight])
 
     traced = make_fx(gradients)(*leaves)
@@ -191,7 +221,10 @@ def test_what_is_traced_is_left_to_the_operators(ahead, device):
     for one, other in zip(traced(*leaves), gradients(*leaves), strict=True):
         torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-5)
     with FakeTensorMode(allow_non_fake_inputs=True):
-        fake = torch.randn(30, 16, device=device, requires_grad=True), torch.randn(131, 16, device=device)
+        fake = (
+            torch.randn(30, 16, device=device, requires_grad=True),
+            torch.randn(131, 16, device=device),
+        )
         loss = perplexity.linear_cross_entropy(*fake, target, backend="triton", validate=False)
     assert loss.shape == () and len(ahead) == 1
 
@@ -202,7 +235,8 @@ def test_what_is_traced_is_left_to_the_operators(ahead, device):
         (8192, 128256, 4096, 512 << 20, 2048),  # 2,093 fit: four equal chunks
         (8192, 32768, 2048, 512 << 20, 8192),
         (32768, 256000, 2304, 512 << 20, 1024),
-        (8192, 128256, 4096, 64 << 20, 0),  # 261 tokens: the weight's sums would cost more than they spare
+        # 261 tokens: the weight's sums would cost more than they spare
+        (8192, 128256, 4096, 64 << 20, 0),
         (200, 128256, 4096, 64 << 20, 256),  # all at once, and no sums at all
         (1024, 262144, 1152, 512 << 20, 1024),
         (1025, 262144, 1152, 512 << 20, 640),
@@ -212,7 +246,8 @@ def test_what_is_traced_is_left_to_the_operators(ahead, device):
 )
 def test_the_chunk_follows_from_the_limit(tokens, vocabulary, dimension, limit, chunk):
     hidden, weight = (
-        torch.empty(rows, dimension, device="meta", dtype=torch.bfloat16) for rows in (tokens, vocabulary)
+        torch.empty(rows, dimension, device="meta", dtype=torch.bfloat16)
+        for rows in (tokens, vocabulary)
     )
     assert dispatch.ahead_chunk(HOPPER, hidden, weight, True, limit) == chunk
     assert 2 * chunk * vocabulary <= limit
@@ -240,7 +275,11 @@ def test_the_logits_held_at_once_are_a_chunk(ahead, device, monkeypatch):
             nonlocal largest
             result = function(*arguments, **(keywords or {}))
             for tensor in result if isinstance(result, tuple | list) else [result]:
-                if isinstance(tensor, torch.Tensor) and 131 in tensor.shape and 16 not in tensor.shape:
+                if (
+                    isinstance(tensor, torch.Tensor)
+                    and 131 in tensor.shape
+                    and 16 not in tensor.shape
+                ):
                     largest = max(largest, tensor.numel())
             return result
 

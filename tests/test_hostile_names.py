@@ -27,7 +27,10 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("hostile")
     save_small_model(folder / "model")
     text = "the cat number {} sat on the mat and lay by the door and saw {} dogs"
-    rows = [{"id": name, "domain": name, "text": text.format(i, 7 * i) + name} for i, name in enumerate(HOSTILE)]
+    rows = [
+        {"id": name, "domain": name, "text": text.format(i, 7 * i) + name}
+        for i, name in enumerate(HOSTILE)
+    ]
     (folder / FILE_NAME).write_text("".join(json.dumps(row) + "\n" for row in rows))
     steps = [{"step": i, "train_loss": 5 - i / 100} for i in range(60)]
     (folder / f"run {FILE_NAME}").write_text("".join(json.dumps(row) + "\n" for row in steps))
@@ -38,8 +41,26 @@ def folder(tmp_path_factory):
     "arguments",
     [
         ["eval", "model", FILE_NAME],
-        ["check-data", "--train", FILE_NAME, "--valid", FILE_NAME, "--write-clean", f"clean {FILE_NAME}"],
-        ["probe", "model", FILE_NAME, "--samples", "1", "--max-new-tokens", "4", "--prompt-tokens", "4"],
+        [
+            "check-data",
+            "--train",
+            FILE_NAME,
+            "--valid",
+            FILE_NAME,
+            "--write-clean",
+            f"clean {FILE_NAME}",
+        ],
+        [
+            "probe",
+            "model",
+            FILE_NAME,
+            "--samples",
+            "1",
+            "--max-new-tokens",
+            "4",
+            "--prompt-tokens",
+            "4",
+        ],
         ["monitor", f"run {FILE_NAME}"],
         ["report", f"run {FILE_NAME}", "--svg", f"{FILE_NAME}.svg", "--title", ESCAPES],
         ["monitor", f"no {FILE_NAME}"],
@@ -77,7 +98,9 @@ class Page(HTMLParser):
 
 
 def test_a_page_shows_names(folder, tmp_path, monkeypatch, ppl_here):
-    """Plotly reads links in the name of a curve, which is the name of a scorer in a probe's file."""
+    """Plotly reads links in the name of a curve, which is the name of a scorer in a probe's
+    file.
+    """
     monkeypatch.setattr("plotly.offline.get_plotlyjs", lambda: "")
     run = [f"run {FILE_NAME}", "--output", tmp_path / "page.html"]
     assert ppl_here("report", *run, cwd=folder).returncode == 0
@@ -85,13 +108,28 @@ def test_a_page_shows_names(folder, tmp_path, monkeypatch, ppl_here):
     check = ["--train", FILE_NAME, "--valid", FILE_NAME, "--json", tmp_path / "data.json"]
     small = ["--samples", "1", "--max-new-tokens", "4", "--prompt-tokens", "4"]
     assert ppl_here("check-data", *check, cwd=folder).returncode == 0
-    assert ppl_here("eval", "model", FILE_NAME, "--json", tmp_path / "eval.json", cwd=folder).returncode == 0
-    assert ppl_here("probe", "model", FILE_NAME, *small, "--json", tmp_path / "p.json", cwd=folder).returncode == 0
+    assert (
+        ppl_here(
+            "eval", "model", FILE_NAME, "--json", tmp_path / "eval.json", cwd=folder
+        ).returncode
+        == 0
+    )
+    assert (
+        ppl_here(
+            "probe", "model", FILE_NAME, *small, "--json", tmp_path / "p.json", cwd=folder
+        ).returncode
+        == 0
+    )
     record = json.loads((tmp_path / "p.json").read_text())
     for name in HOSTILE:
         record["health"]["parts"][name] = {"weight": 10, "score": 0.5, "evidence": name}
         record["notes"].append(name)
-    finding = {"signal": HOSTILE[0], "severity": "warning", "evidence": HOSTILE[1], "advice": HOSTILE[4]}
+    finding = {
+        "signal": HOSTILE[0],
+        "severity": "warning",
+        "evidence": HOSTILE[1],
+        "advice": HOSTILE[4],
+    }
     record |= {"model": {"name": HOSTILE[1]}, "findings": [finding]}
     probes = []
     for step in (1, 2):
@@ -105,12 +143,19 @@ def test_a_page_shows_names(folder, tmp_path, monkeypatch, ppl_here):
     page = Page(text)
     assert page.elements.count("script") == plain.elements.count("script")
     assert not {"a", "img", "iframe", "link", "object"} & set(page.elements)
-    assert {name for name, _ in page.attributes} <= {name for name, _ in plain.attributes} | {"style", "class"}
-    assert not any("evil" in (value or "") or "alert" in (value or "") for _, value in page.attributes)
+    assert {name for name, _ in page.attributes} <= {name for name, _ in plain.attributes} | {
+        "style",
+        "class",
+    }
+    assert not any(
+        "evil" in (value or "") or "alert" in (value or "") for _, value in page.attributes
+    )
     for name in HOSTILE[:7]:
         assert name in page.text
     # Of the figures Plotly makes pseudo-HTML: in their names nothing begins an element.
     data = text[text.index('type="application/json">') :]
     figures = json.loads(data[data.index(">") + 1 : data.index("</script>")])
     names = [trace["name"] for figure in figures.values() for trace in figure["data"]]
-    assert any("evil" in name for name in names) and not any("<" in name or "%{" in name for name in names)
+    assert any("evil" in name for name in names) and not any(
+        "<" in name or "%{" in name for name in names
+    )

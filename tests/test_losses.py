@@ -42,7 +42,9 @@ def case(options, device, dtype=torch.float32):
     if options.pop("bias", False):
         leaves.append(torch.randn(V, generator=generator))
     target = torch.randint(0, V, leading, generator=generator)
-    target.view(-1)[2] = target.view(-1)[4] = -100 if options.get("ignore_index") is None else options["ignore_index"]
+    target.view(-1)[2] = target.view(-1)[4] = (
+        -100 if options.get("ignore_index") is None else options["ignore_index"]
+    )
     if options.pop("class_weight", False):
         options["weight"] = torch.rand(V, generator=generator).to(device)
     return [leaf.to(device, dtype).requires_grad_() for leaf in leaves], target.to(device), options
@@ -81,8 +83,12 @@ def exact(leaves, target, options):
 
 
 def upstream_like(loss):
-    """A gradient that differs from token to token: scaling all by the first must be seen (Liger 968)."""
-    return torch.linspace(0.3, 2.0, loss.numel(), dtype=loss.dtype, device=loss.device).reshape(loss.shape)
+    """A gradient that differs from token to token: scaling all by the first must be seen (Liger
+    968).
+    """
+    return torch.linspace(0.3, 2.0, loss.numel(), dtype=loss.dtype, device=loss.device).reshape(
+        loss.shape
+    )
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -108,25 +114,38 @@ def test_linear_cross_entropy_is_torchs(options, backend, device):
 def test_cross_entropy_is_torchs(options, backend, device):
     leaves, target, keywords = case(options, device)
     logits = (leaves[0].detach() @ leaves[1].detach().T).requires_grad_()
-    loss = perplexity.cross_entropy(logits, target, keywords.pop("weight", None), backend=backend, **keywords)
+    loss = perplexity.cross_entropy(
+        logits, target, keywords.pop("weight", None), backend=backend, **keywords
+    )
     _, _, keywords = case(options, device)
     exact_logits = logits.detach().double().requires_grad_()
     identity = torch.eye(V, dtype=torch.float64, device=device)
     z = reference.logits(
-        exact_logits, identity, softcap=keywords.get("softcap"), logit_scale=keywords.get("logit_scale", 1.0)
+        exact_logits,
+        identity,
+        softcap=keywords.get("softcap"),
+        logit_scale=keywords.get("logit_scale", 1.0),
     )
-    plain = {key: value for key, value in keywords.items() if key in ("reduction", "label_smoothing")}
+    plain = {
+        key: value for key, value in keywords.items() if key in ("reduction", "label_smoothing")
+    }
     ignore_index = keywords.get("ignore_index") or -100
     class_weight = keywords.get("weight")
     expected = F.cross_entropy(
-        z, target, None if class_weight is None else class_weight.double(), ignore_index=ignore_index, **plain
+        z,
+        target,
+        None if class_weight is None else class_weight.double(),
+        ignore_index=ignore_index,
+        **plain,
     )
     if keywords.get("z_loss"):
         penalty = keywords["z_loss"] * z.logsumexp(1).square() * (target != ignore_index)
         counted = (target != ignore_index).sum()
         reduction = keywords.get("reduction", "mean")
         expected = expected + (
-            penalty if reduction == "none" else penalty.sum() / (counted if reduction == "mean" else 1)
+            penalty
+            if reduction == "none"
+            else penalty.sum() / (counted if reduction == "mean" else 1)
         )
     torch.testing.assert_close(loss.double(), expected, rtol=1e-5, atol=1e-5)
     (ours,) = torch.autograd.grad(loss, logits, upstream_like(loss))
@@ -141,7 +160,8 @@ def test_16_bit_inputs_give_a_float32_loss(dtype, backend, device):
     loss = perplexity.linear_cross_entropy(*leaves, target, backend=backend, round_logits=False)
     _, expected = exact(leaves, target, {})
     assert loss.dtype == torch.float32
-    # The inputs are the rounded ones on both sides, and logits are float32: no 16-bit error is left in the loss.
+    # The inputs are the rounded ones on both sides, and logits are float32: no 16-bit error is left
+    # in the loss.
     torch.testing.assert_close(loss.double(), expected, rtol=1e-5, atol=1e-5)
     assert [g.dtype for g in torch.autograd.grad(loss, leaves)] == [dtype, dtype]
 
@@ -149,9 +169,13 @@ def test_16_bit_inputs_give_a_float32_loss(dtype, backend, device):
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_rounded_logits_are_no_worse_than_the_plain_path(dtype, backend, device):
-    """By default a loss may round products as torch.nn.functional.linear does; everything after them is float32."""
+    """By default a loss may round products as torch.nn.functional.linear does; everything after
+    them is float32.
+    """
     leaves, target, _ = case({}, device, dtype)
-    nll = perplexity.linear_cross_entropy(*leaves, target, backend=backend, reduction="none").double()
+    nll = perplexity.linear_cross_entropy(
+        *leaves, target, backend=backend, reduction="none"
+    ).double()
     plain = F.cross_entropy(F.linear(*leaves).float(), target, reduction="none").double()
     _, expected = exact(leaves, target, {"reduction": "none"})
     assert (nll - expected).abs().max() <= (plain - expected).abs().max() + 1e-5
@@ -189,7 +213,9 @@ def test_all_tokens_ignored(backend, device):
 def test_a_frozen_side_keeps_the_others_gradient(frozen, backend, device):
     """Liger loses the weight's gradient when the input is frozen."""
     leaves, target, _ = case({}, device)
-    everything = torch.autograd.grad(perplexity.linear_cross_entropy(*leaves, target, backend=backend), leaves)
+    everything = torch.autograd.grad(
+        perplexity.linear_cross_entropy(*leaves, target, backend=backend), leaves
+    )
     leaves[frozen].requires_grad_(False)
     perplexity.linear_cross_entropy(*leaves, target, backend=backend).backward()
     assert leaves[frozen].grad is None
@@ -216,7 +242,9 @@ def test_no_tokens(backend, device):
     loss = perplexity.linear_cross_entropy(hidden, weight, target, reduction="sum", backend=backend)
     gradients = torch.autograd.grad(loss, (hidden, weight))
     assert loss.item() == 0 and gradients[0].shape == (0, D) and (gradients[1] == 0).all()
-    assert perplexity.cross_entropy(torch.randn(0, V, device=device), target, backend=backend).isnan()
+    assert perplexity.cross_entropy(
+        torch.randn(0, V, device=device), target, backend=backend
+    ).isnan()
 
 
 def test_autocast(device):
@@ -230,7 +258,9 @@ def test_autocast(device):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_counting_bigrams(backend, device):
-    """The exact end-to-end oracle: one-hot of the previous token times log probabilities is plain counting."""
+    """The exact end-to-end oracle: one-hot of the previous token times log probabilities is plain
+    counting.
+    """
     from pydoc_data.topics import topics
 
     text = torch.tensor(list(topics["assignment"].encode()[:1500]))
@@ -239,43 +269,63 @@ def test_counting_bigrams(backend, device):
     for (previous, following), count in counts.items():
         table[following, previous] += count
     log_probability = (table / table.sum(0)).log()
-    counted = -sum(count * log_probability[b, a].item() for (a, b), count in counts.items()) / (len(text) - 1)
+    counted = -sum(count * log_probability[b, a].item() for (a, b), count in counts.items()) / (
+        len(text) - 1
+    )
     hidden = F.one_hot(text[:-1], 256).float().to(device)
-    loss = perplexity.token_nll(hidden, log_probability.float().to(device), text[1:].to(device), backend=backend)
+    loss = perplexity.token_nll(
+        hidden, log_probability.float().to(device), text[1:].to(device), backend=backend
+    )
     # Weights rounded to float32: 6e-8 relative each.
     assert math.exp(loss.double().mean().item()) == pytest.approx(math.exp(counted), rel=1e-6)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_class_weights_of_any_stride(backend, device):
-    """A kernel reads class weights as consecutive floats: a column of a table gave its neighbours' values."""
+    """A kernel reads class weights as consecutive floats: a column of a table gave its neighbours'
+    values.
+    """
     leaves, target, keywords = case({"class_weight": True, "label_smoothing": 0.5}, device)
     strided = torch.stack([keywords["weight"], keywords["weight"] + 5.0], 1)[:, 0]
     losses = [
-        perplexity.linear_cross_entropy(*leaves, target, weight=weight, label_smoothing=0.5, backend=backend)
+        perplexity.linear_cross_entropy(
+            *leaves, target, weight=weight, label_smoothing=0.5, backend=backend
+        )
         for weight in (strided, keywords["weight"])
     ]
     assert torch.equal(*losses)
     losses = [
-        perplexity.cross_entropy(leaves[0], target % D, strided[:D], label_smoothing=0.5, backend=backend),
-        perplexity.cross_entropy(leaves[0], target % D, keywords["weight"][:D], label_smoothing=0.5, backend=backend),
+        perplexity.cross_entropy(
+            leaves[0], target % D, strided[:D], label_smoothing=0.5, backend=backend
+        ),
+        perplexity.cross_entropy(
+            leaves[0], target % D, keywords["weight"][:D], label_smoothing=0.5, backend=backend
+        ),
     ]
     assert torch.equal(*losses)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_autocast_reaches_no_sum(backend, device):
-    """Inside an operator autocast is still on: it rounded logits · class weights to bfloat16, 0.4 off in a sum of 300."""
-    leaves, target, keywords = case({"class_weight": True, "label_smoothing": 0.5, "reduction": "none"}, device)
+    """Inside an operator autocast is still on: it rounded logits · class weights to bfloat16, 0.4
+    off in a sum of 300.
+    """
+    leaves, target, keywords = case(
+        {"class_weight": True, "label_smoothing": 0.5, "reduction": "none"}, device
+    )
     rounded = [leaf.detach().bfloat16() for leaf in leaves]
     with torch.autocast(device, torch.bfloat16):
         loss = perplexity.linear_cross_entropy(*rounded, target, backend=backend, **keywords)
-    assert torch.equal(loss, perplexity.linear_cross_entropy(*rounded, target, backend=backend, **keywords))
+    assert torch.equal(
+        loss, perplexity.linear_cross_entropy(*rounded, target, backend=backend, **keywords)
+    )
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_bias_and_target_of_any_stride(backend, device):
-    """A column of a table as bias or as target: read as consecutive values it gave its neighbours'."""
+    """A column of a table as bias or as target: read as consecutive values it gave its
+    neighbours'.
+    """
     (*leaves, bias), target, _ = case({"bias": True}, device)
     results = []
     for b, t in (
@@ -292,25 +342,37 @@ def test_bias_and_target_of_any_stride(backend, device):
 @pytest.mark.parametrize("backend", ["torch", "triton"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_a_float32_head_on_a_16_bit_body(dtype, backend):
-    """RL trainers keep the head in float32: the products are float32's and no gradient of the head is rounded."""
-    hidden, weight = torch.randn(9, 16).to(dtype).requires_grad_(), torch.randn(31, 16).requires_grad_()
+    """RL trainers keep the head in float32: the products are float32's and no gradient of the head
+    is rounded.
+    """
+    hidden, weight = (
+        torch.randn(9, 16).to(dtype).requires_grad_(),
+        torch.randn(31, 16).requires_grad_(),
+    )
     target = torch.randint(31, (9,))
     wide = hidden.detach().float().requires_grad_()
     exact = torch.nn.functional.cross_entropy((wide.double() @ weight.double().T), target)
     expected = torch.autograd.grad(exact, (wide, weight))
     loss = perplexity.linear_cross_entropy(hidden, weight, target, backend=backend)
     found = torch.autograd.grad(loss, (hidden, weight))
-    # Float32 sums of 16 products; the 16-bit gradient of the hidden states is rounded once, by half a unit.
+    # Float32 sums of 16 products; the 16-bit gradient of the hidden states is rounded once, by half
+    # a unit.
     assert loss.item() == pytest.approx(exact.item(), rel=1e-6)
     torch.testing.assert_close(found[1], expected[1], atol=1e-6, rtol=1e-5)
-    torch.testing.assert_close(found[0], expected[0].to(dtype), atol=1e-6, rtol=torch.finfo(dtype).eps)
+    torch.testing.assert_close(
+        found[0], expected[0].to(dtype), atol=1e-6, rtol=torch.finfo(dtype).eps
+    )
     per_token = dict(backend=backend)
     nll = perplexity.token_nll(hidden, weight, target, **per_token)
     assert torch.equal(nll, perplexity.token_nll(wide, weight, target, **per_token))
     statistics = perplexity.token_statistics(hidden, weight, target, **per_token)
-    assert torch.equal(statistics.entropy, perplexity.token_statistics(wide, weight, target, **per_token).entropy)
+    assert torch.equal(
+        statistics.entropy, perplexity.token_statistics(wide, weight, target, **per_token).entropy
+    )
     log_p = perplexity.token_log_probabilities(hidden, weight, target, **per_token)
     torch.testing.assert_close(log_p, -nll)
-    divergence = perplexity.linear_kl_divergence(hidden, weight, hidden, weight.roll(1, 0), **per_token)
+    divergence = perplexity.linear_kl_divergence(
+        hidden, weight, hidden, weight.roll(1, 0), **per_token
+    )
     same = perplexity.linear_kl_divergence(wide, weight, wide, weight.roll(1, 0), **per_token)
     assert torch.equal(divergence, same)

@@ -78,7 +78,9 @@ perplexity.evaluate, perplexity.compare, perplexity.probe.Questioner
 
 
 def test_without_the_extras():
-    """Losses, statistics and metric need torch alone, the monitor numpy; others name their extra."""
+    """Losses, statistics and metric need torch alone, the monitor numpy; others name their
+    extra.
+    """
     done = run(sys.executable, "-c", WITHOUT)
     assert done.returncode == 0, done.stdout + done.stderr
     lines = done.stdout.splitlines()
@@ -138,14 +140,20 @@ def test_text_without_an_encoding_is_found():
 
 
 def test_the_extras_bring_what_commands_need():
-    """Each module that a command asks for comes with the extra that its error names, by the package's metadata."""
+    """Each module that a command asks for comes with the extra that its error names, by the
+    package's metadata.
+    """
     brought = _brought()
     asked = 0
     for path in sorted((ROOT / "perplexity" / "cli").glob("*.py")):
         for call in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(call, ast.Call) and getattr(call.func, "id", None) == "needs":
                 for keyword in call.keywords:
-                    modules = {node.value for node in ast.walk(keyword.value) if isinstance(node, ast.Constant)}
+                    modules = {
+                        node.value
+                        for node in ast.walk(keyword.value)
+                        if isinstance(node, ast.Constant)
+                    }
                     assert {name.replace("_", "-") for name in modules} <= brought[keyword.arg], (
                         path.name,
                         keyword.arg,

@@ -1,4 +1,6 @@
-"""``memory_limit`` is kept: by every tensor alive at once inside the operators, and by a process as the system sees it."""
+"""``memory_limit`` is kept: by every tensor alive at once inside the operators, and by a process as
+the system sees it.
+"""
 
 import os
 import sys
@@ -60,7 +62,8 @@ FEATURES = {
 def two_threads(monkeypatch):
     """Blocks of the size that two threads' caches hold.
 
-    The work itself keeps its threads: two on a core that others use as well wait for each other most of the time.
+    The work itself keeps its threads: two on a core that others use as well wait for each other
+    most of the time.
     """
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
 
@@ -78,7 +81,9 @@ def test_no_more_is_alive_at_once(N, dtype, limit, two_threads):
         "statistics": lambda: LiveBytes().of(
             blockwise_statistics.linear_statistics, *head, target, at_target, Rule(), plan
         ),
-        "divergence": lambda: LiveBytes().of(blockwise_kl.linear_kl, head, (other, weight, None), plan=plan),
+        "divergence": lambda: LiveBytes().of(
+            blockwise_kl.linear_kl, head, (other, weight, None), plan=plan
+        ),
         "divergence, gradients": lambda: LiveBytes().of(
             blockwise_kl.linear_kl_grad,
             torch.ones(N),
@@ -90,7 +95,9 @@ def test_no_more_is_alive_at_once(N, dtype, limit, two_threads):
         ),
     }
     for name, rule in FEATURES.items():
-        calls[name] = lambda rule=rule: LiveBytes().of(blockwise.linear_nll, *head, target, None, rule, plan)
+        calls[name] = lambda rule=rule: LiveBytes().of(
+            blockwise.linear_nll, *head, target, None, rule, plan
+        )
         calls[f"{name}, gradients"] = lambda rule=rule: LiveBytes().of(
             blockwise.linear_nll_grad,
             torch.rand(5, N),
@@ -108,7 +115,8 @@ def test_no_more_is_alive_at_once(N, dtype, limit, two_threads):
     assert dtype != torch.float32 or peaks["plain, gradients"] > min(limit, 4 * N * V) / 4
 
 
-# Beside the tensors: packed operands of the library's matrix products, and pages of code that run for the first time.
+# Beside the tensors: packed operands of the library's matrix products, and pages of code that run
+# for the first time.
 LIBRARY = 6 * MIB
 
 
@@ -120,13 +128,22 @@ LARGE_HEAD = (256, 60_000, 256)
 
 @pytest.fixture(scope="module", params=["float32", "bfloat16"])
 def taken(request):
-    """Bytes that every case took, as the system saw them: ``{(name, N, V, D, limit): bytes}``, from one process a dtype."""
+    """Bytes that every case took, as the system saw them: ``{(name, N, V, D, limit): bytes}``, from
+    one process a dtype.
+    """
     if not sys.platform.startswith("linux"):
         pytest.skip("reads /proc")
-    cases = [(name, *SIZE, limit) for name in NAMES for limit in LIMITS] + [("train", *LARGE_HEAD, 0)]
-    # A fixed threshold: freed blocks go back to the system, and the figure is the call's, not the allocator's history.
-    # One thread, whatever the machine has: blocks are as large as the caches of all threads.
-    options = {"MALLOC_MMAP_THRESHOLD_": str(1 << 16), "MKL_DISABLE_FAST_MM": "1", "OMP_NUM_THREADS": "1"}
+    cases = [(name, *SIZE, limit) for name in NAMES for limit in LIMITS] + [
+        ("train", *LARGE_HEAD, 0)
+    ]
+    # A fixed threshold: freed blocks go back to the system, and the figure is the call's, not the
+    # allocator's history. One thread, whatever the machine has: blocks are as large as the caches
+    # of all threads.
+    options = {
+        "MALLOC_MMAP_THRESHOLD_": str(1 << 16),
+        "MKL_DISABLE_FAST_MM": "1",
+        "OMP_NUM_THREADS": "1",
+    }
     words = [",".join(map(str, case)) for case in cases]
     script = Path(__file__).parents[1] / "bench" / "support" / "peak_memory.py"
     done = run(sys.executable, script, request.param, *words, env=os.environ | options)
@@ -145,5 +162,7 @@ def test_the_process_takes_no_more(taken, name, limit):
 
 
 def test_training_takes_its_gradients_and_little_more(taken):
-    """No second [V, D], 59 MiB in float32: neither zeros for what autograd was not asked for, nor a copy of the gradient."""
+    """No second [V, D], 59 MiB in float32: neither zeros for what autograd was not asked for, nor a
+    copy of the gradient.
+    """
     assert taken[("train", *LARGE_HEAD, 0)] <= 32 * MIB

@@ -23,7 +23,9 @@ def test_not_a_mean_of_batch_means():
 
 
 def test_torchevals_docstring_merge():
-    """torcheval's documented example: perplexities 4.5051 and 2.7593 over equal counts merge to 3.5257."""
+    """torcheval's documented example: perplexities 4.5051 and 2.7593 over equal counts merge to
+    3.5257.
+    """
     a, b = Perplexity(), Perplexity()
     a.update(torch.full((2,), math.log(4.5051), dtype=torch.float64))
     b.update(torch.full((2,), math.log(2.7593), dtype=torch.float64))
@@ -32,7 +34,10 @@ def test_torchevals_docstring_merge():
 
 def test_mask_state_and_reset():
     metric = Perplexity()
-    metric.update(torch.tensor([[1.0, 9.0], [3.0, math.inf]]), mask=torch.tensor([[True, False], [True, False]]))
+    metric.update(
+        torch.tensor([[1.0, 9.0], [3.0, math.inf]]),
+        mask=torch.tensor([[True, False], [True, False]]),
+    )
     other = Perplexity()
     other.load_state_dict(metric.state_dict())
     assert other.compute() == metric.compute() and other.compute()["loss"] == 2.0

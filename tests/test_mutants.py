@@ -47,7 +47,9 @@ SOURCES = mutants.mutated_sources()
 )
 def test_the_operators(line, expected):
     source = line.encode()
-    assert {mutation.apply(source).decode() for mutation in mutants.mutations("m.py", source)} == expected
+    assert {
+        mutation.apply(source).decode() for mutation in mutants.mutations("m.py", source)
+    } == expected
 
 
 @pytest.mark.parametrize(
@@ -81,7 +83,9 @@ def test_every_edit_of_the_product_parses_and_changes_it():
 
 
 def test_a_seed_draws_the_same_mutants_and_another_seed_others():
-    first, again, other = (list(itertools.islice(mutants.draw(seed, SOURCES), 40)) for seed in (1, 1, 2))
+    first, again, other = (
+        list(itertools.islice(mutants.draw(seed, SOURCES), 40)) for seed in (1, 1, 2)
+    )
     assert first == again
     assert len({(mutation.file, mutation.statement) for mutation in first}) == 40
     assert len(set(first) & set(other)) < 5
@@ -91,7 +95,9 @@ def test_an_edit_elsewhere_moves_no_draw():
     source = b"def f(a):\n    return a + 1\n\n\ndef g(a):\n    return a - 1\n"
     moved = b"# a comment\nx = y\n" + source
     drawn = [list(mutants.draw(5, {"m.py": text})) for text in (source, moved)]
-    assert [(m.operator, m.text, m.line + 2) for m in drawn[0]] == [(m.operator, m.text, m.line) for m in drawn[1]]
+    assert [(m.operator, m.text, m.line + 2) for m in drawn[0]] == [
+        (m.operator, m.text, m.line) for m in drawn[1]
+    ]
 
 
 def test_probes_number_the_statements_that_run(monkeypatch):
@@ -128,8 +134,12 @@ def test_tests_take_turns():
         "tests/test_b.py::h": 0.1,
         "tests/test_b.py::i": 0.1,
     }
-    record = mutants.Record({name: {"seconds": value, "hits": {}} for name, value in seconds.items()})
-    order = mutants.order_tests(set(seconds) - {"tests/test_b.py::i"}, record, "perplexity/evaluation/a.py")
+    record = mutants.Record(
+        {name: {"seconds": value, "hits": {}} for name, value in seconds.items()}
+    )
+    order = mutants.order_tests(
+        set(seconds) - {"tests/test_b.py::i"}, record, "perplexity/evaluation/a.py"
+    )
     assert [name.split("::")[1] for name in order] == ["f[1]", "g", "h", "f[2]", "slow", "i"]
 
 

@@ -1,4 +1,6 @@
-"""The vocabulary sharded over ranks, in real processes over gloo: loss, gradients and statistics equal one process's."""
+"""The vocabulary sharded over ranks, in real processes over gloo: loss, gradients and statistics
+equal one process's.
+"""
 
 import os
 import tempfile
@@ -14,7 +16,10 @@ from perplexity import VocabularyShard
 
 N, V, D = 21, 50, 12
 # Rows a rank holds: uneven, one row, none at all (in each place).
-SPLITS = {2: [(25, 25), (49, 1), (50, 0), (0, 50)], 3: [(17, 17, 16), (0, 30, 20), (30, 0, 20), (1, 49, 0)]}
+SPLITS = {
+    2: [(25, 25), (49, 1), (50, 0), (0, 50)],
+    3: [(17, 17, 16), (0, 30, 20), (30, 0, 20), (1, 49, 0)],
+}
 DTYPES = (torch.float32, torch.bfloat16)
 LOSSES = [
     {},
@@ -36,12 +41,15 @@ def worker(rank, ranks, meeting, body, arguments, failures):
     except BaseException:
         failures.put((rank, traceback.format_exc()))
         raise
-    # Threads of gloo and autograd may outlive the group; the interpreter's exit would now and then abort on them.
+    # Threads of gloo and autograd may outlive the group; the interpreter's exit would now and then
+    # abort on them.
     os._exit(0)
 
 
 def in_processes(ranks, body, *arguments):
-    """Run ``body(rank, ranks, *arguments)`` in ``ranks`` processes; fail with the first traceback."""
+    """Run ``body(rank, ranks, *arguments)`` in ``ranks`` processes; fail with the first
+    traceback.
+    """
     context = mp.get_context("spawn")
     failures = context.SimpleQueue()
     # Ranks meet in a file: a port that was free a moment ago may be another process's by now.
@@ -86,7 +94,9 @@ def losses_and_statistics(rank, ranks, backend, dtypes, splits):
                 if "ignore_index" in options:
                     labels[labels == -100] = options["ignore_index"]
                 whole = [tensor.clone().requires_grad_() for tensor in (hidden, weight, bias)]
-                part = [tensor.clone().requires_grad_() for tensor in (hidden, weight[mine], bias[mine])]
+                part = [
+                    tensor.clone().requires_grad_() for tensor in (hidden, weight[mine], bias[mine])
+                ]
                 results = []
                 for leaves, sharded in ((whole, None), (part, shard)):
                     loss = perplexity.linear_cross_entropy(
@@ -97,7 +107,9 @@ def losses_and_statistics(rank, ranks, backend, dtypes, splits):
                         backend=backend,
                         **options,
                     )
-                    (loss * torch.linspace(0.5, 2.0, max(1, loss.numel())).reshape(loss.shape)).sum().backward()
+                    (
+                        loss * torch.linspace(0.5, 2.0, max(1, loss.numel())).reshape(loss.shape)
+                    ).sum().backward()
                     results.append(loss.detach())
                 close(results[1], results[0], torch.float32)
                 close(part[0].grad, whole[0].grad, dtype)
@@ -105,7 +117,9 @@ def losses_and_statistics(rank, ranks, backend, dtypes, splits):
                 if with_bias:
                     close(part[2].grad, whole[2].grad[mine], dtype)
             rule = dict(softcap=3.0, logit_scale=0.5, backend=backend)
-            statistics = perplexity.token_statistics(hidden, weight[mine], target, shard=shard, **rule)
+            statistics = perplexity.token_statistics(
+                hidden, weight[mine], target, shard=shard, **rule
+            )
             expected = perplexity.token_statistics(hidden, weight, target, **rule)
             for ours, one in zip(statistics, expected, strict=True):
                 assert ours.dtype == one.dtype
@@ -114,7 +128,8 @@ def losses_and_statistics(rank, ranks, backend, dtypes, splits):
             torch.testing.assert_close(nll, expected.nll, rtol=1e-5, atol=1e-5)
 
 
-# The interpreter takes a minute for every split and dtype: `make test` has an empty rank and a smaller one.
+# The interpreter takes a minute for every split and dtype: `make test` has an empty rank and a
+# smaller one.
 @pytest.mark.parametrize(
     ("ranks", "backend", "dtypes", "splits"),
     [
@@ -142,12 +157,16 @@ def frozen_input(rank, ranks):
 
 
 def equal_rows_tie(rank, ranks):
-    """The first of equal largest logits is on rank 0; its copies on the other rank are not above it."""
+    """The first of equal largest logits is on rank 0; its copies on the other rank are not above
+    it.
+    """
     hidden = torch.randn(5, D, generator=torch.Generator().manual_seed(2)).repeat(8, 1)
     weight = hidden[:1].repeat(V, 1)
     target = torch.arange(40)
     mine = slice(0, 20) if rank == 0 else slice(20, V)
-    statistics = perplexity.token_statistics(hidden, weight[mine], target, shard=VocabularyShard.of(weight[mine]))
+    statistics = perplexity.token_statistics(
+        hidden, weight[mine], target, shard=VocabularyShard.of(weight[mine])
+    )
     assert (statistics.rank == 0).all() and (statistics.predicted == 0).all()
 
 
@@ -156,19 +175,26 @@ def bad_input(rank, ranks):
     mine = slice(0, 20) if rank == 0 else slice(20, V)
     shard = VocabularyShard.of(weight[mine])
     target[4] = V
-    with pytest.raises(IndexError, match=rf"target: expected values in \[0, {V}\).*got {V} at position 4"):
+    with pytest.raises(
+        IndexError, match=rf"target: expected values in \[0, {V}\).*got {V} at position 4"
+    ):
         perplexity.linear_cross_entropy(hidden, weight[mine], target, shard=shard)
-    loss = perplexity.linear_cross_entropy(hidden, weight[mine], target, shard=shard, reduction="none", validate=False)
+    loss = perplexity.linear_cross_entropy(
+        hidden, weight[mine], target, shard=shard, reduction="none", validate=False
+    )
     assert loss.isnan().nonzero().flatten().tolist() == [4]
     target[4] = 0
-    with pytest.raises(ValueError, match=r"input and target: expected the same on every rank.*full_tensor"):
+    with pytest.raises(
+        ValueError, match=r"input and target: expected the same on every rank.*full_tensor"
+    ):
         perplexity.linear_cross_entropy(hidden + rank, weight[mine], target, shard=shard)
     with pytest.raises(ValueError, match="class indices with a sharded vocabulary"):
         perplexity.linear_cross_entropy(hidden, weight[mine], torch.rand(N, V), shard=shard)
     for start, size in ((0, V), (20 * rank - 5, V), (20 * rank, V + 1)):
         wrong = VocabularyShard(start, size)
         with pytest.raises(
-            ValueError, match=r"shard: expected starts \[0, 20\] and size 50 for ranks of \[20, 30\] rows"
+            ValueError,
+            match=r"shard: expected starts \[0, 20\] and size 50 for ranks of \[20, 30\] rows",
         ):
             perplexity.linear_cross_entropy(hidden, weight[mine], target, shard=wrong)
     with pytest.raises(ValueError, match=rf"linear_bias: expected shape \({len(weight[mine])},\)"):
@@ -183,10 +209,16 @@ def dtensors(rank, ranks):
     hidden, weight, bias, _, target = problem()
     for vocabulary in (V, V - 1, 1):  # 1: every rank but the first is empty
         labels = torch.where(target == -100, target, target % vocabulary)
-        whole = [tensor.clone().requires_grad_() for tensor in (hidden, weight[:vocabulary], bias[:vocabulary])]
+        whole = [
+            tensor.clone().requires_grad_()
+            for tensor in (hidden, weight[:vocabulary], bias[:vocabulary])
+        ]
         expected = perplexity.linear_cross_entropy(*whole[:2], labels, linear_bias=whole[2])
         expected.backward()
-        sharded = [distribute_tensor(tensor.detach(), mesh, [Shard(0)]).requires_grad_() for tensor in whole[1:]]
+        sharded = [
+            distribute_tensor(tensor.detach(), mesh, [Shard(0)]).requires_grad_()
+            for tensor in whole[1:]
+        ]
         for replicated in (False, True):
             leaf = hidden.clone()
             leaf = distribute_tensor(leaf, mesh, [Replicate()]) if replicated else leaf
@@ -196,17 +228,30 @@ def dtensors(rank, ranks):
             close(loss, expected, torch.float32)
             assert all(isinstance(gradient, DTensor) for gradient in gradients[1:])
             for ours, one in zip(gradients, whole, strict=True):
-                close(ours.full_tensor() if isinstance(ours, DTensor) else ours, one.grad, torch.float32)
+                close(
+                    ours.full_tensor() if isinstance(ours, DTensor) else ours,
+                    one.grad,
+                    torch.float32,
+                )
     for placement in (Replicate(), Shard(1)):
-        with pytest.raises(ValueError, match=r"linear_weight: expected a DTensor sharded over its rows.*full_tensor"):
-            perplexity.linear_cross_entropy(hidden, distribute_tensor(weight, mesh, [placement]), target)
+        with pytest.raises(
+            ValueError,
+            match=r"linear_weight: expected a DTensor sharded over its rows.*full_tensor",
+        ):
+            perplexity.linear_cross_entropy(
+                hidden, distribute_tensor(weight, mesh, [placement]), target
+            )
     split = distribute_tensor(torch.cat([hidden, hidden[:1]])[: 2 * ranks], mesh, [Shard(0)])
     with pytest.raises(ValueError, match="input: expected"):
-        perplexity.linear_cross_entropy(split, distribute_tensor(weight, mesh, [Shard(0)]), target[: 2 * ranks])
+        perplexity.linear_cross_entropy(
+            split, distribute_tensor(weight, mesh, [Shard(0)]), target[: 2 * ranks]
+        )
 
 
 def fully_sharded(rank, ranks):
-    """FSDP2 gathers the head for its forward: each rank's own tokens, gradients averaged over ranks."""
+    """FSDP2 gathers the head for its forward: each rank's own tokens, gradients averaged over
+    ranks.
+    """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
@@ -217,7 +262,10 @@ def fully_sharded(rank, ranks):
     tokens = slice(rank, N, ranks)
     head(hidden[tokens], target[tokens]).backward()
     whole = weight.clone().requires_grad_()
-    total = sum(perplexity.linear_cross_entropy(hidden[r::ranks], whole, target[r::ranks]) for r in range(ranks))
+    total = sum(
+        perplexity.linear_cross_entropy(hidden[r::ranks], whole, target[r::ranks])
+        for r in range(ranks)
+    )
     (total / ranks).backward()
     close(head.linear.weight.grad.full_tensor(), whole.grad, torch.float32)
 
@@ -229,7 +277,12 @@ def edges(rank, ranks):
 
 @pytest.mark.parametrize(
     ("body", "ranks"),
-    [(edges, 2), pytest.param(dtensors, 2, marks=pytest.mark.slow), (dtensors, 3), (fully_sharded, 2)],
+    [
+        (edges, 2),
+        pytest.param(dtensors, 2, marks=pytest.mark.slow),
+        (dtensors, 3),
+        (fully_sharded, 2),
+    ],
 )
 def test_edges_dtensors_and_fsdp(body, ranks):
     in_processes(ranks, body)

@@ -31,12 +31,18 @@ def wide(value):
 def gradients(loss, arguments):
     """Of every argument that wants one, with an upstream gradient of its own for each element."""
     leaves = [one for one in arguments if isinstance(one, torch.Tensor) and one.requires_grad]
-    upstream = torch.linspace(0.5, 1.5, max(1, loss.numel())).to(loss.dtype)[: loss.numel()].view(loss.shape)
+    upstream = (
+        torch.linspace(0.5, 1.5, max(1, loss.numel()))
+        .to(loss.dtype)[: loss.numel()]
+        .view(loss.shape)
+    )
     return torch.autograd.grad(loss, leaves, upstream) if loss.requires_grad else ()
 
 
 def check(function, reference, arguments, keywords, dtype, peer=None):
-    """Compare with float64; ``peer`` in the arguments' own dtype may be as far off, and a tolerance more."""
+    """Compare with float64; ``peer`` in the arguments' own dtype may be as far off, and a tolerance
+    more.
+    """
     ours = function(*arguments, **keywords)
     exact_arguments = [wide(one) for one in arguments]
     exact = reference(*exact_arguments, **{name: wide(value) for name, value in keywords.items()})
@@ -49,7 +55,9 @@ def check(function, reference, arguments, keywords, dtype, peer=None):
     for got, expected, other in zip(*results, others, strict=True):
         off = 0.0 if other is None else (other.double() - expected).abs().nan_to_num().max().item()
         tolerance = TOLERANCE[dtype]
-        torch.testing.assert_close(got.double(), expected, rtol=tolerance, atol=tolerance + off, equal_nan=True)
+        torch.testing.assert_close(
+            got.double(), expected, rtol=tolerance, atol=tolerance + off, equal_nan=True
+        )
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -62,9 +70,18 @@ def test_torchs_own_samples(name, dtype):
     for operation in (one for one in op_db if one.name == name):
         for sample in operation.sample_inputs("cpu", dtype, requires_grad=True):
             keywords = {key: value for key, value in sample.kwargs.items() if key != "options"}
-            reference = {"nn.functional.cross_entropy": F.cross_entropy}.get(name, F.linear_cross_entropy)
+            reference = {"nn.functional.cross_entropy": F.cross_entropy}.get(
+                name, F.linear_cross_entropy
+            )
             arguments = [sample.input, *sample.args]
-            check(OURS[name], reference, arguments, keywords, dtype, reference if dtype == torch.bfloat16 else None)
+            check(
+                OURS[name],
+                reference,
+                arguments,
+                keywords,
+                dtype,
+                reference if dtype == torch.bfloat16 else None,
+            )
             count += 1
     assert count >= 20
 
@@ -77,21 +94,32 @@ def leaves(tokens, vocabulary, dimension, dtype, bias=False):
     return [one.to(dtype).requires_grad_() for one in made], target
 
 
-def formula(input, linear_weight, target, *, linear_bias=None, softcap=None, z_loss=0.0, shift=0, **keywords):
+def formula(
+    input, linear_weight, target, *, linear_bias=None, softcap=None, z_loss=0.0, shift=0, **keywords
+):
     """The plain path in float64."""
     z = F.linear(input, linear_weight, linear_bias)
     z = z if softcap is None else softcap * torch.tanh(z / softcap)
     loss = F.cross_entropy(z, target, **keywords)
     if z_loss:
         penalty = z_loss * z.logsumexp(1).square() * (target != keywords.get("ignore_index", -100))
-        reduce = {"mean": lambda x: x.sum() / (target != keywords.get("ignore_index", -100)).sum(), "sum": torch.sum}
+        reduce = {
+            "mean": lambda x: x.sum() / (target != keywords.get("ignore_index", -100)).sum(),
+            "sum": torch.sum,
+        }
         loss = loss + reduce[keywords.get("reduction", "mean")](penalty)
     return loss
 
 
 LIGER_SHAPES = [(8 * 128, 1024, 4096), (3 * 47, 31, 123)]  # tokens, hidden size, vocabulary
 LIGER_OPTIONS = [
-    dict(reduction=reduction, label_smoothing=smoothing, ignore_index=ignored, z_loss=z_loss, softcap=softcap)
+    dict(
+        reduction=reduction,
+        label_smoothing=smoothing,
+        ignore_index=ignored,
+        z_loss=z_loss,
+        softcap=softcap,
+    )
     for reduction, (smoothing, ignored, z_loss, softcap) in itertools.product(
         ("mean", "sum"), ((0.0, -100, 0.0, None), (0.1, 42, 1e-4, 30.0), (0.1, -100, 1e-4, None))
     )
@@ -116,7 +144,8 @@ def test_the_cases_of_liger(shape, dtype):
         check(perplexity.linear_cross_entropy, reference, [input, weight, target], keywords, dtype)
 
 
-CCE_SHAPES = [(256, 512, 512), (252, 507, 512), (252, 507, 497), (255, 512, 512)]  # tokens, vocabulary, hidden size
+# tokens, vocabulary, hidden size
+CCE_SHAPES = [(256, 512, 512), (252, 507, 512), (252, 507, 497), (255, 512, 512)]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
@@ -124,13 +153,17 @@ CCE_SHAPES = [(256, 512, 512), (252, 507, 512), (252, 507, 497), (255, 512, 512)
 def test_the_cases_of_cut_cross_entropy(shape, dtype):
     """With a softcap and without, invalid tokens among them, shifted, each reduction."""
     tokens, vocabulary, dimension = shape
-    for softcap, invalids, reduction in itertools.product((None, 20.0), (False, True), ("none", "mean", "sum")):
+    for softcap, invalids, reduction in itertools.product(
+        (None, 20.0), (False, True), ("none", "mean", "sum")
+    ):
         (input, weight), target = leaves(tokens, vocabulary, dimension, dtype)
         if invalids:
             target[torch.arange(0, tokens, 7)] = -100
         keywords = {"softcap": softcap, "reduction": reduction}
         check(
-            lambda *arguments, **keywords: perplexity.linear_cross_entropy(*arguments, **keywords, round_logits=False),
+            lambda *arguments, **keywords: perplexity.linear_cross_entropy(
+                *arguments, **keywords, round_logits=False
+            ),
             formula,
             [input, weight, target],
             keywords,

@@ -1,4 +1,6 @@
-"""What must hold for any input: invariances, signs, sums; shapes, dtypes, strides and magnitudes drawn by hypothesis."""
+"""What must hold for any input: invariances, signs, sums; shapes, dtypes, strides and magnitudes
+drawn by hypothesis.
+"""
 
 import pytest
 import torch
@@ -60,19 +62,29 @@ def a_token_is_not_negative_and_gradients_cancel(problem, backend):
     assert (rows >= 0).all()
     rows.sum().backward()
     rounding = {torch.float32: 1e-6, torch.float16: 2e-3, torch.bfloat16: 1e-2}[hidden.dtype]
-    assert (logits.grad.float().sum(1).abs() <= rounding * (1 + logits.grad.float().abs().sum(1))).all()
+    assert (
+        logits.grad.float().sum(1).abs() <= rounding * (1 + logits.grad.float().abs().sum(1))
+    ).all()
 
 
 def a_constant_in_the_bias_changes_nothing(problem, backend):
     hidden, weight, target, bias, rule, _ = problem
     rule = rule | {"softcap": None}
-    plain = perplexity.token_statistics(hidden, weight, target, linear_bias=bias.float(), backend=backend, **rule)
-    moved = perplexity.token_statistics(hidden, weight, target, linear_bias=bias.float() + 8.0, backend=backend, **rule)
+    plain = perplexity.token_statistics(
+        hidden, weight, target, linear_bias=bias.float(), backend=backend, **rule
+    )
+    moved = perplexity.token_statistics(
+        hidden, weight, target, linear_bias=bias.float() + 8.0, backend=backend, **rule
+    )
     tolerance = 1e-6 * magnitude(weight, hidden)
     for name in ("nll", "entropy"):
-        torch.testing.assert_close(getattr(moved, name), getattr(plain, name), rtol=1e-5, atol=10 * tolerance)
+        torch.testing.assert_close(
+            getattr(moved, name), getattr(plain, name), rtol=1e-5, atol=10 * tolerance
+        )
     shift = torch.where(target == -100, 0.0, 8.0 * rule["logit_scale"])
-    torch.testing.assert_close(moved.logsumexp, plain.logsumexp + shift, rtol=1e-5, atol=10 * tolerance)
+    torch.testing.assert_close(
+        moved.logsumexp, plain.logsumexp + shift, rtol=1e-5, atol=10 * tolerance
+    )
 
 
 def the_order_of_the_vocabulary_does_not_matter(problem, backend):
@@ -80,13 +92,17 @@ def the_order_of_the_vocabulary_does_not_matter(problem, backend):
     order = torch.randperm(weight.shape[0], generator=generator).to(hidden.device)
     place = torch.argsort(order)
     moved_target = torch.where(target == -100, target, place[target.clamp(min=0)])
-    plain = perplexity.token_statistics(hidden, weight, target, linear_bias=bias, backend=backend, **rule)
+    plain = perplexity.token_statistics(
+        hidden, weight, target, linear_bias=bias, backend=backend, **rule
+    )
     moved = perplexity.token_statistics(
         hidden, weight[order], moved_target, linear_bias=bias[order], backend=backend, **rule
     )
     tolerance = 1e-6 * magnitude(weight, hidden)
     for name in ("nll", "entropy", "logsumexp"):
-        torch.testing.assert_close(getattr(moved, name), getattr(plain, name), rtol=1e-5, atol=10 * tolerance)
+        torch.testing.assert_close(
+            getattr(moved, name), getattr(plain, name), rtol=1e-5, atol=10 * tolerance
+        )
 
 
 def neither_batch_nor_cap_matter(problem, backend):
@@ -128,9 +144,13 @@ def runs_are_equal(problem, backend):
         loss = perplexity.linear_cross_entropy(
             *leaves[:2], target, linear_bias=leaves[2], reduction="sum", backend=backend, **rule
         )
-        divergence = perplexity.linear_kl_divergence(*leaves[:2], hidden.flip(0), weight, backend=backend)
+        divergence = perplexity.linear_kl_divergence(
+            *leaves[:2], hidden.flip(0), weight, backend=backend
+        )
         statistics = perplexity.token_statistics(hidden, weight, target, backend=backend)
-        results.append([loss, divergence, *torch.autograd.grad(loss + divergence.sum(), leaves), *statistics])
+        results.append(
+            [loss, divergence, *torch.autograd.grad(loss + divergence.sum(), leaves), *statistics]
+        )
     for first, second in zip(*results, strict=True):
         assert torch.equal(first, second), "bit for bit"
 
@@ -173,7 +193,8 @@ def rows_with_an_offset(draw):
 
 
 def no_worse_than_torch(name, ours, plain, exact, terms=0.0):
-    """Float32's own rounding of a logarithm and of sums of 300 terms comes on top, 1e-6 of what they are.
+    """Float32's own rounding of a logarithm and of sums of 300 terms comes on top, 1e-6 of what
+    they are.
 
     terms: the size of what cancels in the result, each rounded twice at most.
     """
@@ -183,7 +204,9 @@ def no_worse_than_torch(name, ours, plain, exact, terms=0.0):
 
 
 def an_offset_costs_no_precision(problem, backend):
-    """Of float32 logits as they are, after the scale: what their rounding at the offset loses, nobody has."""
+    """Of float32 logits as they are, after the scale: what their rounding at the offset loses,
+    nobody has.
+    """
     row, target, scale = problem
     counted = target != -100
     N, V = len(target), len(row)
@@ -193,7 +216,8 @@ def an_offset_costs_no_precision(problem, backend):
     def formulas(z):
         log_p = z.log_softmax(1)
         nll, smoothed = (
-            F.cross_entropy(z, target, reduction="none", label_smoothing=smoothing) for smoothing in (0.0, 0.1)
+            F.cross_entropy(z, target, reduction="none", label_smoothing=smoothing)
+            for smoothing in (0.0, 0.1)
         )
         entropy = -(log_p.exp() * log_p).sum(1) * counted
         divergence = reference.kl_divergence(z, z.flip(1))
@@ -201,7 +225,9 @@ def an_offset_costs_no_precision(problem, backend):
 
     def ours(bias):
         head = dict(linear_bias=bias, backend=backend, logit_scale=scale)
-        log_p, entropy = perplexity.token_log_probabilities(hidden, weight, target, with_entropy=True, **head)
+        log_p, entropy = perplexity.token_log_probabilities(
+            hidden, weight, target, with_entropy=True, **head
+        )
         smoothed = perplexity.linear_cross_entropy(
             hidden, weight, target, reduction="none", label_smoothing=0.1, **head
         )
@@ -211,8 +237,8 @@ def an_offset_costs_no_precision(problem, backend):
         )  # fmt: skip
         return {"nll": -log_p, "smoothed": smoothed, "entropy": entropy, "divergence": divergence}
 
-    # The divergence's gradient is of p (log p − log q − KL), summed over tokens: with a KL of 18 the
-    # terms are a hundred times what is left.
+    # The divergence's gradient is of p (log p − log q − KL), summed over tokens: with a KL of 18
+    # the terms are a hundred times what is left.
     log_p = scaled.double().log_softmax(0)
     difference = (log_p - log_p.flip(0)).abs()
     of_divergence = N * log_p.exp() * (difference + (log_p.exp() * difference).sum())
@@ -229,7 +255,9 @@ def an_offset_costs_no_precision(problem, backend):
         terms = of_divergence if name == "divergence" else 0.0
         no_worse_than_torch(f"gradient of {name}", gradients[0] / scale, *gradients[1:], terms)
     logits = scaled.expand(N, V)
-    loss = perplexity.cross_entropy(row.expand(N, V), target, logit_scale=scale, reduction="none", backend=backend)
+    loss = perplexity.cross_entropy(
+        row.expand(N, V), target, logit_scale=scale, reduction="none", backend=backend
+    )
     no_worse_than_torch("cross_entropy", loss, *(result["nll"].detach() for result in results[1:]))
     statistics = perplexity.token_statistics(
         hidden, weight, target, linear_bias=row, logit_scale=scale, backend=backend
@@ -237,7 +265,9 @@ def an_offset_costs_no_precision(problem, backend):
     for nll in (loss, statistics.nll):
         assert not nll.signbit().any() and (nll[~counted] == 0).all()
         if (row == row[0]).all():
-            assert torch.equal(nll[counted], torch.full_like(nll, V).log()[counted]), "log V, no offset in it"
+            assert torch.equal(nll[counted], torch.full_like(nll, V).log()[counted]), (
+                "log V, no offset in it"
+            )
     above = (logits > logits.gather(1, target.clamp(min=0)[:, None])).sum(1)
     assert torch.equal(statistics.rank, above.masked_fill(~counted, -1)), "ties are not above"
     first = (scaled == scaled.max()).nonzero()[0, 0]
@@ -246,10 +276,18 @@ def an_offset_costs_no_precision(problem, backend):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_an_offset(backend, device):
-    FEW(given(rows_with_an_offset())(lambda problem: an_offset_costs_no_precision(on(device, problem), backend)))()
+    FEW(
+        given(rows_with_an_offset())(
+            lambda problem: an_offset_costs_no_precision(on(device, problem), backend)
+        )
+    )()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_an_offset_at_length(backend, device):
-    MANY(given(rows_with_an_offset())(lambda problem: an_offset_costs_no_precision(on(device, problem), backend)))()
+    MANY(
+        given(rows_with_an_offset())(
+            lambda problem: an_offset_costs_no_precision(on(device, problem), backend)
+        )
+    )()

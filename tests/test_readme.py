@@ -8,7 +8,12 @@ ROOT = Path(__file__).parents[1]
 
 def test_every_cell_of_the_feature_table_names_a_test():
     text = (ROOT / "README.md").read_text()
-    rows = text.split("### What the others have")[1].split("\n## ")[0].split("| --- |")[-1].splitlines()[1:]
+    rows = (
+        text.split("### What the others have")[1]
+        .split("\n## ")[0]
+        .split("| --- |")[-1]
+        .splitlines()[1:]
+    )
     rows = [row for row in rows if row.startswith("|")]
     assert len(rows) >= 25
     for row in rows:

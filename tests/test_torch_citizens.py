@@ -1,4 +1,6 @@
-"""The operators as torch wants them: opcheck, gradcheck, compile, second and double backward, nothing that waits."""
+"""The operators as torch wants them: opcheck, gradcheck, compile, second and double backward,
+nothing that waits.
+"""
 
 import re
 
@@ -33,7 +35,8 @@ def operator_calls(device, backend):
     weight, logits = torch.rand(V, device=device), (h @ w.T).detach()
     plan, keeping = Plan(backend), Plan("torch", KEPT, block=(4, 7))
     everything, uncapped = (
-        (*rule, *plan) for rule in (Rule(-100, 3.0, 0.5, True, True), Rule(-100, None, 1.0, True, True))
+        (*rule, *plan)
+        for rule in (Rule(-100, 3.0, 0.5, True, True), Rule(-100, None, 1.0, True, True))
     )
     capped = 3.0, 0.5, None, 1.0, *plan
     kept = operators.linear_nll(h, w, b, target, weight, *everything[:5], *keeping)[1].detach()
@@ -66,7 +69,14 @@ def operator_calls(device, backend):
         "linear_statistics": (*leaves[:3], target, at_target, *everything),
         "nll": (logits.requires_grad_(), target, weight, *uncapped),
         "nll_grad": (sums, maximum, logits.detach(), target, weight, *uncapped),
-        "merge": (partials.requires_grad_(), target, torch.tensor([3.0, V - 3.0], device=device), V, -100, backend),
+        "merge": (
+            partials.requires_grad_(),
+            target,
+            torch.tensor([3.0, V - 3.0], device=device),
+            V,
+            -100,
+            backend,
+        ),
         "linear_kl": (h, w, b, g, u, c, *capped),
         "linear_kl_grad": (
             maximum,
@@ -81,7 +91,9 @@ def operator_calls(device, backend):
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("name", operator_calls("cpu", "torch"))
 def test_opcheck(name, backend, device):
-    torch.library.opcheck(getattr(torch.ops.perplexity, name).default, operator_calls(device, backend)[name])
+    torch.library.opcheck(
+        getattr(torch.ops.perplexity, name).default, operator_calls(device, backend)[name]
+    )
 
 
 def test_opcheck_of_the_forward_that_keeps_products(device):
@@ -97,7 +109,9 @@ def test_opcheck_of_the_forward_that_keeps_products(device):
 
 def test_every_operator_is_checked():
     registered = {
-        name.split("::")[1] for name in torch._C._dispatch_get_all_op_names() if name.startswith("perplexity::")
+        name.split("::")[1]
+        for name in torch._C._dispatch_get_all_op_names()
+        if name.startswith("perplexity::")
     }
     assert registered == set(operator_calls("cpu", "torch"))
 
@@ -105,11 +119,27 @@ def test_every_operator_is_checked():
 SCALARS = dict(softcap=4.0, logit_scale=0.7)
 FUNCTIONS = {
     "linear_cross_entropy": lambda h, w, b, g, u, c, t, k: perplexity.linear_cross_entropy(
-        h, w, t, linear_bias=b, reduction="none", label_smoothing=0.1, z_loss=0.01, weight=k, **SCALARS
+        h,
+        w,
+        t,
+        linear_bias=b,
+        reduction="none",
+        label_smoothing=0.1,
+        z_loss=0.01,
+        weight=k,
+        **SCALARS,
     ),
-    "mean": lambda h, w, b, g, u, c, t, k: perplexity.linear_cross_entropy(h, w, t, linear_bias=b, weight=k),
+    "mean": lambda h, w, b, g, u, c, t, k: perplexity.linear_cross_entropy(
+        h, w, t, linear_bias=b, weight=k
+    ),
     "probabilities": lambda h, w, b, g, u, c, t, k: perplexity.linear_cross_entropy(
-        h, w, torch.softmax((g @ u.T).detach(), 1), linear_bias=b, label_smoothing=0.2, weight=k, **SCALARS
+        h,
+        w,
+        torch.softmax((g @ u.T).detach(), 1),
+        linear_bias=b,
+        label_smoothing=0.2,
+        weight=k,
+        **SCALARS,
     ),
     "cross_entropy": lambda h, w, b, g, u, c, t, k: perplexity.cross_entropy(
         h @ w.T, t, k, label_smoothing=0.1, reduction="none", z_loss=0.1, **SCALARS
@@ -128,7 +158,9 @@ def test_gradcheck_in_float64(name, monkeypatch):
     leaves, target = problem(dtype=torch.float64)
     weight = torch.linspace(0.5, 2.0, V, dtype=torch.float64)
     used = [
-        index for index in range(6) if name == "linear_kl_divergence" or index < (2 if name == "cross_entropy" else 3)
+        index
+        for index in range(6)
+        if name == "linear_kl_divergence" or index < (2 if name == "cross_entropy" else 3)
     ]
 
     def function(*chosen):
@@ -137,7 +169,8 @@ def test_gradcheck_in_float64(name, monkeypatch):
             every[index] = leaf
         return FUNCTIONS[name](*every, target, weight)
 
-    # The public results are float32 where the contract says so: their rounding would drown a difference of 1e-6.
+    # The public results are float32 where the contract says so: their rounding would drown a
+    # difference of 1e-6.
     monkeypatch.setattr(torch.Tensor, "float", lambda tensor: tensor)
     assert torch.autograd.gradcheck(function, [leaves[index] for index in used])
 
@@ -169,16 +202,23 @@ def test_compiled_equals_eager_with_ignored_labels(name, backend, device, monkey
 
 def test_compiled_by_inductor_with_changing_lengths():
     leaves, target = problem()
-    compiled = torch.compile(lambda h, w, t: perplexity.linear_cross_entropy(h, w, t), fullgraph=True, dynamic=True)
+    compiled = torch.compile(
+        lambda h, w, t: perplexity.linear_cross_entropy(h, w, t), fullgraph=True, dynamic=True
+    )
     for length in (6, 5, 3):
         eager = perplexity.linear_cross_entropy(leaves[0][:length], leaves[1], target[:length])
         torch.testing.assert_close(compiled(leaves[0][:length], leaves[1], target[:length]), eager)
 
 
 def test_compiled_with_dynamic_numbers_and_shapes():
-    """Every size and number traced as a symbol, or as a new constant: arguments are checked by comparisons alone."""
+    """Every size and number traced as a symbol, or as a new constant: arguments are checked by
+    comparisons alone.
+    """
     leaves, target = problem()
-    for module in (perplexity.LinearCrossEntropyLoss(D, V), lambda h, t: perplexity.cross_entropy(h, t % D)):
+    for module in (
+        perplexity.LinearCrossEntropyLoss(D, V),
+        lambda h, t: perplexity.cross_entropy(h, t % D),
+    ):
         compiled = torch.compile(module, fullgraph=True, dynamic=True, backend="aot_eager")
         labels = target.clamp(min=0)
         torch.testing.assert_close(compiled(leaves[0], labels), module(leaves[0], labels))
@@ -196,7 +236,9 @@ def test_forward_mode_is_an_error_that_says_so(name):
     leaves = [leaf.detach() for leaf in leaves]
     weight = torch.rand(V)
     with pytest.raises(NotImplementedError, match="forward-mode"):
-        torch.func.jvp(lambda h: FUNCTIONS[name](h, *leaves[1:], target, weight), (leaves[0],), (leaves[0],))
+        torch.func.jvp(
+            lambda h: FUNCTIONS[name](h, *leaves[1:], target, weight), (leaves[0],), (leaves[0],)
+        )
 
 
 TRANSFORMED = {
@@ -216,7 +258,9 @@ def scalar(name):
     def call(leaves, target, weight):
         out = TRANSFORMED[name](*leaves, target, weight)
         parts = out if isinstance(out, tuple) else (out,)
-        return sum((part * torch.linspace(0.5, 1.5, part.numel()).view(part.shape)).sum() for part in parts)
+        return sum(
+            (part * torch.linspace(0.5, 1.5, part.numel()).view(part.shape)).sum() for part in parts
+        )
 
     return call
 
@@ -233,7 +277,9 @@ def test_torch_func(name, backend, monkeypatch):
     expected = []
     for leaves, target in samples:
         grads = torch.autograd.grad(function(leaves, target, weight), leaves, allow_unused=True)
-        expected.append([torch.zeros_like(x) if g is None else g for g, x in zip(grads, leaves, strict=True)])
+        expected.append(
+            [torch.zeros_like(x) if g is None else g for g, x in zip(grads, leaves, strict=True)]
+        )
     detached = [[leaf.detach() for leaf in leaves] for leaves, _ in samples]
     targets = [target for _, target in samples]
 
@@ -247,13 +293,15 @@ def test_torch_func(name, backend, monkeypatch):
     check(pull(torch.tensor(1.0))[0], expected[0])
     check(torch.func.jacrev(function)(detached[0], targets[0], weight), expected[0])
     stacked = [torch.stack(parts) for parts in zip(*detached, strict=True)]
-    per_sample = torch.vmap(torch.func.grad(function), in_dims=(0, 0, None))(stacked, torch.stack(targets), weight)
+    per_sample = torch.vmap(torch.func.grad(function), in_dims=(0, 0, None))(
+        stacked, torch.stack(targets), weight
+    )
     check(per_sample, [torch.stack(parts) for parts in zip(*expected, strict=True)])
     # One head for all samples, the samples in another dimension.
     hidden = torch.stack([leaves[0] for leaves in detached], dim=1)
-    shared = torch.vmap(lambda h, t: torch.func.grad(function)([h, *detached[0][1:]], t, weight), in_dims=(1, 0))(
-        hidden, torch.stack(targets)
-    )
+    shared = torch.vmap(
+        lambda h, t: torch.func.grad(function)([h, *detached[0][1:]], t, weight), in_dims=(1, 0)
+    )(hidden, torch.stack(targets))
     for place in range(3):
         leaves = [detached[place][0], *detached[0][1:]]
         alone = torch.func.grad(function)(leaves, targets[place], weight)
@@ -262,7 +310,9 @@ def test_torch_func(name, backend, monkeypatch):
 
 @pytest.mark.parametrize("name", ["mean", "cross_entropy", "linear_kl_divergence"])
 def test_torch_func_compiled(name):
-    """The transform is traced with the loss in it: Dynamo does not see which of two ways an operator would take."""
+    """The transform is traced with the loss in it: Dynamo does not see which of two ways an
+    operator would take.
+    """
     function, weight = scalar(name), torch.linspace(0.5, 2.0, V)
     leaves, target = problem()
     leaves = [torch.stack([leaf.detach(), 2 * leaf.detach()]) for leaf in leaves]
@@ -285,7 +335,9 @@ def test_a_bad_target_under_vmap_is_told_by_sample_and_token():
     targets = torch.zeros(5, 3, dtype=torch.int64)  # samples in dimension 1
     targets[4, 2] = V
     with pytest.raises(IndexError, match=re.escape("position (2, 4)")):
-        torch.vmap(lambda h, t: perplexity.linear_cross_entropy(h, weight, t), in_dims=(0, 1))(hidden, targets)
+        torch.vmap(lambda h, t: perplexity.linear_cross_entropy(h, weight, t), in_dims=(0, 1))(
+            hidden, targets
+        )
 
 
 def test_torch_func_of_a_module():
@@ -299,7 +351,9 @@ def test_torch_func_of_a_module():
         return torch.func.functional_call(module, parameters, (h, t))
 
     def theirs(parameters, h, t):
-        logits = torch.nn.functional.linear(h, parameters["linear.weight"], parameters["linear.bias"])
+        logits = torch.nn.functional.linear(
+            h, parameters["linear.weight"], parameters["linear.bias"]
+        )
         return torch.nn.functional.cross_entropy(logits, t, label_smoothing=0.1)
 
     got, expected = (
@@ -311,12 +365,15 @@ def test_torch_func_of_a_module():
 
 
 @pytest.mark.parametrize(
-    "transform", [torch.func.hessian, lambda f: torch.func.grad(lambda x: torch.func.grad(f)(x).sum())]
+    "transform",
+    [torch.func.hessian, lambda f: torch.func.grad(lambda x: torch.func.grad(f)(x).sum())],
 )
 def test_torch_func_has_no_second_derivative(transform):
     leaves, target = problem()
     with pytest.raises(NotImplementedError, match="double backward|forward-mode"):
-        transform(lambda h: perplexity.linear_cross_entropy(h, leaves[1].detach(), target))(leaves[0].detach())
+        transform(lambda h: perplexity.linear_cross_entropy(h, leaves[1].detach(), target))(
+            leaves[0].detach()
+        )
 
 
 def test_metrics_under_vmap():
@@ -355,10 +412,14 @@ def test_double_backward_is_an_error_that_says_so(name, backend, device, monkeyp
 
 
 def test_the_gradient_takes_the_place_of_the_kept_products(monkeypatch):
-    """Three products where a step needs one backward, four where another may follow; the same gradients in both."""
+    """Three products where a step needs one backward, four where another may follow; the same
+    gradients in both.
+    """
     (hidden, weight, *_), target = problem()
     calls, original = [], operators.linear_nll_grad_kept
-    monkeypatch.setattr(_linear_nll, "linear_nll_grad_kept", lambda *inputs: calls.append(1) or original(*inputs))
+    monkeypatch.setattr(
+        _linear_nll, "linear_nll_grad_kept", lambda *inputs: calls.append(1) or original(*inputs)
+    )
     for repeated in (False, True):
         loss = perplexity.linear_cross_entropy(hidden, weight, target)
         gradients = torch.autograd.grad(3 * loss, (hidden, weight), retain_graph=repeated)
@@ -377,10 +438,14 @@ def test_the_gradient_takes_the_place_of_the_kept_products(monkeypatch):
 def test_another_number_of_threads_in_the_backward():
     """The number of threads decides the blocks, and so where products were kept."""
     generator = torch.Generator().manual_seed(0)
-    hidden, weight = (torch.randn(*shape, generator=generator) / 300**0.25 for shape in ((300, 300), (3000, 300)))
+    hidden, weight = (
+        torch.randn(*shape, generator=generator) / 300**0.25 for shape in ((300, 300), (3000, 300))
+    )
     target = torch.randint(0, 3000, (300,), generator=generator)
     leaves, threads = [hidden.requires_grad_(), weight.requires_grad_()], torch.get_num_threads()
-    expected = torch.autograd.grad(torch.nn.functional.cross_entropy(hidden @ weight.T, target), leaves)
+    expected = torch.autograd.grad(
+        torch.nn.functional.cross_entropy(hidden @ weight.T, target), leaves
+    )
     try:
         for there, back in ((1, 2), (2, 1), (8, 1)):
             torch.set_num_threads(there)
@@ -406,7 +471,9 @@ def test_a_loss_that_gets_no_gradient(backend, device):
             return None
 
     (hidden, weight, *_), target = problem(device)
-    loss = perplexity.linear_cross_entropy(hidden, weight, target, reduction="none", backend=backend)
+    loss = perplexity.linear_cross_entropy(
+        hidden, weight, target, reduction="none", backend=backend
+    )
     Cut.apply(loss).sum().backward()
     assert hidden.grad is None or not hidden.grad.any()
 
@@ -417,12 +484,16 @@ def test_batched_gradients_on_the_torch_backend():
     batched = torch.autograd.grad(loss, (hidden, weight), torch.eye(N)[:3], is_grads_batched=True)
     for row in range(3):
         loss = perplexity.linear_cross_entropy(hidden, weight, target, reduction="none")
-        for all_of_them, one in zip(batched, torch.autograd.grad(loss[row], (hidden, weight)), strict=True):
+        for all_of_them, one in zip(
+            batched, torch.autograd.grad(loss[row], (hidden, weight)), strict=True
+        ):
             torch.testing.assert_close(all_of_them[row], one)
 
 
 class NoWaiting(TorchDispatchMode):
-    """Fails on what makes the host wait for a device: reading a value, shapes that depend on values."""
+    """Fails on what makes the host wait for a device: reading a value, shapes that depend on
+    values.
+    """
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         assert function.overloadpacket not in (
@@ -451,7 +522,9 @@ class NoWaiting(TorchDispatchMode):
     ],
 )
 def test_no_operator_waits_for_the_device(name, backend, device, monkeypatch):
-    """A wait inside a CUDA graph is an error: the operators' own code is run under a mode that refuses them."""
+    """A wait inside a CUDA graph is an error: the operators' own code is run under a mode that
+    refuses them.
+    """
     for module in (blockwise, chunks, logit_blocks):
         monkeypatch.setattr(module, "values_are_here", lambda tensor: False)
     call = operator_calls(device, backend)[name]
@@ -461,8 +534,13 @@ def test_no_operator_waits_for_the_device(name, backend, device, monkeypatch):
 
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_no_loss_waits_for_the_device(name):
-    """Everything around the operators, on tensors without data: whatever reads a value fails. As a GPU, they are no CPU."""
-    leaves = [torch.empty(shape, device="meta", requires_grad=True) for shape in ((N, D), (V, D), (V,)) * 2]
+    """Everything around the operators, on tensors without data: whatever reads a value fails. As a
+    GPU, they are no CPU.
+    """
+    leaves = [
+        torch.empty(shape, device="meta", requires_grad=True)
+        for shape in ((N, D), (V, D), (V,)) * 2
+    ]
     target = torch.empty(N, dtype=torch.int64, device="meta")
     with NoWaiting():
         out = FUNCTIONS[name](*leaves, target, torch.empty(V, device="meta"))

@@ -15,7 +15,9 @@ class Transformer(nn.Module):
     def __init__(self, width=64):
         super().__init__()
         self.tokens, self.positions = nn.Embedding(VOCABULARY, width), nn.Embedding(LENGTH, width)
-        layer = nn.TransformerEncoderLayer(width, 4, 4 * width, dropout=0.0, batch_first=True, norm_first=True)
+        layer = nn.TransformerEncoderLayer(
+            width, 4, 4 * width, dropout=0.0, batch_first=True, norm_first=True
+        )
         self.layers = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
         self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, VOCABULARY, bias=False)
 
@@ -45,7 +47,9 @@ def curve(loss, seed, device):
     optimiser = torch.optim.AdamW(model.parameters(), lr=3e-3)
     losses = []
     for tokens in batches(device):
-        value = loss(model(tokens[:, :-1]).flatten(0, 1), model.head.weight, tokens[:, 1:].flatten())
+        value = loss(
+            model(tokens[:, :-1]).flatten(0, 1), model.head.weight, tokens[:, 1:].flatten()
+        )
         optimiser.zero_grad()
         value.backward()
         optimiser.step()
@@ -75,22 +79,30 @@ def test_the_curves_agree_within_the_spread_of_two_seeds(device):
 
 @pytest.mark.parametrize("vocabulary", [256, pytest.param(256_000, marks=pytest.mark.gpu)])
 def test_many_chunks_drift_no_further_than_one(vocabulary, device, monkeypatch):
-    """The weight's gradient is summed in float32: 64 chunks of bfloat16 gradients are no further from float64 than one.
+    """The weight's gradient is summed in float32: 64 chunks of bfloat16 gradients are no further
+    from float64 than one.
 
-    (On a CPU every chunk's product is rounded to bfloat16 before it is added, which no GPU does; sums in bfloat16 are
-    half as far off again.)
+    (On a CPU every chunk's product is rounded to bfloat16 before it is added, which no GPU does;
+    sums in bfloat16 are half as far off again.)
     """
     if vocabulary > 256 and device == "cpu":
         pytest.skip("interpreted, a minute")
     generator = torch.Generator().manual_seed(4)
     tokens, errors = 256, []
-    leaves = [torch.randn(rows, 32, generator=generator).to(device, torch.bfloat16) for rows in (tokens, vocabulary)]
+    leaves = [
+        torch.randn(rows, 32, generator=generator).to(device, torch.bfloat16)
+        for rows in (tokens, vocabulary)
+    ]
     target = torch.randint(vocabulary, (tokens,), generator=generator).to(device)
     doubled = [leaf.double().requires_grad_() for leaf in leaves]
-    exact = torch.autograd.grad(F.cross_entropy(doubled[0] @ doubled[1].T, target, reduction="sum"), doubled[1])[0]
+    exact = torch.autograd.grad(
+        F.cross_entropy(doubled[0] @ doubled[1].T, target, reduction="sum"), doubled[1]
+    )[0]
     for chunk in (tokens, tokens // 64):
         monkeypatch.setattr(dispatch, "ahead_chunk", lambda *_, chunk=chunk, **__: chunk)
         copies = [leaf.detach().requires_grad_() for leaf in leaves]
         loss = perplexity.linear_cross_entropy(*copies, target, reduction="sum", backend="triton")
-        errors.append((torch.autograd.grad(loss, copies[1])[0].double() - exact).square().mean().sqrt())
+        errors.append(
+            (torch.autograd.grad(loss, copies[1])[0].double() - exact).square().mean().sqrt()
+        )
     assert errors[1] <= (1.15 if device == "cpu" else 1.02) * errors[0], errors

@@ -41,7 +41,9 @@ def unread():
 
 
 def evaluate(documents=None, **options):
-    return perplexity.evaluate(*model_and_tokenizer(), unread() if documents is None else documents, **options)
+    return perplexity.evaluate(
+        *model_and_tokenizer(), unread() if documents is None else documents, **options
+    )
 
 
 def compared(**options):
@@ -338,7 +340,9 @@ def test_the_slopes_of_pairs_are_scipys():
     for case in range(60):
         count = generator.integers(5, 64)
         x = np.log2(1 + generator.permutation(2 * count)[:count] // (1 + case % 2))
-        y = [generator.normal(size=count), generator.integers(0, 4, count) / 4, np.ones(count)][case % 3]
+        y = [generator.normal(size=count), generator.integers(0, 4, count) / 4, np.ones(count)][
+            case % 3
+        ]
         expected = scipy.stats.theilslopes(y, x, 0.95)
         wanted = expected.slope, expected.low_slope, expected.high_slope
         # The same pairs are chosen from the same quotients: equal to the bit.

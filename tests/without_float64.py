@@ -4,7 +4,9 @@ import torch
 
 
 class WithoutFloat64(torch.Tensor):
-    """A CPU tensor that says it is on MPS, and raises TypeError as MPS does when a result would be float64."""
+    """A CPU tensor that says it is on MPS, and raises TypeError as MPS does when a result would be
+    float64.
+    """
 
     @classmethod
     def hold(cls, values) -> "WithoutFloat64":
@@ -21,5 +23,7 @@ class WithoutFloat64(torch.Tensor):
                 return args[0].as_subclass(torch.Tensor)
         found = super().__torch_function__(function, types, args, kwargs or {})
         if isinstance(found, cls) and found.dtype is torch.float64:
-            raise TypeError("Cannot convert a MPS Tensor to float64 dtype as the MPS framework doesn't support float64")
+            raise TypeError(
+                "Cannot convert a MPS Tensor to float64 dtype as the MPS framework doesn't support float64"
+            )
         return found

@@ -6,12 +6,27 @@ import random
 import re
 from functools import cache
 
-WORDS = ("amber", "brook", "cedar", "delta", "ember", "fjord", "grove", "heath", "inlet", "joint", "knoll", "ledge")
+WORDS = (
+    "amber",
+    "brook",
+    "cedar",
+    "delta",
+    "ember",
+    "fjord",
+    "grove",
+    "heath",
+    "inlet",
+    "joint",
+    "knoll",
+    "ledge",
+)
 
 
 @cache
 def topics() -> list[str]:
-    """CPython's documentation, but for the debugger's, which the source of pdb has word for word."""
+    """CPython's documentation, but for the debugger's, which the source of pdb has word for
+    word.
+    """
     from pydoc_data import topics
 
     return [text for name, text in topics.topics.items() if name != "debugger"]
@@ -20,7 +35,9 @@ def topics() -> list[str]:
 @cache
 def documentation() -> list[str]:
     """Its paragraphs of 20 words or more."""
-    found = (part for text in topics() for part in re.split(r"\n\s*\n", text) if len(part.split()) >= 20)
+    found = (
+        part for text in topics() for part in re.split(r"\n\s*\n", text) if len(part.split()) >= 20
+    )
     return list(dict.fromkeys(found))
 
 
@@ -28,8 +45,16 @@ def documentation() -> list[str]:
 def sources() -> list[str]:
     """The standard library's sources without pydoc_data."""
     root = os.path.dirname(os.__file__)
-    paths = [path for path in sorted(glob.glob(f"{root}/**/*.py", recursive=True)) if "pydoc_data" not in path]
-    return [open(path, errors="replace").read() for path in paths if not re.search(r"site-packages|/tests?/", path)]
+    paths = [
+        path
+        for path in sorted(glob.glob(f"{root}/**/*.py", recursive=True))
+        if "pydoc_data" not in path
+    ]
+    return [
+        open(path, errors="replace").read()
+        for path in paths
+        if not re.search(r"site-packages|/tests?/", path)
+    ]
 
 
 def exact(text: str, _: random.Random) -> str:

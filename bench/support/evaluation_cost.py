@@ -1,7 +1,9 @@
-"""Cost of an evaluation in a process of its own: ``python evaluation_cost.py PROVIDER [WINDOWS]`` prints bytes, seconds, loss.
+"""Cost of an evaluation in a process of its own: ``python evaluation_cost.py PROVIDER [WINDOWS]``
+prints bytes, seconds, loss.
 
-A model with V = 128,256, D = 256, 2 layers on windows of 1,024 tokens. Bytes: rise of the high-water mark of resident memory
-after a run on a short text, so that libraries and threads are there.
+A model with V = 128,256, D = 256, 2 layers on windows of 1,024 tokens. Bytes: rise of the
+high-water mark of resident memory after a run on a short text, so that libraries and threads are
+there.
 """
 
 import sys
@@ -61,8 +63,17 @@ def ours(model, ids: np.ndarray) -> float:
 
 @torch.inference_mode()
 def plain(model, ids: np.ndarray) -> float:
-    """model(input_ids, labels=input_ids), one window at a time: rows are of one length, so the mean of means is the mean."""
-    return float(np.mean([model(input_ids=row[None], labels=row[None]).loss.item() for row in torch.from_numpy(ids)]))
+    """model(input_ids, labels=input_ids), one window at a time: rows are of one length, so the mean
+    of means is the mean.
+    """
+    return float(
+        np.mean(
+            [
+                model(input_ids=row[None], labels=row[None]).loss.item()
+                for row in torch.from_numpy(ids)
+            ]
+        )
+    )
 
 
 PROVIDERS = {"ours": ours, "plain": plain}

@@ -1,8 +1,10 @@
-"""Peak extra memory of calls, in a process of its own: ``python peak_memory.py DTYPE NAME,N,V,D,LIMIT ...`` prints bytes.
+"""Peak extra memory of calls, in a process of its own: ``python peak_memory.py DTYPE
+NAME,N,V,D,LIMIT ...`` prints bytes.
 
-The high-water mark of resident memory after a call less that before it, results not counted; a tiny call first, so that
-libraries, threads and their buffers are there. Of two calls the lesser figure counts: what a call takes it takes every
-time, but pages of code that the system dropped for another process come back only once. Linux only. LIMIT 0 is the default.
+The high-water mark of resident memory after a call less that before it, results not counted; a tiny
+call first, so that libraries, threads and their buffers are there. Of two calls the lesser figure
+counts: what a call takes it takes every time, but pages of code that the system dropped for another
+process come back only once. Linux only. LIMIT 0 is the default.
 """
 
 import ctypes
@@ -38,18 +40,26 @@ def train(h, w, t, limit, **options):
 CALLS = {
     "forward": forward,
     "statistics": lambda h, w, t, limit: perplexity.token_statistics(h, w, t, memory_limit=limit),
-    "divergence": lambda h, w, t, limit: perplexity.linear_kl_divergence(h, w, h.roll(1, 0), w, memory_limit=limit),
+    "divergence": lambda h, w, t, limit: perplexity.linear_kl_divergence(
+        h, w, h.roll(1, 0), w, memory_limit=limit
+    ),
     "train": train,
     "train_everything": lambda h, w, t, limit: train(
         h, w, t, limit, softcap=30.0, logit_scale=0.5, label_smoothing=0.1, z_loss=0.01
     ),
-    "rows": lambda h, w, t, limit: perplexity.cross_entropy(w.T, torch.arange(w.shape[1]), memory_limit=limit),
+    "rows": lambda h, w, t, limit: perplexity.cross_entropy(
+        w.T, torch.arange(w.shape[1]), memory_limit=limit
+    ),
 }
 
 
 def measure(name: str, dtype: torch.dtype, N: int, V: int, D: int, limit: int | None) -> int:
     def inputs(N, V, D):
-        return torch.randn(N, D).to(dtype), (torch.randn(V, D) / D**0.5).to(dtype), torch.randint(0, V, (N,))
+        return (
+            torch.randn(N, D).to(dtype),
+            (torch.randn(V, D) / D**0.5).to(dtype),
+            torch.randint(0, V, (N,)),
+        )
 
     CALLS[name](*inputs(64, 600, D), limit)
     given = inputs(N, V, D)
@@ -67,7 +77,9 @@ def measure(name: str, dtype: torch.dtype, N: int, V: int, D: int, limit: int | 
 
 
 def small_pages() -> None:
-    """Ask for no huge pages: the system would round what is taken up to 2 MiB where it has such pages free."""
+    """Ask for no huge pages: the system would round what is taken up to 2 MiB where it has such
+    pages free.
+    """
     PR_SET_THP_DISABLE = 41
     ctypes.CDLL(None).prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0)
 

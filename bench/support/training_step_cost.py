@@ -1,7 +1,8 @@
-"""A training step of a transformers model, V = 128,256: ``python training_step_cost.py PROVIDER`` prints bytes, seconds, loss.
+"""A training step of a transformers model, V = 128,256: ``python training_step_cost.py PROVIDER``
+prints bytes, seconds, loss.
 
-"plain" is the model's own loss from labels, "fused" the same model after ``use_fused_loss``. Peak memory beyond the model and its
-gradients, which are there before.
+"plain" is the model's own loss from labels, "fused" the same model after ``use_fused_loss``. Peak
+memory beyond the model and its gradients, which are there before.
 """
 
 import sys

@@ -1,8 +1,9 @@
 """Count what a reader has to follow: `python bench/support/trips.py [--list TRIP]`.
 
 A trip is one call of the public API. Counted on its second run, with `sys.setprofile`: the distinct
-functions of the project that are called, the files they are in, and the changes of file from one call
-to the next. Comprehensions and lambdas belong to the function around them. `--list` prints the calls.
+functions of the project that are called, the files they are in, and the changes of file from one
+call to the next. Comprehensions and lambdas belong to the function around them. `--list` prints the
+calls.
 """
 
 from __future__ import annotations
@@ -67,7 +68,11 @@ def calls(trip: Callable[[], None]) -> list[tuple[str, str]]:
 
     def note(frame, event, _):
         code = frame.f_code
-        if event == "call" and code.co_filename.startswith(tuple(PACKAGES)) and code.co_name != "<module>":
+        if (
+            event == "call"
+            and code.co_filename.startswith(tuple(PACKAGES))
+            and code.co_name != "<module>"
+        ):
             name = code.co_qualname if hasattr(code, "co_qualname") else code.co_name
             seen.append((os.path.relpath(code.co_filename, ROOT), name.split(".<locals>.<")[0]))
 

@@ -1,15 +1,18 @@
-"""The kernels' contracts in plain PyTorch without N × V: the fallback everywhere, and the fast path on a CPU.
+"""The kernels' contracts in plain PyTorch without N × V: the fallback everywhere, and the fast path
+on a CPU.
 
-The vocabulary is walked in blocks with a running maximum and running sums (Milakov & Gimelshein 2018, arXiv:1805.02867);
-the logits of a block live in one reused buffer, of a size that ``blocks.py`` derives from the caches. Exponentials are
-powers of 2, which PyTorch computes three times as fast as ``exp`` on CPUs where that is left to Intel's library.
-Formulas: ``sums.py``. float64 inputs give float64 sums. Class weights may also be [N, V] here, weights of a
-token's own: what class-probability targets are.
+The vocabulary is walked in blocks with a running maximum and running sums (Milakov & Gimelshein
+2018, arXiv:1805.02867); the logits of a block live in one reused buffer, of a size that
+``blocks.py`` derives from the caches. Exponentials are powers of 2, which PyTorch computes three
+times as fast as ``exp`` on CPUs where that is left to Intel's library. Formulas: ``sums.py``.
+float64 inputs give float64 sums. Class weights may also be [N, V] here, weights of a token's own:
+what class-probability targets are.
 
-Cost: 2·N·V·D operations forward; blocks of at most ``memory_limit`` bytes, all copies counted, and vectors of N.
+Cost: 2·N·V·D operations forward; blocks of at most ``memory_limit`` bytes, all copies counted, and
+vectors of N.
 
-Training keeps the products of the first D tokens where the gradient of the weight will be, [V, D]: its own memory holds
-them until they turn into it, and they are not computed again.
+Training keeps the products of the first D tokens where the gradient of the weight will be, [V, D]:
+its own memory holds them until they turn into it, and they are not computed again.
 """
 
 from __future__ import annotations
@@ -44,7 +47,8 @@ class RunningSums:
     @classmethod
     def start(cls, target, class_weight, rule, width, dtype) -> RunningSums:
         rows = torch.zeros((SUMS, target.shape[0]), dtype=dtype, device=target.device)
-        rows[MAX] = -torch.inf  # not a lowest number: logits masked by that number would not be above it
+        # not a lowest number: logits masked by that number would not be above it
+        rows[MAX] = -torch.inf
         target = target.long()
         block, column = target.div(width, rounding_mode="floor"), target.remainder(width)[:, None]
         seen = torch.zeros_like(rows[MAX])
@@ -59,21 +63,25 @@ class RunningSums:
         largest: torch.Tensor | None = None,
         scratch: torch.Tensor | None = None,
     ) -> None:
-        """Add the logits z [tokens, columns], and their maxima where they are known; overwrites z and ``scratch``."""
+        """Add the logits z [tokens, columns], and their maxima where they are known; overwrites z
+        and ``scratch``.
+        """
         maximum, sum_exp, at_target, logit_sum, exp_shift = self.rows[:, tokens]
         column = self.column[tokens]
         if z.shape[1] < self.width:  # the last block
             column = column.clamp(max=z.shape[1] - 1)
         own = self.block[tokens] == first_column // self.width
         if values_are_here(z):
-            # Of these tokens alone: to read a logit of every row here would take half of them from the other core's cache.
+            # Of these tokens alone: to read a logit of every row here would take half of them from
+            # the other core's cache.
             here = own.nonzero()[:, 0]
             at_target[here] = z[here, column[here, 0]]
         else:
             torch.where(own, z.gather(1, column)[:, 0], at_target, out=at_target)
         new_maximum = torch.maximum(maximum, z.amax(1) if largest is None else largest)
         reference = finite(new_maximum)
-        moved = maximum - reference  # −inf before the first number and where float32 ends: times 0 that is no number
+        # −inf before the first number and where float32 ends: times 0 that is no number
+        moved = maximum - reference
         maximum.copy_(new_maximum)
         z -= reference[:, None]
         if self.rule.with_logit_sum:
@@ -114,7 +122,8 @@ def sums_derivative(
     class_weight: torch.Tensor | None,
     rule: Rule,
 ) -> torch.Tensor:
-    """∂/∂z of the five sums weighted by ``upstream`` [5, tokens], for logits z [tokens, columns], which it overwrites.
+    """∂/∂z of the five sums weighted by ``upstream`` [5, tokens], for logits z [tokens, columns],
+    which it overwrites.
 
     ``reference`` is the ``finite`` maximum. Of ignored tokens it is whatever it is.
     """
@@ -133,7 +142,11 @@ def sums_derivative(
         here = inside.nonzero()[:, 0]
         z[here, local[here]] += per_target[here]
     else:
-        z.scatter_add_(1, local.clamp(0, z.shape[1] - 1)[:, None], torch.where(inside, per_target, 0.0)[:, None])
+        z.scatter_add_(
+            1,
+            local.clamp(0, z.shape[1] - 1)[:, None],
+            torch.where(inside, per_target, 0.0)[:, None],
+        )
     columns = slice(first_column, first_column + z.shape[1])
     if not rule.with_logit_sum:
         return z
@@ -172,7 +185,8 @@ def training_block(logits: Logits, memory_limit: int, copies: int) -> tuple[int,
         logits.weight,
         (True, True, True),
         memory_limit,
-        taken=logits.plan_products(memory_limit) + product_buffer_bytes(logits.hidden, memory_limit),
+        taken=logits.plan_products(memory_limit)
+        + product_buffer_bytes(logits.hidden, memory_limit),
         per_logit=logits.per_logit(copies, gradient=True),
         per_token=logits.per_token,
         most_rows=logits.most_rows,
@@ -197,7 +211,8 @@ def kept_block(
     rounded: bool,
     memory_limit: int = 0,
 ) -> tuple[int, int]:
-    """Return the block of a training step that keeps products where the gradient of the weight will be.
+    """Return the block of a training step that keeps products where the gradient of the weight will
+    be.
 
     The backward must walk the forward's blocks, which the number of threads decides.
     """
@@ -217,12 +232,15 @@ def linear_nll(
 ) -> torch.Tensor:
     """Return the five sums of every token, [5, N], float32 (float64 for float64 inputs).
 
-    Logits are float32 unless the plan rounds their products. ``kept``, uninitialised and like a contiguous ``weight``, is
-    filled with what ``linear_nll_grad`` need not compute again; the plan's block is then ``kept_block``'s.
+    Logits are float32 unless the plan rounds their products. ``kept``, uninitialised and like a
+    contiguous ``weight``, is filled with what ``linear_nll_grad`` need not compute again; the
+    plan's block is then ``kept_block``'s.
     """
     logits = Logits(hidden, weight, bias, rule.softcap, rule.logit_scale, plan.rounded, kept)
     if kept is None:
-        block = forward_block(logits, plan.memory_limit or FORWARD_LIMIT, _copies(rule, class_weight))
+        block = forward_block(
+            logits, plan.memory_limit or FORWARD_LIMIT, _copies(rule, class_weight)
+        )
     else:
         block = plan.block[0], plan.block[1]
         logits.plan_products(plan.memory_limit or BACKWARD_LIMIT)
@@ -247,12 +265,15 @@ def linear_nll_grad(
     *,
     needs: tuple[bool, bool, bool] = (True, True, True),
 ) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
-    """Gradients of hidden, weight and bias from ``upstream`` [5, N] and the forward's ``maximum`` [N].
+    """Gradients of hidden, weight and bias from ``upstream`` [5, N] and the forward's ``maximum``
+    [N].
 
     With the forward's ``kept`` and plan, that tensor becomes the gradient of the weight.
     """
     memory_limit = plan.memory_limit or BACKWARD_LIMIT
-    logits = Logits(hidden, weight, bias, rule.softcap, rule.logit_scale, plan.rounded, kept, recall=True)
+    logits = Logits(
+        hidden, weight, bias, rule.softcap, rule.logit_scale, plan.rounded, kept, recall=True
+    )
     if kept is None:
         block = training_block(logits, memory_limit, _copies(rule, class_weight))
     else:

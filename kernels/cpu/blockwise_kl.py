@@ -1,8 +1,11 @@
-"""KL divergence per token between two heads in plain PyTorch, the vocabulary walked in blocks: fallback and CPU path.
+"""KL divergence per token between two heads in plain PyTorch, the vocabulary walked in blocks:
+fallback and CPU path.
 
-The five rows of a token are those of ``sums.py``; the formulas of their gradient stand in ``linear_kl.py``.
+The five rows of a token are those of ``sums.py``; the formulas of their gradient stand in
+``linear_kl.py``.
 
-Cost: 2·N·V·(D_p + D_q) operations forward; the blocks of both sides' logits, at most ``memory_limit`` bytes.
+Cost: 2·N·V·(D_p + D_q) operations forward; the blocks of both sides' logits, at most
+``memory_limit`` bytes.
 """
 
 from __future__ import annotations
@@ -12,7 +15,13 @@ from functools import reduce
 import torch
 
 from ..blocks import block_shape
-from ..chunks import accumulate_gradients, gradient_block, pieces, product_buffer, product_buffer_bytes
+from ..chunks import (
+    accumulate_gradients,
+    gradient_block,
+    pieces,
+    product_buffer,
+    product_buffer_bytes,
+)
 from ..dispatch import BACKWARD_LIMIT, DEFAULT, FORWARD_LIMIT, PLAIN, Plan, Rule
 from ..sums import DIVERGENCE_ROWS, Head, divergence_vectors, finite, merge_divergence
 from .blockwise import LOG2E
@@ -25,7 +34,8 @@ def block_rows(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     a.sub_(finite(p_maximum)[:, None])
     b.sub_(finite(q_maximum)[:, None])
     q_sum = torch.mul(b, LOG2E).exp2_().sum(1)
-    # Before they are scaled: entries that finfo.min masks in Q alone are a finite way off, LOG2E times that is infinite.
+    # Before they are scaled: entries that finfo.min masks in Q alone are a finite way off, LOG2E
+    # times that is infinite.
     torch.sub(a, b, out=b)
     exponentials = a.mul_(LOG2E).exp2_()
     p_sum = exponentials.sum(1)
@@ -40,7 +50,9 @@ def _sides(p_head: Head, q_head: Head, p_rule: Rule, q_rule: Rule) -> list[Logit
 
 
 def _plan_products(sides: list[Logits], memory_limit: int) -> int:
-    """Settle the products of both sides, a quarter of the limit at most for each; returns the bytes they take."""
+    """Settle the products of both sides, a quarter of the limit at most for each; returns the bytes
+    they take.
+    """
     return sum(side.plan_products(memory_limit // 2) for side in sides)
 
 
@@ -73,7 +85,11 @@ def linear_kl(
             block_rows(*(side.block(chunk, columns).to(wide) for side in sides))
             for columns in pieces(vocabulary, block[1])
         )
-        rows.append(reduce(lambda running, here: merge_divergence(torch.stack([running, here], dim=1)), parts))
+        rows.append(
+            reduce(
+                lambda running, here: merge_divergence(torch.stack([running, here], dim=1)), parts
+            )
+        )
     return torch.cat(rows, dim=1) if rows else p_head[0].new_empty((DIVERGENCE_ROWS, 0), dtype=wide)
 
 
@@ -89,9 +105,14 @@ def linear_kl_grad(
     p_needs: tuple[bool, bool, bool] = (True, True, True),
     q_needs: tuple[bool, bool, bool] = (True, True, True),
 ) -> tuple[torch.Tensor | None, ...]:
-    """Gradients of hidden, weight and bias of P, then of Q, from ``upstream`` [N] and the forward's ``rows`` [5, N]."""
+    """Gradients of hidden, weight and bias of P, then of Q, from ``upstream`` [N] and the forward's
+    ``rows`` [5, N].
+    """
     vectors = divergence_vectors(upstream, rows)
-    memory_limit, sides = plan.memory_limit or BACKWARD_LIMIT, _sides(p_head, q_head, p_rule, q_rule)
+    memory_limit, sides = (
+        plan.memory_limit or BACKWARD_LIMIT,
+        _sides(p_head, q_head, p_rule, q_rule),
+    )
     wide = torch.promote_types(sides[0].wide, sides[1].wide)
     gradients: list[torch.Tensor | None] = []
     nobody = torch.zeros_like(upstream, dtype=torch.bool)
@@ -105,8 +126,10 @@ def linear_kl_grad(
             needs,
             memory_limit,
             taken=_plan_products(sides, memory_limit) + product_buffer_bytes(head[0], memory_limit),
-            # Of two dtypes the narrower logits are copied on their way in, or the gradient on its way out.
-            per_logit=side.per_logit(3, gradient=True) + (3 * wide.itemsize if side.wide != other.wide else 0),
+            # Of two dtypes the narrower logits are copied on their way in, or the gradient on its
+            # way out.
+            per_logit=side.per_logit(3, gradient=True)
+            + (3 * wide.itemsize if side.wide != other.wide else 0),
             per_token=sides[0].per_token + sides[1].per_token,
             most_rows=sides[0].most_rows,
         )
@@ -129,5 +152,7 @@ def linear_kl_grad(
             return side.chain(gradient.to(side.wide), slope, nobody[chunk])
 
         buffer = product_buffer(head[0], memory_limit)
-        gradients += accumulate_gradients(logit_gradient, *head, needs=needs, block=block, buffer=buffer)
+        gradients += accumulate_gradients(
+            logit_gradient, *head, needs=needs, block=block, buffer=buffer
+        )
     return tuple(gradients)

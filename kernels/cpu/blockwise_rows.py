@@ -1,4 +1,6 @@
-"""The contracts of ``nll.py``, over logits that exist, in plain PyTorch: a few rows at a time, in the caches of a CPU."""
+"""The contracts of ``nll.py``, over logits that exist, in plain PyTorch: a few rows at a time, in
+the caches of a CPU.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,9 @@ from .logit_blocks import apply_rule, zero_tokens
 
 
 def _row_chunks(logits: torch.Tensor, wide: torch.dtype, copies: int, memory_limit: int):
-    """Flat tokens, where in [N, V, T] they are, and a wide copy of their logits [tokens, V], as many at a time as fit."""
+    """Flat tokens, where in [N, V, T] they are, and a wide copy of their logits [tokens, V], as
+    many at a time as fit.
+    """
     logits = with_positions(logits)
     N, V, T = logits.shape
     size = max(1, memory_limit // max(1, copies * V * wide.itemsize))
@@ -21,7 +25,12 @@ def _row_chunks(logits: torch.Tensor, wide: torch.dtype, copies: int, memory_lim
     for n in range(0, N, items):
         for t in range(0, T, positions):
             here = slice(n, n + items), slice(None), slice(t, t + positions)
-            z = logits[here].movedim(1, 2).to(wide, copy=True, memory_format=torch.contiguous_format).view(-1, V)
+            z = (
+                logits[here]
+                .movedim(1, 2)
+                .to(wide, copy=True, memory_format=torch.contiguous_format)
+                .view(-1, V)
+            )
             yield slice(n * T + t, n * T + t + z.shape[0]), here, z
 
 
@@ -32,10 +41,14 @@ def nll(
     rule: Rule = PLAIN,
     plan: Plan = DEFAULT,
 ) -> torch.Tensor:
-    """Return the five sums of every token, [5, N · T], from logits [N, V] or [N, V, T], a few rows at a time."""
+    """Return the five sums of every token, [5, N · T], from logits [N, V] or [N, V, T], a few rows
+    at a time.
+    """
     wide = torch.promote_types(logits.dtype, torch.float32)
     running = RunningSums.start(target, class_weight, rule, logits.shape[1], wide)
-    for tokens, _, z in _row_chunks(logits, wide, 2 + rule.with_exp_shift, plan.memory_limit or ROWS_LIMIT):
+    for tokens, _, z in _row_chunks(
+        logits, wide, 2 + rule.with_exp_shift, plan.memory_limit or ROWS_LIMIT
+    ):
         running.add(apply_rule(z, None, rule.softcap, rule.logit_scale), 0, tokens)
     return finished(running.rows, target, logits.shape[1], rule.ignore_index)
 
@@ -51,7 +64,9 @@ def nll_grad(
     *,
     out: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Return the gradient of logits [N, V] or [N, V, T] from ``upstream`` [5, N · T]; ``out`` may be ``logits`` itself."""
+    """Return the gradient of logits [N, V] or [N, V, T] from ``upstream`` [5, N · T]; ``out`` may
+    be ``logits`` itself.
+    """
     wide = torch.promote_types(logits.dtype, torch.float32)
     out = torch.empty_like(logits) if out is None else out
     of_tokens = class_weight if class_weight is not None and class_weight.dim() == 2 else None
@@ -73,5 +88,7 @@ def nll_grad(
             gradient *= slope
         zero_tokens(gradient, ignored)
         place = with_positions(out)[here]
-        place.copy_(gradient.mul_(rule.logit_scale).view(place.shape[0], place.shape[2], -1).movedim(2, 1))
+        place.copy_(
+            gradient.mul_(rule.logit_scale).view(place.shape[0], place.shape[2], -1).movedim(2, 1)
+        )
     return out

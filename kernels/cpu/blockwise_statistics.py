@@ -1,7 +1,9 @@
-"""Per-token statistics in plain PyTorch without N × V: the sums of ``blockwise.py``, ranks and predictions.
+"""Per-token statistics in plain PyTorch without N × V: the sums of ``blockwise.py``, ranks and
+predictions.
 
-A rank counts the logits above the target's, which ``target_logit`` computes first. Cost: that of ``blockwise.linear_nll``,
-one more copy of a block, and sweeps over it for the comparison and the largest.
+A rank counts the logits above the target's, which ``target_logit`` computes first. Cost: that of
+``blockwise.linear_nll``, one more copy of a block, and sweeps over it for the comparison and the
+largest.
 """
 
 from __future__ import annotations
@@ -18,7 +20,9 @@ from .logit_blocks import Logits, apply_rule
 
 @dataclass
 class _Choices:
-    """How many logits are above the target's, and the column of the largest, while the vocabulary goes by."""
+    """How many logits are above the target's, and the column of the largest, while the vocabulary
+    goes by.
+    """
 
     target: torch.Tensor
     target_logit: torch.Tensor
@@ -26,10 +30,18 @@ class _Choices:
     best: torch.Tensor
 
     def add(
-        self, z: torch.Tensor, first_column: int, tokens: slice, maximum: torch.Tensor, scratch: torch.Tensor | None
+        self,
+        z: torch.Tensor,
+        first_column: int,
+        tokens: slice,
+        maximum: torch.Tensor,
+        scratch: torch.Tensor | None,
     ) -> torch.Tensor:
-        """Add the logits z [tokens, columns], given the ``maximum`` [tokens] of the columns before; returns the block's."""
-        # Ones in floats: summing them takes a fifth of summing bools, and is exact, a block being narrower than 2²⁴.
+        """Add the logits z [tokens, columns], given the ``maximum`` [tokens] of the columns before;
+        returns the block's.
+        """
+        # Ones in floats: summing them takes a fifth of summing bools, and is exact, a block being
+        # narrower than 2²⁴.
         larger = torch.gt(z, self.target_logit[tokens, None], out=scratch)
         local = self.target[tokens] - first_column
         # The target's own column never counts, whatever its rounding.
@@ -51,10 +63,12 @@ def target_logit(
     rule: Rule = PLAIN,
     plan: Plan = DEFAULT,
 ) -> torch.Tensor:
-    """Return the logit of every token's target, [N], 0 where it is no row of ``weight``; what ``linear_statistics`` takes.
+    """Return the logit of every token's target, [N], 0 where it is no row of ``weight``; what
+    ``linear_statistics`` takes.
 
-    The diagonal of a product of tokens with rows, not a dot product a token: the library then usually sums in the order in
-    which it sums the sweep's blocks, and equal logits tie. Usually: its edge tiles and vectors may take other routines.
+    The diagonal of a product of tokens with rows, not a dot product a token: the library then
+    usually sums in the order in which it sums the sweep's blocks, and equal logits tie. Usually:
+    its edge tiles and vectors may take other routines.
     """
     tokens, dimension = hidden.shape
     wide = torch.promote_types(hidden.dtype, torch.float32)
@@ -62,8 +76,12 @@ def target_logit(
     inside = (target >= 0) & (target < weight.shape[0])
     rows = torch.where(inside, target, 0)
     # The gathered rows, and both operands again where they are widened.
-    per_token = dimension * (hidden.element_size() + (2 * wide.itemsize if wide != hidden.dtype else 0))
-    side = max(16, min(256, (plan.memory_limit or FORWARD_LIMIT) // (per_token + 256 * wide.itemsize)))
+    per_token = dimension * (
+        hidden.element_size() + (2 * wide.itemsize if wide != hidden.dtype else 0)
+    )
+    side = max(
+        16, min(256, (plan.memory_limit or FORWARD_LIMIT) // (per_token + 256 * wide.itemsize))
+    )
     buffer = hidden.new_empty(side * side, dtype=wide)
     for start in range(0, tokens if weight.shape[0] else 0, side):
         start = max(0, min(start, tokens - side))
@@ -71,7 +89,11 @@ def target_logit(
         count = chunk.stop - start
         columns = rows[chunk].repeat(-(-side // count))[:side]
         # Into a buffer: autocast would round the operands of `@` to 16 bits.
-        z = torch.mm(hidden[chunk].to(wide), weight[columns].to(wide).T, out=buffer[: count * side].view(count, side))
+        z = torch.mm(
+            hidden[chunk].to(wide),
+            weight[columns].to(wide).T,
+            out=buffer[: count * side].view(count, side),
+        )
         apply_rule(z, None if bias is None else bias[columns], rule.softcap, rule.logit_scale)
         out[chunk] = z.diagonal()
     return out.masked_fill_(~inside, 0.0)
@@ -86,7 +108,8 @@ def linear_statistics(
     rule: Rule = PLAIN,
     plan: Plan = DEFAULT,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return the five sums [5, N] (``LOGIT_SUM`` left 0), how many logits are above ``target_logit`` [N], and the largest's column.
+    """Return the five sums [5, N] (``LOGIT_SUM`` left 0), how many logits are above
+    ``target_logit`` [N], and the largest's column.
 
     Both int64 [N]; 0 for ignored tokens. Of equal largest logits the first column is taken.
     """
@@ -95,7 +118,9 @@ def linear_statistics(
     block = forward_block(logits, plan.memory_limit or FORWARD_LIMIT, copies=2)
     logits.reserve(block, scratch=True)
     running = RunningSums.start(target, None, rule, block[1], logits.wide)
-    above, best = (torch.zeros(target.shape, dtype=torch.int64, device=target.device) for _ in range(2))
+    above, best = (
+        torch.zeros(target.shape, dtype=torch.int64, device=target.device) for _ in range(2)
+    )
     choices = _Choices(target, target_logit, above, best)
     for tokens, columns, z in sweep(logits, block):
         scratch = logits.scratch(z)

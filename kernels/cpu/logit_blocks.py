@@ -1,4 +1,6 @@
-"""Blocks of logits from hidden states and the vocabulary matrix in plain PyTorch, in a buffer that is used again."""
+"""Blocks of logits from hidden states and the vocabulary matrix in plain PyTorch, in a buffer that
+is used again.
+"""
 
 from __future__ import annotations
 
@@ -6,17 +8,26 @@ from dataclasses import dataclass, field
 
 import torch
 
-from ..blocks import LEAST_ROWS, block_rows, cached_logits, multiplies_16_bits, product_rows, values_are_here
+from ..blocks import (
+    LEAST_ROWS,
+    block_rows,
+    cached_logits,
+    multiplies_16_bits,
+    product_rows,
+    values_are_here,
+)
 
 NOTHING = torch.empty(0)  # a buffer that ``reserve`` did not ask for
 
 
 @dataclass
 class Logits:
-    """Blocks of softcap · tanh(logit_scale · (hidden @ weightᵀ + bias) / softcap), in float32 or wider, in one buffer.
+    """Blocks of softcap · tanh(logit_scale · (hidden @ weightᵀ + bias) / softcap), in float32 or
+    wider, in one buffer.
 
-    ``rounded``: products of 16-bit inputs may be rounded to their dtype, where that is faster. ``kept`` [V, D] holds, in
-    the rows of a block's columns, the products of the first tokens: put there, or found there (``recall``).
+    ``rounded``: products of 16-bit inputs may be rounded to their dtype, where that is faster.
+    ``kept`` [V, D] holds, in the rows of a block's columns, the products of the first tokens: put
+    there, or found there (``recall``).
     """
 
     hidden: torch.Tensor
@@ -53,15 +64,18 @@ class Logits:
         self.narrow_gradients = narrow_products
 
     def plan_products(self, memory_limit: int) -> int:
-        """Settle ``step``, ``depth`` and ``per_token``; return the bytes of weight that is copied for a product.
+        """Settle ``step``, ``depth`` and ``per_token``; return the bytes of weight that is copied
+        for a product.
 
-        Copies of 1,024 tokens (of all, if they are fewer) take half of the limit, those of weight rows a quarter: where all
-        of D would not fit, products of parts of it are added up.
+        Copies of 1,024 tokens (of all, if they are fewer) take half of the limit, those of weight
+        rows a quarter: where all of D would not fit, products of parts of it are added up.
         """
         tokens, dimension = self.hidden.shape
         self.depth, itemsize = dimension, self.wide.itemsize
         if self.widens:
-            parts = -(-dimension // max(1, memory_limit // 2 // (max(1, min(tokens, 1024)) * itemsize)))
+            parts = -(
+                -dimension // max(1, memory_limit // 2 // (max(1, min(tokens, 1024)) * itemsize))
+            )
             self.depth = -(-dimension // parts)
         self.step = product_rows(self.depth, itemsize)
         if self.widens:
@@ -70,21 +84,28 @@ class Logits:
         return self.step * self.per_token
 
     def most_rows(self, tokens: int) -> int:
-        if self.rounded:  # one product, whose library chooses its own steps and takes longer to call
+        # one product, whose library chooses its own steps and takes longer to call
+        if self.rounded:
             return max(LEAST_ROWS, cached_logits(self.hidden.element_size()) // tokens)
         return block_rows(tokens, self.step, self.wide.itemsize)
 
     def per_logit(self, copies: int, gradient: bool = False) -> int:
-        """Bytes an element of a block takes, with ``copies`` of it and, in 16 bits, a product or a gradient."""
+        """Bytes an element of a block takes, with ``copies`` of it and, in 16 bits, a product or a
+        gradient.
+        """
         narrow = self.rounded or (gradient and self.narrow_gradients)
         slope = gradient and self.softcap is not None
         return (copies + slope) * self.wide.itemsize + narrow * self.hidden.element_size()
 
-    def reserve(self, block: tuple[int, int], *, scratch: bool = False, gradient: bool = False) -> None:
-        self._buffer, self._scratch, self._narrow = NOTHING, None, NOTHING  # freed before their successors are made
+    def reserve(
+        self, block: tuple[int, int], *, scratch: bool = False, gradient: bool = False
+    ) -> None:
+        # freed before their successors are made
+        self._buffer, self._scratch, self._narrow = NOTHING, None, NOTHING
         self._cast.clear()
         if self.kept is not None:
-            # A row has room for D products; those of later chunks would be overwritten by the first one's gradient.
+            # A row has room for D products; those of later chunks would be overwritten by the first
+            # one's gradient.
             self.kept_tokens = min(*self.hidden.shape, block[0])
         size = block[0] * block[1]
         self._buffer = self.hidden.new_empty(size, dtype=self.wide)
@@ -101,7 +122,9 @@ class Logits:
         return None if self._scratch is None else self._scratch[: like.numel()].view(like.shape)
 
     def _operand(self, name: str, rows: slice, columns: slice) -> torch.Tensor:
-        """A part of ``hidden`` or ``weight`` in the products' dtype; the last one copied is kept."""
+        """A part of ``hidden`` or ``weight`` in the products' dtype; the last one copied is
+        kept.
+        """
         part = getattr(self, name)[rows, columns]
         if not self.widens:
             return part
@@ -134,7 +157,11 @@ class Logits:
         z = self._buffer[: shape[0] * shape[1]].view(shape)
         kept = max(0, min(tokens.stop, self.kept_tokens) - tokens.start)
         if self.kept is not None and kept:
-            rows = self.kept[columns].view(-1)[: self.kept_tokens * shape[1]].view(self.kept_tokens, shape[1])
+            rows = (
+                self.kept[columns]
+                .view(-1)[: self.kept_tokens * shape[1]]
+                .view(self.kept_tokens, shape[1])
+            )
             products = rows[tokens.start : tokens.start + kept]
             if not self.recall:
                 self._multiply(slice(tokens.start, tokens.start + kept), columns, products)
@@ -145,14 +172,20 @@ class Logits:
             self._multiply(slice(tokens.start + kept, tokens.stop), columns, products)
             if self.rounded:
                 rest.copy_(products)
-        return apply_rule(z, None if self.bias is None else self.bias[columns], self.softcap, self.logit_scale)
+        return apply_rule(
+            z, None if self.bias is None else self.bias[columns], self.softcap, self.logit_scale
+        )
 
     def slope(self, z: torch.Tensor) -> torch.Tensor | None:
         """The softcap's derivative at logits z, 1 − (z / softcap)²."""
         return None if self.softcap is None else (z / self.softcap).square_().neg_().add_(1.0)
 
-    def chain(self, gradient: torch.Tensor, slope: torch.Tensor | None, ignored: torch.Tensor) -> torch.Tensor:
-        """From the gradient of logits, overwritten, to that of hidden @ weightᵀ + bias, in the dtype it is multiplied in."""
+    def chain(
+        self, gradient: torch.Tensor, slope: torch.Tensor | None, ignored: torch.Tensor
+    ) -> torch.Tensor:
+        """From the gradient of logits, overwritten, to that of hidden @ weightᵀ + bias, in the
+        dtype it is multiplied in.
+        """
         if slope is not None:
             gradient *= slope
         if self.logit_scale != 1.0:
@@ -163,7 +196,9 @@ class Logits:
         return self._narrow[: gradient.numel()].view(gradient.shape).copy_(gradient)
 
 
-def apply_rule(z: torch.Tensor, bias: torch.Tensor | None, softcap: float | None, logit_scale: float) -> torch.Tensor:
+def apply_rule(
+    z: torch.Tensor, bias: torch.Tensor | None, softcap: float | None, logit_scale: float
+) -> torch.Tensor:
     """Bias, scale and softcap in place on products z [tokens, columns]."""
     if bias is not None:
         z += bias
@@ -175,7 +210,9 @@ def apply_rule(z: torch.Tensor, bias: torch.Tensor | None, softcap: float | None
 
 
 def zero_tokens(z: torch.Tensor, tokens: torch.Tensor) -> None:
-    """Zero those ``tokens`` (bool) of z [tokens, columns], numbers or not; on a CPU a fill by mask would take 20 × as long."""
+    """Zero those ``tokens`` (bool) of z [tokens, columns], numbers or not; on a CPU a fill by mask
+    would take 20 × as long.
+    """
     if values_are_here(z):
         z.index_fill_(0, tokens.nonzero()[:, 0], 0.0)
     else:

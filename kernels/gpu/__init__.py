@@ -1,1 +1,3 @@
-"""Triton alone: one file a kernel, with its launcher; what a launch is and which tiles a launch takes."""
+"""Triton alone: one file a kernel, with its launcher; what a launch is and which tiles a launch
+takes.
+"""

@@ -1,5 +1,5 @@
-"""How a kernel is launched: the target it is compiled for, the precision of its products, and a recorder for the
-ahead-of-time compile check."""
+"""How a kernel is launched: the target it is compiled for, the precision of its products, and a
+recorder for the ahead-of-time compile check."""
 
 from __future__ import annotations
 
@@ -18,7 +18,9 @@ INTERPRETED: bool = triton.knobs.runtime.interpret
 
 @dataclass(frozen=True)
 class Target:
-    """What a kernel is compiled for: ``backend`` is cuda, hip or interpreter; ``arch`` is 90, "gfx942", ..."""
+    """What a kernel is compiled for: ``backend`` is cuda, hip or interpreter; ``arch`` is 90,
+    "gfx942", ...
+    """
 
     backend: str
     arch: int | str
@@ -26,7 +28,9 @@ class Target:
 
     @property
     def float32_products(self) -> str:
-        """Precision of float32 matrix products: plain tf32 (10 bits) misses the exactness rule, three of them do not."""
+        """Precision of float32 matrix products: plain tf32 (10 bits) misses the exactness rule,
+        three of them do not.
+        """
         return "tf32x3" if self.backend == "cuda" else "ieee"
 
 
@@ -72,7 +76,9 @@ def launch(kernel, grid: tuple[int, ...], arguments: dict, constants: dict, opti
 
 @contextmanager
 def recording(target: Target):
-    """Inside, launchers choose what they would choose for ``target`` and every launch is listed, none is run."""
+    """Inside, launchers choose what they would choose for ``target`` and every launch is listed,
+    none is run.
+    """
     global _override, _recorded
     previous = _override, _recorded
     _override, _recorded = target, []
@@ -83,7 +89,9 @@ def recording(target: Target):
 
 
 def widen_products(target: Target, dtype: torch.dtype) -> bool:
-    """The interpreter multiplies the raw bits of bfloat16: there, and only there, tiles are cast to float32 first."""
+    """The interpreter multiplies the raw bits of bfloat16: there, and only there, tiles are cast to
+    float32 first.
+    """
     return target.backend == "interpreter" and dtype != torch.float32
 
 
@@ -93,23 +101,30 @@ NO_POWER = tl.constexpr(sums.NO_POWER)
 
 @triton.jit
 def load_row(rows_ptr, ROW: tl.constexpr, plane, exists):
-    """Load row ``ROW`` of float32 [rows, N] for the tokens that ``rows_ptr`` points at; ``plane`` is N in 64 bits."""
+    """Load row ``ROW`` of float32 [rows, N] for the tokens that ``rows_ptr`` points at; ``plane``
+    is N in 64 bits.
+    """
     return tl.load(rows_ptr + ROW * plane, mask=exists, other=0.0)
 
 
 @triton.jit
 def load_target(target_ptr, rows, target_stride, exists, ignore_index, V):
-    """Load the tokens' targets, int32, −1 for those that are no column, and whether the tokens count.
+    """Load the tokens' targets, int32, −1 for those that are no column, and whether the tokens
+    count.
 
     32 bits are enough for a column, and half the registers of 64.
     """
-    target = tl.load(target_ptr + rows * target_stride, mask=exists, other=ignore_index).to(tl.int64)
+    target = tl.load(target_ptr + rows * target_stride, mask=exists, other=ignore_index).to(
+        tl.int64
+    )
     return tl.where((target >= 0) & (target < V), target, -1).to(tl.int32), target != ignore_index
 
 
 @triton.jit
 def load_class_weight(pointers, inside, HAS_CLASS_WEIGHT: tl.constexpr):
-    """Load the class weights of columns, 0 where they are not ``inside``; without class weights, ones everywhere."""
+    """Load the class weights of columns, 0 where they are not ``inside``; without class weights,
+    ones everywhere.
+    """
     class_weight = tl.full(inside.shape, 1.0, dtype=tl.float32)
     if HAS_CLASS_WEIGHT:
         class_weight = tl.load(pointers, mask=inside, other=0.0)
@@ -120,12 +135,17 @@ def load_class_weight(pointers, inside, HAS_CLASS_WEIGHT: tl.constexpr):
 def exp_below(x, FLUSH: tl.constexpr):
     """exp(x) for x ≤ 0 to 2 units in the last place; what is under 2⁻¹²⁶ may be 0.
 
-    Where FLUSH (NVIDIA) one multiplication and one instruction of the special unit: without it, as ``tl.exp``, each takes five
-    to keep numbers that small, and a logit has few.
+    Where FLUSH (NVIDIA) one multiplication and one instruction of the special unit: without it, as
+    ``tl.exp``, each takes five to keep numbers that small, and a logit has few.
     """
     if FLUSH:
         power = tl.inline_asm_elementwise(
-            "ex2.approx.ftz.f32 $0, $1;", "=f,f", [x * LOG2_E], dtype=tl.float32, is_pure=True, pack=1
+            "ex2.approx.ftz.f32 $0, $1;",
+            "=f,f",
+            [x * LOG2_E],
+            dtype=tl.float32,
+            is_pure=True,
+            pack=1,
         )
     else:
         power = tl.exp(x)
@@ -136,7 +156,8 @@ def exp_below(x, FLUSH: tl.constexpr):
 def tanh(x):
     """tanh to 2e-7 relative, from exp alone (libdevice is missing under the interpreter).
 
-    (1 − e) / (1 + e) with e = exp(−2|x|) cancels near 0; there the Taylor series to x¹¹ is exact to 1e-9 relative.
+    (1 − e) / (1 + e) with e = exp(−2|x|) cancels near 0; there the Taylor series to x¹¹ is exact to
+    1e-9 relative.
     """
     e = tl.exp(-2.0 * tl.abs(x))
     large = (1.0 - e) / (1.0 + e)

@@ -1,18 +1,21 @@
-"""KL divergence per token between two heads over one vocabulary, without the N × V logits of either.
+"""KL divergence per token between two heads over one vocabulary, without the N × V logits of
+either.
 
-With a the logits of P and b those of Q (each softcap · tanh(logit_scale · (hidden @ weightᵀ + bias) / softcap)),
+With a the logits of P and b those of Q (each softcap · tanh(logit_scale · (hidden @ weightᵀ + bias)
+/ softcap)),
 
     KL(P‖Q) = Σ_v p_v · (log p_v − log q_v) = gap / s_p − log s_p + log s_q        p = exp(a − m_p) / s_p, q likewise
     gap = Σ_v exp(a − m_p) · ((a − m_p) − (b − m_q))                              m the maxima: no constant cancels
 
     ∂KL/∂b = q − p        ∂KL/∂a = p · ((log p − log q) − KL)
 
-The five numbers of a token, (m_p, s_p, m_q, s_q, gap), are running values over a span of the vocabulary, which
-``merge_divergence`` folds in plain PyTorch on vectors, for both backends. The gradient kernel recomputes both tiles of logits and
-writes the tile of one side's logit gradient; the products with it are the vendor library's (``chunks``).
+The five numbers of a token, (m_p, s_p, m_q, s_q, gap), are running values over a span of the
+vocabulary, which ``merge_divergence`` folds in plain PyTorch on vectors, for both backends. The
+gradient kernel recomputes both tiles of logits and writes the tile of one side's logit gradient;
+the products with it are the vendor library's (``chunks``).
 
-Cost: 2·N·V·(D_p + D_q) operations forward, again that and 4·N·V·D for each side's gradients; temporary memory
-20 · ceil(V / SPAN) · N bytes forward, one block of logit gradients backward.
+Cost: 2·N·V·(D_p + D_q) operations forward, again that and 4·N·V·D for each side's gradients;
+temporary memory 20 · ceil(V / SPAN) · N bytes forward, one block of logit gradients backward.
 """
 
 from __future__ import annotations
@@ -182,7 +185,9 @@ def _kl_partials_kernel(
                 HAS_SOFTCAP=Q_HAS_SOFTCAP,
             )
             inside = (columns < V)[None, :]
-            sums = _fold(sums, tl.where(inside, a, -float("inf")), tl.where(inside, b, -float("inf")))
+            sums = _fold(
+                sums, tl.where(inside, a, -float("inf")), tl.where(inside, b, -float("inf"))
+            )
     p_maximum, p_sum, q_maximum, q_sum, gap = sums
 
     plane = spans.to(tl.int64) * N
@@ -202,7 +207,9 @@ def _kl_gradient_kernel(
     q_hidden_ptr,  # [N, D_q]
     q_weight_ptr,  # [V, D_q]
     q_bias_ptr,  # [V]
-    vectors_ptr,  # float32 [6, N_all], offset to the first token: m_p, log s_p, m_q, log s_q, KL, upstream gradient
+    # float32 [6, N_all], offset to the first token: m_p, log s_p, m_q, log s_q, KL, upstream
+    # gradient
+    vectors_ptr,
     gradient_ptr,  # [N, columns_here]
     N,
     N_all,
@@ -336,7 +343,9 @@ def _arguments(
     # One tile size for both sides, that of the side which leaves less room.
     dtype = max((matrix.dtype for matrix in matrices), key=lambda dtype: dtype.itemsize)
     describes = may_describe and all(describable(target, matrix) for matrix in matrices)
-    tiles, options = tile_configuration(target, dtype, all(map(vectorised, matrices)), "divergence", describes)
+    tiles, options = tile_configuration(
+        target, dtype, all(map(vectorised, matrices)), "divergence", describes
+    )
     constants |= dict(
         P_EVEN_D=arguments["p_D"] % tiles["BLOCK_D"] == 0,
         Q_EVEN_D=arguments["q_D"] % tiles["BLOCK_D"] == 0,
@@ -358,7 +367,8 @@ def linear_kl(
     q_rule: Rule = PLAIN,
     plan: Plan = DEFAULT,
 ) -> torch.Tensor:
-    """Return the five rows of every token, float32 [5, N], from (hidden [N, D], weight [V, D], bias [V]) of both heads.
+    """Return the five rows of every token, float32 [5, N], from (hidden [N, D], weight [V, D], bias
+    [V]) of both heads.
 
     The plan's ``memory_limit`` bounds the partial rows, in bytes.
     """
@@ -379,7 +389,11 @@ def linear_kl(
             options,
         )
         chunks.append(merge_divergence(partials))
-    return torch.cat(chunks, dim=1) if chunks else p_head[0].new_empty((DIVERGENCE_ROWS, 0), dtype=torch.float32)
+    return (
+        torch.cat(chunks, dim=1)
+        if chunks
+        else p_head[0].new_empty((DIVERGENCE_ROWS, 0), dtype=torch.float32)
+    )
 
 
 def linear_kl_grad(
@@ -394,16 +408,22 @@ def linear_kl_grad(
     p_needs: tuple[bool, bool, bool] = (True, True, True),
     q_needs: tuple[bool, bool, bool] = (True, True, True),
 ) -> tuple[torch.Tensor | None, ...]:
-    """Gradients of hidden, weight and bias of P, then of Q, from ``upstream`` [N] and the forward's ``rows`` [5, N]."""
+    """Gradients of hidden, weight and bias of P, then of Q, from ``upstream`` [N] and the forward's
+    ``rows`` [5, N].
+    """
     vectors = divergence_vectors(upstream, rows)
     arguments, constants, options = _arguments(p_head, q_head, (p_rule, q_rule))
     tokens = p_head[0].shape[0]
     sides = [(True, p_head, p_needs), (False, q_head, q_needs)]
     memory_limit = plan.memory_limit or TRITON_LIMIT
     blocks = [
-        gradient_block(*head[:2], needs, memory_limit, per_logit=head[0].element_size()) for _, head, needs in sides
+        gradient_block(*head[:2], needs, memory_limit, per_logit=head[0].element_size())
+        for _, head, needs in sides
     ]
-    most = max((T * R for (T, R), (_, _, needs) in zip(blocks, sides, strict=True) if any(needs)), default=0)
+    most = max(
+        (T * R for (T, R), (_, _, needs) in zip(blocks, sides, strict=True) if any(needs)),
+        default=0,
+    )
     gradients = []
     for (for_p, head, needs), block in zip(sides, blocks, strict=True):
         if not any(needs):
@@ -412,11 +432,15 @@ def linear_kl_grad(
         buffer = None  # freed before its successor is made
         buffer = head[0].new_empty(most)
 
-        def logit_gradient(chunk: slice, columns: slice, for_p=for_p, buffer=buffer) -> torch.Tensor:
+        def logit_gradient(
+            chunk: slice, columns: slice, for_p=for_p, buffer=buffer
+        ) -> torch.Tensor:
             count, width = chunk.stop - chunk.start, columns.stop - columns.start
             out = buffer[: count * width].view(count, width)
             here = {name: arguments[name][chunk] for name in ("p_hidden_ptr", "q_hidden_ptr")}
-            tiles = triton.cdiv(count, constants["BLOCK_N"]) * triton.cdiv(width, constants["BLOCK_V"])
+            tiles = triton.cdiv(count, constants["BLOCK_N"]) * triton.cdiv(
+                width, constants["BLOCK_V"]
+            )
             launch(
                 _kl_gradient_kernel,
                 (tiles,),

@@ -1,19 +1,23 @@
-"""Hidden states and the vocabulary matrix to per-token sums over the vocabulary, without the N × V logits.
+"""Hidden states and the vocabulary matrix to per-token sums over the vocabulary, without the N × V
+logits.
 
-Computes, for logits z = softcap · tanh(logit_scale · (hidden @ weightᵀ + bias) / softcap), the five sums of
-``sums.py``: from them follow log-sum-exp, NLL, entropy and every loss of the public functions.
+Computes, for logits z = softcap · tanh(logit_scale · (hidden @ weightᵀ + bias) / softcap), the five
+sums of ``sums.py``: from them follow log-sum-exp, NLL, entropy and every loss of the public
+functions.
 
-How: the vocabulary is cut into spans of ``SPAN`` rows. A program owns ``BLOCK_N`` tokens and one span, walks it in tiles
-of ``BLOCK_V`` with an online softmax (a running maximum; sums rescaled when it grows: Milakov & Gimelshein 2018,
-arXiv:1805.02867) and writes its partial sums. ``merge`` folds the spans, always in the same order: no atomics, two
-runs give the same bits. SPAN is a constant, so a token's sums do not depend on which batch it came in.
+How: the vocabulary is cut into spans of ``SPAN`` rows. A program owns ``BLOCK_N`` tokens and one
+span, walks it in tiles of ``BLOCK_V`` with an online softmax (a running maximum; sums rescaled when
+it grows: Milakov & Gimelshein 2018, arXiv:1805.02867) and writes its partial sums. ``merge`` folds
+the spans, always in the same order: no atomics, two runs give the same bits. SPAN is a constant, so
+a token's sums do not depend on which batch it came in.
 
-From Hopper on tiles come through tensor descriptors (TMA) where rows are aligned, one loop runs through all tiles of a span so
-that the next tile's reads are under way while this one's logits are summed, and a tile is summed in ``PARTS`` so that it
-needs no more registers than the accumulator and one part.
+From Hopper on tiles come through tensor descriptors (TMA) where rows are aligned, one loop runs
+through all tiles of a span so that the next tile's reads are under way while this one's logits are
+summed, and a tile is summed in ``PARTS`` so that it needs no more registers than the accumulator
+and one part.
 
-Cost: 2·N·V·D operations; reads hidden once per vocabulary tile (from L2) and weight once per ``GROUP`` blocks of tokens;
-temporary memory 3 or 5 · ceil(V / SPAN) · N floats.
+Cost: 2·N·V·D operations; reads hidden once per vocabulary tile (from L2) and weight once per
+``GROUP`` blocks of tokens; temporary memory 3 or 5 · ceil(V / SPAN) · N floats.
 """
 
 from __future__ import annotations
@@ -25,26 +29,36 @@ import triton.language as tl
 from ..chunks import equal_chunk
 from ..dispatch import DEFAULT, PLAIN, TRITON_LIMIT, Plan, Rule
 from ..sums import EXP_SHIFT, LOGIT_SUM, MAX, SUM_EXP, SUMS, TARGET
-from .launch import NO_POWER, current_target, exp_below, launch, load_class_weight, load_row, load_target
+from .launch import (
+    NO_POWER,
+    current_target,
+    exp_below,
+    launch,
+    load_class_weight,
+    load_row,
+    load_target,
+)
 from .logit_tile import apply_rule, column_parts, logit_arguments, product_tile, work_of
 
-# Vocabulary rows a program walks: with 128 tokens, at least 95 % of 132 multiprocessors are busy at every shape that
-# docs/performance.md counts, and starting a program is 2 % of its life at most.
+# Vocabulary rows a program walks: with 128 tokens, at least 95 % of 132 multiprocessors are busy at
+# every shape that docs/performance.md counts, and starting a program is 2 % of its life at most.
 SPAN = 2048
-# Blocks of tokens that walk a span side by side. 16 of them and 8 spans, one program on each of 132 multiprocessors, read
-# the fewest bytes: what they share stays in L2.
+# Blocks of tokens that walk a span side by side. 16 of them and 8 spans, one program on each of 132
+# multiprocessors, read the fewest bytes: what they share stays in L2.
 GROUP = 16
-NLL_PLANES = 3  # maximum, Σexp and the target's logit: the others are not written where nobody asked for them
+# maximum, Σexp and the target's logit: the others are not written where nobody asked for them
+NLL_PLANES = 3
 
 MAX_ROW, SUM_EXP_ROW, TARGET_ROW, LOGIT_SUM_ROW, EXP_SHIFT_ROW = (
     tl.constexpr(row) for row in (MAX, SUM_EXP, TARGET, LOGIT_SUM, EXP_SHIFT)
 )
-ROWS = tl.constexpr(SUMS)
 
 
 @triton.jit
 def span_and_row(N, spans, GROUP: tl.constexpr, BLOCK_N: tl.constexpr):
-    """What a program works on: its span and, int64, its first token. A group's blocks over one span, then over the next."""
+    """What a program works on: its span and, int64, its first token. A group's blocks over one
+    span, then over the next.
+    """
     group = tl.program_id(0) // (GROUP * spans)
     in_group = tl.minimum(tl.cdiv(N, BLOCK_N) - group * GROUP, GROUP)
     place = tl.program_id(0) % (GROUP * spans)
@@ -53,7 +67,9 @@ def span_and_row(N, spans, GROUP: tl.constexpr, BLOCK_N: tl.constexpr):
 
 @triton.jit
 def _fold(
-    sums,  # what the columns before left: maximum, sum_exp, target_logit, logit_sum, exp_shift, above, best, weight_seen
+    # what the columns before left: maximum, sum_exp, target_logit, logit_sum, exp_shift, above,
+    # best, weight_seen
+    sums,
     accumulator,  # float32 [BLOCK_N, columns], hidden @ weightᵀ
     start,  # the first column
     bias_ptr,
@@ -97,20 +113,23 @@ def _fold(
         logits = tl.where(inside, logits, -float("inf"))
     part_maximum = tl.max(logits, axis=1)
     if WITH_RANK:
-        # Lanes past V are −inf and above nothing; of equal logits the first column is the prediction.
+        # Lanes past V are −inf and above nothing; of equal logits the first column is the
+        # prediction.
         above += tl.sum(((logits > own_logit[:, None]) & (hit == 0)).to(tl.int32), axis=1)
         first = tl.min(tl.where(logits == part_maximum[:, None], columns[None, :], V), axis=1)
         best = tl.where(part_maximum > maximum, first, best)
     new_maximum = tl.maximum(maximum, part_maximum)
-    # Logits of −inf alone (a bias may hold them): any finite reference avoids inf − inf. (Written out everywhere: a helper
-    # for it costs two to six registers in the kernels over logits.)
+    # Logits of −inf alone (a bias may hold them): any finite reference avoids inf − inf. (Written
+    # out everywhere: a helper for it costs two to six registers in the kernels over logits.)
     reference = tl.where(new_maximum == -float("inf"), 0.0, new_maximum)
     decay = tl.exp(maximum - reference)
     shifted = logits - reference[:, None]
     exponentials = exp_below(shifted, FLUSH)
     if WITH_LOGIT_SUM:
         moved = tl.where(sum_exp > 0.0, maximum - reference, 0.0)
-        class_weight = load_class_weight(class_weight_ptr + start + lanes, lanes < V - start, HAS_CLASS_WEIGHT)
+        class_weight = load_class_weight(
+            class_weight_ptr + start + lanes, lanes < V - start, HAS_CLASS_WEIGHT
+        )
         weighted = shifted * class_weight[None, :]
         if ENDS:
             weighted = tl.where(inside, weighted, 0.0)
@@ -134,7 +153,8 @@ def _partials_kernel(
     class_weight_ptr,  # float32 [V]
     target_logit_ptr,  # float32 [N], read where WITH_RANK
     partials_ptr,  # float32 [3 or 5, spans, N]
-    choices_ptr,  # int32 [2, spans, N], written where WITH_RANK: logits above the target's, column of the largest
+    # int32 [2, spans, N], written where WITH_RANK: logits above the target's, column of the largest
+    choices_ptr,
     N,
     V,
     D,
@@ -181,7 +201,9 @@ def _partials_kernel(
         own_logit = tl.load(target_logit_ptr + rows, mask=exists, other=0.0)
     sums = nothing - float("inf"), nothing, nothing, nothing, nothing, none, none, 0.0
     if tl.max(counted.to(tl.int32), axis=0) > 0:  # a block of ignored tokens costs nothing
-        for start in tl.range(span * SPAN, tl.minimum(span * SPAN + SPAN, V), BLOCK_V, flatten=FLATTEN):
+        for start in tl.range(
+            span * SPAN, tl.minimum(span * SPAN + SPAN, V), BLOCK_V, flatten=FLATTEN
+        ):
             accumulator = product_tile(
                 hidden_ptr=hidden_ptr,
                 weight_ptr=weight_ptr,
@@ -291,7 +313,9 @@ def _merge_kernel(
         target_logit += load_row(partials_ptr, TARGET_ROW, plane, exists)
         partials_ptr += N
 
-    target = tl.load(target_ptr + rows * target_stride, mask=exists, other=ignore_index).to(tl.int64)
+    target = tl.load(target_ptr + rows * target_stride, mask=exists, other=ignore_index).to(
+        tl.int64
+    )
     counted = target != ignore_index
     target_logit = tl.where((target >= 0) & (target < V), target_logit, float("nan"))
     sums_ptr += rows
@@ -304,11 +328,12 @@ def _merge_kernel(
 
 
 def loop_shape(constants: dict) -> dict:
-    """``FLATTEN`` and ``PARTS`` that leave the registers for a tile: one loop from Hopper on, but not where the accumulator has a
-    memory of its own and its parts must be fetched (Blackwell)."""
+    """``FLATTEN`` and ``PARTS`` that leave the registers for a tile: one loop from Hopper on, but
+    not where the accumulator has a memory of its own and its parts must be fetched (Blackwell)."""
     target = current_target()
     if not constants["DESCRIBED"]:
-        return dict(FLATTEN=False, PARTS=1)  # the addresses take the registers that parts would save
+        # the addresses take the registers that parts would save
+        return dict(FLATTEN=False, PARTS=1)
     return dict(FLATTEN=target.backend == "cuda" and target.arch < 100, PARTS=4)  # type: ignore[operator]  # cuda's arch is an int
 
 
@@ -325,19 +350,25 @@ def partials(
     rule: Rule,
     target_logit: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Per-span sums, float32 [3 or 5, spans, N]; a target that is not a row of ``weight`` adds nothing to ``TARGET``.
+    """Per-span sums, float32 [3 or 5, spans, N]; a target that is not a row of ``weight`` adds
+    nothing to ``TARGET``.
 
-    With ``target_logit`` [N] also int32 [2, spans, N]: how many logits are larger, and the column of the largest.
+    With ``target_logit`` [N] also int32 [2, spans, N]: how many logits are larger, and the column
+    of the largest.
     """
     tokens, vocabulary = hidden.shape[0], weight.shape[0]
     spans = triton.cdiv(vocabulary, SPAN)
     planes = planes_of(rule)
     out = hidden.new_empty((planes, spans, tokens), dtype=torch.float32)
-    choices = None if target_logit is None else hidden.new_empty((2, spans, tokens), dtype=torch.int32)
+    choices = (
+        None if target_logit is None else hidden.new_empty((2, spans, tokens), dtype=torch.int32)
+    )
     if tokens == 0 or vocabulary == 0:
         return out, choices
     work = work_of(rule) if target_logit is None else "statistics"
-    arguments, constants, options = logit_arguments(hidden, weight, bias, rule, work, may_describe=True)
+    arguments, constants, options = logit_arguments(
+        hidden, weight, bias, rule, work, may_describe=True
+    )
     launch(
         _partials_kernel,
         (triton.cdiv(tokens, constants["BLOCK_N"]) * spans,),
@@ -359,8 +390,8 @@ def partials(
             WITH_LOGIT_SUM=rule.with_logit_sum,
             WITH_EXP_SHIFT=rule.with_exp_shift,
             WITH_RANK=target_logit is not None,
-            # Fewer operations a logit where tiles are descriptors; with pointers the compiler spends what is freed on more reads
-            # in flight, and spills.
+            # Fewer operations a logit where tiles are descriptors; with pointers the compiler
+            # spends what is freed on more reads in flight, and spills.
             HAS_SCALE=rule.logit_scale != 1.0 or not constants["DESCRIBED"],
             EVEN_V=vocabulary % constants["BLOCK_V"] == 0 and constants["DESCRIBED"],
             FLUSH=current_target().backend == "cuda" and constants["DESCRIBED"],
@@ -373,9 +404,13 @@ def partials(
     return out, choices
 
 
-def span_weights(vocabulary: int, class_weight: torch.Tensor | None, like: torch.Tensor) -> torch.Tensor:
+def span_weights(
+    vocabulary: int, class_weight: torch.Tensor | None, like: torch.Tensor
+) -> torch.Tensor:
     """Σ w of every span, float32 [spans]: what its ``LOGIT_SUM`` moves by when its maximum does."""
-    weights = like.new_ones(vocabulary, dtype=torch.float32) if class_weight is None else class_weight
+    weights = (
+        like.new_ones(vocabulary, dtype=torch.float32) if class_weight is None else class_weight
+    )
     return torch.nn.functional.pad(weights, (0, -vocabulary % SPAN)).view(-1, SPAN).sum(1)
 
 
@@ -387,10 +422,12 @@ def merge(
     vocabulary: int,
     ignore_index: int,
 ) -> torch.Tensor:
-    """Fold partial sums [3 or 5, spans, N] into [5, N], in the order of the spans; ``LOGIT_SUM`` needs their ``weights`` [spans].
+    """Fold partial sums [3 or 5, spans, N] into [5, N], in the order of the spans; ``LOGIT_SUM``
+    needs their ``weights`` [spans].
 
-    Marks what only the whole vocabulary can tell: ignored tokens (sums 0, 1, 0, 0, 0) and targets outside
-    [0, ``vocabulary``) (NaN). Spans may also be the shards of ranks, empty ones (sums −inf, 0, 0, 0, 0) included.
+    Marks what only the whole vocabulary can tell: ignored tokens (sums 0, 1, 0, 0, 0) and targets
+    outside [0, ``vocabulary``) (NaN). Spans may also be the shards of ranks, empty ones (sums −inf,
+    0, 0, 0, 0) included.
     """
     planes, spans, tokens = partials.shape
     out = partials.new_empty((SUMS, tokens))
@@ -416,8 +453,12 @@ def merge(
     return out
 
 
-def token_chunks(tokens: int, vocabulary: int, bytes_per_partial: int, memory_limit: int) -> list[slice]:
-    """Chunks of tokens whose partial sums fit in ``memory_limit`` bytes; one empty chunk where there are no tokens."""
+def token_chunks(
+    tokens: int, vocabulary: int, bytes_per_partial: int, memory_limit: int
+) -> list[slice]:
+    """Chunks of tokens whose partial sums fit in ``memory_limit`` bytes; one empty chunk where
+    there are no tokens.
+    """
     most = max(1, memory_limit // (bytes_per_partial * max(1, triton.cdiv(vocabulary, SPAN))))
     size = equal_chunk(tokens, most)
     return [slice(start, min(tokens, start + size)) for start in range(0, max(1, tokens), size)]
@@ -432,11 +473,17 @@ def linear_nll(
     rule: Rule = PLAIN,
     plan: Plan = DEFAULT,
 ) -> torch.Tensor:
-    """Return the five sums of every token, float32 [5, N], from hidden [N, D], weight [V, D], bias [V], target int [N].
+    """Return the five sums of every token, float32 [5, N], from hidden [N, D], weight [V, D], bias
+    [V], target int [N].
 
-    The plan's ``memory_limit`` bounds the partial sums, in bytes: more tokens than fit are done in several launches.
+    The plan's ``memory_limit`` bounds the partial sums, in bytes: more tokens than fit are done in
+    several launches.
     """
-    weights = span_weights(weight.shape[0], class_weight, hidden) if rule.with_logit_sum and weight.shape[0] else None
+    weights = (
+        span_weights(weight.shape[0], class_weight, hidden)
+        if rule.with_logit_sum and weight.shape[0]
+        else None
+    )
     chunks = []
     bytes_per_partial, memory_limit = 4 * planes_of(rule), plan.memory_limit or TRITON_LIMIT
     whole = dict(vocabulary=weight.shape[0], ignore_index=rule.ignore_index)

@@ -6,12 +6,13 @@ With g the upstream gradient of the five sums and z the logits (formula: ``sums.
 
     grad_hidden = G @ weight        grad_weight = Gᵀ @ hidden        grad_bias = Σ_n G
 
-The kernel recomputes a tile of logits from hidden and weight exactly as the forward did and writes the tile of G, in the
-inputs' dtype, to a block whose size ``memory_limit`` bounds; the two products are plain matrix products of that block,
-with float32 accumulation, and are left to the vendor's library.
+The kernel recomputes a tile of logits from hidden and weight exactly as the forward did and writes
+the tile of G, in the inputs' dtype, to a block whose size ``memory_limit`` bounds; the two products
+are plain matrix products of that block, with float32 accumulation, and are left to the vendor's
+library.
 
-Cost: 8·N·V·D operations at most (recompute 2, and 2 per gradient asked for); one block of G, which is written once
-and read twice.
+Cost: 8·N·V·D operations at most (recompute 2, and 2 per gradient asked for); one block of G, which
+is written once and read twice.
 """
 
 from __future__ import annotations
@@ -44,7 +45,9 @@ def sums_derivative(
     WITH_LOGIT_SUM: tl.constexpr,
     WITH_EXP_SHIFT: tl.constexpr,
 ):
-    """∂/∂z of the five sums, weighted by their upstream gradients; of ignored tokens whatever it is."""
+    """∂/∂z of the five sums, weighted by their upstream gradients; of ignored tokens whatever it
+    is.
+    """
     plane = N.to(tl.int64)
     upstream_ptr += rows
     maximum = tl.load(maximum_ptr + rows, mask=exists, other=0.0)
@@ -173,10 +176,11 @@ def linear_nll_grad(
     *,
     needs: tuple[bool, bool, bool] = (True, True, True),
 ) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
-    """Gradients of hidden, weight and bias from ``upstream`` float32 [5, N] and the forward's ``maximum`` [N].
+    """Gradients of hidden, weight and bias from ``upstream`` float32 [5, N] and the forward's
+    ``maximum`` [N].
 
-    The plan's ``memory_limit`` bounds the block of logit gradients and that of the weight gradient, in bytes. No plan for
-    this backend keeps products: ``kept`` is None.
+    The plan's ``memory_limit`` bounds the block of logit gradients and that of the weight gradient,
+    in bytes. No plan for this backend keeps products: ``kept`` is None.
     """
     upstream = upstream.contiguous()
     arguments, constants, options = logit_arguments(hidden, weight, bias, rule, work_of(rule))
@@ -217,5 +221,11 @@ def linear_nll_grad(
         return out
 
     return accumulate_gradients(
-        logit_gradient, hidden, weight, bias, needs=needs, block=block, ignored=target == rule.ignore_index
+        logit_gradient,
+        hidden,
+        weight,
+        bias,
+        needs=needs,
+        block=block,
+        ignored=target == rule.ignore_index,
     )

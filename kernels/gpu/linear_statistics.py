@@ -1,9 +1,12 @@
-"""Hidden states and the vocabulary matrix to per-token statistics: the sums of ``linear_nll``, ranks and predictions.
+"""Hidden states and the vocabulary matrix to per-token statistics: the sums of ``linear_nll``,
+ranks and predictions.
 
-A rank counts the logits above the target's, which must be known before the sweep over the vocabulary meets it: a small
-kernel computes it first, from the same tiles in the same order, so that it has the sweep's bits and equal logits tie.
+A rank counts the logits above the target's, which must be known before the sweep over the
+vocabulary meets it: a small kernel computes it first, from the same tiles in the same order, so
+that it has the sweep's bits and equal logits tie.
 
-Cost: that of ``linear_nll`` and BLOCK_V / V of it more; temporary memory 28 · ceil(V / SPAN) · N bytes.
+Cost: that of ``linear_nll`` and BLOCK_V / V of it more; temporary memory 28 · ceil(V / SPAN) · N
+bytes.
 """
 
 from __future__ import annotations
@@ -46,8 +49,9 @@ def _target_logit_kernel(
     BLOCK_V: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    # A tile whose columns are the targets of its rows, of which the diagonal is kept: BLOCK_V times the work of a dot
-    # product a token, and bit for bit the logit that the sweep over the vocabulary meets, so that equal logits tie.
+    # A tile whose columns are the targets of its rows, of which the diagonal is kept: BLOCK_V times
+    # the work of a dot product a token, and bit for bit the logit that the sweep over the
+    # vocabulary meets, so that equal logits tie.
     first_row = tl.program_id(0).to(tl.int64) * BLOCK_N
     lanes = tl.arange(0, BLOCK_N)
     rows = tl.minimum(lanes, (N - 1 - first_row).to(tl.int32))
@@ -95,7 +99,8 @@ def target_logit(
     rule: Rule = PLAIN,
     plan: Plan = DEFAULT,
 ) -> torch.Tensor:
-    """Return the logit of every token's target, float32 [N], 0 where it is no row of ``weight``: ``linear_statistics`` takes it.
+    """Return the logit of every token's target, float32 [N], 0 where it is no row of ``weight``:
+    ``linear_statistics`` takes it.
 
     No temporary memory is taken, whatever the plan.
     """
@@ -107,7 +112,8 @@ def target_logit(
     launch(
         _target_logit_kernel,
         (triton.cdiv(hidden.shape[0], constants["BLOCK_N"]),),
-        arguments | dict(target_ptr=target, out_ptr=out, N=hidden.shape[0], target_stride=target.stride(0)),
+        arguments
+        | dict(target_ptr=target, out_ptr=out, N=hidden.shape[0], target_stride=target.stride(0)),
         constants,
         options,
     )
@@ -123,7 +129,8 @@ def linear_statistics(
     rule: Rule = PLAIN,
     plan: Plan = DEFAULT,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return the five sums [5, N] (``LOGIT_SUM`` left 0), how many logits are above ``target_logit`` [N], and the largest's column.
+    """Return the five sums [5, N] (``LOGIT_SUM`` left 0), how many logits are above
+    ``target_logit`` [N], and the largest's column.
 
     Both int64 [N]; 0 for ignored tokens. Of equal largest logits the first column is taken.
     """
@@ -134,8 +141,12 @@ def linear_statistics(
     rule = rule._replace(with_logit_sum=False, with_exp_shift=True)
     sums, above, best = [], [], []
     for tokens in token_chunks(hidden.shape[0], vocabulary, 4 * (SUMS + 2), memory_limit):
-        of_spans, choices = partials(hidden[tokens], weight, bias, target[tokens], None, rule, target_logit[tokens])
-        sums.append(merge(of_spans, target[tokens], vocabulary=vocabulary, ignore_index=rule.ignore_index))
+        of_spans, choices = partials(
+            hidden[tokens], weight, bias, target[tokens], None, rule, target_logit[tokens]
+        )
+        sums.append(
+            merge(of_spans, target[tokens], vocabulary=vocabulary, ignore_index=rule.ignore_index)
+        )
         above.append(choices[0].sum(0))  # type: ignore[index]  # with target_logit there are choices
         largest = of_spans[MAX] == sums[-1][MAX]
         best.append(torch.where(largest, choices[1], vocabulary).amin(0).long())  # type: ignore[index]  # with target_logit there are choices

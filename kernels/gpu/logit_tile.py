@@ -1,6 +1,8 @@
-"""A tile of logits on its way through a kernel, and which tile sizes a launch takes: what every kernel from hidden states shares.
+"""A tile of logits on its way through a kernel, and which tile sizes a launch takes: what every
+kernel from hidden states shares.
 
-z = softcap · tanh(logit_scale · (hidden @ weightᵀ + bias) / softcap), float32, BLOCK_N tokens × BLOCK_V vocabulary rows.
+z = softcap · tanh(logit_scale · (hidden @ weightᵀ + bias) / softcap), float32, BLOCK_N tokens ×
+BLOCK_V vocabulary rows.
 """
 
 from __future__ import annotations
@@ -19,12 +21,13 @@ def tile_configuration(
 ) -> tuple[dict, dict]:
     """Tile sizes and launch options of the kernels that multiply hidden by weight.
 
-    ``work`` on a tile of logits: "nll", or "capped nll" under a softcap; "sums" (one beyond NLL), "all sums"; "statistics"
-    (ranks), or "ruled statistics" with a bias or a softcap; "divergence" (a second tile). The largest tile whose accumulator
-    (BLOCK_N · BLOCK_V floats over num_warps) stays in registers; less room is left the more work there is, where three tf32
-    products a tile need both operands split, and where rows that cannot be read 16 bytes at a time take registers for
-    addresses. None spills: `make compile-check`.
-    ``described``: tiles come through tensor descriptors (``describable``).
+    ``work`` on a tile of logits: "nll", or "capped nll" under a softcap; "sums" (one beyond NLL),
+    "all sums"; "statistics" (ranks), or "ruled statistics" with a bias or a softcap; "divergence"
+    (a second tile). The largest tile whose accumulator (BLOCK_N · BLOCK_V floats over num_warps)
+    stays in registers; less room is left the more work there is, where three tf32 products a tile
+    need both operands split, and where rows that cannot be read 16 bytes at a time take registers
+    for addresses. None spills: `make compile-check`. ``described``: tiles come through tensor
+    descriptors (``describable``).
     """
     if target.backend == "interpreter":
         return dict(BLOCK_N=64, BLOCK_V=128, BLOCK_D=64), {}
@@ -34,9 +37,16 @@ def tile_configuration(
     if target.backend == "hip":
         if dtype == torch.float32:
             return dict(BLOCK_N=64, BLOCK_V=64, BLOCK_D=32), dict(num_warps=4, num_stages=2)
-        return dict(BLOCK_N=64 if two_tiles else 128, BLOCK_V=128, BLOCK_D=32), dict(num_warps=8, num_stages=2)
-    # NVIDIA's assembler would rather spill a register than have one block less on a multiprocessor, unless told to.
-    limit = dict(maxnreg=255) if work in ("all sums", "divergence") or (work == "sums" and not vectorised) else {}
+        return dict(BLOCK_N=64 if two_tiles else 128, BLOCK_V=128, BLOCK_D=32), dict(
+            num_warps=8, num_stages=2
+        )
+    # NVIDIA's assembler would rather spill a register than have one block less on a multiprocessor,
+    # unless told to.
+    limit = (
+        dict(maxnreg=255)
+        if work in ("all sums", "divergence") or (work == "sums" and not vectorised)
+        else {}
+    )
     if dtype == torch.float32 or not vectorised:
         # Of two products the split operands take twice the registers: half as many of them.
         tiles = dict(BLOCK_N=64, BLOCK_V=64, BLOCK_D=32 if vectorised and not two_tiles else 16)
@@ -47,11 +57,13 @@ def tile_configuration(
 
 
 def _described_configuration(target: Target, work: str) -> tuple[dict, dict]:
-    """With the copy engine no thread holds an address, and a tile of twice the columns stays in registers.
+    """With the copy engine no thread holds an address, and a tile of twice the columns stays in
+    registers.
 
-    Hopper's accumulator is 128 registers of each of 256 threads: a softcap, or a sum that neither NLL nor statistics need, is
-    one too many, and so is a fourth stage. Blackwell's is in a memory of its own, from which the sums take a part at a time;
-    where they are many the parts are narrower still, and the assembler is told to keep to one block a multiprocessor.
+    Hopper's accumulator is 128 registers of each of 256 threads: a softcap, or a sum that neither
+    NLL nor statistics need, is one too many, and so is a fourth stage. Blackwell's is in a memory
+    of its own, from which the sums take a part at a time; where they are many the parts are
+    narrower still, and the assembler is told to keep to one block a multiprocessor.
     """
     blackwell = target.arch >= 100  # type: ignore[operator]  # an int: only NVIDIA has the copy engine
     wide = work in ("nll", "statistics")
@@ -91,8 +103,12 @@ def products(
             hidden = tl.load(hidden_ptr + hidden_offsets)
             weight = tl.load(weight_ptr + weight_offsets)
         else:
-            hidden = tl.load(hidden_ptr + hidden_offsets, mask=(offsets < D - start)[None, :], other=0.0)
-            weight = tl.load(weight_ptr + weight_offsets, mask=(offsets < D - start)[:, None], other=0.0)
+            hidden = tl.load(
+                hidden_ptr + hidden_offsets, mask=(offsets < D - start)[None, :], other=0.0
+            )
+            weight = tl.load(
+                weight_ptr + weight_offsets, mask=(offsets < D - start)[:, None], other=0.0
+            )
         if WIDEN:
             hidden = hidden.to(tl.float32)
             weight = weight.to(tl.float32)
@@ -115,7 +131,9 @@ def described_products(
     BLOCK_V: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """As ``products``, with whole tiles read by the copy engine; what lies past N, V or D it reads as 0."""
+    """As ``products``, with whole tiles read by the copy engine; what lies past N, V or D it reads
+    as 0.
+    """
     accumulator = tl.zeros([BLOCK_N, BLOCK_V], dtype=tl.float32)
     for start in range(0, D, BLOCK_D):
         hidden_part = hidden.load([first_row, start])
@@ -129,7 +147,9 @@ def described_products(
 
 @triton.jit
 def column_parts(tile, PARTS: tl.constexpr):
-    """A tile [BLOCK_N, BLOCK_V] as a tuple of 1, 2 or 4 with equally many neighbouring columns each, left to right."""
+    """A tile [BLOCK_N, BLOCK_V] as a tuple of 1, 2 or 4 with equally many neighbouring columns
+    each, left to right.
+    """
     if PARTS == 1:
         parts = (tile,)
     else:
@@ -137,8 +157,12 @@ def column_parts(tile, PARTS: tl.constexpr):
         if PARTS == 2:
             parts = (left, right)  # type: ignore[assignment]  # a Triton body: PARTS is known when it compiles
         else:
-            first, second = left.reshape(left.shape[0], 2, left.shape[1] // 2).permute(0, 2, 1).split()
-            third, fourth = right.reshape(right.shape[0], 2, right.shape[1] // 2).permute(0, 2, 1).split()
+            first, second = (
+                left.reshape(left.shape[0], 2, left.shape[1] // 2).permute(0, 2, 1).split()
+            )
+            third, fourth = (
+                right.reshape(right.shape[0], 2, right.shape[1] // 2).permute(0, 2, 1).split()
+            )
             parts = (first, second, third, fourth)  # type: ignore[assignment]  # a Triton body: PARTS is known when it compiles
     return parts
 
@@ -186,8 +210,8 @@ def product_tile(
     BLOCK_D: tl.constexpr,
     DESCRIBED: tl.constexpr = False,
 ):
-    """hidden @ weightᵀ of a tile, float32 [BLOCK_N, BLOCK_V], not masked: lanes past N or V hold those of the last row or
-    column, or 0."""
+    """hidden @ weightᵀ of a tile, float32 [BLOCK_N, BLOCK_V], not masked: lanes past N or V hold
+    those of the last row or column, or 0."""
     if DESCRIBED:
         accumulator = described_products(
             hidden=hidden_ptr,
@@ -202,7 +226,8 @@ def product_tile(
             BLOCK_D=BLOCK_D,
         )
     else:
-        # One 64-bit address a tile and 32-bit offsets within it: 64-bit offsets would take half the registers.
+        # One 64-bit address a tile and 32-bit offsets within it: 64-bit offsets would take half the
+        # registers.
         rows = tl.minimum(tl.arange(0, BLOCK_N), (N - 1 - first_row).to(tl.int32))
         columns = tl.minimum(tl.arange(0, BLOCK_V), V - 1 - first_column)
         wide_column = first_column + tl.zeros([], dtype=tl.int64)
@@ -287,7 +312,8 @@ def logit_tile(
 
 
 def vectorised(matrix: torch.Tensor) -> bool:
-    """Whether Triton reads rows 16 bytes at a time: it must see that each starts on 16 bytes and where it ends.
+    """Whether Triton reads rows 16 bytes at a time: it must see that each starts on 16 bytes and
+    where it ends.
 
     Of strides and sizes a kernel is told no more than whether they are multiples of 16.
     """
@@ -303,7 +329,8 @@ def described(arguments: dict, tiles: dict, side: str = "") -> dict:
     """``arguments`` with descriptors in the place of hidden and weight."""
     blocks = ((f"{side}hidden_ptr", tiles["BLOCK_N"]), (f"{side}weight_ptr", tiles["BLOCK_V"]))
     return arguments | {
-        name: TensorDescriptor.from_tensor(arguments[name], [rows, tiles["BLOCK_D"]]) for name, rows in blocks
+        name: TensorDescriptor.from_tensor(arguments[name], [rows, tiles["BLOCK_D"]])
+        for name, rows in blocks
     }
 
 
@@ -316,7 +343,10 @@ def head_arguments(
     hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, rule: Rule
 ) -> tuple[dict, dict]:
     """Arguments and constants that say what the logits are."""
-    if hidden.dtype not in (torch.float32, torch.float16, torch.bfloat16) or weight.dtype != hidden.dtype:
+    if (
+        hidden.dtype not in (torch.float32, torch.float16, torch.bfloat16)
+        or weight.dtype != hidden.dtype
+    ):
         raise TypeError(
             "input and linear_weight: the triton backend expects one dtype of float32, float16, bfloat16 for both, "
             f"got {hidden.dtype} and {weight.dtype}; backend='torch' takes any floating dtype"
@@ -359,7 +389,9 @@ def logit_arguments(
     if work == "statistics" and (bias is not None or rule.softcap is not None):
         work = "ruled statistics"
     describes = may_describe and all(describable(target, matrix) for matrix in matrices)
-    tiles, options = tile_configuration(target, hidden.dtype, all(map(vectorised, matrices)), work, describes)
+    tiles, options = tile_configuration(
+        target, hidden.dtype, all(map(vectorised, matrices)), work, describes
+    )
     if describes:
         arguments = described(arguments, tiles)
     if may_describe:

@@ -1,8 +1,9 @@
-"""Per-token sums over logits that already exist, and their gradient, which may be written in their place.
+"""Per-token sums over logits that already exist, and their gradient, which may be written in their
+place.
 
-Formulas: ``sums.py``, with z = softcap · tanh(logit_scale · logits / softcap). Logits are [N, V], or torch's
-[N, V, T], whose token n · T + t is logits[n, :, t]. One program a token walks its row with an online softmax.
-Cost: one read of the logits forward; one read and one write backward.
+Formulas: ``sums.py``, with z = softcap · tanh(logit_scale · logits / softcap). Logits are [N, V],
+or torch's [N, V, T], whose token n · T + t is logits[n, :, t]. One program a token walks its row
+with an online softmax. Cost: one read of the logits forward; one read and one write backward.
 """
 
 from __future__ import annotations
@@ -22,26 +23,37 @@ MAX_ROW, SUM_EXP_ROW, TARGET_ROW, LOGIT_SUM_ROW, EXP_SHIFT_ROW = (
 
 
 LANE_WIDTH = (
-    8  # neighbouring logits that share a running maximum: 16 bytes of 16-bit ones, which one thread reads at once
+    # neighbouring logits that share a running maximum: 16 bytes of 16-bit ones, which one thread
+    # reads at once
+    8
 )
 
 
 def row_configuration(logits: torch.Tensor, plain: bool) -> tuple[dict, dict]:
-    """A tile no larger than a row [items, V, positions]: at most 4,096 logits, 16 a thread, where only the NLL is asked for of
-    rows that are read 16 bytes at a time; 2,048 elsewhere.
+    """A tile no larger than a row [items, V, positions]: at most 4,096 logits, 16 a thread, where
+    only the NLL is asked for of rows that are read 16 bytes at a time; 2,048 elsewhere.
 
-    Registers for four blocks of 256 threads on a multiprocessor, so that enough reads are under way to fill the memory's pipe;
-    for two where more sums, or an address a logit, take them.
+    Registers for four blocks of 256 threads on a multiprocessor, so that enough reads are under way
+    to fill the memory's pipe; for two where more sums, or an address a logit, take them.
     """
     target = current_target()
-    light = plain and logits.stride(1) == 1 and logits.stride(0) % 16 == 0 and logits.data_ptr() % 16 == 0
+    light = (
+        plain
+        and logits.stride(1) == 1
+        and logits.stride(0) % 16 == 0
+        and logits.data_ptr() % 16 == 0
+    )
     block = min(4096 if light else 2048, max(128, triton.next_power_of_2(logits.shape[1])))
     options = {} if target.backend == "interpreter" else dict(num_warps=8 if block >= 2048 else 4)
-    return dict(BLOCK_V=block), options | (dict(maxnreg=64 if light else 128) if target.backend == "cuda" else {})
+    return dict(BLOCK_V=block), options | (
+        dict(maxnreg=64 if light else 128) if target.backend == "cuda" else {}
+    )
 
 
 @triton.jit
-def _load_logits(pointers, mask, logit_scale, softcap, HAS_SOFTCAP: tl.constexpr, MASKED: tl.constexpr):
+def _load_logits(
+    pointers, mask, logit_scale, softcap, HAS_SOFTCAP: tl.constexpr, MASKED: tl.constexpr
+):
     if MASKED:
         logits = tl.load(pointers, mask=mask, other=0.0).to(tl.float32) * logit_scale
     else:
@@ -66,7 +78,9 @@ def _fold_lanes(
     FLUSH: tl.constexpr,
     MASKED: tl.constexpr,
 ):
-    """The state with a tile of logits in it: a thread's own affair, and one rescaling for LANE_WIDTH logits."""
+    """The state with a tile of logits in it: a thread's own affair, and one rescaling for
+    LANE_WIDTH logits.
+    """
     maximum, sum_exp, logit_sum, exp_shift, weight_seen = state
     logits = _load_logits(pointers, inside, logit_scale, softcap, HAS_SOFTCAP, MASKED)
     if MASKED:
@@ -126,13 +140,16 @@ def _nll_kernel(
     lanes = tl.arange(0, LANES)[:, None] * LANE_WIDTH + tl.arange(0, LANE_WIDTH)[None, :]
     pointers = logits_ptr + lanes.to(tl.int64) * logits_stride_v
     weight_pointers = class_weight_ptr + lanes
-    # A running maximum and sums per lane, folded once at the end: no reduction between threads inside the loop.
+    # A running maximum and sums per lane, folded once at the end: no reduction between threads
+    # inside the loop.
     nothing = tl.zeros([LANES], dtype=tl.float32)
     state = nothing - float("inf"), nothing, nothing, nothing, nothing
     row_target = 0.0
     if counted:
         known = (target >= 0) & (target < V)
-        row_target = _load_logits(logits_ptr + target * logits_stride_v, known, logit_scale, softcap, HAS_SOFTCAP, True)
+        row_target = _load_logits(
+            logits_ptr + target * logits_stride_v, known, logit_scale, softcap, HAS_SOFTCAP, True
+        )
         row_target = tl.where(known, row_target, float("nan"))
         for start in range(0, V, BLOCK_V):
             state = _fold_lanes(
@@ -175,7 +192,9 @@ def _nll_grad_kernel(
     class_weight_ptr,  # float32 [V]
     maximum_ptr,  # float32 [N]
     upstream_ptr,  # float32 [5, N]
-    gradient_ptr,  # [N / T, V, T], may be logits_ptr: every element is read before it is written, by the same program
+    # [N / T, V, T], may be logits_ptr: every element is read before it is written, by the same
+    # program
+    gradient_ptr,
     N,
     T,
     V,
@@ -229,7 +248,9 @@ def _nll_grad_kernel(
         )
 
 
-def _arguments(logits: torch.Tensor, target: torch.Tensor, class_weight: torch.Tensor | None, rule: Rule):
+def _arguments(
+    logits: torch.Tensor, target: torch.Tensor, class_weight: torch.Tensor | None, rule: Rule
+):
     if logits.dtype not in (torch.float32, torch.float16, torch.bfloat16):
         raise TypeError(
             f"input: the triton backend expects float32, float16 or bfloat16, got {logits.dtype}; "
@@ -271,7 +292,8 @@ def nll(
     rule: Rule = PLAIN,
     plan: Plan = DEFAULT,
 ) -> torch.Tensor:
-    """Return the five sums of every token, float32 [5, N · T], from logits [N, V] or [N, V, T] and target int [N · T].
+    """Return the five sums of every token, float32 [5, N · T], from logits [N, V] or [N, V, T] and
+    target int [N · T].
 
     No temporary memory is taken, whatever the plan.
     """
@@ -298,7 +320,9 @@ def nll_grad(
     *,
     out: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Return the gradient of logits [N, V] or [N, V, T] from ``upstream`` float32 [5, N · T]; ``out`` may be ``logits`` itself."""
+    """Return the gradient of logits [N, V] or [N, V, T] from ``upstream`` float32 [5, N · T];
+    ``out`` may be ``logits`` itself.
+    """
     arguments, constants, options = _arguments(logits, target, class_weight, rule)
     out = torch.empty_like(logits) if out is None else out
     if arguments["N"]:

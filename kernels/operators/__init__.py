@@ -1,12 +1,15 @@
-"""Torch operators of the kernels, registered with shapes for tracing and with their derivatives, on either backend.
+"""Torch operators of the kernels, registered with shapes for tracing and with their derivatives, on
+either backend.
 
-One file an operator: its schema, its shapes, its derivative. ``linear_nll`` and ``nll`` return the five per-token sums
-[5, N] of ``sums.py``: losses are arithmetic on those vectors, left to autograd. ``linear_kl`` returns the divergence and
-its rows. An operator takes tensors, then the scalars of a ``Rule`` and a ``Plan`` (``dispatch.py``), in their order:
+One file an operator: its schema, its shapes, its derivative. ``linear_nll`` and ``nll`` return the
+five per-token sums [5, N] of ``sums.py``: losses are arithmetic on those vectors, left to autograd.
+``linear_kl`` returns the divergence and its rows. An operator takes tensors, then the scalars of a
+``Rule`` and a ``Plan`` (``dispatch.py``), in their order:
 
     sums, _ = operators.linear_nll(hidden, weight, bias, target, class_weight, *rule, *plan)
 
-Nothing here waits for a device, ``checked_target`` excepted: its callers decide whether looking is worth that.
+Nothing here waits for a device, ``checked_target`` excepted: its callers decide whether looking is
+worth that.
 """
 
 from ._derivatives import only_backward, refuse_forward_mode, refuse_second_derivative

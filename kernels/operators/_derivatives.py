@@ -17,12 +17,16 @@ def refuse_second_derivative(*_):
 
 
 def each(function: Callable) -> Callable:
-    """Return a rule for vmap that calls ``function`` once an item: its products are large enough to be called one by one."""
+    """Return a rule for vmap that calls ``function`` once an item: its products are large enough to
+    be called one by one.
+    """
 
     def rule(info, in_dims, *arguments):
         def item(place: int):
             return [
-                argument.select(dim, place) if isinstance(argument, Tensor) and dim is not None else argument
+                argument.select(dim, place)
+                if isinstance(argument, Tensor) and dim is not None
+                else argument
                 for argument, dim in zip(arguments, in_dims, strict=True)
             ]
 
@@ -41,8 +45,9 @@ _TRANSFORMED = torch.library.Library("perplexity", "FRAGMENT")
 def register_derivative(operator, setup_context: Callable, backward: Callable) -> None:
     """Register an operator's derivative, for autograd and for torch.func's transforms.
 
-    They take no operator's derivative, only that of an ``autograd.Function`` whose context is set up apart. It stands at
-    the first dispatch key of theirs, where a compiled transform finds it, too.
+    They take no operator's derivative, only that of an ``autograd.Function`` whose context is set
+    up apart. It stands at the first dispatch key of theirs, where a compiled transform finds it,
+    too.
     """
     operator.register_autograd(backward, setup_context=setup_context)
     members = {
@@ -54,7 +59,9 @@ def register_derivative(operator, setup_context: Callable, backward: Callable) -
     }
     name = operator._name
     function: type[torch.autograd.Function] = type(name, (torch.autograd.Function,), members)
-    _TRANSFORMED.impl(name, lambda *arguments: function.apply(*arguments), "FuncTorchDynamicLayerFrontMode")
+    _TRANSFORMED.impl(
+        name, lambda *arguments: function.apply(*arguments), "FuncTorchDynamicLayerFrontMode"
+    )
 
 
 def no_context(ctx, inputs, output) -> None:
@@ -62,7 +69,9 @@ def no_context(ctx, inputs, output) -> None:
 
 
 def refuse_forward_mode(*_):
-    """A forward derivative is an error that says so: an operator without one drops the tangent in silence."""
+    """A forward derivative is an error that says so: an operator without one drops the tangent in
+    silence.
+    """
     raise NotImplementedError(
         "forward-mode derivatives (jvp, jacfwd, hessian): the fused losses have reverse-mode first derivatives only; "
         "take torch.nn.functional.cross_entropy on torch.nn.functional.linear, which holds the logits"
@@ -70,9 +79,13 @@ def refuse_forward_mode(*_):
 
 
 def only_backward(upstream: Tensor) -> bool:
-    """Return whether this is the only backward there will be: not of a graph that is retained, nor of what is traced or batched."""
+    """Return whether this is the only backward there will be: not of a graph that is retained, nor
+    of what is traced or batched.
+    """
     known = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", None)
     stays = known is None or known()
     functorch = torch._C._functorch
-    batched = functorch.is_functorch_wrapped_tensor(upstream) or functorch.is_legacy_batchedtensor(upstream)
+    batched = functorch.is_functorch_wrapped_tensor(upstream) or functorch.is_legacy_batchedtensor(
+        upstream
+    )
     return not stays and not batched

@@ -9,7 +9,9 @@ from ..sums import DIVERGENCE_ROWS, divergence
 from ._derivatives import no_context, refuse_second_derivative, register_derivative
 from ._schema import PLAN, fake_gradients, implementation, operator, present, wanted, wide
 
-HEADS = ", ".join(f"Tensor {side}_hidden, Tensor {side}_weight, Tensor? {side}_bias" for side in "pq")
+HEADS = ", ".join(
+    f"Tensor {side}_hidden, Tensor {side}_weight, Tensor? {side}_bias" for side in "pq"
+)
 RULES = ", ".join(f"float? {side}_softcap, float {side}_logit_scale" for side in "pq")
 
 
@@ -40,7 +42,9 @@ def linear_kl(
 @linear_kl.register_fake
 def _(p_hidden, p_weight, p_bias, q_hidden, *_):
     dtype, tokens = wide(p_hidden, q_hidden), p_hidden.shape[0]
-    return p_hidden.new_empty(tokens, dtype=dtype), p_hidden.new_empty((DIVERGENCE_ROWS, tokens), dtype=dtype)
+    return p_hidden.new_empty(tokens, dtype=dtype), p_hidden.new_empty(
+        (DIVERGENCE_ROWS, tokens), dtype=dtype
+    )
 
 
 @operator(
@@ -59,11 +63,15 @@ def linear_kl_grad(
     needs: list[bool],
     *scalars,
 ) -> tuple[Tensor, ...]:
-    """Return the gradients of hidden, weight and bias of P, then of Q, from ``upstream`` [N] and the forward's ``rows``."""
+    """Return the gradients of hidden, weight and bias of P, then of Q, from ``upstream`` [N] and
+    the forward's ``rows``.
+    """
     *rules, plan = _read(scalars)
     heads = (p_hidden, p_weight, p_bias), (q_hidden, q_weight, q_bias)
     sides = dict(p_needs=tuple(needs[:3]), q_needs=tuple(needs[3:]))
-    gradients = implementation(plan.backend).linear_kl_grad(upstream, rows, *heads, *rules, plan, **sides)
+    gradients = implementation(plan.backend).linear_kl_grad(
+        upstream, rows, *heads, *rules, plan, **sides
+    )
     return present(gradients, p_hidden)
 
 

@@ -1,4 +1,6 @@
-"""``linear_nll``: the five sums from hidden states and a vocabulary matrix, and its two gradients."""
+"""``linear_nll``: the five sums from hidden states and a vocabulary matrix, and its two
+gradients.
+"""
 
 from __future__ import annotations
 
@@ -27,12 +29,23 @@ BACKWARD = f"Tensor upstream, Tensor maximum, {INPUTS}, bool[] needs, {SCALARS}"
 
 @operator(f"({INPUTS}, {SCALARS}) -> (Tensor, Tensor)")
 def linear_nll(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, class_weight: Tensor | None, *scalars
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    target: Tensor,
+    class_weight: Tensor | None,
+    *scalars,
 ) -> tuple[Tensor, Tensor]:
-    """Return the five sums [5, N] and, of a plan that keeps products, those: ``linear_nll_grad_kept`` takes them, [V, D]."""
+    """Return the five sums [5, N] and, of a plan that keeps products, those:
+    ``linear_nll_grad_kept`` takes them, [V, D].
+    """
     rule, plan = read(scalars)
     check_class_weight(class_weight, plan.backend)
-    kept = torch.empty_like(weight, memory_format=torch.contiguous_format) if plan.way == KEPT else None
+    kept = (
+        torch.empty_like(weight, memory_format=torch.contiguous_format)
+        if plan.way == KEPT
+        else None
+    )
     inputs = hidden, weight, bias, target, class_weight
     sums = implementation(plan.backend).linear_nll(*inputs, rule, plan, kept)
     return sums, weight.new_empty(0) if kept is None else kept
@@ -57,10 +70,15 @@ def linear_nll_grad(
     needs: list[bool],
     *scalars,
 ) -> tuple[Tensor, ...]:
-    """Return the gradients of hidden, weight and bias, from ``upstream`` [5, N] and the forward's ``maximum`` [N]."""
+    """Return the gradients of hidden, weight and bias, from ``upstream`` [5, N] and the forward's
+    ``maximum`` [N].
+    """
     rule, plan = read(scalars)
     inputs = upstream, maximum, hidden, weight, bias, target, class_weight
-    return present(implementation(plan.backend).linear_nll_grad(*inputs, rule, plan, needs=tuple(needs)), hidden)
+    return present(
+        implementation(plan.backend).linear_nll_grad(*inputs, rule, plan, needs=tuple(needs)),
+        hidden,
+    )
 
 
 @linear_nll_grad.register_fake
@@ -81,11 +99,15 @@ def linear_nll_grad_kept(
     needs: list[bool],
     *scalars,
 ) -> tuple[Tensor, ...]:
-    """Return the gradients of hidden and bias; ``kept``, of the forward with these arguments, becomes that of the weight."""
+    """Return the gradients of hidden and bias; ``kept``, of the forward with these arguments,
+    becomes that of the weight.
+    """
     rule, plan = read(scalars)
     inputs = upstream, maximum, hidden, weight, bias, target, class_weight
     with_weight = needs[0], True, needs[2]
-    gradients = implementation(plan.backend).linear_nll_grad(*inputs, rule, plan, kept, needs=with_weight)
+    gradients = implementation(plan.backend).linear_nll_grad(
+        *inputs, rule, plan, kept, needs=with_weight
+    )
     return present((gradients[0], gradients[2]), hidden)
 
 
@@ -110,7 +132,17 @@ def _backward(ctx, upstream, _):
         return None, None, None, *nothing
     hidden, weight, bias, target, class_weight, sums, kept = ctx.saved_tensors
     needs = list(ctx.needs_input_grad[:3])
-    inputs = (upstream, sums[MAX].detach(), hidden, weight, bias, target, class_weight, needs, *ctx.scalars)
+    inputs = (
+        upstream,
+        sums[MAX].detach(),
+        hidden,
+        weight,
+        bias,
+        target,
+        class_weight,
+        needs,
+        *ctx.scalars,
+    )
     if kept.shape == weight.shape and needs[1] and type(kept) is Tensor and only_backward(upstream):
         grad_hidden, grad_bias = linear_nll_grad_kept(kept, *inputs)
         gradients = grad_hidden, kept, grad_bias

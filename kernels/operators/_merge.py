@@ -10,15 +10,25 @@ from ._derivatives import register_derivative
 from ._schema import implementation, operator
 
 
-@operator("(Tensor partials, Tensor target, Tensor? weights, int vocabulary, int ignore_index, str backend) -> Tensor")
+@operator(
+    "(Tensor partials, Tensor target, Tensor? weights, int vocabulary, int ignore_index, str backend) -> Tensor"
+)
 def merge(
-    partials: Tensor, target: Tensor, weights: Tensor | None, vocabulary: int, ignore_index: int, backend: str
+    partials: Tensor,
+    target: Tensor,
+    weights: Tensor | None,
+    vocabulary: int,
+    ignore_index: int,
+    backend: str,
 ) -> Tensor:
-    """Fold the sums of parts of the vocabulary, [5, parts, N], into [5, N] in their order, as the spans of a kernel are.
+    """Fold the sums of parts of the vocabulary, [5, parts, N], into [5, N] in their order, as the
+    spans of a kernel are.
 
     ``weights`` [parts] is Σ w of each part, where ``LOGIT_SUM`` is asked for.
     """
-    return implementation(backend).merge(partials, target, weights, vocabulary=vocabulary, ignore_index=ignore_index)
+    return implementation(backend).merge(
+        partials, target, weights, vocabulary=vocabulary, ignore_index=ignore_index
+    )
 
 
 @merge.register_fake
@@ -32,7 +42,9 @@ def _setup(ctx, inputs, output):
 
 
 def _backward(ctx, upstream):
-    """Count the maxima as constants, as everywhere: S = Σ s · e^(m − M), U = Σ e^(m − M) · (u + s · (m − M))."""
+    """Count the maxima as constants, as everywhere: S = Σ s · e^(m − M), U = Σ e^(m − M) · (u + s ·
+    (m − M)).
+    """
     partials, target, sums = ctx.saved_tensors
     moved = torch.where(partials[1] > 0, partials[MAX] - sums[MAX], -torch.inf)
     decay = moved.exp()

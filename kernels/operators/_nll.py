@@ -27,11 +27,20 @@ def _(logits, target, *_):
 
 @operator(f"(Tensor upstream, Tensor maximum, {INPUTS}, {SCALARS}) -> Tensor")
 def nll_grad(
-    upstream: Tensor, maximum: Tensor, logits: Tensor, target: Tensor, class_weight: Tensor | None, *scalars
+    upstream: Tensor,
+    maximum: Tensor,
+    logits: Tensor,
+    target: Tensor,
+    class_weight: Tensor | None,
+    *scalars,
 ) -> Tensor:
-    """Return the gradient of the logits, from ``upstream`` [5, N · T] and the forward's ``maximum`` [N · T]."""
+    """Return the gradient of the logits, from ``upstream`` [5, N · T] and the forward's ``maximum``
+    [N · T].
+    """
     rule, plan = read(scalars)
-    return implementation(plan.backend).nll_grad(upstream, maximum, logits, target, class_weight, rule, plan)
+    return implementation(plan.backend).nll_grad(
+        upstream, maximum, logits, target, class_weight, rule, plan
+    )
 
 
 @nll_grad.register_fake

@@ -1,4 +1,6 @@
-"""What the operators' files share: the argument list, written once, the table of backends, shapes and dtypes of results."""
+"""What the operators' files share: the argument list, written once, the table of backends, shapes
+and dtypes of results.
+"""
 
 from __future__ import annotations
 
@@ -12,12 +14,14 @@ from torch import Tensor
 
 from ..dispatch import Plan, Rule
 
-# An operator takes no dataclass: a Rule and a Plan are unpacked to scalars at its boundary, in the order of their fields.
+# An operator takes no dataclass: a Rule and a Plan are unpacked to scalars at its boundary, in the
+# order of their fields.
 PLAN = "str backend, str way, bool rounded, int[] block, int memory_limit"
 SCALARS = f"int ignore_index, float? softcap, float logit_scale, bool with_logit_sum, bool with_exp_shift, {PLAN}"
 HEAD = "Tensor hidden, Tensor weight, Tensor? bias"
 
-# The modules have the same functions with the same signatures; triton is imported for its own alone.
+# The modules have the same functions with the same signatures; triton is imported for its own
+# alone.
 BACKENDS = {"torch": "cpu.backend", "triton": "gpu.backend"}
 
 
@@ -62,11 +66,15 @@ def check_class_weight(class_weight: Tensor | None, backend: str) -> None:
 
 
 def present(gradients: Sequence[Tensor | None], like: Tensor) -> tuple[Tensor, ...]:
-    """Return tensors only, as an operator must: an empty one stands for a gradient that nobody asked for."""
+    """Return tensors only, as an operator must: an empty one stands for a gradient that nobody
+    asked for.
+    """
     return tuple(like.new_empty(0) if gradient is None else gradient for gradient in gradients)
 
 
-def fake_gradients(tensors: Sequence[Tensor | None], needs: Sequence[bool], like: Tensor) -> tuple[Tensor, ...]:
+def fake_gradients(
+    tensors: Sequence[Tensor | None], needs: Sequence[bool], like: Tensor
+) -> tuple[Tensor, ...]:
     """Return gradients without data. Whatever the leaves' strides, gradients are contiguous."""
     return tuple(
         tensor.new_empty(tensor.shape) if needed and tensor is not None else like.new_empty(0)

@@ -11,7 +11,9 @@ from ._schema import HEAD, SCALARS, implementation, operator, read, wide
 
 
 @operator(f"({HEAD}, Tensor target, {SCALARS}) -> Tensor")
-def target_logit(hidden: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, *scalars) -> Tensor:
+def target_logit(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, *scalars
+) -> Tensor:
     """Return the logit of every token's target, [N]; 0 where it is no row of ``weight``."""
     rule, plan = read(scalars)
     return implementation(plan.backend).target_logit(hidden, weight, bias, target, rule, plan)
@@ -27,11 +29,20 @@ def _(hidden, *_):
 
 @operator(f"({HEAD}, Tensor target, Tensor target_logit, {SCALARS}) -> (Tensor, Tensor, Tensor)")
 def linear_statistics(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, target_logit: Tensor, *scalars
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    target: Tensor,
+    target_logit: Tensor,
+    *scalars,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the five sums [5, N], how many logits are above the target's and the column of the largest, int64 [N]."""
+    """Return the five sums [5, N], how many logits are above the target's and the column of the
+    largest, int64 [N].
+    """
     rule, plan = read(scalars)
-    return implementation(plan.backend).linear_statistics(hidden, weight, bias, target, target_logit, rule, plan)
+    return implementation(plan.backend).linear_statistics(
+        hidden, weight, bias, target, target_logit, rule, plan
+    )
 
 
 linear_statistics.register_vmap(each(linear_statistics))

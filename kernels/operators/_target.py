@@ -1,4 +1,6 @@
-"""``checked_target``: targets, or an error that names the first bad one. It waits for the device."""
+"""``checked_target``: targets, or an error that names the first bad one. It waits for the
+device.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,9 @@ from ._schema import operator
 
 @operator("(Tensor target, int vocabulary, int ignore_index) -> Tensor")
 def checked_target(target: Tensor, vocabulary: int, ignore_index: int) -> Tensor:
-    """``target``, copied, or IndexError with the position of the first value outside [0, vocabulary) ∪ {ignore_index}."""
+    """``target``, copied, or IndexError with the position of the first value outside [0,
+    vocabulary) ∪ {ignore_index}.
+    """
     invalid = ((target < 0) | (target >= vocabulary)) & (target != ignore_index)
     if invalid.any():
         position = tuple(invalid.nonzero()[0].tolist())

@@ -1,7 +1,8 @@
 """``ppl``: a file a command (its options, what it does, its tables) over one parser.
 
-Bad input is one line on stderr and exit status 2; a bug of ours is a traceback and exit status 3. A module of a command
-has ``Options``, a dataclass (``options.py``), and ``run``, which takes one. None imports torch or an extra before it runs.
+Bad input is one line on stderr and exit status 2; a bug of ours is a traceback and exit status 3. A
+module of a command has ``Options``, a dataclass (``options.py``), and ``run``, which takes one.
+None imports torch or an extra before it runs.
 """
 
 from __future__ import annotations
@@ -47,7 +48,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command that ``argv``, else the process's own arguments, names and return its exit status."""
+    """Run the command that ``argv``, else the process's own arguments, names and return its exit
+    status.
+    """
     arguments = _parser().parse_args(argv)
     # A terminal that cannot show a character shows another, and nothing is lost.
     for stream in (sys.stdout, sys.stderr):
@@ -63,7 +66,8 @@ def main(argv: list[str] | None = None) -> int:
         _drop_output()
         return 141
     except SystemExit as error:
-        if isinstance(error.__context__, BrokenPipeError):  # rich's own answer to it is status 1, a finding's
+        # rich's own answer to it is status 1, a finding's
+        if isinstance(error.__context__, BrokenPipeError):
             return 141
         raise
     except KeyboardInterrupt:
@@ -90,12 +94,15 @@ def _bad_input(error: Exception, module: ModuleType) -> str | None:
     if out_of_memory(error):
         return f"out of memory; lower {getattr(module, 'LOWER', 'the size of the input')}"
     if isinstance(error, OSError) and error.errno in NO_MORE:
-        # Files are written under their names: what is left is the terminal, or where it is redirected to.
+        # Files are written under their names: what is left is the terminal, or where it is
+        # redirected to.
         _drop_output()
         return f"standard output cannot be written ({error.strerror})"
     return None
 
 
 def _drop_output() -> None:
-    """Send what standard output still holds nowhere: the interpreter would try it again at its end."""
+    """Send what standard output still holds nowhere: the interpreter would try it again at its
+    end.
+    """
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -13,7 +13,15 @@ from ..files import Output, check_outputs, write_text
 from . import tables
 from .extras import needs
 from .options import argument, by_option, option, part
-from .parts import JOURNAL_HELP, STANDARD_INPUT, TEXT_HELP, Question, Reading, Running, expect_ending
+from .parts import (
+    JOURNAL_HELP,
+    STANDARD_INPUT,
+    TEXT_HELP,
+    Question,
+    Reading,
+    Running,
+    expect_ending,
+)
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -22,7 +30,13 @@ if TYPE_CHECKING:
     from ..probe.ask import Answer
 
 LOWER = "--batch-size"  # where memory ends
-ANSWER_COLUMNS = {"id": "string", "p_yes": "float64", "p_no": "float64", "yes_of_two": "float64", "first": "string"}
+ANSWER_COLUMNS = {
+    "id": "string",
+    "p_yes": "float64",
+    "p_no": "float64",
+    "yes_of_two": "float64",
+    "first": "string",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +51,9 @@ class Options:
     reading: Reading = part(Reading)
     running: Running = part(Running)
     journal: str | None = option(JOURNAL_HELP, metavar="DIR")
-    out: str | None = option("a line a text: its id and p_yes; .jsonl or .parquet", metavar="OUT.jsonl")
+    out: str | None = option(
+        "a line a text: its id and p_yes; .jsonl or .parquet", metavar="OUT.jsonl"
+    )
     json: str | None = option("write the means to this file", metavar="OUT")
 
 
@@ -60,7 +76,9 @@ def run(options: Options) -> int:
     template = question.template_or(TEMPLATE)
     if PROMPT in template:
         raise InputError(f"--template: expected one without {PROMPT}, which texts have not here")
-    for _ in read_documents([path for path in options.text if path != STANDARD_INPUT], reading.options()):
+    for _ in read_documents(
+        [path for path in options.text if path != STANDARD_INPUT], reading.options()
+    ):
         pass  # what is broken is reported before the model is loaded
     model, tokenizer = running.load(options.model, revision=running.revision)
     judge = Questioner(
@@ -89,12 +107,19 @@ def run(options: Options) -> int:
             "notes": judge.notes,
         }
         write_text(options.json, to_json(record) + "\n", "--json")
-    notes = [*judge.notes, *(f"{finding.evidence}; {finding.advice}" for finding in unanswered(means))]
+    notes = [
+        *judge.notes,
+        *(f"{finding.evidence}; {finding.advice}" for finding in unanswered(means)),
+    ]
     for word, token in zip((question.yes, question.no), means["answers"], strict=True):
         if token.strip() != word.strip():
-            notes.append(f"{word!r} is scored by its first token, {token!r}, which begins other words, too")
+            notes.append(
+                f"{word!r} is scored by its first token, {token!r}, which begins other words, too"
+            )
     if means["shortened"]:
-        notes.append(f"{means['shortened']:,} texts are too long for the model's context: their ends were not read")
+        notes.append(
+            f"{means['shortened']:,} texts are too long for the model's context: their ends were not read"
+        )
     console = tables.console()
     console.print(answers(means))
     tables.print_notes(notes, console)
@@ -103,7 +128,9 @@ def run(options: Options) -> int:
 
 @contextmanager
 def _written(path: str | None) -> Iterator[Callable[[Answer], object]]:
-    """Yield what writes an answer: JSON lines or Parquet; the file has its name once it is whole."""
+    """Yield what writes an answer: JSON lines or Parquet; the file has its name once it is
+    whole.
+    """
     row = lambda answer: {name: getattr(answer, name) for name in ANSWER_COLUMNS}  # noqa: E731
     if path is None:
         yield lambda answer: None
@@ -115,7 +142,9 @@ def _written(path: str | None) -> Iterator[Callable[[Answer], object]]:
 
         table = ParquetTable(path, ANSWER_COLUMNS, "--out")
         try:
-            yield lambda answer: table.add(1, **{name: [value] for name, value in row(answer).items()})
+            yield lambda answer: table.add(
+                1, **{name: [value] for name, value in row(answer).items()}
+            )
             table.finish()
         finally:
             table.discard()
@@ -124,7 +153,11 @@ def _written(path: str | None) -> Iterator[Callable[[Answer], object]]:
 def answers(means: dict) -> Table:
     """Return the means over texts."""
     table = tables.table(f"{means['texts']:,} texts asked about", "measure", "value", "meaning")
-    table.add_row("P(yes)", f"{means['p_yes']:.4f}", "mean over texts, among the whole vocabulary: the Ask-LLM score")
+    table.add_row(
+        "P(yes)",
+        f"{means['p_yes']:.4f}",
+        "mean over texts, among the whole vocabulary: the Ask-LLM score",
+    )
     spread = ", ".join(f"{at} %: {value:.4f}" for at, value in means["percentiles"].items())
     table.add_row("  percentiles", "", spread)
     two = "–" if means["yes_of_two"] is None else f"{means['yes_of_two']:.4f}"

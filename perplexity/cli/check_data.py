@@ -1,4 +1,6 @@
-"""``ppl check-data``: what is wrong with a training and a validation text, before a run is spent on them."""
+"""``ppl check-data``: what is wrong with a training and a validation text, before a run is spent on
+them.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,16 @@ from ..files import check_outputs
 from . import tables
 from .extras import needs
 from .options import by_option, option, part, typed
-from .parts import FAIL_ON_HELP, JOURNAL_HELP, JSON_HELP, SEVERITIES, STANDARD_INPUT, TEXT_HELP, Reading, expect_ending
+from .parts import (
+    FAIL_ON_HELP,
+    JOURNAL_HELP,
+    JSON_HELP,
+    SEVERITIES,
+    STANDARD_INPUT,
+    TEXT_HELP,
+    Reading,
+    expect_ending,
+)
 from .progress import LOG_EVERY, log_every
 
 if TYPE_CHECKING:
@@ -36,20 +47,32 @@ class Options:
 
     train: list[str] | None = option(TEXT_HELP, metavar="P", nargs="+")
     valid: list[str] | None = option("the same; it is held in memory", metavar="P", nargs="+")
-    tokenizer: str | None = option("counts tokens, unknown ones among them; alone: its fingerprint", metavar="DIR")
-    embedding_size: int | None = option("rows of the model's embedding (vocab_size of DIR/config.json)", metavar="V")
+    tokenizer: str | None = option(
+        "counts tokens, unknown ones among them; alone: its fingerprint", metavar="DIR"
+    )
+    embedding_size: int | None = option(
+        "rows of the model's embedding (vocab_size of DIR/config.json)", metavar="V"
+    )
     unit: str = option(
         "what counts as a document (paragraphs where --valid is one .txt file)",
         "auto",
         choices=("auto", "document", "paragraph", "line"),
     )
-    near: float = option("Jaccard similarity of 4-word shingles that is a copy (%(default)g)", 0.25, metavar="J")
-    interval: float = option("wanted of the perplexity's 95 %% interval, ± (%(default)g)", 0.01, metavar="R")
+    near: float = option(
+        "Jaccard similarity of 4-word shingles that is a copy (%(default)g)", 0.25, metavar="J"
+    )
+    interval: float = option(
+        "wanted of the perplexity's 95 %% interval, ± (%(default)g)", 0.01, metavar="R"
+    )
     memory_limit: int = option("of the tables (%(default)s)", 1024, metavar="MIB")
     workers: int = option("processes over --train (%(default)s)", 1, metavar="N")
     journal: str | None = option(JOURNAL_HELP, metavar="DIR")
-    write_clean: str | None = option("validation without what leaked: .jsonl or .txt", metavar="OUT")
-    write_split: str | None = option("train.jsonl and valid.jsonl of --train, cut by hash, no leaks", metavar="DIR")
+    write_clean: str | None = option(
+        "validation without what leaked: .jsonl or .txt", metavar="OUT"
+    )
+    write_split: str | None = option(
+        "train.jsonl and valid.jsonl of --train, cut by hash, no leaks", metavar="DIR"
+    )
     valid_fraction: float = option("of --write-split (%(default)g)", 0.02, metavar="F")
     json: str | None = option(JSON_HELP, metavar="OUT")
     fail_on: str | None = option(FAIL_ON_HELP, choices=SEVERITIES)
@@ -57,7 +80,9 @@ class Options:
 
 
 def run(options: Options) -> int:
-    """Check or cut the texts, write and print what is found; 1 on a finding as severe as ``--fail-on``."""
+    """Check or cut the texts, write and print what is found; 1 on a finding as severe as
+    ``--fail-on``.
+    """
     needs(data=("xxhash", "transformers", "rich", "scipy"))
     _check(options)
     from ..data_checks import check_data
@@ -67,7 +92,11 @@ def run(options: Options) -> int:
     from ..fingerprints import tokenizer_fingerprint
     from ..models.language_model import load_tokenizer
 
-    tokenizer = None if options.tokenizer is None else load_tokenizer(options.tokenizer, trust_remote_code=False)
+    tokenizer = (
+        None
+        if options.tokenizer is None
+        else load_tokenizer(options.tokenizer, trust_remote_code=False)
+    )
     console = tables.console()
     if tokenizer is not None:
         console.print(f"tokenizer {tokenizer_fingerprint(tokenizer)}", highlight=False)
@@ -75,7 +104,9 @@ def run(options: Options) -> int:
         return 0
     unit = unit_of(options.unit, options.valid or options.train, options.reading.stdin)
     if options.write_clean and options.write_clean.endswith(".txt") and unit != "paragraph":
-        raise InputError(f"--write-clean: expected a .jsonl, which holds a {unit} as it is, got {options.write_clean}")
+        raise InputError(
+            f"--write-clean: expected a .jsonl, which holds a {unit} as it is, got {options.write_clean}"
+        )
     if options.write_split:
         return _write_split(Path(options.write_split), options, tokenizer, unit, console)
     valid = list(whole(_read(options.valid, options, tokenizer, unit)))
@@ -83,7 +114,8 @@ def run(options: Options) -> int:
         _read(options.train, options, tokenizer, unit),
         valid,
         tokenizer=tokenizer,
-        embedding=options.embedding_size or (embedding_size(options.tokenizer) if options.tokenizer else None),
+        embedding=options.embedding_size
+        or (embedding_size(options.tokenizer) if options.tokenizer else None),
         near=options.near,
         interval=options.interval,
         memory_limit=options.memory_limit << 20,
@@ -96,7 +128,9 @@ def run(options: Options) -> int:
         leaked = {leak.document for leak in check.leaked}
         clean = (text for number, text in enumerate(valid) if number not in leaked)
         kept = write_texts(options.write_clean, clean, "--write-clean")
-        console.print(f"{options.write_clean}: {kept:,} of {len(valid):,} documents", highlight=False)
+        console.print(
+            f"{options.write_clean}: {kept:,} of {len(valid):,} documents", highlight=False
+        )
     try:
         if options.json:
             check.save(options.json)
@@ -106,7 +140,9 @@ def run(options: Options) -> int:
 
 
 def check_evaluation(options: EvalOptions, tokenizer, documents: Iterable[Document]) -> DataCheck:
-    """Return what ``ppl eval --train`` finds: its documents beside a training text, cut as the evaluation cuts them."""
+    """Return what ``ppl eval --train`` finds: its documents beside a training text, cut as the
+    evaluation cuts them.
+    """
     from ..data_checks import check_data
     from ..data_checks.texts import cut, read_texts, text_of, unit_of
     from ..data_checks.vocabulary import embedding_size
@@ -123,12 +159,18 @@ def check_evaluation(options: EvalOptions, tokenizer, documents: Iterable[Docume
 
 def _check(options: Options) -> None:
     if not options.train and (options.valid or not options.tokenizer):
-        raise InputError("--train: expected training text, got none (--tokenizer alone prints its fingerprint)")
+        raise InputError(
+            "--train: expected training text, got none (--tokenizer alone prints its fingerprint)"
+        )
     if options.train and not options.valid and not options.write_split:
-        raise InputError("--valid: expected validation text, got none (--write-split cuts one from --train)")
+        raise InputError(
+            "--valid: expected validation text, got none (--write-split cuts one from --train)"
+        )
     if options.write_split and options.valid:
         raise InputError("--write-split: expected --train alone to be cut, got --valid as well")
-    if STANDARD_INPUT in (options.train or []) and (options.write_split or STANDARD_INPUT in (options.valid or [])):
+    if STANDARD_INPUT in (options.train or []) and (
+        options.write_split or STANDARD_INPUT in (options.valid or [])
+    ):
         raise InputError("-: expected a file, standard input cannot be read twice")
     for name in ("valid_fraction", "near", "interval"):
         value = getattr(options, name)
@@ -146,7 +188,8 @@ def _check(options: Options) -> None:
     if given and (options.write_split or not options.train):
         what = "--write-split" if options.write_split else "--train and --valid"
         raise InputError(
-            f"{given[0]}: expected {'no' if options.write_split else ''} {what}".replace("  ", " ") + " with it"
+            f"{given[0]}: expected {'no' if options.write_split else ''} {what}".replace("  ", " ")
+            + " with it"
         )
     texts = [*(options.train or []), *(options.valid or [])]
     check_outputs(
@@ -157,9 +200,14 @@ def _check(options: Options) -> None:
     expect_ending("--write-clean", options.write_clean, ".jsonl", ".txt")
     if options.write_split:
         inputs = {os.path.realpath(path) for path in texts}
-        names = {os.path.realpath(os.path.join(options.write_split, f"{side}.jsonl")) for side in ("train", "valid")}
+        names = {
+            os.path.realpath(os.path.join(options.write_split, f"{side}.jsonl"))
+            for side in ("train", "valid")
+        }
         if names & inputs:
-            raise InputError(f"--write-split: expected a folder without the inputs, got {options.write_split}")
+            raise InputError(
+                f"--write-split: expected a folder without the inputs, got {options.write_split}"
+            )
 
 
 def _read(paths: list[str] | None, options: Options, tokenizer, unit: str) -> Iterator[Text]:
@@ -174,12 +222,15 @@ def _identity(options: Options, unit: str) -> dict:
     """Return what a journal is of: the same files, read the same way."""
     paths = [Path(path) for path in options.train or ()]
     files = [
-        file for path in paths for file in (sorted(path.rglob("*")) if path.is_dir() else [path]) if file.is_file()
+        file
+        for path in paths
+        for file in (sorted(path.rglob("*")) if path.is_dir() else [path])
+        if file.is_file()
     ]
     stamps = [[str(file), file.stat().st_size, file.stat().st_mtime_ns] for file in files]
-    return dict(train=stamps, unit=unit, tokenizer=options.tokenizer, separator=options.reading.separator) | vars(
-        options.reading.options()
-    )
+    return dict(
+        train=stamps, unit=unit, tokenizer=options.tokenizer, separator=options.reading.separator
+    ) | vars(options.reading.options())
 
 
 def _log():
@@ -241,9 +292,15 @@ def view(check: DataCheck) -> Group:
     if check.leaked:
         table = tables.table("leaked", "validation", "training", "how", "what they share", right=())
         for leak in check.leaked[:LISTED]:
-            how = {"near": f"near {leak.similarity:.2f}", "contained": f"contained {leak.overlap:.0%}"}
+            how = {
+                "near": f"near {leak.similarity:.2f}",
+                "contained": f"contained {leak.overlap:.0%}",
+            }
             table.add_row(
-                *map(tables.plain, (leak.id, leak.train_id, how.get(leak.kind, leak.kind), leak.passage[:160]))
+                *map(
+                    tables.plain,
+                    (leak.id, leak.train_id, how.get(leak.kind, leak.kind), leak.passage[:160]),
+                )
             )
         parts.append(table)
         if len(check.leaked) > LISTED:
@@ -255,8 +312,14 @@ def view(check: DataCheck) -> Group:
 def summary(check: DataCheck) -> list[tuple[str, str]]:
     """Return the numbers that a reader wants first, by name."""
     rows = [
-        ("documents", f"{check.documents['train']:,} training, {check.documents['valid']:,} validation"),
-        ("validation, of all words", "" if check.valid_fraction is None else f"{check.valid_fraction:.2%}"),
+        (
+            "documents",
+            f"{check.documents['train']:,} training, {check.documents['valid']:,} validation",
+        ),
+        (
+            "validation, of all words",
+            "" if check.valid_fraction is None else f"{check.valid_fraction:.2%}",
+        ),
         ("leaked documents", f"{check.leaked_fraction:.2%}"),
         (f"leaked {check.token_unit}", f"{check.leaked_token_fraction:.2%}"),
         ("exact, near or contained", f"{check.exact_duplicates:,}, {check.near_duplicates:,}"),

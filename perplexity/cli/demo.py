@@ -39,7 +39,9 @@ def run(options: Options) -> int:
     except BrokenPipeError:
         raise
     except OSError as error:  # a full disk's names no file
-        raise InputError(f"--out: {options.out} cannot be written ({error.strerror or error})") from error
+        raise InputError(
+            f"--out: {options.out} cannot be written ({error.strerror or error})"
+        ) from error
     return 0
 
 

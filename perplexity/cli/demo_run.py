@@ -48,7 +48,8 @@ def train(model, tokens: torch.Tensor, steps: int) -> Iterator[dict[str, float]]
     optimizer = torch.optim.AdamW(model.parameters(), 2e-3, betas=(0.9, 0.95), weight_decay=0.1)
     warmup = max(1, steps // 20)
     schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: min((step + 1) / warmup, 0.52 + 0.5 * math.cos(math.pi * step / steps))
+        optimizer,
+        lambda step: min((step + 1) / warmup, 0.52 + 0.5 * math.cos(math.pi * step / steps)),
     )
     generator = torch.Generator().manual_seed(SEED)
     for step in range(1, steps + 1):
@@ -115,7 +116,9 @@ def run(out: str | Path, *, steps: int = 300) -> dict:
     every, quarters = max(1, steps // EVALUATIONS), {steps * part // 4 for part in (1, 2, 3)}
     rows, probes, started = [], [], time.perf_counter()
     console_of_progress = tables.console(errors=True)
-    trained = track(train(model, tokens, steps), "training", steps, console=console_of_progress, transient=True)
+    trained = track(
+        train(model, tokens, steps), "training", steps, console=console_of_progress, transient=True
+    )
     with (out / "history.jsonl").open("w", encoding="utf-8") as history_file:
         for step, measures in enumerate(trained, 1):
             if step == 1 or step % every == 0 or step == steps:

@@ -34,12 +34,20 @@ class Options:
     reading: Reading = part(Reading)
     running: Running = part(Running)
     json: str | None = option(JSON_HELP, metavar="OUT")
-    per_token: str | None = option("a row a token: text, loss, entropy, rank", metavar="OUT.parquet")
-    per_document: str | None = option("a row a document: loss, tokens, bytes", metavar="OUT.parquet")
+    per_token: str | None = option(
+        "a row a token: text, loss, entropy, rank", metavar="OUT.parquet"
+    )
+    per_document: str | None = option(
+        "a row a document: loss, tokens, bytes", metavar="OUT.parquet"
+    )
     calibration: bool = option("whether the model is as often right as it is sure", False)
     reliability: str | None = option("the same, drawn: .png or .svg", metavar="OUT.png")
-    baseline: str | None = option("another evaluation's --json, shown beside this one", metavar="FILE")
-    train: list[str] | None = option("training text: ppl check-data beside the evaluation", metavar="P", nargs="+")
+    baseline: str | None = option(
+        "another evaluation's --json, shown beside this one", metavar="FILE"
+    )
+    train: list[str] | None = option(
+        "training text: ppl check-data beside the evaluation", metavar="P", nargs="+"
+    )
 
 
 def run(options: Options) -> int:
@@ -55,7 +63,9 @@ def run(options: Options) -> int:
     baseline = None if options.baseline is None else read_result(options.baseline)
     texts = Texts(options.text, options.reading)
     with ranks(options.running.device) as (rank, size, device):
-        model, tokenizer = options.running.load(options.model, device=device, revision=options.running.revision)
+        model, tokenizer = options.running.load(
+            options.model, device=device, revision=options.running.revision
+        )
         with evaluation_progress(texts, rank == 0) as progress:
             evaluation = evaluate(
                 model,
@@ -93,7 +103,9 @@ def run(options: Options) -> int:
 
 
 def _check(options: Options) -> None:
-    """Raise InputError for what is missing, and for outputs that cannot be written, before any work."""
+    """Raise InputError for what is missing, and for outputs that cannot be written, before any
+    work.
+    """
     needs(
         eval=("transformers", "rich", "scipy"),
         data=("xxhash",) if options.train else (),
@@ -110,21 +122,33 @@ def _check(options: Options) -> None:
 
 
 def summary(evaluation: Evaluation, baseline: dict | None = None) -> Table:
-    """Return each measure, its value and what it means; ``baseline`` is another evaluation's JSON."""
+    """Return each measure, its value and what it means; ``baseline`` is another evaluation's
+    JSON.
+    """
     from ..calibration import rows
     from ..json_files import model_name, same_model
 
     e = evaluation
-    table = tables.table(f"{e.tokens:,} tokens scored of {e.documents:,} documents", "measure", "value", "meaning")
+    table = tables.table(
+        f"{e.tokens:,} tokens scored of {e.documents:,} documents", "measure", "value", "meaning"
+    )
     unit = "documents" if e.clusters["unit"] == "document" else "blocks of the document"
-    spread = "" if e.stderr is None else f", ± {e.stderr:.4f} (standard error over {e.clusters['count']:,} {unit})"
+    spread = (
+        ""
+        if e.stderr is None
+        else f", ± {e.stderr:.4f} (standard error over {e.clusters['count']:,} {unit})"
+    )
     table.add_row("loss", f"{e.loss:.4f}", f"nats a token{spread}")
     table.add_row("bits per token", f"{e.bits_per_token:.4f}", "the same in bits")
     table.add_row(
-        "perplexity", f"{e.perplexity:,.3f}", f"as if choosing among about {e.perplexity:,.0f} equally likely tokens"
+        "perplexity",
+        f"{e.perplexity:,.3f}",
+        f"as if choosing among about {e.perplexity:,.0f} equally likely tokens",
     )
     if e.perplexity_interval is not None:
-        table.add_row("  95 % interval", "", _interval(e.perplexity_interval) + ", by the delta method")
+        table.add_row(
+            "  95 % interval", "", _interval(e.perplexity_interval) + ", by the delta method"
+        )
     if e.perplexity_interval_bootstrap is not None:
         table.add_row("", "", _interval(e.perplexity_interval_bootstrap) + ", by bootstrap")
     for name, words in (
@@ -136,14 +160,18 @@ def summary(evaluation: Evaluation, baseline: dict | None = None) -> Table:
         table.add_row(*_beside(evaluation, baseline))
         if (same := same_model({"model": e.model}, baseline)) is not None:
             table.add_row(
-                "  baseline's model", "", "the same model" if same else tables.plain(model_name(baseline["model"]))
+                "  baseline's model",
+                "",
+                "the same model" if same else tables.plain(model_name(baseline["model"])),
             )
     bytes_ = _scored(e.bytes, e.bytes_read, "bytes") + "; comparable across tokenizers"
     words = _scored(e.words, e.words_read, "words")
     if e.non_finite:
         bytes_ = words = "a token's loss is NaN or infinite"
     table.add_row("bits per byte", _defined(e.bits_per_byte, ".4f"), bytes_)
-    table.add_row("byte perplexity", _defined(e.byte_perplexity, ".4f"), "2 to the power of bits per byte")
+    table.add_row(
+        "byte perplexity", _defined(e.byte_perplexity, ".4f"), "2 to the power of bits per byte"
+    )
     table.add_row("word perplexity", _defined(e.word_perplexity, ",.1f"), words)
     if e.calibration is not None:
         for row in rows(e.calibration):
@@ -153,7 +181,9 @@ def summary(evaluation: Evaluation, baseline: dict | None = None) -> Table:
     if e.model is not None:
         words = f"{model_name(e.model)}: {e.model['architecture']}, fingerprint {e.model['fingerprint']}"
         table.add_row("model", "", tables.plain(words))
-    table.add_row("protocol", e.protocol, f"context {e.context_length:,}, stride {e.stride:,}, BOS {e.bos}")
+    table.add_row(
+        "protocol", e.protocol, f"context {e.context_length:,}, stride {e.stride:,}, BOS {e.bos}"
+    )
     table.add_row(
         "computed",
         e.backend,
@@ -178,7 +208,10 @@ def _beside(e: Evaluation, other: dict) -> tuple[str, str, str]:
     from ..evaluation import compare
     from ..metric import exp
 
-    name, perplexity = "  beside the baseline", f"{other.get('perplexity', exp(other['loss'])):,.3f}"
+    name, perplexity = (
+        "  beside the baseline",
+        f"{other.get('perplexity', exp(other['loss'])):,.3f}",
+    )
     if other["text_fingerprint"] != e.text_fingerprint:
         return name, perplexity, "on another text: the two do not compare"
     if other["tokenizer_fingerprint"] != e.tokenizer_fingerprint:
@@ -190,9 +223,15 @@ def _beside(e: Evaluation, other: dict) -> tuple[str, str, str]:
         return name, "", f"another tokenizer: {words}"
     words = f"{e.loss - other['loss']:+.4f} nats a token from it"
     if other["tokens"] != e.tokens:
-        return name, perplexity, f"{other['tokens']:,} tokens of the same text scored: the two do not compare"
+        return (
+            name,
+            perplexity,
+            f"{other['tokens']:,} tokens of the same text scored: the two do not compare",
+        )
     if (other.get("protocol"), other.get("context_length")) != (e.protocol, e.context_length):
-        words += f"; its windows differ ({other.get('protocol')}, context {other.get('context_length')})"
+        words += (
+            f"; its windows differ ({other.get('protocol')}, context {other.get('context_length')})"
+        )
     return name, perplexity, words
 
 
@@ -200,8 +239,12 @@ def domains(evaluation: Evaluation) -> Table:
     """Return a row a domain, the largest first."""
     more = len(evaluation.domains) - DOMAINS_SHOWN
     title = "by domain" + (f" (the largest; {more:,} more in the JSON)" if more > 0 else "")
-    table = tables.table(title, "domain", "documents", "tokens", "loss", "±", "perplexity", "bits per byte")
-    largest = sorted(evaluation.domains, key=lambda name: -evaluation.domains[name]["tokens"])[:DOMAINS_SHOWN]
+    table = tables.table(
+        title, "domain", "documents", "tokens", "loss", "±", "perplexity", "bits per byte"
+    )
+    largest = sorted(evaluation.domains, key=lambda name: -evaluation.domains[name]["tokens"])[
+        :DOMAINS_SHOWN
+    ]
     for name in largest:
         d = evaluation.domains[name]
         table.add_row(
@@ -236,7 +279,9 @@ def surprising(evaluation: Evaluation) -> Table:
     """Return the tokens with the largest losses."""
     from ..metric import exp
 
-    table = tables.table("most surprising tokens", "document", "position", "nats", "probability", "after … the token")
+    table = tables.table(
+        "most surprising tokens", "document", "position", "nats", "probability", "after … the token"
+    )
     for token in evaluation.surprising_tokens[:SHOWN]:
         table.add_row(
             tables.plain(token["document"]),

@@ -22,7 +22,8 @@ def needs(**extras: tuple[str, ...]) -> None:
         perplexity.errors.InputError: needs no_such_module; install fused-perplexity[eval]
     """
     missing = {
-        extra: [name for name in modules if importlib.util.find_spec(name) is None] for extra, modules in extras.items()
+        extra: [name for name in modules if importlib.util.find_spec(name) is None]
+        for extra, modules in extras.items()
     }
     names = dict.fromkeys(name for modules in missing.values() for name in modules)
     if names:

@@ -33,14 +33,18 @@ BARS = "▁▂▃▄▅▆▇█"
 class Options:
     """what the loss curves of a training run mean"""
 
-    history: str = argument(".csv, .jsonl, trainer_state.json, a TensorBoard folder or a W&B offline run (.wandb)")
+    history: str = argument(
+        ".csv, .jsonl, trainer_state.json, a TensorBoard folder or a W&B offline run (.wandb)"
+    )
     curves: Curves = part(Curves)
     json: str | None = option("write verdict, score and findings to this file", metavar="OUT")
     fail_on: str | None = option(FAIL_ON_HELP, choices=SEVERITIES)
     follow: bool = option("go on reading as the file grows, until interrupted", False)
     interval: float = option("seconds between looks with --follow (%(default)g)", 5.0, metavar="S")
     polls: int | None = option("end --follow after so many looks", metavar="N")
-    on_finding: str | None = option("with --follow: run for each new finding (PPL_SIGNAL, ...)", metavar="COMMAND")
+    on_finding: str | None = option(
+        "with --follow: run for each new finding (PPL_SIGNAL, ...)", metavar="COMMAND"
+    )
 
 
 def run(options: Options) -> int:
@@ -70,14 +74,18 @@ def _check(options: Options) -> None:
         if value is not None and value < 1:
             raise InputError(f"{typed(name)}: expected at least 1, got {value}")
     if not 0 < options.interval <= 86_400:
-        raise InputError(f"--interval: expected more than 0 seconds and at most a day, got {options.interval:g}")
+        raise InputError(
+            f"--interval: expected more than 0 seconds and at most a day, got {options.interval:g}"
+        )
     vocabulary = options.curves.vocabulary_size
     if vocabulary is not None and vocabulary < 2:
         raise InputError(f"--vocabulary-size: expected at least 2, got {vocabulary}")
 
 
 def _follow(options: Options) -> Diagnosis:
-    """Read the file as it grows until interrupted (or for --polls times), and report new findings."""
+    """Read the file as it grows until interrupted (or for --polls times), and report new
+    findings.
+    """
     from rich.live import Live
 
     from ..monitor import diagnose
@@ -90,7 +98,8 @@ def _follow(options: Options) -> Diagnosis:
     notes: list[str] = []
     follower, digest = Follower(options.history, **options.curves.how()), Digest()
     console = tables.console()
-    # A terminal's view is redrawn. Elsewhere, in a log of a job, the view is printed when the diagnosis is another one.
+    # A terminal's view is redrawn. Elsewhere, in a log of a job, the view is printed when the
+    # diagnosis is another one.
     live = Live(console=console, refresh_per_second=4) if console.is_terminal else None
     printed, last = None, None
     with live or nullcontext():
@@ -110,7 +119,10 @@ def _follow(options: Options) -> Diagnosis:
                     feed(digest, history)
                     diagnosis = diagnose(digest, **options.curves.judged(), notes=notes)
                     last = view(digest, diagnosis, options.curves.total_steps)
-                    found = diagnosis.verdict, {(finding.signal, finding.severity) for finding in diagnosis.findings}
+                    found = (
+                        diagnosis.verdict,
+                        {(finding.signal, finding.severity) for finding in diagnosis.findings},
+                    )
                     if live is not None:
                         live.update(last)
                     elif found != printed:
@@ -127,12 +139,16 @@ def _follow(options: Options) -> Diagnosis:
     if live is None and last is not None:
         console.print(last)  # what came since the diagnosis changed
     if diagnosis is None:
-        raise InputError(f"{options.history}: expected a history, nothing could be read until it was interrupted")
+        raise InputError(
+            f"{options.history}: expected a history, nothing could be read until it was interrupted"
+        )
     return diagnosis
 
 
 def _report(findings: list[Finding], reported: set[tuple[str, str]], command: str | None) -> None:
-    """Run the command of --on-finding for each new finding, which stands in the command's environment."""
+    """Run the command of --on-finding for each new finding, which stands in the command's
+    environment.
+    """
     for finding in findings:
         key = finding.signal, finding.severity
         if key in reported:
@@ -155,7 +171,9 @@ def view(digest: Digest, diagnosis: Diagnosis, total_steps: int | None = None) -
     """Return verdict, both curves and findings for a terminal."""
     head = tables.verdict(diagnosis.verdict, diagnosis.health_score)
     if diagnosis.last_step is not None:
-        head.append(f"  step {diagnosis.last_step:,.0f}" + (f" of {total_steps:,}" if total_steps else ""))
+        head.append(
+            f"  step {diagnosis.last_step:,.0f}" + (f" of {total_steps:,}" if total_steps else "")
+        )
     if digest.tokens == digest.tokens:
         head.append(f"  {digest.tokens:,.0f} tokens")
     if total_steps and digest.seconds and digest.last_step and total_steps > digest.last_step:
@@ -172,7 +190,14 @@ def view(digest: Digest, diagnosis: Diagnosis, total_steps: int | None = None) -
 
 def _curves(digest: Digest, diagnosis: Diagnosis) -> Table:
     table = tables.table(
-        None, "", "curve", "loss", "perplexity", "best", right=("loss", "perplexity", "best"), boxed=False
+        None,
+        "",
+        "curve",
+        "loss",
+        "perplexity",
+        "best",
+        right=("loss", "perplexity", "best"),
+        boxed=False,
     )
     blocks = [block for block in digest.all_blocks() if block.count]
     if blocks:
@@ -203,12 +228,14 @@ def sparkline(values: list[float], width: int = 40) -> str:
     low, high = min(parts), float(np.percentile(parts, 95))
     span = max(high - low, 1e-12)
     return "".join(
-        BARS[min(len(BARS) - 1, int((min(part, high) - low) / span * (len(BARS) - 1) + 0.5))] for part in parts
+        BARS[min(len(BARS) - 1, int((min(part, high) - low) / span * (len(BARS) - 1) + 0.5))]
+        for part in parts
     )
 
 
 def _score(diagnosis: Diagnosis) -> Text:
     parts = [
-        f"{name} {part['share'] * part['left']:.0f}/{part['share']}" for name, part in diagnosis.components.items()
+        f"{name} {part['share'] * part['left']:.0f}/{part['share']}"
+        for name, part in diagnosis.components.items()
     ]
     return tables.plain(f"health score: {', '.join(parts)}")

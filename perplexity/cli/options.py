@@ -1,7 +1,8 @@
-"""Options declared once: a frozen dataclass is a command's parser, its help and what its handler takes.
+"""Options declared once: a frozen dataclass is a command's parser, its help and what its handler
+takes.
 
-A field of it is an ``argument`` (given by place), an ``option`` (``--its-name``; its type says how the value is read) or
-a ``part``, another such dataclass, which several commands share.
+A field of it is an ``argument`` (given by place), an ``option`` (``--its-name``; its type says how
+the value is read) or a ``part``, another such dataclass, which several commands share.
 
 Example:
     >>> import argparse
@@ -45,7 +46,9 @@ def option(
     repeated: bool = False,
     short: str | None = None,
 ) -> Any:
-    """Declare ``--its-name``; ``repeated`` reads a list from several uses, ``short`` is a second spelling."""
+    """Declare ``--its-name``; ``repeated`` reads a list from several uses, ``short`` is a second
+    spelling.
+    """
     keywords = _given(help=help, metavar=metavar, choices=choices, nargs=nargs)
     if repeated:
         keywords["action"] = "append"
@@ -53,7 +56,9 @@ def option(
 
 
 def part(kind: type, title: str | None = None) -> Any:
-    """Declare a field that is a dataclass of options itself, in the help under ``title`` where one is given."""
+    """Declare a field that is a dataclass of options itself, in the help under ``title`` where one
+    is given.
+    """
     return field(default_factory=kind, metadata={"title": title})
 
 
@@ -86,7 +91,9 @@ def add_options(parser: argparse._ActionsContainer, options: type) -> None:
             add_options(parser if title is None else parser.add_argument_group(title), kind)
         elif "spelled" in keywords:
             spelled = (*keywords.pop("spelled"), typed(each.name))
-            parser.add_argument(*spelled, dest=each.name, default=each.default, **keywords, **_reading(kind))
+            parser.add_argument(
+                *spelled, dest=each.name, default=each.default, **keywords, **_reading(kind)
+            )
         else:
             parser.add_argument(each.name, **keywords, **_reading(kind))
 
@@ -105,7 +112,9 @@ def parsed(options: type[Options], namespace: argparse.Namespace) -> Options:
 def _reading(kind: Any) -> dict[str, Any]:
     """Return how argparse reads a value of type ``kind``, which may be optional or a list."""
     kind = (
-        next((each for each in get_args(kind) if each is not NoneType), kind) if get_origin(kind) is not list else str
+        next((each for each in get_args(kind) if each is not NoneType), kind)
+        if get_origin(kind) is not list
+        else str
     )
     if kind is bool:
         return {"action": "store_true"}

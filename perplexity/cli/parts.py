@@ -1,4 +1,6 @@
-"""Options that commands share: how text is read and scored, where a model runs, how a history is read."""
+"""Options that commands share: how text is read and scored, where a model runs, how a history is
+read.
+"""
 
 from __future__ import annotations
 
@@ -26,11 +28,15 @@ FAIL_ON_HELP = "exit with 1 on a finding as severe"
 
 
 def expect_ending(option: str, path: str | None, *endings: str) -> None:
-    """Raise InputError where a file's name says another format than is written; a device's says nothing."""
+    """Raise InputError where a file's name says another format than is written; a device's says
+    nothing.
+    """
     if path is None or path.endswith(endings):
         return
     if other_than_file(path) in (None, "no such file"):
-        raise InputError(f"{option}: expected a name that ends in {' or '.join(endings)}, got {path}")
+        raise InputError(
+            f"{option}: expected a name that ends in {' or '.join(endings)}, got {path}"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,12 +65,16 @@ class Reading:
         )
 
     def options_with(self, tokenizer) -> ReadOptions:
-        """Return what the readers take, with the token that cuts token files: ``--separator``, else the tokenizer's."""
+        """Return what the readers take, with the token that cuts token files: ``--separator``, else
+        the tokenizer's.
+        """
         bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
         before, after = (bos, None) if bos is not None else (None, eos)
         if self.separator is not None:
             if not 0 <= self.separator < len(tokenizer):
-                raise InputError(f"--separator: expected a token id below {len(tokenizer)}, got {self.separator}")
+                raise InputError(
+                    f"--separator: expected a token id below {len(tokenizer)}, got {self.separator}"
+                )
             before, after = (None, self.separator) if self.separator != bos else (bos, None)
         return replace(self.options(), split_before=before, split_after=after)
 
@@ -82,7 +92,14 @@ class Running:
     trust_remote_code: bool = option("run code that comes with the model", False)
     backend: str | None = option("of the loss (by device)", choices=("triton", "torch"))
 
-    def load(self, name: str, *, device: str | None = None, revision: str | None = None, dtype: str | None = None):
+    def load(
+        self,
+        name: str,
+        *,
+        device: str | None = None,
+        revision: str | None = None,
+        dtype: str | None = None,
+    ):
         """Return model and tokenizer.
 
         Args:
@@ -100,7 +117,9 @@ class Running:
         transformers.utils.logging.set_verbosity_error()
         placed = self.device_map is not None
         if placed and world_size() > 1:
-            raise InputError("--device-map: expected one process, which has all devices, got several")
+            raise InputError(
+                "--device-map: expected one process, which has all devices, got several"
+            )
         return models.load(
             name,
             device=self.device if placed else device or device_of(self.device),
@@ -116,12 +135,21 @@ class Running:
 class Scoring:
     """How text is cut into windows and scored."""
 
-    protocol: str = option("how text is windowed (%(default)s)", "sliding", choices=("sliding", "lm-eval", "llama.cpp"))
-    context_length: int | None = option("tokens a window shows (by protocol and model)", metavar="N")
+    protocol: str = option(
+        "how text is windowed (%(default)s)", "sliding", choices=("sliding", "lm-eval", "llama.cpp")
+    )
+    context_length: int | None = option(
+        "tokens a window shows (by protocol and model)", metavar="N"
+    )
     stride: int | None = option("tokens a sliding window moves on (half the context)", metavar="N")
-    bos: str = option("BOS before a document, never two (%(default)s)", "auto", choices=("auto", "always", "never"))
+    bos: str = option(
+        "BOS before a document, never two (%(default)s)",
+        "auto",
+        choices=("auto", "always", "never"),
+    )
     special_text: str | None = option(
-        "how special tokens in the text are read (by protocol; sliding: tokens)", choices=("tokens", "text")
+        "how special tokens in the text are read (by protocol; sliding: tokens)",
+        choices=("tokens", "text"),
     )
     batch_size: int | None = option("windows at a time (by their length)", metavar="N")
     journal: str | None = option(JOURNAL_HELP, metavar="DIR")
@@ -132,7 +160,9 @@ class Question:
     """What a judge is asked, and which words are its answers."""
 
     template: str | None = option("the question, with {text} where the text goes", metavar="FILE")
-    yes: str = option("the answer that counts, by its first token (%(default)s)", "yes", metavar="WORD")
+    yes: str = option(
+        "the answer that counts, by its first token (%(default)s)", "yes", metavar="WORD"
+    )
     no: str = option("the other one (%(default)s)", "no", metavar="WORD")
 
     def template_or(self, default: str) -> str:
@@ -156,9 +186,13 @@ class Question:
 class Curves:
     """How a training history is read and judged."""
 
-    vocabulary_size: int | None = option("entries of the vocabulary, to know the uniform loss", metavar="V")
+    vocabulary_size: int | None = option(
+        "entries of the vocabulary, to know the uniform loss", metavar="V"
+    )
     total_steps: int | None = option("the run's budget, for projections and time left", metavar="N")
-    unit: str = option("of the losses (%(default)s)", "nats", choices=("nats", "bits", "perplexity"))
+    unit: str = option(
+        "of the losses (%(default)s)", "nats", choices=("nats", "bits", "perplexity")
+    )
     tag: list[str] | None = option(
         "what a measure was logged as, e.g. val_loss=dev/ce", metavar="MEASURE=NAME", repeated=True
     )

@@ -42,7 +42,9 @@ class Generation:
     """How texts are generated."""
 
     samples: int | None = option("texts a prompt (4; greedy 1)", metavar="N")
-    max_new_tokens: int | None = option("where a text is cut off (128, or half the context)", metavar="N")
+    max_new_tokens: int | None = option(
+        "where a text is cut off (128, or half the context)", metavar="N"
+    )
     temperature: float = option("of sampling; 0 is greedy (%(default)g)", 1.0, metavar="T")
     top_p: float = option("probability that is sampled from (%(default)g)", 1.0, metavar="P")
     top_k: int = option("tokens that are sampled from (%(default)s: all)", 0, metavar="K")
@@ -66,12 +68,16 @@ class Comparing:
     judge: str | None = option("a model that is asked yes or no about each text", metavar="MODEL")
     question: Question = part(Question)
     embeddings: str | None = option("a sentence-transformers folder, for coherence", metavar="DIR")
-    eval: str | None = option("this model's ppl eval --json, where prompts have no references", metavar="FILE")
+    eval: str | None = option(
+        "this model's ppl eval --json, where prompts have no references", metavar="FILE"
+    )
     history: str | None = option("of its training run, as for ppl monitor", metavar="FILE")
     scorer: list[str] | None = option(
         "a benchmark of your own, into the health score", metavar="MODULE:CLASS", repeated=True
     )
-    weight: list[str] | None = option("of the health score's parts", metavar="PART=W", repeated=True)
+    weight: list[str] | None = option(
+        "of the health score's parts", metavar="PART=W", repeated=True
+    )
     step: int | None = option("of the checkpoint (from a folder's name, checkpoint-N)", metavar="N")
 
 
@@ -101,7 +107,9 @@ class Options:
 
 
 def run(options: Options) -> int:
-    """Generate, measure, write and print what is found; 1 on a finding as severe as ``--fail-on``."""
+    """Generate, measure, write and print what is found; 1 on a finding as severe as
+    ``--fail-on``.
+    """
     needs(probe=("transformers", "rich", "scipy", "pyarrow", "xxhash", "sacrebleu", "rouge_score"))
     from ..evaluation import read_result
     from ..monitor.readers import history_files
@@ -112,7 +120,14 @@ def run(options: Options) -> int:
 
     asked, other, running = options.prompting, options.comparing, options.running
     question = other.question
-    inputs = [options.model, options.prompts, other.judge, question.template, other.embeddings, other.eval]
+    inputs = [
+        options.model,
+        options.prompts,
+        other.judge,
+        question.template,
+        other.embeddings,
+        other.eval,
+    ]
     check_outputs(by_option(options.output, "json"), [*inputs, *history_files(other.history)])
     settings = options.generation.settings()
     if asked.limit < 1:
@@ -135,7 +150,9 @@ def run(options: Options) -> int:
     judge = None
     if other.judge is not None:
         judging = (model, tokenizer) if other.judge == options.model else running.load(other.judge)
-        judge = Questioner(*judging, template=template, yes=question.yes, no=question.no, backend=running.backend)
+        judge = Questioner(
+            *judging, template=template, yes=question.yes, no=question.no, backend=running.backend
+        )
     found = probe(
         model,
         tokenizer,
@@ -158,7 +175,9 @@ def run(options: Options) -> int:
     finally:
         console = tables.console()
         if len(prompts) < len(every):
-            console.print(f"{len(prompts):,} of {len(every):,} prompts, evenly over the file", highlight=False)
+            console.print(
+                f"{len(prompts):,} of {len(every):,} prompts, evenly over the file", highlight=False
+            )
         console.print(view(found))
     return int(found.fails(options.output.fail_on))
 
@@ -177,14 +196,18 @@ def _weights(given: list[str] | None) -> dict[str, float]:
 
 
 def _scorer(name: str) -> Scorer:
-    """Return an object of the class that ``MODULE:CLASS`` names, made without arguments, also from the working folder."""
+    """Return an object of the class that ``MODULE:CLASS`` names, made without arguments, also from
+    the working folder.
+    """
     module, _, made = name.partition(":")
     sys.path.insert(0, "")
     try:
         with theirs(f"--scorer: expected MODULE:CLASS that can be made, got {name!r}"):
             return getattr(importlib.import_module(module), made)()
     except SystemExit as error:
-        raise InputError(f"--scorer: expected MODULE:CLASS that can be made, got {name!r}, which exits") from error
+        raise InputError(
+            f"--scorer: expected MODULE:CLASS that can be made, got {name!r}, which exits"
+        ) from error
     finally:
         if "" in sys.path:  # unless the module changed it
             sys.path.remove("")
@@ -204,16 +227,25 @@ def _step(model: str) -> int | None:
 
 
 def view(found: Probe) -> Group:
-    """Return verdict, measures beside the references', health, findings and two texts, for a terminal."""
+    """Return verdict, measures beside the references', health, findings and two texts, for a
+    terminal.
+    """
     from ..probe.summary import examples
 
     head = tables.verdict(found.verdict, found.health_score)
     if found.health_score is not None:
         head.append(f", from {found.health['coverage']:.0%} of its weight", style="dim")
     settings = tables.plain(
-        f"{found.generation['texts']:,} texts to {found.prompts:,} prompts: {found.settings['in_words']}", "dim"
+        f"{found.generation['texts']:,} texts to {found.prompts:,} prompts: {found.settings['in_words']}",
+        "dim",
     )
-    parts: list = [head, settings, _measures(found.to_dict()), _health(found), tables.findings(found.findings)]
+    parts: list = [
+        head,
+        settings,
+        _measures(found.to_dict()),
+        _health(found),
+        tables.findings(found.findings),
+    ]
     for title, text in examples(found.to_dict()):
         parts.append(tables.plain(f"{title}:", "dim"))
         parts.append(tables.plain("  " + _shortened(text)))
@@ -229,7 +261,9 @@ def _shortened(text: str) -> str:
 def _measures(record: dict) -> Table:
     from ..probe.summary import rows
 
-    table = tables.table(None, "", "its own", "references", "", right=("its own", "references"), boxed=False)
+    table = tables.table(
+        None, "", "its own", "references", "", right=("its own", "references"), boxed=False
+    )
     for row in rows(record):
         table.add_row(*map(tables.plain, row))
     return table

@@ -17,7 +17,9 @@ LOG_AN_EVALUATION_EVERY = 30.0
 
 
 def log_every(seconds: float, line: Callable[..., str]) -> Callable[..., None]:
-    """Return a function that prints ``line`` of its arguments, unless it did so less than ``seconds`` ago."""
+    """Return a function that prints ``line`` of its arguments, unless it did so less than
+    ``seconds`` ago.
+    """
     printed = time.monotonic()
 
     def log(*now: object) -> None:
@@ -31,7 +33,9 @@ def log_every(seconds: float, line: Callable[..., str]) -> Callable[..., None]:
 
 def log_texts() -> Callable[[str, int, int], None]:
     """Return what prints how many texts are done, and of how many where that is known."""
-    return log_every(LOG_EVERY, lambda what, done, of: f"{what}: {done:,}{f' of {of:,}' if of else ''} texts")
+    return log_every(
+        LOG_EVERY, lambda what, done, of: f"{what}: {done:,}{f' of {of:,}' if of else ''} texts"
+    )
 
 
 @contextmanager

@@ -25,7 +25,9 @@ def _environment(name: str, default: int) -> int:
     """Return a whole number that torchrun puts into the environment."""
     value = os.environ.get(name, str(default))
     if not value.isdecimal():
-        raise InputError(f"{name}: expected a whole number in the environment, as of torchrun, got {value!r}")
+        raise InputError(
+            f"{name}: expected a whole number in the environment, as of torchrun, got {value!r}"
+        )
     return int(value)
 
 
@@ -39,7 +41,9 @@ def ranks(device: str | None) -> Iterator[tuple[int, int, str]]:
         return
     if device == "cuda":
         device = f"cuda:{_environment('LOCAL_RANK', 0)}"
-    with theirs(f"distributed: expected the environment of torchrun for {size} processes, got another"):
+    with theirs(
+        f"distributed: expected the environment of torchrun for {size} processes, got another"
+    ):
         if device.startswith("cuda:"):
             torch.cuda.set_device(device)
         torch.distributed.init_process_group("nccl" if device.startswith("cuda") else "gloo")

@@ -19,8 +19,12 @@ class Options:
     output: str | None = option("one file that needs no network", metavar="OUT.html", short="-o")
     png: str | None = option("loss and perplexity side by side", metavar="OUT.png")
     svg: str | None = option("the same, to scale", metavar="OUT.svg")
-    eval: list[str] | None = option("a result of ppl eval --json to show beside", metavar="FILE", repeated=True)
-    data: list[str] | None = option("a result of ppl check-data --json, likewise", metavar="FILE", repeated=True)
+    eval: list[str] | None = option(
+        "a result of ppl eval --json to show beside", metavar="FILE", repeated=True
+    )
+    data: list[str] | None = option(
+        "a result of ppl check-data --json, likewise", metavar="FILE", repeated=True
+    )
     probe: list[str] | None = option(
         "of ppl probe --json; of several checkpoints: a trend", metavar="FILE", repeated=True
     )
@@ -51,9 +55,13 @@ def run(options: Options) -> int:
         from ..report.html import write_report
 
         evaluations = [read_result(path) | {"source": path} for path in options.eval or []]
-        checks = [read_written(path, "check-data") | {"source": path} for path in options.data or []]
+        checks = [
+            read_written(path, "check-data") | {"source": path} for path in options.data or []
+        ]
         checks += [
-            e["data_check"] | {"source": e["source"]} for e in evaluations if isinstance(e.get("data_check"), dict)
+            e["data_check"] | {"source": e["source"]}
+            for e in evaluations
+            if isinstance(e.get("data_check"), dict)
         ]
         write_report(
             options.output,

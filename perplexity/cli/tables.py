@@ -1,4 +1,6 @@
-"""Tables for a terminal. rich and torch are imported where one is drawn: a command's help needs neither."""
+"""Tables for a terminal. rich and torch are imported where one is drawn: a command's help needs
+neither.
+"""
 
 from __future__ import annotations
 
@@ -34,12 +36,18 @@ def stacked(*parts: RenderableType) -> Group:
     return Group(*parts)
 
 
-def table(title: str | None, *columns: str, right: Iterable[str] | None = None, boxed: bool = True) -> Table:
-    """Return a table without rows; the columns ``right`` hold numbers, by default all but the first and the last."""
+def table(
+    title: str | None, *columns: str, right: Iterable[str] | None = None, boxed: bool = True
+) -> Table:
+    """Return a table without rows; the columns ``right`` hold numbers, by default all but the first
+    and the last.
+    """
     from rich.table import Table
 
     right = set(columns[1:-1] if right is None else right)
-    options: dict[str, Any] = {} if boxed else {"box": None, "padding": (0, 2, 0, 0), "show_header": any(columns)}
+    options: dict[str, Any] = (
+        {} if boxed else {"box": None, "padding": (0, 2, 0, 0), "show_header": any(columns)}
+    )
     made = Table(title=title, title_justify="left", title_style="bold", **options)
     for column in columns:
         made.add_column(column, justify="right" if column in right else "left", overflow="fold")
@@ -57,7 +65,9 @@ def verdict(of: str, health_score: float | None) -> Text:
 
 
 def findings(of: list, *, with_steps: bool = False) -> Table | Text:
-    """Return each finding, its evidence and its advice; ``with_steps`` also where in the run it was seen."""
+    """Return each finding, its evidence and its advice; ``with_steps`` also where in the run it was
+    seen.
+    """
     from ..findings import COLOURS
 
     if not of:
@@ -68,7 +78,9 @@ def findings(of: list, *, with_steps: bool = False) -> Table | Text:
         words = plain(finding.evidence)
         words.append(f"\n{finding.advice}", style="italic")
         seen = (f"{finding.first_step:,.0f} – {finding.last_step:,.0f}",) if with_steps else ()
-        made.add_row(plain(f"{finding.signal}\n{finding.severity}", COLOURS[finding.severity]), *seen, words)
+        made.add_row(
+            plain(f"{finding.signal}\n{finding.severity}", COLOURS[finding.severity]), *seen, words
+        )
     return made
 
 

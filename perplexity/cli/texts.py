@@ -10,10 +10,11 @@ from .parts import STANDARD_INPUT, Reading
 
 
 class Texts:
-    """Documents, read once to the end before the model is loaded, so that bad input is reported first.
+    """Documents, read once to the end before the model is loaded, so that bad input is reported
+    first.
 
-    ``count`` is their number, None where token files must be cut by a tokenizer first; ``size`` their bytes, or tokens
-    of token files.
+    ``count`` is their number, None where token files must be cut by a tokenizer first; ``size``
+    their bytes, or tokens of token files.
     """
 
     def __init__(self, paths: list[str], reading: Reading) -> None:

@@ -28,10 +28,11 @@ NEAR = 0.25  # Jaccard similarity of shingles; one word in ten changed leaves 0.
 class DataCheck(Judged):
     """What was found; fields are the keys of ``ppl check-data --json``.
 
-    documents: {train, valid}; valid_fraction: of all words; leaked_fraction: of validation documents; leaked_token_fraction: of
-    their tokens (words where no tokenizer was given: ``token_unit``); exact_duplicates, near_duplicates: validation documents that
-    are in training as they are, or nearly or as part of a longer document; ngram_overlap: share of all validation n-grams that
-    training has; unknown_token_rate, tokenizer_fingerprint: None without a tokenizer.
+    documents: {train, valid}; valid_fraction: of all words; leaked_fraction: of validation
+    documents; leaked_token_fraction: of their tokens (words where no tokenizer was given:
+    ``token_unit``); exact_duplicates, near_duplicates: validation documents that are in training as
+    they are, or nearly or as part of a longer document; ngram_overlap: share of all validation
+    n-grams that training has; unknown_token_rate, tokenizer_fingerprint: None without a tokenizer.
     """
 
     documents: dict[str, int | None]
@@ -85,11 +86,13 @@ def check_data(
 ) -> DataCheck:
     """Leakage, sizes, distribution and vocabulary of validation texts beside training texts.
 
-    valid is held in memory, with tables of at most ``memory_limit`` bytes; train goes by once, whatever its size, over ``workers``
-    processes. near: the Jaccard similarity of 4-word shingles from which a document counts as a copy. interval: the relative
-    half-width that is wanted of the perplexity's 95 % interval. tokenizer: a transformers tokenizer, which counts the tokens of
-    validation, and of a sample of ``train_bytes`` of training; embedding: rows of the model's. journal: a folder; the same call
-    again goes on where a killed one stopped, if ``identity`` is what it was. Raises InputError.
+    valid is held in memory, with tables of at most ``memory_limit`` bytes; train goes by once,
+    whatever its size, over ``workers`` processes. near: the Jaccard similarity of 4-word shingles
+    from which a document counts as a copy. interval: the relative half-width that is wanted of the
+    perplexity's 95 % interval. tokenizer: a transformers tokenizer, which counts the tokens of
+    validation, and of a sample of ``train_bytes`` of training; embedding: rows of the model's.
+    journal: a folder; the same call again goes on where a killed one stopped, if ``identity`` is
+    what it was. Raises InputError.
     """
     checks.number("near", near, "a similarity above 0 and at most 1", most=1, above=0)
     checks.number("interval", interval, "a share above 0 and below 1", above=0, below=1)
@@ -108,7 +111,12 @@ def check_data(
     index = Index(validation, memory_limit, near)
     sample = Sample(train_bytes if tokenizer is not None else 0)
     scan = scan_texts(
-        index, _sampled(training, sample), workers=workers, state=journal, identity=identity, progress=progress
+        index,
+        _sampled(training, sample),
+        workers=workers,
+        state=journal,
+        identity=identity,
+        progress=progress,
     )
     leaked = leaks(index, scan)
     lengths = index.lengths
@@ -119,7 +127,9 @@ def check_data(
         lengths = tokens.lengths
     unit = "words" if tokenizer is None else "tokens"
     findings, summary = leakage_findings(index, scan, leaked), None
-    findings += size_findings(index, scan, sum(lengths), unit, interval) + shift_findings(index, scan)
+    findings += size_findings(index, scan, sum(lengths), unit, interval) + shift_findings(
+        index, scan
+    )
     if tokens is not None and train_tokens is not None:
         findings += vocabulary_findings(tokenizer, tokens, train_tokens, embedding)
         summary = _token_summary(tokens, train_tokens)
@@ -132,7 +142,9 @@ def check_data(
         leaked_token_fraction=sum(lengths[leak.document] for leak in leaked) / max(1, sum(lengths)),
         exact_duplicates=kinds.count("exact"),
         near_duplicates=len(kinds) - kinds.count("exact"),
-        ngram_overlap=float(table.seen(scan.seen).sum() / table.sizes.sum()) if table.sizes.sum() else None,
+        ngram_overlap=float(table.seen(scan.seen).sum() / table.sizes.sum())
+        if table.sizes.sum()
+        else None,
         unknown_token_rate=None if tokens is None else tokens.unknown / max(1, tokens.tokens),
         tokenizer_fingerprint=None if tokenizer is None else tokenizer_fingerprint(tokenizer),
         findings=sorted(findings, key=lambda finding: -SEVERITIES.index(finding.severity)),
@@ -140,7 +152,13 @@ def check_data(
         bytes=dict(train=scan.bytes, valid=sum(index.bytes)),
         token_unit=unit,
         tokens=summary,
-        settings=dict(ngram=NGRAM, shingle=SHINGLE, near=near, memory_limit=memory_limit, ngrams_kept=index.kept),
+        settings=dict(
+            ngram=NGRAM,
+            shingle=SHINGLE,
+            near=near,
+            memory_limit=memory_limit,
+            ngrams_kept=index.kept,
+        ),
         notes=_notes(index, scan),
         leaked=leaked,
     )
@@ -157,9 +175,12 @@ def _token_summary(valid: Tokens, train: Tokens) -> dict:
         valid=valid.tokens,
         unknown=valid.unknown,
         bytes_per_token=dict(
-            valid=valid.bytes / max(1, valid.tokens), train=train.bytes / train.tokens if train.tokens else None
+            valid=valid.bytes / max(1, valid.tokens),
+            train=train.bytes / train.tokens if train.tokens else None,
         ),
-        unknown_by_domain={name: lost / max(1, of) for name, (lost, of) in sorted(valid.by_domain.items())},
+        unknown_by_domain={
+            name: lost / max(1, of) for name, (lost, of) in sorted(valid.by_domain.items())
+        },
         worst_documents=valid.worst,
         train_sampled=dict(tokens=train.tokens, bytes=train.bytes),
     )
@@ -177,7 +198,9 @@ def _notes(index: Index, scan: Scan) -> list[str]:
         )
     short = sum(length < FEWEST_WORDS for length in index.lengths)
     if short:
-        notes.append(f"{short} validation documents have fewer than {FEWEST_WORDS} words: nothing is told of them")
+        notes.append(
+            f"{short} validation documents have fewer than {FEWEST_WORDS} words: nothing is told of them"
+        )
     unknown = int(np.isnan(overlaps(index, scan)).sum())
     if unknown:
         notes.append(
@@ -187,12 +210,18 @@ def _notes(index: Index, scan: Scan) -> list[str]:
 
 
 def write_texts(path: str | Path, texts: Iterable[Text], name: str | None = None) -> int:
-    """Texts to JSON lines (id, text, domain), or as paragraphs of a text file where the name ends in .txt; how many."""
+    """Texts to JSON lines (id, text, domain), or as paragraphs of a text file where the name ends
+    in .txt; how many.
+    """
     count, plain = 0, str(path).endswith(".txt")
     with Output(path, name) as file:
         for text in texts:
             row = dict(id=text.id, text=text.text, domain=text.domain)
-            line = text.text.strip("\n") + "\n\n" if plain else json.dumps(row, ensure_ascii=False) + "\n"
+            line = (
+                text.text.strip("\n") + "\n\n"
+                if plain
+                else json.dumps(row, ensure_ascii=False) + "\n"
+            )
             file.write(line.encode("utf-8", "replace"))
             count += 1
     return count

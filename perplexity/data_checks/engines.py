@@ -1,11 +1,13 @@
-"""The scan of training text as a step of datatrove, Hugging Face's engine for text on many machines (Slurm, Ray) or processes.
+"""The scan of training text as a step of datatrove, Hugging Face's engine for text on many machines
+(Slurm, Ray) or processes.
 
     index = Index(valid)
-    LocalPipelineExecutor([JsonlReader(folder), LeakageScan(index, "scans")], tasks=64, workers=8).run()
-    scan = merged("scans", index)
+    LocalPipelineExecutor([JsonlReader(folder), LeakageScan(index, "scans")], tasks=64,
+    workers=8).run() scan = merged("scans", index)
 
-Every task writes what it met to a file of its own, and a task that is done is not done again when the executor is run anew: that is
-datatrove's. Any other engine can do the same: ``scan_batch`` is a plain function, ``Scan.merge`` takes its results in any order.
+Every task writes what it met to a file of its own, and a task that is done is not done again when
+the executor is run anew: that is datatrove's. Any other engine can do the same: ``scan_batch`` is a
+plain function, ``Scan.merge`` takes its results in any order.
 """
 
 from __future__ import annotations
@@ -16,7 +18,9 @@ from pathlib import Path
 try:
     from datatrove.pipeline.base import PipelineStep
 except ImportError as error:
-    raise ImportError(f"{__name__}: needs {error.name}; install fused-perplexity[datatrove]", name=error.name) from None
+    raise ImportError(
+        f"{__name__}: needs {error.name}; install fused-perplexity[datatrove]", name=error.name
+    ) from None
 
 from ..errors import InputError
 from ..files import write_text
@@ -37,7 +41,10 @@ class LeakageScan(PipelineStep):
         scan = self.index.scan()
         for group in groups(data):
             with self.track_time():
-                texts = [Text(str(one.id), one.text, str(one.metadata.get("domain", "text"))) for one in group]
+                texts = [
+                    Text(str(one.id), one.text, str(one.metadata.get("domain", "text")))
+                    for one in group
+                ]
                 scan.merge(scan_batch(self.index, texts))
             yield from group
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -45,7 +52,9 @@ class LeakageScan(PipelineStep):
 
 
 def merged(folder: str | Path, index: Index) -> Scan:
-    """What all tasks met. Raises InputError where the folder has no scan, or one of another index."""
+    """What all tasks met. Raises InputError where the folder has no scan, or one of another
+    index.
+    """
     paths, scan = sorted(Path(folder).glob("*.json")), index.scan()
     if not paths:
         raise InputError(f"{folder}: expected scans of LeakageScan, got none")

@@ -1,11 +1,14 @@
-"""What of the validation text is in a training text: the index of the one, and a pass over the other that keeps matches only.
+"""What of the validation text is in a training text: the index of the one, and a pass over the
+other that keeps matches only.
 
-Validation is the small side: its n-grams are held, exactly, and training text of any size streams past them. So no MinHash and
-no Bloom filter: those are for two large sides, miss some and invent some; an exact table of the small side does neither. In
-front of it stands a table of bits with one hash (a Bloom filter of one), which most training n-grams do not pass.
+Validation is the small side: its n-grams are held, exactly, and training text of any size streams
+past them. So no MinHash and no Bloom filter: those are for two large sides, miss some and invent
+some; an exact table of the small side does neither. In front of it stands a table of bits with one
+hash (a Bloom filter of one), which most training n-grams do not pass.
 
-``scan_batch`` is a plain function of an index and documents, ``Scan.merge`` is associative and commutative: a shard of training
-text can be scanned anywhere, by any engine, and merged in any order.
+``scan_batch`` is a plain function of an index and documents, ``Scan.merge`` is associative and
+commutative: a shard of training text can be scanned anywhere, by any engine, and merged in any
+order.
 """
 
 from __future__ import annotations
@@ -27,12 +30,15 @@ COMMON = 100  # n-grams of more documents than these are boilerplate: they name 
 BATCH = 1 << 20  # characters of text that one call scans
 PASSAGE = 60  # words of a matching passage that are kept
 BYTES_A_GRAM = 128  # of the two tables while they are sorted
-STRETCH = 0.35  # similarity that a stretch of a longer text needs at least: there are many stretches in a text
+# similarity that a stretch of a longer text needs at least: there are many stretches in a text
+STRETCH = 0.35
 FEWEST_OWN = 12  # of a document's own beside a template: two names in its blanks are none
 OTHERS = 3  # other documents, of either side, that have an n-gram in different contexts: a template
 CONTEXTS = 8  # contexts of an n-gram that are kept; how many more there are is estimated from those
-TEMPLATE = 0.1  # share of a document's n-grams from which its template matters, and a match is looked at
-OWN = 0.02  # share that a document must have of its own: with less it is another version of one text
+# share of a document's n-grams from which its template matters, and a match is looked at
+TEMPLATE = 0.1
+# share that a document must have of its own: with less it is another version of one text
+OWN = 0.02
 RARE = 0.3  # of how often a template's n-grams are met: what fills its blanks is met less often
 APART = 5.0  # how much more often a template's n-grams are met than those of the document's own
 GAPS = 0.1  # share of other words inside what is shared from which those words are the context
@@ -82,10 +88,14 @@ class Batch:
     def digests(self, texts: np.ndarray | list[int]) -> np.ndarray:
         """Digests of these texts' words, uint64 [texts]."""
         ends, starts = self.ends, self.starts
-        return np.array([digest(self.hashes[starts[text] : ends[text]]) for text in texts], np.uint64)
+        return np.array(
+            [digest(self.hashes[starts[text] : ends[text]]) for text in texts], np.uint64
+        )
 
     def outlines(self) -> np.ndarray:
-        """First word, last word and length of each text, as one number, uint64 [texts]; 0 where there is no word."""
+        """First word, last word and length of each text, as one number, uint64 [texts]; 0 where
+        there is no word.
+        """
         lengths = self.ends - self.starts
         found = np.zeros(len(self.ends), np.uint64)
         some = lengths > 0
@@ -100,10 +110,10 @@ class Batch:
 class GramTable:
     """Which validation documents an n-gram is in.
 
-    Made of pairs (``found``, ``documents``), each once and documents in order; ``first`` bool [documents]
-    excludes the copies of an earlier document. grams: distinct ones, sorted, uint64 [U]; starts [U + 1],
-    documents [P]: those of each; sizes [documents]: how many each has. A pair's place in ``documents`` is
-    called an entry.
+    Made of pairs (``found``, ``documents``), each once and documents in order; ``first`` bool
+    [documents] excludes the copies of an earlier document. grams: distinct ones, sorted, uint64
+    [U]; starts [U + 1], documents [P]: those of each; sizes [documents]: how many each has. A
+    pair's place in ``documents`` is called an entry.
     """
 
     def __init__(self, found: np.ndarray, documents: np.ndarray, first: np.ndarray) -> None:
@@ -113,9 +123,14 @@ class GramTable:
         self.grams, starts = np.unique(found, return_index=True)
         self.starts = np.append(starts, len(found)).astype(np.int64)
         few = np.repeat(np.diff(self.starts) <= COMMON, np.diff(self.starts))
-        self.named = np.bincount(self.documents[few], minlength=len(first))  # of each document those that name one
+        # of each document those that name one
+        self.named = np.bincount(self.documents[few], minlength=len(first))
         # How many other documents have each, copies of one counted once, int64 [U].
-        self.others = np.add.reduceat(first[self.documents].astype(np.int64), starts) - 1 if len(found) else starts
+        self.others = (
+            np.add.reduceat(first[self.documents].astype(np.int64), starts) - 1
+            if len(found)
+            else starts
+        )
         bits = min(26, max(16, 6 + len(self.grams).bit_length()))
         self._shift = np.uint64(64 - bits)
         self._filter = np.zeros(1 << bits, bool)
@@ -126,11 +141,15 @@ class GramTable:
         places = np.flatnonzero(self._filter[wanted >> self._shift])
         rows = np.searchsorted(self.grams, wanted[places])
         rows = np.minimum(rows, len(self.grams) - 1)
-        known = self.grams[rows] == wanted[places] if len(self.grams) else np.zeros(len(places), bool)
+        known = (
+            self.grams[rows] == wanted[places] if len(self.grams) else np.zeros(len(places), bool)
+        )
         return places[known], rows[known]
 
     def pairs(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return the entries of ``rows`` of at most ``COMMON`` documents: indices into ``rows``, and entries."""
+        """Return the entries of ``rows`` of at most ``COMMON`` documents: indices into ``rows``,
+        and entries.
+        """
         counts = self.starts[rows + 1] - self.starts[rows]
         counts[counts > COMMON] = 0
         of = np.repeat(np.arange(len(rows)), counts)
@@ -149,21 +168,23 @@ class GramTable:
         return found
 
     def seen(self, rows: np.ndarray, own: np.ndarray | bool = True) -> np.ndarray:
-        """Count each document's n-grams among the rows marked in ``rows`` bool [U] and the entries ``own``."""
+        """Count each document's n-grams among the rows marked in ``rows`` bool [U] and the entries
+        ``own``.
+        """
         return np.bincount(self.documents[rows[self.row_of] & own], minlength=len(self.sizes))
 
     def own(self, contexts: np.ndarray | int = 0) -> tuple[np.ndarray, np.ndarray]:
         """Separate what is a document's own from the templates that it shares with other documents.
 
-        An n-gram is part of a template where ``OTHERS`` other documents have it in different contexts, those
-        of validation and ``contexts`` [P] of training, and no fewer than ``RARE`` of those that have most of
-        the template: the rest fills its blanks. One text in many versions is no template: a document has
-        ``OWN`` of its n-grams for itself, and those of the template are met ``APART`` times as often.
-        What is left may have a template in turn.
+        An n-gram is part of a template where ``OTHERS`` other documents have it in different
+        contexts, those of validation and ``contexts`` [P] of training, and no fewer than ``RARE``
+        of those that have most of the template: the rest fills its blanks. One text in many
+        versions is no template: a document has ``OWN`` of its n-grams for itself, and those of the
+        template are met ``APART`` times as often. What is left may have a template in turn.
 
         Returns:
-            The entries that are their document's own, bool [P], and the documents with a template, bool
-            [documents]. Every entry is own in a document without a template.
+            The entries that are their document's own, bool [P], and the documents with a template,
+            bool [documents]. Every entry is own in a document without a template.
         """
         met = self.others[self.row_of] + contexts
         own, templated = np.ones(len(met), bool), np.zeros(len(self.sizes), bool)
@@ -189,7 +210,8 @@ class GramTable:
 
 
 class Contexts:
-    """The ``CONTEXTS`` least of the values that were met with each key: a sample that has no order of arrival.
+    """The ``CONTEXTS`` least of the values that were met with each key: a sample that has no order
+    of arrival.
 
     keys int64 [n], values uint64 [n]: pairs, each once, in order once they are settled.
     """
@@ -212,7 +234,9 @@ class Contexts:
     def settle(self) -> None:
         if not self._new:
             return
-        keys, values = (np.concatenate(side) for side in zip((self.keys, self.values), *self._new, strict=True))
+        keys, values = (
+            np.concatenate(side) for side in zip((self.keys, self.values), *self._new, strict=True)
+        )
         order = np.lexsort((values, keys))
         keys, values = keys[order], values[order]
         once = np.append(True, (keys[1:] != keys[:-1]) | (values[1:] != values[:-1]))[: len(keys)]
@@ -223,7 +247,8 @@ class Contexts:
     def counts(self, size: int) -> np.ndarray:
         """Return how many values each key from 0 to ``size`` has been met with, float64 [size].
 
-        Exact below ``CONTEXTS``; else (CONTEXTS - 1) / the largest of those kept, as a share of all values.
+        Exact below ``CONTEXTS``; else (CONTEXTS - 1) / the largest of those kept, as a share of all
+        values.
         """
         self.settle()
         counts = np.bincount(self.keys, minlength=size).astype(np.float64)
@@ -235,7 +260,9 @@ class Contexts:
 
 @dataclass(frozen=True, order=True)
 class Candidate:
-    """A training document, or a stretch of one, that has some of a validation document's shingles."""
+    """A training document, or a stretch of one, that has some of a validation document's
+    shingles.
+    """
 
     document: int
     train_id: str
@@ -244,7 +271,9 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Match:
-    """The training document that has most of a validation document, how much, and what they share."""
+    """The training document that has most of a validation document, how much, and what they
+    share.
+    """
 
     score: float
     train_id: str
@@ -279,10 +308,11 @@ _CONTEXTS = ("ngrams", "shingles")
 class Scan:
     """What was met in training text so far; ``merge`` adds what another pass met.
 
-    exact, near, overlap: by validation document, the best match (near: Jaccard similarity; overlap: n-grams in common). seen:
-    rows of the table of n-grams, bool [U]. lengths: documents by the bits of their number of words.
-    ngrams: the contexts of rows of the table of n-grams. shingles: those of entries of the table of shingles;
-    candidates: the document that each of the latter stands for.
+    exact, near, overlap: by validation document, the best match (near: Jaccard similarity; overlap:
+    n-grams in common). seen: rows of the table of n-grams, bool [U]. lengths: documents by the bits
+    of their number of words. ngrams: the contexts of rows of the table of n-grams. shingles: those
+    of entries of the table of shingles; candidates: the document that each of the latter stands
+    for.
     """
 
     seen: np.ndarray
@@ -318,7 +348,8 @@ class Scan:
 
     def add_candidate(self, value: int, candidate: Candidate) -> None:
         known = self.candidates.get(value)
-        if known is None or candidate < known:  # copies in one context: the order of arrival decides nothing
+        # copies in one context: the order of arrival decides nothing
+        if known is None or candidate < known:
             self.candidates[value] = candidate
 
     def settle(self) -> Scan:
@@ -331,7 +362,9 @@ class Scan:
 
     def record(self) -> dict:
         """Return all of it as an object of JSON."""
-        record = vars(self.settle()) | {"seen": [len(self.seen), *np.flatnonzero(self.seen).tolist()]}
+        record = vars(self.settle()) | {
+            "seen": [len(self.seen), *np.flatnonzero(self.seen).tolist()]
+        }
         for name in _CONTEXTS:
             record[name] = [record[name].keys.tolist(), record[name].values.tolist()]
         for name in (*_BEST, "candidates"):
@@ -363,10 +396,13 @@ class Scan:
 
 
 class Index:
-    """The validation side. ``memory_limit`` bounds its tables, in bytes: of more n-grams than fit only those are kept, on both
-    sides, whose hash falls into a part of all (``kept``, 1 where none was left out), and shares become estimates."""
+    """The validation side. ``memory_limit`` bounds its tables, in bytes: of more n-grams than fit
+    only those are kept, on both sides, whose hash falls into a part of all (``kept``, 1 where none
+    was left out), and shares become estimates."""
 
-    def __init__(self, texts: Iterable[Text], memory_limit: int = 1 << 30, near: float = 0.25) -> None:
+    def __init__(
+        self, texts: Iterable[Text], memory_limit: int = 1 << 30, near: float = 0.25
+    ) -> None:
         self.near = near
         self.ids: list[str] = []
         self.domains: list[str] = []
@@ -421,11 +457,15 @@ class Index:
 
     def copies(self, batch: Batch) -> Iterator[tuple[int, int]]:
         """(text of the batch, validation document) of the same words."""
-        # Few texts begin and end as a validation document of their length: only those are hashed as a whole.
+        # Few texts begin and end as a validation document of their length: only those are hashed as
+        # a whole.
         for text in np.flatnonzero(np.isin(batch.outlines(), self._outlines)).tolist():
             start, end = batch.starts[text], batch.ends[text]
             if end > start:
-                yield from ((text, document) for document in self.digests.get(digest(batch.hashes[start:end]), ()))
+                yield from (
+                    (text, document)
+                    for document in self.digests.get(digest(batch.hashes[start:end]), ())
+                )
 
     def scan(self) -> Scan:
         """An empty one, to merge into."""
@@ -433,8 +473,8 @@ class Index:
 
 
 def groups(texts: Iterable, characters: int = BATCH) -> Iterator[list]:
-    """Lists of what has a ``text``, of so many characters or a little more: numpy's calls cost as much for one document as for a
-    thousand."""
+    """Lists of what has a ``text``, of so many characters or a little more: numpy's calls cost as
+    much for one document as for a thousand."""
     group, size = [], 0
     for text in texts:
         group.append(text)
@@ -450,10 +490,15 @@ def scan_batch(index: Index, texts: Sequence[Text]) -> Scan:
     """What of the validation text is in these training documents."""
     batch, scan = Batch.of(texts), index.scan()
     scan.documents = sum(text.last for text in texts)
-    scan.words, scan.bytes = len(batch.words), sum(len(text.text.encode(errors="replace")) for text in texts)
+    scan.words, scan.bytes = (
+        len(batch.words),
+        sum(len(text.text.encode(errors="replace")) for text in texts),
+    )
     scan.domains = Counter(text.domain for text in texts if text.last)
     lengths = (batch.ends - batch.starts).tolist()
-    scan.lengths = Counter(length.bit_length() for text, length in zip(texts, lengths, strict=True) if text.last)
+    scan.lengths = Counter(
+        length.bit_length() for text, length in zip(texts, lengths, strict=True) if text.last
+    )
     for text, document in index.copies(batch):
         match = Match(1.0, texts[text].id, _passage(batch, batch.starts[text], batch.ends[text]))
         scan.exact[document] = match.better(scan.exact.get(document))
@@ -471,7 +516,9 @@ def _counted(
     texts: np.ndarray, documents: np.ndarray, count: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Distinct (text, document) pairs, how often each came, and where first."""
-    keys, first, counts = np.unique(texts * count + documents, return_index=True, return_counts=True)
+    keys, first, counts = np.unique(
+        texts * count + documents, return_index=True, return_counts=True
+    )
     return keys // count, keys % count, counts, first
 
 
@@ -493,7 +540,9 @@ def _overlaps(index: Index, batch: Batch, scan: Scan) -> None:
     documents = table.documents[entries]
     order = np.lexsort((positions[of], documents, texts[of]))
     of, documents = of[order], documents[order]
-    for text, document, count, first in zip(*_counted(texts[of], documents, len(index.ids)), strict=True):
+    for text, document, count, first in zip(
+        *_counted(texts[of], documents, len(index.ids)), strict=True
+    ):
         run = positions[of[first : first + count]]
         match = Match(int(count), batch.texts[text].id)
         if match.better(scan.overlap.get(document)) is match:
@@ -505,8 +554,9 @@ def _overlaps(index: Index, batch: Batch, scan: Scan) -> None:
 def _near(index: Index, batch: Batch, scan: Scan) -> None:
     """Find texts, or stretches of them as long as a validation document, that are much like it.
 
-    Those of a Jaccard similarity of ``near`` or more are matches. Those that have ``TEMPLATE`` of its shingles are candidates:
-    what is boilerplate shows in the end, and they may be a copy of the rest.
+    Those of a Jaccard similarity of ``near`` or more are matches. Those that have ``TEMPLATE`` of
+    its shingles are candidates: what is boilerplate shows in the end, and they may be a copy of the
+    rest.
     """
     table = index.tables[SHINGLE]
     found, positions = index._sampled(*batch.grams(SHINGLE))
@@ -517,7 +567,13 @@ def _near(index: Index, batch: Batch, scan: Scan) -> None:
     documents, at = table.documents[entries], positions[places[of]]
     texts = batch.texts_of(at)
     order = np.lexsort((at, documents, texts))
-    at, rows, entries, documents, texts = at[order], rows[of][order], entries[order], documents[order], texts[order]
+    at, rows, entries, documents, texts = (
+        at[order],
+        rows[of][order],
+        entries[order],
+        documents[order],
+        texts[order],
+    )
     bounds = np.searchsorted(batch.texts_of(positions), np.arange(len(batch.texts) + 1))
     texts, documents, counts, firsts = _counted(texts, documents, len(index.ids))
     least = np.maximum(min(index.near, TEMPLATE) * table.named, FEWEST)
@@ -530,7 +586,11 @@ def _near(index: Index, batch: Batch, scan: Scan) -> None:
     digests: dict[int, np.ndarray] = {}
     pairs = (side[enough].tolist() for side in (texts, documents, counts, firsts))
     for text, document, count, first in zip(*pairs, strict=True):
-        size, length, name = int(table.sizes[document]), index.lengths[document], batch.texts[text].id
+        size, length, name = (
+            int(table.sizes[document]),
+            index.lengths[document],
+            batch.texts[text].id,
+        )
         there, mine = at[first : first + count], entries[first : first + count]
         if text not in distinct:
             distinct[text] = len(np.unique(found[bounds[text] : bounds[text + 1]]))
@@ -551,12 +611,15 @@ def _near(index: Index, batch: Batch, scan: Scan) -> None:
             begin, end, shared = 0, count, everywhere
         if len(shared) < least[document]:
             continue
-        # The context: the other words inside what is shared, as of a copy with some words changed, or where these are few the
-        # whole text. So one changed copy on many pages is one context, and a template is met in as many as texts have it.
+        # The context: the other words inside what is shared, as of a copy with some words changed,
+        # or where these are few the whole text. So one changed copy on many pages is one context,
+        # and a template is met in as many as texts have it.
         first_word, last_word = int(there[begin]), int(there[end - 1]) + SHINGLE
         span = last_word - first_word - SHINGLE + 1
         gaps = span - len(np.unique(there[begin:end])) / index.kept
-        context = digests[text] if gaps < GAPS * span else [digest(batch.hashes[first_word:last_word])]
+        context = (
+            digests[text] if gaps < GAPS * span else [digest(batch.hashes[first_word:last_word])]
+        )
         value = digest(np.array([*context, document], np.uint64))
         scan.shingles.add(shared, np.full(len(shared), value, np.uint64))
         known = scan.candidates.get(value)
@@ -571,7 +634,9 @@ def _jaccard(shared: int, some: float, others: float) -> float:
 
 
 def _stretch(at: np.ndarray, length: int) -> tuple[int, int]:
-    """Return the slice of ``at``, positions in order, that lies within ``length`` words and is the longest."""
+    """Return the slice of ``at``, positions in order, that lies within ``length`` words and is the
+    longest.
+    """
     ends = np.searchsorted(at, at + length)
     best = int(np.argmax(ends - np.arange(len(at))))
     return best, int(ends[best])
@@ -580,8 +645,8 @@ def _stretch(at: np.ndarray, length: int) -> tuple[int, int]:
 def own_matches(index: Index, scan: Scan, own: np.ndarray) -> dict[int, Match]:
     """Return the best candidate of each document by the entries ``own`` bool [P] alone.
 
-    A candidate is compared as if its part were as long as what is the document's own: J = c / (2b - c)
-    of b own shingles with c in common.
+    A candidate is compared as if its part were as long as what is the document's own: J = c / (2b -
+    c) of b own shingles with c in common.
     """
     scan.settle()
     sizes = np.bincount(index.tables[SHINGLE].documents, own, len(index.ids))
@@ -597,7 +662,8 @@ def own_matches(index: Index, scan: Scan, own: np.ndarray) -> dict[int, Match]:
 
 
 def own_overlaps(index: Index, scan: Scan, own: np.ndarray) -> np.ndarray:
-    """Return how many of the entries ``own`` bool [P] one training document has, of each document, int64 [documents].
+    """Return how many of the entries ``own`` bool [P] one training document has, of each document,
+    int64 [documents].
 
     The most among the contexts that were kept.
     """
@@ -611,7 +677,9 @@ def own_overlaps(index: Index, scan: Scan, own: np.ndarray) -> np.ndarray:
     documents = np.repeat(table.documents[entries], counts)
     order = np.lexsort((contexts.values[at], documents))
     documents, values = documents[order], contexts.values[at][order]
-    new = np.append(True, (documents[1:] != documents[:-1]) | (values[1:] != values[:-1]))[: len(documents)]
+    new = np.append(True, (documents[1:] != documents[:-1]) | (values[1:] != values[:-1]))[
+        : len(documents)
+    ]
     firsts = np.flatnonzero(new)
     found = np.zeros(len(index.ids), np.int64)
     np.maximum.at(found, documents[firsts], np.diff(np.append(firsts, len(documents))))

@@ -1,4 +1,6 @@
-"""Which validation documents are in the training text: exactly, nearly, or inside a longer document."""
+"""Which validation documents are in the training text: exactly, nearly, or inside a longer
+document.
+"""
 
 from __future__ import annotations
 
@@ -51,9 +53,10 @@ SAVE_EVERY = 20.0  # seconds between writings of the state
 class Leak:
     """A validation document, the ``document``th from 0, that training holds.
 
-    kind: "exact" (case, spaces and punctuation apart), "near" (``similarity`` is the Jaccard similarity of shingles), "contained"
-    (``overlap`` is the share of its n-grams). Both are of what is the document's own where it has a template (``Own``). passage:
-    what is shared first, as words.
+    kind: "exact" (case, spaces and punctuation apart), "near" (``similarity`` is the Jaccard
+    similarity of shingles), "contained" (``overlap`` is the share of its n-grams). Both are of what
+    is the document's own where it has a template (``Own``). passage: what is shared first, as
+    words.
     """
 
     document: int
@@ -99,9 +102,9 @@ def scan_texts(
 ) -> Scan:
     """One pass over training texts; what was met.
 
-    ``state``: a folder where the pass is written down as it goes; the same call (``identity`` says of what) again goes on where a
-    killed one stopped, and reads but does not scan what came before. What was damaged since is scanned again. Raises
-    InputError where the folder is of another call.
+    ``state``: a folder where the pass is written down as it goes; the same call (``identity`` says
+    of what) again goes on where a killed one stopped, and reads but does not scan what came before.
+    What was damaged since is scanned again. Raises InputError where the folder is of another call.
     """
     journal = None if state is None else _State(Path(state), index, identity or {})
     scan, known = (index.scan(), set()) if journal is None else journal.load()
@@ -139,7 +142,9 @@ def _scanned(index: Index, parts: Iterator[list[Text]], workers: int) -> Iterato
                 try:
                     waiting.append(pool.submit(_scan_in_worker, part))
                 except OSError as error:
-                    raise InputError(f"workers: {workers} processes cannot be started ({error.strerror}); take fewer")
+                    raise InputError(
+                        f"workers: {workers} processes cannot be started ({error.strerror}); take fewer"
+                    )
                 if len(waiting) > 2 * workers:
                     yield waiting.popleft().result()
             while waiting:
@@ -151,14 +156,20 @@ def _scanned(index: Index, parts: Iterator[list[Text]], workers: int) -> Iterato
 
 
 class _State:
-    """A pass in a folder: identity.json says of what; each row of scan.jsonl has the numbers of the groups that it covers,
-    what was met in them, and a checksum. Rows come in any order and with gaps."""
+    """A pass in a folder: identity.json says of what; each row of scan.jsonl has the numbers of the
+    groups that it covers, what was met in them, and a checksum. Rows come in any order and with
+    gaps."""
 
     def __init__(self, folder: Path, index: Index, identity: dict) -> None:
         self.path, self.index, self.saved = folder / "scan.jsonl", index, time.monotonic()
         self.numbers: list[int] = []  # groups since the last row
         self.scan = index.scan()
-        identity = identity | {"ngram": NGRAM, "shingle": SHINGLE, "near": index.near, "kept": index.kept}
+        identity = identity | {
+            "ngram": NGRAM,
+            "shingle": SHINGLE,
+            "near": index.near,
+            "kept": index.kept,
+        }
         identity["validation"] = _digest_of(index)
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -166,7 +177,11 @@ class _State:
             identity = json.loads(json.dumps(identity))  # as it will be read
             if path.exists():
                 known = _identity_in(path)
-                different = sorted(key for key in known.keys() | identity.keys() if known.get(key) != identity.get(key))
+                different = sorted(
+                    key
+                    for key in known.keys() | identity.keys()
+                    if known.get(key) != identity.get(key)
+                )
                 if different:
                     raise InputError(
                         f"journal: {folder} is of another check ({', '.join(different)} differ); take another folder"
@@ -177,7 +192,9 @@ class _State:
             raise InputError(f"journal: {folder} cannot be used ({error.strerror})")
 
     def load(self) -> tuple[Scan, set[int]]:
-        """Return what was met before, and in which groups. Rows that are not as they were written are left out."""
+        """Return what was met before, and in which groups. Rows that are not as they were written
+        are left out.
+        """
         known: set[int] = set()
         scan, rows = self.index.scan(), []
         try:
@@ -232,7 +249,9 @@ def _digest_of(index: Index) -> str:
 
 
 def overlaps(index: Index, scan: Scan) -> np.ndarray:
-    """Share of each validation document's n-grams that training has, [documents]; NaN where it has none."""
+    """Share of each validation document's n-grams that training has, [documents]; NaN where it has
+    none.
+    """
     table = index.tables[NGRAM]
     with np.errstate(invalid="ignore"):
         return table.seen(scan.seen) / table.sizes
@@ -240,7 +259,8 @@ def overlaps(index: Index, scan: Scan) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Own:
-    """A validation document's own parts, by n-grams and by shingles: entries bool [P], and documents with a template.
+    """A validation document's own parts, by n-grams and by shingles: entries bool [P], and
+    documents with a template.
 
     The rest is a template that other documents have as well (``GramTable.own``).
     """
@@ -261,7 +281,8 @@ class Own:
 
 
 def leaks(index: Index, scan: Scan, own: Own | None = None) -> list[Leak]:
-    """Return validation documents that count as leaked, in their order: exact, or by the stronger of near and contained.
+    """Return validation documents that count as leaked, in their order: exact, or by the stronger
+    of near and contained.
 
     Args:
         own: what is each document's own; by default what the training text of ``scan`` shows.
@@ -272,8 +293,11 @@ def leaks(index: Index, scan: Scan, own: Own | None = None) -> list[Leak]:
     sizes = np.bincount(table.documents, own.ngrams, len(index.ids))
     by_shingles = own.shingles_templated
     templated = own.ngrams_templated | by_shingles
-    # What fills the blanks of a template is in training, one here and one there: one document must have it.
-    counts[templated] = own_overlaps(index, scan, own.ngrams & templated[table.documents])[templated]
+    # What fills the blanks of a template is in training, one here and one there: one document must
+    # have it.
+    counts[templated] = own_overlaps(index, scan, own.ngrams & templated[table.documents])[
+        templated
+    ]
     of_templated = by_shingles[index.tables[SHINGLE].documents]
     matches = own_matches(index, scan, own.shingles & of_templated)
     for document, name in enumerate(index.ids):
@@ -285,7 +309,9 @@ def leaks(index: Index, scan: Scan, own: Own | None = None) -> list[Leak]:
         similarity = near.score if near else 0.0
         contained = share >= CONTAINED and (index.kept == 1 or counts[document] >= ESTIMATED)
         if templated[document]:
-            contained &= bool(sizes[document] >= FEWEST) and (near is not None or not by_shingles[document])
+            contained &= bool(sizes[document] >= FEWEST) and (
+                near is not None or not by_shingles[document]
+            )
         if document in scan.exact:
             kind, match, similarity = "exact", scan.exact[document], 1.0
         elif contained and share > similarity:
@@ -296,7 +322,19 @@ def leaks(index: Index, scan: Scan, own: Own | None = None) -> list[Leak]:
         else:
             continue
         domain, length = index.domains[document], index.lengths[document]
-        found.append(Leak(document, name, domain, kind, match.train_id, similarity, share, length, match.passage))
+        found.append(
+            Leak(
+                document,
+                name,
+                domain,
+                kind,
+                match.train_id,
+                similarity,
+                share,
+                length,
+                match.passage,
+            )
+        )
     return found
 
 
@@ -305,7 +343,10 @@ def leakage_findings(index: Index, scan: Scan, found: list[Leak]) -> list[Findin
     total = max(1, sum(index.lengths))
     if found:
         share, of_words = len(found) / count, sum(leak.words for leak in found) / total
-        kinds = {kind: sum(leak.kind == kind for leak in found) for kind in ("exact", "near", "contained")}
+        kinds = {
+            kind: sum(leak.kind == kind for leak in found)
+            for kind in ("exact", "near", "contained")
+        }
         told = ", ".join(f"{number} {kind}" for kind, number in kinds.items() if number)
         first = found[0]
         findings.append(
@@ -323,7 +364,9 @@ def leakage_findings(index: Index, scan: Scan, found: list[Leak]) -> list[Findin
     known = ~np.isnan(shares)
     partial = known & (shares > 0.1)
     partial[[leak.document for leak in found]] = False
-    all_shared = index.tables[NGRAM].seen(scan.seen)[partial].sum() / max(1, index.tables[NGRAM].sizes.sum())
+    all_shared = index.tables[NGRAM].seen(scan.seen)[partial].sum() / max(
+        1, index.tables[NGRAM].sizes.sum()
+    )
     if partial.any():
         findings.append(
             Finding(
@@ -360,10 +403,11 @@ def leakage_findings(index: Index, scan: Scan, found: list[Leak]) -> list[Findin
 
 
 def without_leaks(texts: Callable[[], Iterable[Text]], index: Index) -> Iterator[Text]:
-    """Training texts of which no validation document is a copy: whole ones dropped, and of longer ones the copied paragraphs.
+    """Training texts of which no validation document is a copy: whole ones dropped, and of longer
+    ones the copied paragraphs.
 
-    ``texts`` gives them anew at each call. What is left may still hold a document in pieces, one here and one there: of such
-    documents every paragraph that has an n-gram is dropped.
+    ``texts`` gives them anew at each call. What is left may still hold a document in pieces, one
+    here and one there: of such documents every paragraph that has an n-gram is dropped.
     """
     table = index.tables[NGRAM]
     own = Own.of(index, scan_texts(index, texts()))  # one text alone does not show a template
@@ -371,7 +415,11 @@ def without_leaks(texts: Callable[[], Iterable[Text]], index: Index) -> Iterator
     left = leaks(index, scan)
     forbidden = table.rows_of([leak.document for leak in left], Own.of(index, scan).ngrams)
     for text in _without_copies(texts(), index, own):
-        text = _without_paragraphs(text, lambda part: forbidden[_rows_in(part, table)].any()) if left else text
+        text = (
+            _without_paragraphs(text, lambda part: forbidden[_rows_in(part, table)].any())
+            if left
+            else text
+        )
         if text.text.strip():
             yield text
 
@@ -426,7 +474,9 @@ def _without_copies(texts: Iterable[Text], index: Index, own: Own) -> Iterator[T
 
 def _without_paragraphs(text: Text, unwanted: Callable[[str], bool]) -> Text:
     parts = re.split(f"({BLANK})", text.text)
-    return replace(text, text="".join(part for part in parts if not (part.strip() and unwanted(part))))
+    return replace(
+        text, text="".join(part for part in parts if not (part.strip() and unwanted(part)))
+    )
 
 
 def _leaks(text: Text, index: Index, own: Own) -> bool:

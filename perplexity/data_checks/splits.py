@@ -1,4 +1,6 @@
-"""Is the validation set large enough, of the same kind as training, and how else would it be cut."""
+"""Is the validation set large enough, of the same kind as training, and how else would it be
+cut.
+"""
 
 from __future__ import annotations
 
@@ -13,18 +15,25 @@ from ..text.words import digest, hashes, words
 from .index import Index, Scan
 
 USUAL = (0.01, 0.05)  # share of all text that validation usually is
-TOKEN_DEVIATION = 3.0  # nats: of a token's loss, where nobody measured it; 2.5 to 3.3 for models of English
+# nats: of a token's loss, where nobody measured it; 2.5 to 3.3 for models of English
+TOKEN_DEVIATION = 3.0
 SHIFT = 0.1  # total variation distance between the sides' shares from which a difference is told
 CHANCE = 1e-3  # of a difference that large between samples of one distribution
 
 
 def needed_tokens(relative: float, deviation: float = TOKEN_DEVIATION) -> int:
-    """Tokens for a 95 % interval of ± ``relative`` of the perplexity: (1.96 · deviation / log(1 + relative))²."""
+    """Tokens for a 95 % interval of ± ``relative`` of the perplexity: (1.96 · deviation / log(1 +
+    relative))².
+    """
     return math.ceil((1.96 * deviation / math.log1p(relative)) ** 2)
 
 
-def size_findings(index: Index, scan: Scan, tokens: int, unit: str, interval: float) -> list[Finding]:
-    """``tokens``: of validation, in ``unit``; ``interval``: the relative half-width that is wanted of the perplexity."""
+def size_findings(
+    index: Index, scan: Scan, tokens: int, unit: str, interval: float
+) -> list[Finding]:
+    """``tokens``: of validation, in ``unit``; ``interval``: the relative half-width that is wanted
+    of the perplexity.
+    """
     findings = []
     words = sum(index.lengths)
     share = words / max(1, words + scan.words)
@@ -35,7 +44,9 @@ def size_findings(index: Index, scan: Scan, tokens: int, unit: str, interval: fl
                 "validation-size",
                 "info",
                 f"validation is {share:.2%} of all words; {USUAL[0]:.0%} to {USUAL[1]:.0%} is usual",
-                "enough tokens for the interval are what counts" if few else "some of it could be trained on",
+                "enough tokens for the interval are what counts"
+                if few
+                else "some of it could be trained on",
                 dict(valid_fraction=share),
             )
         )
@@ -56,7 +67,9 @@ def size_findings(index: Index, scan: Scan, tokens: int, unit: str, interval: fl
 
 
 def shift_findings(index: Index, scan: Scan) -> list[Finding]:
-    """Domains and lengths of both sides: told where they differ by ``SHIFT`` and by more than chance (χ² of two samples)."""
+    """Domains and lengths of both sides: told where they differ by ``SHIFT`` and by more than
+    chance (χ² of two samples).
+    """
     lengths = Counter(int(length).bit_length() for length in index.lengths)
     sides: dict[str, tuple[Counter, Counter]] = {
         "domains": (Counter(index.domains), scan.domains),
@@ -69,9 +82,16 @@ def shift_findings(index: Index, scan: Scan) -> list[Finding]:
             continue
         distance, chance = _difference(valid, train)
         if distance > SHIFT and chance < CHANCE:
-            keys = sorted(valid.keys() | train.keys(), key=lambda key: -abs(_share(valid, key) - _share(train, key)))
+            keys = sorted(
+                valid.keys() | train.keys(),
+                key=lambda key: -abs(_share(valid, key) - _share(train, key)),
+            )
             worst = keys[0]
-            name = worst if what == "domains" else f"{2 ** (worst - 1) if worst else 0:,} to {2**worst - 1:,} words"
+            name = (
+                worst
+                if what == "domains"
+                else f"{2 ** (worst - 1) if worst else 0:,} to {2**worst - 1:,} words"
+            )
             findings.append(
                 Finding(
                     "distribution-shift",
@@ -90,7 +110,9 @@ def _share(counts: Counter, key) -> float:
 
 
 def _difference(valid: Counter, train: Counter) -> tuple[float, float]:
-    """Total variation distance of the shares, and the chance of one as large between samples of the same kind."""
+    """Total variation distance of the shares, and the chance of one as large between samples of the
+    same kind.
+    """
     with needing("check_data", "data"):
         from scipy.stats import chi2_contingency
 
@@ -103,6 +125,9 @@ def _difference(valid: Counter, train: Counter) -> tuple[float, float]:
 
 
 def goes_to_validation(text: str, fraction: float) -> bool:
-    """By the hash of its words: the same in every run and on every machine, and copies stay on one side."""
-    # Hashed once more: the first digest of few words is not even enough in its top bits to be cut by.
+    """By the hash of its words: the same in every run and on every machine, and copies stay on one
+    side.
+    """
+    # Hashed once more: the first digest of few words is not even enough in its top bits to be cut
+    # by.
     return digest(np.array([digest(hashes(words(text)))], np.uint64)) < fraction * 2**64

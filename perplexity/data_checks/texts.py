@@ -1,4 +1,6 @@
-"""What is checked, read: documents as the evaluation reads them, long text files in pieces, paragraphs where asked for."""
+"""What is checked, read: documents as the evaluation reads them, long text files in pieces,
+paragraphs where asked for.
+"""
 
 from __future__ import annotations
 
@@ -20,10 +22,14 @@ BLANK = r"\n[ \t\r]*\n\s*"  # between paragraphs
 
 
 def unit_of(unit: str, valid: list[str], standard_input: str) -> str:
-    """ "auto": paragraphs where all of validation is one text file, which has no documents; else documents."""
+    """ "auto": paragraphs where all of validation is one text file, which has no documents; else
+    documents.
+    """
     if unit != "auto":
         return unit
-    one = len(valid) == 1 and (_is_text(valid[0]) or (valid[0] == STANDARD_INPUT and standard_input == "txt"))
+    one = len(valid) == 1 and (
+        _is_text(valid[0]) or (valid[0] == STANDARD_INPUT and standard_input == "txt")
+    )
     return "paragraph" if one else "document"
 
 
@@ -32,10 +38,14 @@ def _is_text(path: str) -> bool:
     return name.endswith(".txt") and Path(path).is_file()
 
 
-def read_texts(paths: Iterable[str], options: ReadOptions, unit: str = "document", tokenizer=None) -> Iterator[Text]:
-    """Texts of files, cut by ``unit``: of a document D the paragraphs (between blank lines) or lines that are not blank, D#1, ...
+def read_texts(
+    paths: Iterable[str], options: ReadOptions, unit: str = "document", tokenizer=None
+) -> Iterator[Text]:
+    """Texts of files, cut by ``unit``: of a document D the paragraphs (between blank lines) or
+    lines that are not blank, D#1, ...
 
-    Tokens (.bin, .npy) are decoded by ``tokenizer``. A text file goes by in pieces, whatever its size. Raises InputError.
+    Tokens (.bin, .npy) are decoded by ``tokenizer``. A text file goes by in pieces, whatever its
+    size. Raises InputError.
     """
     paths = [str(path) for path in paths]
     names = Counter(Path(path).name for path in paths)
@@ -47,13 +57,19 @@ def read_texts(paths: Iterable[str], options: ReadOptions, unit: str = "document
             continue
         name = spelled(Path(path).name)  # of several files: their paths tell them apart
         for text in found:
-            yield replace(text, id=spelled(path) + text.id.removeprefix(name)) if text.id.startswith(name) else text
+            yield (
+                replace(text, id=spelled(path) + text.id.removeprefix(name))
+                if text.id.startswith(name)
+                else text
+            )
 
 
 def _documents(path: str, options: ReadOptions, tokenizer) -> Iterator[Text]:
     for document in read_documents([path], options):
         if document.ids is not None and tokenizer is None:
-            raise InputError(f"{path}: expected a text, got tokens; --tokenizer says what they stand for")
+            raise InputError(
+                f"{path}: expected a text, got tokens; --tokenizer says what they stand for"
+            )
         yield text_of(document, tokenizer)
 
 
@@ -84,7 +100,10 @@ def _pieces(path: Path) -> Iterator[Text]:
             read += len(raw)
             if not following:
                 break
-            end = next((place for mark in ("\n\n", "\n", " ") if (place := rest.rfind(mark)) > 0), len(rest))
+            end = next(
+                (place for mark in ("\n\n", "\n", " ") if (place := rest.rfind(mark)) > 0),
+                len(rest),
+            )
             yield Text(spelled(path.name), rest[:end], stem(path), last=False)
             raw, rest = following, rest[end:]
     if read == 0 or (read <= PIECE and not rest.strip()):
@@ -93,7 +112,9 @@ def _pieces(path: Path) -> Iterator[Text]:
 
 
 def cut(texts: Iterable[Text], unit: str) -> Iterator[Text]:
-    """Texts cut by ``unit``: a document D's paragraphs or lines that are not blank are D#1, D#2, ..."""
+    """Texts cut by ``unit``: a document D's paragraphs or lines that are not blank are D#1, D#2,
+    ...
+    """
     if unit == "document":
         yield from texts
         return
@@ -114,5 +135,9 @@ def whole(texts: Iterable[Text]) -> Iterator[Text]:
     for text in texts:
         parts.append(text)
         if text.last:
-            yield text if len(parts) == 1 else Text(text.id, "".join(part.text for part in parts), text.domain)
+            yield (
+                text
+                if len(parts) == 1
+                else Text(text.id, "".join(part.text for part in parts), text.domain)
+            )
             parts = []

@@ -1,4 +1,6 @@
-"""Does the tokenizer fit the text: unknown tokens, ids beyond the embedding, tokens never trained, text lost on the way."""
+"""Does the tokenizer fit the text: unknown tokens, ids beyond the embedding, tokens never trained,
+text lost on the way.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,9 @@ class Tokens:
 
 
 class Sample:
-    """A share of texts, chosen by the hash of their names, of ``limit`` bytes at most: the same whatever their order."""
+    """A share of texts, chosen by the hash of their names, of ``limit`` bytes at most: the same
+    whatever their order.
+    """
 
     def __init__(self, limit: int) -> None:
         self.limit, self.bytes, self.share = limit, 0, 1.0
@@ -62,7 +66,9 @@ def count_tokens(tokenizer, texts: Iterable[Text], *, closely: bool = False) -> 
     found = Tokens(np.zeros(max(len(tokenizer), 1), np.int64))
     stream = iter(texts)
     while group := list(islice(stream, AT_ONCE)):
-        for text, ids in zip(group, token_ids(tokenizer, [text.text for text in group]), strict=True):
+        for text, ids in zip(
+            group, token_ids(tokenizer, [text.text for text in group]), strict=True
+        ):
             here = np.bincount(ids, minlength=len(found.counts))
             if len(here) > len(found.counts):
                 found.counts = np.pad(found.counts, (0, len(here) - len(found.counts)))
@@ -84,7 +90,11 @@ def _closely(found: Tokens, tokenizer, text: Text, ids: np.ndarray, lost: int) -
     pair[0] += lost
     pair[1] += len(ids)
     if lost:
-        found.worst.append(dict(id=text.id, domain=text.domain, unknown=lost, tokens=len(ids), rate=lost / len(ids)))
+        found.worst.append(
+            dict(
+                id=text.id, domain=text.domain, unknown=lost, tokens=len(ids), rate=lost / len(ids)
+            )
+        )
         if len(found.worst) > 100 * WORST:
             found.worst = sorted(found.worst, key=lambda row: -row["rate"])[:WORST]
     again = text_of(tokenizer, ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
@@ -92,11 +102,17 @@ def _closely(found: Tokens, tokenizer, text: Text, ids: np.ndarray, lost: int) -
         found.lossy += 1
         if not found.lossy_example:
             place = next(
-                (i for i, pair in enumerate(zip(again, text.text, strict=False)) if pair[0] != pair[1]),
+                (
+                    i
+                    for i, pair in enumerate(zip(again, text.text, strict=False))
+                    if pair[0] != pair[1]
+                ),
                 min(len(again), len(text.text)),
             )
             begin = max(0, place - 10)
-            found.lossy_example = f"{text.text[begin : place + 20]!r} became {again[begin : place + 20]!r}"
+            found.lossy_example = (
+                f"{text.text[begin : place + 20]!r} became {again[begin : place + 20]!r}"
+            )
 
 
 def embedding_size(folder: str) -> int | None:
@@ -110,7 +126,9 @@ def embedding_size(folder: str) -> int | None:
         return None
 
 
-def vocabulary_findings(tokenizer, valid: Tokens, train: Tokens | None, embedding: int | None) -> list[Finding]:
+def vocabulary_findings(
+    tokenizer, valid: Tokens, train: Tokens | None, embedding: int | None
+) -> list[Finding]:
     from ..text.tokens import unknown_id
 
     findings = []

@@ -39,7 +39,9 @@ class ParquetTable:
             import pyarrow.parquet
         except ImportError:
             raise InputError(f"{option}: needs pyarrow; install fused-perplexity[eval]")
-        self.schema = pyarrow.schema([(name, getattr(pyarrow, kind)()) for name, kind in columns.items()])
+        self.schema = pyarrow.schema(
+            [(name, getattr(pyarrow, kind)()) for name, kind in columns.items()]
+        )
         self.table, self.rows = pyarrow.Table, 0
         self.file = Output(path, option)
         self.writer = pyarrow.parquet.ParquetWriter(self.file, self.schema)
@@ -99,7 +101,9 @@ DOCUMENT_COLUMNS = {
 
 
 def note_non_finite(known: dict | None, scored: Scored, finite: np.ndarray) -> dict | None:
-    """Count of tokens whose values are not finite, and where the first of the run is; None while there is none."""
+    """Count of tokens whose values are not finite, and where the first of the run is; None while
+    there is none.
+    """
     if finite.all():
         return known
     place = int(scored.places[~finite][0])
@@ -114,7 +118,9 @@ def note_non_finite(known: dict | None, scored: Scored, finite: np.ndarray) -> d
 
 
 def _spans(positions: Positions) -> Spans:
-    """Return where a document's tokens lie in its text; ``read_positions`` gives every document some."""
+    """Return where a document's tokens lie in its text; ``read_positions`` gives every document
+    some.
+    """
     if positions.spans is None:
         raise ValueError(f"spans: expected those of document {positions.document.id}, got None")
     return positions.spans
@@ -128,7 +134,9 @@ def described(non_finite: dict) -> str:
 
 
 class Collector:
-    """Sums of documents in float64, counts by reason, extremes; rows of the two tables where they are asked for."""
+    """Sums of documents in float64, counts by reason, extremes; rows of the two tables where they
+    are asked for.
+    """
 
     def __init__(
         self,
@@ -156,7 +164,8 @@ class Collector:
         self.unknown = unknown_id(tokenizer)
         self.non_finite: dict | None = None
         self.surprising: list[tuple] = []
-        self.blocks: tuple[np.ndarray, np.ndarray] | None = None  # of the only document with scored tokens
+        # of the only document with scored tokens
+        self.blocks: tuple[np.ndarray, np.ndarray] | None = None
         self._with_tokens = 0  # documents
         self._texts: dict[int, str] = {}
         self._start()
@@ -174,7 +183,11 @@ class Collector:
         return self._texts[token]
 
     def add(self, scored: Scored) -> None:
-        positions, places, nll = scored.positions, scored.places, scored.values[0].astype(np.float64)
+        positions, places, nll = (
+            scored.positions,
+            scored.places,
+            scored.values[0].astype(np.float64),
+        )
         finite = np.isfinite(nll)
         if not finite.all():
             self.non_finite = note_non_finite(self.non_finite, scored, finite)
@@ -211,7 +224,8 @@ class Collector:
         if need > len(self._block_nll):
             grown = max(need, 2 * len(self._block_nll))
             self._block_nll, self._block_tokens = (
-                np.concatenate([array, np.zeros(grown - len(array))]) for array in (self._block_nll, self._block_tokens)
+                np.concatenate([array, np.zeros(grown - len(array))])
+                for array in (self._block_nll, self._block_tokens)
             )
         self._block_nll[:need] += np.bincount(number, nll, minlength=need)
         self._block_tokens[:need] += np.bincount(number, minlength=need)
@@ -244,7 +258,8 @@ class Collector:
                     int(positions.ids[place]),
                     positions.ids[max(positions.added, place - CONTEXT_SHOWN) : place].tolist(),
                 )
-                # Of equal ones the first is kept: a larger key is a larger loss, then an earlier place.
+                # Of equal ones the first is kept: a larger key is a larger loss, then an earlier
+                # place.
                 entry = (value, -scored.index, -place, shown)
                 push = heapq.heappush if len(self.surprising) < KEPT else heapq.heappushpop
                 push(self.surprising, entry)
@@ -293,7 +308,9 @@ class Collector:
             )
         if self._tokens:
             kept = self._block_tokens > 0
-            self.blocks = None if self._with_tokens else (self._block_nll[kept], self._block_tokens[kept])
+            self.blocks = (
+                None if self._with_tokens else (self._block_nll[kept], self._block_tokens[kept])
+            )
             self._with_tokens += 1
         self._start()
 
@@ -353,7 +370,9 @@ class Collector:
         return 0 if self.unknown is None else int(self.counts[self.unknown])
 
     def loss_without_unknown(self) -> float | None:
-        """Nats a token over those that are not unknown, as KenLM's "excluding OOVs"; None where there are none."""
+        """Nats a token over those that are not unknown, as KenLM's "excluding OOVs"; None where
+        there are none.
+        """
         known = self.tokens - self.unknown_tokens
         return (self.nll - self.unknown_nll) / known if known else None
 
@@ -368,14 +387,21 @@ class Collector:
                 "before": text_of(self.tokenizer, before),
                 "nll": value,
             }
-            for value, _, _, (document, position, token, before) in sorted(self.surprising, reverse=True)
+            for value, _, _, (document, position, token, before) in sorted(
+                self.surprising, reverse=True
+            )
         ]
 
     def extreme_documents(self) -> tuple[list[dict], list[dict]]:
         """The longest documents, and those with the largest mean loss."""
 
         def described(score: DocumentScore) -> dict:
-            return {"id": score.id, "domain": score.domain, "tokens": score.tokens, "loss": score.nll / score.tokens}
+            return {
+                "id": score.id,
+                "domain": score.domain,
+                "tokens": score.tokens,
+                "loss": score.nll / score.tokens,
+            }
 
         with_tokens = [score for score in self.scores if score.tokens]
         longest = heapq.nlargest(KEPT, with_tokens, key=lambda score: score.tokens)

@@ -1,4 +1,6 @@
-"""``compare``: is one evaluation better than another, paired by document; refused where the two cannot be compared."""
+"""``compare``: is one evaluation better than another, paired by document; refused where the two
+cannot be compared.
+"""
 
 from __future__ import annotations
 
@@ -21,11 +23,12 @@ MEASURES = ("loss", "bits-per-byte")
 
 @dataclass(frozen=True)
 class Comparison:
-    """B against A; ``difference`` = b − a in the measure's unit (nats a token, or bits a byte): negative, B is better.
+    """B against A; ``difference`` = b − a in the measure's unit (nats a token, or bits a byte):
+    negative, B is better.
 
-    stderr, interval (95 %) and p_value of the difference, paired by ``unit`` (document, or block of the only one);
-    perplexity_ratio: exp(difference), of the loss. effective_tokens: tokens that an unpaired comparison would need for the
-    same standard error.
+    stderr, interval (95 %) and p_value of the difference, paired by ``unit`` (document, or block of
+    the only one); perplexity_ratio: exp(difference), of the loss. effective_tokens: tokens that an
+    unpaired comparison would need for the same standard error.
     """
 
     measure: str
@@ -66,11 +69,10 @@ def compare(
 ) -> Comparison:
     """Paired difference of two evaluations (objects, their JSON, or files of it) of one text.
 
-    measure "loss" refuses different tokenizers: a token is not the same unit for both. "bits-per-byte"
-    compares those too, over the bytes that both scored: where one has no loss for a document's first
-    token, both leave its bytes out.
-    Raises InputError where texts, documents or, for the loss, tokens differ, and where a loss is not
-    finite.
+    measure "loss" refuses different tokenizers: a token is not the same unit for both.
+    "bits-per-byte" compares those too, over the bytes that both scored: where one has no loss for a
+    document's first token, both leave its bytes out. Raises InputError where texts, documents or,
+    for the loss, tokens differ, and where a loss is not finite.
     """
     checks.choice("measure", measure, MEASURES)
     a, b = _record(a, "a"), _record(b, "b")
@@ -79,11 +81,16 @@ def compare(
             f"text: expected one text for both, got fingerprints {a['text_fingerprint']} and {b['text_fingerprint']}: "
             "no measure compares across texts"
         )
-    documents = [[(d["nll"], d["tokens"], d["bytes"]) for d in side["per_document"]] for side in (a, b)]
-    # One fingerprint of the texts in their order: the documents correspond by place, whatever files named them.
+    documents = [
+        [(d["nll"], d["tokens"], d["bytes"]) for d in side["per_document"]] for side in (a, b)
+    ]
+    # One fingerprint of the texts in their order: the documents correspond by place, whatever files
+    # named them.
     rows = [np.array(side, dtype=np.float64).reshape(-1, 3) for side in documents]
     if len(rows[0]) != len(rows[1]):
-        raise InputError(f"per_document: expected as many for both, got {len(rows[0])} and {len(rows[1])}")
+        raise InputError(
+            f"per_document: expected as many for both, got {len(rows[0])} and {len(rows[1])}"
+        )
     _check_finite(a, b)
     notes = []
     if measure == "loss":
@@ -155,7 +162,10 @@ def _record(side, name: str) -> dict:
 def _blocks(side: dict) -> np.ndarray:
     """NLL and tokens of the blocks of the only document, [2, blocks]."""
     blocks = side["blocks"]
-    if not all(isinstance(block, list | tuple) and len(block) == 2 and None not in block for block in blocks):
+    if not all(
+        isinstance(block, list | tuple) and len(block) == 2 and None not in block
+        for block in blocks
+    ):
         raise InputError(f"blocks: expected pairs of nll and tokens, got {blocks!r:.60}")
     return np.array(blocks, dtype=np.float64).T
 
@@ -258,7 +268,8 @@ def _same_bytes(a: dict, b: dict, rows: list[np.ndarray]) -> list[str]:
 class _Beginning:
     """The beginning of a document: where tokens end, in bytes, and the sums up to each end.
 
-    first: the first byte that was scored; sums: nats, tokens and bytes that were scored before an end.
+    first: the first byte that was scored; sums: nats, tokens and bytes that were scored before an
+    end.
     """
 
     first: int
@@ -325,7 +336,9 @@ def _notes(a: dict, b: dict, pairs: int, unit: str, measure: str) -> list[str]:
     if same_model(a, b):
         notes.append(f"A and B are the same model (fingerprint {a['model']['fingerprint']})")
     if measure == "bits-per-byte" and a.get("schema_version", 1) == 1:
-        notes.append("both results are of schema_version 1, whose bytes include text that was not scored")
+        notes.append(
+            "both results are of schema_version 1, whose bytes include text that was not scored"
+        )
     windows = ("protocol", "context_length", "stride", "bos", "special_text")
     for key in (*windows, "skipped", "precision"):
         if a.get(key) != b.get(key):

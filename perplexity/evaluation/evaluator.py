@@ -1,4 +1,6 @@
-"""``evaluate``: text → tokens → windows → hidden states → token NLL → sums, in the memory of the hidden states."""
+"""``evaluate``: text → tokens → windows → hidden states → token NLL → sums, in the memory of the
+hidden states.
+"""
 
 from __future__ import annotations
 
@@ -54,7 +56,9 @@ class Reporter:
         elif len(item.places):
             part = size * int(item.places[-1]) / len(item.positions.ids)
         if self.progress is not None:
-            self.progress(Progress(documents, tokens, self.done + part, nll / tokens if tokens else math.nan))
+            self.progress(
+                Progress(documents, tokens, self.done + part, nll / tokens if tokens else math.nan)
+            )
 
 
 def evaluate(
@@ -77,22 +81,26 @@ def evaluate(
     distributed: bool = False,
     progress: Callable[[Progress], None] | None = None,
 ) -> Evaluation:
-    """Loss and perplexity of ``documents`` under a causal model; hidden states go straight into ``token_nll``: no logits.
+    """Loss and perplexity of ``documents`` under a causal model; hidden states go straight into
+    ``token_nll``: no logits.
 
-    model: a transformers causal model or a ``LanguageModel``. protocol: "sliding" scores every token once in windows of
-    ``context_length`` (the model's, 1,024 at most) that move on by ``stride`` (half of it); "lm-eval" and "llama.cpp" give
-    those tools' numbers. bos: "auto" puts the tokenizer's BOS before each document where it has one and the protocol does,
-    never twice; "always" insists, "never" leaves it out: a first token without BOS has no context and is skipped.
-    batch_size: windows at a time; by default as many as hold a few thousand tokens.
-    score_special: also score special tokens spelled in the text (the other tools do, sliding does not).
-    special_text: how "sliding" reads them, as "tokens" (default) or as "text"; the other protocols read
-    them as their tools do, lm-eval as tokens and llama.cpp as text.
-    per_token, per_document: Parquet files to write, token statistics included. calibration: measure it, from the same pass (it
-    is whenever ``per_token`` is written). journal: a folder; the same call again goes
-    on where a killed one stopped, to the same bits. distributed: share the batches over the ranks of ``torch.distributed``;
-    every rank must call, and rank 0 writes. ``progress`` is called as windows are scored.
+    model: a transformers causal model or a ``LanguageModel``. protocol: "sliding" scores every
+    token once in windows of ``context_length`` (the model's, 1,024 at most) that move on by
+    ``stride`` (half of it); "lm-eval" and "llama.cpp" give those tools' numbers. bos: "auto" puts
+    the tokenizer's BOS before each document where it has one and the protocol does, never twice;
+    "always" insists, "never" leaves it out: a first token without BOS has no context and is
+    skipped. batch_size: windows at a time; by default as many as hold a few thousand tokens.
+    score_special: also score special tokens spelled in the text (the other tools do, sliding does
+    not). special_text: how "sliding" reads them, as "tokens" (default) or as "text"; the other
+    protocols read them as their tools do, lm-eval as tokens and llama.cpp as text. per_token,
+    per_document: Parquet files to write, token statistics included. calibration: measure it, from
+    the same pass (it is whenever ``per_token`` is written). journal: a folder; the same call again
+    goes on where a killed one stopped, to the same bits. distributed: share the batches over the
+    ranks of ``torch.distributed``; every rank must call, and rank 0 writes. ``progress`` is called
+    as windows are scored.
 
-    A NaN or infinite loss of a token is left out and reported in ``non_finite``. Raises InputError naming what cannot be used.
+    A NaN or infinite loss of a token is left out and reported in ``non_finite``. Raises InputError
+    naming what cannot be used.
     """
     started = time.perf_counter()
     batch_size = checks.optional(checks.integer, "batch_size", batch_size, least=1)
@@ -121,7 +129,9 @@ def evaluate(
     details = calibration or per_token is not None
     described_model = models.described(network)
     tables = {}
-    run = ScoringRun([network], tokenizer, backend=backend, batch_size=batch_size, rank=rank, ranks=ranks)
+    run = ScoringRun(
+        [network], tokenizer, backend=backend, batch_size=batch_size, rank=rank, ranks=ranks
+    )
     try:
         with run:
             with raise_together(ranks):
@@ -130,7 +140,9 @@ def evaluate(
                 if rank == 0 and per_token is not None:
                     tables["per_token"] = ParquetTable(per_token, TOKEN_COLUMNS, "per_token")
                 if rank == 0 and per_document is not None:
-                    tables["per_document"] = ParquetTable(per_document, DOCUMENT_COLUMNS, "per_document")
+                    tables["per_document"] = ParquetTable(
+                        per_document, DOCUMENT_COLUMNS, "per_document"
+                    )
             bins = CalibrationBins() if details else None
             collector = Collector(tokenizer, run.vocabulary, calibration=bins, **tables)
             reporter = Reporter(progress)
@@ -143,7 +155,10 @@ def evaluate(
                 collector.add(item)
                 reporter.add(item, len(collector.scores), collector.tokens, collector.nll)
         if not collector.tokens and collector.non_finite is None:
-            why = ", ".join(f"{count} {reason}" for reason, count in collector.skipped.items()) or "no tokens"
+            why = (
+                ", ".join(f"{count} {reason}" for reason, count in collector.skipped.items())
+                or "no tokens"
+            )
             raise InputError(
                 f"documents: expected at least one token to score, got {len(collector.scores)} documents with {why}"
             )
@@ -154,7 +169,11 @@ def evaluate(
             table.discard()
     return _evaluation(
         collector,
-        [*models.loading_notes(network), *models.context_notes(network, chosen.context_length), *run.batching.notes],
+        [
+            *models.loading_notes(network),
+            *models.context_notes(network, chosen.context_length),
+            *run.batching.notes,
+        ],
         **chosen.settings(),
         tokenizer_fingerprint=run.tokenizer_fingerprint,
         text_fingerprint=run.text_fingerprint,
@@ -181,7 +200,8 @@ def _evaluation(collector: Collector, notes: list[str], **rest) -> Evaluation:
         by_domain[score.domain].append(score)
     without_unknown = collector.loss_without_unknown()
     longest, worst = collector.extreme_documents()
-    # Entropy of this text's own token frequencies: no predictor that ignores context can do better on it.
+    # Entropy of this text's own token frequencies: no predictor that ignores context can do better
+    # on it.
     counts = collector.counts[collector.counts > 0]
     unigram = float(-(counts / max(1, counts.sum()) * np.log(counts / max(1, counts.sum()))).sum())
     uniform = math.log(len(collector.counts))
@@ -199,10 +219,13 @@ def _evaluation(collector: Collector, notes: list[str], **rest) -> Evaluation:
         perplexity_without_unknown=None if without_unknown is None else exp(without_unknown),
         non_finite=collector.non_finite,
         baselines={
-            name: {"loss": loss, "perplexity": exp(loss)} for name, loss in (("uniform", uniform), ("unigram", unigram))
+            name: {"loss": loss, "perplexity": exp(loss)}
+            for name, loss in (("uniform", uniform), ("unigram", unigram))
         },
         notes=[*notes, *_notes(summary, collector, uniform)],
-        domains={name: summarise(members, bootstrap=False) for name, members in sorted(by_domain.items())},
+        domains={
+            name: summarise(members, bootstrap=False) for name, members in sorted(by_domain.items())
+        },
         longest_documents=longest,
         worst_documents=worst,
         surprising_tokens=collector.surprising_tokens(),
@@ -236,13 +259,21 @@ def _notes(summary: dict, collector: Collector, uniform: float) -> list[str]:
             f"exp({summary['loss']:.1f}) is larger than any float: the perplexity reads inf, the loss is finite"
         )
     if summary["loss"] > uniform * (1 + ROUNDING):
-        notes.append("the loss is above the uniform guess's: the model does worse than knowing nothing")
+        notes.append(
+            "the loss is above the uniform guess's: the model does worse than knowing nothing"
+        )
     clusters = summary["clusters"]
     if clusters["unit"] == "block":
         notes.append(
             "one document: the error bar is over blocks of it and speaks of this document only"
-            + ("" if clusters["trusted"] else f"; {clusters['count']} blocks are too few to trust it")
+            + (
+                ""
+                if clusters["trusted"]
+                else f"; {clusters['count']} blocks are too few to trust it"
+            )
         )
     elif not clusters["trusted"]:
-        notes.append(f"{clusters['count']} documents with scored tokens are too few: the interval is not to be trusted")
+        notes.append(
+            f"{clusters['count']} documents with scored tokens are too few: the interval is not to be trusted"
+        )
     return notes

@@ -1,7 +1,8 @@
-"""Two models on one text, token by token: KL divergence, agreement, what became of the target's probability.
+"""Two models on one text, token by token: KL divergence, agreement, what became of the target's
+probability.
 
-What llama.cpp's perplexity tool reports of a quantised model against its original, without its file of logits: both heads
-are read in blocks.
+What llama.cpp's perplexity tool reports of a quantised model against its original, without its file
+of logits: both heads are read in blocks.
 """
 
 from __future__ import annotations
@@ -35,11 +36,13 @@ PERCENTILES = (0.0, 0.1, 1.0, 5.0, 10.0, 25.0, 50.0, 75.0, 90.0, 95.0, 99.0, 99.
 
 @dataclass(frozen=True)
 class ModelComparison:
-    """B beside A, the reference, on the same tokens; standard errors over documents (None for a single one).
+    """B beside A, the reference, on the same tokens; standard errors over documents (None for a
+    single one).
 
-    kl_divergence: mean KL(A‖B), nats a token; top_1_agreement: share of tokens for which both have the same first choice;
-    probability_change: of p_B(target) − p_A(target), its mean, root of the mean square and percentiles, as a fraction of 1;
-    correlation: of the two models' token losses. Percentiles are keyed by their number.
+    kl_divergence: mean KL(A‖B), nats a token; top_1_agreement: share of tokens for which both have
+    the same first choice; probability_change: of p_B(target) − p_A(target), its mean, root of the
+    mean square and percentiles, as a fraction of 1; correlation: of the two models' token losses.
+    Percentiles are keyed by their number.
     """
 
     tokens: int
@@ -83,7 +86,9 @@ class ModelComparison:
         if self.non_finite:
             notes.append(f"{described(self.non_finite)} under one of the models and are left out")
         if self.documents < TRUSTED_CLUSTERS:
-            notes.append(f"{self.documents} documents are too few: the standard errors are not to be trusted")
+            notes.append(
+                f"{self.documents} documents are too few: the standard errors are not to be trusted"
+            )
         return notes
 
     @property
@@ -116,7 +121,8 @@ def compare_models(
 ) -> ModelComparison:
     """``ModelComparison`` of two causal models with one tokenizer; arguments as in ``evaluate``.
 
-    Both models' hidden states are in memory, no logits of either. Raises InputError where tokenizers or vocabularies differ.
+    Both models' hidden states are in memory, no logits of either. Raises InputError where
+    tokenizers or vocabularies differ.
     """
     started = time.perf_counter()
     batch_size = checks.optional(checks.integer, "batch_size", batch_size, least=1)
@@ -126,13 +132,17 @@ def compare_models(
     networks = [models.as_language_model(model) for model in (model_a, model_b)]
     run = ScoringRun(networks, tokenizer, backend=backend, batch_size=batch_size)
     if tokenizer_b is not None and tokenizer_fingerprint(tokenizer_b) != run.tokenizer_fingerprint:
-        raise InputError("tokenizer: expected one for both models, got two that differ: their tokens do not compare")
+        raise InputError(
+            "tokenizer: expected one for both models, got two that differ: their tokens do not compare"
+        )
     rows = [network.head.weight.shape[0] for network in networks]
     if rows[0] != rows[1]:
         raise InputError(f"model: expected vocabularies of one size, got {rows[0]} and {rows[1]}")
     if networks[0].head.weight.device != networks[1].head.weight.device:
         raise InputError("model: expected both on one device")
-    limits = [limit for network in networks if (limit := models.context_limit(network, context_length))]
+    limits = [
+        limit for network in networks if (limit := models.context_limit(network, context_length))
+    ]
     chosen = choose_protocol(
         protocol,
         tokenizer,
@@ -149,7 +159,10 @@ def compare_models(
     non_finite: dict | None = None
     tokens, nll, reporter = 0, 0.0, Reporter(progress)
     with run:
-        run.keep_in(journal, chosen.settings() | {"model": [side["fingerprint"] for side in described_models]})
+        run.keep_in(
+            journal,
+            chosen.settings() | {"model": [side["fingerprint"] for side in described_models]},
+        )
         for item in run.stream(
             tasks(read_positions(run, documents, chosen), chosen),
             _pair_scorer(networks, run.backend),
@@ -169,7 +182,9 @@ def compare_models(
             reporter.add(item, len(sums), tokens, nll)
     every = np.concatenate(values, axis=1).astype(np.float64) if values else np.empty((4, 0))
     if not every.shape[1] and non_finite is None:
-        raise InputError(f"documents: expected at least one token to score, got {len(sums)} documents with none")
+        raise InputError(
+            f"documents: expected at least one token to score, got {len(sums)} documents with none"
+        )
     return _comparison(
         every,
         np.array(sums),
@@ -187,21 +202,27 @@ def compare_models(
         model_notes=[
             f"model {name}: {note}"
             for name, network in zip("AB", networks, strict=True)
-            for note in models.loading_notes(network) + models.context_notes(network, chosen.context_length)
+            for note in models.loading_notes(network)
+            + models.context_notes(network, chosen.context_length)
         ]
         + run.batching.notes,
     )
 
 
-def _pair_scorer(networks: list[models.LanguageModel], backend: str) -> Callable[[Tensor, Tensor], Tensor]:
-    """input_ids, targets -> [4, n]: KL(A‖B), NLL of A, NLL of B, 1 where both have the same first choice."""
+def _pair_scorer(
+    networks: list[models.LanguageModel], backend: str
+) -> Callable[[Tensor, Tensor], Tensor]:
+    """input_ids, targets -> [4, n]: KL(A‖B), NLL of A, NLL of B, 1 where both have the same first
+    choice.
+    """
     head_a, head_b = (network.head for network in networks)
 
     @torch.no_grad()
     def score(input_ids: Tensor, target: Tensor) -> Tensor:
         chosen = target != IGNORED
         hidden_a, hidden_b = (network.hidden_states(input_ids)[chosen] for network in networks)
-        with torch.autocast(input_ids.device.type, enabled=False):  # float32 logits, whatever surrounds the call
+        # float32 logits, whatever surrounds the call
+        with torch.autocast(input_ids.device.type, enabled=False):
             return compared(hidden_a, hidden_b, target[chosen])
 
     def compared(hidden_a: Tensor, hidden_b: Tensor, target: Tensor) -> Tensor:
@@ -246,7 +267,10 @@ def _comparison(values: np.ndarray, sums: np.ndarray, **rest) -> ModelComparison
         correlation = float(np.corrcoef(nll_a, nll_b)[0, 1]) if len(nll_a) > 1 else math.nan
 
     def percentiles(of: np.ndarray) -> dict[str, float]:
-        return {f"{at:g}": float(value) for at, value in zip(PERCENTILES, np.percentile(of, PERCENTILES), strict=True)}
+        return {
+            f"{at:g}": float(value)
+            for at, value in zip(PERCENTILES, np.percentile(of, PERCENTILES), strict=True)
+        }
 
     return ModelComparison(
         tokens=values.shape[1],

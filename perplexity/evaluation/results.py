@@ -22,7 +22,8 @@ from .uncertainty import uncertainty
 class DocumentScore:
     """One document: ``nll`` is the sum over its scored tokens, in nats.
 
-    bytes, words: of its text that were scored. non_finite: tokens left out, of NaN or infinite loss.
+    bytes, words: of its text that were scored. non_finite: tokens left out, of NaN or infinite
+    loss.
     """
 
     id: str
@@ -39,17 +40,19 @@ class DocumentScore:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Loss and perplexity of a text; fields are the keys of ``ppl eval --json``, defined with their formulas in docs/evaluation.md.
+    """Loss and perplexity of a text; fields are the keys of ``ppl eval --json``, defined with their
+    formulas in docs/evaluation.md.
 
-    loss: nats a scored token; stderr: its standard error over ``clusters``; perplexity_interval: 95 %, by the delta method on
-    the scale of the loss; tokens: tokens scored; tokens_read = tokens + tokens_skipped, the latter by reason in ``skipped``.
-    bytes, words: those of the text that were scored; bytes_read = bytes + bytes_skipped, and so for
-    words. The measures by byte and by word are over the scored ones. They are None where nothing was
-    scored or a token's loss is not finite.
-    first_tokens: for each document the tokens of its first 32 bytes, as end in bytes, loss in nats
-    (None: not scored), end, loss, ...; ``compare`` finds by them the bytes that both sides scored.
-    loss_without_unknown: over the tokens that the tokenizer knows; data_check: of ``ppl eval --train``, as ppl check-data's JSON;
-    calibration: ``calibration.CalibrationBins.summary``, where it was measured; model: name, fingerprint and configuration.
+    loss: nats a scored token; stderr: its standard error over ``clusters``; perplexity_interval: 95
+    %, by the delta method on the scale of the loss; tokens: tokens scored; tokens_read = tokens +
+    tokens_skipped, the latter by reason in ``skipped``. bytes, words: those of the text that were
+    scored; bytes_read = bytes + bytes_skipped, and so for words. The measures by byte and by word
+    are over the scored ones. They are None where nothing was scored or a token's loss is not
+    finite. first_tokens: for each document the tokens of its first 32 bytes, as end in bytes, loss
+    in nats (None: not scored), end, loss, ...; ``compare`` finds by them the bytes that both sides
+    scored. loss_without_unknown: over the tokens that the tokenizer knows; data_check: of ``ppl
+    eval --train``, as ppl check-data's JSON; calibration: ``calibration.CalibrationBins.summary``,
+    where it was measured; model: name, fingerprint and configuration.
     """
 
     loss: float
@@ -164,7 +167,9 @@ def _hints(kind: type) -> dict:
 
 
 def _from_json(value, hint):
-    """Return what ``to_json`` made of a field of type ``hint``, null included; raise _OtherKind where it is none."""
+    """Return what ``to_json`` made of a field of type ``hint``, null included; raise _OtherKind
+    where it is none.
+    """
     kind, inner = get_origin(hint), get_args(hint)
     if value is None or hint is Any:
         return value
@@ -174,14 +179,24 @@ def _from_json(value, hint):
         return _number(value)
     if is_dataclass(hint) and isinstance(value, dict):
         counts = {key: value.get(key) for key in NEEDED_OF_A_DOCUMENT}
-        if None in counts.values() or not all(math.isfinite(_number(count)) for count in counts.values()):
-            raise _OtherKind(f"expected finite {', '.join(counts)} of a document, got {list(counts.values())!r:.60}")
+        if None in counts.values() or not all(
+            math.isfinite(_number(count)) for count in counts.values()
+        ):
+            raise _OtherKind(
+                f"expected finite {', '.join(counts)} of a document, got {list(counts.values())!r:.60}"
+            )
         if min(value["tokens"], value["bytes"]) < 0:
-            raise _OtherKind(f"expected counts of 0 or more of a document, got {list(counts.values())!r:.60}")
+            raise _OtherKind(
+                f"expected counts of 0 or more of a document, got {list(counts.values())!r:.60}"
+            )
         return value
     if kind is dict and isinstance(value, dict):
         return {key: _from_json(item, inner[1]) for key, item in value.items()}
-    if kind in (list, tuple) and isinstance(value, list | tuple) and (kind is list or len(value) == len(inner)):
+    if (
+        kind in (list, tuple)
+        and isinstance(value, list | tuple)
+        and (kind is list or len(value) == len(inner))
+    ):
         return [_from_json(item, inner[0]) for item in value]
     if kind is None and not is_dataclass(hint) and isinstance(value, hint):
         return value
@@ -197,16 +212,30 @@ def _number(value):
 
 
 def summarise(
-    scores: Sequence[DocumentScore], *, blocks=None, squares: float | None = None, bootstrap: bool = True
+    scores: Sequence[DocumentScore],
+    *,
+    blocks=None,
+    squares: float | None = None,
+    bootstrap: bool = True,
 ) -> dict:
-    """Loss, perplexities, counts, standard error and intervals of documents; totals are divided once."""
+    """Loss, perplexities, counts, standard error and intervals of documents; totals are divided
+    once.
+    """
     nll = math.fsum(score.nll for score in scores)
-    tokens, bytes_, words = (sum(getattr(score, name) for score in scores) for name in ("tokens", "bytes", "words"))
+    tokens, bytes_, words = (
+        sum(getattr(score, name) for score in scores) for name in ("tokens", "bytes", "words")
+    )
     # Of a text with a token that is not finite nothing is known by byte and by word.
     text = (None, None) if any(score.non_finite for score in scores) else (bytes_, words)
     found = measures(nll, tokens, *text)
     loss = math.nan if found["loss"] is None else found["loss"]
-    sure = uncertainty([score.nll for score in scores], [score.tokens for score in scores], blocks, squares, bootstrap)
+    sure = uncertainty(
+        [score.nll for score in scores],
+        [score.tokens for score in scores],
+        blocks,
+        squares,
+        bootstrap,
+    )
     return {
         **found,
         "loss": loss,

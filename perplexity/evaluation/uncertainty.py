@@ -1,4 +1,6 @@
-"""How sure a loss is: standard error over clusters of dependent tokens, intervals by the delta method and by bootstrap."""
+"""How sure a loss is: standard error over clusters of dependent tokens, intervals by the delta
+method and by bootstrap.
+"""
 
 from __future__ import annotations
 
@@ -14,16 +16,18 @@ from ..metric import exp
 CONFIDENCE = 0.95
 TRUSTED_CLUSTERS = 20  # fewer: the spread between clusters is itself a guess
 BLOCK = 128  # tokens a block has at least
-BLOCKS = 32  # of a single document: long enough to hold what depends on each other, enough for a spread
+# of a single document: long enough to hold what depends on each other, enough for a spread
+BLOCKS = 32
 RESAMPLES = 2000
 
 
 @dataclass(frozen=True)
 class Uncertainty:
-    """``unit``: "document" or "block" of one document; ``stderr`` of the loss in nats; intervals of the perplexity, 95 %.
+    """``unit``: "document" or "block" of one document; ``stderr`` of the loss in nats; intervals of
+    the perplexity, 95 %.
 
-    None where fewer than two clusters leave nothing to compare. effective_tokens: independent tokens that would give this
-    standard error.
+    None where fewer than two clusters leave nothing to compare. effective_tokens: independent
+    tokens that would give this standard error.
     """
 
     unit: str
@@ -37,9 +41,11 @@ class Uncertainty:
 
 
 def ratio_stderr(numerator: np.ndarray, denominator: np.ndarray) -> float | None:
-    """Standard error of Σ numerator / Σ denominator over independent clusters: the ratio estimator's linearisation.
+    """Standard error of Σ numerator / Σ denominator over independent clusters: the ratio
+    estimator's linearisation.
 
-    sqrt(K / (K − 1) · Σ_k (a_k − r·b_k)²) / Σ b over K clusters (Cochran, Sampling Techniques, 3rd ed., ch. 6); None for K < 2.
+    sqrt(K / (K − 1) · Σ_k (a_k − r·b_k)²) / Σ b over K clusters (Cochran, Sampling Techniques, 3rd
+    ed., ch. 6); None for K < 2.
     """
     count = len(numerator)
     if count < 2:
@@ -50,7 +56,9 @@ def ratio_stderr(numerator: np.ndarray, denominator: np.ndarray) -> float | None
 
 
 def half_width(stderr: float, clusters: int) -> float:
-    """Half of the 95 % interval of a mean over ``clusters``: Student's t with K − 1 degrees of freedom."""
+    """Half of the 95 % interval of a mean over ``clusters``: Student's t with K − 1 degrees of
+    freedom.
+    """
     return float(scipy_stats().t.ppf((1 + CONFIDENCE) / 2, clusters - 1)) * stderr
 
 
@@ -62,8 +70,12 @@ def scipy_stats():
     return scipy.stats
 
 
-def bootstrap_interval(numerator: np.ndarray, denominator: np.ndarray) -> tuple[float, float] | None:
-    """95 % percentile interval of Σ numerator / Σ denominator, clusters drawn again with replacement (a fixed seed)."""
+def bootstrap_interval(
+    numerator: np.ndarray, denominator: np.ndarray
+) -> tuple[float, float] | None:
+    """95 % percentile interval of Σ numerator / Σ denominator, clusters drawn again with
+    replacement (a fixed seed).
+    """
     count = len(numerator)
     if count < 2:
         return None
@@ -95,9 +107,11 @@ def uncertainty(
     squares: float | None = None,
     bootstrap: bool = True,
 ) -> Uncertainty:
-    """Of a loss: ``nll`` sums and ``tokens`` of each document; for a single one ``blocks``, its sums over ``BLOCK`` tokens each.
+    """Of a loss: ``nll`` sums and ``tokens`` of each document; for a single one ``blocks``, its
+    sums over ``BLOCK`` tokens each.
 
-    ``squares``: Σ nll² over the tokens, for the effective number of them. ``bootstrap``: draw that interval, too.
+    ``squares``: Σ nll² over the tokens, for the effective number of them. ``bootstrap``: draw that
+    interval, too.
     """
     sums, counts = np.asarray(nll, dtype=np.float64), np.asarray(tokens, dtype=np.float64)
     sums, counts = sums[counts > 0], counts[counts > 0]

@@ -1,4 +1,6 @@
-"""What joins this library to the tools people train with; each module needs its own package and is imported by name."""
+"""What joins this library to the tools people train with; each module needs its own package and is
+imported by name.
+"""
 
 from __future__ import annotations
 

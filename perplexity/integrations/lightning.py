@@ -1,4 +1,6 @@
-"""PyTorch Lightning: validation loss and perplexity of all tokens, and the monitor, as a callback."""
+"""PyTorch Lightning: validation loss and perplexity of all tokens, and the monitor, as a
+callback.
+"""
 
 from __future__ import annotations
 
@@ -20,17 +22,18 @@ with needing(__name__, "integrations"):
 
 
 class PerplexityCallback(pl.Callback):
-    """Logs ``train_perplexity`` beside the training loss, ``val_loss_token`` and ``val_perplexity`` of all of an epoch's tokens.
+    """Logs ``train_perplexity`` beside the training loss, ``val_loss_token`` and ``val_perplexity``
+    of all of an epoch's tokens.
 
     ``training_step`` returns the loss as always, a tensor or a dict with "loss". The loss has to be
-    the mean of −log p over tokens. A loss with other terms or label smoothing comes with that mean as
-    "token_loss" beside "loss": the perplexity and the monitor read "token_loss". A training loss of
-    exactly 0 has no perplexity.
+    the mean of −log p over tokens. A loss with other terms or label smoothing comes with that mean
+    as "token_loss" beside "loss": the perplexity and the monitor read "token_loss". A training loss
+    of exactly 0 has no perplexity.
 
-    ``validation_step`` returns a dict: "loss", a mean of −log p, with "tokens", the number of scored
-    tokens; or "nll" with "target" or "mask", as ``perplexity.Perplexity.update`` takes them.
-    ``monitor`` gets every loss, and stops the trainer where its ``stop_on`` says so. Several validation
-    loaders are taken as one.
+    ``validation_step`` returns a dict: "loss", a mean of −log p, with "tokens", the number of
+    scored tokens; or "nll" with "target" or "mask", as ``perplexity.Perplexity.update`` takes them.
+    ``monitor`` gets every loss, and stops the trainer where its ``stop_on`` says so. Several
+    validation loaders are taken as one.
     """
 
     def __init__(self, monitor: Monitor | None = None) -> None:
@@ -47,17 +50,25 @@ class PerplexityCallback(pl.Callback):
         perplexity = logged_perplexity(value)
         if perplexity is not None:
             pl_module.log("train_perplexity", perplexity, prog_bar=True)
-        rates = [group["lr"] for optimizer in trainer.optimizers for group in optimizer.param_groups]
+        rates = [
+            group["lr"] for optimizer in trainer.optimizers for group in optimizer.param_groups
+        ]
         self.monitor.log(trainer.global_step, train_loss=value, lr=rates[0] if rates else None)
         trainer.should_stop = trainer.should_stop or self.monitor.should_stop
 
     def on_validation_epoch_start(self, trainer, pl_module) -> None:
         self._sums = None
 
-    def on_validation_batch_end(self, trainer, pl_module, outputs, batch, batch_idx, dataloader_idx=0) -> None:
-        if not isinstance(outputs, dict) or not ("nll" in outputs or {"loss", "tokens"} <= outputs.keys()):
+    def on_validation_batch_end(
+        self, trainer, pl_module, outputs, batch, batch_idx, dataloader_idx=0
+    ) -> None:
+        if not isinstance(outputs, dict) or not (
+            "nll" in outputs or {"loss", "tokens"} <= outputs.keys()
+        ):
             got = sorted(outputs) if isinstance(outputs, dict) else type(outputs).__name__
-            raise InputError(f'validation_step: expected a dict with "nll", or "loss" and "tokens", got {got}')
+            raise InputError(
+                f'validation_step: expected a dict with "nll", or "loss" and "tokens", got {got}'
+            )
         if "nll" in outputs:
             nll = outputs["nll"].detach()
             target, mask = outputs.get("target"), outputs.get("mask")

@@ -18,10 +18,10 @@ ROUTER = "output_router_logits"  # what switches a router's loss on, for each fo
 def extra_terms(model) -> Iterator[str]:
     """Yield one message for each change that ``model.forward`` makes to its token loss.
 
-    A change has no effect if its coefficients are attributes of the model that are all 0. Changes under
-    ``if output_router_logits`` are left out: that switch is an argument of each forward. Methods of the
-    model with "loss" in their names and the forwards of parent classes are read as well. A forward
-    without source code yields nothing.
+    A change has no effect if its coefficients are attributes of the model that are all 0. Changes
+    under ``if output_router_logits`` are left out: that switch is an argument of each forward.
+    Methods of the model with "loss" in their names and the forwards of parent classes are read as
+    well. A forward without source code yields nothing.
     """
     name = type(model).__name__
     for tree in _trees(model):
@@ -39,7 +39,9 @@ def extra_terms(model) -> Iterator[str]:
 
 
 def _trees(model) -> Iterator[ast.AST]:
-    """Yield the code of the forward, of forwards it calls by ``super()``, and of methods about losses."""
+    """Yield the code of the forward, of forwards it calls by ``super()``, and of methods about
+    losses.
+    """
     seen, pending = set(), [inspect.unwrap(model.forward)]
     while pending:
         function = pending.pop()
@@ -59,7 +61,9 @@ def _trees(model) -> Iterator[ast.AST]:
             if isinstance(owner, ast.Call) and getattr(owner.func, "id", None) == "super":
                 # Which class the function is of does not matter: all that are seen are read once.
                 parents = [vars(kind).get(method) for kind in type(model).__mro__]
-                pending += [inspect.unwrap(parent) for parent in parents if inspect.isfunction(parent)]
+                pending += [
+                    inspect.unwrap(parent) for parent in parents if inspect.isfunction(parent)
+                ]
             elif getattr(owner, "id", None) == "self" and "loss" in method:
                 found = getattr(model, method, None)
                 if method != "loss_function" and inspect.ismethod(found):
@@ -112,7 +116,9 @@ def _reads_loss(expression: ast.AST) -> bool:
     if isinstance(expression, ast.Call):  # a function of that name makes a loss, and is none
         inner = expression.func.value if isinstance(expression.func, ast.Attribute) else None
         words = [word.value for word in expression.keywords]
-        return any(_reads_loss(part) for part in [inner, *expression.args, *words] if part is not None)
+        return any(
+            _reads_loss(part) for part in [inner, *expression.args, *words] if part is not None
+        )
     if _is_loss(expression):
         return True
     return any(map(_reads_loss, ast.iter_child_nodes(expression)))

@@ -1,4 +1,6 @@
-"""Perplexity as a ``torchmetrics.Metric``: works in a ``MetricCollection``, in checkpoints and over ranks."""
+"""Perplexity as a ``torchmetrics.Metric``: works in a ``MetricCollection``, in checkpoints and over
+ranks.
+"""
 
 from __future__ import annotations
 
@@ -15,12 +17,14 @@ with needing(__name__, "integrations"):
 
 
 class Perplexity(torchmetrics.Metric):
-    """exp(Σ NLL / Σ tokens) of all that was seen, as ``torchmetrics.text.Perplexity``, in float64 sums, no softmax in memory.
+    """exp(Σ NLL / Σ tokens) of all that was seen, as ``torchmetrics.text.Perplexity``, in float64
+    sums, no softmax in memory.
 
-    ``update(preds, target)`` takes logits [..., V] and target [...]. ``update_nll(nll, target=target)``
-    takes known NLL, of ``token_nll`` for example, and needs no logits. Targets of ``ignore_index``
-    (None: −100) do not count. ``compute`` gives a 0-dimensional float64 tensor, NaN before the first
-    token. The sum stays on the CPU where the metric's device has no float64 (MPS).
+    ``update(preds, target)`` takes logits [..., V] and target [...]. ``update_nll(nll,
+    target=target)`` takes known NLL, of ``token_nll`` for example, and needs no logits. Targets of
+    ``ignore_index`` (None: −100) do not count. ``compute`` gives a 0-dimensional float64 tensor,
+    NaN before the first token. The sum stays on the CPU where the metric's device has no float64
+    (MPS).
     """
 
     nll: Tensor  # added as states
@@ -45,7 +49,10 @@ class Perplexity(torchmetrics.Metric):
             )
         target = target.reshape(-1)
         nll = cross_entropy(
-            preds.reshape(-1, preds.shape[-1]), target, ignore_index=self.ignore_index, reduction="none"
+            preds.reshape(-1, preds.shape[-1]),
+            target,
+            ignore_index=self.ignore_index,
+            reduction="none",
         )
         self._add(nll, target != self.ignore_index)
 
@@ -58,7 +65,8 @@ class Perplexity(torchmetrics.Metric):
     ) -> None:
         """Add known NLL of any shape; ``target`` and ``mask`` as in ``Perplexity.update``."""
         kept = scored("nll", nll, target, self.ignore_index, mask)
-        self._computed, self._update_count = None, self._update_count + 1  # as torchmetrics does around update
+        # as torchmetrics does around update
+        self._computed, self._update_count = None, self._update_count + 1
         self._add(nll, torch.ones_like(nll, dtype=torch.bool) if kept is None else kept)
 
     @torch.no_grad()

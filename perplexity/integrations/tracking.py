@@ -1,4 +1,6 @@
-"""TensorBoard and Weights & Biases: loss and perplexity side by side under the tags their users expect, findings as text."""
+"""TensorBoard and Weights & Biases: loss and perplexity side by side under the tags their users
+expect, findings as text.
+"""
 
 from __future__ import annotations
 
@@ -53,7 +55,9 @@ def _check_methods(name: str, value: object, methods: tuple[str, ...], expected:
 
 
 class TensorBoardTracker:
-    """``writer``: a ``SummaryWriter``. ``Monitor(on_finding=tracker.finding)`` writes findings as text."""
+    """``writer``: a ``SummaryWriter``. ``Monitor(on_finding=tracker.finding)`` writes findings as
+    text.
+    """
 
     def __init__(self, writer) -> None:
         _check_methods("writer", writer, ("add_scalar", "add_text"), "a SummaryWriter")
@@ -72,7 +76,9 @@ class TensorBoardTracker:
 
 
 class WandbTracker:
-    """``run``: what ``wandb.init`` returned. ``Monitor(on_finding=tracker.finding)`` raises an alert for each finding but info."""
+    """``run``: what ``wandb.init`` returned. ``Monitor(on_finding=tracker.finding)`` raises an
+    alert for each finding but info.
+    """
 
     def __init__(self, run) -> None:
         _check_methods("run", run, ("log", "alert"), "a run of wandb.init")
@@ -85,5 +91,7 @@ class WandbTracker:
         checks.instance("finding", finding, Finding, "a Finding")
         if finding.severity in ALERTS:
             self.run.alert(
-                title=finding.signal, text=f"{finding.evidence}. {finding.advice}", level=ALERTS[finding.severity]
+                title=finding.signal,
+                text=f"{finding.evidence}. {finding.advice}",
+                level=ALERTS[finding.severity],
             )

@@ -1,4 +1,6 @@
-"""Hugging Face transformers: causal models that train through the fused loss, and a callback for ``Trainer``."""
+"""Hugging Face transformers: causal models that train through the fused loss, and a callback for
+``Trainer``.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +42,8 @@ class LossRule:
     """Findings about a model: where its head begins, and what its own loss reads beside labels."""
 
     body: bool = True  # the head multiplies the body's last hidden states, with nothing between
-    shift: bool = True  # a position is scored on the next one's label; decoders as Bart's take labels as they are
+    # a position is scored on the next one's label; decoders as Bart's take labels as they are
+    shift: bool = True
     items: bool = True  # the sum is divided by num_items_in_batch where that is given
     named: bool = True  # the outputs have names; some classes give tuples, whatever return_dict is
 
@@ -53,7 +56,8 @@ class FusedLoss:
         self.active, self.before = True, vars(model).get("forward")
         self.original = original = type(model).forward if self.before is None else self.before
 
-        # The signature stays: Trainer looks at it for the columns to keep and for num_items_in_batch.
+        # The signature stays: Trainer looks at it for the columns to keep and for
+        # num_items_in_batch.
         @functools.wraps(original)
         def forward(module, *args, **kwargs):
             call = self._own(module)
@@ -63,7 +67,8 @@ class FusedLoss:
             return self._loss(module, given)
 
         forward._fused = rule  # type: ignore[attr-defined]  # typeshed's wraps declares no attributes
-        self.forward = types.MethodType(forward, model)  # a deep copy of the model gets one bound to itself
+        # a deep copy of the model gets one bound to itself
+        self.forward = types.MethodType(forward, model)
         model.forward = self.forward
 
     def _own(self, module):
@@ -73,9 +78,13 @@ class FusedLoss:
     def _loss(self, module, given: dict):
         _refuse(module, given)
         body = module.base_model if self.rule.body else self._own(module)
-        rest = {name: value for name, value in given.items() if name not in (*OF_LOSS, "logits_to_keep")}
+        rest = {
+            name: value for name, value in given.items() if name not in (*OF_LOSS, "logits_to_keep")
+        }
         return_dict = rest.pop("return_dict", None)
-        return_dict = getattr(module.config, "return_dict", True) if return_dict is None else return_dict
+        return_dict = (
+            getattr(module.config, "return_dict", True) if return_dict is None else return_dict
+        )
         rest = options(body.forward if self.rule.body else body, **rest, return_dict=True)
         if self.rule.body:
             outputs = body(**rest)
@@ -123,24 +132,28 @@ class FusedLoss:
 
 
 def use_fused_loss(model, *, backend: str | None = None) -> FusedLoss:
-    """Make a transformers causal model compute its loss from labels without logits: ``model(input_ids, labels=...)``, ``Trainer``.
+    """Make a transformers causal model compute its loss from labels without logits:
+    ``model(input_ids, labels=...)``, ``Trainer``.
 
-    Loss and gradients are the unpatched model's (a mean over the labels that are not −100, or their sum over
-    ``num_items_in_batch``; the decoders of encoder-decoder models take labels without a shift, and do so here);
-    ``logits`` is then None: what wants predictions beside a loss (Trainer's ``compute_metrics``) has none.
-    Where layers lie between body and head, as in BERT, the output holds the loss alone.
-    Without labels the model is as before (Trainer's ``label_smoothing_factor`` takes them away). PEFT's LoRA, on the head too,
-    gradient checkpointing, autocast and tied weights work. Call it before the model is wrapped or prepared (DDP, ``fully_shard``,
-    accelerate); ``nn.DataParallel`` is not supported. Returns a handle: ``undo()``, or a ``with`` block.
+    Loss and gradients are the unpatched model's (a mean over the labels that are not −100, or their
+    sum over ``num_items_in_batch``; the decoders of encoder-decoder models take labels without a
+    shift, and do so here); ``logits`` is then None: what wants predictions beside a loss (Trainer's
+    ``compute_metrics``) has none. Where layers lie between body and head, as in BERT, the output
+    holds the loss alone. Without labels the model is as before (Trainer's
+    ``label_smoothing_factor`` takes them away). PEFT's LoRA, on the head too, gradient
+    checkpointing, autocast and tied weights work. Call it before the model is wrapped or prepared
+    (DDP, ``fully_shard``, accelerate); ``nn.DataParallel`` is not supported. Returns a handle:
+    ``undo()``, or a ``with`` block.
 
-    The model is checked at once. Terms that its forward adds to the token loss are looked for in the
-    forward's source code with the values of their coefficients. Then loss, gradient and head are
-    compared with the model's own on a few positions, in evaluation and in training.
+    The model is checked at once. Terms that its forward adds to the token loss are looked for in
+    the forward's source code with the values of their coefficients. Then loss, gradient and head
+    are compared with the model's own on a few positions, in evaluation and in training.
 
     Raises:
-        InputError: The loss is not the mean of −log p alone (a router's auxiliary loss, a z-loss, a scaled
-            loss, a mean of the sequences' means), training changes what follows the hidden states, or the
-            head has another adapter than LoRA, or one with dropout.
+        InputError: The loss is not the mean of −log p alone (a router's auxiliary loss, a z-loss, a
+        scaled
+            loss, a mean of the sequences' means), training changes what follows the hidden states,
+            or the head has another adapter than LoRA, or one with dropout.
     """
     check_backend(backend)
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
@@ -148,10 +161,14 @@ def use_fused_loss(model, *, backend: str | None = None) -> FusedLoss:
     if not isinstance(network, models.HuggingFaceModel):
         raise InputError(f"model: expected a transformers causal model, got {type(model).__name__}")
     if hasattr(inner.forward, "_fused"):  # a bound method has its function's attributes
-        raise InputError("model: expected one that computes its own loss, got one with the fused loss in use")
+        raise InputError(
+            "model: expected one that computes its own loss, got one with the fused loss in use"
+        )
     if getattr(inner, "loss_function", ForCausalLMLoss) is not ForCausalLMLoss:
         name = getattr(inner.loss_function, "__name__", type(inner.loss_function).__name__)
-        raise InputError(f"model: expected the loss of causal models, {type(inner).__name__} has {name}")
+        raise InputError(
+            f"model: expected the loss of causal models, {type(inner).__name__} has {name}"
+        )
     _refuse(inner, {})
     for message in extra_terms(inner):
         raise InputError(f"{message}; the fused loss has no such term")
@@ -184,8 +201,9 @@ def use_fused_loss(model, *, backend: str | None = None) -> FusedLoss:
 class _Losses:
     """A model's loss of a few positions and its gradient of the hidden states, as the model is now.
 
-    The positions are two sequences with different numbers of labels, among these the ids that a loss may
-    leave out: 0 and the configuration's special tokens. Random numbers are the same each time.
+    The positions are two sequences with different numbers of labels, among these the ids that a
+    loss may leave out: 0 and the configuration's special tokens. Random numbers are the same each
+    time.
     """
 
     def __init__(self, model, ids: np.ndarray, network: models.HuggingFaceModel) -> None:
@@ -221,11 +239,15 @@ class _Losses:
         given = dict(input_ids=input_ids, labels=self.labels)
         with models.seeded(network), hook, torch.enable_grad():
             found = model(**given)
-            self.named = not isinstance(found, tuple) or not getattr(model.config, "return_dict", True)
+            self.named = not isinstance(found, tuple) or not getattr(
+                model.config, "return_dict", True
+            )
             loss, logits = _loss_and_logits(found)
             if not isinstance(loss, Tensor) or loss.numel() != 1:
                 got = type(found).__name__ if loss is None else checks.shown(loss)
-                raise InputError(f"model: expected a loss where labels are given, {self.name} gives {got}")
+                raise InputError(
+                    f"model: expected a loss where labels are given, {self.name} gives {got}"
+                )
             self.loss = loss.item()
             self.hidden = leaves[0] if leaves else None
             self.gradient = self._gradient(loss)
@@ -257,7 +279,9 @@ class _Losses:
     def rule(self) -> LossRule:
         """Return the rule that these losses follow; the usual one where they follow none."""
         tolerance = self._tolerance()
-        same = {shift: _near(self.loss, plain, tolerance) for shift, (plain, _) in self.plain.items()}
+        same = {
+            shift: _near(self.loss, plain, tolerance) for shift, (plain, _) in self.plain.items()
+        }
         counted = self.over_items is None or not _near(self.over_items, self.loss, tolerance)
         shift = same.get(True, True) or not same.get(False)
         return LossRule(self.body, shift=shift, items=counted, named=self.named)
@@ -267,10 +291,11 @@ class _Losses:
         return 1e-5 if self.wide else 1e-2
 
     def expect_plain(self, rule: LossRule) -> None:
-        """Raise InputError unless loss and gradient are those of the mean of −log p, of the same logits.
+        """Raise InputError unless loss and gradient are those of the mean of −log p, of the same
+        logits.
 
-        The logits are the same numbers on both sides, so that only the rounding of the loss is between
-        them: far less than any head's rounding, and small terms show.
+        The logits are the same numbers on both sides, so that only the rounding of the loss is
+        between them: far less than any head's rounding, and small terms show.
         """
         if not self.plain:
             return
@@ -281,7 +306,9 @@ class _Losses:
         self._expect_gradient(self.gradient, gradient, tolerance)
 
     def expect_equal(self, fused: _Losses, head: models.Head, rule: LossRule) -> None:
-        """Raise InputError unless the fused loss and its gradient are the model's own, up to rounding."""
+        """Raise InputError unless the fused loss and its gradient are the model's own, up to
+        rounding.
+        """
         wide = head.weight.dtype in (torch.float32, torch.float64)
         tolerance = 1e-3 if wide else 2e-2
         self._expect("mean loss", self.loss, fused.loss, tolerance)
@@ -302,7 +329,9 @@ class _Losses:
         if unrounded:
             self._expect_gradient(self.gradient, exact, tolerance)
         elif exact is not None:
-            rounding = ((self.gradient.to(exact.device) - exact).norm() / exact.norm()).nan_to_num().item()
+            rounding = (
+                ((self.gradient.to(exact.device) - exact).norm() / exact.norm()).nan_to_num().item()
+            )
         self._expect_gradient(fused.gradient, exact, tolerance + 2 * rounding)
 
     def _expect(self, what: str, got: float, expected: float, tolerance: float) -> None:
@@ -312,7 +341,9 @@ class _Losses:
                 f"{expected:.6g}"
             )
 
-    def _expect_gradient(self, got: Tensor | None, expected: Tensor | None, tolerance: float) -> None:
+    def _expect_gradient(
+        self, got: Tensor | None, expected: Tensor | None, tolerance: float
+    ) -> None:
         if got is None or expected is None:
             return
         difference = (got.to(expected.device) - expected).norm().item()
@@ -324,10 +355,14 @@ class _Losses:
 
 
 def _special_ids(config, rows: int) -> list[int]:
-    """Return 0 and the ids of special tokens that a configuration names, of those below ``rows``."""
+    """Return 0 and the ids of special tokens that a configuration names, of those below
+    ``rows``.
+    """
     named = [value for name, value in vars(config).items() if name.endswith("_token_id")]
     found = [one for value in named for one in (value if isinstance(value, list) else [value])]
-    return list(dict.fromkeys(one for one in [0, *found] if isinstance(one, int) and 0 <= one < rows))
+    return list(
+        dict.fromkeys(one for one in [0, *found] if isinstance(one, int) and 0 <= one < rows)
+    )
 
 
 def _loss_and_logits(output) -> tuple[Any, Any]:
@@ -346,7 +381,9 @@ def _near(got: float, expected: float, tolerance: float) -> bool:
 
 
 def _labels(given: dict, rule: LossRule) -> tuple[Any, bool]:
-    """Return the labels of a call, None where it has none, and whether they are still to be shifted."""
+    """Return the labels of a call, None where it has none, and whether they are still to be
+    shifted.
+    """
     shifted = given.get("shift_labels") if rule.shift else None
     return (given.get("labels"), rule.shift) if shifted is None else (shifted, False)
 
@@ -390,23 +427,24 @@ def _refuse(module, given: dict) -> None:
 class PerplexityCallback(TrainerCallback):
     """A callback for ``Trainer``: token loss and perplexity side by side, read by the monitor.
 
-    The token loss is the mean of −log p over all labels that are not −100. The callback computes it from
-    the labels and the logits of each forward, or takes it from the fused loss. So the auxiliary loss of a
-    router, label smoothing and a loss of Trainer's own are not in it, and a model with NaN weights has
-    the perplexity NaN (Trainer logs its loss as 0). The logits of each training step are read once more.
+    The token loss is the mean of −log p over all labels that are not −100. The callback computes it
+    from the labels and the logits of each forward, or takes it from the fused loss. So the
+    auxiliary loss of a router, label smoothing and a loss of Trainer's own are not in it, and a
+    model with NaN weights has the perplexity NaN (Trainer logs its loss as 0). The logits of each
+    training step are read once more.
 
-    Logs ``token_loss`` and ``perplexity`` beside ``loss`` and, after each evaluation, ``eval_token_loss``
-    and ``eval_perplexity``, over all tokens since the last log. Trainer's ``loss`` and ``eval_loss`` are
-    means of batch means. Where a forward shows no labels or no logits, a warning says so and nothing is
-    logged. ``label_smoothing_factor`` and ``compute_loss_func`` take the labels away:
-    ``attach(trainer)`` lets the callback see them.
+    Logs ``token_loss`` and ``perplexity`` beside ``loss`` and, after each evaluation,
+    ``eval_token_loss`` and ``eval_perplexity``, over all tokens since the last log. Trainer's
+    ``loss`` and ``eval_loss`` are means of batch means. Where a forward shows no labels or no
+    logits, a warning says so and nothing is logged. ``label_smoothing_factor`` and
+    ``compute_loss_func`` take the labels away: ``attach(trainer)`` lets the callback see them.
 
-    ``monitor`` (a ``Monitor``, a new one by default) gets every loss, the token loss where there is one.
-    When the monitor's ``stop_on`` fires, training stops. ``Trainer(callbacks=[PerplexityCallback()])`` is
-    enough for the numbers in ``state.log_history`` and ``metrics``. Trackers see the numbers after
-    ``PerplexityCallback().attach(trainer)``, which puts the callback before them. Of several evaluation
-    sets the monitor gets the first. A sampler that pads the last batch of ranks with copies has the
-    copies counted.
+    ``monitor`` (a ``Monitor``, a new one by default) gets every loss, the token loss where there is
+    one. When the monitor's ``stop_on`` fires, training stops.
+    ``Trainer(callbacks=[PerplexityCallback()])`` is enough for the numbers in ``state.log_history``
+    and ``metrics``. Trackers see the numbers after ``PerplexityCallback().attach(trainer)``, which
+    puts the callback before them. Of several evaluation sets the monitor gets the first. A sampler
+    that pads the last batch of ranks with copies has the copies counted.
     """
 
     def __init__(self, monitor: Monitor | None = None) -> None:
@@ -421,13 +459,18 @@ class PerplexityCallback(TrainerCallback):
         self._why: str | None = None  # a forward has no token loss
         self._warned: set[str] = set()
         self._last: dict[str, float] = {}  # what was logged of the last evaluation
-        self._watched: str | None = None  # of several evaluation sets the one the monitor is told of
+        # of several evaluation sets the one the monitor is told of
+        self._watched: str | None = None
 
     def attach(self, trainer) -> PerplexityCallback:
-        """Add the callback to a trainer, before everything that writes logs, and show it the labels."""
+        """Add the callback to a trainer, before everything that writes logs, and show it the
+        labels.
+        """
         known = hasattr(trainer, "callback_handler") and hasattr(trainer, "compute_loss")
         if not known:
-            raise checks.wrong("trainer", "a transformers Trainer", checks.shown(trainer), InputTypeError)
+            raise checks.wrong(
+                "trainer", "a transformers Trainer", checks.shown(trainer), InputTypeError
+            )
         callbacks = trainer.callback_handler.callbacks
         callbacks[:] = [self, *(callback for callback in callbacks if callback is not self)]
         self._watch(trainer.model)
@@ -504,24 +547,34 @@ class PerplexityCallback(TrainerCallback):
             return torch.stack([torch.where(tokens > 0, total, 0.0), tokens])
         else:
             shape = tuple(logits.shape) if isinstance(logits, Tensor) else None
-            self._why = f"the model gives logits of shape {shape} for labels of {tuple(labels.shape)}"
+            self._why = (
+                f"the model gives logits of shape {shape} for labels of {tuple(labels.shape)}"
+            )
         return None
 
     def _shifted_sums(
         self, module, logits: Tensor, labels: Tensor, ignored: int, loss: Tensor | None, given: dict
     ) -> Tensor:
-        """Return Σ nll and tokens, of next tokens or of labels as they are, as the model's own loss is."""
+        """Return Σ nll and tokens, of next tokens or of labels as they are, as the model's own loss
+        is.
+        """
         encoder_decoder = getattr(getattr(module, "config", None), "is_encoder_decoder", False)
         default = self._shift if self._shift is not None else 0 if encoder_decoder else 1
         found = _sums_of_logits(logits, labels, default, ignored)
         if self._shift is not None or loss is None:
             return found
-        # Some decoders and all masked models take labels as they are: the first batch's loss shows it.
+        # Some decoders and all masked models take labels as they are: the first batch's loss shows
+        # it.
         other = _sums_of_logits(logits, labels, 1 - default, ignored)
         items, own = given.get("num_items_in_batch"), loss.item()
         # Some of them take no number of items either, though Trainer gives them one.
-        means = [[sums[0] / count for count in (sums[1], items) if count is not None] for sums in (found, other)]
-        same, same_as_other = (any(_near(own, mean.item(), 1e-3) for mean in each) for each in means)
+        means = [
+            [sums[0] / count for count in (sums[1], items) if count is not None]
+            for sums in (found, other)
+        ]
+        same, same_as_other = (
+            any(_near(own, mean.item(), 1e-3) for mean in each) for each in means
+        )
         if same and same_as_other:
             return found  # this batch cannot tell
         self._shift = 1 - default if same_as_other else default
@@ -536,7 +589,9 @@ class PerplexityCallback(TrainerCallback):
         self._sums = None
 
     def _measured(self, sums: Tensor | None, prefix: str) -> dict[str, float | None]:
-        """Return token loss and perplexity over all ranks; empty without tokens, with a warning if that is odd."""
+        """Return token loss and perplexity over all ranks; empty without tokens, with a warning if
+        that is odd.
+        """
         found = over_ranks(sums)
         if found["loss"] is not None:
             return {"token_loss": found["loss"], "perplexity": found["perplexity"]}
@@ -547,13 +602,19 @@ class PerplexityCallback(TrainerCallback):
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         logs = {} if logs is None else logs
-        names = [name for name in logs if name.endswith("_loss") and not name.endswith(("token_loss", "train_loss"))]
+        names = [
+            name
+            for name in logs
+            if name.endswith("_loss") and not name.endswith(("token_loss", "train_loss"))
+        ]
         if "loss" in logs:
             logs |= (measured := self._measured(self._trained, ""))
             self._trained = None
             extra = {name: logs[name] for name in ("grad_norm",) if name in logs}
             loss = measured.get("token_loss", logs["loss"])
-            self.monitor.log(state.global_step, train_loss=loss, lr=logs.get("learning_rate"), **extra)
+            self.monitor.log(
+                state.global_step, train_loss=loss, lr=logs.get("learning_rate"), **extra
+            )
         elif names:
             prefix = names[0].removesuffix("_loss")
             measured, self._sums = self._measured(self._sums, f"{prefix}_"), None
@@ -581,11 +642,15 @@ def _sums_of_logits(logits: Tensor, labels: Tensor, shift: int, ignored: int) ->
     if shift:
         labels = torch.nn.functional.pad(labels[..., shift:], (0, shift), value=ignored)
     target = labels.flatten()
-    nll = cross_entropy(logits.flatten(0, -2), target, reduction="none", ignore_index=ignored, validate=False)
+    nll = cross_entropy(
+        logits.flatten(0, -2), target, reduction="none", ignore_index=ignored, validate=False
+    )
     return torch.stack([float64_sum(nll), float64_sum(target != ignored)])
 
 
 def _fused_rule(module) -> LossRule | None:
-    """Return the rule of the fused loss that the model's forward is, under whatever was wrapped around it."""
+    """Return the rule of the fused loss that the model's forward is, under whatever was wrapped
+    around it.
+    """
     forward = inspect.unwrap(module.forward, stop=lambda function: hasattr(function, "_fused"))
     return getattr(forward, "_fused", None)

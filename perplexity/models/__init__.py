@@ -1,4 +1,6 @@
-"""Models: a checkpoint to hidden states and a head, whatever its class, checked by its own logits."""
+"""Models: a checkpoint to hidden states and a head, whatever its class, checked by its own
+logits.
+"""
 
 from .heads import Head, head_of, no_rounding
 from .language_model import (

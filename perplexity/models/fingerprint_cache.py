@@ -1,4 +1,6 @@
-"""Fingerprints of models that were hashed before, found by the path, size and times of their files."""
+"""Fingerprints of models that were hashed before, found by the path, size and times of their
+files.
+"""
 
 from __future__ import annotations
 
@@ -16,12 +18,14 @@ from ..files import write_text
 
 # Changes with what a fingerprint is a hash of.
 FORMAT = 1
-# A file changed twice within one tick of the file system's clock looks the same: younger files are not cached.
+# A file changed twice within one tick of the file system's clock looks the same: younger files are
+# not cached.
 SETTLED = 2.0  # seconds
 
 
 def files_key(name: str | Path, dtype: str, revision: str | None = None) -> str | None:
-    """Return a key of the files of a model folder, or of a name in Hugging Face's cache, as they are now.
+    """Return a key of the files of a model folder, or of a name in Hugging Face's cache, as they
+    are now.
 
     Path, size, inode, and the times of the last change of content and of status, which no tool sets
     back; with the dtype and the versions that decide what is read from them. None where there is no
@@ -42,7 +46,9 @@ def files_key(name: str | Path, dtype: str, revision: str | None = None) -> str 
                 s = entry.stat()
                 if time.time() - s.st_ctime < SETTLED:
                     return None
-                files.append((entry.name, s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns))
+                files.append(
+                    (entry.name, s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns)
+                )
     except OSError:
         return None
     versions = [installed(package) for package in ("torch", "transformers", "peft")]

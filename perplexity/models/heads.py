@@ -39,8 +39,8 @@ class Head:
             return reference.logits(hidden.float(), self.weight.float(), bias, **rule)
 
 
-# A configuration's names of the logits' factor (Cohere, Falcon H1), divisor (Granite), softcap (Gemma,
-# RecurrentGemma, xLSTM).
+# A configuration's names of the logits' factor (Cohere, Falcon H1), divisor (Granite), softcap
+# (Gemma, RecurrentGemma, xLSTM).
 FACTORS = ("logit_scale", "lm_head_multiplier")
 DIVISORS = ("logits_scaling",)
 SOFTCAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
@@ -64,7 +64,13 @@ class Rule:
         if self.columns is not None:
             columns = getattr(config, self.columns)
             weight, bias = weight[:columns], None if bias is None else bias[:columns]
-        return Head(weight, bias, None if self.softcap is None else getattr(config, self.softcap), scale, quantised)
+        return Head(
+            weight,
+            bias,
+            None if self.softcap is None else getattr(config, self.softcap),
+            scale,
+            quantised,
+        )
 
 
 # Rules that a model's own logits showed, by its class, where the usual reading of its configuration
@@ -95,7 +101,9 @@ def find_rule(model, head: Head, hidden: Tensor, logits: Tensor) -> None:
     config, rows = model.config.get_text_config(), head.weight.shape[0]
     usual, columns = usual_rule(config), None
     if logits.shape[-1] < rows:
-        columns = next((name for name, value in _numbers(config) if value == logits.shape[-1]), None)
+        columns = next(
+            (name for name, value in _numbers(config) if value == logits.shape[-1]), None
+        )
         if columns is None:
             return
     SHOWN.pop(type(model), None)
@@ -114,14 +122,18 @@ def _rules(config, usual: Rule, columns: str | None) -> Iterator[Rule]:
         if value not in (0, 1) and any(word in name for word in FACTOR_WORDS) and "cap" not in name
     ]
     powers = [usual.powers, (), *(((name, power),) for name in names for power in (1, -1))]
-    caps = [name for name, value in _numbers(config) if "logit" in name and "cap" in name and value > 0]
+    caps = [
+        name for name, value in _numbers(config) if "logit" in name and "cap" in name and value > 0
+    ]
     for softcap in dict.fromkeys((usual.softcap, None, *caps)):
         yield from (Rule(each, softcap, columns) for each in powers)
 
 
 def _numbers(config) -> list[tuple[str, float]]:
     kinds = (int, float)
-    return [(k, v) for k, v in vars(config).items() if isinstance(v, kinds) and not isinstance(v, bool)]
+    return [
+        (k, v) for k, v in vars(config).items() if isinstance(v, kinds) and not isinstance(v, bool)
+    ]
 
 
 def _explains(head: Head, hidden: Tensor, logits: Tensor) -> bool:
@@ -129,7 +141,8 @@ def _explains(head: Head, hidden: Tensor, logits: Tensor) -> bool:
 
 
 def difference(head: Head, hidden: Tensor, logits: Tensor) -> tuple[float, float]:
-    """Return the largest relative and absolute difference of ``logits`` [n, V] from the head's of ``hidden`` [n, D].
+    """Return the largest relative and absolute difference of ``logits`` [n, V] from the head's of
+    ``hidden`` [n, D].
 
     Relative to the largest logit, and infinite where the two are finite at different places.
     """
@@ -155,7 +168,9 @@ def tolerance(head: Head, *tensors: Tensor) -> float:
 
 
 def output_layer(model) -> torch.nn.Module:
-    """Return a transformers model's last linear layer: its output embedding, or the last layer of it."""
+    """Return a transformers model's last linear layer: its output embedding, or the last layer of
+    it.
+    """
     layer = model.get_output_embeddings()
     if layer is None:  # some classes do not say what it is (Clvp)
         layer = getattr(model, "lm_head", None)
@@ -198,7 +213,9 @@ def weight_and_bias(model) -> tuple[Tensor, Tensor | None, bool]:
     if not type(layer).__module__.startswith("peft."):
         return _held(layer, model)
     if not (hasattr(layer, "get_delta_weight") and hasattr(layer, "lora_A")):
-        raise InputError(f"model: expected plain LoRA on the head, got PEFT's {type(layer).__name__}")
+        raise InputError(
+            f"model: expected plain LoRA on the head, got PEFT's {type(layer).__name__}"
+        )
     for option in ("use_dora", "lora_bias"):
         if any((getattr(layer, option, None) or {}).values()):
             raise InputError(f"{option}: expected plain LoRA on the head")
@@ -222,9 +239,12 @@ def _held(layer, model) -> tuple[Tensor, Tensor | None, bool]:
                 )
             return weight, bias, False
         width = getattr(model.config.get_text_config(), "hidden_size", None)
-        training, layer.training = layer.training, False  # bitsandbytes computes otherwise in training
+        # bitsandbytes computes otherwise in training
+        training, layer.training = layer.training, False
         try:
-            return *_dequantised(layer, getattr(layer, "in_features", None) or width, model.dtype), True
+            return *_dequantised(
+                layer, getattr(layer, "in_features", None) or width, model.dtype
+            ), True
         finally:
             layer.training = training
 
@@ -239,8 +259,12 @@ def _plain(tensor) -> TypeGuard[Tensor]:
 
 
 def fetched(layer):
-    """Return a context in which accelerate's offloaded weights of ``layer`` are where it computes."""
-    if not any(parameter.is_meta for parameter in layer.parameters(recurse=False)) or not hasattr(layer, "_hf_hook"):
+    """Return a context in which accelerate's offloaded weights of ``layer`` are where it
+    computes.
+    """
+    if not any(parameter.is_meta for parameter in layer.parameters(recurse=False)) or not hasattr(
+        layer, "_hf_hook"
+    ):
         return nullcontext()
     from accelerate.utils import align_module_device
 
@@ -280,14 +304,18 @@ def _dequantised(layer, width: int | None, dtype: torch.dtype) -> tuple[Tensor, 
         rest = zeros.float() if zeros.any() else 0.0  # a bias by another name
         weight = torch.empty(len(zeros), width, dtype=zeros.dtype, device=zeros.device)
         for begin in range(0, width, COLUMNS_AT_ONCE):
-            units = torch.zeros(min(COLUMNS_AT_ONCE, width - begin), width, dtype=dtype, device=device)
+            units = torch.zeros(
+                min(COLUMNS_AT_ONCE, width - begin), width, dtype=dtype, device=device
+            )
             units[:, begin:].fill_diagonal_(1)
             weight[:, begin : begin + len(units)] = (layer(units) - rest).T
     bias = rest if isinstance(rest, Tensor) else bias
     trial = torch.randn(16, width, generator=torch.Generator().manual_seed(0)).to(device, dtype)
     with theirs(expected):
         own = layer(trial)
-    apart = (Head(weight, bias).logits(trial) - own.float()).norm().item() / own.float().norm().item()
+    apart = (
+        Head(weight, bias).logits(trial) - own.float()
+    ).norm().item() / own.float().norm().item()
     if not apart <= ROUNDS_INPUTS:
         raise InputError(
             f"{expected}; its products differ from those with its dequantised weight by {apart:.2g}, for it "
@@ -347,10 +375,11 @@ def _watched(layer, seen: list[Tensor], stop: bool) -> Iterator[None]:
 
 
 def before_head(model, forward: Callable | None = None, **inputs) -> Tensor | None:
-    """Return what a transformers model calls its output layer with, [B, T, D]; None if it does not call it.
+    """Return what a transformers model calls its output layer with, [B, T, D]; None if it does not
+    call it.
 
-    Everything between the body and the last linear layer is in it, whatever the architecture: a dense
-    layer and a norm, or a factor. The product itself is not computed.
+    Everything between the body and the last linear layer is in it, whatever the architecture: a
+    dense layer and a norm, or a factor. The product itself is not computed.
 
     Args:
         model: transformers model.

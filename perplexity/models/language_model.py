@@ -40,7 +40,8 @@ STUDIED_POSITIONS = 8
 
 @runtime_checkable
 class LanguageModel(Protocol):
-    """What ``evaluate`` asks of a model. A Hugging Face causal model is wrapped; anything else gives these four.
+    """What ``evaluate`` asks of a model. A Hugging Face causal model is wrapped; anything else
+    gives these four.
 
     ``logits`` is called once a run, on a few positions, to compare the head with the model's own.
     """
@@ -48,7 +49,8 @@ class LanguageModel(Protocol):
     head: Head
     context_length: int | None  # the most positions it reads; None: any
 
-    def hidden_states(self, input_ids: Tensor) -> Tensor: ...  # [B, T] -> [B, T, D], what the head multiplies
+    # [B, T] -> [B, T, D], what the head multiplies
+    def hidden_states(self, input_ids: Tensor) -> Tensor: ...
 
     def logits(self, input_ids: Tensor) -> Tensor: ...  # [B, T] -> [B, T, V]
 
@@ -56,7 +58,8 @@ class LanguageModel(Protocol):
 class HuggingFaceModel:
     """``LanguageModel`` of a transformers causal model.
 
-    Rows of a batch may be padded on the right and no mask is given: causal attention keeps padding out of sight.
+    Rows of a batch may be padded on the right and no mask is given: causal attention keeps padding
+    out of sight.
     """
 
     def __init__(self, model) -> None:
@@ -70,18 +73,28 @@ class HuggingFaceModel:
         self.model = getattr(model, "_orig_mod", model)  # torch.compile's wrapper
         self.body = None  # whose last hidden states are the head's; None: asked of the whole model
         self.head = head_of(self.model)
-        self._rotary = [part for part in model.modules() if "dynamic" in str(getattr(part, "rope_type", ""))]
+        self._rotary = [
+            part for part in model.modules() if "dynamic" in str(getattr(part, "rope_type", ""))
+        ]
         config = self.model.config.get_text_config()
         self.context_length = positions_of(self.model, config)
-        self.extended_context_length, self.extended_by = scaled_positions(config, self.context_length)
-        if any(part.is_meta and not hasattr(module, "_hf_hook") for module in model.modules() for part in _own(module)):
+        self.extended_context_length, self.extended_by = scaled_positions(
+            config, self.context_length
+        )
+        if any(
+            part.is_meta and not hasattr(module, "_hf_hook")
+            for module in model.modules()
+            for part in _own(module)
+        ):
             self.body = _body(self.model)  # nothing to compute with yet
         else:
             self._study()
 
     @torch.no_grad()
     def _study(self) -> None:
-        """Find out what the head multiplies and which rule follows, by a pass over a few positions."""
+        """Find out what the head multiplies and which rule follows, by a pass over a few
+        positions.
+        """
         model, count = self.model, min(STUDIED_POSITIONS, self.context_length or STUDIED_POSITIONS)
         # From the middle of the vocabulary, where no family keeps its special tokens.
         rows = self.head.weight.shape[0]
@@ -116,7 +129,9 @@ class HuggingFaceModel:
             self.head = head_of(model, held)
 
     def _forget(self) -> None:
-        """Put dynamic rotary embeddings back: they keep the frequencies of the longest call before, whoever made it."""
+        """Put dynamic rotary embeddings back: they keep the frequencies of the longest call before,
+        whoever made it.
+        """
         for part in self._rotary:
             for name in [name for name in part._buffers if name.endswith("original_inv_freq")]:
                 prefix = name.removesuffix("original_inv_freq")
@@ -134,7 +149,9 @@ class HuggingFaceModel:
     def _before_head(self, input_ids: Tensor) -> Tensor | None:
         self._forget()
         with self._forward():
-            found = before_head(self.model, input_ids=input_ids, **options(self.model.forward, use_cache=False))
+            found = before_head(
+                self.model, input_ids=input_ids, **options(self.model.forward, use_cache=False)
+            )
         if not (isinstance(found, Tensor) and found.is_floating_point()):
             return None  # the input embedding is the output layer, and was called with ids
         rows = found.dim() == 2 and len(found) == input_ids.numel()
@@ -143,19 +160,29 @@ class HuggingFaceModel:
     def _last_of(self, body, input_ids: Tensor) -> Tensor:
         self._forget()
         with self._forward():
-            return last_hidden_state(body(input_ids=input_ids, **options(body.forward, use_cache=False)))
+            return last_hidden_state(
+                body(input_ids=input_ids, **options(body.forward, use_cache=False))
+            )
 
     def logits(self, input_ids: Tensor) -> Tensor:
         self._forget()
         with self._forward():
-            found: Any = self.model(input_ids=input_ids, **options(self.model.forward, use_cache=False))
+            found: Any = self.model(
+                input_ids=input_ids, **options(self.model.forward, use_cache=False)
+            )
             if isinstance(found, tuple):  # of a class that gives no names
                 found = next((t for t in found if isinstance(t, Tensor) and t.dim() == 3), found[0])
-            found = found.get("logits") if isinstance(found, Mapping) else getattr(found, "logits", found)
+            found = (
+                found.get("logits")
+                if isinstance(found, Mapping)
+                else getattr(found, "logits", found)
+            )
         return found.to(self.head.weight.device) if isinstance(found, Tensor) else found
 
     def _forward(self):
-        return theirs(f"model: expected a forward pass of {type(self.model).__name__}, got one that fails")
+        return theirs(
+            f"model: expected a forward pass of {type(self.model).__name__}, got one that fails"
+        )
 
 
 def last_hidden_state(outputs) -> Tensor:
@@ -184,7 +211,9 @@ def _equal(hidden: Tensor, other) -> bool:
     one, other = hidden.float(), other.to(hidden.device).float()
     finite = other.isfinite()
     apart = (one - other).where(finite, 0).abs().max().item()
-    return apart <= (1e-5 if no_rounding(hidden) else 1e-2) * max(1.0, other.where(finite, 0).abs().max().item())
+    return apart <= (1e-5 if no_rounding(hidden) else 1e-2) * max(
+        1.0, other.where(finite, 0).abs().max().item()
+    )
 
 
 def positions_of(model, config) -> int | None:
@@ -193,11 +222,16 @@ def positions_of(model, config) -> int | None:
     The configuration's number, or fewer where a table of positions has fewer: RoBERTa's begins
     behind its padding, a Whisper decoder's is not the encoder's.
     """
-    given = (getattr(config, name, None) for name in ("max_position_embeddings", "n_ctx", "max_seq_len"))
+    given = (
+        getattr(config, name, None) for name in ("max_position_embeddings", "n_ctx", "max_seq_len")
+    )
     limits = [limit for limit in given if isinstance(limit, int) and limit > 0][:1]
     for name, part in model.named_modules():
         words = name.split(".")
-        positions = any(word in words[-1] for word in ("position", "pos_emb")) and "relative" not in words[-1]
+        positions = (
+            any(word in words[-1] for word in ("position", "pos_emb"))
+            and "relative" not in words[-1]
+        )
         if not positions or not isinstance(part, torch.nn.Embedding):
             continue
         if any(word.startswith(("vision", "visual", "image", "audio")) for word in words):
@@ -208,7 +242,9 @@ def positions_of(model, config) -> int | None:
 
 
 def scaled_positions(config, limit: int | None) -> tuple[int | None, str]:
-    """Return the positions to which RoPE scaling extends ``limit``, and its name; ``limit`` and "" without."""
+    """Return the positions to which RoPE scaling extends ``limit``, and its name; ``limit`` and ""
+    without.
+    """
     found, by = limit, ""
     given = [getattr(config, name, None) for name in ("rope_parameters", "rope_scaling")]
     ropes = [rope for rope in given if isinstance(rope, dict)]
@@ -216,7 +252,12 @@ def scaled_positions(config, limit: int | None) -> tuple[int | None, str]:
     for rope in ropes + by_layer:
         kind = str(rope.get("rope_type") or rope.get("type") or "default")
         factor, original = rope.get("factor"), rope.get("original_max_position_embeddings") or limit
-        if kind == "default" or not isinstance(factor, int | float) or not original or limit is None:
+        if (
+            kind == "default"
+            or not isinstance(factor, int | float)
+            or not original
+            or limit is None
+        ):
             continue
         if (longest := int(original * factor)) > (found or 0):
             found, by = longest, f"{kind}, factor {factor:g}"
@@ -224,7 +265,9 @@ def scaled_positions(config, limit: int | None) -> tuple[int | None, str]:
 
 
 def context_limit(model: LanguageModel, asked: int | None) -> int | None:
-    """Return the most positions of a window: the model's, or RoPE scaling's where ``asked`` is more."""
+    """Return the most positions of a window: the model's, or RoPE scaling's where ``asked`` is
+    more.
+    """
     limit, extended = model.context_length, getattr(model, "extended_context_length", None)
     return extended if limit and extended and asked and asked > limit else limit
 
@@ -243,7 +286,8 @@ def context_notes(model: LanguageModel, context_length: int) -> list[str]:
 
 @contextmanager
 def mode(network: LanguageModel, training: bool):
-    """Every module behind ``network`` in training or in evaluation mode, and each put back as it was.
+    """Every module behind ``network`` in training or in evaluation mode, and each put back as it
+    was.
 
     Running statistics (batch norm) are never trained: their modules stay in evaluation.
     """
@@ -274,7 +318,9 @@ def seeded(network: HuggingFaceModel):
 
 @torch.no_grad()
 def same_body_in_training(network: HuggingFaceModel, ids: np.ndarray) -> bool:
-    """Return whether in training, too, nothing lies between the body's hidden states of ``ids`` [n] and the head."""
+    """Return whether in training, too, nothing lies between the body's hidden states of ``ids`` [n]
+    and the head.
+    """
     if network.body is None:
         return True
     input_ids = torch.from_numpy(ids[None]).to(network.head.weight.device)
@@ -288,12 +334,18 @@ def same_body_in_training(network: HuggingFaceModel, ids: np.ndarray) -> bool:
 
 
 def as_language_model(model) -> LanguageModel:
-    """``model`` itself where it is a ``LanguageModel``, a wrapped transformers model, or InputError."""
+    """``model`` itself where it is a ``LanguageModel``, a wrapped transformers model, or
+    InputError.
+    """
     if isinstance(model, LanguageModel):
         return model
     if hasattr(model, "base_model") and hasattr(model, "get_output_embeddings"):
         return HuggingFaceModel(model)
-    missing = [name for name in ("head", "context_length", "hidden_states", "logits") if not hasattr(model, name)]
+    missing = [
+        name
+        for name in ("head", "context_length", "hidden_states", "logits")
+        if not hasattr(model, name)
+    ]
     raise InputError(
         f"model: expected a transformers causal model or a LanguageModel, got {type(model).__name__} "
         f"without {', '.join(missing)}"
@@ -302,21 +354,28 @@ def as_language_model(model) -> LanguageModel:
 
 @torch.no_grad()
 def verify(model: LanguageModel, ids: np.ndarray, context_length: int) -> None:
-    """InputError unless the head on the hidden states gives the model's own logits, causally; on the first of ``ids`` [n].
+    """InputError unless the head on the hidden states gives the model's own logits, causally; on
+    the first of ``ids`` [n].
 
-    The one place where logits are asked for: a few positions, once a run. The second check needs no logits: a model that
-    looks ahead (an encoder, say) would be told what it is scored on.
+    The one place where logits are asked for: a few positions, once a run. The second check needs no
+    logits: a model that looks ahead (an encoder, say) would be told what it is scored on.
     """
     head, name = model.head, type(getattr(model, "model", model)).__name__
     if head.weight.is_meta:
-        raise InputError(f"model: expected weights with values, got {name}'s head on the meta device: load them first")
+        raise InputError(
+            f"model: expected weights with values, got {name}'s head on the meta device: load them first"
+        )
     rows = head.weight.shape[0]
-    # A short text is followed by other ids, all different: a rule that shows on some logits only is found, too.
+    # A short text is followed by other ids, all different: a rule that shows on some logits only is
+    # found, too.
     count = min(VERIFIED_POSITIONS, context_length)
     few = np.concatenate([ids[:count], np.arange(count) % rows])[:count]
     input_ids = torch.from_numpy(few[None]).to(head.weight.device)
     expected, hidden = model.logits(input_ids), model.hidden_states(input_ids)
-    for what, tensor, last in (("logits", expected, rows), ("hidden_states", hidden, head.weight.shape[1])):
+    for what, tensor, last in (
+        ("logits", expected, rows),
+        ("hidden_states", hidden, head.weight.shape[1]),
+    ):
         shape = tuple(tensor.shape) if isinstance(tensor, Tensor) else type(tensor).__name__
         # Some models give the logits of the last position alone.
         if shape not in ((1, count, last), (1, 1, last) if what == "logits" else None):
@@ -345,14 +404,22 @@ def verify(model: LanguageModel, ids: np.ndarray, context_length: int) -> None:
 def _causal_hint(model: LanguageModel) -> str:
     """Return what to set where a configuration says itself that its model is not causal."""
     config = getattr(getattr(model, "model", None), "config", None)
-    name = next((name for name in ("is_decoder", "causal") if getattr(config, name, None) is False), None)
-    return "" if name is None else f"; its configuration has {name} = false, and true makes it causal"
+    name = next(
+        (name for name in ("is_decoder", "causal") if getattr(config, name, None) is False), None
+    )
+    return (
+        "" if name is None else f"; its configuration has {name} = false, and true makes it causal"
+    )
 
 
 def modules(model: LanguageModel) -> list[torch.nn.Module]:
     """Modules a ``LanguageModel`` is, or has as attributes."""
     found = model if isinstance(model, torch.nn.Module) else None
-    return [found] if found else [part for part in vars(model).values() if isinstance(part, torch.nn.Module)]
+    return (
+        [found]
+        if found
+        else [part for part in vars(model).values() if isinstance(part, torch.nn.Module)]
+    )
 
 
 @dataclass(frozen=True)
@@ -361,7 +428,8 @@ class Source:
 
     name: str
     notes: list[str]
-    files: str | None = None  # the fingerprint cache's key, where the weights stay as they were read
+    # the fingerprint cache's key, where the weights stay as they were read
+    files: str | None = None
 
 
 # Of the models that ``load`` returned, as long as they live.
@@ -379,28 +447,44 @@ def loading_notes(model: LanguageModel) -> list[str]:
     return [] if found is None else found.notes
 
 
-# What a configuration says of the software and the place, and what its class and its tensors say themselves.
-NOT_OF_THE_MODEL = ("_name_or_path", "transformers_version", "_commit_hash", "architectures", "dtype", "torch_dtype")
+# What a configuration says of the software and the place, and what its class and its tensors say
+# themselves.
+NOT_OF_THE_MODEL = (
+    "_name_or_path",
+    "transformers_version",
+    "_commit_hash",
+    "architectures",
+    "dtype",
+    "torch_dtype",
+)
 
 
 def configuration(model: LanguageModel) -> str | None:
-    """Return the JSON of a transformers model's configuration, without the place and the software's version."""
+    """Return the JSON of a transformers model's configuration, without the place and the software's
+    version.
+    """
     config = getattr(getattr(model, "model", None), "config", None)
     if config is None or not hasattr(config, "to_json_string"):
         return None
     record = json.loads(config.to_json_string())
-    return json.dumps({k: v for k, v in record.items() if k not in NOT_OF_THE_MODEL}, sort_keys=True)
+    return json.dumps(
+        {k: v for k, v in record.items() if k not in NOT_OF_THE_MODEL}, sort_keys=True
+    )
 
 
 def _tensors(model: LanguageModel) -> Iterator[tuple[str, Tensor]]:
-    """Yield every tensor behind ``model``: the head's, parameters, all buffers, attributes of its own."""
+    """Yield every tensor behind ``model``: the head's, parameters, all buffers, attributes of its
+    own.
+    """
     yield "head.weight", model.head.weight
     if model.head.bias is not None:
         yield "head.bias", model.head.bias
     parts = modules(model)
     for module in parts:
         named = dict(module.named_parameters(remove_duplicate=False))
-        named |= dict(module.named_buffers(remove_duplicate=False)) | module.state_dict(keep_vars=True)
+        named |= dict(module.named_buffers(remove_duplicate=False)) | module.state_dict(
+            keep_vars=True
+        )
         passing = _last_calls_frequencies(module)
         for name, tensor in named.items():
             if name in passing:
@@ -409,14 +493,19 @@ def _tensors(model: LanguageModel) -> Iterator[tuple[str, Tensor]]:
                 yield name, tensor
                 continue
             owner, _, leaf = name.rpartition(".")
-            with fetched(module.get_submodule(owner)):  # accelerate's offloaded weights, one module's at a time
+            # accelerate's offloaded weights, one module's at a time
+            with fetched(module.get_submodule(owner)):
                 yield name, getattr(module.get_submodule(owner), leaf, tensor)
     if model not in parts:
-        yield from sorted((name, value) for name, value in vars(model).items() if isinstance(value, Tensor))
+        yield from sorted(
+            (name, value) for name, value in vars(model).items() if isinstance(value, Tensor)
+        )
 
 
 def _last_calls_frequencies(module: torch.nn.Module) -> set[str]:
-    """Return the buffers of dynamic rotary embeddings that the last call left, beside the original ones."""
+    """Return the buffers of dynamic rotary embeddings that the last call left, beside the original
+    ones.
+    """
     return {
         f"{prefix}.{name}" if prefix else name
         for prefix, part in module.named_modules()
@@ -427,7 +516,9 @@ def _last_calls_frequencies(module: torch.nn.Module) -> set[str]:
 
 
 def _adapters_state(model: LanguageModel) -> list:
-    """Return the settings of PEFT's layers that are no tensors: which adapters are active, and their factors."""
+    """Return the settings of PEFT's layers that are no tensors: which adapters are active, and
+    their factors.
+    """
     names = ("scaling", "active_adapters", "disable_adapters", "merged_adapters")
     return [
         (name, [repr(getattr(layer, setting, None)) for setting in names])
@@ -484,7 +575,8 @@ def described(model: LanguageModel, name: str | None = None) -> dict:
 
 
 def _cached(name: str | Path, revision: str | None) -> bool:
-    """Whether Hugging Face's cache holds the model; asks its hub once where it does not, and InputError if that has none.
+    """Whether Hugging Face's cache holds the model; asks its hub once where it does not, and
+    InputError if that has none.
 
     Asked before transformers does: it tries for a minute where there is no network.
     """
@@ -502,18 +594,29 @@ def _cached(name: str | Path, revision: str | None) -> bool:
     return False
 
 
-def _source(name: str | Path, trust_remote_code: bool, needs: str = "config.json", revision: str | None = None) -> dict:
-    """Options of ``from_pretrained`` for a local folder with the file ``needs``, or a name of the hub or its cache."""
+def _source(
+    name: str | Path,
+    trust_remote_code: bool,
+    needs: str = "config.json",
+    revision: str | None = None,
+) -> dict:
+    """Options of ``from_pretrained`` for a local folder with the file ``needs``, or a name of the
+    hub or its cache.
+    """
     path = Path(name)
     local = path.is_dir()
     if local and needs and not (path / needs).is_file():
         raise InputError(f"{name}: expected a Hugging Face model folder, got one without {needs}")
-    if not local and (path.exists() or len(path.parts) > 2 or path.is_absolute() or str(name).startswith(".")):
+    if not local and (
+        path.exists() or len(path.parts) > 2 or path.is_absolute() or str(name).startswith(".")
+    ):
         raise InputError(
             f"{name}: expected a local model folder, got {'a file' if path.exists() else 'no such folder'}"
         )
     if local and revision is not None:
-        raise InputError(f"revision: expected none for the folder {name}, which has one only, got {revision!r}")
+        raise InputError(
+            f"revision: expected none for the folder {name}, which has one only, got {revision!r}"
+        )
     return {
         "local_files_only": local or _cached(name, revision),
         "trust_remote_code": trust_remote_code,
@@ -529,7 +632,9 @@ def _tokenizer(name: str | Path, rest: dict):
 
 
 def load_tokenizer(name: str | Path, *, trust_remote_code: bool):
-    """The tokenizer of a folder, with or without a model beside it, or of a name. Raises InputError."""
+    """The tokenizer of a folder, with or without a model beside it, or of a name. Raises
+    InputError.
+    """
     return _tokenizer(name, _source(name, trust_remote_code, needs=""))
 
 
@@ -545,12 +650,13 @@ def load(
 ):
     """Model and tokenizer of a Hugging Face folder, or of a name in its cache or on its hub.
 
-    Weights are read as safetensors (whole or sharded), never unpickled; a model's own code runs only with
-    ``trust_remote_code``. Raises InputError where something is missing or cannot be loaded: a weight of the model that its
-    files lack, above all. Weights that the model does not use become a note in what is measured of it.
-    revision: branch, tag or commit of a name on the hub. device_map: as in ``from_pretrained``,
-    "auto" for what fits where (accelerate's); ``device`` is then left out.
-    unchanged: the caller does not change the weights; their fingerprint is then kept by the path, size and times of the files.
+    Weights are read as safetensors (whole or sharded), never unpickled; a model's own code runs
+    only with ``trust_remote_code``. Raises InputError where something is missing or cannot be
+    loaded: a weight of the model that its files lack, above all. Weights that the model does not
+    use become a note in what is measured of it. revision: branch, tag or commit of a name on the
+    hub. device_map: as in ``from_pretrained``, "auto" for what fits where (accelerate's);
+    ``device`` is then left out. unchanged: the caller does not change the weights; their
+    fingerprint is then kept by the path, size and times of the files.
     """
     rest = _source(name, trust_remote_code, revision=revision)
     if device_map is not None:
@@ -558,8 +664,13 @@ def load(
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
         torch.zeros(1, device=device).item()
-    except (RuntimeError, AssertionError) as error:  # an unknown name, one that holds no numbers, or not built in
-        raise InputError(f"device: expected one that this torch can use, got {device!r} ({first_line(error)})")
+    except (
+        RuntimeError,
+        AssertionError,
+    ) as error:  # an unknown name, one that holds no numbers, or not built in
+        raise InputError(
+            f"device: expected one that this torch can use, got {device!r} ({first_line(error)})"
+        )
     tokenizer = _tokenizer(name, rest)
     # A model's own code may put anything into its weights: its files do not say what.
     files = files_key(name, dtype, revision) if unchanged and not trust_remote_code else None
@@ -571,7 +682,8 @@ def load(
     if device_map is None:
         _move(model, name, device)
     model.eval()
-    if files is not None and files != files_key(name, dtype, revision):  # they changed under the reading
+    # they changed under the reading
+    if files is not None and files != files_key(name, dtype, revision):
         files = None
     SOURCES[model] = Source(str(name) if revision is None else f"{name}@{revision}", notes, files)
     return model, tokenizer
@@ -579,15 +691,21 @@ def load(
 
 def _device_map(device_map: str, device: str | None) -> str:
     if device is not None:
-        raise InputError(f"device: expected none with device_map, which places the model, got {device!r}")
+        raise InputError(
+            f"device: expected none with device_map, which places the model, got {device!r}"
+        )
     if importlib.util.find_spec("accelerate") is None:
-        raise InputError("device_map: expected accelerate to be installed (pip install accelerate), got none")
+        raise InputError(
+            "device_map: expected accelerate to be installed (pip install accelerate), got none"
+        )
     return device_map
 
 
 def _move(model, name: str | Path, device: str) -> None:
     try:
-        with theirs(f"{name}: expected a model that runs on {device}, got one that cannot be moved there"):
+        with theirs(
+            f"{name}: expected a model that runs on {device}, got one that cannot be moved there"
+        ):
             model.to(device)
     except torch.OutOfMemoryError:
         raise InputError(

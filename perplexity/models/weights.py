@@ -40,10 +40,13 @@ def read_model(name: str | Path, dtype: str, options: dict):
         return _read(name, dtype, options)
     # ``from_pretrained`` reports on the adapters alone: the weights below them are read first.
     options = dict(options)
-    own = {key: options.pop(key) for key in ("revision",) if key in options}  # the adapters', not the base's
+    # the adapters', not the base's
+    own = {key: options.pop(key) for key in ("revision",) if key in options}
     with _base(name, adapters) as base:
         base_revision = (
-            {} if Path(name).is_dir() or not adapters.get("revision") else {"revision": adapters["revision"]}
+            {}
+            if Path(name).is_dir() or not adapters.get("revision")
+            else {"revision": adapters["revision"]}
         )
         model, notes = _read(base, dtype, options | base_revision)
     model.config._name_or_path = str(name)
@@ -71,18 +74,30 @@ def _class(name: str | Path, options: dict):
     """
     import transformers
 
-    places = {key: options[key] for key in ("local_files_only", "trust_remote_code", "revision") if key in options}
+    places = {
+        key: options[key]
+        for key in ("local_files_only", "trust_remote_code", "revision")
+        if key in options
+    }
     config = transformers.AutoConfig.from_pretrained(name, **places)
     if "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {}):
         return transformers.AutoModelForCausalLM
     classes = [transformers.AutoModelForCausalLM]
     if not getattr(config, "is_encoder_decoder", False):
-        beside = (getattr(transformers, f"AutoModelFor{kind}", None) for kind in ("ImageTextToText", "MultimodalLM"))
+        beside = (
+            getattr(transformers, f"AutoModelFor{kind}", None)
+            for kind in ("ImageTextToText", "MultimodalLM")
+        )
         classes += [auto for auto in beside if auto is not None]
     mapped: dict[Any, Any] = {auto: auto._model_mapping.get(type(config), None) for auto in classes}
-    found = {auto: model if isinstance(model, tuple) else (model,) for auto, model in mapped.items() if model}
+    found = {
+        auto: model if isinstance(model, tuple) else (model,)
+        for auto, model in mapped.items()
+        if model
+    }
     named = config.architectures or [type(config).__name__]
-    # The class that wrote the checkpoint, where several read it: its weights have that class's names.
+    # The class that wrote the checkpoint, where several read it: its weights have that class's
+    # names.
     for auto, models in found.items():
         if any(model.__name__ in named for model in models):
             return auto
@@ -105,7 +120,8 @@ def _checked(architecture: str, report: dict) -> list[str]:
         wrong.append(f"{_named(missing)} missing")
     if mismatched := report.get("mismatched_keys"):
         shapes = (
-            f"{key} {list(found)} instead of {list(expected)}" for key, found, expected in sorted(mismatched, key=str)
+            f"{key} {list(found)} instead of {list(expected)}"
+            for key, found, expected in sorted(mismatched, key=str)
         )
         wrong.append(f"{_named(list(shapes))} of another shape")
     wrong += list(report.get("error_msgs") or ())
@@ -135,11 +151,16 @@ def _adapters(name: str | Path, options: dict) -> dict | None:
     folder = Path(name)
     if find_spec("peft") is None:
         if (folder / ADAPTERS).is_file():
-            raise InputError(f"expected peft to be installed, which reads the adapters of {ADAPTERS}, got none")
+            raise InputError(
+                f"expected peft to be installed, which reads the adapters of {ADAPTERS}, got none"
+            )
         return None
     from transformers.utils import find_adapter_config_file
 
-    only = {"local_files_only": options.get("local_files_only", False), "revision": options.get("revision")}
+    only = {
+        "local_files_only": options.get("local_files_only", False),
+        "revision": options.get("revision"),
+    }
     found = find_adapter_config_file(str(name), **only)
     if found is None:
         return None

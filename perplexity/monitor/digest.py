@@ -1,8 +1,9 @@
 """A training history as bounded state: what the signals need of it, kept up to date point by point.
 
-Training losses go into blocks of ``BLOCK`` points; a block keeps sums and medians, never its points, and old blocks are merged
-in pairs when there are too many: an update costs the same at the millionth point as at the first. Spikes are found on the way,
-against the last points that were none.
+Training losses go into blocks of ``BLOCK`` points; a block keeps sums and medians, never its
+points, and old blocks are merged in pairs when there are too many: an update costs the same at the
+millionth point as at the first. Spikes are found on the way, against the last points that were
+none.
 """
 
 from __future__ import annotations
@@ -52,7 +53,14 @@ class Block:
         part = count / self.count
         outliers = int(self.outliers * part)
         return Block(
-            self.first, step, count, self.total * part, self.squares * part, self.lowest, self.highest, outliers
+            self.first,
+            step,
+            count,
+            self.total * part,
+            self.squares * part,
+            self.lowest,
+            self.highest,
+            outliers,
         )
 
     def merged(self, other: Block) -> Block:
@@ -70,7 +78,9 @@ class Block:
 
 @dataclass
 class Spike:
-    """Outliers in a row, upwards: ``points`` from ``first`` to ``last`` step, at most ``excess`` nats above the baseline."""
+    """Outliers in a row, upwards: ``points`` from ``first`` to ``last`` step, at most ``excess``
+    nats above the baseline.
+    """
 
     first: float
     last: float
@@ -82,7 +92,9 @@ class Spike:
 
 @dataclass(frozen=True)
 class Evaluated:
-    """A validation loss and the training losses just before it: their mean, its standard error, how far they fell meanwhile."""
+    """A validation loss and the training losses just before it: their mean, its standard error, how
+    far they fell meanwhile.
+    """
 
     step: float
     loss: float
@@ -95,7 +107,9 @@ class Evaluated:
 
 @dataclass(frozen=True)
 class Restart:
-    """Steps went back from ``left`` to ``to``; the mean training loss of the last points before ``to`` and of the first after."""
+    """Steps went back from ``left`` to ``to``; the mean training loss of the last points before
+    ``to`` and of the first after.
+    """
 
     left: float
     to: float
@@ -116,7 +130,9 @@ LARGEST = 1e30  # a loss beyond it is taken for infinite: its square would be
 
 
 class Digest:
-    """State of one run. ``train``, ``validation`` and the rest take points in the order they were logged."""
+    """State of one run. ``train``, ``validation`` and the rest take points in the order they were
+    logged.
+    """
 
     def __init__(self, settings: Settings | None = None) -> None:
         self.settings = settings or Settings()
@@ -133,10 +149,12 @@ class Digest:
         self.evaluation_seconds = self.seconds = 0.0
         self.tokens = math.nan
         self.single_outliers = 0  # points of spikes that were over before they counted as sustained
-        self._seconds_before, self._seconds_last = 0.0, 0.0  # of earlier sessions, and the last of this one
+        # of earlier sessions, and the last of this one
+        self._seconds_before, self._seconds_last = 0.0, 0.0
         self._open_block: list[float] = []
         self._open_first = math.nan
-        self._recent: deque[tuple[float, float]] = deque(maxlen=NEAR)  # (step, loss), outliers left out
+        # (step, loss), outliers left out
+        self._recent: deque[tuple[float, float]] = deque(maxlen=NEAR)
         self._medians: deque[float] = deque(maxlen=BASELINE)
         self._deviations: deque[float] = deque(maxlen=BASELINE)
         self._spike: Spike | None = None
@@ -205,7 +223,10 @@ class Digest:
             self._spike.ended = True
             if self._spike.points <= LONG_CHANCE:
                 self.single_outliers += self._spike.points
-            if self._spike.points < self.settings.spike_sustained and len(self.spikes) > KEPT_EVENTS // 2:
+            if (
+                self._spike.points < self.settings.spike_sustained
+                and len(self.spikes) > KEPT_EVENTS // 2
+            ):
                 self.spikes.remove(self._spike)  # single batches must not push long spikes out
             self._spike = None
 
@@ -232,7 +253,9 @@ class Digest:
             ordered = sorted(values)
             median = ordered[len(ordered) // 2]
             self._medians.append(median)
-            self._deviations.append(sorted(abs(value - median) for value in ordered)[len(ordered) // 2])
+            self._deviations.append(
+                sorted(abs(value - median) for value in ordered)[len(ordered) // 2]
+            )
         self._open_block, self._outliers, self._highest = [], 0, -math.inf
 
     def _merge_blocks(self) -> None:
@@ -260,16 +283,24 @@ class Digest:
 
     # --- everything else ---------------------------------------------------------------------------------------------
 
-    def validation(self, step: float, loss: float, rescored: float | None = None, seconds: float | None = None) -> None:
-        """One validation loss, in nats; ``rescored``: the loss of training text in evaluation mode; ``seconds`` it took."""
+    def validation(
+        self, step: float, loss: float, rescored: float | None = None, seconds: float | None = None
+    ) -> None:
+        """One validation loss, in nats; ``rescored``: the loss of training text in evaluation mode;
+        ``seconds`` it took.
+        """
         if seconds is not None:
             self.evaluated_for(seconds)
         if self.evaluations and step < self.evaluations[-1].step and step < self.last_step:
             self._restart(step)
         elif self.evaluations and step < self.evaluations[-1].step:
             self.evaluations = [e for e in self.evaluations if e.step < step]
-        if not self.points and "train_loss" not in self.non_finite:  # a history of evaluations alone
-            self.first_step, self.last_step = step if math.isnan(self.first_step) else self.first_step, step
+        # a history of evaluations alone
+        if not self.points and "train_loss" not in self.non_finite:
+            self.first_step, self.last_step = (
+                step if math.isnan(self.first_step) else self.first_step,
+                step,
+            )
         if not abs(loss) < LARGEST:
             self._note_non_finite("val_loss", step)
             return
@@ -289,7 +320,8 @@ class Digest:
             self.evaluation_seconds += seconds
 
     def _near(self, step: float) -> tuple[float, float, float, bool]:
-        """Mean of the recent training losses, its standard error, their fall from the older half to the newer, whether smooth.
+        """Mean of the recent training losses, its standard error, their fall from the older half to
+        the newer, whether smooth.
 
         Of the last tenth of the steps: further back the loss was another.
         """
@@ -300,16 +332,26 @@ class Digest:
         half = count // 2
         older, newer = sum(values[:half]), sum(values[half:])
         mean = (older + newer) / count
-        variance = max(0.0, sum([value * value for value in values]) - count * mean * mean) / (count - 1)
-        # Von Neumann's ratio (1941) of the residuals of a straight line: near 2 where each loss is its own batch's.
+        variance = max(0.0, sum([value * value for value in values]) - count * mean * mean) / (
+            count - 1
+        )
+        # Von Neumann's ratio (1941) of the residuals of a straight line: near 2 where each loss is
+        # its own batch's.
         middle, spread = (count - 1) / 2, (count**3 - count) / 12
         slope = sum([(place - middle) * value for place, value in enumerate(values)]) / spread
         rough = sum([(later - earlier - slope) ** 2 for earlier, later in pairwise(values)])
         smooth = rough < SMOOTH * max(0.0, variance * (count - 1) - slope * slope * spread)
-        return mean, math.sqrt(variance / count), max(0.0, older / half - newer / (count - half)), smooth
+        return (
+            mean,
+            math.sqrt(variance / count),
+            max(0.0, older / half - newer / (count - half)),
+            smooth,
+        )
 
     def train_at(self, step: float) -> float:
-        """About what the training loss was at a step, also where few were logged: a median of three, else of its block."""
+        """About what the training loss was at a step, also where few were logged: a median of
+        three, else of its block.
+        """
         values = sorted([loss for at, loss in self._recent if at <= step][-3:])
         if values:
             return values[len(values) // 2]
@@ -338,8 +380,9 @@ class Digest:
 
     def _restart(self, step: float) -> None:
         """Steps went back to ``step``: what was logged from it on is replaced by what comes."""
-        # The last points before it, replaced ones as well: they are of the same stage as those to come. Unless they are
-        # what the run went back from, a spike or a divergence: then the last blocks that stay.
+        # The last points before it, replaced ones as well: they are of the same stage as those to
+        # come. Unless they are what the run went back from, a spike or a divergence: then the last
+        # blocks that stay.
         recent = [loss for _, loss in self._recent]
         older, newer = recent[: len(recent) // 2], recent[len(recent) // 2 :]
         mean, error, decline = math.nan, 0.0, 0.0
@@ -355,7 +398,9 @@ class Digest:
         self.restarts_seen += 1
         self._close_block()
         self.spikes = deque((s for s in self.spikes if s.first < step), maxlen=KEPT_EVENTS)
-        self.non_finite = {name: found for name, found in self.non_finite.items() if found[1] < step}
+        self.non_finite = {
+            name: found for name, found in self.non_finite.items() if found[1] < step
+        }
         self.blocks = [kept for block in self.blocks if (kept := block.until(step)) is not None]
         self.evaluations = [e for e in self.evaluations if e.step < step]
         self.points = sum(block.count for block in self.blocks)
@@ -371,22 +416,37 @@ class Digest:
     # --- many points at once -----------------------------------------------------------------------------------------
 
     def train_many(self, steps: np.ndarray, losses: np.ndarray) -> None:
-        """As ``train`` for each, with whole blocks taken at once where nothing in them stands out."""
+        """As ``train`` for each, with whole blocks taken at once where nothing in them stands
+        out.
+        """
         place = 0
         while place < len(steps):
-            if self._open_block or self._outliers or len(self._medians) < BASELINE or self._spike is not None:
+            if (
+                self._open_block
+                or self._outliers
+                or len(self._medians) < BASELINE
+                or self._spike is not None
+            ):
                 self.train(float(steps[place]), float(losses[place]))
                 place += 1
                 continue
             place += self._plain_blocks(steps[place:], losses[place:])
-            for step, loss in islice(zip(steps[place:].tolist(), losses[place:].tolist(), strict=True), BLOCK):
+            for step, loss in islice(
+                zip(steps[place:].tolist(), losses[place:].tolist(), strict=True), BLOCK
+            ):
                 self.train(step, loss)
                 place += 1
 
     def _plain_blocks(self, steps: np.ndarray, losses: np.ndarray) -> int:
-        """Take whole blocks while they hold no outlier, nothing that is not finite and no step back; returns their points."""
+        """Take whole blocks while they hold no outlier, nothing that is not finite and no step
+        back; returns their points.
+        """
         count = min(len(steps) // BLOCK, 4096)
-        if not count or steps[0] < self.last_step or (self.restarts and len(self.restarts[-1].after) < NEAR // 2):
+        if (
+            not count
+            or steps[0] < self.last_step
+            or (self.restarts and len(self.restarts[-1].after) < NEAR // 2)
+        ):
             return 0
         shape = (count, BLOCK)
         at, values = steps[: count * BLOCK].reshape(shape), losses[: count * BLOCK].reshape(shape)
@@ -403,10 +463,16 @@ class Digest:
 
         with np.errstate(invalid="ignore"):
             centre, deviation = baseline(all_medians), MAD_TO_SIGMA * baseline(all_deviations)
-            limit = centre + np.maximum(self.settings.spike_floor, self.settings.spike_deviations * deviation)
-            steady = np.concatenate([[True], at[1:, 0] >= at[:-1, -1]]) & (np.diff(at, axis=1) >= 0).all(axis=1)
+            limit = centre + np.maximum(
+                self.settings.spike_floor, self.settings.spike_deviations * deviation
+            )
+            steady = np.concatenate([[True], at[1:, 0] >= at[:-1, -1]]) & (
+                np.diff(at, axis=1) >= 0
+            ).all(axis=1)
             # A hair below the limit: sums in another order must not decide.
-            plain = (ordered[:, -1] < limit - 1e-9) & (np.abs(values) < LARGEST).all(axis=1) & steady
+            plain = (
+                (ordered[:, -1] < limit - 1e-9) & (np.abs(values) < LARGEST).all(axis=1) & steady
+            )
         taken = count if plain.all() else int(np.argmin(plain))
         if not taken:
             return 0

@@ -5,14 +5,24 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 SIGNALS = (
-    *("healthy-decline", "plateau", "overfitting", "divergence", "spike", "non-finite", "leakage-suspected"),
+    *(
+        "healthy-decline",
+        "plateau",
+        "overfitting",
+        "divergence",
+        "spike",
+        "non-finite",
+        "leakage-suspected",
+    ),
     *("generalisation-gap", "worse-than-uniform", "evaluation-cadence", "restart"),
 )
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What a signal found: from ``first_step`` to ``last_step``; ``evidence`` in words and numbers, ``advice`` what to do."""
+    """What a signal found: from ``first_step`` to ``last_step``; ``evidence`` in words and numbers,
+    ``advice`` what to do.
+    """
 
     signal: str
     severity: str

@@ -16,13 +16,16 @@ class NotYet(InputError):
 
 
 class Follower:
-    """New rows of a .csv or .jsonl file each time it is asked; of other histories the whole, read anew.
+    """New rows of a .csv or .jsonl file each time it is asked; of other histories the whole, read
+    anew.
 
-    Raises NotYet where waiting may help: nothing is there yet, or a file that is written as a whole is half written.
-    InputError where it will not: a whole line that cannot be read.
+    Raises NotYet where waiting may help: nothing is there yet, or a file that is written as a whole
+    is half written. InputError where it will not: a whole line that cannot be read.
     """
 
-    def __init__(self, path: str | Path, *, tags: dict[str, str] | None = None, unit: str = "nats") -> None:
+    def __init__(
+        self, path: str | Path, *, tags: dict[str, str] | None = None, unit: str = "nats"
+    ) -> None:
         self.path, self.tags, self.unit = Path(path), tags, unit
         self.names = Names(tags, unit)
         self.lines = self.path.suffix in (".csv", ".jsonl", ".ndjson") and not self.path.is_dir()
@@ -31,7 +34,9 @@ class Follower:
         self.identity: int | None = None
 
     def new(self) -> tuple[History, bool]:
-        """What was added, and whether it is the whole: at first, and after the file was replaced or cut."""
+        """What was added, and whether it is the whole: at first, and after the file was replaced or
+        cut.
+        """
         if not self.lines:
             try:
                 return read_history(self.path, tags=self.tags, unit=self.unit), True
@@ -46,7 +51,8 @@ class Follower:
             begin = max(0, self.offset - len(self.tail))
             file.seek(begin)
             raw = file.read()
-            if self.offset == 0 or stat.st_ino != self.identity or not raw.startswith(self.tail):  # another file by now
+            # another file by now
+            if self.offset == 0 or stat.st_ino != self.identity or not raw.startswith(self.tail):
                 file.seek(0)
                 return self._whole(history, file.read(), stat.st_ino), True
         raw = raw[len(self.tail) :]
@@ -75,7 +81,9 @@ class Follower:
         else:
             add_json_lines(history, raw, self.names, str(self.path))
         if not len(history):
-            raise NotYet(f"{self.path}: expected a training loss or a validation loss, got none so far")
+            raise NotYet(
+                f"{self.path}: expected a training loss or a validation loss, got none so far"
+            )
         self.names.tell(history)
         repair_order(history)
         self._read(raw)

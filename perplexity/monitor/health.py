@@ -27,8 +27,9 @@ GAP_SCALE = 2.0  # nats of validation above training that leave 1/e of the gener
 class Diagnosis(Judged):
     """What a run's curves say; fields are the keys of ``ppl monitor --json``.
 
-    verdict: "healthy", "watch", "unhealthy", by the worst finding, or "insufficient-data"; health_score: 0 to 100, None where
-    there is too little; components: each part's share, what is left of it, and which findings took the rest.
+    verdict: "healthy", "watch", "unhealthy", by the worst finding, or "insufficient-data";
+    health_score: 0 to 100, None where there is too little; components: each part's share, what is
+    left of it, and which findings took the rest.
     """
 
     verdict: str
@@ -51,9 +52,10 @@ class Diagnosis(Judged):
 def score(findings: list[Finding], gap: float | None) -> tuple[float, dict[str, dict]]:
     """Health score and its components; ``gap``: validation above training, in nats.
 
-    Σ share · left over the parts, at most the worst severity's ceiling. A part's ``left`` is LEFT of its worst finding, times
-    FEWER for each further warning or danger; generalisation's also times exp(−gap / GAP_SCALE) where validation is above
-    training. Every factor falls with a finding more, with a severity raised, and with a wider gap.
+    Σ share · left over the parts, at most the worst severity's ceiling. A part's ``left`` is LEFT
+    of its worst finding, times FEWER for each further warning or danger; generalisation's also
+    times exp(−gap / GAP_SCALE) where validation is above training. Every factor falls with a
+    finding more, with a severity raised, and with a wider gap.
     """
     components, whole = {}, 0.0
     for name, (share, signals) in PARTS.items():
@@ -63,7 +65,11 @@ def score(findings: list[Finding], gap: float | None) -> tuple[float, dict[str, 
             left = LEFT[worst(f.severity for f in mine)] * FEWER ** (len(mine) - 1)
         if name == "generalisation" and gap is not None:
             left *= math.exp(-max(0.0, gap) / GAP_SCALE)
-        components[name] = {"share": share, "left": left, "findings": sorted({f.signal for f in mine})}
+        components[name] = {
+            "share": share,
+            "left": left,
+            "findings": sorted({f.signal for f in mine}),
+        }
         if name == "generalisation":
             components[name]["gap"] = gap
         whole += share * left
@@ -77,7 +83,9 @@ def diagnose(
     total_steps: int | None = None,
     notes: list[str] | None = None,
 ) -> Diagnosis:
-    """``Diagnosis`` of a run: too little to go by is said, never guessed, but what is wrong already is told."""
+    """``Diagnosis`` of a run: too little to go by is said, never guessed, but what is wrong already
+    is told.
+    """
     findings = all_findings(digest, vocabulary_size=vocabulary_size, total_steps=total_steps)
     s = digest.settings
     evaluations, last = digest.evaluations, digest.evaluations[-1] if digest.evaluations else None

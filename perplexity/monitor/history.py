@@ -1,6 +1,7 @@
 """A training history as it was logged, and which logged names are which measure.
 
-Losses become nats a token; an empty cell is no measurement, NaN is one. What is repaired on the way is said in ``notes``.
+Losses become nats a token; an empty cell is no measurement, NaN is one. What is repaired on the way
+is said in ``notes``.
 """
 
 from __future__ import annotations
@@ -15,16 +16,41 @@ from ..errors import InputError
 from .digest import Digest
 from .settings import Settings
 
-# What a measure is called by the programs that log it; of two in one row the first here is read. `--tag measure=name` puts
-# another in their place.
+# What a measure is called by the programs that log it; of two in one row the first here is read.
+# `--tag measure=name` puts another in their place.
 NAMES = {
-    "step": ("step", "global_step", "train/global_step", "trainer/global_step", "_step", "iteration", "iter"),
+    "step": (
+        "step",
+        "global_step",
+        "train/global_step",
+        "trainer/global_step",
+        "_step",
+        "iteration",
+        "iter",
+    ),
     "train_loss": (
-        *("train_loss", "train/loss", "loss", "train/CrossEntropyLoss", "train/ce_loss", "training_loss", "Loss/train"),
+        *(
+            "train_loss",
+            "train/loss",
+            "loss",
+            "train/CrossEntropyLoss",
+            "train/ce_loss",
+            "training_loss",
+            "Loss/train",
+        ),
         *("train_loss_step", "train/lm_loss", "lm loss", "train_cross_entropy"),
     ),
     "val_loss": (
-        *("val_loss", "eval_loss", "valid_loss", "validation_loss", "eval/loss", "val/loss", "valid/loss", "Loss/val"),
+        *(
+            "val_loss",
+            "eval_loss",
+            "valid_loss",
+            "validation_loss",
+            "eval/loss",
+            "val/loss",
+            "valid/loss",
+            "Loss/val",
+        ),
         *(
             "test/loss",
             "dev/loss",
@@ -44,8 +70,20 @@ NAMES = {
         "optim/LR (group 0)",
         "lr-AdamW",
     ),
-    "grad_norm": ("grad_norm", "train/grad_norm", "optim/total_grad_norm", "optim/grad_norm", "total grad norm"),
-    "tokens": ("tokens", "num_input_tokens_seen", "train/tokens", "throughput/total_tokens", "tokens_seen"),
+    "grad_norm": (
+        "grad_norm",
+        "train/grad_norm",
+        "optim/total_grad_norm",
+        "optim/grad_norm",
+        "total grad norm",
+    ),
+    "tokens": (
+        "tokens",
+        "num_input_tokens_seen",
+        "train/tokens",
+        "throughput/total_tokens",
+        "tokens_seen",
+    ),
     "seconds": ("seconds", "elapsed", "_runtime"),
     "train_eval_loss": ("train_eval_loss",),
     "eval_seconds": ("eval_seconds", "eval_runtime", "eval/runtime"),
@@ -56,15 +94,16 @@ UNITS: dict[str, Callable[[float], float]] = {
     "perplexity": lambda value: math.log(value) if value > 0 else math.nan,
 }
 LOSSES = ("train_loss", "val_loss", "train_eval_loss")
-# What is not a training loss, in the order in which a row's measures are told: a validation loss after what belongs to it.
+# What is not a training loss, in the order in which a row's measures are told: a validation loss
+# after what belongs to it.
 EVENTS = ("lr", "grad_norm", "tokens", "seconds", "eval_seconds", "train_eval_loss", "val_loss")
 
 
 class History:
     """Measures in the order they were logged; a step may hold any of them.
 
-    train_step, train_loss: the training losses. Everything else is ``events``: (place, step, measure, value), where ``place``
-    is how many training losses came before.
+    train_step, train_loss: the training losses. Everything else is ``events``: (place, step,
+    measure, value), where ``place`` is how many training losses came before.
     """
 
     def __init__(self, source: str = "") -> None:
@@ -108,7 +147,9 @@ class History:
         return len(self.train_step) + len(self.events)
 
 
-def feed(digest: Digest, history: History, train_from: int = 0, events_from: int = 0) -> tuple[int, int]:
+def feed(
+    digest: Digest, history: History, train_from: int = 0, events_from: int = 0
+) -> tuple[int, int]:
     """Give ``digest`` what the history holds beyond these counts; returns the new ones."""
     steps, losses = history.arrays()
     place = train_from
@@ -129,7 +170,9 @@ def feed(digest: Digest, history: History, train_from: int = 0, events_from: int
 
 
 def _beside(events: list[tuple]) -> dict[int, float]:
-    """By the number of a validation loss among the events, the re-scored training loss of the same step: logged before or after."""
+    """By the number of a validation loss among the events, the re-scored training loss of the same
+    step: logged before or after.
+    """
     found: dict[int, float] = {}
     last: dict[float, int] = {}  # step to the validation loss there
     waiting: dict[float, float] = {}
@@ -154,18 +197,27 @@ class Names:
             raise InputError(f"unit: expected one of {', '.join(UNITS)}, got {unit!r}")
         self.unit, self.convert = unit, UNITS[unit]
         self.tags = dict(tags or {})
-        self.present: set[str] = set()  # names that were there, to tell which of the tags is nowhere
+        # names that were there, to tell which of the tags is nowhere
+        self.present: set[str] = set()
         self.doubled: set[str] = set()  # measures that a row held under two names
         self.measure = {name: measure for measure, names in NAMES.items() for name in names}
         for measure, name in (tags or {}).items():
             if measure not in NAMES:
-                raise InputError(f"tag: expected one of {', '.join(NAMES)} before =, got {measure!r}")
-            self.measure = {known: what for known, what in self.measure.items() if what != measure} | {name: measure}
+                raise InputError(
+                    f"tag: expected one of {', '.join(NAMES)} before =, got {measure!r}"
+                )
+            self.measure = {
+                known: what for known, what in self.measure.items() if what != measure
+            } | {name: measure}
         self.rank = {name: place for place, name in enumerate(self.measure)}
 
     def row(self, record: dict, where: str) -> tuple[float | None, dict[str, float]]:
         """Step and measures of a logged record; names that are unknown are passed over."""
-        given = [name for name, value in record.items() if name in self.measure and value is not None and value != ""]
+        given = [
+            name
+            for name, value in record.items()
+            if name in self.measure and value is not None and value != ""
+        ]
         found: dict[str, float] = {}
         for measure, names in self.columns(given).items():
             found[measure] = self.number(record[names[0]], measure, where)
@@ -177,15 +229,21 @@ class Names:
         """Measures to the names of a header or a row that hold them, in order of preference."""
         found: dict[str, list[str]] = {}
         self.present.update(header)
-        for name in sorted({name for name in header if name in self.measure}, key=self.rank.__getitem__):
+        for name in sorted(
+            {name for name in header if name in self.measure}, key=self.rank.__getitem__
+        ):
             found.setdefault(self.measure[name], []).append(name)
         return found
 
     def tell(self, history: History) -> None:
-        """Say which measures came under two names in one row; InputError for a name asked for that is nowhere."""
+        """Say which measures came under two names in one row; InputError for a name asked for that
+        is nowhere.
+        """
         for measure, name in self.tags.items():
             if name not in self.present:
-                raise InputError(f"tag: expected a name that {history.source} logs for {measure}, got {name!r}")
+                raise InputError(
+                    f"tag: expected a name that {history.source} logs for {measure}, got {name!r}"
+                )
         for measure in sorted(self.doubled - {"step"}):
             history.say(
                 f"rows hold {measure} under more than one name: the first is read (--tag {measure}=NAME chooses)"

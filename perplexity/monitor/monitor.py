@@ -18,15 +18,25 @@ from .history import UNITS
 from .settings import Settings
 
 # In the order of `log`'s keywords.
-MEASURES = ("train_loss", "val_loss", "lr", "grad_norm", "tokens", "seconds", "train_eval_loss", "eval_seconds")
+MEASURES = (
+    "train_loss",
+    "val_loss",
+    "lr",
+    "grad_norm",
+    "tokens",
+    "seconds",
+    "train_eval_loss",
+    "eval_seconds",
+)
 
 
 class Monitor:
     """Losses in, a diagnosis out; a call of ``log`` costs a few microseconds.
 
-    vocabulary_size: for losses worse than uniform. total_steps: the budget, for projections. unit: of the losses given. path: a
-    JSON-lines file to write the history to; where it exists it is read first, so that a run that restarts goes on with it.
-    stop_on: findings that make ``should_stop`` true, by severity or signal. on_finding: called with each new ``Finding``.
+    vocabulary_size: for losses worse than uniform. total_steps: the budget, for projections. unit:
+    of the losses given. path: a JSON-lines file to write the history to; where it exists it is read
+    first, so that a run that restarts goes on with it. stop_on: findings that make ``should_stop``
+    true, by severity or signal. on_finding: called with each new ``Finding``.
 
     >>> monitor = Monitor(vocabulary_size=50_257)
     >>> for step in range(3):
@@ -94,7 +104,9 @@ class Monitor:
                         file.truncate(len(whole))
             self._file = path.open("a", buffering=1, encoding="utf-8")
         except OSError as error:
-            raise InputError(f"path: expected a file that can be written, got {path} ({error.strerror})")
+            raise InputError(
+                f"path: expected a file that can be written, got {path} ({error.strerror})"
+            )
 
     def log(
         self,
@@ -109,23 +121,32 @@ class Monitor:
         train_eval_loss: float | None = None,
         eval_seconds: float | None = None,
     ) -> None:
-        """One step's measures, losses of one batch or one evaluation; what is left out was not measured.
+        """One step's measures, losses of one batch or one evaluation; what is left out was not
+        measured.
 
-        Numbers or tensors with one element (those wait for their device). Steps that go back are a restart.
+        Numbers or tensors with one element (those wait for their device). Steps that go back are a
+        restart.
         """
         digest = self.digest
         if self._file is not None and self._file.closed:
             raise InputError("log: expected a monitor whose file is open, got one after close()")
         step = _finite_step(step)
         if val_loss is None and (train_eval_loss is not None or eval_seconds is not None):
-            raise InputError("train_eval_loss, eval_seconds: expected beside a val_loss of the same step, got none")
+            raise InputError(
+                "train_eval_loss, eval_seconds: expected beside a val_loss of the same step, got none"
+            )
         # All are numbers before the first is counted: a call that raises leaves no trace.
         train_loss = self._nats("train_loss", train_loss)
         val_loss = self._nats("val_loss", val_loss)
         train_eval_loss = self._nats("train_eval_loss", train_eval_loss)
         others = [
             (name, checks.measured(name, value))
-            for name, value in (("lr", lr), ("grad_norm", grad_norm), ("tokens", tokens), ("seconds", seconds))
+            for name, value in (
+                ("lr", lr),
+                ("grad_norm", grad_norm),
+                ("tokens", tokens),
+                ("seconds", seconds),
+            )
             if value is not None
         ]
         eval_seconds = checks.optional(checks.measured, "eval_seconds", eval_seconds)
@@ -137,7 +158,16 @@ class Monitor:
             digest.validation(step, val_loss, train_eval_loss, eval_seconds)
         if self._file is not None:
             self._write(
-                self._file, step, train_loss, val_loss, lr, grad_norm, tokens, seconds, train_eval_loss, eval_seconds
+                self._file,
+                step,
+                train_loss,
+                val_loss,
+                lr,
+                grad_norm,
+                tokens,
+                seconds,
+                train_eval_loss,
+                eval_seconds,
             )
         self._calls += 1
         if self.stop_on or self.on_finding:
@@ -154,18 +184,24 @@ class Monitor:
 
     def _write(self, file: TextIO, step: float, *values) -> None:
         row = {"step": step} | {
-            name: float(value) for name, value in zip(MEASURES, values, strict=True) if value is not None
+            name: float(value)
+            for name, value in zip(MEASURES, values, strict=True)
+            if value is not None
         }
         file.write(json.dumps(row) + "\n")
 
     def check(self) -> Diagnosis:
-        """Diagnose now: tell ``on_finding`` what is new and set ``should_stop``. ``log`` does it every ``check_every`` calls,
-        after each validation loss, and at the first loss that is no number."""
+        """Diagnose now: tell ``on_finding`` what is new and set ``should_stop``. ``log`` does it
+        every ``check_every`` calls, after each validation loss, and at the first loss that is no
+        number."""
         diagnosis = self.diagnose()
         for finding in diagnosis.findings:
-            # By its name a spike stops a run where it is one, not at an odd batch; so do losses that are no numbers.
+            # By its name a spike stops a run where it is one, not at an odd batch; so do losses
+            # that are no numbers.
             harmless = finding.severity == "info" and finding.signal in ("spike", "non-finite")
-            if (finding.signal in self.stop_on and not harmless) or _at_least(finding.severity, self.stop_on):
+            if (finding.signal in self.stop_on and not harmless) or _at_least(
+                finding.severity, self.stop_on
+            ):
                 self.should_stop, self.stopped_by = True, self.stopped_by or finding
             key = finding.signal, finding.severity
             if key not in self._told:
@@ -177,14 +213,21 @@ class Monitor:
     def diagnose(self) -> Diagnosis:
         """What the curves say so far."""
         return diagnose(
-            self.digest, vocabulary_size=self.vocabulary_size, total_steps=self.total_steps, notes=self.notes
+            self.digest,
+            vocabulary_size=self.vocabulary_size,
+            total_steps=self.total_steps,
+            notes=self.notes,
         )
 
-    def evaluate_every(self, steps: int, fn: Callable[[], float | dict]) -> Callable[[float], float | None]:
-        """A function to call with each step: once past every multiple of ``steps`` it runs ``fn``, logs its loss and cost.
+    def evaluate_every(
+        self, steps: int, fn: Callable[[], float | dict]
+    ) -> Callable[[float], float | None]:
+        """A function to call with each step: once past every multiple of ``steps`` it runs ``fn``,
+        logs its loss and cost.
 
-        ``fn`` returns a validation loss in the monitor's unit, or a dict of ``log``'s measures. The share of the run's time
-        that evaluations took is in ``evaluation_share``. A NaN is logged as one; what ``fn`` raises is raised.
+        ``fn`` returns a validation loss in the monitor's unit, or a dict of ``log``'s measures. The
+        share of the run's time that evaluations took is in ``evaluation_share``. A NaN is logged as
+        one; what ``fn`` raises is raised.
         """
         steps = checks.integer("steps", steps, least=1)
         if not callable(fn):
@@ -207,15 +250,22 @@ class Monitor:
             self._evaluation_seconds += cost
             measures = found if isinstance(found, dict) else {"val_loss": found}
             if measures.get("val_loss") is None:
-                raise InputError(f"fn: expected a loss or a dict with a val_loss, got {found!r:.80}")
-            self.log(step, **{"eval_seconds": cost, "seconds": time.perf_counter() - self._started} | measures)
+                raise InputError(
+                    f"fn: expected a loss or a dict with a val_loss, got {found!r:.80}"
+                )
+            self.log(
+                step,
+                **{"eval_seconds": cost, "seconds": time.perf_counter() - self._started} | measures,
+            )
             return measures.get("val_loss")
 
         return at
 
     @property
     def evaluation_share(self) -> float:
-        """Share of the time since the monitor was made that went into ``evaluate_every``'s evaluations."""
+        """Share of the time since the monitor was made that went into ``evaluate_every``'s
+        evaluations.
+        """
         return self._evaluation_seconds / max(time.perf_counter() - self._started, 1e-9)
 
     def close(self) -> None:

@@ -1,4 +1,6 @@
-"""Readers of CSV, JSON lines, TensorBoard, transformers' trainer_state.json and, in ``wandb_log.py``, W&B offline runs."""
+"""Readers of CSV, JSON lines, TensorBoard, transformers' trainer_state.json and, in
+``wandb_log.py``, W&B offline runs.
+"""
 
 from __future__ import annotations
 
@@ -20,17 +22,25 @@ DEEPEST = 200  # brackets in a line that Arrow is given
 THINNED = ("lr", "grad_norm", "tokens", "seconds")  # slow measures: ten thousand values draw them
 
 
-def read_history(path: str | Path, *, tags: dict[str, str] | None = None, unit: str = "nats") -> History:
-    """The history in a .csv, .jsonl or trainer_state.json file, a TensorBoard folder or event file, or a W&B offline run.
+def read_history(
+    path: str | Path, *, tags: dict[str, str] | None = None, unit: str = "nats"
+) -> History:
+    """The history in a .csv, .jsonl or trainer_state.json file, a TensorBoard folder or event file,
+    or a W&B offline run.
 
-    tags: measure to the name it was logged under. unit: of the losses, "nats", "bits" or "perplexity". Raises InputError
-    that names the file and the line where it cannot be read, holds no loss, or no step.
+    tags: measure to the name it was logged under. unit: of the losses, "nats", "bits" or
+    "perplexity". Raises InputError that names the file and the line where it cannot be read, holds
+    no loss, or no step.
     """
     path, names = Path(path), Names(tags, unit)
     if path.is_dir():
         history = _read_folder(path, names)
     elif not path.is_file():
-        what = "what is no regular file (a pipe is read once, a history twice)" if path.exists() else "no such file"
+        what = (
+            "what is no regular file (a pipe is read once, a history twice)"
+            if path.exists()
+            else "no such file"
+        )
         raise InputError(f"{path}: expected a history, got {what}")
     elif path.suffix == ".csv":
         history = _read_csv(path, names)
@@ -48,7 +58,9 @@ def read_history(path: str | Path, *, tags: dict[str, str] | None = None, unit: 
         )
     names.tell(history)
     if not len(history):
-        raise InputError(f"{path}: expected a training loss or a validation loss, got none{_seen(history)}")
+        raise InputError(
+            f"{path}: expected a training loss or a validation loss, got none{_seen(history)}"
+        )
     repair_order(history)
     return history
 
@@ -58,7 +70,9 @@ def _seen(history: History) -> str:
 
 
 def repair_order(history: History) -> None:
-    """Rows that are out of order are sorted by step; steps that go back and are logged again are a restart and stay."""
+    """Rows that are out of order are sorted by step; steps that go back and are logged again are a
+    restart and stay.
+    """
     if not history.train_step:
         return _repair_evaluations(history)
     steps = np.array(history.train_step)
@@ -81,17 +95,20 @@ def repair_order(history: History) -> None:
 
 def _repair_evaluations(history: History) -> None:
     """The same for a history of evaluations alone."""
-    back = _out_of_order(np.array([step for _, step, name, _ in history.events if name == "val_loss"]))
+    back = _out_of_order(
+        np.array([step for _, step, name, _ in history.events if name == "val_loss"])
+    )
     if back:
         history.events.sort(key=lambda event: event[1])
         _say_sorted(history, back, len(history.events))
 
 
 def _out_of_order(steps: np.ndarray) -> int:
-    """How often the steps go back, 0 where that is by restarts: they log again what they went back over.
+    """How often the steps go back, 0 where that is by restarts: they log again what they went back
+    over.
 
-    Rows out of order repeat no step. One to three ways back that are followed by more than two rows below the highest step so
-    far are restarts all the same, whose steps fall between the old ones.
+    Rows out of order repeat no step. One to three ways back that are followed by more than two rows
+    below the highest step so far are restarts all the same, whose steps fall between the old ones.
     """
     if len(steps) < 2:
         return 0
@@ -99,12 +116,16 @@ def _out_of_order(steps: np.ndarray) -> int:
     if not len(ways_back) or len(steps) - len(np.unique(steps)) >= len(ways_back):
         return 0
     highest = np.maximum.accumulate(steps)
-    longest = max(int(np.argmax(np.append(steps[at:] >= highest[at - 1], True))) for at in ways_back[:4])
+    longest = max(
+        int(np.argmax(np.append(steps[at:] >= highest[at - 1], True))) for at in ways_back[:4]
+    )
     return 0 if len(ways_back) <= 3 and longest > 2 else len(ways_back)
 
 
 def _say_sorted(history: History, back: int, rows: int) -> None:
-    history.say(f"steps went back {back:,} times in {rows:,} rows and none came twice: out of order, sorted by step")
+    history.say(
+        f"steps went back {back:,} times in {rows:,} rows and none came twice: out of order, sorted by step"
+    )
 
 
 def _whole_lines(path: Path, history: History) -> bytes:
@@ -136,7 +157,9 @@ def csv_header(raw: bytes, where: str) -> list[str]:
         raise InputError(f"{where}: expected names in the first line, got {line[:60]!r} ({error})")
 
 
-def add_csv(history: History, raw: bytes, names: Names, where: str, header: list[str] | None = None) -> None:
+def add_csv(
+    history: History, raw: bytes, names: Names, where: str, header: list[str] | None = None
+) -> None:
     """Rows of CSV text; ``header`` where the text has none of its own."""
     import pyarrow
     from pyarrow.csv import ConvertOptions, ReadOptions, read_csv
@@ -145,10 +168,14 @@ def add_csv(history: History, raw: bytes, names: Names, where: str, header: list
     header = header or csv_header(raw, where)
     columns = names.columns(header)
     if "step" not in columns or not columns.keys() & set(LOSSES):
-        raise InputError(f"{where}: expected columns step and train_loss or val_loss, got {', '.join(header)[:200]}")
+        raise InputError(
+            f"{where}: expected columns step and train_loss or val_loss, got {', '.join(header)[:200]}"
+        )
     wanted = [name for found in columns.values() for name in found]
     if twice := sorted({name for name in wanted if header.count(name) > 1}):
-        raise InputError(f"{where}: expected one column of a name, got {', '.join(twice)} more than once")
+        raise InputError(
+            f"{where}: expected one column of a name, got {', '.join(twice)} more than once"
+        )
     try:
         table = read_csv(
             pyarrow.py_buffer(raw),
@@ -161,12 +188,18 @@ def add_csv(history: History, raw: bytes, names: Names, where: str, header: list
             ),
         )
     except pyarrow.ArrowException as error:
-        raise InputError(f"{where}: expected numbers in {', '.join(wanted)}, got {first_line(error)}")
+        raise InputError(
+            f"{where}: expected numbers in {', '.join(wanted)}, got {first_line(error)}"
+        )
     _add_table(history, table, columns, names, where)
 
 
-def _add_table(history: History, table, columns: dict[str, list[str]], names: Names, where: str) -> None:
-    """Rows of an Arrow table of numbers; ``columns``: measure to the columns that hold it, the first that has a value read."""
+def _add_table(
+    history: History, table, columns: dict[str, list[str]], names: Names, where: str
+) -> None:
+    """Rows of an Arrow table of numbers; ``columns``: measure to the columns that hold it, the
+    first that has a value read.
+    """
     found = {}
     for measure, of in columns.items():
         values, there = _column(table, of[0])
@@ -196,7 +229,10 @@ def _column(table, name: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _fill(
-    history: History, steps: np.ndarray, known: np.ndarray, found: dict[str, tuple[np.ndarray, np.ndarray]]
+    history: History,
+    steps: np.ndarray,
+    known: np.ndarray,
+    found: dict[str, tuple[np.ndarray, np.ndarray]],
 ) -> None:
     """Columns into a history, without a loop over the rows that hold a training loss alone."""
     train, has = found.pop("train_loss", (np.empty(len(steps)), np.zeros(len(steps), bool)))
@@ -205,7 +241,8 @@ def _fill(
     history.train_loss.frombytes(train[has].tobytes())
     before = np.cumsum(has)
     events = []
-    # A learning rate in every row is kept where it changes; so are the other slow measures, thinned.
+    # A learning rate in every row is kept where it changes; so are the other slow measures,
+    # thinned.
     for order, name in enumerate(EVENTS):
         if name not in found:
             continue
@@ -218,7 +255,9 @@ def _fill(
         events += [(int(row), order, name) for row in rows]
     events.sort()
     for row, _, name in events:
-        history.events.append((int(before[row]), float(steps[row]), name, float(found[name][0][row])))
+        history.events.append(
+            (int(before[row]), float(steps[row]), name, float(found[name][0][row]))
+        )
 
 
 def _read_json_lines(path: Path, names: Names) -> History:
@@ -242,7 +281,9 @@ def add_json_lines(history: History, raw: bytes, names: Names, where: str) -> No
 
 
 def _json_table(raw: bytes):
-    """What Arrow makes of the lines at once, ten times faster than line by line; None where it refuses them."""
+    """What Arrow makes of the lines at once, ten times faster than line by line; None where it
+    refuses them.
+    """
     try:
         import pyarrow.json
     except ImportError:
@@ -256,9 +297,11 @@ def _json_table(raw: bytes):
 
 
 def _is_for_arrow(raw: bytes) -> bool:
-    """Return whether Arrow can be given the lines: objects that are not nested deeper than ``DEEPEST``.
+    """Return whether Arrow can be given the lines: objects that are not nested deeper than
+    ``DEEPEST``.
 
-    A null before the first object, and a hundred thousand brackets in a line, end the process in Arrow 26, without an error.
+    A null before the first object, and a hundred thousand brackets in a line, end the process in
+    Arrow 26, without an error.
     """
     lines = raw.strip()
     if lines.count(b"\n{") + lines.startswith(b"{") != lines.count(b"\n") + 1:
@@ -269,12 +312,17 @@ def _is_for_arrow(raw: bytes) -> bool:
 
 
 def _is_plain(table, columns: dict[str, list[str]]) -> bool:
-    """Numbers in every measure and no row that is treated apart: else a line at a time says what is wrong, and where."""
+    """Numbers in every measure and no row that is treated apart: else a line at a time says what is
+    wrong, and where.
+    """
     import pyarrow
 
     kinds = [table.schema.field(name).type for found in columns.values() for name in found]
     numbers = (pyarrow.types.is_integer, pyarrow.types.is_floating, pyarrow.types.is_null)
-    return all(any(is_kind(kind) for is_kind in numbers) for kind in kinds) and SUMMARY not in table.column_names
+    return (
+        all(any(is_kind(kind) for is_kind in numbers) for kind in kinds)
+        and SUMMARY not in table.column_names
+    )
 
 
 def _add_json_line(history: History, line: bytes, names: Names, where: str) -> None:
@@ -283,11 +331,15 @@ def _add_json_line(history: History, line: bytes, names: Names, where: str) -> N
     except (ValueError, RecursionError) as error:
         raise InputError(f"{where}: expected a JSON object, got broken JSON ({error})")
     if not isinstance(record, dict):
-        raise InputError(f"{where}: expected a JSON object, got {line[:60].decode(errors='replace')!r}")
+        raise InputError(
+            f"{where}: expected a JSON object, got {line[:60].decode(errors='replace')!r}"
+        )
     _add_row(history, *names.row(record, where), record, where)
 
 
-def _add_row(history: History, step: float | None, measures: dict[str, float], record: dict, where: str) -> None:
+def _add_row(
+    history: History, step: float | None, measures: dict[str, float], record: dict, where: str
+) -> None:
     """A row into the history; what is left out is said once."""
     if SUMMARY in record:
         return history.say(f"a summary of the whole run is left out ({SUMMARY})")
@@ -313,7 +365,9 @@ def _read_trainer_state(path: Path, names: Names) -> History:
         raise InputError(f"{path}: expected trainer_state.json with a log_history, got {got}")
     for number, row in enumerate(rows if isinstance(rows, list) else [], 1):
         if not isinstance(row, dict):
-            raise InputError(f"{path}: expected objects in log_history, got {row!r:.60} at {number}")
+            raise InputError(
+                f"{path}: expected objects in log_history, got {row!r:.60} at {number}"
+            )
         where = f"{path}, log_history {number}"
         _add_row(history, *names.row(row, where), row, where)
     return history
@@ -368,25 +422,33 @@ def _read_tensorboard(path: Path, names: Names) -> History:
             names.present.add(name)
             if measure and measure != "step":
                 where.setdefault(measure, set()).add(folder)
-                rows.append((wall, step, measure, names.number(value, measure, f"{file}, tag {tag}")))
+                rows.append(
+                    (wall, step, measure, names.number(value, measure, f"{file}, tag {tag}"))
+                )
     for measure in LOSSES:
         if len(folders := sorted(where.get(measure, ()))) > 1:
             listed = ", ".join(folders)[:200]
-            raise InputError(f"{path}: expected one run, got {measure} in {len(folders)} folders; name one of {listed}")
+            raise InputError(
+                f"{path}: expected one run, got {measure} in {len(folders)} folders; name one of {listed}"
+            )
     # In the order they were written; of one moment the training loss first.
     rows.sort(key=lambda row: (row[0], row[2] != "train_loss"))
     start = rows[0][0] if rows else 0.0
     for wall, step, measure, value in rows:
         history.add(step, {measure: value, "seconds": wall - start})
     if not rows:
-        history.notes.append(f"tags seen: {', '.join(seen)[:300] or 'none'}; --tag train_loss=NAME says which is which")
+        history.notes.append(
+            f"tags seen: {', '.join(seen)[:300] or 'none'}; --tag train_loss=NAME says which is which"
+        )
     return history
 
 
 def _tensorboard_name(folder: str, tag: str, names: Names) -> str:
-    """What a tag is called: writers keep train and eval in folders of their own, whose name says which.
+    """What a tag is called: writers keep train and eval in folders of their own, whose name says
+    which.
 
-    ``loss`` under ``eval`` is ``eval/loss``; ``add_scalars("loss", {"val": ...})`` puts it under ``loss_val``.
+    ``loss`` under ``eval`` is ``eval/loss``; ``add_scalars("loss", {"val": ...})`` puts it under
+    ``loss_val``.
     """
     last = folder.rsplit("/", 1)[-1]
     part = last.removeprefix(f"{tag.replace('/', '_')}_")
@@ -397,7 +459,9 @@ def _tensorboard_name(folder: str, tag: str, names: Names) -> str:
 
 
 def _scalars(file: Path, history: History):
-    """(wall time, step, tag, value) of an event file's scalars, what was replaced after a restart included."""
+    """(wall time, step, tag, value) of an event file's scalars, what was replaced after a restart
+    included.
+    """
     try:
         from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
         from tensorboard.util.tensor_util import make_ndarray
@@ -411,18 +475,26 @@ def _scalars(file: Path, history: History):
         read += 1
         for value in event.summary.value:
             if value.HasField("tensor"):
-                with theirs(f"{file}, tag {value.tag}: expected a tensor, got one that cannot be read"):
+                with theirs(
+                    f"{file}, tag {value.tag}: expected a tensor, got one that cannot be read"
+                ):
                     number = make_ndarray(value.tensor)
                 if number.size == 1 and number.dtype.kind in "fiu":
                     yield event.wall_time, float(event.step), value.tag, float(number.reshape(()))
     written, whole = _framed(file)
     if read < written or not whole:
-        lost = f"{written - read:,} records behind a broken one" if read < written else "a last record without an end"
+        lost = (
+            f"{written - read:,} records behind a broken one"
+            if read < written
+            else "a last record without an end"
+        )
         history.say(f"{file.name}: {lost} left out")
 
 
 def _framed(file: Path) -> tuple[int, bool]:
-    """How many records a file frames (TFRecord: length, its checksum, data, its checksum), and whether the last is whole."""
+    """How many records a file frames (TFRecord: length, its checksum, data, its checksum), and
+    whether the last is whole.
+    """
     size, place, count = file.stat().st_size, 0, 0
     with file.open("rb") as raw:
         while place + 12 <= size:

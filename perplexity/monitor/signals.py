@@ -1,4 +1,6 @@
-"""Signals: each a pure function of a run's ``Digest``, with what it looks for, its reference, and what would make it wrong."""
+"""Signals: each a pure function of a run's ``Digest``, with what it looks for, its reference, and
+what would make it wrong.
+"""
 
 from __future__ import annotations
 
@@ -19,12 +21,13 @@ def _with_train(evaluations: list[Evaluated]) -> list[Evaluated]:
 
 
 def validation_noise(digest: Digest) -> float:
-    """Standard deviation of a validation loss about its curve, in nats: how far it is from the line, in the logarithm of the
-    step, through one before and one after.
+    """Standard deviation of a validation loss about its curve, in nats: how far it is from the
+    line, in the logarithm of the step, through one before and one after.
 
-    The larger of two robust ones (MAD): for neighbours, in the later two thirds, the last few left out as they are judged; and
-    for evaluations three apart, up to the best (a loss that wanders hides from the first). Drawn towards ``noise_prior`` while
-    there are few. Too large where the curve bends between evaluations that are far apart.
+    The larger of two robust ones (MAD): for neighbours, in the later two thirds, the last few left
+    out as they are judged; and for evaluations three apart, up to the best (a loss that wanders
+    hides from the first). Drawn towards ``noise_prior`` while there are few. Too large where the
+    curve bends between evaluations that are far apart.
     """
     s = digest.settings
     before = digest.evaluations[: -s.evaluations_in_a_row]
@@ -36,13 +39,18 @@ def validation_noise(digest: Digest) -> float:
         for apart, part in ((1, slice(len(losses) // 3, None)), (3, slice(best // 3, best))):
             off = _off_the_line(at[part], losses[part], apart)
             if len(off) >= 2:
-                seen, count = max(seen, MAD_TO_SIGMA * float(np.median(np.abs(off)))), max(count, len(off))
+                seen, count = (
+                    max(seen, MAD_TO_SIGMA * float(np.median(np.abs(off)))),
+                    max(count, len(off)),
+                )
     weight = s.noise_prior_evaluations
     return math.sqrt((count * seen**2 + weight * s.noise_prior**2) / (count + weight))
 
 
 def _off_the_line(at: np.ndarray, losses: np.ndarray, apart: int) -> np.ndarray:
-    """What each loss is apart from the line through those ``apart`` before and after, scaled to the noise of one."""
+    """What each loss is apart from the line through those ``apart`` before and after, scaled to the
+    noise of one.
+    """
     if len(losses) < 2 * apart + 1:
         return np.empty(0)
     left, middle, right = at[: -2 * apart], at[apart:-apart], at[2 * apart :]
@@ -52,7 +60,9 @@ def _off_the_line(at: np.ndarray, losses: np.ndarray, apart: int) -> np.ndarray:
 
 
 def non_finite(digest: Digest) -> Iterator[Finding]:
-    """NaN or infinite losses. Never wrong; a gradient norm may be infinite for a step under loss scaling: info."""
+    """NaN or infinite losses. Never wrong; a gradient norm may be infinite for a step under loss
+    scaling: info.
+    """
     for name, (count, first) in digest.non_finite.items():
         yield Finding(
             "non-finite",
@@ -67,10 +77,12 @@ def non_finite(digest: Digest) -> Iterator[Finding]:
 
 
 def spikes(digest: Digest) -> Iterator[Finding]:
-    """Training losses in a row far above the median of those before (median and MAD, outliers kept out of the baseline).
+    """Training losses in a row far above the median of those before (median and MAD, outliers kept
+    out of the baseline).
 
-    After OLMo-core's and llm-foundry's monitors, which compare with a mean: a median does not move with what it judges. Wrong
-    where the data change for good: the loss then never comes back. Single batches stand out in every healthy run.
+    After OLMo-core's and llm-foundry's monitors, which compare with a mean: a median does not move
+    with what it judges. Wrong where the data change for good: the loss then never comes back.
+    Single batches stand out in every healthy run.
     """
     sustained = _sustained_length(digest)
     single = [spike for spike in digest.spikes if spike.points < sustained]
@@ -92,14 +104,18 @@ def spikes(digest: Digest) -> Iterator[Finding]:
 
 
 def _sustained_length(digest: Digest) -> int:
-    """Outliers in a row that are no chance: where a share q of n batches stand out singly, n · q^length is under 0.01.
+    """Outliers in a row that are no chance: where a share q of n batches stand out singly, n ·
+    q^length is under 0.01.
 
-    In text of mixed kinds every seventh batch may be a hard one, and five in a row come of themselves.
+    In text of mixed kinds every seventh batch may be a hard one, and five in a row come of
+    themselves.
     """
     share = digest.single_outliers / max(1, digest.points)
     if digest.single_outliers < 10 or share >= 1:
         return digest.settings.spike_sustained
-    return max(digest.settings.spike_sustained, math.ceil(math.log(0.01 / digest.points) / math.log(share)))
+    return max(
+        digest.settings.spike_sustained, math.ceil(math.log(0.01 / digest.points) / math.log(share))
+    )
 
 
 def _sustained(digest: Digest, spike: Spike) -> Finding:
@@ -115,7 +131,9 @@ def _sustained(digest: Digest, spike: Spike) -> Finding:
             {"points": spike.points, "excess": spike.excess, "class": "not recovered"},
         )
     slow = spike.points >= digest.settings.spike_not_recovered
-    state = "recovered slowly after" if slow else "recovered after" if spike.ended else "is up since"
+    state = (
+        "recovered slowly after" if slow else "recovered after" if spike.ended else "is up since"
+    )
     return Finding(
         "spike",
         "warning",
@@ -132,7 +150,9 @@ def _sustained(digest: Digest, spike: Spike) -> Finding:
 
 
 def validation_rise(digest: Digest) -> tuple[Evaluated, float] | None:
-    """The best evaluation and by how much every one of the last few lies above it; None where they do not."""
+    """The best evaluation and by how much every one of the last few lies above it; None where they
+    do not.
+    """
     s = digest.settings
     evaluations = digest.evaluations
     if len(evaluations) < s.evaluations_in_a_row + 2:
@@ -143,7 +163,9 @@ def validation_rise(digest: Digest) -> tuple[Evaluated, float] | None:
     # The lowest of many noisy losses lies below the curve: medians of three do less so.
     losses = np.array([e.loss for e in before])
     level = (
-        np.median(np.stack([losses[:-2], losses[1:-1], losses[2:]]), axis=0).min() if len(losses) > 2 else losses.min()
+        np.median(np.stack([losses[:-2], losses[1:-1], losses[2:]]), axis=0).min()
+        if len(losses) > 2
+        else losses.min()
     )
     rise = float(min(e.loss for e in last) - level)
     if rise <= max(s.rise, s.standard_errors * validation_noise(digest)):
@@ -152,10 +174,11 @@ def validation_rise(digest: Digest) -> tuple[Evaluated, float] | None:
 
 
 def overfitting(digest: Digest) -> Iterator[Finding]:
-    """Validation above its best for several evaluations while training falls (Prechelt, Early Stopping, 1998).
+    """Validation above its best for several evaluations while training falls (Prechelt, Early
+    Stopping, 1998).
 
-    Wrong where validation is of another kind than training and moves away from it as the mix of training data changes, and
-    while a cyclic learning rate is at its height again.
+    Wrong where validation is of another kind than training and moves away from it as the mix of
+    training data changes, and while a cyclic learning rate is at its height again.
     """
     found = validation_rise(digest)
     if found is None:
@@ -181,7 +204,9 @@ def overfitting(digest: Digest) -> Iterator[Finding]:
 
 
 def _training(digest: Digest, best: Evaluated, last: Evaluated) -> tuple[float, float]:
-    """Training losses at two evaluations: the means just before them, or of the few that were logged; NaN where none was."""
+    """Training losses at two evaluations: the means just before them, or of the few that were
+    logged; NaN where none was.
+    """
     if math.isnan(best.near) or math.isnan(last.near):
         return digest.train_at(best.step), digest.train_at(last.step)
     return best.near, last.near
@@ -189,7 +214,8 @@ def _training(digest: Digest, best: Evaluated, last: Evaluated) -> tuple[float, 
 
 def _train_rose(digest: Digest, best: Evaluated, last: Evaluated) -> bool:
     before, now = _training(digest, best, last)
-    if math.isnan(best.near) or math.isnan(last.near):  # few training losses: a rise as large as validation's counts
+    # few training losses: a rise as large as validation's counts
+    if math.isnan(best.near) or math.isnan(last.near):
         return now - before > max(digest.settings.rise, last.loss - best.loss) / 2
     error = math.hypot(best.near_error, last.near_error)
     return now - before > max(digest.settings.rise, digest.settings.standard_errors * error)
@@ -198,8 +224,8 @@ def _train_rose(digest: Digest, best: Evaluated, last: Evaluated) -> bool:
 def divergence(digest: Digest) -> Iterator[Finding]:
     """Both losses rise, or the training loss alone by far more than its noise and for long.
 
-    Wrong where the data get harder on purpose, the objective changes (a longer context, another mix), or a cyclic learning
-    rate is at its height again.
+    Wrong where the data get harder on purpose, the objective changes (a longer context, another
+    mix), or a cyclic learning rate is at its height again.
     """
     s = digest.settings
     found = validation_rise(digest)
@@ -246,15 +272,19 @@ def divergence(digest: Digest) -> Iterator[Finding]:
 
 
 def _lag(e: Evaluated) -> float:
-    """What the training loss may lag behind: the fall over 128 logged points, less its noise; over 1,024 in a running average."""
+    """What the training loss may lag behind: the fall over 128 logged points, less its noise; over
+    1,024 in a running average.
+    """
     return (16 if e.near_smooth else 2) * max(0.0, e.near_fall - e.near_error)
 
 
 def leakage(digest: Digest) -> Iterator[Finding]:
-    """Validation below training for long, by more than noise, the lag of the running loss, and a floor.
+    """Validation below training for long, by more than noise, the lag of the running loss, and a
+    floor.
 
-    Wrong where validation is an easier text, where dropout or a running average makes the logged training loss high, or
-    where training text is scored in another way. Then re-score a sample of training text in evaluation mode (train_eval_loss).
+    Wrong where validation is an easier text, where dropout or a running average makes the logged
+    training loss high, or where training text is scored in another way. Then re-score a sample of
+    training text in evaluation mode (train_eval_loss).
     """
     s = digest.settings
     with_train = _with_train(digest.evaluations)
@@ -263,12 +293,18 @@ def leakage(digest: Digest) -> Iterator[Finding]:
     if len(last) >= s.leak_evaluations and last[-1].step - last[0].step >= 0.05 * last[-1].step:
         noise = validation_noise(digest)
         margins = [
-            e.near - e.loss - max(s.leak_floor + _lag(e), s.standard_errors * math.hypot(e.near_error, noise))
+            e.near
+            - e.loss
+            - max(s.leak_floor + _lag(e), s.standard_errors * math.hypot(e.near_error, noise))
             for e in last
         ]
         if min(margins) > 0:
             below = min(e.near - e.loss for e in last)
-            kind = "training text scored in evaluation mode" if last[-1].rescored else "the training loss before it"
+            kind = (
+                "training text scored in evaluation mode"
+                if last[-1].rescored
+                else "the training loss before it"
+            )
             yield Finding(
                 "leakage-suspected",
                 "warning",
@@ -308,14 +344,14 @@ def leakage(digest: Digest) -> Iterator[Finding]:
 
 
 def worse_than_uniform(digest: Digest, vocabulary_size: int | None) -> Iterator[Finding]:
-    """A loss above ln V for long: the model does worse than a guess. Wrong only where V is not the vocabulary's size."""
+    """A loss above ln V for long: the model does worse than a guess. Wrong only where V is not the
+    vocabulary's size.
+    """
     if not vocabulary_size:
         return
     s = digest.settings
     limit = math.log(vocabulary_size) + s.uniform_margin
-    advice = (
-        "look for another tokenizer than the model's, labels shifted wrongly, padding that is scored, a diverged model"
-    )
+    advice = "look for another tokenizer than the model's, labels shifted wrongly, padding that is scored, a diverged model"
     last = digest.evaluations[-s.evaluations_in_a_row :]
     if len(last) == s.evaluations_in_a_row and min(e.loss for e in last) > limit:
         yield Finding(
@@ -349,7 +385,9 @@ def worse_than_uniform(digest: Digest, vocabulary_size: int | None) -> Iterator[
 
 
 def generalisation_gap(digest: Digest) -> Iterator[Finding]:
-    """Validation above training: its size and trend; a warning where it is wide. Wrong where the two texts differ in kind."""
+    """Validation above training: its size and trend; a warning where it is wide. Wrong where the
+    two texts differ in kind.
+    """
     s = digest.settings
     with_train = _with_train(digest.evaluations)
     last = with_train[-s.evaluations_in_a_row :]
@@ -380,7 +418,14 @@ def cadence(digest: Digest) -> Iterator[Finding]:
     wanted = "every 500 to 1,000 steps is usual"
     if not count:
         advice = f"evaluate on text that is not trained on: {wanted}"
-        yield Finding("evaluation-cadence", "info", digest.first_step, last, "no validation loss was logged", advice)
+        yield Finding(
+            "evaluation-cadence",
+            "info",
+            digest.first_step,
+            last,
+            "no validation loss was logged",
+            advice,
+        )
         return
     spacing = (digest.evaluations[-1].step - digest.evaluations[0].step) / max(1, count - 1)
     since = last - digest.evaluations[-1].step
@@ -410,7 +455,9 @@ def cadence(digest: Digest) -> Iterator[Finding]:
 
 
 def restarts(digest: Digest) -> Iterator[Finding]:
-    """Steps that went back: a restart from a checkpoint, or another run in the same file. What it replaced is not judged."""
+    """Steps that went back: a restart from a checkpoint, or another run in the same file. What it
+    replaced is not judged.
+    """
     if not digest.restarts:
         return
     last = digest.restarts[-1]
@@ -443,7 +490,9 @@ PLAIN: tuple[Callable[[Digest], Iterator[Finding]], ...] = (
 def all_findings(
     digest: Digest, *, vocabulary_size: int | None = None, total_steps: int | None = None
 ) -> list[Finding]:
-    """Every signal's findings, the most severe first; a plateau is not also told of a run that overfits or diverges."""
+    """Every signal's findings, the most severe first; a plateau is not also told of a run that
+    overfits or diverges.
+    """
     found = [finding for signal in PLAIN for finding in signal(digest)]
     found += worse_than_uniform(digest, vocabulary_size)
     found += healthy_decline(digest, total_steps)

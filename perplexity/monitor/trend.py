@@ -16,13 +16,16 @@ MOST_SLOPES = 64
 
 
 def plateau(digest: Digest) -> Iterator[Finding]:
-    """Little to gain: Theil and Sen's slope of the training loss over the logarithm of the step, in the last doubling.
+    """Little to gain: Theil and Sen's slope of the training loss over the logarithm of the step, in
+    the last doubling.
 
-    The projected gain of another doubling, at the optimistic end of its 95 % interval, is under a share of the loss. Wrong in
-    a stable phase of a schedule with little left to learn until the rate is lowered: that is why it is a warning.
+    The projected gain of another doubling, at the optimistic end of its 95 % interval, is under a
+    share of the loss. Wrong in a stable phase of a schedule with little left to learn until the
+    rate is lowered: that is why it is a warning.
     """
     s = digest.settings
-    # Validation text is the same each time: its curve shows sooner than the batches do whether anything is gained.
+    # Validation text is the same each time: its curve shows sooner than the batches do whether
+    # anything is gained.
     steps, losses = _late_evaluations(digest)
     found = _flat("validation", steps, losses, s)
     if found is None and not _gains(steps, losses, s):
@@ -47,7 +50,9 @@ def plateau(digest: Digest) -> Iterator[Finding]:
 
 
 def _plateau_advice(digest: Digest, since: float) -> str:
-    """By what the learning rate did: at zero, constant (no failure: a stable phase is flat), decayed, or not logged."""
+    """By what the learning rate did: at zero, constant (no failure: a stable phase is flat),
+    decayed, or not logged.
+    """
     more = "more data or capacity; check that labels belong to their inputs"
     rates = [rate for _, rate in digest.learning_rate]
     if not rates:
@@ -60,9 +65,7 @@ def _plateau_advice(digest: Digest, since: float) -> str:
             f"gives the next gain; else {more}"
         )
     if rates[-1] < 0.1 * max(rates):
-        return (
-            f"the learning rate has decayed to {rates[-1] / max(rates):.0%} of its peak, this run gains no more: {more}"
-        )
+        return f"the learning rate has decayed to {rates[-1] / max(rates):.0%} of its peak, this run gains no more: {more}"
     return more
 
 
@@ -88,25 +91,34 @@ def _kendall(count: int) -> int:
     return count * (count - 1) * (2 * count + 5)
 
 
-def _flat(measure: str, steps: np.ndarray | None, losses: np.ndarray | None, s: Settings) -> tuple | None:
-    """What a plateau shows: measure, steps, level, gain of another doubling, and that gain at its most optimistic."""
+def _flat(
+    measure: str, steps: np.ndarray | None, losses: np.ndarray | None, s: Settings
+) -> tuple | None:
+    """What a plateau shows: measure, steps, level, gain of another doubling, and that gain at its
+    most optimistic.
+    """
     if steps is None or losses is None or len(np.unique(steps)) < 4:
         return None
     if len(steps) > MOST_SLOPES:  # the slopes of all pairs are too many
         parts = np.array_split(np.arange(len(steps)), MOST_SLOPES)
-        steps, losses = (np.array([values[part].mean() for part in parts]) for values in (steps, losses))
+        steps, losses = (
+            np.array([values[part].mean() for part in parts]) for values in (steps, losses)
+        )
     slope, low, high = theil_sen(np.log2(steps), losses)
     gain, optimistic = -slope, -low
     level = float(np.median(losses[-3:]))
     error = (high - low) / (2 * 1.96)
-    # Under a share of the loss for certain; or no gain that stands out of the noise, where the noise is small.
+    # Under a share of the loss for certain; or no gain that stands out of the noise, where the
+    # noise is small.
     certain = optimistic < s.plateau_gain * abs(level)
     lost = gain < s.plateau_errors * error and error < s.plateau_error * abs(level)
     return (measure, steps, level, gain, optimistic) if certain or lost else None
 
 
 def _gains(steps: np.ndarray | None, losses: np.ndarray | None, s: Settings) -> bool:
-    """Whether more is gained than on a plateau for certain: at the pessimistic end of the slope's 95 % interval."""
+    """Whether more is gained than on a plateau for certain: at the pessimistic end of the slope's
+    95 % interval.
+    """
     if steps is None or losses is None or len(np.unique(steps)) < 4:
         return False
     _, _, high = theil_sen(np.log2(steps), losses)
@@ -114,15 +126,21 @@ def _gains(steps: np.ndarray | None, losses: np.ndarray | None, s: Settings) -> 
 
 
 def _no_gain(digest: Digest) -> tuple | None:
-    """As ``_flat``, of a noisy curve: the last doubling's mean training loss beside that of the doubling before."""
+    """As ``_flat``, of a noisy curve: the last doubling's mean training loss beside that of the
+    doubling before.
+    """
     s, last = digest.settings, digest.last_step
     halves = []
     for begin, end in ((last / 4, last / 2), (last / 2, math.inf)):
-        blocks = [block for block in digest.all_blocks() if block.count and begin <= block.first < end]
+        blocks = [
+            block for block in digest.all_blocks() if block.count and begin <= block.first < end
+        ]
         if len(blocks) < 4 or sum(block.count for block in blocks) < s.plateau_points / 2:
             return None
         means = np.array([block.mean for block in blocks])
-        halves.append((float(means.mean()), float(means.std(ddof=1)) / math.sqrt(len(means)), blocks[0].first))
+        halves.append(
+            (float(means.mean()), float(means.std(ddof=1)) / math.sqrt(len(means)), blocks[0].first)
+        )
     (before, error_before, _), (now, error_now, first) = halves
     gain, error = before - now, math.hypot(error_before, error_now)
     if error > s.plateau_spread * abs(now) or gain > s.plateau_doubling * abs(now):
@@ -131,8 +149,8 @@ def _no_gain(digest: Digest) -> tuple | None:
 
 
 def _late_evaluations(digest: Digest) -> tuple[np.ndarray | None, np.ndarray | None]:
-    """Steps and losses of the later evaluations but for the last few: a rise there is no gain, but would blur the slope and
-    hide a plateau."""
+    """Steps and losses of the later evaluations but for the last few: a rise there is no gain, but
+    would blur the slope and hide a plateau."""
     s = digest.settings
     before = digest.evaluations[: -s.evaluations_in_a_row]
     late = [e for e in before if e.step >= max(0.55 * before[-1].step, 1)]
@@ -142,10 +160,14 @@ def _late_evaluations(digest: Digest) -> tuple[np.ndarray | None, np.ndarray | N
 
 
 def _binned(digest: Digest) -> tuple[np.ndarray | None, np.ndarray | None]:
-    """Medians of blocks in bins of equal width in the logarithm of the step, over the last doubling of the run."""
+    """Medians of blocks in bins of equal width in the logarithm of the step, over the last doubling
+    of the run.
+    """
     s = digest.settings
     last = digest.last_step
-    blocks = [block for block in digest.all_blocks() if block.count and block.first >= max(last / 2, 1)]
+    blocks = [
+        block for block in digest.all_blocks() if block.count and block.first >= max(last / 2, 1)
+    ]
     if digest.points < s.plateau_points or len(blocks) < s.plateau_bins // 2:
         return None, None
     at = np.array([(block.first + block.last) / 2 for block in blocks])
@@ -162,9 +184,11 @@ def _binned(digest: Digest) -> tuple[np.ndarray | None, np.ndarray | None]:
 
 
 def healthy_decline(digest: Digest, total_steps: int | None = None) -> Iterator[Finding]:
-    """The fall of the loss as a power law, L(s) = E + A·s^−α (Kaplan et al., 2020; Hoffmann et al., 2022), and where it leads.
+    """The fall of the loss as a power law, L(s) = E + A·s^−α (Kaplan et al., 2020; Hoffmann et al.,
+    2022), and where it leads.
 
-    Wrong as a projection where the learning rate is about to change; the exponent is a description, not a promise.
+    Wrong as a projection where the learning rate is about to change; the exponent is a description,
+    not a promise.
     """
     blocks = [block for block in digest.all_blocks() if block.count and block.first > 0]
     if digest.points < digest.settings.least_points or len(blocks) < 6:
@@ -179,7 +203,9 @@ def healthy_decline(digest: Digest, total_steps: int | None = None) -> Iterator[
     if fitted is None:
         return
     floor, scale, exponent = fitted
-    gained = float(losses[: max(1, len(losses) // 8)].mean() - losses[-max(1, len(losses) // 8) :].mean())
+    gained = float(
+        losses[: max(1, len(losses) // 8)].mean() - losses[-max(1, len(losses) // 8) :].mean()
+    )
     if gained <= digest.settings.plateau_gain * abs(float(losses[-1])):
         return
     end, where = 2 * digest.last_step, "at twice the steps"
@@ -199,7 +225,9 @@ def healthy_decline(digest: Digest, total_steps: int | None = None) -> Iterator[
 
 
 def _power_law(steps: np.ndarray, losses: np.ndarray) -> tuple[float, float, float] | None:
-    """(E, A, α) of least squares with E ≥ 0: a search over α with E and A solved for each, which cannot fail to converge."""
+    """(E, A, α) of least squares with E ≥ 0: a search over α with E and A solved for each, which
+    cannot fail to converge.
+    """
     best = None
     for exponent in np.geomspace(0.02, 2.0, 40):
         basis = steps**-exponent

@@ -26,8 +26,14 @@ def read_wandb(path: Path, names: Names) -> History:
             record.ParseFromString(data)
         if record.WhichOneof("record_type") != "history":
             continue
-        values = {".".join(item.nested_key) or item.key: item.value_json for item in record.history.item}
-        known = {name: _json_number(value, path) for name, value in values.items() if name in names.measure}
+        values = {
+            ".".join(item.nested_key) or item.key: item.value_json for item in record.history.item
+        }
+        known = {
+            name: _json_number(value, path)
+            for name, value in values.items()
+            if name in names.measure
+        }
         step, measures = names.row(known, str(path))
         step = float(record.history.step.num) if step is None else step
         if measures.keys() - {"seconds"}:  # which every row has
@@ -75,4 +81,6 @@ def _wandb_records(path: Path, history: History) -> Iterator[bytes]:
         if kind in (WHOLE, LAST):
             yield b"".join(parts)
     if place < len(raw):
-        history.notes.append("the last record has no end (being written, or cut off) and is left out")
+        history.notes.append(
+            "the last record has no end (being written, or cut off) and is left out"
+        )

@@ -1,4 +1,6 @@
-"""Beyond perplexity: what a model writes, whether others find it good, and whether it knows what it knows."""
+"""Beyond perplexity: what a model writes, whether others find it good, and whether it knows what it
+knows.
+"""
 
 import importlib
 

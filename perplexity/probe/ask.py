@@ -1,7 +1,8 @@
 """Ask-LLM: a model is asked yes or no about a text, and its probability of yes is the text's score.
 
-Sachdeva et al. 2024, How to Train Data-Efficient LLMs (arXiv:2402.09668). The two answers' negative log-likelihoods come from
-the hidden state of the prompt's last position by ``token_statistics``: no logits.
+Sachdeva et al. 2024, How to Train Data-Efficient LLMs (arXiv:2402.09668). The two answers' negative
+log-likelihoods come from the hidden state of the prompt's last position by ``token_statistics``: no
+logits.
 """
 
 from __future__ import annotations
@@ -44,13 +45,16 @@ Continuation, which may be cut off at its end:
 Does the continuation go on from the prompt fluently, sensibly and truthfully, without repeating itself? Answer yes or no.
 Answer:"""
 PLACE, PROMPT = "{text}", "{prompt}"
-# Tokens that a text loses beyond what is too much, each time: cutting may change how the rest is cut into tokens.
+# Tokens that a text loses beyond what is too much, each time: cutting may change how the rest is
+# cut into tokens.
 SHORTER = 8
 
 
 @dataclass(frozen=True)
 class Answer:
-    """``p_yes``, ``p_no``: probabilities of the two tokens among the whole vocabulary; ``first``: the model's own first choice."""
+    """``p_yes``, ``p_no``: probabilities of the two tokens among the whole vocabulary; ``first``:
+    the model's own first choice.
+    """
 
     id: str
     p_yes: float
@@ -60,7 +64,9 @@ class Answer:
 
     @property
     def yes_of_two(self) -> float | None:
-        """p_yes / (p_yes + p_no): the answer, were it one of the two; None where neither has any probability."""
+        """p_yes / (p_yes + p_no): the answer, were it one of the two; None where neither has any
+        probability.
+        """
         both = self.p_yes + self.p_no
         return self.p_yes / both if both > 0 else None
 
@@ -68,17 +74,22 @@ class Answer:
 def check_template(name: str, template: str) -> None:
     """Raise InputError that begins with ``name`` unless a question has one place for a text."""
     if template.count(PLACE) != 1:
-        raise InputError(f"{name}: expected {PLACE} in it once, got it {template.count(PLACE)} times")
+        raise InputError(
+            f"{name}: expected {PLACE} in it once, got it {template.count(PLACE)} times"
+        )
     if template.count(PROMPT) > 1:
-        raise InputError(f"{name}: expected {PROMPT} in it once at most, got it {template.count(PROMPT)} times")
+        raise InputError(
+            f"{name}: expected {PROMPT} in it once at most, got it {template.count(PROMPT)} times"
+        )
 
 
 class Questioner:
     """A model, its tokenizer and a question; ``ask`` answers it for texts.
 
-    template: holds ``{text}`` once, and may hold ``{prompt}``; where the tokenizer has a chat template (``chat`` None) it goes
-    in as a user's message. yes, no: the answers, scored by their first tokens; behind a prompt that is no chat and does not end
-    in white space a space comes first.
+    template: holds ``{text}`` once, and may hold ``{prompt}``; where the tokenizer has a chat
+    template (``chat`` None) it goes in as a user's message. yes, no: the answers, scored by their
+    first tokens; behind a prompt that is no chat and does not end in white space a space comes
+    first.
     """
 
     def __init__(
@@ -106,7 +117,9 @@ class Questioner:
         self.answers = yes, no
         self.tokens = self._answer(yes, "yes"), self._answer(no, "no")
         if self.tokens[0] == self.tokens[1]:
-            raise InputError(f"yes, no: expected answers that differ in their first token, got {yes!r} and {no!r}")
+            raise InputError(
+                f"yes, no: expected answers that differ in their first token, got {yes!r} and {no!r}"
+            )
 
     def prompt(self, text: str, before: str = "") -> str:
         """What the model reads before it answers about ``text``, which follows ``before``."""
@@ -119,7 +132,9 @@ class Questioner:
         before = self.prompt("")
         if not self.chat and answer and not (before[-1:].isspace() or answer[0].isspace()):
             answer = " " + answer
-        tokens = following(self._ids(before), self._ids(before + answer), plain(self.tokenizer, answer))
+        tokens = following(
+            self._ids(before), self._ids(before + answer), plain(self.tokenizer, answer)
+        )
         if not len(tokens):
             raise InputError(f"{name}: expected an answer of a token or more, got {answer!r}")
         return int(tokens[0])
@@ -130,7 +145,9 @@ class Questioner:
 
     @property
     def words(self) -> tuple[str, str]:
-        """The two answers as they are scored: of a longer one the first token, which may begin other words, too."""
+        """The two answers as they are scored: of a longer one the first token, which may begin
+        other words, too.
+        """
         yes, no = (text_of(self.tokenizer, [token]) for token in self.tokens)
         return yes, no
 
@@ -140,8 +157,8 @@ class Questioner:
         return [*models.loading_notes(self.network), *self.run.batching.notes]
 
     def ids(self, text: str, before: str = "") -> tuple[np.ndarray, bool]:
-        """The prompt's tokens, and whether something was left out to make it fit the model's context: the beginning of
-        ``before``, then the end of ``text``, never the question."""
+        """The prompt's tokens, and whether something was left out to make it fit the model's
+        context: the beginning of ``before``, then the end of ``text``, never the question."""
         limit = self.network.context_length
         ids = self._ids(self.prompt(text, before))
         if not len(ids):
@@ -160,7 +177,9 @@ class Questioner:
                 raise InputError(
                     f"template: expected one that leaves room for a text, got {len(ids)} tokens of {limit}"
                 )
-            ids = self._ids(self.prompt(text_of(self.tokenizer, kept), text_of(self.tokenizer, ahead)))
+            ids = self._ids(
+                self.prompt(text_of(self.tokenizer, kept), text_of(self.tokenizer, ahead))
+            )
         return ids, True
 
     def ask(
@@ -171,7 +190,8 @@ class Questioner:
         batch_size: int | None = None,
         journal: str | Path | None = None,
     ) -> Iterator[Answer]:
-        """An ``Answer`` for each text, in order, as they come; ``batch_size`` prompts at a time, by default a few thousand tokens.
+        """An ``Answer`` for each text, in order, as they come; ``batch_size`` prompts at a time, by
+        default a few thousand tokens.
 
         prompts: what each text follows, for a template with ``{prompt}``.
         journal: a folder; the same call again goes on where a killed one stopped, to the same bits.
@@ -189,14 +209,20 @@ class Questioner:
         batch_size: int | None,
         journal: str | Path | None,
     ) -> Iterator[Answer]:
-        self.run = run = ScoringRun([self.network], self.tokenizer, backend=self.backend, batch_size=batch_size)
+        self.run = run = ScoringRun(
+            [self.network], self.tokenizer, backend=self.backend, batch_size=batch_size
+        )
         with run:
             run.keep_in(journal, self._settings() if journal is not None else {})
-            scored = run.stream(continuations(self._positions(run, texts, prompts)), self._score, fields=3)
+            scored = run.stream(
+                continuations(self._positions(run, texts, prompts)), self._score, fields=3
+            )
             for item in scored:
                 nll_yes, nll_no, first = item.values[:, 0].tolist()
                 if math.isnan(nll_yes) or math.isnan(nll_no):
-                    raise InputError(f"model: expected probabilities, got NaN for text {item.positions.document.id}")
+                    raise InputError(
+                        f"model: expected probabilities, got NaN for text {item.positions.document.id}"
+                    )
                 document = item.positions.document
                 token = text_of(self.tokenizer, [int(first)])
                 shortened = bool(item.positions.skipped["shortened"])
@@ -218,7 +244,13 @@ class Questioner:
                 document = replace(document, text=self._decoded(document), ids=None)
             run.read(index, before + document.text)
             ids, shortened = self.ids(document.text, before)
-            check_ids(document, np.append(ids, self.tokens), run.vocabulary, "the model's vocabulary", self.tokenizer)
+            check_ids(
+                document,
+                np.append(ids, self.tokens),
+                run.vocabulary,
+                "the model's vocabulary",
+                self.tokenizer,
+            )
             if len(ids) > 1:
                 run.verify(ids, self.network.context_length)
             # The answer's place is scored; what stands there is not read.
@@ -239,7 +271,11 @@ class Questioner:
         head = self.network.head
         with torch.autocast(hidden.device.type, enabled=False):
             found = token_statistics(
-                hidden.repeat_interleave(2, 0), head.weight, answers, **head.arguments(), backend=self.run.backend
+                hidden.repeat_interleave(2, 0),
+                head.weight,
+                answers,
+                **head.arguments(),
+                backend=self.run.backend,
             )
         nll = found.nll.view(-1, 2)
         return torch.stack([nll[:, 0], nll[:, 1], found.predicted.view(-1, 2)[:, 0].float()])
@@ -281,8 +317,9 @@ class Tally:
         self.shortened += answer.shortened
 
     def summary(self) -> dict | None:
-        """answers: the two tokens that are scored. Means over texts: p_yes, p_no, yes_of_two (where it is one), answered (p_yes +
-        p_no); percentiles of p_yes; the most common first choices. None without a text."""
+        """answers: the two tokens that are scored. Means over texts: p_yes, p_no, yes_of_two (where
+        it is one), answered (p_yes + p_no); percentiles of p_yes; the most common first choices.
+        None without a text."""
         count = len(self)
         if not count:
             return None

@@ -1,4 +1,6 @@
-"""What the measures mean: each finding one rule, every number it decides by named here (docs/probe.md says where from)."""
+"""What the measures mean: each finding one rule, every number it decides by named here
+(docs/probe.md says where from).
+"""
 
 from __future__ import annotations
 
@@ -11,9 +13,11 @@ from .settings import GenerationSettings
 
 LEAST_TEXTS = 8  # texts that a mean is taken over, and
 LEAST_TOKENS = 200  # of references or of an evaluation, below which nothing is concluded
-MORE = 1.5  # times the references' own share, where they have one: code, tables and templates repeat themselves
+# times the references' own share, where they have one: code, tables and templates repeat themselves
+MORE = 1.5
 FALLING = 0.5  # entropy of the second half over that of the first
-EASIER, HARDER = 0.6, 2.0  # loss on its own texts over loss on the documents they continue: a sound model has about 1
+# loss on its own texts over loss on the documents they continue: a sound model has about 1
+EASIER, HARDER = 0.6, 2.0
 EMPTY = 0.1  # of the texts
 SHORT = 0.25  # mean length over the references'
 MISCALIBRATED = 0.1  # expected calibration error, over
@@ -22,16 +26,30 @@ COLLAPSED = 0.02  # nats a byte of text
 UNANSWERED = 0.5  # of a judge's probability on yes or no
 
 SIGNALS = (
-    *("low-perplexity-trap", "non-finite", "repetition", "same-texts", "copied-reference", "entropy-collapse"),
-    *("self-perplexity", "no-better-than-chance", "early-stopping", "no-end", "overconfidence", "underconfidence"),
+    *(
+        "low-perplexity-trap",
+        "non-finite",
+        "repetition",
+        "same-texts",
+        "copied-reference",
+        "entropy-collapse",
+    ),
+    *(
+        "self-perplexity",
+        "no-better-than-chance",
+        "early-stopping",
+        "no-end",
+        "overconfidence",
+        "underconfidence",
+    ),
     *("unanswered", "scorer-failed", "training-run"),
 )
 
 
 @dataclass(frozen=True)
 class Bounds:
-    """A share is too much from ``always`` on, or from ``least`` on where it is also MORE times the references'; of a measure
-    that references cannot have (``alone``), from ``least`` on."""
+    """A share is too much from ``always`` on, or from ``least`` on where it is also MORE times the
+    references'; of a measure that references cannot have (``alone``), from ``least`` on."""
 
     least: float
     always: float
@@ -42,7 +60,9 @@ class Bounds:
             return False
         if self.alone:
             return share >= self.least
-        return share >= self.always or (usual is not None and share >= self.least and share >= MORE * usual)
+        return share >= self.always or (
+            usual is not None and share >= self.least and share >= MORE * usual
+        )
 
 
 BOUNDS = {
@@ -56,8 +76,9 @@ BOUNDS = {
 
 @dataclass(frozen=True)
 class Asking:
-    """How the model was asked: ``documents``: all prompts are cut from documents; ``answers``: some bring references of their
-    own, so that two texts may rightly agree; ``can_end``: it has an end-of-text token; settings: of generation."""
+    """How the model was asked: ``documents``: all prompts are cut from documents; ``answers``: some
+    bring references of their own, so that two texts may rightly agree; ``can_end``: it has an
+    end-of-text token; settings: of generation."""
 
     documents: bool
     answers: bool
@@ -66,24 +87,33 @@ class Asking:
 
 
 def find(measured: Mapping, asking: Asking) -> list[Finding]:
-    """Findings of a probe's measures, the gravest first; ``measured`` has the parts of a ``Probe``'s JSON."""
+    """Findings of a probe's measures, the gravest first; ``measured`` has the parts of a
+    ``Probe``'s JSON.
+    """
     generation, references = measured["generation"], measured["reference_texts"] or {}
     losses, judged_by = measured["perplexity"], measured["perplexity"]["judged_by"]
-    about_texts = [*_repetition(generation, references, asking), *_same(generation, references, asking)]
+    about_texts = [
+        *_repetition(generation, references, asking),
+        *_same(generation, references, asking),
+    ]
     about_texts += [*_copied(generation, references), *_collapse(generation, asking)]
     convicting = [finding for finding, convicts in about_texts if convicts]
     found = list(_trap(convicting, judged_by)) if convicting else []
     if losses["non_finite"]:
         found.append(_non_finite(losses["non_finite"]))
     found += [finding for finding, _ in about_texts]
-    found += [*_chance(judged_by), *_self_perplexity(losses, asking), *_lengths(generation, references, asking)]
+    found += [
+        *_chance(judged_by),
+        *_self_perplexity(losses, asking),
+        *_lengths(generation, references, asking),
+    ]
     found += [*_calibration(measured["calibration"]), *unanswered(measured["ask"])]
     return found
 
 
 def known_good(judged_by: Mapping | None) -> bool | None:
-    """Whether the perplexity looks good: True below what any guess without context can have, False above what one can have;
-    None between the two, and where there are too few tokens."""
+    """Whether the perplexity looks good: True below what any guess without context can have, False
+    above what one can have; None between the two, and where there are too few tokens."""
     if judged_by is None or judged_by["tokens"] < LEAST_TOKENS:
         return None
     if judged_by["loss"] < judged_by["unigram_loss"]:
@@ -102,7 +132,11 @@ def _trap(because: list[Finding], judged_by: Mapping | None) -> Iterator[Finding
         + "; ".join(finding.evidence for finding in because),
         "do not choose this model by its perplexity: look at its texts; check the text it was measured on for repetition and "
         "for what was in training (ppl check-data), and measure on text that is certain to be new",
-        {"perplexity": perplexity, "unigram_perplexity": unigram, "because": [finding.signal for finding in because]},
+        {
+            "perplexity": perplexity,
+            "unigram_perplexity": unigram,
+            "because": [finding.signal for finding in because],
+        },
     )
 
 
@@ -116,14 +150,19 @@ def _non_finite(tokens: int) -> Finding:
     )
 
 
-# The next four say also whether they convict a model whose perplexity looks good. Greedy and sharp decoding loop, and agree, in
-# sound models as well: under them only a copy convicts.
+# The next four say also whether they convict a model whose perplexity looks good. Greedy and sharp
+# decoding loop, and agree, in sound models as well: under them only a copy convicts.
 
 
-def _repetition(generation: Mapping, references: Mapping, asking: Asking) -> Iterator[tuple[Finding, bool]]:
+def _repetition(
+    generation: Mapping, references: Mapping, asking: Asking
+) -> Iterator[tuple[Finding, bool]]:
     share, looping = generation["repetition"], generation["looping"]
     usual, usually = references.get("repetition"), references.get("looping")
-    if not (BOUNDS["repetition"].passed(share, usual or 0.0) or BOUNDS["looping"].passed(looping, usually or 0.0)):
+    if not (
+        BOUNDS["repetition"].passed(share, usual or 0.0)
+        or BOUNDS["looping"].passed(looping, usually or 0.0)
+    ):
         return
     if asking.settings.sharp:
         advice = "greedy and sharp sampling loop in most models: probe with temperature 1 before blaming this one"
@@ -133,7 +172,9 @@ def _repetition(generation: Mapping, references: Mapping, asking: Asking) -> Ite
         advice = "train on text without its duplicates, or look at the learning rate: the model has learnt to repeat"
     loop = generation["longest_loop"]
     longest = (
-        "" if loop is None else f"; the longest loop is {loop['tokens']:,} tokens of a period of {loop['period']:,}"
+        ""
+        if loop is None
+        else f"; the longest loop is {loop['tokens']:,} tokens of a period of {loop['period']:,}"
     )
     beside = "" if usual is None else f" (of the references {usual:.0%})"
     finding = Finding(
@@ -146,7 +187,9 @@ def _repetition(generation: Mapping, references: Mapping, asking: Asking) -> Ite
     yield finding, not asking.settings.sharp
 
 
-def _same(generation: Mapping, references: Mapping, asking: Asking) -> Iterator[tuple[Finding, bool]]:
+def _same(
+    generation: Mapping, references: Mapping, asking: Asking
+) -> Iterator[tuple[Finding, bool]]:
     agreeing, everywhere = generation["same_prompt"], generation["other_prompts"]
     usual = references.get("other_prompts")
     told, convicts = [], False
@@ -183,8 +226,13 @@ def _copied(generation: Mapping, references: Mapping) -> Iterator[tuple[Finding,
 
 
 def _collapse(generation: Mapping, asking: Asking) -> Iterator[tuple[Finding, bool]]:
-    spread, early, late = generation["entropy_per_byte"], generation["early_entropy"], generation["late_entropy"]
-    # Under sharp decoding it is the entropy along a path that the model would seldom take; an answer may be certain.
+    spread, early, late = (
+        generation["entropy_per_byte"],
+        generation["early_entropy"],
+        generation["late_entropy"],
+    )
+    # Under sharp decoding it is the entropy along a path that the model would seldom take; an
+    # answer may be certain.
     if asking.settings.sharp or asking.answers or generation["judged"] < LEAST_TEXTS:
         return
     if spread is not None and spread < COLLAPSED:
@@ -314,9 +362,22 @@ def failed(parts: Mapping[str, str]) -> Iterator[Finding]:
 
 
 def of_the_run(diagnosis: Mapping | None) -> Iterator[Finding]:
-    """What the monitor found in the run's curves, as one finding: a model is no better than its run."""
-    grave = [finding for finding in (diagnosis or {}).get("findings", ()) if finding["severity"] != "info"]
+    """What the monitor found in the run's curves, as one finding: a model is no better than its
+    run.
+    """
+    grave = [
+        finding
+        for finding in (diagnosis or {}).get("findings", ())
+        if finding["severity"] != "info"
+    ]
     if grave:
-        severity = "danger" if any(finding["severity"] == "danger" for finding in grave) else "warning"
+        severity = (
+            "danger" if any(finding["severity"] == "danger" for finding in grave) else "warning"
+        )
         signals = ", ".join(sorted({finding["signal"] for finding in grave}))
-        yield Finding("training-run", severity, f"the run's curves show {signals}", "ppl monitor says what to do")
+        yield Finding(
+            "training-run",
+            severity,
+            f"the run's curves show {signals}",
+            "ppl monitor says what to do",
+        )

@@ -1,4 +1,6 @@
-"""What is measured on texts, each alone and all together: on a model's own and, to compare with, on the references."""
+"""What is measured on texts, each alone and all together: on a model's own and, to compare with, on
+the references.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,9 @@ NOVEL = 8  # n-grams that are not the prompt's, at least, for a share of them
 
 @dataclass(frozen=True)
 class Source:
-    """A text to measure: ``prompt`` and ``references`` as texts, ``ids`` [tokens], ``values`` [5, tokens], ``collect.DETAILS``."""
+    """A text to measure: ``prompt`` and ``references`` as texts, ``ids`` [tokens], ``values`` [5,
+    tokens], ``collect.DETAILS``.
+    """
 
     id: str
     sample: int
@@ -39,11 +43,13 @@ class Source:
 class Measured:
     """A text and its measures; shares are of 1, None where the text is too short for one.
 
-    nll, entropy: sums over its tokens, nats; non_finite: tokens left out of them, whose NLL or entropy is NaN or infinite;
-    early_entropy, late_entropy: nats a token of its two halves. repeated: of 4-grams of words, those that were in the text
-    before; loop: of tokens, those in its longest loop, of loop_tokens with a period of loop_period; compression: bytes over
-    zlib's. Of n-grams that are not the prompt's: same_prompt, 4-grams that another sample of the prompt has, too; other_prompts,
-    that the text of another prompt has (the sample of the same number); copied, 8-grams of the reference. p_yes: the judge's.
+    nll, entropy: sums over its tokens, nats; non_finite: tokens left out of them, whose NLL or
+    entropy is NaN or infinite; early_entropy, late_entropy: nats a token of its two halves.
+    repeated: of 4-grams of words, those that were in the text before; loop: of tokens, those in its
+    longest loop, of loop_tokens with a period of loop_period; compression: bytes over zlib's. Of
+    n-grams that are not the prompt's: same_prompt, 4-grams that another sample of the prompt has,
+    too; other_prompts, that the text of another prompt has (the sample of the same number); copied,
+    8-grams of the reference. p_yes: the judge's.
     """
 
     id: str
@@ -84,10 +90,16 @@ class Measured:
 def measure(sources: Sequence[Source]) -> list[Measured]:
     """Each of ``sources`` measured, alone and beside the others."""
     of_words = [words(source.text) for source in sources]
-    of_prompts = {prompt: set(ngrams(words(prompt), 2)) for prompt in {source.prompt for source in sources}}
-    novel = [_novel(found, N, of_prompts[source.prompt]) for found, source in zip(of_words, sources, strict=True)]
+    of_prompts = {
+        prompt: set(ngrams(words(prompt), 2)) for prompt in {source.prompt for source in sources}
+    }
+    novel = [
+        _novel(found, N, of_prompts[source.prompt])
+        for found, source in zip(of_words, sources, strict=True)
+    ]
     same: dict[str, list[int]] = defaultdict(list)  # by prompt: its texts
-    spread: dict[int, Counter] = defaultdict(Counter)  # by sample: in how many prompts' texts a 4-gram is
+    # by sample: in how many prompts' texts a 4-gram is
+    spread: dict[int, Counter] = defaultdict(Counter)
     seen: dict[int, dict[str, set]] = defaultdict(lambda: defaultdict(set))
     for place, source in enumerate(sources):
         same[source.prompt].append(place)
@@ -99,14 +111,22 @@ def measure(sources: Sequence[Source]) -> list[Measured]:
     for place, source in enumerate(sources):
         siblings = [set(novel[other]) for other in same[source.prompt] if other != place]
         elsewhere = {gram for gram in novel[place] if spread[source.sample][gram] > 1}
-        said = {gram for reference in source.references for gram in ngrams(words(reference), COPIED)}
+        said = {
+            gram for reference in source.references for gram in ngrams(words(reference), COPIED)
+        }
         measured.append(
             _measured(
                 source,
                 of_words[place],
-                same_prompt=shared(novel[place], set().union(*siblings), NOVEL) if siblings else None,
-                other_prompts=shared(novel[place], elsewhere, NOVEL) if len(seen[source.sample]) > 1 else None,
-                copied=shared(_novel(of_words[place], COPIED, of_prompts[source.prompt]), said, NOVEL)
+                same_prompt=shared(novel[place], set().union(*siblings), NOVEL)
+                if siblings
+                else None,
+                other_prompts=shared(novel[place], elsewhere, NOVEL)
+                if len(seen[source.sample]) > 1
+                else None,
+                copied=shared(
+                    _novel(of_words[place], COPIED, of_prompts[source.prompt]), said, NOVEL
+                )
                 if said
                 else None,
             )
@@ -115,7 +135,8 @@ def measure(sources: Sequence[Source]) -> list[Measured]:
 
 
 def _novel(found: Sequence, n: int, said: set) -> list[tuple]:
-    """n-grams of a text but for the prompt's: those of which all but one of the bigrams, or all, are in the prompt.
+    """n-grams of a text but for the prompt's: those of which all but one of the bigrams, or all,
+    are in the prompt.
 
     The one is a seam: a summary of the prompt's own sentences says nothing of its own there either.
     """
@@ -158,11 +179,13 @@ def mean(values: Iterable, least: int = 1) -> float | None:
 
 
 def totals(texts: Sequence[Measured], least: int) -> dict:
-    """Of all texts: counts, lengths, and means over the texts that have a measure, ``least`` of them at least, else None.
+    """Of all texts: counts, lengths, and means over the texts that have a measure, ``least`` of
+    them at least, else None.
 
-    judged: texts of 16 tokens or more, which alone say something of repetition; empty: that ended without a word. distinct_n: of
-    the texts of one sample a prompt, mean over the samples: as many texts as there are references. entropy: nats a token;
-    entropy_per_byte: the same by byte of text, which no tokenizer changes.
+    judged: texts of 16 tokens or more, which alone say something of repetition; empty: that ended
+    without a word. distinct_n: of the texts of one sample a prompt, mean over the samples: as many
+    texts as there are references. entropy: nats a token; entropy_per_byte: the same by byte of
+    text, which no tokenizer changes.
     """
     judged = [text for text in texts if text.tokens >= JUDGED]
     by_sample: dict[int, list] = defaultdict(list)
@@ -190,7 +213,15 @@ def totals(texts: Sequence[Measured], least: int) -> dict:
         }
     for n in (1, 2, 4):
         found[f"distinct_{n}"] = mean(distinct(of_words, n) for of_words in by_sample.values())
-    for name in ("repeated", "repetition", "looping", "compression", "same_prompt", "other_prompts", "copied"):
+    for name in (
+        "repeated",
+        "repetition",
+        "looping",
+        "compression",
+        "same_prompt",
+        "other_prompts",
+        "copied",
+    ):
         found[name] = mean((getattr(text, name) for text in judged), least)
     for name in ("early_entropy", "late_entropy"):
         found[name] = mean((getattr(text, name) for text in texts), least)
@@ -198,11 +229,15 @@ def totals(texts: Sequence[Measured], least: int) -> dict:
 
 
 def perplexities(
-    texts: Sequence[Measured], references: Sequence[Measured], reference_ids: Sequence[np.ndarray], vocabulary: int
+    texts: Sequence[Measured],
+    references: Sequence[Measured],
+    reference_ids: Sequence[np.ndarray],
+    vocabulary: int,
 ) -> dict:
-    """Loss and perplexity of the model on its own texts and on the references, nats a token, and beside the references what a
-    guess without context would have: ``unigram_loss``, by their own tokens' frequencies, which no such guess can beat; and
-    ``left_out_loss``, each token by the frequencies of all the others, which a guess can have."""
+    """Loss and perplexity of the model on its own texts and on the references, nats a token, and
+    beside the references what a guess without context would have: ``unigram_loss``, by their own
+    tokens' frequencies, which no such guess can beat; and ``left_out_loss``, each token by the
+    frequencies of all the others, which a guess can have."""
 
     def loss(of: Sequence[Measured]) -> float | None:
         tokens = sum(text.scored for text in of)
@@ -225,9 +260,11 @@ def perplexities(
     }
 
 
-def _without_context(ids: Sequence[np.ndarray], vocabulary: int) -> tuple[float | None, float | None]:
-    """Entropy of the tokens' own frequencies; and each token under those of the others, a half added to all V (Krichevsky and
-    Trofimov 1981), at most log V."""
+def _without_context(
+    ids: Sequence[np.ndarray], vocabulary: int
+) -> tuple[float | None, float | None]:
+    """Entropy of the tokens' own frequencies; and each token under those of the others, a half
+    added to all V (Krichevsky and Trofimov 1981), at most log V."""
     tokens = np.concatenate(ids) if ids else np.empty(0, np.int64)
     if not len(tokens):
         return None, None

@@ -22,7 +22,17 @@ from ..text.documents import Document, check_ids
 from ..text.tokens import text_of
 from . import scores
 from .ask import Questioner, Tally
-from .findings import COLLAPSED, LEAST_TEXTS, LEAST_TOKENS, UNANSWERED, Asking, failed, find, known_good, of_the_run
+from .findings import (
+    COLLAPSED,
+    LEAST_TEXTS,
+    LEAST_TOKENS,
+    UNANSWERED,
+    Asking,
+    failed,
+    find,
+    known_good,
+    of_the_run,
+)
 from .generation import Generated, ends_of_text, generate
 from .measures import Measured, Source, measure, perplexities, totals
 from .prompts import Asked, Prompt, checked_prompt, tokenize
@@ -30,20 +40,24 @@ from .references import Embeddings, overlap
 from .scores import WEIGHTS, Checkpoint, Part, Scorer
 from .settings import GenerationSettings
 
-NEARLY = 0.9  # of the likeliest token's probability: 16-bit arithmetic in a batch chooses the other of two that are as likely
+# of the likeliest token's probability: 16-bit arithmetic in a batch chooses the other of two that
+# are as likely
+NEARLY = 0.9
 
 Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
 class Probe(Judged):
-    """What a model's own texts say; fields are the keys of ``ppl probe --json``, explained in docs/probe.md.
+    """What a model's own texts say; fields are the keys of ``ppl probe --json``, explained in
+    docs/probe.md.
 
     model: ``models.described``: its name, fingerprint and configuration.
-    verdict: "healthy", "watch" or "unhealthy" by the worst finding, "insufficient-data" where nothing could be judged;
-    health_score: 0 to 100 or None; health: its parts, weights and coverage. generation, reference_texts: measures of all
-    texts and of the references; perplexity: on both, and without context; references: BLEU, chrF, ROUGE; ask: the judge's
-    answers; calibration: on the references. texts: each generated one with its measures.
+    verdict: "healthy", "watch" or "unhealthy" by the worst finding, "insufficient-data" where
+    nothing could be judged; health_score: 0 to 100 or None; health: its parts, weights and
+    coverage. generation, reference_texts: measures of all texts and of the references; perplexity:
+    on both, and without context; references: BLEU, chrF, ROUGE; ask: the judge's answers;
+    calibration: on the references. texts: each generated one with its measures.
     """
 
     model: dict
@@ -85,18 +99,25 @@ def probe(
     step: int | None = None,
     progress: Progress | None = None,
 ) -> Probe:
-    """``Probe`` of a transformers causal model: it continues ``prompts`` as ``settings`` say, and its texts are measured.
+    """``Probe`` of a transformers causal model: it continues ``prompts`` as ``settings`` say, and
+    its texts are measured.
 
-    judge: asks another model about each text. embeddings: a sentence-transformers folder, for coherence. evaluation: a result of
-    ``ppl eval --json`` of this model, where the prompts have no references; diagnosis: of ``ppl monitor --json``, of its run.
-    scorers, weights: of the health score. progress: told what is done, how many of how many. Raises InputError.
+    judge: asks another model about each text. embeddings: a sentence-transformers folder, for
+    coherence. evaluation: a result of ``ppl eval --json`` of this model, where the prompts have no
+    references; diagnosis: of ``ppl monitor --json``, of its run. scorers, weights: of the health
+    score. progress: told what is done, how many of how many. Raises InputError.
     """
     started = time.perf_counter()
     checks.several("prompts", prompts, "them", (Prompt,))
     kinds = (
         ("settings", settings, GenerationSettings, "GenerationSettings or None"),
         ("judge", judge, Questioner, "a Questioner or None"),
-        ("evaluation", evaluation, Mapping, "a dict, read from the file of ppl eval --json, or None"),
+        (
+            "evaluation",
+            evaluation,
+            Mapping,
+            "a dict, read from the file of ppl eval --json, or None",
+        ),
         ("diagnosis", diagnosis, Mapping, "a dict, as Diagnosis.to_dict() gives, or None"),
         ("weights", weights, Mapping, "a dict of weights by part, or None"),
     )
@@ -123,7 +144,9 @@ def probe(
     for prompt in asked:
         document = Document(prompt.prompt.id, "")
         for ids in (prompt.ids, prompt.reference):
-            check_ids(document, ids, network.head.weight.shape[0], "the model's vocabulary", tokenizer)
+            check_ids(
+                document, ids, network.head.weight.shape[0], "the model's vocabulary", tokenizer
+            )
     asking = Asking(
         documents=all(prompt.prompt.document for prompt in asked),
         answers=any(prompt.references and not prompt.prompt.document for prompt in asked),
@@ -149,7 +172,9 @@ def probe(
     bins = CalibrationBins()
     for source in sources:
         bins.add(source.ids, source.values)
-    losses = perplexities(texts, references, [source.ids for source in sources], len(network.head.weight))
+    losses = perplexities(
+        texts, references, [source.ids for source in sources], len(network.head.weight)
+    )
     texts, beside = _beside_others(asked, texts, generated, encoder, judge, tell)
     measured: dict[str, Any] = {
         "generation": totals(texts, LEAST_TEXTS),
@@ -163,7 +188,9 @@ def probe(
     found.sort(key=lambda finding: -SEVERITIES.index(finding.severity))
     parts = _parts(measured, asking, diagnosis) | own
     verdict = _verdict(found, parts, measured)
-    health = scores.health(parts, own_weights | dict(weights or {}), [finding.severity for finding in found])
+    health = scores.health(
+        parts, own_weights | dict(weights or {}), [finding.severity for finding in found]
+    )
     if verdict == "insufficient-data":
         health = replace(health, score=None)
     return Probe(
@@ -193,19 +220,42 @@ def probe(
 def _of_texts(run: ScoringRun, asked: list[Asked], generated: list[Generated]) -> list[Source]:
     scored = _scored(run, [(asked[text.prompt].ids, text.ids) for text in generated])
     return [
-        Source(of.prompt.id, text.sample, of.text, text.text, text.ids, text.ended, values, of.references)
-        for text, values, of in zip(generated, scored, (asked[text.prompt] for text in generated), strict=True)
+        Source(
+            of.prompt.id,
+            text.sample,
+            of.text,
+            text.text,
+            text.ids,
+            text.ended,
+            values,
+            of.references,
+        )
+        for text, values, of in zip(
+            generated, scored, (asked[text.prompt] for text in generated), strict=True
+        )
     ]
 
 
 def _of_references(run: ScoringRun, referred: list[Asked]) -> list[Source]:
-    """The references as they are scored; ``ended``: whole, and no piece of a document. Each is measured beside the next one's:
-    what two texts of the kind have in common, one that is written may have in common with its reference."""
+    """The references as they are scored; ``ended``: whole, and no piece of a document. Each is
+    measured beside the next one's: what two texts of the kind have in common, one that is written
+    may have in common with its reference."""
     scored = _scored(run, [(of.ids, of.reference) for of in referred])
     texts = [text_of(run.tokenizer, of.reference, skip_special_tokens=True) for of in referred]
-    following = [(text,) for text in [*texts[1:], *texts[:1]]] if len(texts) > 1 else [()] * len(texts)
+    following = (
+        [(text,) for text in [*texts[1:], *texts[:1]]] if len(texts) > 1 else [()] * len(texts)
+    )
     return [
-        Source(of.prompt.id, 0, of.text, text, of.reference, not (of.cut or of.prompt.document), values, beside)
+        Source(
+            of.prompt.id,
+            0,
+            of.text,
+            text,
+            of.reference,
+            not (of.cut or of.prompt.document),
+            values,
+            beside,
+        )
         for of, text, values, beside in zip(referred, texts, scored, following, strict=True)
     ]
 
@@ -218,7 +268,9 @@ def _beside_others(
     judge: Questioner | None,
     tell: Progress,
 ) -> tuple[list[Measured], dict]:
-    """The texts with the judge's p_yes, and what libraries, embeddings and the judge say of them; None where nobody was asked."""
+    """The texts with the judge's p_yes, and what libraries, embeddings and the judge say of them;
+    None where nobody was asked.
+    """
     of_texts = [asked[text.prompt] for text in generated]
     meant = [
         (text.text, of.references)
@@ -231,7 +283,9 @@ def _beside_others(
     if meant:
         beside["references"] = overlap(*zip(*meant, strict=True))
     if encoder is not None:
-        beside["coherence"] = encoder.coherence(before, said, [of_texts[place].references for place in wrote])
+        beside["coherence"] = encoder.coherence(
+            before, said, [of_texts[place].references for place in wrote]
+        )
     if judge is not None:
         tally, texts = Tally(judge), list(texts)
         for place, answer in zip(wrote, judge.ask(said, prompts=before), strict=True):
@@ -246,13 +300,20 @@ def _parts(measured: Mapping, asking: Asking, diagnosis: Mapping | None) -> dict
     return {
         "monitor": scores.monitor_part(diagnosis),
         "perplexity": scores.perplexity_part(measured["perplexity"], LEAST_TOKENS),
-        "generation": scores.generation_part(measured["generation"], LEAST_TEXTS, COLLAPSED, asking.answers),
+        "generation": scores.generation_part(
+            measured["generation"], LEAST_TEXTS, COLLAPSED, asking.answers
+        ),
         "references": scores.references_part(measured["references"], asking.documents, LEAST_TEXTS),
         "ask": scores.ask_part(measured["ask"], UNANSWERED, LEAST_TEXTS),
     }
 
 
-def _asked(tokenizer, prompts: Iterable[Prompt | str], settings: GenerationSettings, context_length: int | None):
+def _asked(
+    tokenizer,
+    prompts: Iterable[Prompt | str],
+    settings: GenerationSettings,
+    context_length: int | None,
+):
     """The prompts as tokens, and notes on what was left out."""
     given = [checked_prompt(place, prompt) for place, prompt in enumerate(prompts)]
     asked, short = tokenize(tokenizer, given, settings, context_length)
@@ -265,14 +326,17 @@ def _asked(tokenizer, prompts: Iterable[Prompt | str], settings: GenerationSetti
             f"{short:,} documents are too short to cut a prompt of {settings.prompt_tokens} tokens from and are left out"
         )
     if shortened := sum(prompt.shortened for prompt in asked):
-        notes.append(f"{shortened:,} prompts are too long for the model's context and lost their beginning")
+        notes.append(
+            f"{shortened:,} prompts are too long for the model's context and lost their beginning"
+        )
     return asked, notes
 
 
 def _evaluated(evaluation: Mapping | None, fingerprint: str, model: Mapping) -> dict | None:
     """Return loss, the unigram's and tokens of a result of ``ppl eval --json``.
 
-    InputError where they are none, or of another tokenizer or model. A result of schema_version 1 names no model.
+    InputError where they are none, or of another tokenizer or model. A result of schema_version 1
+    names no model.
     """
     if evaluation is None:
         return None
@@ -284,19 +348,31 @@ def _evaluated(evaluation: Mapping | None, fingerprint: str, model: Mapping) -> 
             f"{model_name(side)} (fingerprint {side.get('fingerprint')}, {side.get('dtype')})"
             for side in (model, evaluation["model"])
         ]
-        raise InputError(f"evaluation: expected one of the probed model, {of[0]}, got one of {of[1]}")
+        raise InputError(
+            f"evaluation: expected one of the probed model, {of[0]}, got one of {of[1]}"
+        )
     unigram = evaluation.get("baselines")
     for key in ("unigram", "loss"):
         unigram = unigram.get(key) if isinstance(unigram, Mapping) else None
-    found = {"loss": evaluation.get("loss"), "unigram_loss": unigram, "tokens": evaluation.get("tokens")}
+    found = {
+        "loss": evaluation.get("loss"),
+        "unigram_loss": unigram,
+        "tokens": evaluation.get("tokens"),
+    }
     for key, value in found.items():
-        if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
+        if (
+            not isinstance(value, int | float)
+            or isinstance(value, bool)
+            or not math.isfinite(value)
+        ):
             raise InputError(f"evaluation: expected a number for {key}, got {value!r:.40}")
     return found | {"of": "the evaluation's text", "guess_loss": unigram}
 
 
 def _first_choices(run: ScoringRun, prompt: np.ndarray, ids: np.ndarray) -> bool:
-    """Whether each of ``ids`` is the likeliest after those before it, or all but; NaN is told elsewhere."""
+    """Whether each of ``ids`` is the likeliest after those before it, or all but; NaN is told
+    elsewhere.
+    """
     nll, _, _, _, confidence = _scored(run, [(prompt, ids)])[0]
     return not (np.exp(-nll) < NEARLY * confidence).any()
 
@@ -304,7 +380,8 @@ def _first_choices(run: ScoringRun, prompt: np.ndarray, ids: np.ndarray) -> bool
 def _scored(run: ScoringRun, pairs: list[tuple[np.ndarray, np.ndarray]]) -> list[np.ndarray]:
     """Return values [5, tokens] of each continuation after its prompt: ``scoring.run.DETAILS``."""
     sequences = [
-        (Positions(Document(str(place), ""), np.concatenate(pair), 0), len(pair[0])) for place, pair in enumerate(pairs)
+        (Positions(Document(str(place), ""), np.concatenate(pair), 0), len(pair[0]))
+        for place, pair in enumerate(pairs)
     ]
     scorer = token_scorer(run.networks[0], run.backend, details=True)
     found = run.stream(continuations(sequences), scorer, fields=len(DETAILS))
@@ -316,13 +393,23 @@ def _by_references(losses: Mapping) -> dict | None:
     if losses["reference_loss"] is None:
         return None
     bounds = {"unigram_loss": losses["unigram_loss"], "guess_loss": losses["left_out_loss"]}
-    return {"loss": losses["reference_loss"], "tokens": losses["reference_tokens"], "of": "the references"} | bounds
+    return {
+        "loss": losses["reference_loss"],
+        "tokens": losses["reference_tokens"],
+        "of": "the references",
+    } | bounds
 
 
 def _verdict(found: list[Finding], parts: Mapping[str, Part], measured: Mapping) -> str:
-    """By the worst finding; a model whose texts alone are known, or too few of them, is not called healthy: noise is varied."""
+    """By the worst finding; a model whose texts alone are known, or too few of them, is not called
+    healthy: noise is varied.
+    """
     gravest = worst(finding.severity for finding in found)
-    others = [name for name, part in parts.items() if part.score is not None and name not in ("generation", "monitor")]
+    others = [
+        name
+        for name, part in parts.items()
+        if part.score is not None and name not in ("generation", "monitor")
+    ]
     enough = measured["generation"]["judged"] >= LEAST_TEXTS and others
     return VERDICTS[gravest] if enough or gravest != "info" else "insufficient-data"
 

@@ -1,4 +1,6 @@
-"""What a model is asked to continue, and what good continuations would be: from files, then as tokens."""
+"""What a model is asked to continue, and what good continuations would be: from files, then as
+tokens.
+"""
 
 from __future__ import annotations
 
@@ -23,13 +25,14 @@ from ..text.readers import (
 from ..text.tokens import text_of, token_ids
 from .settings import GenerationSettings
 
-LEAST_REFERENCE = 16  # tokens that are left of a document for a reference; a shorter one is passed over
+# tokens that are left of a document for a reference; a shorter one is passed over
+LEAST_REFERENCE = 16
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """``references``: good continuations, the first of which is scored. ``document``: the text is a whole one, whose first
-    tokens are the prompt and whose next are the reference."""
+    """``references``: good continuations, the first of which is scored. ``document``: the text is a
+    whole one, whose first tokens are the prompt and whose next are the reference."""
 
     id: str
     text: str
@@ -39,7 +42,9 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Asked:
-    """A prompt as the model reads it: ``text``, ``ids`` [tokens]; ``reference`` [tokens] to score, ``references`` as texts."""
+    """A prompt as the model reads it: ``text``, ``ids`` [tokens]; ``reference`` [tokens] to score,
+    ``references`` as texts.
+    """
 
     prompt: Prompt
     text: str
@@ -57,8 +62,9 @@ def read_prompts(
     prompt_column: str = "prompt",
     reference_column: str = "reference",
 ) -> Iterator[Prompt]:
-    """Prompts of a file: of .txt each line, of .jsonl each object with ``prompt_column`` (and a text or a list of texts in
-    ``reference_column``); an object without, and every other format that ``ppl eval`` reads, is a document to cut.
+    """Prompts of a file: of .txt each line, of .jsonl each object with ``prompt_column`` (and a
+    text or a list of texts in ``reference_column``); an object without, and every other format that
+    ``ppl eval`` reads, is a document to cut.
 
     Raises InputError that names file and line.
     """
@@ -84,12 +90,16 @@ def read_prompts(
         yield Prompt(document.id, document.text, document=True)
 
 
-def _lines(stream, path: Path, options: ReadOptions, prompt_column: str, reference_column: str) -> Iterator[Prompt]:
+def _lines(
+    stream, path: Path, options: ReadOptions, prompt_column: str, reference_column: str
+) -> Iterator[Prompt]:
     empty = True
     for number, raw in enumerate(stream, 1):
         if number == 1:
             check_encoding(f"{path}, line 1", raw)
-        line = decoded(raw.removeprefix(b"\xef\xbb\xbf") if number == 1 else raw, f"{path}, line {number}")
+        line = decoded(
+            raw.removeprefix(b"\xef\xbb\xbf") if number == 1 else raw, f"{path}, line {number}"
+        )
         line = line.rstrip("\r\n")
         if line.strip():
             empty = False
@@ -98,7 +108,9 @@ def _lines(stream, path: Path, options: ReadOptions, prompt_column: str, referen
         raise InputError(f"{path}: expected prompts, got an empty file")
 
 
-def _objects(stream, path: Path, options: ReadOptions, prompt_column: str, reference_column: str) -> Iterator[Prompt]:
+def _objects(
+    stream, path: Path, options: ReadOptions, prompt_column: str, reference_column: str
+) -> Iterator[Prompt]:
     for number, where, record in json_lines(stream, path, prompt_column):
         named = record.get(options.id_column)
         name = f"{spelled(path.name)}:{number}" if named is None else str(named)
@@ -109,39 +121,62 @@ def _objects(stream, path: Path, options: ReadOptions, prompt_column: str, refer
         found = record.get(reference_column)
         found = [] if found is None else [found] if isinstance(found, str) else found
         if not isinstance(found, list) or not all(isinstance(text, str) for text in found):
-            raise InputError(f"{where}: expected a text or a list of texts in {reference_column!r}, got {found!r:.60}")
-        references = tuple(text_in({reference_column: text}, reference_column, where) for text in found)
-        yield Prompt(name, text_in(record, prompt_column, where), tuple(text for text in references if text.strip()))
+            raise InputError(
+                f"{where}: expected a text or a list of texts in {reference_column!r}, got {found!r:.60}"
+            )
+        references = tuple(
+            text_in({reference_column: text}, reference_column, where) for text in found
+        )
+        yield Prompt(
+            name,
+            text_in(record, prompt_column, where),
+            tuple(text for text in references if text.strip()),
+        )
 
 
 def checked_prompt(place: int, prompt: Prompt | str) -> Prompt:
-    """``prompt`` with references that are not blank; InputError naming it unless all of it is Unicode text."""
+    """``prompt`` with references that are not blank; InputError naming it unless all of it is
+    Unicode text.
+    """
     prompt = Prompt(str(place), prompt) if isinstance(prompt, str) else prompt
     if not isinstance(prompt, Prompt):
-        raise InputError(f"prompts: expected strings or Prompts, got {type(prompt).__name__} at {place}")
+        raise InputError(
+            f"prompts: expected strings or Prompts, got {type(prompt).__name__} at {place}"
+        )
     if not isinstance(prompt.references, tuple | list):
-        raise InputError(f"prompt {prompt.id}: expected references as a tuple, got {type(prompt.references).__name__}")
+        raise InputError(
+            f"prompt {prompt.id}: expected references as a tuple, got {type(prompt.references).__name__}"
+        )
     for text in (prompt.text, *prompt.references):
         if not isinstance(text, str):
             raise InputError(f"prompt {prompt.id}: expected text, got {type(text).__name__}")
         check_unicode(f"prompt {prompt.id}", text)
-    return replace(prompt, id=str(prompt.id), references=tuple(text for text in prompt.references if text.strip()))
+    return replace(
+        prompt,
+        id=str(prompt.id),
+        references=tuple(text for text in prompt.references if text.strip()),
+    )
 
 
 def spread(prompts: Sequence[Prompt], most: int) -> list[Prompt]:
     """At most ``most`` of them, evenly over the file."""
     if len(prompts) <= most:
         return list(prompts)
-    return [prompts[place] for place in np.linspace(0, len(prompts) - 1, most).round().astype(int).tolist()]
+    return [
+        prompts[place]
+        for place in np.linspace(0, len(prompts) - 1, most).round().astype(int).tolist()
+    ]
 
 
 def tokenize(
     tokenizer, prompts: Iterable[Prompt], settings: GenerationSettings, context_length: int | None
 ) -> tuple[list[Asked], int]:
-    """The prompts as tokens, behind the tokenizer's BOS where it has one, and how many documents were too short to cut.
+    """The prompts as tokens, behind the tokenizer's BOS where it has one, and how many documents
+    were too short to cut.
 
-    A prompt that leaves no room for ``max_new_tokens`` loses its beginning, a reference that is longer its end. Where neither
-    a prompt's end nor its reference's beginning is white space, a space is put between them, as lm-evaluation-harness does.
+    A prompt that leaves no room for ``max_new_tokens`` loses its beginning, a reference that is
+    longer its end. Where neither a prompt's end nor its reference's beginning is white space, a
+    space is put between them, as lm-evaluation-harness does.
     """
     room = None if context_length is None else context_length - settings.most
     if context_length is not None and room is not None and room < 1:
@@ -154,7 +189,9 @@ def tokenize(
         text, references = prompt.text, prompt.references
         if prompt.document:
             if settings.chat:
-                raise InputError(f"prompt {prompt.id}: expected a prompt for --chat, got a document to cut")
+                raise InputError(
+                    f"prompt {prompt.id}: expected a prompt for --chat, got a document to cut"
+                )
             ids = encode(tokenizer, text)
             begin = min(len(ids), settings.prompt_tokens + int(_starts_with_bos(tokenizer, ids)))
             ids, reference = ids[:begin], ids[begin:]
@@ -170,12 +207,18 @@ def tokenize(
             reference = plain(tokenizer, references[0]) if references else np.empty(0, np.int64)
         else:
             ids = encode(tokenizer, text)
-            reference = _continuation(tokenizer, text, ids, references[0]) if references else np.empty(0, np.int64)
+            reference = (
+                _continuation(tokenizer, text, ids, references[0])
+                if references
+                else np.empty(0, np.int64)
+            )
             ids, shortened = _shortened(tokenizer, ids, room)
         if not len(ids):
             raise InputError(f"prompt {prompt.id}: expected at least one token, got none")
         scored = reference[: settings.max_new_tokens]
-        asked.append(Asked(prompt, text, ids, scored, references, shortened, len(scored) < len(reference)))
+        asked.append(
+            Asked(prompt, text, ids, scored, references, shortened, len(scored) < len(reference))
+        )
     return asked, short
 
 
@@ -188,7 +231,9 @@ def _shortened(tokenizer, ids: np.ndarray, room: int | None) -> tuple[np.ndarray
 
 
 def _chat(tokenizer, text: str, room: int | None) -> tuple[np.ndarray, bool]:
-    """A user's message in the template, which puts BOS where it belongs; one too long loses its beginning, not the template."""
+    """A user's message in the template, which puts BOS where it belongs; one too long loses its
+    beginning, not the template.
+    """
     ids, kept = plain(tokenizer, chat_text(tokenizer, text)), None
     while room is not None and len(ids) > room:
         kept = plain(tokenizer, text) if kept is None else kept
@@ -202,7 +247,11 @@ def _chat(tokenizer, text: str, room: int | None) -> tuple[np.ndarray, bool]:
 
 
 def _starts_with_bos(tokenizer, ids: np.ndarray) -> bool:
-    return len(ids) > 0 and tokenizer.bos_token_id is not None and int(ids[0]) == tokenizer.bos_token_id
+    return (
+        len(ids) > 0
+        and tokenizer.bos_token_id is not None
+        and int(ids[0]) == tokenizer.bos_token_id
+    )
 
 
 def encode(tokenizer, text: str) -> np.ndarray:
@@ -212,7 +261,9 @@ def encode(tokenizer, text: str) -> np.ndarray:
 
 
 def chat_text(tokenizer, text: str) -> str:
-    """``text`` as a user's message in the tokenizer's chat template, up to where the answer begins; InputError without one."""
+    """``text`` as a user's message in the tokenizer's chat template, up to where the answer begins;
+    InputError without one.
+    """
     if not getattr(tokenizer, "chat_template", None):
         raise InputError("chat: expected a tokenizer with a chat template, got one without")
     message = [{"role": "user", "content": text}]
@@ -226,13 +277,17 @@ def plain(tokenizer, text: str) -> np.ndarray:
 
 
 def _continuation(tokenizer, text: str, ids: np.ndarray, reference: str) -> np.ndarray:
-    """Tokens of ``reference`` after the prompt ``ids``: those that follow them in the whole, where it begins with them."""
+    """Tokens of ``reference`` after the prompt ``ids``: those that follow them in the whole, where
+    it begins with them.
+    """
     apart = bool(text) and not text[-1].isspace() and not reference[0].isspace()
     reference = " " + reference if apart else reference
     return following(ids, encode(tokenizer, text + reference), plain(tokenizer, reference))
 
 
 def following(ids: np.ndarray, whole: np.ndarray, alone: np.ndarray) -> np.ndarray:
-    """Tokens of a text after a prompt's ``ids``: what follows them in the ``whole``, where it begins with them, else its own."""
+    """Tokens of a text after a prompt's ``ids``: what follows them in the ``whole``, where it
+    begins with them, else its own.
+    """
     begins = len(whole) > len(ids) and np.array_equal(whole[: len(ids)], ids)
     return whole[len(ids) :] if begins else alone

@@ -1,4 +1,6 @@
-"""Generated texts beside what should have been said: BLEU and chrF by sacrebleu, ROUGE by rouge-score, embeddings on request."""
+"""Generated texts beside what should have been said: BLEU and chrF by sacrebleu, ROUGE by
+rouge-score, embeddings on request.
+"""
 
 from __future__ import annotations
 
@@ -15,11 +17,11 @@ ROUGE = ("rouge1", "rouge2", "rougeL")
 
 
 def overlap(texts: Sequence[str], references: Sequence[Sequence[str]]) -> dict:
-    """BLEU and chrF (0 to 100, of the corpus, with sacrebleu's signatures) and ROUGE F1 (0 to 1, mean over texts) of ``texts``
-    against one or more references each.
+    """BLEU and chrF (0 to 100, of the corpus, with sacrebleu's signatures) and ROUGE F1 (0 to 1,
+    mean over texts) of ``texts`` against one or more references each.
 
-    Chinese is cut as sacrebleu's "zh" does, other scripts without spaces by "char". ROUGE is None where most letters of the
-    references are not ASCII: rouge-score reads no others.
+    Chinese is cut as sacrebleu's "zh" does, other scripts without spaces by "char". ROUGE is None
+    where most letters of the references are not ASCII: rouge-score reads no others.
     """
     try:
         from rouge_score.rouge_scorer import RougeScorer
@@ -37,7 +39,9 @@ def overlap(texts: Sequence[str], references: Sequence[Sequence[str]]) -> dict:
         return found | dict.fromkeys(ROUGE)
     rouge = RougeScorer(list(ROUGE), use_stemmer=False)
     scores = [rouge.score_multi(list(of), text) for text, of in zip(texts, references, strict=True)]
-    return found | {name: sum(score[name].fmeasure for score in scores) / len(scores) for name in ROUGE}
+    return found | {
+        name: sum(score[name].fmeasure for score in scores) / len(scores) for name in ROUGE
+    }
 
 
 def _cut_by(letters: Sequence[str]) -> str:
@@ -62,13 +66,30 @@ class Embeddings:
 
     def encode(self, texts: Sequence[str]) -> np.ndarray:
         """[texts, D] of length 1."""
-        with theirs(f"embeddings: expected a model that encodes the texts, got {self.folder}, which fails"):
-            return self.model.encode(list(texts), normalize_embeddings=True, show_progress_bar=False)
+        with theirs(
+            f"embeddings: expected a model that encodes the texts, got {self.folder}, which fails"
+        ):
+            return self.model.encode(
+                list(texts), normalize_embeddings=True, show_progress_bar=False
+            )
 
-    def coherence(self, prompts: Sequence[str], texts: Sequence[str], references: Sequence[Sequence[str]]) -> dict:
-        """Mean cosine of each text with its prompt and with its nearest reference; blank prompts and texts are left out."""
-        kept = [at for at, pair in enumerate(zip(prompts, texts, strict=True)) if pair[0].strip() and pair[1].strip()]
-        found: dict = {"embeddings": self.folder, "texts": len(kept), "with_prompt": None, "with_reference": None}
+    def coherence(
+        self, prompts: Sequence[str], texts: Sequence[str], references: Sequence[Sequence[str]]
+    ) -> dict:
+        """Mean cosine of each text with its prompt and with its nearest reference; blank prompts
+        and texts are left out.
+        """
+        kept = [
+            at
+            for at, pair in enumerate(zip(prompts, texts, strict=True))
+            if pair[0].strip() and pair[1].strip()
+        ]
+        found: dict = {
+            "embeddings": self.folder,
+            "texts": len(kept),
+            "with_prompt": None,
+            "with_reference": None,
+        }
         if not kept:
             return found
         prompts, texts = ([of[at] for at in kept] for of in (prompts, texts))
@@ -78,7 +99,9 @@ class Embeddings:
         paired = [(place, text) for place, of in enumerate(references) for text in of]
         if paired:
             nearest: dict[int, float] = {}
-            for (place, _), other in zip(paired, self.encode([text for _, text in paired]), strict=True):
+            for (place, _), other in zip(
+                paired, self.encode([text for _, text in paired]), strict=True
+            ):
                 nearest[place] = max(nearest.get(place, -1.0), float(of_texts[place] @ other))
             found["with_reference"] = sum(nearest.values()) / len(nearest)
         return found

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-N = 4  # words of the n-grams: Welleck et al. 2020, Neural Text Generation with Unlikelihood Training (arXiv:1908.04319)
+# words of the n-grams: Welleck et al. 2020, Neural Text Generation with Unlikelihood Training
+# (arXiv:1908.04319)
+N = 4
 COPIES = 3  # of a stretch in a row that are a loop
 
 
@@ -26,7 +28,8 @@ def ngrams(words: Sequence, n: int) -> list[tuple]:
 
 
 def distinct(texts: Iterable[Sequence], n: int) -> float | None:
-    """Distinct n-grams over all n-grams of all ``texts`` (Li et al. 2016, arXiv:1510.03055); None without one.
+    """Distinct n-grams over all n-grams of all ``texts`` (Li et al. 2016, arXiv:1510.03055); None
+    without one.
 
     Falls with the amount of text: compare equal amounts only.
     """
@@ -35,7 +38,9 @@ def distinct(texts: Iterable[Sequence], n: int) -> float | None:
 
 
 def repeated(words: Sequence, n: int = N) -> float | None:
-    """Share of a text's n-grams that were there before: 1 − distinct / all (seq-rep-n of Welleck et al. 2020)."""
+    """Share of a text's n-grams that were there before: 1 − distinct / all (seq-rep-n of Welleck et
+    al. 2020).
+    """
     share = distinct([words], n)
     return None if share is None else 1 - share
 
@@ -46,7 +51,9 @@ def shared(grams: Sequence[tuple], known: set[tuple], least: int = 1) -> float |
 
 
 def longest_loop(tokens: np.ndarray, copies: int = COPIES) -> Loop | None:
-    """The longest stretch of ``tokens`` [n] that repeats one period ``copies`` times or more, of equal ones the shortest period."""
+    """The longest stretch of ``tokens`` [n] that repeats one period ``copies`` times or more, of
+    equal ones the shortest period.
+    """
     best = None
     for period in range(1, len(tokens) // copies + 1):
         same = tokens[period:] == tokens[:-period]
@@ -62,6 +69,8 @@ def longest_loop(tokens: np.ndarray, copies: int = COPIES) -> Loop | None:
 
 
 def compression_ratio(text: str) -> float | None:
-    """UTF-8 bytes over those of zlib's compressed form: above 2.4 Whisper takes a text for a loop (arXiv:2212.04356)."""
+    """UTF-8 bytes over those of zlib's compressed form: above 2.4 Whisper takes a text for a loop
+    (arXiv:2212.04356).
+    """
     raw = text.encode(errors="replace")
     return len(raw) / len(zlib.compress(raw)) if raw else None

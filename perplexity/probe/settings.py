@@ -1,4 +1,6 @@
-"""How text is generated: stated in full, since repetition and self-perplexity mean nothing without it."""
+"""How text is generated: stated in full, since repetition and self-perplexity mean nothing without
+it.
+"""
 
 from __future__ import annotations
 
@@ -13,15 +15,17 @@ MOST = 128  # tokens of a text, where nothing else is said
 
 @dataclass(frozen=True)
 class GenerationSettings:
-    """What a model's own generation settings say is not used, so that two models are asked the same way.
+    """What a model's own generation settings say is not used, so that two models are asked the same
+    way.
 
-    max_new_tokens: a text ends there, or at the end-of-text token (None: 128, or half of a smaller context); samples: texts
-    a prompt; temperature: 0 is greedy; top_p, top_k: 1 and 0 leave nothing out; seed: of the sampling; prompt_tokens: how much
-    of a document is prompt; chat: prompts go through the tokenizer's chat template; batch_size: texts at a time.
+    max_new_tokens: a text ends there, or at the end-of-text token (None: 128, or half of a smaller
+    context); samples: texts a prompt; temperature: 0 is greedy; top_p, top_k: 1 and 0 leave nothing
+    out; seed: of the sampling; prompt_tokens: how much of a document is prompt; chat: prompts go
+    through the tokenizer's chat template; batch_size: texts at a time.
 
-    The defaults sample from the model's own distribution, unchanged: greedy decoding and sharp sampling loop in nearly every
-    model (Holtzman et al. 2020, arXiv:1904.09751), and only under the model's own distribution does its perplexity on its own
-    text compare with that on others'.
+    The defaults sample from the model's own distribution, unchanged: greedy decoding and sharp
+    sampling loop in nearly every model (Holtzman et al. 2020, arXiv:1904.09751), and only under the
+    model's own distribution does its perplexity on its own text compare with that on others'.
     """
 
     max_new_tokens: int | None = None
@@ -56,14 +60,18 @@ class GenerationSettings:
             )
 
     def of(self, context_length: int | None) -> GenerationSettings:
-        """With ``max_new_tokens`` a number, for a model that reads ``context_length`` tokens (None: any)."""
+        """With ``max_new_tokens`` a number, for a model that reads ``context_length`` tokens (None:
+        any).
+        """
         if self.max_new_tokens is not None:
             return self
         return replace(self, max_new_tokens=min(MOST, max(1, (context_length or 2 * MOST) // 2)))
 
     @property
     def most(self) -> int:
-        """Return the most new tokens of a text: ``max_new_tokens``, or 128 before ``of`` settles None."""
+        """Return the most new tokens of a text: ``max_new_tokens``, or 128 before ``of`` settles
+        None.
+        """
         return MOST if self.max_new_tokens is None else self.max_new_tokens
 
     @property
@@ -72,7 +80,9 @@ class GenerationSettings:
 
     @property
     def sharp(self) -> bool:
-        """Likely tokens come more often than the model holds them likely enough to make texts loop."""
+        """Likely tokens come more often than the model holds them likely enough to make texts
+        loop.
+        """
         return self.temperature < 0.9 or 0 < self.top_k < 20 or self.top_p < 0.8
 
     @property
@@ -81,7 +91,11 @@ class GenerationSettings:
         return self.temperature == 1 and self.top_p == 1 and self.top_k == 0
 
     def __str__(self) -> str:
-        how = "greedy" if self.greedy else f"temperature {self.temperature:g}, top-p {self.top_p:g}, seed {self.seed}"
+        how = (
+            "greedy"
+            if self.greedy
+            else f"temperature {self.temperature:g}, top-p {self.top_p:g}, seed {self.seed}"
+        )
         how += f", top-k {self.top_k}" if self.top_k else ""
         how += ", as chat" if self.chat else ""
         return f"{how}, at most {self.max_new_tokens} tokens, {self.samples} a prompt"

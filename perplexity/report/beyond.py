@@ -1,4 +1,6 @@
-"""The page's part on what the model writes: results of ``ppl probe --json``, of one checkpoint or of several."""
+"""The page's part on what the model writes: results of ``ppl probe --json``, of one checkpoint or
+of several.
+"""
 
 from __future__ import annotations
 
@@ -25,9 +27,14 @@ EXAMPLE = 1200  # characters of a text that are shown
 
 
 def numbers(value):
-    """A record read from JSON with "inf" and "nan" as the numbers they stand for; texts are left alone."""
+    """A record read from JSON with "inf" and "nan" as the numbers they stand for; texts are left
+    alone.
+    """
     if isinstance(value, dict):
-        return {key: item if key in ("texts", "findings", "notes") else numbers(item) for key, item in value.items()}
+        return {
+            key: item if key in ("texts", "findings", "notes") else numbers(item)
+            for key, item in value.items()
+        }
     if isinstance(value, list | tuple):
         return [numbers(item) for item in value]
     return float(value) if isinstance(value, str) and value in ("inf", "-inf", "nan") else value
@@ -36,8 +43,9 @@ def numbers(value):
 def beyond_section(records: Sequence[dict], diagnosis: Diagnosis) -> dict | None:
     """What the page shows of probes, the last checkpoint first in detail; None without one.
 
-    overall: the last probe's parts with the run's own curves as the monitor's, which is one score for the run. Raises InputError
-    that names the file where one is no result of ``ppl probe --json``.
+    overall: the last probe's parts with the run's own curves as the monitor's, which is one score
+    for the run. Raises InputError that names the file where one is no result of ``ppl probe
+    --json``.
     """
     found = [_checked(record) for record in records]
     if not found:
@@ -46,7 +54,10 @@ def beyond_section(records: Sequence[dict], diagnosis: Diagnosis) -> dict | None
     last = found[-1]
     comparable = _comparable(found)
     curves = diagnosis.to_dict()
-    parts = {name: Part(part["score"], str(part["evidence"])) for name, part in last["health"]["parts"].items()}
+    parts = {
+        name: Part(part["score"], str(part["evidence"]))
+        for name, part in last["health"]["parts"].items()
+    }
     weights = {name: part["weight"] for name, part in last["health"]["parts"].items()}
     severities = [finding["severity"] for finding in (*last["findings"], *curves["findings"])]
     overall = health(parts | {"monitor": monitor_part(curves)}, weights, severities)
@@ -64,7 +75,9 @@ def beyond_section(records: Sequence[dict], diagnosis: Diagnosis) -> dict | None
                 "perplexity": record["perplexity"]["reference_perplexity"],
                 "own": record["perplexity"]["self_perplexity"],
                 "repetition": record["generation"]["repetition"],
-                "findings": ", ".join(f["signal"] for f in record["findings"] if f["severity"] != "info"),
+                "findings": ", ".join(
+                    f["signal"] for f in record["findings"] if f["severity"] != "info"
+                ),
             }
             for record, score in zip(found, comparable["scores"], strict=True)
         ],
@@ -74,9 +87,13 @@ def beyond_section(records: Sequence[dict], diagnosis: Diagnosis) -> dict | None
 
 
 def _comparable(found: list[dict]) -> dict:
-    """Health of each checkpoint over the parts that all of them have: else a part more would look like progress."""
+    """Health of each checkpoint over the parts that all of them have: else a part more would look
+    like progress.
+    """
     parts = [record["health"]["parts"] for record in found]
-    names = [name for name in parts[-1] if all(of.get(name, {}).get("score") is not None for of in parts)]
+    names = [
+        name for name in parts[-1] if all(of.get(name, {}).get("score") is not None for of in parts)
+    ]
     weights = {name: parts[-1][name]["weight"] for name in names}
     scores = [
         health(
@@ -90,24 +107,32 @@ def _comparable(found: list[dict]) -> dict:
 
 
 def _checked(record: dict) -> dict:
-    """Return ``record`` with numbers for "inf"; InputError unless all that the page reads is there and of its kind."""
+    """Return ``record`` with numbers for "inf"; InputError unless all that the page reads is there
+    and of its kind.
+    """
     record = numbers(record)
     if isinstance(record.get("model"), str):  # of version 1
         record["model"] = {"name": record["model"]}
     try:
         PROBE.check(record)
     except Mismatch as error:
-        raise InputError(f"{record.get('source', '')}: expected a result file of ppl probe --json with {error}")
+        raise InputError(
+            f"{record.get('source', '')}: expected a result file of ppl probe --json with {error}"
+        )
     return record
 
 
 def _figures(found: list[dict], scores: list[float | None]) -> dict[str, dict]:
-    """Plotly figures by element: the trend where checkpoints have steps, reliability of the last one where measured."""
+    """Plotly figures by element: the trend where checkpoints have steps, reliability of the last
+    one where measured.
+    """
     drawn = {}
     stepped = [record for record in found if record["step"] is not None]
     if len({record["step"] for record in stepped}) > 1:
         steps = [record["step"] for record in stepped]
-        of_stepped = [score for record, score in zip(found, scores, strict=True) if record["step"] is not None]
+        of_stepped = [
+            score for record, score in zip(found, scores, strict=True) if record["step"] is not None
+        ]
         traces = [_line("health", steps, of_stepped, "#1a7f37", 3)]
         for name in stepped[-1]["health"]["parts"]:
             scores = [record["health"]["parts"].get(name, {}).get("score") for record in stepped]
@@ -116,7 +141,13 @@ def _figures(found: list[dict], scores: list[float | None]) -> dict[str, dict]:
                 traces.append(_line(name, steps, scaled, LINES.get(name, OWN_LINE), 1.5))
         drawn["health-trend"] = _figure(traces, "step", "score (of 100)", [0, 105])
         traces = [
-            _line(f"perplexity of {what}", steps, [record["perplexity"][key] for record in stepped], colour, 2)
+            _line(
+                f"perplexity of {what}",
+                steps,
+                [record["perplexity"][key] for record in stepped],
+                colour,
+                2,
+            )
             for what, key, colour in (
                 ("the references", "reference_perplexity", LINES["perplexity"]),
                 ("its own texts", "self_perplexity", LINES["generation"]),
@@ -129,10 +160,27 @@ def _figures(found: list[dict], scores: list[float | None]) -> dict[str, dict]:
             name: [row for row in calibration[name] if all(map(math.isfinite, row.values()))]
             for name in ("bins", "entropy_bins")
         }
-        top = max([0.1, *(max(row["entropy"], row["loss"]) for row in drawable["entropy_bins"])]) * 1.05
+        top = (
+            max([0.1, *(max(row["entropy"], row["loss"]) for row in drawable["entropy_bins"])])
+            * 1.05
+        )
         for name, bins, x, y, limit, labels in (
-            ("reliability", "bins", "confidence", "accuracy", 1, ("probability of the first choice", "share right")),
-            ("surprise", "entropy_bins", "entropy", "loss", top, ("entropy (nats)", "loss (nats a token)")),
+            (
+                "reliability",
+                "bins",
+                "confidence",
+                "accuracy",
+                1,
+                ("probability of the first choice", "share right"),
+            ),
+            (
+                "surprise",
+                "entropy_bins",
+                "entropy",
+                "loss",
+                top,
+                ("entropy (nats)", "loss (nats a token)"),
+            ),
         ):
             most = max((row["tokens"] for row in drawable[bins]), default=1)
             trace = _line(
@@ -143,7 +191,9 @@ def _figures(found: list[dict], scores: list[float | None]) -> dict[str, dict]:
                 1.5,
             )
             trace |= {"mode": "markers", "cliponaxis": False}
-            trace["marker"] = {"size": [6 + 14 * math.sqrt(row["tokens"] / most) for row in drawable[bins]]}
+            trace["marker"] = {
+                "size": [6 + 14 * math.sqrt(row["tokens"] / most) for row in drawable[bins]]
+            }
             diagonal = _line("calibrated", [0, limit], [0, limit], "#888888", 1)
             diagonal |= {"mode": "lines", "line": {"color": "#888888", "width": 1, "dash": "dash"}}
             drawn[name] = _figure([diagonal, trace], *labels, [0, limit])

@@ -1,4 +1,6 @@
-"""``ppl report``: one file a browser shows without a network: both curves, what was found in them, evaluations beside."""
+"""``ppl report``: one file a browser shows without a network: both curves, what was found in them,
+evaluations beside.
+"""
 
 from __future__ import annotations
 
@@ -20,26 +22,45 @@ from ..monitor.history import History
 
 NUMBER = (int, float)
 DRAWN = 3000  # points of a curve: more than a screen has columns
-MARKED = ("spike", "plateau", "overfitting", "divergence", "leakage-suspected", "non-finite", "generalisation-gap")
-SEVERITY_COLOURS = {"info": "rgba(70,130,180,.10)", "warning": "rgba(230,160,0,.14)", "danger": "rgba(200,40,40,.14)"}
+MARKED = (
+    "spike",
+    "plateau",
+    "overfitting",
+    "divergence",
+    "leakage-suspected",
+    "non-finite",
+    "generalisation-gap",
+)
+SEVERITY_COLOURS = {
+    "info": "rgba(70,130,180,.10)",
+    "warning": "rgba(230,160,0,.14)",
+    "danger": "rgba(200,40,40,.14)",
+}
 COLOURS = {"batch": "#9ab7d3", "train": "#2b6ca3", "val": "#c1440e", "other": "#7a6fa8"}
 
 
 def thinned(steps: np.ndarray, values: np.ndarray, most: int = DRAWN) -> tuple[list, list]:
-    """At most ``most`` points that keep what stands out: of each run of points the lowest and the highest."""
+    """At most ``most`` points that keep what stands out: of each run of points the lowest and the
+    highest.
+    """
     finite = np.isfinite(values)
     steps, values = steps[finite], values[finite]
     if len(steps) > most:
         edges = np.linspace(0, len(steps), most // 2 + 1).astype(int)[:-1]
         kept: set[int] = set()
         for begin, end in zip(edges, [*edges[1:], len(steps)], strict=True):
-            kept |= {begin + int(np.argmin(values[begin:end])), begin + int(np.argmax(values[begin:end]))}
+            kept |= {
+                begin + int(np.argmin(values[begin:end])),
+                begin + int(np.argmax(values[begin:end])),
+            }
         places = sorted(kept)
         steps, values = steps[places], values[places]
     return steps.tolist(), values.tolist()
 
 
-def figures(history: History, digest: Digest, diagnosis: Diagnosis, vocabulary_size: int | None) -> dict[str, dict]:
+def figures(
+    history: History, digest: Digest, diagnosis: Diagnosis, vocabulary_size: int | None
+) -> dict[str, dict]:
     """Plotly figures by the id of the element they are drawn in."""
     steps, losses = thinned(*history.arrays())
     blocks = [block for block in digest.all_blocks() if block.count]
@@ -47,19 +68,31 @@ def figures(history: History, digest: Digest, diagnosis: Diagnosis, vocabulary_s
     evaluations = [e.step for e in digest.evaluations], [e.loss for e in digest.evaluations]
     lines = [("uniform guess, ln V", math.log(vocabulary_size))] if vocabulary_size else []
     found = {}
-    for name, change, label in (("loss", lambda x: x, "loss (nats a token)"), ("perplexity", exp, "perplexity")):
+    for name, change, label in (
+        ("loss", lambda x: x, "loss (nats a token)"),
+        ("perplexity", exp, "perplexity"),
+    ):
         traces = [
             trace_of("one batch", steps, [change(x) for x in losses], COLOURS["batch"], width=1),
-            trace_of("training", means[0], [change(x) for x in means[1]], COLOURS["train"], width=2),
             trace_of(
-                "validation", evaluations[0], [change(x) for x in evaluations[1]], COLOURS["val"], width=2, markers=True
+                "training", means[0], [change(x) for x in means[1]], COLOURS["train"], width=2
+            ),
+            trace_of(
+                "validation",
+                evaluations[0],
+                [change(x) for x in evaluations[1]],
+                COLOURS["val"],
+                width=2,
+                markers=True,
             ),
         ]
         shapes, notes = _marks(diagnosis)
         for words, level in lines:
             shapes.append(_line(change(level)))
             notes.append(_note(words, 1.0, change(level)))
-        found[name] = figure_of([t for t in traces if t["x"]], label, shapes, notes, log=name == "perplexity")
+        found[name] = figure_of(
+            [t for t in traces if t["x"]], label, shapes, notes, log=name == "perplexity"
+        )
         if limits := _limits(digest):
             levels = [change(level) for level in limits]
             if all(map(math.isfinite, levels)):
@@ -78,7 +111,9 @@ def figures(history: History, digest: Digest, diagnosis: Diagnosis, vocabulary_s
 
 
 def _limits(digest: Digest) -> tuple[float, float] | None:
-    """Lowest and highest mean loss but for the first hundredth of the run, which would dwarf the rest, and a little room."""
+    """Lowest and highest mean loss but for the first hundredth of the run, which would dwarf the
+    rest, and a little room.
+    """
     late = digest.first_step + 0.01 * (digest.last_step - digest.first_step)
     levels = [block.mean for block in digest.all_blocks() if block.count and block.first >= late]
     levels += [e.loss for e in digest.evaluations if e.step >= late]
@@ -90,11 +125,15 @@ def _limits(digest: Digest) -> tuple[float, float] | None:
 
 
 def plain(text: str) -> str:
-    """Return a text that Plotly shows as it is: its own markup (links, bold) and its %{...} are taken as characters."""
+    """Return a text that Plotly shows as it is: its own markup (links, bold) and its %{...} are
+    taken as characters.
+    """
     return html.escape(text).replace("%{", "&#37;{")
 
 
-def trace_of(name: str, x: list, y: list, colour: str, *, width: float, markers: bool = False) -> dict:
+def trace_of(
+    name: str, x: list, y: list, colour: str, *, width: float, markers: bool = False
+) -> dict:
     return {
         "type": "scatter",
         "mode": "lines+markers" if markers else "lines",
@@ -109,7 +148,15 @@ def trace_of(name: str, x: list, y: list, colour: str, *, width: float, markers:
 
 def _line(level: float) -> dict:
     line = {"color": "#888", "width": 1, "dash": "dash"}
-    return {"type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": level, "y1": level, "line": line}
+    return {
+        "type": "line",
+        "xref": "paper",
+        "x0": 0,
+        "x1": 1,
+        "y0": level,
+        "y1": level,
+        "line": line,
+    }
 
 
 def _note(words: str, x: float, y: float) -> dict:
@@ -135,12 +182,22 @@ def _marks(diagnosis: Diagnosis) -> tuple[list[dict], list[dict]]:
                 "layer": "below",
             }
         )
-        at = {"x": first, "yref": "paper", "y": 1 - 0.07 * (place % 6), "xanchor": "left", "yanchor": "top"}
-        notes.append({"text": plain(finding.signal), "showarrow": False, "font": {"size": 11}, **at})
+        at = {
+            "x": first,
+            "yref": "paper",
+            "y": 1 - 0.07 * (place % 6),
+            "xanchor": "left",
+            "yanchor": "top",
+        }
+        notes.append(
+            {"text": plain(finding.signal), "showarrow": False, "font": {"size": 11}, **at}
+        )
     return shapes, notes
 
 
-def figure_of(traces: list[dict], label: str, shapes: list, notes: list, *, log: bool, x: str = "step") -> dict:
+def figure_of(
+    traces: list[dict], label: str, shapes: list, notes: list, *, log: bool, x: str = "step"
+) -> dict:
     return {
         "data": traces,
         "steps": x == "step",
@@ -157,7 +214,9 @@ def figure_of(traces: list[dict], label: str, shapes: list, notes: list, *, log:
 
 
 def _take(source: str, given: dict, kind, names: tuple[str, ...]) -> dict:
-    """The values of ``names``, None where there is none; InputError where one is none of its kind."""
+    """The values of ``names``, None where there is none; InputError where one is none of its
+    kind.
+    """
     found = {}
     for name in names:
         value = given.get(name)
@@ -169,7 +228,9 @@ def _take(source: str, given: dict, kind, names: tuple[str, ...]) -> dict:
     return found
 
 
-def _take_rows(source: str, given: dict, name: str, texts: tuple[str, ...], values: tuple[str, ...] = ()) -> list[dict]:
+def _take_rows(
+    source: str, given: dict, name: str, texts: tuple[str, ...], values: tuple[str, ...] = ()
+) -> list[dict]:
     found = _take(source, given, list, (name,))[name] or []
     if not all(isinstance(row, dict) for row in found):
         raise InputError(f"{source}: expected objects in {name}, got {found!r:.60}")
@@ -177,19 +238,35 @@ def _take_rows(source: str, given: dict, name: str, texts: tuple[str, ...], valu
 
 
 def evaluation_section(record: dict, source: str) -> dict:
-    """What the page shows of a result of ``ppl eval --json``: what is absent is left out, InputError where a value is none of
-    its kind."""
-    numbers = ("loss", "stderr", "perplexity", "bits_per_byte", "tokens", "documents", "context_length")
-    shown = {"source": source} | _take(source, record, NUMBER, numbers) | _take(source, record, str, ("protocol",))
+    """What the page shows of a result of ``ppl eval --json``: what is absent is left out,
+    InputError where a value is none of its kind."""
+    numbers = (
+        "loss",
+        "stderr",
+        "perplexity",
+        "bits_per_byte",
+        "tokens",
+        "documents",
+        "context_length",
+    )
+    shown = (
+        {"source": source}
+        | _take(source, record, NUMBER, numbers)
+        | _take(source, record, str, ("protocol",))
+    )
     lists = _take(source, record, list, ("perplexity_interval", "notes"))
     interval = lists["perplexity_interval"] or []
     if len(interval) not in (0, 2) or not all(isinstance(bound, NUMBER) for bound in interval):
-        raise InputError(f"{source}: expected two numbers for perplexity_interval, got {interval!r:.60}")
+        raise InputError(
+            f"{source}: expected two numbers for perplexity_interval, got {interval!r:.60}"
+        )
     return shown | {
         "model": model_name(_take(source, record, dict, ("model",))["model"]),
         "perplexity_interval": interval,
         "notes": [str(note) for note in lists["notes"] or []],
-        "worst_documents": _take_rows(source, record, "worst_documents", ("id",), ("tokens", "loss")),
+        "worst_documents": _take_rows(
+            source, record, "worst_documents", ("id",), ("tokens", "loss")
+        ),
         "surprising_tokens": _take_rows(
             source, record, "surprising_tokens", ("document", "before", "text"), ("position", "nll")
         ),
@@ -198,19 +275,33 @@ def evaluation_section(record: dict, source: str) -> dict:
 
 def data_section(record: dict, source: str) -> dict:
     """What the page shows of a result of ``ppl check-data --json``, likewise."""
-    numbers = ("leaked_fraction", "leaked_token_fraction", "valid_fraction", "ngram_overlap", "unknown_token_rate")
+    numbers = (
+        "leaked_fraction",
+        "leaked_token_fraction",
+        "valid_fraction",
+        "ngram_overlap",
+        "unknown_token_rate",
+    )
     shown = _take(source, record, NUMBER, (*numbers, "exact_duplicates", "near_duplicates"))
     if not isinstance(shown["leaked_fraction"], NUMBER):
-        raise InputError(f"{source}: expected a result file of ppl check-data --json, got one without leaked_fraction")
+        raise InputError(
+            f"{source}: expected a result file of ppl check-data --json, got one without leaked_fraction"
+        )
     documents = _take(source, record, dict, ("documents",))["documents"] or {}
     notes = _take(source, record, list, ("notes",))["notes"] or []
     return shown | {
         "source": source,
         "documents": _take(source, documents, NUMBER, ("train", "valid")),
         "token_unit": _take(source, record, str, ("token_unit",))["token_unit"] or "tokens",
-        "findings": _take_rows(source, record, "findings", ("signal", "severity", "evidence", "advice")),
+        "findings": _take_rows(
+            source, record, "findings", ("signal", "severity", "evidence", "advice")
+        ),
         "leaked": _take_rows(
-            source, record, "leaked", ("id", "train_id", "kind", "passage"), ("similarity", "overlap")
+            source,
+            record,
+            "leaked",
+            ("id", "train_id", "kind", "passage"),
+            ("similarity", "overlap"),
         ),
         "notes": [str(note) for note in notes],
     }
@@ -228,8 +319,8 @@ def write_report(
     probes: list[dict] | None = None,
     title: str | None = None,
 ) -> None:
-    """One self-contained HTML file; ``evaluations`` are results of ``ppl eval --json``, ``data_checks`` of ``ppl check-data``,
-    ``probes`` of ``ppl probe``, one or a checkpoint each.
+    """One self-contained HTML file; ``evaluations`` are results of ``ppl eval --json``,
+    ``data_checks`` of ``ppl check-data``, ``probes`` of ``ppl probe``, one or a checkpoint each.
 
     Strings of a run are escaped.
     """
@@ -239,7 +330,9 @@ def write_report(
     except ImportError as error:
         raise InputError(f"report: needs {error.name}; install fused-perplexity[report]")
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
-    environment.filters["n"] = lambda value, places=0: "–" if value is None else f"{float(value):,.{places}f}"
+    environment.filters["n"] = lambda value, places=0: (
+        "–" if value is None else f"{float(value):,.{places}f}"
+    )
     page = resources.files(__package__).joinpath("report.html")
     template = environment.from_string(page.read_text(encoding="utf-8"))
     drawn = figures(history, digest, diagnosis, vocabulary_size)
@@ -258,8 +351,13 @@ def write_report(
         beyond=beyond,
         data=jinja2.utils.markupsafe.Markup(data),
         library=jinja2.utils.markupsafe.Markup(get_plotlyjs().replace("</script", "<\\/script")),
-        evaluations=[evaluation_section(record, str(record.get("source", ""))) for record in evaluations or []],
-        data_checks=[data_section(record, str(record.get("source", ""))) for record in data_checks or []],
+        evaluations=[
+            evaluation_section(record, str(record.get("source", "")))
+            for record in evaluations or []
+        ],
+        data_checks=[
+            data_section(record, str(record.get("source", ""))) for record in data_checks or []
+        ],
         tokens=None if math.isnan(digest.tokens) else digest.tokens,
         minutes=digest.seconds / 60 if digest.seconds else None,
     )

@@ -24,7 +24,9 @@ def run_curves(
     title: str | None = None,
     form: str = "png",
 ) -> None:
-    """Write a PNG or SVG, by ``form``: loss and perplexity of a run with its findings shaded, over steps."""
+    """Write a PNG or SVG, by ``form``: loss and perplexity of a run with its findings shaded, over
+    steps.
+    """
     import math
 
     import matplotlib
@@ -38,34 +40,65 @@ def run_curves(
     steps, losses = thinned(*history.arrays())
     blocks = [block for block in digest.all_blocks() if block.count]
     figure, panels = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
-    for panel, change, label in zip(panels, CHANGES, ("loss (nats a token)", "perplexity"), strict=True):
-        panel.plot(steps, [change(x) for x in losses], color=COLOURS["batch"], lw=0.7, label="one batch")
+    for panel, change, label in zip(
+        panels, CHANGES, ("loss (nats a token)", "perplexity"), strict=True
+    ):
+        panel.plot(
+            steps, [change(x) for x in losses], color=COLOURS["batch"], lw=0.7, label="one batch"
+        )
         at = [(block.first + block.last) / 2 for block in blocks]
-        panel.plot(at, [change(block.mean) for block in blocks], color=COLOURS["train"], lw=1.6, label="training")
+        panel.plot(
+            at,
+            [change(block.mean) for block in blocks],
+            color=COLOURS["train"],
+            lw=1.6,
+            label="training",
+        )
         if digest.evaluations:
             at = [e.step for e in digest.evaluations]
             values = [change(e.loss) for e in digest.evaluations]
-            panel.plot(at, values, color=COLOURS["val"], lw=1.6, marker="o", ms=3, label="validation")
+            panel.plot(
+                at, values, color=COLOURS["val"], lw=1.6, marker="o", ms=3, label="validation"
+            )
         if vocabulary_size:
-            panel.axhline(change(math.log(vocabulary_size)), color="#888888", ls="--", lw=1, label="uniform guess")
+            panel.axhline(
+                change(math.log(vocabulary_size)),
+                color="#888888",
+                ls="--",
+                lw=1,
+                label="uniform guess",
+            )
         for finding in diagnosis.findings:
             if finding.signal in MARKED and finding.severity != "info":
                 last = max(finding.last_step, finding.first_step + 1)
                 panel.axvspan(
-                    finding.first_step, last, color=shades[finding.severity], alpha=0.12, label=finding.signal
+                    finding.first_step,
+                    last,
+                    color=shades[finding.severity],
+                    alpha=0.12,
+                    label=finding.signal,
                 )
         panel.set_xlabel("step")
         panel.set_ylabel(label)
         panel.grid(alpha=0.25)
     panels[1].set_yscale("log")
     handles = dict(zip(*reversed(panels[0].get_legend_handles_labels()), strict=True))
-    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=6, frameon=False, fontsize=8)
+    figure.legend(
+        handles.values(),
+        handles.keys(),
+        loc="outside lower center",
+        ncols=6,
+        frameon=False,
+        fontsize=8,
+    )
     figure.suptitle(visible(title or diagnosis.verdict), fontsize=11, parse_math=False)
     _save(figure, path, form)
 
 
 def reliability(calibration: dict, path: str | Path, *, title: str | None = None) -> None:
-    """Write a PNG or SVG, by the name's end: accuracy over confidence, and loss over entropy, each beside the diagonal."""
+    """Write a PNG or SVG, by the name's end: accuracy over confidence, and loss over entropy, each
+    beside the diagonal.
+    """
     import matplotlib
 
     matplotlib.use("agg")
@@ -80,18 +113,28 @@ def reliability(calibration: dict, path: str | Path, *, title: str | None = None
             "accuracy",
             ("probability of the first choice", "share that is right"),
         ),
-        (panels[1], calibration["entropy_bins"], "entropy", "loss", ("entropy (nats)", "loss (nats a token)")),
+        (
+            panels[1],
+            calibration["entropy_bins"],
+            "entropy",
+            "loss",
+            ("entropy (nats)", "loss (nats a token)"),
+        ),
     ):
         at, values = [row[x] for row in bins], [row[y] for row in bins]
         top = 1.0 if x == "confidence" else 1.05 * max(*at, *values, 0.1)
         panel.plot([0, top], [0, top], color="#888888", ls="--", lw=1, label="calibrated")
         most = max(row["tokens"] for row in bins)
         sizes = [12 + 160 * row["tokens"] / most for row in bins]
-        panel.scatter(at, values, s=sizes, color="#2b6ca3", alpha=0.8, label="a bin; its size: tokens")
+        panel.scatter(
+            at, values, s=sizes, color="#2b6ca3", alpha=0.8, label="a bin; its size: tokens"
+        )
         panel.set(xlim=(0, top), ylim=(0, top), xlabel=labels[0], ylabel=labels[1], aspect="equal")
         panel.grid(alpha=0.25)
         panel.legend(frameon=False, fontsize=8, loc="upper left")
-    told = f"expected calibration error {calibration['ece']:.4f} over {calibration['tokens']:,} tokens"
+    told = (
+        f"expected calibration error {calibration['ece']:.4f} over {calibration['tokens']:,} tokens"
+    )
     figure.suptitle(visible(f"{title}: {told}" if title else told), fontsize=11, parse_math=False)
     _save(figure, path, "svg" if str(path).endswith(".svg") else "png")
 

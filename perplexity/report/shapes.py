@@ -1,4 +1,6 @@
-"""Shapes of JSON values: what a part of the page needs of a record, checked before the part is made."""
+"""Shapes of JSON values: what a part of the page needs of a record, checked before the part is
+made.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,9 @@ SHOWN = 40  # characters of a value in an error
 
 
 class Mismatch(Exception):
-    """A value of another shape; the message names the value's place, what was expected and what came."""
+    """A value of another shape; the message names the value's place, what was expected and what
+    came.
+    """
 
 
 @dataclass(frozen=True)
@@ -49,7 +53,9 @@ class Text:
 
     def check(self, value: Any, place: str) -> None:
         if not isinstance(value, str) or (self.among and value not in self.among):
-            raise _mismatch(place, f"one of {', '.join(self.among)}" if self.among else "a text", value)
+            raise _mismatch(
+                place, f"one of {', '.join(self.among)}" if self.among else "a text", value
+            )
 
 
 @dataclass(frozen=True)
@@ -129,25 +135,52 @@ PROBE = Keys(
         "verdict": Text((*VERDICTS.values(), "insufficient-data")),
         "health_score": Optional(FINITE),
         "health": Keys(
-            {"parts": Named(Keys({"score": Optional(Number(0, 1)), "weight": Number(0, 1e9), "evidence": Text()}))}
+            {
+                "parts": Named(
+                    Keys(
+                        {
+                            "score": Optional(Number(0, 1)),
+                            "weight": Number(0, 1e9),
+                            "evidence": Text(),
+                        }
+                    )
+                )
+            }
         ),
         "prompts": Optional(FINITE),
         "settings": Keys({"in_words": Text()}),
         "generation": Keys(_OF_TEXTS | {"texts": Optional(FINITE), "repetition": Optional(FINITE)}),
         "reference_texts": Optional(Named(_MAYBE)),
-        "perplexity": Keys(dict.fromkeys(("self_perplexity", "reference_perplexity", "unigram_perplexity"), _MAYBE)),
+        "perplexity": Keys(
+            dict.fromkeys(("self_perplexity", "reference_perplexity", "unigram_perplexity"), _MAYBE)
+        ),
         "references": Optional(
-            Keys({"bleu": NUMBER, "chrf": NUMBER} | dict.fromkeys(("rouge1", "rouge2", "rougeL"), _MAYBE))
+            Keys(
+                {"bleu": NUMBER, "chrf": NUMBER}
+                | dict.fromkeys(("rouge1", "rouge2", "rougeL"), _MAYBE)
+            )
         ),
         "coherence": Optional(Keys(dict.fromkeys(("with_prompt", "with_reference"), _MAYBE))),
         "ask": Optional(Keys({"answered": NUMBER, "yes_of_two": _MAYBE})),
         "calibration": Optional(
             Keys(
                 dict.fromkeys(("accuracy", "confidence", "ece", "entropy", "loss"), NUMBER)
-                | {"bins": _bins("confidence", "accuracy"), "entropy_bins": _bins("entropy", "loss")}
+                | {
+                    "bins": _bins("confidence", "accuracy"),
+                    "entropy_bins": _bins("entropy", "loss"),
+                }
             )
         ),
-        "findings": Many(Keys({"signal": Text(), "severity": Text(SEVERITIES), "evidence": Text(), "advice": Text()})),
+        "findings": Many(
+            Keys(
+                {
+                    "signal": Text(),
+                    "severity": Text(SEVERITIES),
+                    "evidence": Text(),
+                    "advice": Text(),
+                }
+            )
+        ),
         "notes": Many(Text()),
         "texts": Many(Keys({"tokens": NUMBER, "loop": NUMBER, "repeated": _MAYBE, "text": Text()})),
         "model": Optional(Keys({})),

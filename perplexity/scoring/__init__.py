@@ -1,1 +1,3 @@
-"""Scoring: documents to windows, windows to batches, batches to values of each token, over ranks and kills."""
+"""Scoring: documents to windows, windows to batches, batches to values of each token, over ranks
+and kills.
+"""

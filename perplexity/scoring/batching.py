@@ -1,10 +1,10 @@
 """Which windows may share a batch: a window's loss must not depend on its neighbours.
 
 Four things make it depend on them: a rotary embedding that changes with the batch's longest row
-(LongRoPE, dynamic NTK), attention to the k best keys alone (which of equally good ones it takes depends
-on the row's length), padding that a recurrent or a custom layer sees, and layers that look across
-the batch (expert capacities, batch statistics). The first two are read from the configuration, the others
-are found by a comparison once a run.
+(LongRoPE, dynamic NTK), attention to the k best keys alone (which of equally good ones it takes
+depends on the row's length), padding that a recurrent or a custom layer sees, and layers that look
+across the batch (expert capacities, batch statistics). The first two are read from the
+configuration, the others are found by a comparison once a run.
 """
 
 from __future__ import annotations
@@ -20,9 +20,11 @@ from torch import Tensor
 
 from ..models.language_model import LanguageModel, no_rounding
 
-# Positions in a batch where no batch size is given: enough to keep the machine busy, little beside a model.
+# Positions in a batch where no batch size is given: enough to keep the machine busy, little beside
+# a model.
 POSITIONS_AT_ONCE = {"cpu": 2048, "other": 32_768}
-# In the order of care. "padded": any that the rotary embedding allows; "equal": of one length; "alone": one a batch.
+# In the order of care. "padded": any that the rotary embedding allows; "equal": of one length;
+# "alone": one a batch.
 MODES = ("padded", "equal", "alone")
 NOTES = {
     "equal": "the model's values depend on padding: only windows of one length share a batch",
@@ -72,14 +74,26 @@ def length_rules(model: LanguageModel) -> list[LengthRule]:
     return list(dict.fromkeys(found))
 
 
-# What configurations call the number of keys, or of blocks of keys and a block's size, that attention chooses.
-BEST_KEYS = (("index_topk",), ("keep_window_size",), ("indexer_budget",), ("index_topk_blocks", "index_block_size"))
+# What configurations call the number of keys, or of blocks of keys and a block's size, that
+# attention chooses.
+BEST_KEYS = (
+    ("index_topk",),
+    ("keep_window_size",),
+    ("indexer_budget",),
+    ("index_topk_blocks", "index_block_size"),
+)
 
 
 def _best_keys(config) -> list[int]:
-    """Return the most positions that attention to the best keys reads whole: up to so many it leaves none out."""
-    numbers: list[list[Any]] = [[getattr(config, name, None) for name in names] for names in BEST_KEYS]
-    return [math.prod(found) for found in numbers if all(isinstance(number, int) for number in found)]
+    """Return the most positions that attention to the best keys reads whole: up to so many it
+    leaves none out.
+    """
+    numbers: list[list[Any]] = [
+        [getattr(config, name, None) for name in names] for names in BEST_KEYS
+    ]
+    return [
+        math.prod(found) for found in numbers if all(isinstance(number, int) for number in found)
+    ]
 
 
 class Batching:
@@ -107,7 +121,8 @@ class Batching:
 
     @torch.no_grad()
     def check(self, ids: np.ndarray, context_length: int | None) -> None:
-        """Compare half a window alone with itself beside others, and be as careful as the model asks.
+        """Compare half a window alone with itself beside others, and be as careful as the model
+        asks.
 
         The other window is the longest that may share a batch with it: at most as much work as one
         batch. Nothing is compared where windows go in one at a time.
@@ -118,7 +133,13 @@ class Batching:
         """
         if self.batch_size == 1:
             return
-        longest = min([context_length or self.positions, self.positions // 2, *(rule.border for rule in self.rules)])
+        longest = min(
+            [
+                context_length or self.positions,
+                self.positions // 2,
+                *(rule.border for rule in self.rules),
+            ]
+        )
         if longest < 2:
             return
         for network in self.networks:
@@ -132,20 +153,24 @@ class Batching:
 
 
 def _mode_that_fits(network: LanguageModel, ids: np.ndarray, longest: int) -> str:
-    """Return the mode of a model, by shorter windows where two of ``longest`` positions do not fit."""
+    """Return the mode of a model, by shorter windows where two of ``longest`` positions do not
+    fit.
+    """
     while longest >= 2:
         try:
             return _mode(network, np.resize(ids, longest))
         except torch.OutOfMemoryError:
             longest //= 2
-        # Outside the handler: the exception holds the frames, and these the tensors that did not fit.
+        # Outside the handler: the exception holds the frames, and these the tensors that did not
+        # fit.
         if network.head.weight.device.type == "cuda":
             torch.cuda.empty_cache()
     return "padded"  # scoring finds out what fits, and names the window that does not
 
 
 def _mode(network: LanguageModel, ids: np.ndarray) -> str:
-    # Long as well: attention to the k best keys depends on padding only where a window has more than k.
+    # Long as well: attention to the k best keys depends on padding only where a window has more
+    # than k.
     short = ids[: len(ids) // 2]
     padded = np.concatenate([short, np.full(len(ids) - len(short), short[-1])])
     # Other tokens at every position: rows that are equal somewhere are no others there.
@@ -153,7 +178,11 @@ def _mode(network: LanguageModel, ids: np.ndarray) -> str:
     expected = _hidden(network, short)
     if _same(_hidden(network, padded, other)[: len(short)], expected, network):
         return "padded"
-    return "equal" if _same(_hidden(network, short, other[: len(short)]), expected, network) else "alone"
+    return (
+        "equal"
+        if _same(_hidden(network, short, other[: len(short)]), expected, network)
+        else "alone"
+    )
 
 
 def _hidden(network: LanguageModel, *rows: np.ndarray) -> Tensor:
@@ -165,9 +194,9 @@ def _hidden(network: LanguageModel, *rows: np.ndarray) -> Tensor:
 def _same(got: Tensor, expected: Tensor, network: LanguageModel) -> bool:
     """Return whether the two [T, D] differ by rounding alone.
 
-    float32: by 1e-4 of the largest value, as in ``models.verify``, at any position. 16 bits: a router
-    that is near a tie sends a token or two elsewhere by rounding alone, so that the median over the
-    positions decides, by 2e-2.
+    float32: by 1e-4 of the largest value, as in ``models.verify``, at any position. 16 bits: a
+    router that is near a tie sends a token or two elsewhere by rounding alone, so that the median
+    over the positions decides, by 2e-2.
     """
     wide = no_rounding(network.head.weight, expected)
     got, expected = got.float(), expected.float()

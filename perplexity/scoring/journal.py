@@ -1,8 +1,9 @@
-"""What has been scored, on disk: a run that was killed at any moment goes on where it stopped, to the same bits.
+"""What has been scored, on disk: a run that was killed at any moment goes on where it stopped, to
+the same bits.
 
-A SQLite file a rank: a batch's values are found by a hash of the batch itself (its tokens and targets), so that nothing
-that differs can be taken for it. The documents' hashes are kept to tell another text from the same one. Every row has a
-checksum: a damaged one is scored again.
+A SQLite file a rank: a batch's values are found by a hash of the batch itself (its tokens and
+targets), so that nothing that differs can be taken for it. The documents' hashes are kept to tell
+another text from the same one. Every row has a checksum: a damaged one is scored again.
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ FORMAT = 2
 
 
 def _checksum(*parts: bytes) -> bytes:
-    """Return 8 bytes that a row keeps of its key and value: a flipped bit passes with probability 2⁻⁶⁴."""
+    """Return 8 bytes that a row keeps of its key and value: a flipped bit passes with probability
+    2⁻⁶⁴.
+    """
     digest = hashlib.blake2b(digest_size=8)
     for part in parts:
         digest.update(len(part).to_bytes(8, "little") + part)
@@ -29,18 +32,24 @@ def _checksum(*parts: bytes) -> bytes:
 
 
 class Journal:
-    """``identity``: what decides a batch's values and is not in the batch; every run on this folder must have the same."""
+    """``identity``: what decides a batch's values and is not in the batch; every run on this folder
+    must have the same.
+    """
 
     def __init__(self, folder: str | Path, identity: dict, rank: int = 0) -> None:
         self.folder = Path(folder)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise InputError(f"journal: expected a folder that can be written, got {folder} ({error.strerror})")
+            raise InputError(
+                f"journal: expected a folder that can be written, got {folder} ({error.strerror})"
+            )
         self.identity = json.dumps(identity, sort_keys=True)
         own = self.folder / f"rank{rank}.sqlite"
         # Another run's folder is refused before anything is written into it.
-        others = [self._open(path) for path in sorted(set(self.folder.glob("rank*.sqlite")) - {own})]
+        others = [
+            self._open(path) for path in sorted(set(self.folder.glob("rank*.sqlite")) - {own})
+        ]
         for other in others:
             self._compare("identity", self.identity, self._agreed(other, "identity"))
         self.own = self._open(own)
@@ -50,7 +59,8 @@ class Journal:
     def _open(self, path: Path) -> sqlite3.Connection:
         try:
             connection = sqlite3.connect(path, timeout=60, isolation_level=None)
-            # Each statement is whole after SIGKILL; after a power cut the last ones may be gone, and are scored again.
+            # Each statement is whole after SIGKILL; after a power cut the last ones may be gone,
+            # and are scored again.
             connection.execute("PRAGMA journal_mode=WAL")
             connection.execute("PRAGMA synchronous=NORMAL")
             found = self._format(connection)
@@ -68,7 +78,9 @@ class Journal:
                     "fused-perplexity wrote; give it an empty folder"
                 )
         except sqlite3.Error as error:
-            raise InputError(f"journal: expected a journal's own file at {path}, or none, got another ({error})")
+            raise InputError(
+                f"journal: expected a journal's own file at {path}, or none, got another ({error})"
+            )
         return connection
 
     @staticmethod
@@ -84,7 +96,9 @@ class Journal:
         return None
 
     def _agree(self, name: str, value: str) -> None:
-        """Write ``value`` where no run did, or its row is damaged; InputError where an earlier run wrote another."""
+        """Write ``value`` where no run did, or its row is damaged; InputError where an earlier run
+        wrote another.
+        """
         known = self._agreed(self.own, name)
         if known is None:
             checksum = _checksum(name.encode(), value.encode())
@@ -93,8 +107,11 @@ class Journal:
 
     def _agreed(self, connection: sqlite3.Connection, name: str) -> str | None:
         row = self._query(connection, "SELECT value, checksum FROM agreed WHERE name = ?", name)
-        # The batches' keys hold the identity: where a damaged row is written anew, no value of another run is read.
-        intact = row and isinstance(row[0], str) and row[1] == _checksum(name.encode(), row[0].encode())
+        # The batches' keys hold the identity: where a damaged row is written anew, no value of
+        # another run is read.
+        intact = (
+            row and isinstance(row[0], str) and row[1] == _checksum(name.encode(), row[0].encode())
+        )
         return row[0] if row and intact else None
 
     def _compare(self, name: str, value: str, known: str | None) -> None:
@@ -106,13 +123,17 @@ class Journal:
             was = ", ".join(f"{key} {then.get(key)!r} (now {now.get(key)!r})" for key in different)
         else:
             was = f"another text in {name}"
-        raise InputError(f"journal: {self.folder} is of another run, with {was}; give it an empty folder")
+        raise InputError(
+            f"journal: {self.folder} is of another run, with {was}; give it an empty folder"
+        )
 
     def _write(self, statement: str, values: tuple) -> None:
         try:
             self.own.execute(statement, values)
         except sqlite3.Error as error:
-            raise InputError(f"journal: {self.folder} cannot be written ({error}); what it holds is kept")
+            raise InputError(
+                f"journal: {self.folder} cannot be written ({error}); what it holds is kept"
+            )
 
     def document(self, index: int, text_hash: str) -> None:
         """InputError where an earlier run read another document here."""
@@ -130,7 +151,12 @@ class Journal:
         for connection in self.files:
             row = self._query(connection, "SELECT scored, checksum FROM batches WHERE key = ?", key)
             # A damaged row is scored again.
-            if row and isinstance(row[0], bytes) and len(row[0]) == 4 * count and row[1] == _checksum(key, row[0]):
+            if (
+                row
+                and isinstance(row[0], bytes)
+                and len(row[0]) == 4 * count
+                and row[1] == _checksum(key, row[0])
+            ):
                 return np.frombuffer(row[0], dtype=np.float32)
         return None
 
@@ -142,7 +168,9 @@ class Journal:
 
     def write(self, key: bytes, scored: np.ndarray) -> None:
         values = scored.astype(np.float32).tobytes()
-        self._write("INSERT OR REPLACE INTO batches VALUES (?, ?, ?)", (key, values, _checksum(key, values)))
+        self._write(
+            "INSERT OR REPLACE INTO batches VALUES (?, ?, ?)", (key, values, _checksum(key, values))
+        )
 
     def close(self) -> None:
         for connection in self.files:

@@ -52,10 +52,10 @@ class Positions:
 class Protocol:
     """A protocol made ready for one tokenizer and one context length.
 
-    prefix: the token before each document (None: none); first_of_window: replaces the first token of every window, as
-    llama.cpp does with BOS; unscored: ids that are read and never scored.
-    special_text: "tokens" where a special token spelled in a text is read as that token, "text" where its
-    characters are read.
+    prefix: the token before each document (None: none); first_of_window: replaces the first token
+    of every window, as llama.cpp does with BOS; unscored: ids that are read and never scored.
+    special_text: "tokens" where a special token spelled in a text is read as that token, "text"
+    where its characters are read.
     """
 
     name: str
@@ -83,11 +83,20 @@ class Protocol:
         ids: np.ndarray,
         spans: Spans | None = None,
     ) -> Positions:
-        """The document's tokens with its prefix, never a second BOS where the text spells one; skips are counted."""
+        """The document's tokens with its prefix, never a second BOS where the text spells one;
+        skips are counted.
+        """
         ids = np.asarray(ids, dtype=np.int64)
-        doubled = self.prefix is not None and self.name != "lm-eval" and len(ids) > 0 and ids[0] == self.prefix
+        doubled = (
+            self.prefix is not None
+            and self.name != "lm-eval"
+            and len(ids) > 0
+            and ids[0] == self.prefix
+        )
         added = int(self.prefix is not None and not doubled)
-        positions = Positions(document, np.concatenate([[self.prefix], ids]) if added else ids, added)
+        positions = Positions(
+            document, np.concatenate([[self.prefix], ids]) if added else ids, added
+        )
         positions.spans = spans
         length = len(positions.ids)
         if self.name == "llama.cpp":
@@ -114,7 +123,9 @@ def choose_protocol(
     score_special: bool | None,
     special_text: str | None = None,
 ) -> Protocol:
-    """``Protocol`` for a model that reads ``limit`` positions (None: any); InputError naming what cannot be."""
+    """``Protocol`` for a model that reads ``limit`` positions (None: any); InputError naming what
+    cannot be.
+    """
     checks.choice("protocol", name, PROTOCOLS)
     checks.choice("bos", bos, BOS_POLICIES)
     checks.optional(checks.choice, "special_text", special_text, SPECIAL_TEXTS)
@@ -130,15 +141,21 @@ def choose_protocol(
             "llama.cpp": LLAMA_CPP_CONTEXT,
         }[name]
     if context_length < 2 or (limit and context_length > limit):
-        raise InputError(f"context_length: expected 2 to {limit or 'any'}, the model's limit, got {context_length}")
+        raise InputError(
+            f"context_length: expected 2 to {limit or 'any'}, the model's limit, got {context_length}"
+        )
     if name != "sliding":
         if stride not in (None, context_length):
-            raise InputError(f"stride: expected none, {name} moves on by its context length, got {stride}")
+            raise InputError(
+                f"stride: expected none, {name} moves on by its context length, got {stride}"
+            )
         stride = context_length
     else:
         stride = max(1, context_length // 2) if stride is None else stride
         if not 1 <= stride < context_length:
-            raise InputError(f"stride: expected 1 to context_length - 1 = {context_length - 1}, got {stride}")
+            raise InputError(
+                f"stride: expected 1 to context_length - 1 = {context_length - 1}, got {stride}"
+            )
 
     check_tokenizer(tokenizer)
     own = tokenizer.bos_token_id
@@ -154,7 +171,8 @@ def choose_protocol(
                 "tokenizer: expected a BOS or EOS token, which lm-eval puts before each document, got none"
             )
     elif name == "llama.cpp" and bos == "auto":
-        # llama.cpp goes by the model's add_bos flag, which its converter reads from what the tokenizer does.
+        # llama.cpp goes by the model's add_bos flag, which its converter reads from what the
+        # tokenizer does.
         with theirs("tokenizer: expected one that takes every Unicode text, got one that fails"):
             first = list(tokenizer("a")["input_ids"][:1])
         prefix = own if own is not None and first == [own] else None
@@ -180,7 +198,9 @@ def _special_text(protocol: str, tokenizer, asked: str | None) -> str:
     else:  # HFLM.tok_encode calls the tokenizer as it is
         tools = "text" if getattr(tokenizer, "split_special_tokens", False) else "tokens"
     if protocol != "sliding" and asked not in (None, tools):
-        raise InputError(f"special_text: expected {tools!r}, which is how {protocol} reads them, got {asked!r}")
+        raise InputError(
+            f"special_text: expected {tools!r}, which is how {protocol} reads them, got {asked!r}"
+        )
     return asked or tools
 
 

@@ -22,8 +22,12 @@ if TYPE_CHECKING:
 TOKENIZED_AT_ONCE = 64
 
 
-def read_positions(run: ScoringRun, documents: Iterable[Document | str], protocol: Protocol) -> Iterator[Positions]:
-    """Yield documents as the models of ``run`` read them; the first with two positions is what they are verified on."""
+def read_positions(
+    run: ScoringRun, documents: Iterable[Document | str], protocol: Protocol
+) -> Iterator[Positions]:
+    """Yield documents as the models of ``run`` read them; the first with two positions is what they
+    are verified on.
+    """
     for token in (protocol.prefix, protocol.first_of_window):
         if token is None or token < run.vocabulary:
             continue
@@ -50,7 +54,9 @@ def _tokenized(
     unknown = unknown_id(tokenizer)
     while group := list(islice(checked, TOKENIZED_AT_ONCE)):
         texts = [document.text for document in group if document.ids is None]
-        tokens = iter(encoded(tokenizer, texts, split_special_tokens=protocol.special_text == "text"))
+        tokens = iter(
+            encoded(tokenizer, texts, split_special_tokens=protocol.special_text == "text")
+        )
         for document in group:
             if document.ids is None:
                 ids, encoding = next(tokens)

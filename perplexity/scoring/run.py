@@ -28,7 +28,8 @@ DETAILS = ("nll", "entropy", "rank", "predicted", "confidence")
 class ScoringRun:
     """One pass of models over texts: tokenizer, backend, batches, journal and ranks.
 
-    Within its ``with`` block every model is in evaluation mode. The journal is closed at the end of the block.
+    Within its ``with`` block every model is in evaluation mode. The journal is closed at the end of
+    the block.
 
     Args:
         networks: The models, which read the same positions: of one vocabulary, on one device.
@@ -70,7 +71,8 @@ class ScoringRun:
 
         Args:
             folder: Of the journal.
-            settings: What decides the bits of a value beside models, tokenizer, backend and batches.
+            settings: What decides the bits of a value beside models, tokenizer, backend and
+            batches.
         """
         if folder is not None:
             self.journal = Journal(folder, self.identity() | settings, self.rank)
@@ -83,7 +85,9 @@ class ScoringRun:
 
     def identity(self) -> dict[str, Any]:
         """Return what decides the bits of a value, but the text, the weights and a protocol."""
-        configs = [getattr(getattr(network, "model", None), "config", None) for network in self.networks]
+        configs = [
+            getattr(getattr(network, "model", None), "config", None) for network in self.networks
+        ]
         theirs = any(hasattr(config, "to_json_string") for config in configs)
         transformers = sys.modules.get("transformers") if theirs else None
         return {
@@ -123,7 +127,12 @@ class ScoringRun:
         self._verified = True
 
     def stream(
-        self, tasks: Iterator[Task], score: Score, *, fields: int, first_of_window: int | None = None
+        self,
+        tasks: Iterator[Task],
+        score: Score,
+        *,
+        fields: int,
+        first_of_window: int | None = None,
     ) -> Iterator[Scored]:
         """Return what ``score`` gives for each window, in order; ``fields`` values a token."""
         return stream(
@@ -139,16 +148,22 @@ class ScoringRun:
         )
 
 
-def token_scorer(network: models.LanguageModel, backend: str, details: bool) -> Callable[[Tensor, Tensor], Tensor]:
-    """input_ids, targets -> [1, n] NLL of the scored tokens, or with ``details`` [5, n], ``DETAILS``."""
+def token_scorer(
+    network: models.LanguageModel, backend: str, details: bool
+) -> Callable[[Tensor, Tensor], Tensor]:
+    """input_ids, targets -> [1, n] NLL of the scored tokens, or with ``details`` [5, n],
+    ``DETAILS``.
+    """
     head = network.head
 
-    # Not inference_mode: a table that a model makes on first use would be of no use in training after it.
+    # Not inference_mode: a table that a model makes on first use would be of no use in training
+    # after it.
     @torch.no_grad()
     def score(input_ids: Tensor, target: Tensor) -> Tensor:
         chosen = target != IGNORED
         arguments = (network.hidden_states(input_ids)[chosen], head.weight, target[chosen])
-        with torch.autocast(input_ids.device.type, enabled=False):  # float32 logits, whatever surrounds the call
+        # float32 logits, whatever surrounds the call
+        with torch.autocast(input_ids.device.type, enabled=False):
             if not details:
                 return token_nll(*arguments, **head.arguments(), backend=backend)[None]
             statistics, confidence = token_statistics(

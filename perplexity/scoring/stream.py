@@ -1,4 +1,6 @@
-"""Windows in, per-token values out, in order: batched by length, shared over ranks, kept in a journal, halved where memory ends."""
+"""Windows in, per-token values out, in order: batched by length, shared over ranks, kept in a
+journal, halved where memory ends.
+"""
 
 from __future__ import annotations
 
@@ -22,13 +24,16 @@ IGNORED = -100
 # Batches looked at together: windows of one length share a batch, so that little is padded.
 BATCHES_AHEAD = 16
 
-# input_ids [B, T] and targets [B, T] (IGNORED where nothing is scored) -> values [fields, scored tokens], row by row.
+# input_ids [B, T] and targets [B, T] (IGNORED where nothing is scored) -> values [fields, scored
+# tokens], row by row.
 Score = Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
 class Scored:
-    """What a window gave: ``values`` [fields, n] float32 at ``places`` [n], positions among the document's ids."""
+    """What a window gave: ``values`` [fields, n] float32 at ``places`` [n], positions among the
+    document's ids.
+    """
 
     index: int  # of the document
     positions: Positions
@@ -83,11 +88,12 @@ def stream(
 ) -> Iterator[Scored]:
     """``Scored`` for every window, in order; as many at a time as ``batching`` allows.
 
-    first_of_window: what the model reads in the first place of every window instead of what stands there.
+    first_of_window: what the model reads in the first place of every window instead of what stands
+    there.
 
-    Which windows share a batch depends on the windows, the model and the options, and on nothing else, and a rank takes
-    every ``ranks``-th batch: so any number of ranks, and a run that was cut off, give the same bits (with the same threads
-    a process).
+    Which windows share a batch depends on the windows, the model and the options, and on nothing
+    else, and a rank takes every ``ranks``-th batch: so any number of ranks, and a run that was cut
+    off, give the same bits (with the same threads a process).
     """
     scorer = _Scorer(first_of_window, score, device, fields, journal)
     while group := _ahead(windows, batching):
@@ -115,7 +121,9 @@ def stream(
 
 @contextmanager
 def raise_together(ranks: int) -> Iterator[None]:
-    """What one rank cannot do stops all of them, with its words: else the others would wait for it."""
+    """What one rank cannot do stops all of them, with its words: else the others would wait for
+    it.
+    """
     if ranks == 1:
         yield
         return
@@ -125,7 +133,9 @@ def raise_together(ranks: int) -> Iterator[None]:
     except Exception as raised:
         error = raised
     said: list[str | None] = [None] * ranks
-    torch.distributed.all_gather_object(said, None if error is None else f"{type(error).__name__}: {error}")
+    torch.distributed.all_gather_object(
+        said, None if error is None else f"{type(error).__name__}: {error}"
+    )
     if error is not None:
         raise error
     if other := next((words for words in said if words is not None), None):
@@ -137,7 +147,9 @@ def _ahead(windows: Iterator[Task], batching: Batching) -> list[Task]:
     if batching.batch_size is not None:
         return list(islice(windows, min(BATCHES_AHEAD * batching.batch_size, sys.maxsize)))
     group, positions = [], 0
-    while positions < BATCHES_AHEAD * batching.positions and (task := next(windows, None)) is not None:
+    while (
+        positions < BATCHES_AHEAD * batching.positions and (task := next(windows, None)) is not None
+    ):
         group.append(task)
         positions += _length(task) + 1
     return group
@@ -166,11 +178,17 @@ def _length(task: Task) -> int:
 
 class _Scorer:
     def __init__(
-        self, first_of_window: int | None, score: Score, device: torch.device, fields: int, journal: Journal | None
+        self,
+        first_of_window: int | None,
+        score: Score,
+        device: torch.device,
+        fields: int,
+        journal: Journal | None,
     ) -> None:
         self.first_of_window, self.score, self.device = first_of_window, score, device
         self.fields, self.journal = fields, journal
-        self.fits: int | None = None  # the most windows that went through at once after memory ended
+        # the most windows that went through at once after memory ended
+        self.fits: int | None = None
 
     def __call__(self, batch: list[Task]) -> np.ndarray:
         longest = max(map(_length, batch))
@@ -199,7 +217,9 @@ class _Scorer:
             return self._halves(ids, target)
         try:
             return (
-                self.score(torch.from_numpy(ids).to(self.device), torch.from_numpy(target).to(self.device))
+                self.score(
+                    torch.from_numpy(ids).to(self.device), torch.from_numpy(target).to(self.device)
+                )
                 .cpu()
                 .numpy()
             )
@@ -209,7 +229,8 @@ class _Scorer:
                     f"context_length: one window of {ids.shape[1]} tokens does not fit in the memory of {self.device}: "
                     "lower the context length, or load the model in bfloat16 or with device_map 'auto'"
                 )
-        # Outside the handler: the exception holds the frames, and those the tensors that did not fit.
+        # Outside the handler: the exception holds the frames, and those the tensors that did not
+        # fit.
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
         self.fits = len(ids) // 2
@@ -218,5 +239,6 @@ class _Scorer:
     def _halves(self, ids: np.ndarray, target: np.ndarray) -> np.ndarray:
         half = len(ids) // 2
         return np.concatenate(
-            [self._values(ids[:half], target[:half]), self._values(ids[half:], target[half:])], axis=1
+            [self._values(ids[:half], target[:half]), self._values(ids[half:], target[half:])],
+            axis=1,
         )

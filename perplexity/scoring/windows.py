@@ -10,7 +10,9 @@ from ..errors import InputError
 
 @dataclass(frozen=True)
 class Window:
-    """The model reads positions [begin, end − 1) and is scored on [first_scored, end): each predicts the next."""
+    """The model reads positions [begin, end − 1) and is scored on [first_scored, end): each
+    predicts the next.
+    """
 
     begin: int
     end: int
@@ -18,17 +20,21 @@ class Window:
 
 
 def sliding_windows(length: int, context_length: int, stride: int) -> Iterator[Window]:
-    """Windows over ``length`` positions in which each position but the first is scored exactly once.
+    """Windows over ``length`` positions in which each position but the first is scored exactly
+    once.
 
-    Window k begins at k · stride and scores what the one before did not: they overlap by context_length − stride, the last
-    one too, which ends where the text does (Hugging Face's perplexity guide, corrected: a window scores its first new
-    position too, whose predecessor is in the window because stride < context_length).
-    Raises ValueError unless 1 ≤ stride < context_length.
+    Window k begins at k · stride and scores what the one before did not: they overlap by
+    context_length − stride, the last one too, which ends where the text does (Hugging Face's
+    perplexity guide, corrected: a window scores its first new position too, whose predecessor is in
+    the window because stride < context_length). Raises ValueError unless 1 ≤ stride <
+    context_length.
     """
     if context_length < 2:
         raise InputError(f"context_length: expected at least 2, got {context_length}")
     if not 1 <= stride < context_length:
-        raise InputError(f"stride: expected 1 to context_length - 1 = {context_length - 1}, got {stride}")
+        raise InputError(
+            f"stride: expected 1 to context_length - 1 = {context_length - 1}, got {stride}"
+        )
     begin, scored = 0, 1
     while scored < length:
         end = min(begin + context_length, length)
@@ -37,11 +43,12 @@ def sliding_windows(length: int, context_length: int, stride: int) -> Iterator[W
 
 
 def rolling_windows(length: int, context_length: int, stride: int) -> Iterator[Window]:
-    """lm-evaluation-harness 0.4's rolling windows: each position but the first is scored exactly once.
+    """lm-evaluation-harness 0.4's rolling windows: each position but the first is scored exactly
+    once.
 
-    A window reads ``context_length`` positions and scores as many, one further on: the next one reads from the last
-    position scored. The last is moved left to read ``context_length``, too, and scores what is new. ``stride`` is
-    ``context_length``.
+    A window reads ``context_length`` positions and scores as many, one further on: the next one
+    reads from the last position scored. The last is moved left to read ``context_length``, too, and
+    scores what is new. ``stride`` is ``context_length``.
     """
     scored = 1
     while scored < length:
@@ -51,7 +58,8 @@ def rolling_windows(length: int, context_length: int, stride: int) -> Iterator[W
 
 
 def chunk_windows(length: int, context_length: int, stride: int) -> Iterator[Window]:
-    """llama.cpp's chunks: disjoint, each scored on what follows its first half and one more; the tail dropped.
+    """llama.cpp's chunks: disjoint, each scored on what follows its first half and one more; the
+    tail dropped.
 
     ``stride`` is ``context_length``.
     """

@@ -14,7 +14,9 @@ from ..errors import InputError, check_unicode, spelled
 
 @dataclass(frozen=True)
 class Document:
-    """``ids``: the tokens of a pre-tokenised document; ``text`` is then what they decode to, filled in by ``evaluate``."""
+    """``ids``: the tokens of a pre-tokenised document; ``text`` is then what they decode to, filled
+    in by ``evaluate``.
+    """
 
     id: str
     text: str
@@ -33,17 +35,24 @@ class Document:
 
     @property
     def size(self) -> int:
-        """Bytes of text, or tokens where it comes as tokens: what there is to do, for a progress bar."""
+        """Bytes of text, or tokens where it comes as tokens: what there is to do, for a progress
+        bar.
+        """
         return self.bytes if self.ids is None else len(self.ids)
 
 
 def checked_document(index: int, document: Document | str) -> Document:
-    """``document`` with an id and a domain that are texts; InputError unless it is a document of Unicode text or integer ids."""
+    """``document`` with an id and a domain that are texts; InputError unless it is a document of
+    Unicode text or integer ids.
+    """
     if isinstance(document, str):
         document = Document(str(index), document)
     if not (isinstance(document, Document) and isinstance(document.text, str)):
-        raise InputError(f"documents: expected strings or Documents, got {type(document).__name__} at {index}")
-    # A file's name need not be text, nor an id in JSON: no table and no report holds half of a surrogate pair.
+        raise InputError(
+            f"documents: expected strings or Documents, got {type(document).__name__} at {index}"
+        )
+    # A file's name need not be text, nor an id in JSON: no table and no report holds half of a
+    # surrogate pair.
     names = [spelled(str(name)) for name in (document.id, document.domain)]
     if names != [document.id, document.domain]:
         document = dataclasses.replace(document, id=names[0], domain=names[1])
@@ -58,7 +67,8 @@ def checked_document(index: int, document: Document | str) -> Document:
 
 
 def check_ids(document: Document, ids: np.ndarray, limit: int, whose: str, tokenizer=None) -> None:
-    """InputError naming the first of ``ids`` outside [0, limit), its position, and its token in ``tokenizer``.
+    """InputError naming the first of ``ids`` outside [0, limit), its position, and its token in
+    ``tokenizer``.
 
     A tokenizer with more entries than ``limit`` is no error by itself: padding and other tokens are
     often added and never used.

@@ -1,4 +1,6 @@
-"""Documents of files: text, JSON lines, Parquet, datasets folders, token files, standard input; plain or compressed."""
+"""Documents of files: text, JSON lines, Parquet, datasets folders, token files, standard input;
+plain or compressed.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,8 @@ from .documents import Document
 
 STANDARD_INPUT = "-"
 LLM_C_MAGIC = 20240520  # the first of 256 int32 before the tokens of an llm.c file
-# A compressed file is refused that unpacks to more than both: text packs to a third, logs of equal lines to a fiftieth.
+# A compressed file is refused that unpacks to more than both: text packs to a third, logs of equal
+# lines to a fiftieth.
 PIECE = 1 << 18  # bytes that are unpacked at a time
 UNPACKED = 1 << 30  # bytes
 RATIO = 100  # times the file's size
@@ -33,9 +36,10 @@ LLM_C_32_BITS = 7  # its second, the version, of files with uint32 tokens
 class ReadOptions:
     """What a file's format leaves open.
 
-    text_column, domain_column, id_column: names in JSON lines, Parquet and datasets folders; a domain that is absent is the
-    file's stem, an id its position. split: of a datasets folder that has several. token_dtype: of .bin files. split_before,
-    split_after: the token that starts, or ends, a document in .bin and .npy files. standard_input: "txt" or "jsonl".
+    text_column, domain_column, id_column: names in JSON lines, Parquet and datasets folders; a
+    domain that is absent is the file's stem, an id its position. split: of a datasets folder that
+    has several. token_dtype: of .bin files. split_before, split_after: the token that starts, or
+    ends, a document in .bin and .npy files. standard_input: "txt" or "jsonl".
     """
 
     text_column: str = "text"
@@ -56,10 +60,14 @@ class ReadOptions:
         checks.choice("standard_input", self.standard_input, ("txt", "jsonl"))
 
 
-def read_documents(paths: Iterable[str | Path], options: ReadOptions | None = None) -> Iterator[Document]:
-    """Documents of ``paths`` in order; "-" is standard input. Formats by name: README, or ``FORMATS``.
+def read_documents(
+    paths: Iterable[str | Path], options: ReadOptions | None = None
+) -> Iterator[Document]:
+    """Documents of ``paths`` in order; "-" is standard input. Formats by name: README, or
+    ``FORMATS``.
 
-    Raises InputError that names the file, and the line, row or byte, where one is missing, empty, truncated or not UTF-8.
+    Raises InputError that names the file, and the line, row or byte, where one is missing, empty,
+    truncated or not UTF-8.
     """
     checks.several("paths", paths, "them")
     checks.optional(checks.instance, "options", options, ReadOptions, "ReadOptions or None")
@@ -100,15 +108,21 @@ def standard_input() -> Iterator[io.BufferedIOBase]:
 
 @contextmanager
 def opened(path: Path) -> Iterator[io.BufferedIOBase]:
-    """The bytes of a file, unpacked where its name ends in .gz or .zst; InputError where they are not whole."""
+    """The bytes of a file, unpacked where its name ends in .gz or .zst; InputError where they are
+    not whole.
+    """
     with _open(path) as stream:
         try:
             yield stream
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-            raise InputError(f"{path}: expected a whole {path.suffix} file, got a broken or truncated one ({error})")
+            raise InputError(
+                f"{path}: expected a whole {path.suffix} file, got a broken or truncated one ({error})"
+            )
         except OSError as error:
             if path.suffix == ".zst":
-                raise InputError(f"{path}: expected a whole .zst file, got a broken or truncated one ({error})")
+                raise InputError(
+                    f"{path}: expected a whole .zst file, got a broken or truncated one ({error})"
+                )
             raise _unreadable(str(path), error) from error
 
 
@@ -120,7 +134,12 @@ def _unreadable(name: str, error: OSError) -> InputError:
 def _format(path: Path) -> tuple[str, Callable]:
     """The format's suffix and its reader."""
     suffixes = path.suffixes
-    if suffixes and suffixes[-1] in (".gz", ".zst") and len(suffixes) > 1 and suffixes[-2] in _STREAMS:
+    if (
+        suffixes
+        and suffixes[-1] in (".gz", ".zst")
+        and len(suffixes) > 1
+        and suffixes[-2] in _STREAMS
+    ):
         return suffixes[-2], _STREAMS[suffixes[-2]]
     last = path.suffix
     if last in FORMATS:
@@ -147,7 +166,9 @@ def _arrow_file(path: Path):
 
 
 class _Unpacked(io.RawIOBase):
-    """Stream of what a compressed file unpacks to, limited by the file's size: a bomb would fill the memory."""
+    """Stream of what a compressed file unpacks to, limited by the file's size: a bomb would fill
+    the memory.
+    """
 
     def __init__(self, stream, path: Path) -> None:
         self.stream, self.path, self.count = stream, path, 0
@@ -199,13 +220,19 @@ def _read_text(stream: io.BufferedIOBase, path: Path, options: ReadOptions) -> I
     yield Document(spelled(path.name), text, stem(path))
 
 
-def _read_json_lines(stream: io.BufferedIOBase, path: Path, options: ReadOptions) -> Iterator[Document]:
+def _read_json_lines(
+    stream: io.BufferedIOBase, path: Path, options: ReadOptions
+) -> Iterator[Document]:
     for number, where, record in json_lines(stream, path, options.text_column):
         yield _row(record, path, number, where, options)
 
 
-def json_lines(stream: io.BufferedIOBase, path: Path, needs: str) -> Iterator[tuple[int, str, dict]]:
-    """Number of the line, where it is, and its object; ``needs`` is the column that an error names."""
+def json_lines(
+    stream: io.BufferedIOBase, path: Path, needs: str
+) -> Iterator[tuple[int, str, dict]]:
+    """Number of the line, where it is, and its object; ``needs`` is the column that an error
+    names.
+    """
     # Lines end in "\n" and nothing else: JSON strings may hold U+2028 and its like unescaped.
     empty = True
     for number, raw in enumerate(stream, 1):
@@ -218,10 +245,15 @@ def json_lines(stream: io.BufferedIOBase, path: Path, needs: str) -> Iterator[tu
         empty = False
         try:
             record = json.loads(line)
-        except (ValueError, RecursionError) as error:  # also of numbers too long and brackets too deep
+        except (
+            ValueError,
+            RecursionError,
+        ) as error:  # also of numbers too long and brackets too deep
             raise InputError(f"{where}: expected a JSON object, got broken JSON ({error})")
         if not isinstance(record, dict):
-            raise InputError(f"{where}: expected an object with a string {needs!r}, got {line[:60]!r}")
+            raise InputError(
+                f"{where}: expected an object with a string {needs!r}, got {line[:60]!r}"
+            )
         yield number, where, record
     if empty:
         raise InputError(f"{path}: expected text, got an empty file")
@@ -262,7 +294,8 @@ def stem(path: Path) -> str:
 def _read_parquet(path: Path, options: ReadOptions) -> Iterator[Document]:
     pyarrow = _pyarrow(path)
     whole = f"{path}: expected a whole Parquet file, got a broken or truncated one"
-    # Arrow's errors are of many kinds, and Python's of what it makes of a cell: text that is not UTF-8, a date too late.
+    # Arrow's errors are of many kinds, and Python's of what it makes of a cell: text that is not
+    # UTF-8, a date too late.
     with theirs(whole):
         source = _arrow_file(path)
         file = pyarrow.parquet.ParquetFile(source)
@@ -270,12 +303,22 @@ def _read_parquet(path: Path, options: ReadOptions) -> Iterator[Document]:
         with theirs(whole):
             names = file.schema_arrow.names
         if {"document", "position", "nll"} <= set(names):
-            raise InputError(f"{path}: expected documents, got a row a token, as ppl eval --per-token writes")
+            raise InputError(
+                f"{path}: expected documents, got a row a token, as ppl eval --per-token writes"
+            )
         if options.text_column not in names:
-            raise InputError(f"{path}: expected a column {options.text_column!r}, got {', '.join(names)}")
-        columns = [name for name in (options.text_column, options.domain_column, options.id_column) if name in names]
+            raise InputError(
+                f"{path}: expected a column {options.text_column!r}, got {', '.join(names)}"
+            )
+        columns = [
+            name
+            for name in (options.text_column, options.domain_column, options.id_column)
+            if name in names
+        ]
         if twice := [name for name in columns if names.count(name) > 1]:
-            raise InputError(f"{path}: expected one column of a name, got {', '.join(twice)} more than once")
+            raise InputError(
+                f"{path}: expected one column of a name, got {', '.join(twice)} more than once"
+            )
         number = 0
         for batch in each_of_theirs(whole, file.iter_batches(batch_size=1024, columns=columns)):
             _check_column_texts(batch, path, number)
@@ -289,7 +332,9 @@ def _read_parquet(path: Path, options: ReadOptions) -> Iterator[Document]:
 
 
 def _check_column_texts(batch, path: Path, before: int) -> None:
-    """Raise InputError that names the row where a text of the batch is not UTF-8; ``before``: rows before the batch."""
+    """Raise InputError that names the row where a text of the batch is not UTF-8; ``before``: rows
+    before the batch.
+    """
     import pyarrow
 
     for name, column in zip(batch.schema.names, batch.columns, strict=True):
@@ -304,17 +349,22 @@ def _check_column_texts(batch, path: Path, before: int) -> None:
 
 def _read_datasets_folder(path: Path, options: ReadOptions) -> Iterator[Document]:
     if not any((path / name).is_file() for name in ("dataset_info.json", "dataset_dict.json")):
-        raise InputError(f"{path}: expected a file or a folder written by datasets' save_to_disk, got another folder")
+        raise InputError(
+            f"{path}: expected a file or a folder written by datasets' save_to_disk, got another folder"
+        )
     try:
         import datasets
     except ImportError:
         raise InputError(f"{path}: needs datasets; install it beside fused-perplexity[eval]")
     broken = f"{path}: expected a datasets folder, got one that cannot be read"
-    with theirs(broken):  # FileNotFoundError, ArrowInvalid, KeyError of its own metadata: whatever is broken
+    # FileNotFoundError, ArrowInvalid, KeyError of its own metadata: whatever is broken
+    with theirs(broken):
         loaded = datasets.load_from_disk(str(path))
     if isinstance(loaded, datasets.DatasetDict):
         if options.split not in loaded:
-            raise InputError(f"split: expected one of {', '.join(loaded)} of {path}, got {options.split}")
+            raise InputError(
+                f"split: expected one of {', '.join(loaded)} of {path}, got {options.split}"
+            )
         loaded = loaded[options.split]
     if options.text_column not in loaded.column_names:
         raise InputError(
@@ -328,8 +378,11 @@ def _read_datasets_folder(path: Path, options: ReadOptions) -> Iterator[Document
 
 def _read_token_file(path: Path, options: ReadOptions) -> Iterator[Document]:
     if path.suffix == ".npy":
-        # Not np.load, which opens other formats, too: an archive of arrays (.npz) whatever its name, a pickle.
-        with theirs(f"{path}: expected a whole .npy file, got a broken or truncated one, or another format"):
+        # Not np.load, which opens other formats, too: an archive of arrays (.npz) whatever its
+        # name, a pickle.
+        with theirs(
+            f"{path}: expected a whole .npy file, got a broken or truncated one, or another format"
+        ):
             tokens: np.ndarray = np.lib.format.open_memmap(path, mode="r")
         if tokens.dtype.kind not in "iu" or tokens.ndim not in (1, 2):
             raise InputError(
@@ -351,19 +404,25 @@ def _memory_map(path: Path, token_dtype: str) -> np.ndarray:
     if len(header) == 3 and header[0] == LLM_C_MAGIC:
         begin, token_dtype = 1024, "uint32" if header[1] == LLM_C_32_BITS else "uint16"
     dtype = np.dtype(token_dtype).newbyteorder("<")
-    if (size - begin) % dtype.itemsize or (begin and size - begin != int(header[2]) * dtype.itemsize):
+    if (size - begin) % dtype.itemsize or (
+        begin and size - begin != int(header[2]) * dtype.itemsize
+    ):
         raise InputError(
             f"{path}: expected whole {token_dtype} tokens, got {size} bytes: truncated, or another token dtype"
         )
     tokens = np.memmap(path, dtype, "r", offset=begin) if size > begin else np.empty(0, dtype)
     odd = tokens[1:100_001:2]
     if dtype.itemsize == 2 and len(odd) >= 8 and not odd.any():
-        raise InputError(f"{path}: every second uint16 is 0: these are uint32 tokens (--token-dtype uint32)")
+        raise InputError(
+            f"{path}: every second uint16 is 0: these are uint32 tokens (--token-dtype uint32)"
+        )
     return tokens
 
 
 def _split(tokens: np.ndarray, before: int | None, after: int | None) -> Iterator[np.ndarray]:
-    """Slices of ``tokens`` that start at ``before`` or end with ``after``; the whole where neither is given."""
+    """Slices of ``tokens`` that start at ``before`` or end with ``after``; the whole where neither
+    is given.
+    """
     begin, span = 0, 1 << 24  # looked through in pieces: a memory map may be larger than memory
     for offset in range(0, len(tokens), span):
         piece = tokens[offset : offset + span]

@@ -98,7 +98,9 @@ def estimated_spans(text: str, ids: np.ndarray, decode: Callable[[int], str]) ->
 
 
 def inside(spans: Spans, kept: np.ndarray) -> Spans:
-    """Return ``spans`` of the tokens where ``kept``, bool [tokens]; the others stand for no text."""
+    """Return ``spans`` of the tokens where ``kept``, bool [tokens]; the others stand for no
+    text.
+    """
     sizes, groups = np.zeros(len(kept), np.int64), np.full(len(kept), -1, np.int64)
     sizes[kept], groups[kept] = np.diff(spans.ends, prepend=0), spans.groups
     return Spans(np.cumsum(sizes), groups, spans.exact)

@@ -16,17 +16,23 @@ UNKNOWN_TEXT = "\U00012000 \U00013000 \U0002a6a5"
 
 
 def check_tokenizer(tokenizer) -> None:
-    """Raise InputError unless ``tokenizer`` has what this package asks of a transformers tokenizer."""
+    """Raise InputError unless ``tokenizer`` has what this package asks of a transformers
+    tokenizer.
+    """
     asked = ("bos_token_id", "eos_token_id", "decode", "__len__", "__call__")
     if not all(hasattr(tokenizer, name) for name in asked):
-        raise checks.wrong("tokenizer", "a transformers tokenizer", type(tokenizer).__name__, InputTypeError)
+        raise checks.wrong(
+            "tokenizer", "a transformers tokenizer", type(tokenizer).__name__, InputTypeError
+        )
 
 
 def encoded(tokenizer, texts: Sequence[str], **options) -> list[tuple[np.ndarray, Any]]:
-    """Return the int64 ids of each text, no BOS and no padding, with the tokenizers library's encoding.
+    """Return the int64 ids of each text, no BOS and no padding, with the tokenizers library's
+    encoding.
 
     Args:
-        tokenizer: A transformers tokenizer. Only a fast one knows which characters its tokens cover:
+        tokenizer: A transformers tokenizer. Only a fast one knows which characters its tokens
+        cover:
             the encoding of another is None.
         texts: Any texts.
         options: Further keywords of the tokenizer's call.
@@ -68,7 +74,9 @@ def unknown_id(tokenizer) -> int | None:
     Padding saved as the unknown token does; GPT-2's <|endoftext|> does not.
     """
     unknown = getattr(tokenizer, "unk_token_id", None)
-    others = [getattr(tokenizer, name, None) for name in ("bos_token_id", "eos_token_id", "pad_token_id")]
+    others = [
+        getattr(tokenizer, name, None) for name in ("bos_token_id", "eos_token_id", "pad_token_id")
+    ]
     if unknown is not None and unknown not in others:
         return unknown
     if unknown is None:

@@ -1,8 +1,9 @@
-"""Reduce a text to its words, and the words to hashes, so that copies in another form compare equal.
+"""Reduce a text to its words, and the words to hashes, so that copies in another form compare
+equal.
 
 A word is normalised as Unicode matches compatible characters without regard to case: NFKC(casefold(
-NFKC(casefold(NFD)))), with format characters and other default-ignorable code points removed. HTML's
-tags and entities are resolved before that.
+NFKC(casefold(NFD)))), with format characters and other default-ignorable code points removed.
+HTML's tags and entities are resolved before that.
 
 xxhash (XXH3) for the hashes: the fastest well-kept library that takes one word a call, and the same
 on every machine, which Python's own ``hash`` is not. Hashes of neighbouring words are then combined
@@ -20,9 +21,14 @@ from functools import lru_cache
 import numpy as np
 import xxhash
 
-# One table for ASCII: upper case becomes lower case, and everything but letters, digits and underscores a space.
+# One table for ASCII: upper case becomes lower case, and everything but letters, digits and
+# underscores a space.
 _SPACED = bytes(
-    byte if byte > 127 else ord(chr(byte).lower()) if chr(byte).isalnum() or byte == ord("_") else ord(" ")
+    byte
+    if byte > 127
+    else ord(chr(byte).lower())
+    if chr(byte).isalnum() or byte == ord("_")
+    else ord(" ")
     for byte in range(256)
 )
 _NOT_ASCII = re.compile(r"[^\x00-\x7f]+")
@@ -30,16 +36,20 @@ _NOT_ASCII = re.compile(r"[^\x00-\x7f]+")
 UNSPACED = re.compile(
     "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]"
 )
-# Category Cf (soft hyphen, joiners, zero-width space, byte order mark, direction marks) and Default_Ignorable_Code_Point.
+# Category Cf (soft hyphen, joiners, zero-width space, byte order mark, direction marks) and
+# Default_Ignorable_Code_Point.
 _IGNORED = re.compile(
     "[\u00ad\u034f\u0600-\u0605\u061c\u06dd\u070f\u0890\u0891\u08e2\u115f\u1160\u17b4\u17b5"
     "\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f\u3164\ufe00-\ufe0f\ufeff\uffa0"
     "\ufff0-\ufffb\U000110bd\U000110cd\U00013430-\U0001343f\U0001bca0-\U0001bca3"
     "\U0001d173-\U0001d17a\U000e0000-\U000e0fff]+"
 )
-_APOSTROPHES = re.compile("[\u02b9-\u02bf\u02ee]")  # letters to Unicode, quotation marks to those who type them
+# letters to Unicode, quotation marks to those who type them
+_APOSTROPHES = re.compile("[\u02b9-\u02bf\u02ee]")
 # Text that was escaped more than once repeats "amp;". Every repetition is bounded, for linear time.
-_ENTITY = re.compile(r"&(?:amp;){0,9}(#[0-9]{1,7}|#[xX][0-9a-fA-F]{1,6}|[a-zA-Z][a-zA-Z0-9]{1,31});")
+_ENTITY = re.compile(
+    r"&(?:amp;){0,9}(#[0-9]{1,7}|#[xX][0-9a-fA-F]{1,6}|[a-zA-Z][a-zA-Z0-9]{1,31});"
+)
 _ELEMENTS = (
     "a abbr address article aside b big blockquote body br button caption center cite code "
     "col colgroup dd del details div dl dt em figcaption figure font footer form h[1-6] head "
@@ -48,10 +58,13 @@ _ELEMENTS = (
     "sup svg table tbody td textarea tfoot th thead time title tr tt u ul var video wbr"
 )
 _TAG = re.compile(rf"</?(?:{_ELEMENTS.replace(' ', '|')})(?:[\s/][^<>]{{0,1000}})?>", re.IGNORECASE)
-# Cyrillic and Greek letters that pass for Latin ones, in lower or in upper case: read so only beside Latin letters.
+# Cyrillic and Greek letters that pass for Latin ones, in lower or in upper case: read so only
+# beside Latin letters.
 _LOOKALIKES = str.maketrans("авеіјкмнорсѕтухһԁԛԝαβεζηικνορτυχ", "abeijkmhopcstyxhdqwabezhikvoptux")
 _LOOKALIKE = re.compile(f"[{''.join(map(chr, _LOOKALIKES))}]+")
-_MARKS = 30  # non-starters in a row, as in Unicode's stream-safe text format (UAX #15): sorting more is quadratic
+# non-starters in a row, as in Unicode's stream-safe text format (UAX #15): sorting more is
+# quadratic
+_MARKS = 30
 _LONG = re.compile(rf"[^\x00-\x7f]{{{_MARKS + 1},}}")
 _TOO_MANY = re.compile(rb"[^\x00]{%d}(?=[^\x00])" % _MARKS)
 _JOINER = "\u034f"  # the combining grapheme joiner: a starter that nothing is sorted across
@@ -69,7 +82,8 @@ def _plain(run: str) -> tuple[str, str]:
     kept: list[str] = []
     for letter in run:
         if not (letter.isalnum() or letter == "_"):
-            # A mark on a space is what NFKC makes of a spacing accent, which stands for a quotation mark.
+            # A mark on a space is what NFKC makes of a spacing accent, which stands for a quotation
+            # mark.
             mark = unicodedata.category(letter)[0] == "M" and kept[-1:] != [" "]
             letter = letter if mark else " "
         kept.append(letter)
@@ -89,11 +103,17 @@ def _plain_of(found: re.Match) -> str:
     if plain is latin:
         return plain
     start, end, text = found.start(), found.end(), found.string
-    return latin if text[max(0, start - 1) : start].isalpha() or text[end : end + 1].isalpha() else plain
+    return (
+        latin
+        if text[max(0, start - 1) : start].isalpha() or text[end : end + 1].isalpha()
+        else plain
+    )
 
 
 class _Classes(dict):
-    """Return the combining class of what a character decomposes to first: some of class 0 decompose to marks alone."""
+    """Return the combining class of what a character decomposes to first: some of class 0 decompose
+    to marks alone.
+    """
 
     def __missing__(self, letter: str) -> int:
         self[letter] = found = unicodedata.combining(unicodedata.normalize("NFKD", letter)[0])
@@ -142,12 +162,15 @@ def hashes(words: Sequence[bytes]) -> np.ndarray:
 
 
 def digest(word_hashes: np.ndarray) -> int:
-    """One number for a sequence of words: equal for texts that differ in case, spaces and punctuation alone."""
+    """One number for a sequence of words: equal for texts that differ in case, spaces and
+    punctuation alone.
+    """
     return xxhash.xxh3_64_intdigest(word_hashes.tobytes())
 
 
 def grams(word_hashes: np.ndarray, size: int) -> np.ndarray:
-    """Hashes of every ``size`` neighbouring words, uint64 [words − size + 1]: Σ h[i + k] · m^(size − 1 − k) modulo 2⁶⁴.
+    """Hashes of every ``size`` neighbouring words, uint64 [words − size + 1]: Σ h[i + k] · m^(size
+    − 1 − k) modulo 2⁶⁴.
 
     By doubling: 13 words are 8, 4 and 1.
     """

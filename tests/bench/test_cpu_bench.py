@@ -1,4 +1,6 @@
-"""``make bench``'s code path at sizes of a few dozen: rows, file, table, plot; no time is asserted."""
+"""``make bench``'s code path at sizes of a few dozen: rows, file, table, plot; no time is
+asserted.
+"""
 
 import json
 import math
@@ -30,7 +32,9 @@ def report(monkeypatch):
 def run(out, rows):
     """In a process of its own: kernels are interpreted in this one."""
     # Of a worker of xdist pytest-benchmark would think that it must not measure.
-    environment = {key: value for key, value in os.environ.items() if not key.startswith(("TRITON_", "PYTEST"))}
+    environment = {
+        key: value for key, value in os.environ.items() if not key.startswith(("TRITON_", "PYTEST"))
+    }
     options = (
         "-p",
         "no:xdist",
@@ -50,7 +54,10 @@ def run(out, rows):
 @pytest.mark.slow
 def test_rows_file_table_and_plot(tmp_path):
     out = tmp_path / "cpu.json"
-    done = run(out, "float32 and (forward and (shapes or vocabulary) or statistics-ours) and not compile and not cce")
+    done = run(
+        out,
+        "float32 and (forward and (shapes or vocabulary) or statistics-ours) and not compile and not cce",
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     content = json.loads(out.read_text())
     assert content["torch"] and content["device"] and content["cores"] > 0
@@ -82,16 +89,37 @@ def test_fitted_exponents(report, tmp_path):
             size = [256, 16384, 256]
             size[axis] *= times
             n, v, d = size
-            row = dict(group="growth", case="linear_nll_forward", provider="ours", n=n, v=v, d=d, dtype="float32")
+            row = dict(
+                group="growth",
+                case="linear_nll_forward",
+                provider="ours",
+                n=n,
+                v=v,
+                d=d,
+                dtype="float32",
+            )
             rows.append(row | dict(median_ms=n * v * math.sqrt(d), error=None))
     path = tmp_path / "cpu.json"
     path.write_text(json.dumps(dict(device="a CPU", cores=2, torch="2", commit="0", rows=rows)))
     found = report.Results(path).exponents()
-    assert {axis: round(slope, 6) for (_, axis), slope in found.items()} == {"N": 1.0, "V": 1.0, "D": 0.5}
+    assert {axis: round(slope, 6) for (_, axis), slope in found.items()} == {
+        "N": 1.0,
+        "V": 1.0,
+        "D": 0.5,
+    }
 
 
 def test_ratios_are_of_the_same_problem(report, tmp_path):
-    common = dict(group="shapes", n=4, v=8, d=2, error=None, peak_bytes=3 << 20, output_bytes=1 << 20, max_error=None)
+    common = dict(
+        group="shapes",
+        n=4,
+        v=8,
+        d=2,
+        error=None,
+        peak_bytes=3 << 20,
+        output_bytes=1 << 20,
+        max_error=None,
+    )
     times = {
         ("linear_nll_forward", "product", "float32"): 10.0,
         ("linear_nll_forward", "ours", "float32"): 12.5,

@@ -1,4 +1,6 @@
-"""The sweep over transformers' causal families: its committed results, and a draw of it that is run."""
+"""The sweep over transformers' causal families: its committed results, and a draw of it that is
+run.
+"""
 
 import json
 import os
@@ -40,12 +42,20 @@ def test_no_family_is_wrong():
 
 def test_a_table_shows_every_outcome(families):
     rows = [
-        dict(family="a", architecture="A", built=None, evaluate=dict(outcome="equal", difference=1.6e-8))
+        dict(
+            family="a",
+            architecture="A",
+            built=None,
+            evaluate=dict(outcome="equal", difference=1.6e-8),
+        )
         | dict(fused=dict(outcome="wrong", difference=0.1, message="loss: 1, expected 2")),
         dict(family="b", architecture="B", built="ValueError: a | b"),
     ]
     text = families.table(dict(torch="t", transformers="u", rows=rows))
-    assert "| a | A | 2e-08 | wrong: loss: 1, expected 2 |" in text and "| b | B | ValueError: a \\| b |" in text
+    assert (
+        "| a | A | 2e-08 | wrong: loss: 1, expected 2 |" in text
+        and "| b | B | ValueError: a \\| b |" in text
+    )
     assert "| `use_fused_loss` | 0 | 0 | 0 | 0 | 1 |" in text
 
 

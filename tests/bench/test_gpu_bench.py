@@ -1,4 +1,6 @@
-"""The GPU benchmark's code path on CPU tensors of tiny shapes: rows, file and exit codes; no time is asserted."""
+"""The GPU benchmark's code path on CPU tensors of tiny shapes: rows, file and exit codes; no time
+is asserted.
+"""
 
 import importlib.util
 import json
@@ -11,9 +13,32 @@ import pytest
 import torch
 
 BENCH = Path(__file__).parents[2] / "bench"
-KEYS = {"device", "torch", "triton", "date", "commit", "command", "ceilings", "rows", "kernels_hash"}
+KEYS = {
+    "device",
+    "torch",
+    "triton",
+    "date",
+    "commit",
+    "command",
+    "ceilings",
+    "rows",
+    "kernels_hash",
+}
 ROW = {
-    *("case", "provider", "n", "d", "v", "dtype", "median_ms", "min_ms", "max_ms", "repeats", "tflops", "tb_s"),
+    *(
+        "case",
+        "provider",
+        "n",
+        "d",
+        "v",
+        "dtype",
+        "median_ms",
+        "min_ms",
+        "max_ms",
+        "repeats",
+        "tflops",
+        "tb_s",
+    ),
     *("peak_temporary_bytes", "max_abs_error", "error"),
 }
 LINEAR = {"ours", "ours_fused", "cublas", "torch", "torch_compile", "torch_linear", "liger", "cce"}
@@ -29,7 +54,9 @@ TINY = ("--device", "cpu", "--n", "32", "--shapes", "16x97", "--repeats", "2")
 
 
 def run(*arguments, **environment):
-    """In a process of its own: kernels are interpreted in this one. torch.compile is off, it would take a minute."""
+    """In a process of its own: kernels are interpreted in this one. torch.compile is off, it would
+    take a minute.
+    """
     base = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
     environment = base | {"TORCHDYNAMO_DISABLE": "1"} | environment
     return processes.run(sys.executable, BENCH / "gpu.py", *arguments, env=environment)
@@ -67,8 +94,13 @@ def test_every_case_and_provider(tmp_path):
         assert row["error"] is None and row["peak_temporary_bytes"] is None and row["repeats"] <= 2
         assert (row["n"], row["d"], row["v"]) == (32, None if logits else 16, 97)
         assert 0 < row["min_ms"] <= row["median_ms"] <= row["max_ms"]
-        assert row["tb_s" if logits else "tflops"] > 0 and row["tflops" if logits else "tb_s"] is None
-        scored = row["case"] in ("linear_nll_forward", "token_statistics", "nll_logits") and row["provider"] != "cublas"
+        assert (
+            row["tb_s" if logits else "tflops"] > 0 and row["tflops" if logits else "tb_s"] is None
+        )
+        scored = (
+            row["case"] in ("linear_nll_forward", "token_statistics", "nll_logits")
+            and row["provider"] != "cublas"
+        )
         # Plain PyTorch rounds the logits to bfloat16; ours are float32.
         bound = 1e-4 if row["provider"].startswith("ours") else 5e-2
         assert (row["max_abs_error"] < bound) if scored else row["max_abs_error"] is None
@@ -76,7 +108,18 @@ def test_every_case_and_provider(tmp_path):
 
 
 def test_what_passes_the_budget_says_so(tmp_path):
-    done = run(*TINY, "--out", str(tmp_path), "--budget", "0", "--cases", "linear_kl", "--providers", "ours", "torch")
+    done = run(
+        *TINY,
+        "--out",
+        str(tmp_path),
+        "--budget",
+        "0",
+        "--cases",
+        "linear_kl",
+        "--providers",
+        "ours",
+        "torch",
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     rows = json.loads((tmp_path / "cpu.json").read_text())["rows"]
     assert [(row["provider"], row["error"]) for row in rows] == [
@@ -90,12 +133,17 @@ def test_without_a_gpu_it_refuses(tmp_path):
     done = run("--out", str(tmp_path), CUDA_VISIBLE_DEVICES="", HIP_VISIBLE_DEVICES="")
     assert done.returncode == 2 and not list(tmp_path.iterdir())
     assert done.stderr.count("\n") == 1
-    assert done.stderr.startswith("bench-gpu: expected a CUDA device") and "--device cpu" in done.stderr
+    assert (
+        done.stderr.startswith("bench-gpu: expected a CUDA device")
+        and "--device cpu" in done.stderr
+    )
 
 
 def test_a_wrong_result_stops_it(gpu, tmp_path, monkeypatch, capsys):
     right = gpu.CASES["linear_kl"].providers["ours"]
-    monkeypatch.setitem(gpu.CASES["linear_kl"].providers, "ours", lambda *inputs: right(*inputs) + 0.01)
+    monkeypatch.setitem(
+        gpu.CASES["linear_kl"].providers, "ours", lambda *inputs: right(*inputs) + 0.01
+    )
     monkeypatch.setattr(sys, "argv", ["gpu.py", *TINY, "--out", str(tmp_path)])
     assert gpu.main() == 1 and not list(tmp_path.iterdir())
     said = capsys.readouterr().err
@@ -117,8 +165,16 @@ def test_a_provider_that_fails_is_a_row(gpu, failure, row, capsys):
     case = gpu.Case({"torch": fails}, operations=2)
     found = gpu.measure_or_error(case, "torch", (4, 3, 5), torch.float32, "cpu", 1)
     assert found == {"error": row}
-    shown = dict.fromkeys(gpu.FIELDS) | {"case": "linear_kl", "n": 4, "d": 3, "v": 5, "provider": "torch"} | found
-    results = {"device": "cpu", "ceilings": {"matmul_tflops": 1.0, "copy_tb_s": 1.0}, "rows": [shown]}
+    shown = (
+        dict.fromkeys(gpu.FIELDS)
+        | {"case": "linear_kl", "n": 4, "d": 3, "v": 5, "provider": "torch"}
+        | found
+    )
+    results = {
+        "device": "cpu",
+        "ceilings": {"matmul_tflops": 1.0, "copy_tb_s": 1.0},
+        "rows": [shown],
+    }
     gpu.Console(width=160, markup=False).print(gpu.table(results))
     assert row in capsys.readouterr().out  # brackets are no markup
 
@@ -127,7 +183,11 @@ def test_the_first_size_and_the_quick_providers_come_first(gpu, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["gpu.py"])
     options = gpu.parse()
     order = gpu.plan(options)
-    assert len(order) == len(set(order)) and order[0] == ("linear_nll_forward", (8192, 4096, 128256), "ours")
+    assert len(order) == len(set(order)) and order[0] == (
+        "linear_nll_forward",
+        (8192, 4096, 128256),
+        "ours",
+    )
     last = [row for row in order if row[2] == "torch_compile" and row[1][0] != 8192]
     assert order[-len(last) :] == last
     assert {size for case, size, _ in order if case == "nll_logits" and size[0] == 1024} == {
@@ -138,15 +198,21 @@ def test_the_first_size_and_the_quick_providers_come_first(gpu, monkeypatch):
 def test_the_tuner_checks_what_it_times(tmp_path):
     """Every tiny configuration gives the default's sums; a file as the others'."""
     options = ("--device", "cpu", "--repeats", "1", "--out", tmp_path)
-    done = processes.run(sys.executable, BENCH / "tune.py", *options, env=os.environ | {"TRITON_INTERPRET": "1"})
+    done = processes.run(
+        sys.executable, BENCH / "tune.py", *options, env=os.environ | {"TRITON_INTERPRET": "1"}
+    )
     assert done.returncode == 0, done.stderr
     rows = json.loads((tmp_path / "tune-cpu.json").read_text())["rows"]
     assert [row["what"] for row in rows] == ["product", "default", "chunked", "fused", "fused"]
-    assert [row["error"] for row in rows] == [None] * 5 and all(row["median_ms"] > 0 for row in rows)
+    assert [row["error"] for row in rows] == [None] * 5 and all(
+        row["median_ms"] > 0 for row in rows
+    )
 
 
 def test_the_roofline_is_of_this_device_code(monkeypatch):
-    """docs/performance.md shows the committed file, and that was computed for the kernels as they are."""
+    """docs/performance.md shows the committed file, and that was computed for the kernels as they
+    are.
+    """
     from perplexity.kernels.fingerprint import kernels_hash
 
     results = json.loads((BENCH / "results" / "roofline-h200.json").read_text())
@@ -162,9 +228,14 @@ def test_the_roofline_is_of_this_device_code(monkeypatch):
         for row in results[name]:
             assert roofline.predicted(kernel, row["n"], row["d"], row["v"]) == row
     for row in results["training"]:
-        assert roofline.trained(results["kernels"]["token_nll"], row["n"], row["d"], row["v"]) == row
+        assert (
+            roofline.trained(results["kernels"]["token_nll"], row["n"], row["d"], row["v"]) == row
+        )
     for kernel in results["row_kernels"].values():
-        assert kernel["instructions_a_logit"] < kernel["instructions_the_memory_allows"] and not kernel["spilled_bytes"]
+        assert (
+            kernel["instructions_a_logit"] < kernel["instructions_the_memory_allows"]
+            and not kernel["spilled_bytes"]
+        )
 
 
 def test_the_readme_shows_what_was_measured_and_whether_it_still_holds(monkeypatch, tmp_path):
@@ -193,8 +264,13 @@ def test_the_readme_shows_what_was_measured_and_whether_it_still_holds(monkeypat
     (tmp_path / "nvidia-h200.json").write_text(json.dumps(results))
     (tmp_path / "roofline.json").write_text("{}")
     shown = report.section(tmp_path)
-    assert "| NLL | 8,192 | 4,096 | 128,256 | 10.000 | 1.10 (3) |  |  |  |  |  | not installed |" in shown
+    assert (
+        "| NLL | 8,192 | 4,096 | 128,256 | 10.000 | 1.10 (3) |  |  |  |  |  | not installed |"
+        in shown
+    )
     assert "| NLL of logits | 8,192 |  | 128,256 | 1.800 | 1.11 (3) |  | 2.00 (3) |" in shown
     assert "has changed" not in shown
     (tmp_path / "nvidia-h200.json").write_text(json.dumps(results | dict(kernels_hash="another")))
-    assert "The device code has changed since this was measured** (another)" in report.section(tmp_path)
+    assert "The device code has changed since this was measured** (another)" in report.section(
+        tmp_path
+    )

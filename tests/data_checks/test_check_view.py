@@ -58,7 +58,9 @@ def test_the_numbers():
         ["6.25%"],
         ["0.125%"],
     ]
-    bare = dataclasses.replace(CHECK, valid_fraction=None, ngram_overlap=None, unknown_token_rate=None)
+    bare = dataclasses.replace(
+        CHECK, valid_fraction=None, ngram_overlap=None, unknown_token_rate=None
+    )
     values = [value for _, value in check_data.summary(bare)]
     assert len(values) == 5 and values[1] == ""
     text = text_of(CHECK)
@@ -84,13 +86,17 @@ def test_what_leaked():
     ]
     text = text_of(dataclasses.replace(CHECK, leaked=leaks))
     rows = [line for line in text.splitlines() if "valid:" in line]
-    assert [re.findall(r"valid:(\d+).*train:(\d+)", row)[0] for row in rows] == [(f"{i}", f"{i}") for i in range(8)]
+    assert [re.findall(r"valid:(\d+).*train:(\d+)", row)[0] for row in rows] == [
+        (f"{i}", f"{i}") for i in range(8)
+    ]
     assert "exact" in rows[0] and "the same words" in rows[0]
     assert "near 0.7" in rows[1] or "near 0.8" in rows[1]
     assert "contained 62%" in rows[2] and "x" * 159 + "y" in rows[2] and "z" not in rows[2]
     assert "and 4 more" in text
     assert "more, all" not in text_of(dataclasses.replace(CHECK, leaked=leaks[:8]))
-    assert "no finding" not in text and "nothing found" in text_of(dataclasses.replace(CHECK, findings=[]))
+    assert "no finding" not in text and "nothing found" in text_of(
+        dataclasses.replace(CHECK, findings=[])
+    )
 
 
 def test_progress_in_a_log(monkeypatch, capsys):

@@ -1,4 +1,6 @@
-"""``ppl check-data`` and ``ppl eval --train`` as they are called: files in, numbers out, bad input in one line."""
+"""``ppl check-data`` and ``ppl eval --train`` as they are called: files in, numbers out, bad input
+in one line.
+"""
 
 import gzip
 import json
@@ -13,7 +15,14 @@ from tiny_models import build_model, build_tokenizer
 from perplexity.cli import main
 
 CONTRACT = {
-    *("documents", "valid_fraction", "leaked_fraction", "leaked_token_fraction", "exact_duplicates", "near_duplicates"),
+    *(
+        "documents",
+        "valid_fraction",
+        "leaked_fraction",
+        "leaked_token_fraction",
+        "exact_duplicates",
+        "near_duplicates",
+    ),
     *("ngram_overlap", "unknown_token_rate", "tokenizer_fingerprint", "findings"),
 }
 
@@ -40,10 +49,19 @@ def test_the_numbers(files, capsys):
     record = json.loads((folder / "out.json").read_text())
     assert record.keys() >= CONTRACT
     assert record["documents"] == {"train": 35, "valid": 100}
-    assert record["leaked_fraction"] == 0.05 and record["exact_duplicates"] == 5 and record["near_duplicates"] == 0
+    assert (
+        record["leaked_fraction"] == 0.05
+        and record["exact_duplicates"] == 5
+        and record["near_duplicates"] == 0
+    )
     assert record["unknown_token_rate"] is None and record["tokenizer_fingerprint"] is None
-    assert all(finding.keys() >= {"signal", "severity", "evidence", "advice"} for finding in record["findings"])
-    assert [leak["train_id"] for leak in record["leaked"]] == [f"train.jsonl:{place}" for place in range(31, 36)]
+    assert all(
+        finding.keys() >= {"signal", "severity", "evidence", "advice"}
+        for finding in record["findings"]
+    )
+    assert [leak["train_id"] for leak in record["leaked"]] == [
+        f"train.jsonl:{place}" for place in range(31, 36)
+    ]
     said = capsys.readouterr().out
     assert "leaked documents" in said and "5.00%" in said and "valid.jsonl:1" in said
 
@@ -76,17 +94,29 @@ def test_a_long_text_file_goes_by_in_pieces(tmp_path, monkeypatch):
 
     monkeypatch.setattr(texts, "PIECE", 1000)
     valid = documentation()[:30]
-    (tmp_path / "train.txt").write_text("\u00e9 " * 3000 + "\n\n" + "\n\n".join([*sources()[:3], *valid[:9]]))
+    (tmp_path / "train.txt").write_text(
+        "\u00e9 " * 3000 + "\n\n" + "\n\n".join([*sources()[:3], *valid[:9]])
+    )
     lines(tmp_path / "valid.jsonl", valid)
     for unit, documents in (("document", 1), ("paragraph", None)):
         out = tmp_path / "out.json"
         assert (
-            run("--train", tmp_path / "train.txt", "--valid", tmp_path / "valid.jsonl", "--json", out, "--unit", unit)
+            run(
+                "--train",
+                tmp_path / "train.txt",
+                "--valid",
+                tmp_path / "valid.jsonl",
+                "--json",
+                out,
+                "--unit",
+                unit,
+            )
             == 0
         )
         record = json.loads(out.read_text())
         assert documents in (None, record["documents"]["train"])
-        assert record["leaked_fraction"] == pytest.approx(0.3, abs=0.04)  # a piece may end inside a paragraph
+        # a piece may end inside a paragraph
+        assert record["leaked_fraction"] == pytest.approx(0.3, abs=0.04)
 
 
 def test_other_formats(files):
@@ -102,13 +132,28 @@ def test_other_formats(files):
     tokenizer.save_pretrained(folder / "tokenizer")
     import numpy as np
 
-    ids = [token for text in documentation()[:5] for token in [tokenizer.bos_token_id, *tokenizer(text)["input_ids"]]]
+    ids = [
+        token
+        for text in documentation()[:5]
+        for token in [tokenizer.bos_token_id, *tokenizer(text)["input_ids"]]
+    ]
     np.array(ids, np.uint16).tofile(folder / "valid.bin")
-    tokens = ("--train", train, "--valid", folder / "valid.bin", "--tokenizer", folder / "tokenizer", "--json", plain)
+    tokens = (
+        "--train",
+        train,
+        "--valid",
+        folder / "valid.bin",
+        "--tokenizer",
+        folder / "tokenizer",
+        "--json",
+        plain,
+    )
     assert run(*tokens) == 0
     record = json.loads(plain.read_text())
     assert (
-        record["documents"]["valid"] == 5 and record["leaked_fraction"] == 1.0 and record["unknown_token_rate"] == 0.0
+        record["documents"]["valid"] == 5
+        and record["leaked_fraction"] == 1.0
+        and record["unknown_token_rate"] == 0.0
     )
 
 
@@ -142,14 +187,17 @@ def test_a_tokenizer_alone_prints_its_fingerprint(tmp_path, capsys):
 
     build_tokenizer(bos=True).save_pretrained(tmp_path)
     assert run("--tokenizer", tmp_path) == 0
-    assert capsys.readouterr().out == f"tokenizer {tokenizer_fingerprint(build_tokenizer(bos=True))}\n"
+    assert (
+        capsys.readouterr().out == f"tokenizer {tokenizer_fingerprint(build_tokenizer(bos=True))}\n"
+    )
 
 
 def test_a_split_that_does_not_leak(files, capsys):
     _, _, folder = files
     texts = documentation()
     source = lines(
-        folder / "all.jsonl", [*texts, *(f"{text}\n\nand a tail of its own, {len(text)}" for text in texts[::3])]
+        folder / "all.jsonl",
+        [*texts, *(f"{text}\n\nand a tail of its own, {len(text)}" for text in texts[::3])],
     )
     out = folder / "split"
     assert run("--train", source, "--write-split", out, "--valid-fraction", "0.1") == 0
@@ -196,9 +244,15 @@ def test_corrupted_files_are_told_in_a_line(name, content, said, side, files, ca
         ([], "--train: expected training text"),
         (["--valid", "VALID"], "--train: expected training text"),
         (["--train", "TRAIN"], "--valid: expected validation text"),
-        (["--train", "TRAIN", "--valid", "VALID", "--write-split", "x"], "--write-split: expected --train alone"),
+        (
+            ["--train", "TRAIN", "--valid", "VALID", "--write-split", "x"],
+            "--write-split: expected --train alone",
+        ),
         (["--train", "TRAIN", "--valid", "VALID", "--near", "0"], "--near: expected a share"),
-        (["--train", "TRAIN", "--valid", "VALID", "--workers", "0"], "--workers: expected at least 1"),
+        (
+            ["--train", "TRAIN", "--valid", "VALID", "--workers", "0"],
+            "--workers: expected at least 1",
+        ),
         (
             ["--train", "TRAIN", "--valid", "VALID", "--json", "/nowhere/x"],
             "--json: expected a file in an existing folder",
@@ -207,17 +261,35 @@ def test_corrupted_files_are_told_in_a_line(name, content, said, side, files, ca
             ["--train", "TRAIN", "--valid", "VALID", "--write-clean", "VALID"],
             "--write-clean: expected a file of its own",
         ),
-        (["--train", "missing.txt", "--valid", "VALID"], "missing.txt: expected a text file, got no such file"),
+        (
+            ["--train", "missing.txt", "--valid", "VALID"],
+            "missing.txt: expected a text file, got no such file",
+        ),
         (["--train", "TRAIN", "--valid", "VALID", "--tokenizer", "missing"], "missing: expected a"),
         (["--train", "-", "--valid", "-"], "-: expected a file"),
-        (["--train", "-", "--valid", "VALID", "--journal", "FOLDER/j"], "-: expected a file with --journal"),
+        (
+            ["--train", "-", "--valid", "VALID", "--journal", "FOLDER/j"],
+            "-: expected a file with --journal",
+        ),
         (
             ["--train", "TRAIN", "--valid", "VALID", "--write-clean", "FOLDER/c.jsonl.gz"],
             "--write-clean: expected a name",
         ),
-        (["--train", "TRAIN", "--valid", "VALID", "--write-clean", "FOLDER/c.txt"], "--write-clean: expected a .jsonl"),
         (
-            ["--train", "TRAIN", "--valid", "VALID", "--write-clean", "FOLDER/c.jsonl", "--json", "FOLDER/c.jsonl"],
+            ["--train", "TRAIN", "--valid", "VALID", "--write-clean", "FOLDER/c.txt"],
+            "--write-clean: expected a .jsonl",
+        ),
+        (
+            [
+                "--train",
+                "TRAIN",
+                "--valid",
+                "VALID",
+                "--write-clean",
+                "FOLDER/c.jsonl",
+                "--json",
+                "FOLDER/c.jsonl",
+            ],
             "--write-clean: expected a file of its own, got another output",
         ),
         (
@@ -245,9 +317,24 @@ def test_beside_an_evaluation(files, capsys):
     tokenizer = build_tokenizer(bos=True)
     tokenizer.save_pretrained(folder / "model")
     build_model(len(tokenizer)).save_pretrained(folder / "model")
-    assert main(["eval", str(folder / "model"), valid, "--train", train, "--json", str(folder / "out.json")]) == 0
+    assert (
+        main(
+            [
+                "eval",
+                str(folder / "model"),
+                valid,
+                "--train",
+                train,
+                "--json",
+                str(folder / "out.json"),
+            ]
+        )
+        == 0
+    )
     record = json.loads((folder / "out.json").read_text())
-    assert record["data_check"]["leaked_fraction"] == 0.05 and record["data_check"].keys() >= CONTRACT
+    assert (
+        record["data_check"]["leaked_fraction"] == 0.05 and record["data_check"].keys() >= CONTRACT
+    )
     assert record["data_check"]["tokenizer_fingerprint"] == record["tokenizer_fingerprint"]
     assert "leaked documents" in capsys.readouterr().out
 

@@ -40,15 +40,20 @@ def test_seeded_leaks(kind, share):
     found = {leak.document for leak in check.leaked}
     recall = len(found & chosen) / max(1, len(chosen))
     assert recall >= (0.95 if kind == "changed" else 0.98) or not chosen
-    # Some paragraphs of the documentation are copies of each other: those of a seeded one are leaked as well.
+    # Some paragraphs of the documentation are copies of each other: those of a seeded one are
+    # leaked as well.
     near = {leak.document for leak in check_data([valid[place] for place in chosen], valid).leaked}
     assert found <= near | chosen
     assert check.exact_duplicates + check.near_duplicates == len(found)
     if kind in ("exact", "respaced"):
-        assert sum(leak.kind == "exact" for leak in check.leaked if leak.document in chosen) == len(chosen)
+        assert sum(leak.kind == "exact" for leak in check.leaked if leak.document in chosen) == len(
+            chosen
+        )
     finding = signals(check).get("leakage")
     danger = min(check.leaked_fraction, check.leaked_token_fraction) >= 0.01
-    assert (finding is None) if not chosen else finding.severity == ("danger" if danger else "warning")
+    assert (
+        (finding is None) if not chosen else finding.severity == ("danger" if danger else "warning")
+    )
     for leak in check.leaked:
         if leak.document in chosen and leak.passage:
             shown = leak.passage.removesuffix(" …")
@@ -59,8 +64,12 @@ def test_no_false_report_on_disjoint_text():
     check = check_data(sources(), documentation())
     assert check.leaked == [] and check.ngram_overlap < 1e-3
     assert "leakage" not in signals(check)
-    assert "shared-passages" not in signals(check) or signals(check)["shared-passages"].severity == "info"
-    # Whole topics, the debugger's among them: a fifth of it is in pdb's source, and told as passages.
+    assert (
+        "shared-passages" not in signals(check)
+        or signals(check)["shared-passages"].severity == "info"
+    )
+    # Whole topics, the debugger's among them: a fifth of it is in pdb's source, and told as
+    # passages.
     from pydoc_data import topics as whole
 
     check = check_data(sources(), list(whole.topics.values()))
@@ -79,12 +88,15 @@ def test_leaked_tokens_are_of_the_leaked_documents():
 
 
 def test_a_mark_is_part_of_its_word():
-    assert len(words("\u0939\u093f\u0928\u094d\u0926\u0940 \u0e01")) == 2  # Devanagari with vowel signs, and Thai
+    # Devanagari with vowel signs, and Thai
+    assert len(words("\u0939\u093f\u0928\u094d\u0926\u0940 \u0e01")) == 2
     assert len(words("\u0e20\u0e32\u0e29\u0e32")) == 4  # written without spaces
 
 
 def test_a_changed_copy_inside_a_longer_document():
-    """A stretch as long as the document is compared, not the whole of a text that has other things in it."""
+    """A stretch as long as the document is compared, not the whole of a text that has other things
+    in it.
+    """
     generator = random.Random(1)
     valid = [text for text in documentation() if len(text.split()) >= 40]
     train = [KINDS["inside"](KINDS["changed"](text, generator), generator) for text in valid[::5]]
@@ -95,7 +107,10 @@ def test_a_changed_copy_inside_a_longer_document():
 @pytest.mark.parametrize(("length", "recall"), [(20, 0.9), (30, 0.95), (60, 0.99), (200, 1.0)])
 def test_recall_of_changed_copies_by_length(length, recall):
     generator = random.Random(length)
-    texts = [" ".join(generator.choices(sources()[0].split(), k=length)) + f" {number}" for number in range(200)]
+    texts = [
+        " ".join(generator.choices(sources()[0].split(), k=length)) + f" {number}"
+        for number in range(200)
+    ]
     train = [KINDS["changed"](text, generator) for text in texts]
     assert len(check_data(train, texts).leaked) >= recall * len(texts)
 
@@ -113,10 +128,18 @@ def test_short_documents_leak_as_a_whole_only():
     """A heading or a phrase is in every text: only a document that is the same counts."""
     long = "see the table below and then " * 10
     assert check_data([long], ["See the table below."]).leaked == []
-    assert check_data([long, "see the TABLE, below"], ["See the table below."]).exact_duplicates == 1
+    assert (
+        check_data([long, "see the TABLE, below"], ["See the table below."]).exact_duplicates == 1
+    )
     emoji = check_data(["...", "\U0001f389"], ["???", "\U0001f600", "--", "is equivalent to"])
-    assert emoji.leaked == [] and "repeated-validation" not in signals(emoji)  # no words are no copies of no words
-    assert check_data(["an example is equivalent to this", "is equivalent to"], ["is equivalent to"]).leaked == []
+    # no words are no copies of no words
+    assert emoji.leaked == [] and "repeated-validation" not in signals(emoji)
+    assert (
+        check_data(
+            ["an example is equivalent to this", "is equivalent to"], ["is equivalent to"]
+        ).leaked
+        == []
+    )
 
 
 @pytest.mark.parametrize(
@@ -166,7 +189,9 @@ def test_shards_merge_to_the_whole_in_any_order(monkeypatch):
     generator = random.Random(3)
     train = [Text(f"s{number}", text) for number, text in enumerate(sources()[:40])]
     train += [
-        Text(f"c{place}", KINDS[kind](valid[place].text, generator)) for kind in KINDS for place in range(0, 300, 17)
+        Text(f"c{place}", KINDS[kind](valid[place].text, generator))
+        for kind in KINDS
+        for place in range(0, 300, 17)
     ]
     index = Index(valid)
     whole = scan_batch(index, train)
@@ -176,7 +201,11 @@ def test_shards_merge_to_the_whole_in_any_order(monkeypatch):
         for shard in order:
             merged.merge(scan_batch(index, []).merge(shard))
         assert leaks(index, merged) == leaks(index, whole) and (merged.seen == whole.seen).all()
-        assert (merged.documents, merged.words, merged.lengths) == (whole.documents, whole.words, whole.lengths)
+        assert (merged.documents, merged.words, merged.lengths) == (
+            whole.documents,
+            whole.words,
+            whole.lengths,
+        )
 
 
 def test_workers_and_resumption_find_the_same(tmp_path, monkeypatch):
@@ -197,7 +226,9 @@ def test_workers_and_resumption_find_the_same(tmp_path, monkeypatch):
         check_data(interrupted(), valid, journal=tmp_path)
     scanned = []
     real = leakage.scan_batch
-    monkeypatch.setattr(leakage, "scan_batch", lambda index, texts: scanned.append(len(texts)) or real(index, texts))
+    monkeypatch.setattr(
+        leakage, "scan_batch", lambda index, texts: scanned.append(len(texts)) or real(index, texts)
+    )
     assert check_data(train, valid, journal=tmp_path).to_json() == alone
     assert 0 < sum(scanned) < len(train)
     for other in (valid[:-1], valid[::-1]):
@@ -208,7 +239,9 @@ def test_workers_and_resumption_find_the_same(tmp_path, monkeypatch):
 
 
 def test_a_damaged_journal_is_scanned_again(tmp_path, monkeypatch):
-    """A flipped bit in stored values passed in 9 of 13 tries: now its row is scanned again, and that row alone."""
+    """A flipped bit in stored values passed in 9 of 13 tries: now its row is scanned again, and
+    that row alone.
+    """
     from perplexity.data_checks import leakage
 
     monkeypatch.setattr(leakage, "groups", partial(groups, characters=3_000))
@@ -219,7 +252,9 @@ def test_a_damaged_journal_is_scanned_again(tmp_path, monkeypatch):
     path, scanned = tmp_path / "scan.jsonl", []
     whole = path.read_bytes()
     real = leakage.scan_batch
-    monkeypatch.setattr(leakage, "scan_batch", lambda index, texts: scanned.append(len(texts)) or real(index, texts))
+    monkeypatch.setattr(
+        leakage, "scan_batch", lambda index, texts: scanned.append(len(texts)) or real(index, texts)
+    )
     rows = whole.splitlines()
     assert len(rows) >= 3
     assert check_data(train, valid, journal=tmp_path).to_json() == alone and not scanned
@@ -243,23 +278,32 @@ def test_a_damaged_scan_is_refused():
 
 
 def check_index():
-    return Index([Text("v", "one two three four five six seven eight nine ten eleven twelve thirteen")])
+    return Index(
+        [Text("v", "one two three four five six seven eight nine ten eleven twelve thirteen")]
+    )
 
 
 def test_the_tables_stay_in_their_limit():
-    """Of more n-grams than fit a part is kept, chosen by hash: shares are estimates, and copies still found."""
+    """Of more n-grams than fit a part is kept, chosen by hash: shares are estimates, and copies
+    still found.
+    """
     valid = documentation()
     train = [*sources()[:40], *valid[::3]]
     exact_check = check_data(train, valid)
     check = check_data(train, valid, memory_limit=200_000)
     assert check.settings["ngrams_kept"] in (1 / 16, 1 / 32, 1 / 64, 1 / 128)
     index = Index([Text(str(number), text) for number, text in enumerate(valid)], 200_000)
-    assert sum(len(table.grams) for table in index.tables.values()) * index_module.BYTES_A_GRAM <= 200_000
+    assert (
+        sum(len(table.grams) for table in index.tables.values()) * index_module.BYTES_A_GRAM
+        <= 200_000
+    )
     assert check.exact_duplicates == exact_check.exact_duplicates
     assert abs(check.ngram_overlap - exact_check.ngram_overlap) < 0.1
     assert any("shares are estimates" in note for note in check.notes)
     # Few n-grams a document are no evidence: what is not found is said, and nothing is made up.
-    assert {leak.document for leak in check.leaked} <= {leak.document for leak in exact_check.leaked}
+    assert {leak.document for leak in check.leaked} <= {
+        leak.document for leak in exact_check.leaked
+    }
 
 
 def test_one_endless_repetition_takes_no_room_of_others():
@@ -274,9 +318,14 @@ def test_repeated_validation_documents():
 
 
 def test_boilerplate_of_every_document_names_none():
-    """A licence in all of them is no copy of any, but counts in the share of n-grams that training has."""
+    """A licence in all of them is no copy of any, but counts in the share of n-grams that training
+    has.
+    """
     licence = " ".join(f"term{number}" for number in range(40))
-    valid = [f"{licence} {' '.join(f'own{number}x{word}' for word in range(200))}" for number in range(150)]
+    valid = [
+        f"{licence} {' '.join(f'own{number}x{word}' for word in range(200))}"
+        for number in range(150)
+    ]
     check = check_data([licence], valid)
     assert check.leaked == [] and 0.1 < check.ngram_overlap < 0.2
 
@@ -286,7 +335,10 @@ def test_a_document_in_pieces_is_dropped_from_training():
     generator = random.Random(2)
     text = [f"w{generator.randrange(10**6)}" for _ in range(120)]
     own = [" ".join(f"o{generator.randrange(10**6)}" for _ in range(80)) for _ in range(3)]
-    train = [Text(str(third), f"{own[third]}\n\n{' '.join(text[40 * third : 40 * third + 40])}") for third in range(3)]
+    train = [
+        Text(str(third), f"{own[third]}\n\n{' '.join(text[40 * third : 40 * third + 40])}")
+        for third in range(3)
+    ]
     index = Index([Text("v", " ".join(text))])
     assert [leak.kind for leak in leaks(index, scan_texts(index, train))] == ["contained"]
     left = list(without_leaks(lambda: train, index))
@@ -337,7 +389,9 @@ def test_what_would_leak_is_dropped_from_training():
 
 
 def test_a_shard_runs_under_an_engine(tmp_path):
-    """datatrove's local executor, in processes of its own; run again it does nothing that is done."""
+    """datatrove's local executor, in processes of its own; run again it does nothing that is
+    done.
+    """
     pytest.importorskip("datatrove")
     code = f"""
 import sys
@@ -359,7 +413,10 @@ if __name__ == "__main__":
     (tmp_path / "train").mkdir()
     for shard in range(3):
         rows = [*sources()[shard:12:3], documentation()[7 * shard]]
-        content = "".join(json.dumps({"text": text, "id": f"{shard}.{row}"}) + "\n" for row, text in enumerate(rows))
+        content = "".join(
+            json.dumps({"text": text, "id": f"{shard}.{row}"}) + "\n"
+            for row, text in enumerate(rows)
+        )
         (tmp_path / "train" / f"{shard}.jsonl").write_text(content)
     (tmp_path / "job.py").write_text(code)
     done = run(sys.executable, "job.py", cwd=tmp_path)
@@ -368,15 +425,23 @@ if __name__ == "__main__":
 
 
 DISGUISES = {
-    "a tag on every line": lambda text: "\n".join(f'<p class="x">{line}</p><br/>' for line in text.split("\n")),
-    "a tag on every word": lambda text: " ".join(f"<span>{word}</span>" for word in text.split(" ")),
-    "a comment on every line": lambda text: "\n".join(f"<!-- {i} -->{t}" for i, t in enumerate(text.split("\n"))),
+    "a tag on every line": lambda text: "\n".join(
+        f'<p class="x">{line}</p><br/>' for line in text.split("\n")
+    ),
+    "a tag on every word": lambda text: " ".join(
+        f"<span>{word}</span>" for word in text.split(" ")
+    ),
+    "a comment on every line": lambda text: "\n".join(
+        f"<!-- {i} -->{t}" for i, t in enumerate(text.split("\n"))
+    ),
     "a Cyrillic a": lambda text: text.replace("a", "\u0430"),
     "Cyrillic letters": lambda text: text.translate(
         str.maketrans("aeopcxy", "\u0430\u0435\u043e\u0440\u0441\u0445\u0443")
     ),
     "a Greek o": lambda text: text.replace("o", "\u03bf"),
-    "bold letters": lambda text: "".join(chr(ord(c) + 0x1D3B9) if "a" <= c <= "z" else c for c in text),
+    "bold letters": lambda text: "".join(
+        chr(ord(c) + 0x1D3B9) if "a" <= c <= "z" else c for c in text
+    ),
     "zero-width spaces": "\u200b".join,
 }
 
@@ -384,8 +449,13 @@ DISGUISES = {
 @pytest.mark.parametrize("disguise", DISGUISES.values(), ids=DISGUISES)
 def test_a_disguise_does_not_hide_a_copy(disguise):
     letters = random.Random(0)
-    names = ["".join(letters.choices("abcdefghijklmnopqrstuvwxyz", k=letters.randint(3, 9))) for _ in range(2000)]
-    texts = ["\n".join(" ".join(letters.choices(names, k=10)) for _ in range(20)) for _ in range(10)]
+    names = [
+        "".join(letters.choices("abcdefghijklmnopqrstuvwxyz", k=letters.randint(3, 9)))
+        for _ in range(2000)
+    ]
+    texts = [
+        "\n".join(" ".join(letters.choices(names, k=10)) for _ in range(20)) for _ in range(10)
+    ]
     leaked = check_data(map(disguise, texts[:5]), texts).leaked
     assert [leak.document for leak in leaked] == [0, 1, 2, 3, 4]
 

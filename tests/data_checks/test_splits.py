@@ -14,7 +14,9 @@ def signals(check):
 
 
 def test_a_split_is_by_content():
-    """The same text on the same side in every process and on every machine, copies with their originals."""
+    """The same text on the same side in every process and on every machine, copies with their
+    originals.
+    """
     texts = [f"document number {number} says {number * 7919 % 1000}" for number in range(20_000)]
     chosen = [text for text in texts if goes_to_validation(text, 0.05)]
     assert abs(len(chosen) - 1000) < 4 * 31  # four standard deviations of a binomial
@@ -37,13 +39,17 @@ def test_needed_tokens():
 def test_shares_out_of_the_usual_are_told(valid, told):
     train = [" ".join(f"t{number}x{word}" for word in range(100)) for number in range(1000)]
     texts = [" ".join(f"v{number}x{word}" for word in range(100)) for number in range(valid)]
-    found = [f for f in check_data(train, texts, interval=0.9).findings if f.signal == "validation-size"]
+    found = [
+        f for f in check_data(train, texts, interval=0.9).findings if f.signal == "validation-size"
+    ]
     assert [finding.severity for finding in found] == ["info"] * told
 
 
 def test_too_few_tokens_for_the_interval_are_said_in_tokens():
     check = check_data(sources()[:5], documentation()[:20], interval=0.01)
-    (finding,) = [f for f in check.findings if f.signal == "validation-size" and f.severity == "warning"]
+    (finding,) = [
+        f for f in check.findings if f.signal == "validation-size" and f.severity == "warning"
+    ]
     assert "349,205" in finding.evidence and finding.numbers["tokens"] == check.words["valid"]
 
 

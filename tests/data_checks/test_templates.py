@@ -1,4 +1,6 @@
-"""Documents that share a template and nothing else are no copies; copies are found with a template or without."""
+"""Documents that share a template and nothing else are no copies; copies are found with a template
+or without.
+"""
 
 import random
 
@@ -9,7 +11,9 @@ from perplexity.data_checks import Text, check_data
 from perplexity.data_checks.index import CONTEXTS, Contexts, Index
 from perplexity.data_checks.leakage import leaks, scan_texts, without_leaks
 
-WORDS = [f"{a}{b}{c}" for a in "bdfgklm" for b in "aeiou" for c in ("n", "r", "st", "lt", "mp", "ck")]
+WORDS = [
+    f"{a}{b}{c}" for a in "bdfgklm" for b in "aeiou" for c in ("n", "r", "st", "lt", "mp", "ck")
+]
 
 
 class Texts:
@@ -17,7 +21,11 @@ class Texts:
 
     def __init__(self, seed):
         self.generator = random.Random(seed)
-        self.instruction, self.licence, self.footer = self.words(60), self.words(150), self.words(40)
+        self.instruction, self.licence, self.footer = (
+            self.words(60),
+            self.words(150),
+            self.words(40),
+        )
         self.names = [self.words(2) + str(number) for number in range(1000)]
 
     def words(self, count):
@@ -37,14 +45,19 @@ TEMPLATES = {
     "footer": lambda t, own: f"{own} {t.footer}",
     "both": lambda t, own: f"{t.instruction} {own} {t.footer}",
     "blanks": lambda t, own: f"{t.filled(t.instruction, 3)} {own}",
-    "chat": lambda t, own: f"<|system|> {t.instruction} <|user|> {own[: len(own) // 2]} <|assistant|> {own}",
-    "page": lambda t, own: f"<html><nav>{t.footer}</nav><p>{own}</p><footer>{t.instruction}</footer></html>",
+    "chat": lambda t, own: (
+        f"<|system|> {t.instruction} <|user|> {own[: len(own) // 2]} <|assistant|> {own}"
+    ),
+    "page": lambda t, own: (
+        f"<html><nav>{t.footer}</nav><p>{own}</p><footer>{t.instruction}</footer></html>"
+    ),
     "table": lambda t, own: f"{t.instruction} | {t.footer.replace(' ', ' | ')} |\n| --- |\n{own}",
 }
 
 
 @pytest.mark.parametrize(
-    ("valid", "train"), [(1, 3), (1, 200), (2, 200), (3, 1), (3, 200), (20, 1), (20, 200), (300, 20)]
+    ("valid", "train"),
+    [(1, 3), (1, 200), (2, 200), (3, 1), (3, 200), (20, 1), (20, 200), (300, 20)],
 )
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_a_template_is_no_leak(name, valid, train):
@@ -68,8 +81,12 @@ def test_blanks_and_short_answers_are_no_leak():
     ):
         texts = Texts(seed)
         for valid in (1, 20):
-            train, documents = [make(texts) for _ in range(300)], [make(texts) for _ in range(valid)]
-            assert {leak.kind for leak in check_data(train, documents).leaked} <= {"exact"}  # by chance
+            train, documents = (
+                [make(texts) for _ in range(300)],
+                [make(texts) for _ in range(valid)],
+            )
+            # by chance
+            assert {leak.kind for leak in check_data(train, documents).leaked} <= {"exact"}
             check = check_data([*train, documents[0].upper()], documents)
             assert (check.leaked[0].document, check.leaked[0].kind) == (0, "exact")
             assert check.near_duplicates == 0
@@ -89,7 +106,13 @@ def test_what_fills_the_blanks_here_and_there_is_no_leak():
     for blank in range(4):
         for _ in range(2):
             train.append(
-                filled([*(next(names) for _ in range(blank)), fills[blank], *(next(names) for _ in range(3 - blank))])
+                filled(
+                    [
+                        *(next(names) for _ in range(blank)),
+                        fills[blank],
+                        *(next(names) for _ in range(3 - blank)),
+                    ]
+                )
             )
     check = check_data(train, [filled(fills)])
     assert check.ngram_overlap > 0.9 and check.leaked == []
@@ -130,7 +153,9 @@ COPIES = {
 @pytest.mark.parametrize("name", COPIES)
 @pytest.mark.parametrize("template", ["none", "instruction", "both"])
 def test_a_copy_is_a_leak_whatever_template_it_has(name, template):
-    """However often it is in training. Of 21 seeded copies 0.95 are found, as without a template."""
+    """However often it is in training. Of 21 seeded copies 0.95 are found, as without a
+    template.
+    """
     seeded = found = others = 0
     for seed in range(6):
         texts = Texts(f"{name}{template}{seed}")
@@ -163,14 +188,21 @@ def test_contexts_have_no_order_of_arrival():
     generator = random.Random(0)
     pairs = [(generator.randrange(5), generator.getrandbits(64)) for _ in range(200)]
     pairs += [(5, 7), (5, 7), (6, 2**64 - 1)]
-    kept = {key: sorted({value for one, value in pairs if one == key})[:CONTEXTS] for key in range(7)}
+    kept = {
+        key: sorted({value for one, value in pairs if one == key})[:CONTEXTS] for key in range(7)
+    }
     for _ in range(5):
         generator.shuffle(pairs)
-        contexts, other = Contexts(*zip(*pairs[:50], strict=True)), Contexts(*zip(*pairs[50:], strict=True))
+        contexts, other = (
+            Contexts(*zip(*pairs[:50], strict=True)),
+            Contexts(*zip(*pairs[50:], strict=True)),
+        )
         contexts.merge(other)
         other.merge(Contexts())
         counts = contexts.counts(7)
-        assert [contexts.values[contexts.keys == key].tolist() for key in range(7)] == list(kept.values())
+        assert [contexts.values[contexts.keys == key].tolist() for key in range(7)] == list(
+            kept.values()
+        )
         assert counts[5:].tolist() == [1.0, 1.0]
         # 40 values a key: the estimate of 8 of them has a standard deviation of 40 / √6.
         assert abs(counts[:5].mean() - 40) < 4 * 40 / 6**0.5 / 5**0.5

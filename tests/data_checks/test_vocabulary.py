@@ -1,4 +1,6 @@
-"""The tokenizer beside the text: unknown tokens, ids beyond the embedding, lost text, and what it is told by."""
+"""The tokenizer beside the text: unknown tokens, ids beyond the embedding, lost text, and what it
+is told by.
+"""
 
 import json
 
@@ -40,9 +42,18 @@ def test_unknown_tokens_are_counted_by_domain_and_document():
     assert check.tokens["unknown_by_domain"] == {"home": 0.0, "zoo": pytest.approx(3 / 7)}
     assert [row["id"] for row in check.tokens["worst_documents"]] == ["c", "b"]
     finding = signals(check)["unknown-tokens"]
-    assert finding.severity == "danger" and "zoo" in finding.evidence and "c (100.0%)" in finding.evidence
-    assert "unknown-tokens" not in signals(check_data([FILLER], valid[:1], tokenizer=words_tokenizer()))
-    assert check_data([FILLER], ["zebra"], tokenizer=build_tokenizer(bos=True)).unknown_token_rate == 0.0
+    assert (
+        finding.severity == "danger"
+        and "zoo" in finding.evidence
+        and "c (100.0%)" in finding.evidence
+    )
+    assert "unknown-tokens" not in signals(
+        check_data([FILLER], valid[:1], tokenizer=words_tokenizer())
+    )
+    assert (
+        check_data([FILLER], ["zebra"], tokenizer=build_tokenizer(bos=True)).unknown_token_rate
+        == 0.0
+    )
 
 
 def test_unknown_tokens_are_counted_where_padding_is_the_unknown_token():
@@ -55,24 +66,34 @@ def test_ids_beyond_the_embedding():
     tokenizer = build_tokenizer(bos=True)
     tokenizer.add_tokens(["zebra"])
     size = len(tokenizer)
-    danger = signals(check_data([FILLER], ["a zebra"], tokenizer=tokenizer, embedding=size - 1))["ids-beyond-embedding"]
+    danger = signals(check_data([FILLER], ["a zebra"], tokenizer=tokenizer, embedding=size - 1))[
+        "ids-beyond-embedding"
+    ]
     assert danger.severity == "danger" and danger.numbers == dict(beyond=1, embedding=size - 1)
-    warning = signals(check_data([FILLER], ["a cat"], tokenizer=tokenizer, embedding=size - 1))["ids-beyond-embedding"]
+    warning = signals(check_data([FILLER], ["a cat"], tokenizer=tokenizer, embedding=size - 1))[
+        "ids-beyond-embedding"
+    ]
     assert warning.severity == "warning"
-    assert "ids-beyond-embedding" not in signals(check_data([FILLER], ["a zebra"], tokenizer=tokenizer, embedding=size))
+    assert "ids-beyond-embedding" not in signals(
+        check_data([FILLER], ["a zebra"], tokenizer=tokenizer, embedding=size)
+    )
 
 
 def test_tokens_that_training_never_had():
     valid = ["the dog lay by the door"] * 2 + ["the cat sat on the mat"] * 10
     finding = signals(check_data([FILLER], valid, tokenizer=words_tokenizer()))["unseen-tokens"]
     assert finding.numbers == dict(unseen=8, kinds=4) and finding.severity == "warning"
-    assert "unseen-tokens" not in signals(check_data([FILLER], valid[2:], tokenizer=words_tokenizer()))
+    assert "unseen-tokens" not in signals(
+        check_data([FILLER], valid[2:], tokenizer=words_tokenizer())
+    )
 
 
 def test_training_is_sampled_over_all_of_it():
     """What comes late is as likely to be met as what comes first."""
     train = [Text(str(number), "the cat" if number < 500 else "a dog") for number in range(1000)]
-    check = check_data(train, ["the cat", "a dog"], tokenizer=build_tokenizer(bos=True), train_bytes=500)
+    check = check_data(
+        train, ["the cat", "a dog"], tokenizer=build_tokenizer(bos=True), train_bytes=500
+    )
     assert 100 <= check.tokens["train_sampled"]["bytes"] <= 500
     assert "unseen-tokens" not in signals(check)
 
@@ -80,7 +101,9 @@ def test_training_is_sampled_over_all_of_it():
 def test_text_that_does_not_come_back():
     check = check_data([FILLER], ["The CAT sat"], tokenizer=words_tokenizer(lower=True))
     assert "'The CAT sat' became 'the cat sat'" in signals(check)["round-trip-loss"].evidence
-    assert "round-trip-loss" not in signals(check_data([FILLER], ["The CAT sat"], tokenizer=build_tokenizer(bos=True)))
+    assert "round-trip-loss" not in signals(
+        check_data([FILLER], ["The CAT sat"], tokenizer=build_tokenizer(bos=True))
+    )
 
 
 def test_bytes_a_token():
@@ -100,7 +123,11 @@ def test_a_fingerprint_is_stable_and_tells_tokenizers_apart(tmp_path, monkeypatc
     by_path = AutoTokenizer.from_pretrained(tmp_path / "first")
     by_path.save_pretrained(tmp_path / "second")
     monkeypatch.chdir(tmp_path)
-    for loaded in (by_path, AutoTokenizer.from_pretrained("second"), AutoTokenizer.from_pretrained("./first")):
+    for loaded in (
+        by_path,
+        AutoTokenizer.from_pretrained("second"),
+        AutoTokenizer.from_pretrained("./first"),
+    ):
         loaded("used", padding=False)
         loaded("and cut", truncation=True, max_length=3)
         loaded.pad_token = "<s>"
@@ -110,7 +137,9 @@ def test_a_fingerprint_is_stable_and_tells_tokenizers_apart(tmp_path, monkeypatc
 
     slow = ByT5Tokenizer()
     slow.save_pretrained(tmp_path / "slow")
-    assert tokenizer_fingerprint(slow) == tokenizer_fingerprint(ByT5Tokenizer.from_pretrained(tmp_path / "slow"))
+    assert tokenizer_fingerprint(slow) == tokenizer_fingerprint(
+        ByT5Tokenizer.from_pretrained(tmp_path / "slow")
+    )
 
     def other(change):
         copy = AutoTokenizer.from_pretrained(tmp_path / "first")

@@ -1,4 +1,6 @@
-"""Words are compared in Unicode's caseless compatible form, without format characters, tags and entities."""
+"""Words are compared in Unicode's caseless compatible form, without format characters, tags and
+entities.
+"""
 
 import random
 import sys
@@ -22,13 +24,23 @@ from perplexity.text.words import words
         ("ᾳ", "αι"),  # the iota below folds to a letter
         ("cafe\u0301 e\u0323\u0302", "café e\u0302\u0323"),
         ("e\u00ad\u0301", "é"),  # composed once the soft hyphen is gone
-        ("exam\u00adple wo\u200brd \ufeffstart no\u200cn jo\u200din r\u200eight", "example word start non join right"),
+        (
+            "exam\u00adple wo\u200brd \ufeffstart no\u200cn jo\u200din r\u200eight",
+            "example word start non join right",
+        ),
         ("x\ufe0f y\u034fz \u2060w", "x yz w"),
-        ("don’t “stop” — no‑one … ‘ever’ donʼt l´été", "don't \"stop\" - no-one ... 'ever' don`t l'été"),
-        ("one&nbsp;two &amp; don&#8217;t &#x201C;stop&rdquo; &amp;amp;lt; caf&eacute;", "one two don't stop < café"),
+        (
+            "don’t “stop” — no‑one … ‘ever’ donʼt l´été",
+            "don't \"stop\" - no-one ... 'ever' don`t l'été",
+        ),
+        (
+            "one&nbsp;two &amp; don&#8217;t &#x201C;stop&rdquo; &amp;amp;lt; caf&eacute;",
+            "one two don't stop < café",
+        ),
         ("<p class='a b'>one <b>two</b></p>\n<br/>three<td>four", "one two three four"),
         ("super<wbr>cali&shy;fragilistic", "supercalifragilistic"),
-        ("ex\u0430mple s\u0441\u043e\u0440\u0435 \u0422he m\u03bfre", "example scope the more"),  # Cyrillic, Greek
+        # Cyrillic, Greek
+        ("ex\u0430mple s\u0441\u043e\u0440\u0435 \u0422he m\u03bfre", "example scope the more"),
         ("Привет, МИР", "привет мир"),
     ],
 )
@@ -87,8 +99,9 @@ def test_every_letter_folds_as_its_canonical_equivalents_do():
 def test_a_hostile_text_takes_linear_time(head, run):
     """A run of 160 kB of alternating marks took minutes.
 
-    Of eight times the text linear time takes 8 times as long, quadratic time 64 times: the two are told
-    apart by their middle on a machine of any speed. The shorter text is timed thrice for its noise.
+    Of eight times the text linear time takes 8 times as long, quadratic time 64 times: the two are
+    told apart by their middle on a machine of any speed. The shorter text is timed thrice for its
+    noise.
     """
 
     def seconds(count: int) -> float:
@@ -106,6 +119,10 @@ def test_a_run_of_marks_is_cut_as_unicode_cuts_it():
     for count in (1, 5, 30):
         marks = generator.choices("\u0301\u0316\u0327\u0345\u0308", k=count)
         text = "q" + "".join(marks)
-        assert words(text) == words(unicodedata.normalize("NFD", text)) == words(unicodedata.normalize("NFC", text))
+        assert (
+            words(text)
+            == words(unicodedata.normalize("NFD", text))
+            == words(unicodedata.normalize("NFC", text))
+        )
     (word,) = words("q" + "\u0316" * 100)
     assert word.decode().replace("\u034f", "") == "q" + "\u0316" * 100

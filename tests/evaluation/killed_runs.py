@@ -1,7 +1,9 @@
-"""Evaluations that are killed at drawn places and resumed: ``python killed_runs.py FOLDER`` prints a line of JSON a life.
+"""Evaluations that are killed at drawn places and resumed: ``python killed_runs.py FOLDER`` prints
+a line of JSON a life.
 
-A life is a fork of this process, which has imported everything. A life counts what it does (forward passes, writes) and
-kills itself at the drawn place, so that the place does not depend on the machine's speed.
+A life is a fork of this process, which has imported everything. A life counts what it does (forward
+passes, writes) and kills itself at the drawn place, so that the place does not depend on the
+machine's speed.
 """
 
 import json
@@ -25,8 +27,19 @@ from perplexity.scoring.journal import Journal
 
 DOCUMENTS = [" ".join([TEXTS[i % 3]] * (1 + i % 7)) for i in range(20)]
 STORIES = 5  # runs from an empty folder to the end; each of them is killed ten times:
-SCORING = ("before a forward pass", "after a forward pass", "before a write", "in a transaction", "in a torn write")
-ENDING = ("rows in the table", "table without its name", "table with its name", "half of the result")
+SCORING = (
+    "before a forward pass",
+    "after a forward pass",
+    "before a write",
+    "in a transaction",
+    "in a torn write",
+)
+ENDING = (
+    "rows in the table",
+    "table without its name",
+    "table with its name",
+    "half of the result",
+)
 FRAME = 4120  # bytes that SQLite adds to its log for a page
 
 
@@ -37,7 +50,9 @@ def plan(generator: random.Random) -> list[tuple[str, int]]:
 
 
 def arm(model, folder: Path, place: str, count: int) -> None:
-    """Have this process killed at ``place`` when the process comes there for the ``count``-th time."""
+    """Have this process killed at ``place`` when the process comes there for the ``count``-th
+    time.
+    """
     left = count
     forward, write = model.model.forward, Journal._write
     flush, replace, write_output = collect.ParquetTable._flush, os.replace, Output.write
@@ -82,18 +97,27 @@ def arm(model, folder: Path, place: str, count: int) -> None:
         return half + write_output(output, content[half:])
 
     model.model.forward, Journal._write = counted_forward, counted_write
-    collect.ParquetTable._flush, os.replace, Output.write = counted_flush, counted_replace, counted_output
+    collect.ParquetTable._flush, os.replace, Output.write = (
+        counted_flush,
+        counted_replace,
+        counted_output,
+    )
     if place == "in a torn write":
-        # The system writes the bytes up to this size and ends the process at the next one, as SIGKILL between them would.
+        # The system writes the bytes up to this size and ends the process at the next one, as
+        # SIGKILL between them would.
         log = folder / "rank0.sqlite-wal"
         size = max(log.stat().st_size if log.exists() else 0, 16 * FRAME)
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        resource.setrlimit(resource.RLIMIT_FSIZE, [size + random.Random(count).randrange(count * FRAME)] * 2)
+        resource.setrlimit(
+            resource.RLIMIT_FSIZE, [size + random.Random(count).randrange(count * FRAME)] * 2
+        )
         signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
 
 
 def live(model, tokenizer, folder: Path, place: str | None, count: int) -> str:
-    """Evaluate in a fork until it is killed or comes to its end; return the signal's name or the exit status."""
+    """Evaluate in a fork until it is killed or comes to its end; return the signal's name or the
+    exit status.
+    """
     pid = os.fork()
     if not pid:
         status = 1
@@ -101,17 +125,25 @@ def live(model, tokenizer, folder: Path, place: str | None, count: int) -> str:
             if place is not None:
                 arm(model, folder, place, count)
             options = dict(journal=folder, per_token=folder.with_suffix(".parquet"))
-            got = perplexity.evaluate(model, tokenizer, DOCUMENTS, context_length=16, batch_size=2, **options)
+            got = perplexity.evaluate(
+                model, tokenizer, DOCUMENTS, context_length=16, batch_size=2, **options
+            )
             got.save(folder.with_suffix(".json"))
             status = 0
         finally:
             os._exit(status)
     status = os.waitpid(pid, 0)[1]
-    return signal.Signals(os.WTERMSIG(status)).name if os.WIFSIGNALED(status) else str(os.WEXITSTATUS(status))
+    return (
+        signal.Signals(os.WTERMSIG(status)).name
+        if os.WIFSIGNALED(status)
+        else str(os.WEXITSTATUS(status))
+    )
 
 
 def batches(folder: Path) -> int:
-    """Return the number of batches that are in the journal; of a copy, because to open a journal repairs it."""
+    """Return the number of batches that are in the journal; of a copy, because to open a journal
+    repairs it.
+    """
     copy = folder.with_suffix(".copy")
     shutil.rmtree(copy, ignore_errors=True)
     shutil.copytree(folder, copy)
@@ -133,7 +165,10 @@ def main(out: Path) -> None:
     for name, deaths in stories.items():
         for place, count in [*deaths, (None, 0)]:
             ended = live(model, tokenizer, out / name, place, count)
-            print(json.dumps(dict(name=name, place=place, ended=ended, batches=batches(out / name))), flush=True)
+            print(
+                json.dumps(dict(name=name, place=place, ended=ended, batches=batches(out / name))),
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

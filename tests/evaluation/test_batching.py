@@ -1,4 +1,6 @@
-"""A window's loss is the same alone and beside any other: by length class, by equal length, or one at a time."""
+"""A window's loss is the same alone and beside any other: by length class, by equal length, or one
+at a time.
+"""
 
 import numpy as np
 import pytest
@@ -10,7 +12,13 @@ from perplexity.evaluation import Document, Head
 from perplexity.evaluation.model_comparison import compare_models
 from perplexity.scoring.batching import Batching, LengthRule, length_rules
 
-SIZE = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2)
+SIZE = dict(
+    hidden_size=32,
+    intermediate_size=64,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+)
 SHORT, LONG = "a cat sat", ("the cat sat on the mat and the dog lay by the door " * 8)[:200]
 DOCUMENTS = [SHORT, LONG, TEXTS[1], LONG[60:], SHORT + " on"]
 
@@ -41,7 +49,11 @@ def dynamic(vocabulary):
     torch.manual_seed(0)
     rope = dict(rope_type="dynamic", factor=4.0, rope_theta=10_000.0)
     config = LlamaConfig(
-        vocab_size=vocabulary, max_position_embeddings=48, initializer_range=0.3, rope_parameters=rope, **SIZE
+        vocab_size=vocabulary,
+        max_position_embeddings=48,
+        initializer_range=0.3,
+        rope_parameters=rope,
+        **SIZE,
     )
     return LlamaForCausalLM(config).eval()
 
@@ -56,7 +68,9 @@ def own(model, tokenizer, text):
 
 @pytest.mark.parametrize("batch_size", [None, 1, 2, 5])
 def test_a_rotary_embedding_that_changes_with_the_longest_row(tokenizer, batch_size):
-    """A short document beside a long one was read with the long one's frequencies: 20.54 nats instead of 18.87."""
+    """A short document beside a long one was read with the long one's frequencies: 20.54 nats
+    instead of 18.87.
+    """
     model = longrope(len(tokenizer))
     lengths = [len(tokenizer(text)["input_ids"]) for text in DOCUMENTS]
     assert min(lengths) <= 32 < max(lengths)
@@ -65,14 +79,21 @@ def test_a_rotary_embedding_that_changes_with_the_longest_row(tokenizer, batch_s
     # float32 sums of some fifty tokens beside float64 ones.
     assert [document.nll for document in got.per_document] == pytest.approx(expected, rel=1e-5)
     assert not any("share a batch" in note for note in got.notes)
-    found = compare_models(model, build_model(len(tokenizer)), tokenizer, [t[:60] for t in DOCUMENTS], batch_size=2)
+    found = compare_models(
+        model, build_model(len(tokenizer)), tokenizer, [t[:60] for t in DOCUMENTS], batch_size=2
+    )
     assert found.loss_a == pytest.approx(
-        evaluate(model, tokenizer, [t[:60] for t in DOCUMENTS], batch_size=1, context_length=64).loss, rel=1e-5
+        evaluate(
+            model, tokenizer, [t[:60] for t in DOCUMENTS], batch_size=1, context_length=64
+        ).loss,
+        rel=1e-5,
     )
 
 
 def test_what_a_call_before_left_behind_is_forgotten(tokenizer):
-    """Dynamic NTK keeps the frequencies of the longest call, and goes back for shorter ones than its limit only."""
+    """Dynamic NTK keeps the frequencies of the longest call, and goes back for shorter ones than
+    its limit only.
+    """
     fresh, used = dynamic(len(tokenizer)), dynamic(len(tokenizer))
     text = Document("d", "", ids=np.arange(48) % 200)
     expected = evaluate(fresh, tokenizer, [text], bos="never").loss
@@ -90,7 +111,10 @@ def test_what_a_call_before_left_behind_is_forgotten(tokenizer):
     [
         (dict(rope_type="default"), []),
         (dict(rope_type="yarn", factor=4.0, original_max_position_embeddings=16), []),
-        (dict(rope_type="longrope", original_max_position_embeddings=16), [LengthRule(16, exact=False)]),
+        (
+            dict(rope_type="longrope", original_max_position_embeddings=16),
+            [LengthRule(16, exact=False)],
+        ),
         (dict(type="su", original_max_position_embeddings=16), [LengthRule(16, exact=False)]),
         (dict(rope_type="dynamic", factor=2.0), [LengthRule(64, exact=True)]),
         (
@@ -127,7 +151,9 @@ def test_rules_of_configurations(model, rope, rules):
     ],
 )
 def test_attention_to_the_best_keys_is_read_from_the_configuration(settings, most):
-    """Which of equally good keys are taken depends on the row's length: padded rows had another loss, by 3e-4."""
+    """Which of equally good keys are taken depends on the row's length: padded rows had another
+    loss, by 3e-4.
+    """
     config = type("Config", (), settings | dict(get_text_config=lambda self: self))()
     network = type("Network", (), {"model": type("Model", (), {"config": config})()})()
     assert length_rules(network) == [LengthRule(number, exact=True) for number in most]
@@ -145,8 +171,14 @@ def test_a_window_is_equal_alone_and_beside_longer_ones_where_keys_are_chosen(to
     with torch.no_grad():
         for layer in model.model.layers:
             layer.self_attn.A.fill_(0.1)
-    texts = ["a a a a a a a a b b b b b b c c c c a a a a a a a a a a", "b b b b b b b b c c a a a a a b b b b b"]
-    alone = [evaluate(model, tokenizer, [text], context_length=24, stride=12, batch_size=1) for text in texts]
+    texts = [
+        "a a a a a a a a b b b b b b c c c c a a a a a a a a a a",
+        "b b b b b b b b c c a a a a a b b b b b",
+    ]
+    alone = [
+        evaluate(model, tokenizer, [text], context_length=24, stride=12, batch_size=1)
+        for text in texts
+    ]
     total = sum(found.loss * found.tokens for found in alone)
     got = evaluate(model, tokenizer, texts, context_length=24, stride=12, batch_size=8)
     assert got.loss * got.tokens == pytest.approx(total, rel=1e-6)
@@ -199,16 +231,21 @@ def test_other_dependences_are_found_by_comparing(tokenizer, case, dtype):
     change, mode = CASES[case]
     network = Neighbourly(build_model(len(tokenizer)), change, dtype)
     documents = [text[:60] for text in DOCUMENTS]
-    # Behind a BOS all rows of a batch have the same first position, and its mean would be no dependence.
+    # Behind a BOS all rows of a batch have the same first position, and its mean would be no
+    # dependence.
     arguments = dict(context_length=64, bos="never")
     got = evaluate(network, tokenizer, documents, **arguments)
     alone = evaluate(network, tokenizer, documents, batch_size=1, **arguments)
     # 16 bits: products in other shapes are summed in another order, 2⁻⁸ relative each.
     rel = 1e-5 if dtype == torch.float32 else 2e-2
-    assert [d.nll for d in got.per_document] == pytest.approx([d.nll for d in alone.per_document], rel=rel)
+    assert [d.nll for d in got.per_document] == pytest.approx(
+        [d.nll for d in alone.per_document], rel=rel
+    )
     notes = [note for note in got.notes if "windows" in note]
     words = {"padded": [], "equal": ["depend on padding"], "alone": ["one at a time"]}[mode]
-    assert len(notes) == len(words) and all(word in note for word, note in zip(words, notes, strict=True))
+    assert len(notes) == len(words) and all(
+        word in note for word, note in zip(words, notes, strict=True)
+    )
     assert not [note for note in alone.notes if "windows" in note]
 
 
@@ -235,6 +272,8 @@ def test_prompts_near_the_border_are_not_padded(tokenizer):
         return Asked(Prompt(str(length), ""), "", ids, ids[:0], (), False, False)
 
     lengths = (5, 9, 20)
-    together = generate(model, tokenizer, [asked(n) for n in lengths], settings, first_choices=lambda *_: True)
+    together = generate(
+        model, tokenizer, [asked(n) for n in lengths], settings, first_choices=lambda *_: True
+    )
     apart = [generate(model, tokenizer, [asked(n)], settings)[0] for n in lengths]
     assert [text.ids.tolist() for text in together] == [text.ids.tolist() for text in apart]

@@ -212,7 +212,9 @@ def test_bytes_that_cannot_be_aligned_are_refused_or_left_out():
     with pytest.raises(InputError, match="bytes: expected the same part of the text"):
         compare(a, b, measure="bits-per-byte")
     record = json.loads(a.to_json()) | {"first_tokens": [[3, "x"]] * 3}
-    with pytest.raises(InputError, match="a: expected .*, got one whose first_tokens is broken: expected a number"):
+    with pytest.raises(
+        InputError, match="a: expected .*, got one whose first_tokens is broken: expected a number"
+    ):
         compare(record, a, measure="bits-per-byte")
     del record["first_tokens"]  # a file of another program
     assert compare(record, a, measure="bits-per-byte").difference == 0
@@ -270,7 +272,9 @@ def test_a_token_that_is_not_finite_leaves_no_measure_by_byte(broken, tmp_path):
 def test_losses_that_are_not_finite_are_not_compared(broken, measure):
     fine, got, _ = broken
     for pair in ((fine, got), (got, fine), (got, got)):
-        with pytest.raises(InputError, match=r"expected a finite loss of every token, got \d+ of [AB]"):
+        with pytest.raises(
+            InputError, match=r"expected a finite loss of every token, got \d+ of [AB]"
+        ):
             compare(*pair, measure=measure)
 
 

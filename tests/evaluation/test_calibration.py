@@ -20,11 +20,15 @@ def test_confidence_is_the_largest_probability(backend, device):
     target = torch.randint(0, 131, (37,), device=device)
     target[[3, 20]] = -100
     rule = {"softcap": 9.0, "logit_scale": 0.7, "backend": backend}
-    statistics, confidence = perplexity.token_statistics(hidden, weight, target, with_confidence=True, **rule)
+    statistics, confidence = perplexity.token_statistics(
+        hidden, weight, target, with_confidence=True, **rule
+    )
     z = 9.0 * torch.tanh(0.7 * (hidden.double() @ weight.double().T) / 9.0)
     largest = z.softmax(-1).amax(-1).masked_fill(target == -100, 0)
     torch.testing.assert_close(confidence.double(), largest, rtol=1e-5, atol=0)
-    for one, other in zip(statistics, perplexity.token_statistics(hidden, weight, target, **rule), strict=True):
+    for one, other in zip(
+        statistics, perplexity.token_statistics(hidden, weight, target, **rule), strict=True
+    ):
         assert torch.equal(one, other)
 
 
@@ -56,7 +60,11 @@ def test_the_bins_are_torchmetrics(device):
     assert got["accuracy"] == pytest.approx((z.argmax(-1) == target).double().mean().item())
     assert got["confidence"] == pytest.approx(p.amax(-1).double().mean().item(), rel=1e-5)
     assert got["loss"] - got["entropy"] > 0.1  # surer than it is right
-    assert sum(row["tokens"] for row in got["bins"]) == sum(row["tokens"] for row in got["entropy_bins"]) == 5000
+    assert (
+        sum(row["tokens"] for row in got["bins"])
+        == sum(row["tokens"] for row in got["entropy_bins"])
+        == 5000
+    )
     # Of a model that is right as often as it is sure: the targets drawn from its own probabilities.
     target = torch.distributions.Categorical(logits=z).sample()
     bins, values[0] = CalibrationBins(), -log_p.gather(1, target[:, None])[:, 0].numpy()
@@ -70,9 +78,13 @@ def test_evaluate_measures_it_in_the_same_pass(model, tokenizer, tmp_path):
     assert plain.calibration is None
     got = evaluate(model, tokenizer, DOCUMENTS, calibration=True, journal=tmp_path)
     c = got.calibration
-    assert got.loss == pytest.approx(plain.loss, rel=1e-6) and c["loss"] == pytest.approx(got.loss, rel=1e-9)
+    assert got.loss == pytest.approx(plain.loss, rel=1e-6) and c["loss"] == pytest.approx(
+        got.loss, rel=1e-9
+    )
     assert c["tokens"] == got.tokens
-    rows = [torch.tensor([[tokenizer.bos_token_id, *tokenizer(text)["input_ids"]]]) for text in TEXTS]
+    rows = [
+        torch.tensor([[tokenizer.bos_token_id, *tokenizer(text)["input_ids"]]]) for text in TEXTS
+    ]
     assert max(row.shape[1] for row in rows) <= 64  # one window each
     short = evaluate(model, tokenizer, TEXTS, calibration=True).calibration
     p, right = [], []
@@ -90,12 +102,17 @@ def test_evaluate_measures_it_in_the_same_pass(model, tokenizer, tmp_path):
     ece = multiclass_calibration_error(p, right, num_classes=p.shape[1], n_bins=15, norm="l1")
     assert short["ece"] == pytest.approx(ece.item(), rel=1e-4)
     # Read back from the journal: the same.
-    assert evaluate(model, tokenizer, DOCUMENTS, calibration=True, journal=tmp_path).calibration == c
+    assert (
+        evaluate(model, tokenizer, DOCUMENTS, calibration=True, journal=tmp_path).calibration == c
+    )
 
 
 def test_a_token_without_a_loss_is_left_out():
     bins = CalibrationBins()
-    values = np.array([[1.0, np.nan, np.inf], [1.0, np.nan, 2.0], [0, -1, 4], [3, -1, 2], [0.5, 0.0, 0.4]], np.float32)
+    values = np.array(
+        [[1.0, np.nan, np.inf], [1.0, np.nan, 2.0], [0, -1, 4], [3, -1, 2], [0.5, 0.0, 0.4]],
+        np.float32,
+    )
     bins.add(np.array([3, 1, 1]), values)
     assert bins.summary()["tokens"] == 1 and bins.summary()["accuracy"] == 1.0
     assert CalibrationBins().summary() is None

@@ -1,4 +1,6 @@
-"""Comparison of evaluations: paired, refused where it would mean nothing; comparison of models against full logits."""
+"""Comparison of evaluations: paired, refused where it would mean nothing; comparison of models
+against full logits.
+"""
 
 import dataclasses
 import json
@@ -45,9 +47,12 @@ def test_the_difference_is_paired_by_document(evaluations):
     left_out = (nll.sum() - nll) / (tokens.sum() - tokens)
     jackknife = math.sqrt(24 / 25 * ((left_out - left_out.mean()) ** 2).sum())
     assert found.stderr == pytest.approx(jackknife, rel=0.1)
-    assert found.p_value == pytest.approx(2 * scipy.stats.t.sf(abs(found.difference) / found.stderr, 24))
+    assert found.p_value == pytest.approx(
+        2 * scipy.stats.t.sf(abs(found.difference) / found.stderr, 24)
+    )
     assert found.interval[0] < found.difference < found.interval[1]
-    # The models differ little and their losses by document much: pairing is worth many times the tokens.
+    # The models differ little and their losses by document much: pairing is worth many times the
+    # tokens.
     assert found.effective_tokens > 10 * found.tokens
 
 
@@ -61,7 +66,9 @@ def test_files_give_what_objects_give(evaluations, tmp_path):
     for name, evaluation in zip("ab", evaluations, strict=True):
         evaluation.save(tmp_path / name)
     assert compare(tmp_path / "a", str(tmp_path / "b")) == compare(*evaluations)
-    assert compare(json.loads((tmp_path / "a").read_text()), evaluations[1]) == compare(*evaluations)
+    assert compare(json.loads((tmp_path / "a").read_text()), evaluations[1]) == compare(
+        *evaluations
+    )
 
 
 def test_one_document_is_paired_by_blocks(model, other, tokenizer):
@@ -77,7 +84,9 @@ def test_other_tokenizers_are_refused_and_bits_per_byte_offered(evaluations, tok
     a = evaluations[0]
     theirs = build_tokenizer(bos=True, eos=True)
     b = evaluate(build_model(len(theirs)), theirs, DOCUMENTS, context_length=32)
-    with pytest.raises(InputError, match=r"tokenizer: .* do not compare .*--measure bits-per-byte\): A \d"):
+    with pytest.raises(
+        InputError, match=r"tokenizer: .* do not compare .*--measure bits-per-byte\): A \d"
+    ):
         compare(a, b)
     found = compare(a, b, measure="bits-per-byte")
     assert found.difference == pytest.approx(b.bits_per_byte - a.bits_per_byte, abs=1e-9)
@@ -120,7 +129,10 @@ def test_other_texts_are_refused(evaluations, model, tokenizer, measure):
 
 def test_other_tokens_are_refused(evaluations, model, tokenizer):
     b = evaluate(model, tokenizer, DOCUMENTS, context_length=32, bos="never")
-    with pytest.raises(InputError, match="tokens: expected the same tokens scored in both, 25 of 25 documents differ"):
+    with pytest.raises(
+        InputError,
+        match="tokens: expected the same tokens scored in both, 25 of 25 documents differ",
+    ):
         compare(evaluations[0], b)
 
 
@@ -145,7 +157,9 @@ def test_a_file_that_is_no_result(evaluations, tmp_path, content, message):
 
 
 def test_models_against_full_logits(model, other, tokenizer):
-    """What llama.cpp prints for a quantised model, computed here from both models' logits in float64."""
+    """What llama.cpp prints for a quantised model, computed here from both models' logits in
+    float64.
+    """
     found = compare_models(model, other, tokenizer, DOCUMENTS, context_length=64)
     divergence, nll, agreed = [], [], []
     for text in DOCUMENTS:
@@ -153,7 +167,9 @@ def test_models_against_full_logits(model, other, tokenizer):
         for begin in range(0, len(ids), 32):
             window = ids[begin : begin + 64]
             with torch.no_grad():
-                log_a, log_b = (m(window[None]).logits[0].double().log_softmax(-1) for m in (model, other))
+                log_a, log_b = (
+                    m(window[None]).logits[0].double().log_softmax(-1) for m in (model, other)
+                )
             first = 0 if begin == 0 else 31
             for place in range(first, len(window) - 1):
                 a, b = log_a[place], log_b[place]
@@ -195,7 +211,9 @@ def test_neither_models_head_runs_but_to_be_verified(model, other, tokenizer, mo
     calls = []
     for m in (model, other):
         forward = m.lm_head.forward
-        monkeypatch.setattr(m.lm_head, "forward", lambda h, f=forward: calls.append(h.shape) or f(h))
+        monkeypatch.setattr(
+            m.lm_head, "forward", lambda h, f=forward: calls.append(h.shape) or f(h)
+        )
     compare_models(model, other, tokenizer, DOCUMENTS)
     # Of each model, one call shows the head's rule and one verifies it.
     assert len(calls) == 4 and all(shape[:-1].numel() <= 16 for shape in calls)
@@ -203,15 +221,22 @@ def test_neither_models_head_runs_but_to_be_verified(model, other, tokenizer, mo
 
 def test_a_comparison_becomes_json(evaluations):
     record = compare(*evaluations).to_dict()
-    assert json.loads(json.dumps(record))["verdict"] in ("A is better", "B is better", "no difference beyond chance")
+    assert json.loads(json.dumps(record))["verdict"] in (
+        "A is better",
+        "B is better",
+        "no difference beyond chance",
+    )
     assert {f.name for f in dataclasses.fields(compare(*evaluations))} < set(record)
 
 
 def test_bits_per_byte_of_other_parts_of_a_text_are_refused(evaluations, model, tokenizer):
-    """llama.cpp scores half of a text: its nats over the whole text's bytes would be half of what they are."""
+    """llama.cpp scores half of a text: its nats over the whole text's bytes would be half of what
+    they are.
+    """
     half = evaluate(model, tokenizer, DOCUMENTS, protocol="llama.cpp", context_length=16)
     with pytest.raises(
-        InputError, match=r"bytes: expected the same part .* protocol llama.cpp, BOS auto, skipped \d+ first"
+        InputError,
+        match=r"bytes: expected the same part .* protocol llama.cpp, BOS auto, skipped \d+ first",
     ):
         compare(evaluations[0], half, measure="bits-per-byte")
 
@@ -233,7 +258,9 @@ def test_a_model_that_gives_nan_is_marked(model, tokenizer):
     assert any("token" in note and "NaN" in note for note in found.notes)
 
 
-@pytest.mark.parametrize("content", ["3", '[{"id": "a"}]', '[{"id": "a", "nll": "x", "tokens": 1, "bytes": 2}]'])
+@pytest.mark.parametrize(
+    "content", ["3", '[{"id": "a"}]', '[{"id": "a", "nll": "x", "tokens": 1, "bytes": 2}]']
+)
 def test_a_result_file_with_broken_documents(evaluations, tmp_path, content):
     record = json.loads(evaluations[0].to_json()) | {"per_document": json.loads(content)}
     (tmp_path / "x.json").write_text(json.dumps(record))

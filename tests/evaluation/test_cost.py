@@ -1,4 +1,6 @@
-"""An evaluation takes an eighth of the memory of ``model(input_ids, labels=input_ids)``; its time is `make bench`'s to tell."""
+"""An evaluation takes an eighth of the memory of ``model(input_ids, labels=input_ids)``; its time
+is `make bench`'s to tell.
+"""
 
 import os
 import sys
@@ -12,7 +14,8 @@ from processes import run
 @pytest.mark.slow
 def test_peak_memory():
     script = Path(__file__).parents[2] / "bench" / "support" / "evaluation_cost.py"
-    # A fixed threshold: freed blocks go back to the system, and the figure is the call's, not the allocator's history.
+    # A fixed threshold: freed blocks go back to the system, and the figure is the call's, not the
+    # allocator's history.
     environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": str(1 << 16)}
     found = {}
     for provider in ("ours", "plain"):

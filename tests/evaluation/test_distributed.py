@@ -61,7 +61,9 @@ def test_ranks_give_the_single_process_numbers(folder, tmp_path, ppl_here, one_t
     assert pyarrow.parquet.read_table(tmp_path / "t.parquet").num_rows == got["tokens"]
     assert len(list((tmp_path / "j").glob("rank*.sqlite"))) == ranks
     # What any number of ranks wrote, another number reads.
-    again = written(ppl_here("eval", *files, "--json", tmp_path / "again.json", *details), "again.json")
+    again = written(
+        ppl_here("eval", *files, "--json", tmp_path / "again.json", *details), "again.json"
+    )
     assert again["loss"] == got["loss"]
 
 
@@ -96,7 +98,9 @@ def test_a_rank_takes_its_own_gpu(monkeypatch):
         ("get_world_size", 2),
     ):
         monkeypatch.setattr(
-            torch.distributed, name, lambda *given, name=name, value=value: told.append((name, *given)) or value
+            torch.distributed,
+            name,
+            lambda *given, name=name, value=value: told.append((name, *given)) or value,
         )
     with ranks("cuda") as found:
         assert found == (1, 2, "cuda:1")

@@ -50,7 +50,9 @@ def test_a_cached_fingerprint_is_the_models(folder, monkeypatch):
     first = fingerprint(folder)
     calls = []
     digest = models.language_model.tensors_digest
-    monkeypatch.setattr(models.language_model, "tensors_digest", lambda named: calls.append(1) or digest(named))
+    monkeypatch.setattr(
+        models.language_model, "tensors_digest", lambda named: calls.append(1) or digest(named)
+    )
     assert fingerprint(folder) == first and not calls
     model, _ = models.load(folder, device="cpu")  # nobody promised that it stays as it was read
     assert models.fingerprint(models.as_language_model(model)) == first and len(calls) == 1
@@ -100,12 +102,16 @@ def test_tensors_of_every_kind_are_hashed():
 
 
 def test_tensors_that_live_for_a_moment_are_not_mixed_up():
-    """Taken for tied weights by their address, the second of two that were made on the way had the first one's hash."""
+    """Taken for tied weights by their address, the second of two that were made on the way had the
+    first one's hash.
+    """
 
     def made(*values):
         return ((str(place), torch.full((64,), value)) for place, value in enumerate(values))
 
-    assert fingerprints.tensors_digest(made(1.0, 2.0)) != fingerprints.tensors_digest(made(1.0, 3.0))
+    assert fingerprints.tensors_digest(made(1.0, 2.0)) != fingerprints.tensors_digest(
+        made(1.0, 3.0)
+    )
 
 
 def test_pieces_and_threads_do_not_change_the_hash(monkeypatch):
@@ -140,7 +146,9 @@ def test_adapters_that_are_off_are_another_model():
 def test_a_tensor_is_read_once(monkeypatch):
     """Every byte is hashed once, tied weights too: the cost is SHA-256's of the weights."""
     hashed, digest = [], fingerprints._piece_digest
-    monkeypatch.setattr(fingerprints, "_piece_digest", lambda part: hashed.append(part.nbytes) or digest(part))
+    monkeypatch.setattr(
+        fingerprints, "_piece_digest", lambda part: hashed.append(part.nbytes) or digest(part)
+    )
     values = torch.zeros(3 << 20, dtype=torch.bfloat16)
     fingerprints.tensors_digest([("a", values), ("tied", values)])
     assert sum(hashed) == values.nbytes
@@ -153,14 +161,24 @@ def results():
     first, second = build_model(len(tokenizer)), build_model(len(tokenizer))
     with torch.no_grad():
         second.lm_head.weight[0, 0] += 1
-    return [json.loads(evaluate(model, tokenizer, TEXTS).to_json()) for model in (first, second, first)]
+    return [
+        json.loads(evaluate(model, tokenizer, TEXTS).to_json()) for model in (first, second, first)
+    ]
 
 
 def test_a_result_names_its_model(results, folder):
     model = results[0]["model"]
-    assert (model["name"], model["architecture"], model["dtype"]) == (None, "LlamaForCausalLM", "float32")
-    assert model["parameters"] == sum(p.numel() for p in build_model(len(build_tokenizer(bos=True))).parameters())
-    assert model["fingerprint"] != results[1]["model"]["fingerprint"] and model == results[2]["model"]
+    assert (model["name"], model["architecture"], model["dtype"]) == (
+        None,
+        "LlamaForCausalLM",
+        "float32",
+    )
+    assert model["parameters"] == sum(
+        p.numel() for p in build_model(len(build_tokenizer(bos=True))).parameters()
+    )
+    assert (
+        model["fingerprint"] != results[1]["model"]["fingerprint"] and model == results[2]["model"]
+    )
     loaded, tokenizer = models.load(folder, device="cpu")
     found = evaluate(loaded, tokenizer, TEXTS).model
     assert found == model | {"name": str(folder)}
@@ -180,14 +198,21 @@ def test_versions_of_the_json(results, tmp_path):
     assert {result["schema_version"] for result in results} == {SCHEMA_VERSION} == {2}
     path = tmp_path / "result.json"
     path.write_text(to_json(results[0] | {"schema_version": 3}))
-    with pytest.raises(InputError, match="result.json: expected schema_version 2 at most, got 3: a newer"):
+    with pytest.raises(
+        InputError, match="result.json: expected schema_version 2 at most, got 3: a newer"
+    ):
         read_result(path)
     path.write_text(to_json(results[0] | {"schema_version": "two"}))
     with pytest.raises(InputError, match="expected a whole number for schema_version, got 'two'"):
         read_result(path)
-    old = [{k: v for k, v in result.items() if k not in ("schema_version", "model")} for result in results[:2]]
+    old = [
+        {k: v for k, v in result.items() if k not in ("schema_version", "model")}
+        for result in results[:2]
+    ]
     assert compare(*old).difference == compare(*results[:2]).difference
     # The bytes of version 1 are of text that was not scored, too.
-    with pytest.raises(InputError, match="bytes: expected both results of one schema_version, got 1 and 2"):
+    with pytest.raises(
+        InputError, match="bytes: expected both results of one schema_version, got 1 and 2"
+    ):
         compare(old[0], results[1], measure="bits-per-byte")
     assert any("schema_version 1" in note for note in compare(*old, measure="bits-per-byte").notes)

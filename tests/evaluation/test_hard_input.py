@@ -1,4 +1,6 @@
-"""Hard input: each has a clear outcome, nothing is dropped silently, tokens scored + skipped = tokens read."""
+"""Hard input: each has a clear outcome, nothing is dropped silently, tokens scored + skipped =
+tokens read.
+"""
 
 import json
 import math
@@ -14,7 +16,9 @@ from perplexity.evaluation import Document
 
 
 def accounts_for_every_token(got) -> bool:
-    return got.tokens + sum(got.skipped.values()) == got.tokens_read and got.tokens_skipped == sum(got.skipped.values())
+    return got.tokens + sum(got.skipped.values()) == got.tokens_read and got.tokens_skipped == sum(
+        got.skipped.values()
+    )
 
 
 class Poisoned:
@@ -28,7 +32,9 @@ class Poisoned:
 
     def hidden_states(self, input_ids):
         hidden = self.inner.hidden_states(input_ids)
-        return torch.where((input_ids == self.token)[..., None], torch.full_like(hidden, self.value), hidden)
+        return torch.where(
+            (input_ids == self.token)[..., None], torch.full_like(hidden, self.value), hidden
+        )
 
     def logits(self, input_ids):
         return self.hidden_states(input_ids) @ self.head.weight.T
@@ -37,7 +43,11 @@ class Poisoned:
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_nan_and_inf_are_counted_and_the_rest_is_summed(model, tokenizer, value):
     token = tokenizer("z")["input_ids"][0]
-    documents = [Document("first", TEXTS[0]), Document("second", "a z b z c"), Document("third", TEXTS[1])]
+    documents = [
+        Document("first", TEXTS[0]),
+        Document("second", "a z b z c"),
+        Document("third", TEXTS[1]),
+    ]
     got = evaluate(Poisoned(model, token, value), tokenizer, documents)
     ids = tokenizer("a z b z c")["input_ids"]
     places = [place + 1 for place, read in enumerate(ids[:-1]) if read == token]
@@ -95,7 +105,9 @@ def words_tokenizer():
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    words = Tokenizer(models.WordLevel({"<unk>": 0, "<s>": 1, "the": 2, "cat": 3}, unk_token="<unk>"))
+    words = Tokenizer(
+        models.WordLevel({"<unk>": 0, "<s>": 1, "the": 2, "cat": 3}, unk_token="<unk>")
+    )
     words.pre_tokenizer = pre_tokenizers.Whitespace()
     return PreTrainedTokenizerFast(tokenizer_object=words, bos_token="<s>", unk_token="<unk>")
 
@@ -109,16 +121,25 @@ def test_a_text_of_unknown_tokens_only():
 
 
 def test_the_loss_with_and_without_unknown_tokens(tmp_path):
-    """As KenLM's two perplexities: of all tokens, and of those in the vocabulary, their contexts unchanged."""
+    """As KenLM's two perplexities: of all tokens, and of those in the vocabulary, their contexts
+    unchanged.
+    """
     import pyarrow.parquet
 
     tokenizer = words_tokenizer()
-    got = evaluate(build_model(4), tokenizer, ["the dog the cat", "cat cat bird"], per_token=tmp_path / "t.parquet")
+    got = evaluate(
+        build_model(4),
+        tokenizer,
+        ["the dog the cat", "cat cat bird"],
+        per_token=tmp_path / "t.parquet",
+    )
     table = pyarrow.parquet.read_table(tmp_path / "t.parquet").to_pydict()
     rows = list(zip(table["token_id"], table["nll"], strict=True))
     assert (got.tokens, got.unknown_tokens) == (7, 2)
     assert got.loss == pytest.approx(sum(nll for _, nll in rows) / 7, rel=1e-6)
-    assert got.loss_without_unknown == pytest.approx(sum(nll for token, nll in rows if token) / 5, rel=1e-6)
+    assert got.loss_without_unknown == pytest.approx(
+        sum(nll for token, nll in rows if token) / 5, rel=1e-6
+    )
     assert got.perplexity_without_unknown == pytest.approx(np.exp(got.loss_without_unknown))
     known = evaluate(build_model(4), tokenizer, ["the cat"])
     assert known.loss_without_unknown == known.loss
@@ -186,7 +207,8 @@ def test_padding_that_is_the_unknown_token():
 def test_ids_out_of_range(model, tokenizer, bad):
     document = Document("d7", "", ids=np.array([1, 2, bad, 3], dtype=np.int64))
     with pytest.raises(
-        InputError, match=rf"document d7: token id {bad} at position 2, expected below {model.config.vocab_size}"
+        InputError,
+        match=rf"document d7: token id {bad} at position 2, expected below {model.config.vocab_size}",
     ):
         evaluate(model, tokenizer, [document])
 
@@ -204,7 +226,8 @@ def test_padding_is_never_scored(model):
 
 def test_pretokenised_and_plain_text_agree(model, tokenizer):
     documents = [
-        Document(str(i), "", ids=np.array(tokenizer(text)["input_ids"], np.uint16)) for i, text in enumerate(TEXTS)
+        Document(str(i), "", ids=np.array(tokenizer(text)["input_ids"], np.uint16))
+        for i, text in enumerate(TEXTS)
     ]
     got, plain = evaluate(model, tokenizer, documents), evaluate(model, tokenizer, TEXTS)
     assert (got.loss, got.bytes, got.words, got.text_fingerprint) == (
@@ -250,12 +273,15 @@ def test_out_of_memory_halves_the_batch_and_goes_on(model, tokenizer, rows):
     plain = evaluate(model, tokenizer, TEXTS * 4, context_length=32, batch_size=8)
     assert got.tokens == plain.tokens
     assert got.loss == pytest.approx(plain.loss, rel=1e-6)
-    # It is learnt once: after the first batch no call is too large. Before, two windows are compared.
+    # It is learnt once: after the first batch no call is too large. Before, two windows are
+    # compared.
     assert 1 <= len(small.refused) <= 3 + (rows < 2)
 
 
 def test_a_window_that_never_fits(model, tokenizer):
-    with pytest.raises(InputError, match="one window of .* does not fit .*: lower the context length, or load"):
+    with pytest.raises(
+        InputError, match="one window of .* does not fit .*: lower the context length, or load"
+    ):
         evaluate(Small(model, 0), tokenizer, TEXTS, batch_size=2)
 
 
@@ -272,7 +298,10 @@ def test_a_special_token_that_is_the_unknown_one_too(model):
     [
         ("the cat sat", "documents: expected a sequence of them, got one str"),
         ([3], "documents: expected strings or Documents, got int at 0"),
-        ([Document("d", "", ids=np.array([1.7]))], r"document d: expected integer ids \[tokens\], got float64"),
+        (
+            [Document("d", "", ids=np.array([1.7]))],
+            r"document d: expected integer ids \[tokens\], got float64",
+        ),
         (
             [Document("d", "", ids=np.ones((2, 2), int))],
             r"document d: expected integer ids \[tokens\], got int64 \[2, 2\]",
@@ -294,6 +323,13 @@ def test_special_tokens_inside_a_token_file_are_text(model, tokenizer):
     """So that its bytes and its fingerprint are the plain text's."""
     text = "the cat<s> the dog"
     ids = np.array([tokenizer.bos_token_id, *tokenizer(text)["input_ids"], tokenizer.bos_token_id])
-    got, plain = evaluate(model, tokenizer, [Document("d", "", ids=ids)]), evaluate(model, tokenizer, [text])
-    assert (got.bytes, got.text_fingerprint, got.loss) == (plain.bytes, plain.text_fingerprint, plain.loss)
+    got, plain = (
+        evaluate(model, tokenizer, [Document("d", "", ids=ids)]),
+        evaluate(model, tokenizer, [text]),
+    )
+    assert (got.bytes, got.text_fingerprint, got.loss) == (
+        plain.bytes,
+        plain.text_fingerprint,
+        plain.loss,
+    )
     assert got.skipped == {"special": 3}

@@ -1,4 +1,6 @@
-"""Heads that are no plain linear layer on the body's last hidden states, and models that say little about themselves."""
+"""Heads that are no plain linear layer on the body's last hidden states, and models that say little
+about themselves.
+"""
 
 import copy
 import json
@@ -25,7 +27,9 @@ LLAMA4 = GROUPED | dict(
 )  # fmt: skip
 GEMMA3 = dict(
     text_config=GROUPED | dict(final_logit_softcapping=2.0),
-    vision_config=dict(hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2),
+    vision_config=dict(
+        hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2
+    ),
 )
 # name -> class, configuration, positions that the model reads
 FAMILIES = {
@@ -72,7 +76,9 @@ def family(name, vocabulary):
 
 @torch.no_grad()
 def own_loss(model, tokenizer, texts=TEXTS, context=24):
-    """Return the mean −log p of the model's own logits in float64, in windows that do not overlap."""
+    """Return the mean −log p of the model's own logits in float64, in windows that do not
+    overlap.
+    """
     total = count = 0
     for text in texts:
         ids = [tokenizer.bos_token_id, *tokenizer(text)["input_ids"]]
@@ -98,7 +104,9 @@ def test_families(name, tokenizer):
     assert evaluated(model, tokenizer).loss == pytest.approx(own_loss(model, tokenizer), rel=1e-6)
     whole = evaluated(model, tokenizer, context_length=positions, stride=positions - 1)
     assert whole.loss == pytest.approx(own_loss(model, tokenizer, context=positions), rel=1e-6)
-    with pytest.raises(InputError, match=f"context_length: expected 2 to {positions}, the model's limit"):
+    with pytest.raises(
+        InputError, match=f"context_length: expected 2 to {positions}, the model's limit"
+    ):
         evaluated(model, tokenizer, context_length=positions + 1)
 
 
@@ -116,7 +124,9 @@ class Body(transformers.PreTrainedModel):
         self.post_init()
 
     def forward(self, input_ids, attention_mask=None):
-        return transformers.modeling_outputs.BaseModelOutput(self.recurrent(self.embedding(input_ids))[0])
+        return transformers.modeling_outputs.BaseModelOutput(
+            self.recurrent(self.embedding(input_ids))[0]
+        )
 
 
 class Own(transformers.PreTrainedModel):
@@ -166,7 +176,9 @@ class BodyAsksForMore(Own):
 class TwoLayers(Own):
     def __init__(self, config):
         super().__init__(config)
-        self.lm_head = torch.nn.Sequential(torch.nn.Linear(32, 32), torch.nn.Tanh(), torch.nn.Linear(32, 310))
+        self.lm_head = torch.nn.Sequential(
+            torch.nn.Linear(32, 32), torch.nn.Tanh(), torch.nn.Linear(32, 310)
+        )
 
 
 class Unnamed(Own):
@@ -195,7 +207,9 @@ class Scaled(Own):
 
 
 class Capped(Own):
-    """Has a softcap under a name of its own (xLSTM's), and no factor under a name that others use."""
+    """Has a softcap under a name of its own (xLSTM's), and no factor under a name that others
+    use.
+    """
 
     def forward(self, input_ids, attention_mask=None):
         cap = self.config.output_logit_soft_cap
@@ -207,7 +221,9 @@ KINDS = [Own, Tuples, TupleBody, BodyAsksForMore, TwoLayers, Unnamed, NoModule, 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_models_of_ones_own(kind, tokenizer):
-    rule = dict(output_multiplier=2.5, real_vocabulary=305, output_logit_soft_cap=1.5, logit_scale=0.5)
+    rule = dict(
+        output_multiplier=2.5, real_vocabulary=305, output_logit_soft_cap=1.5, logit_scale=0.5
+    )
     model = kind(Config(**rule)).eval()
     assert evaluated(model, tokenizer).loss == pytest.approx(own_loss(model, tokenizer), rel=1e-6)
 
@@ -249,14 +265,20 @@ def test_windows_that_rope_scaling_extends(scaling, longest, tokenizer):
     config.rope_parameters = dict(rope_theta=1e4) | scaling
     torch.manual_seed(0)
     model = transformers.LlamaForCausalLM(config).eval()
-    text = (" ".join(TEXTS) * 3)[: 2 * longest]  # one window: dynamic scaling keeps what the last call left
+    # one window: dynamic scaling keeps what the last call left
+    text = (" ".join(TEXTS) * 3)[: 2 * longest]
     assert evaluate(model, tokenizer, [text]).context_length == 64
     if longest > 64:
         got = evaluate(model, tokenizer, [text], context_length=longest, stride=longest - 1)
         expected = own_loss(model, tokenizer, [text], context=longest)
         assert got.loss == pytest.approx(expected, rel=1e-6)
-        assert f"windows of {longest} tokens are longer than the configuration's 64 positions" in got.notes[0]
-    with pytest.raises(InputError, match=f"context_length: expected 2 to {longest}, the model's limit"):
+        assert (
+            f"windows of {longest} tokens are longer than the configuration's 64 positions"
+            in got.notes[0]
+        )
+    with pytest.raises(
+        InputError, match=f"context_length: expected 2 to {longest}, the model's limit"
+    ):
         evaluate(model, tokenizer, [text], context_length=longest + 1)
 
 
@@ -271,7 +293,9 @@ def test_a_head_kept_in_float32(tokenizer):
 
 
 class Packed(torch.nn.Module):
-    """Stands for a quantised layer: int8 rows and their scales; ``inputs`` quantises what comes in as well."""
+    """Stands for a quantised layer: int8 rows and their scales; ``inputs`` quantises what comes in
+    as well.
+    """
 
     def __init__(self, layer, inputs=False, bias=None):
         super().__init__()
@@ -284,7 +308,9 @@ class Packed(torch.nn.Module):
         if self.inputs:
             scale = hidden.abs().amax(-1, keepdim=True) / 127
             hidden = (hidden / scale.clamp(min=1e-9)).round() * scale
-        return torch.nn.functional.linear(hidden, self.packed.to(hidden) * self.scale.to(hidden), self.bias)
+        return torch.nn.functional.linear(
+            hidden, self.packed.to(hidden) * self.scale.to(hidden), self.bias
+        )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -303,15 +329,20 @@ def test_a_head_that_quantises_its_inputs(tokenizer):
     model = build_model(len(tokenizer))
     model.lm_head = Packed(model.lm_head, inputs=True)
     with pytest.raises(
-        InputError, match=r"got Packed: if it is quantised, .*modules_to_not_convert.* rounds its inputs"
+        InputError,
+        match=r"got Packed: if it is quantised, .*modules_to_not_convert.* rounds its inputs",
     ):
         evaluated(model, tokenizer)
 
 
 def test_torchs_own_quantised_layers(tokenizer):
     """Dynamic quantisation rounds every input: no weight gives its logits."""
-    model = torch.ao.quantization.quantize_dynamic(build_model(len(tokenizer)), {torch.nn.Linear}, dtype=torch.qint8)
-    with pytest.raises(InputError, match="expected a head whose weight can be read, got Linear: if it is quantised"):
+    model = torch.ao.quantization.quantize_dynamic(
+        build_model(len(tokenizer)), {torch.nn.Linear}, dtype=torch.qint8
+    )
+    with pytest.raises(
+        InputError, match="expected a head whose weight can be read, got Linear: if it is quantised"
+    ):
         evaluated(model, tokenizer)
 
 
@@ -338,7 +369,9 @@ def test_an_offloaded_model(tokenizer, tied):
 def test_a_model_without_values(tokenizer):
     with torch.device("meta"):
         model = transformers.LlamaForCausalLM(build_model(len(tokenizer)).config)
-    with pytest.raises(InputError, match="model: expected weights with values, got .* on the meta device"):
+    with pytest.raises(
+        InputError, match="model: expected weights with values, got .* on the meta device"
+    ):
         evaluated(model, tokenizer)
 
 
@@ -375,15 +408,23 @@ def test_an_image_text_model_by_the_command_line(device_map, tmp_path, tokenizer
         ("T5Config", {}, ["T5Config", "model_type 't5'", "take a decoder-only model"]),
         ("ViTConfig", {}, ["ViTConfig", "model_type 'vit'", "take a decoder-only model"]),
         ("LlamaConfig", dict(revision="v2"), ["revision: expected none for the folder", "'v2'"]),
-        ("LlamaConfig", dict(device_map="auto", device="cpu"), ["device: expected none with device_map", "'cpu'"]),
+        (
+            "LlamaConfig",
+            dict(device_map="auto", device="cpu"),
+            ["device: expected none with device_map", "'cpu'"],
+        ),
     ],
 )
 def test_what_cannot_be_loaded_says_what_to_do(config, options, words, tmp_path, tokenizer):
     getattr(transformers, config)().save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     with pytest.raises(InputError) as caught:
-        models.load(tmp_path, **{"device": "cpu" if "device_map" not in options else None} | options)
-    assert all(word in str(caught.value) for word in words) and "\n" not in str(caught.value), caught.value
+        models.load(
+            tmp_path, **{"device": "cpu" if "device_map" not in options else None} | options
+        )
+    assert all(word in str(caught.value) for word in words) and "\n" not in str(caught.value), (
+        caught.value
+    )
 
 
 def test_a_revision_is_asked_for_everywhere(monkeypatch, tmp_path, tokenizer):
@@ -404,10 +445,16 @@ def test_a_revision_is_asked_for_everywhere(monkeypatch, tmp_path, tokenizer):
         return call
 
     monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", known)
-    monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", returning("tokenizer", tokenizer))
-    monkeypatch.setattr(transformers.AutoConfig, "from_pretrained", returning("config", model.config))
+    monkeypatch.setattr(
+        transformers.AutoTokenizer, "from_pretrained", returning("tokenizer", tokenizer)
+    )
+    monkeypatch.setattr(
+        transformers.AutoConfig, "from_pretrained", returning("config", model.config)
+    )
     report = (model, {"missing_keys": set()})
-    monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", returning("weights", report))
+    monkeypatch.setattr(
+        transformers.AutoModelForCausalLM, "from_pretrained", returning("weights", report)
+    )
     monkeypatch.setattr("transformers.utils.find_adapter_config_file", returning("adapters", None))
     loaded, _ = models.load("owner/name", revision="v2", device="cpu", unchanged=True)
     assert {what for what, _ in asked} == {"cache", "tokenizer", "config", "weights", "adapters"}
@@ -424,5 +471,8 @@ def test_weights_that_do_not_fit(monkeypatch, tmp_path, tokenizer):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(type(model), "to", full)
-    with pytest.raises(InputError, match=r"the weights do not fit in the memory of cpu: take .*bfloat16.*device_map"):
+    with pytest.raises(
+        InputError,
+        match=r"the weights do not fit in the memory of cpu: take .*bfloat16.*device_map",
+    ):
         models.load(tmp_path, device="cpu")

@@ -1,4 +1,6 @@
-"""A run that is killed at any moment goes on to the same bits; a journal of another run is refused."""
+"""A run that is killed at any moment goes on to the same bits; a journal of another run is
+refused.
+"""
 
 import json
 import os
@@ -33,8 +35,9 @@ def test_a_second_run_scores_nothing_again(model, tokenizer, tmp_path, monkeypat
     monkeypatch.setattr(model.model, "forward", lambda *a, **k: calls.append(1) or forward(*a, **k))
     second = evaluate(model, tokenizer, DOCUMENTS, journal=tmp_path, **arguments)
     assert numbers(plain) == numbers(first) == numbers(second)
-    # What the head multiplies is seen in three passes over 8 positions. Its verification asks for the logits once and for
-    # hidden states twice; a short window alone and beside a long one are two more, and nothing is scored.
+    # What the head multiplies is seen in three passes over 8 positions. Its verification asks for
+    # the logits once and for hidden states twice; a short window alone and beside a long one are
+    # two more, and nothing is scored.
     assert len(calls) == 8
 
 
@@ -54,7 +57,9 @@ def test_a_run_that_raises_goes_on(model, tokenizer, tmp_path, monkeypatch, stop
     with pytest.raises(InputError, match="the power went"):
         evaluate(model, tokenizer, DOCUMENTS, journal=tmp_path, **arguments)
     monkeypatch.setattr(model.model, "forward", forward)
-    assert numbers(evaluate(model, tokenizer, DOCUMENTS, journal=tmp_path, **arguments)) == numbers(plain)
+    assert numbers(evaluate(model, tokenizer, DOCUMENTS, journal=tmp_path, **arguments)) == numbers(
+        plain
+    )
 
 
 @pytest.mark.parametrize(
@@ -86,7 +91,9 @@ def test_a_journal_of_another_model_or_text(model, tokenizer, tmp_path):
 
 
 def test_a_file_that_is_no_journal(model, tokenizer, tmp_path):
-    (tmp_path / "rank0.sqlite").write_bytes(b"this is text, and long enough not to be taken for an empty file" * 20)
+    (tmp_path / "rank0.sqlite").write_bytes(
+        b"this is text, and long enough not to be taken for an empty file" * 20
+    )
     with pytest.raises(InputError, match="journal: expected a journal's own file"):
         evaluate(model, tokenizer, DOCUMENTS, journal=tmp_path)
     (tmp_path / "file").write_text("")
@@ -107,25 +114,37 @@ def test_a_full_disk_is_said_and_what_is_scored_is_kept(model, tokenizer, tmp_pa
         return connection
 
     monkeypatch.setattr(Journal, "_open", small)
-    with pytest.raises(InputError, match="journal: .* cannot be written .*full.*what it holds is kept"):
+    with pytest.raises(
+        InputError, match="journal: .* cannot be written .*full.*what it holds is kept"
+    ):
         evaluate(model, tokenizer, DOCUMENTS, journal=tmp_path, **arguments)
     monkeypatch.setattr(Journal, "_open", opened)
-    (kept,) = sqlite3.connect(tmp_path / "rank0.sqlite").execute("SELECT count(*) FROM batches").fetchone()
+    (kept,) = (
+        sqlite3.connect(tmp_path / "rank0.sqlite")
+        .execute("SELECT count(*) FROM batches")
+        .fetchone()
+    )
     assert kept > 0
-    assert numbers(evaluate(model, tokenizer, DOCUMENTS, journal=tmp_path, **arguments)) == numbers(plain)
+    assert numbers(evaluate(model, tokenizer, DOCUMENTS, journal=tmp_path, **arguments)) == numbers(
+        plain
+    )
 
 
 @linux_only
 def test_killed_at_fifty_drawn_places(tmp_path):
-    """A run that was killed ten times, in forward passes, writes and outputs, ends with the bits of a run never killed.
+    """A run that was killed ten times, in forward passes, writes and outputs, ends with the bits of
+    a run never killed.
 
-    Each life kills itself where it was drawn to (killed_runs.py): sleeps that were scaled by a measured run fell
-    elsewhere on a busy machine, and the loop around them had no bound.
+    Each life kills itself where it was drawn to (killed_runs.py): sleeps that were scaled by a
+    measured run fell elsewhere on a busy machine, and the loop around them had no bound.
     """
     import pyarrow.parquet
 
     here = Path(__file__).parent
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(here.parent), *filter(None, sys.path)])}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(here.parent), *filter(None, sys.path)]),
+    }
     done = run(sys.executable, here / "killed_runs.py", tmp_path, env=environment)
     assert done.returncode == 0, done.stderr
     lives = [json.loads(line) for line in done.stdout.splitlines()]
@@ -133,9 +152,12 @@ def test_killed_at_fifty_drawn_places(tmp_path):
     ends = {life["name"]: life["ended"] for life in lives if life["place"] is None}
     assert len(killed) == KILLS and len({life["place"] for life in killed}) == 9
     # A write that the system cuts off ends the process as SIGKILL would, under another name.
-    assert all(life["ended"] == ("SIGXFSZ" if "torn" in life["place"] else "SIGKILL") for life in killed), killed
+    assert all(
+        life["ended"] == ("SIGXFSZ" if "torn" in life["place"] else "SIGKILL") for life in killed
+    ), killed
     assert set(ends.values()) == {"0"} and len(ends) == 1 + KILLS // 10
-    assert len({life["batches"] for life in killed}) > KILLS // 5  # kills fell at different points of the work
+    # kills fell at different points of the work
+    assert len({life["batches"] for life in killed}) > KILLS // 5
     results = {}
     for name in ends:
         record = json.loads((tmp_path / f"{name}.json").read_text())
@@ -146,7 +168,9 @@ def test_killed_at_fifty_drawn_places(tmp_path):
 
 
 def test_another_ranks_journal_of_another_run_is_refused(tmp_path):
-    """A second rank that had not looked at the first one's file wrote another model's values beside them."""
+    """A second rank that had not looked at the first one's file wrote another model's values beside
+    them.
+    """
     from perplexity.scoring.journal import Journal
 
     Journal(tmp_path, {"model": "a"}, rank=0).close()
@@ -155,20 +179,30 @@ def test_another_ranks_journal_of_another_run_is_refused(tmp_path):
     assert [path.name for path in tmp_path.glob("*.sqlite")] == ["rank0.sqlite"]
 
 
-@pytest.mark.parametrize("table", ["agreed (name TEXT PRIMARY KEY, value TEXT)", "batches (key BLOB, scored BLOB)"])
+@pytest.mark.parametrize(
+    "table", ["agreed (name TEXT PRIMARY KEY, value TEXT)", "batches (key BLOB, scored BLOB)"]
+)
 def test_a_journal_without_checksums_is_refused(tmp_path, table):
     from perplexity.scoring.journal import Journal
 
     with sqlite3.connect(tmp_path / "rank0.sqlite") as old:
         old.execute(f"CREATE TABLE {table}")
-    with pytest.raises(InputError, match=r"journal: expected format 2, got format 1 in .*; give it an empty folder"):
+    with pytest.raises(
+        InputError, match=r"journal: expected format 2, got format 1 in .*; give it an empty folder"
+    ):
         Journal(tmp_path, {})
 
 
 # What becomes of the rows -> batches that must be scored again, of those there are
 DAMAGES = {
-    "values cut short": ("UPDATE batches SET scored = substr(scored, 1, length(scored) - 3)", "all"),
-    "another row's values": ("UPDATE batches SET scored = (SELECT scored FROM batches LIMIT 1)", "all but one"),
+    "values cut short": (
+        "UPDATE batches SET scored = substr(scored, 1, length(scored) - 3)",
+        "all",
+    ),
+    "another row's values": (
+        "UPDATE batches SET scored = (SELECT scored FROM batches LIMIT 1)",
+        "all but one",
+    ),
     "no checksum": ("UPDATE batches SET checksum = NULL", "all"),
     "another run's identity": ("UPDATE agreed SET value = '{}' WHERE name = 'identity'", "none"),
     "a document's hash": ("UPDATE agreed SET value = 'f' WHERE name = 'document 3'", "none"),
@@ -189,12 +223,16 @@ def test_damaged_rows_are_scored_again(model, tokenizer, tmp_path, damage):
 
         values = _Scorer._values
         patch.setattr(_Scorer, "_values", lambda *given: scored.append(1) or values(*given))
-        assert numbers(evaluate(model, tokenizer, DOCUMENTS, journal=tmp_path, **arguments)) == numbers(plain)
+        assert numbers(
+            evaluate(model, tokenizer, DOCUMENTS, journal=tmp_path, **arguments)
+        ) == numbers(plain)
     assert len(scored) == {"all": count, "all but one": count - 1, "none": 0}[again]
 
 
 def test_every_flipped_bit_is_noticed(tmp_path):
-    """One bit of a stored loss, flipped in the file: nine of thirteen gave another perplexity and no word."""
+    """One bit of a stored loss, flipped in the file: nine of thirteen gave another perplexity and
+    no word.
+    """
     import numpy as np
 
     from perplexity.scoring.journal import Journal

@@ -1,4 +1,6 @@
-"""Model families from tiny configurations: the head's rule is read right, verified, and the loss is the model's own."""
+"""Model families from tiny configurations: the head's rule is read right, verified, and the loss is
+the model's own.
+"""
 
 import numpy as np
 import pytest
@@ -10,7 +12,11 @@ from perplexity.errors import InputError
 from perplexity.evaluation import Head
 
 SIZE = dict(
-    hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=64
+    hidden_size=32,
+    intermediate_size=48,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    max_position_embeddings=64,
 )
 GROUPED = dict(num_key_value_heads=2)
 # family -> (configuration, its arguments, what must be found of the head)
@@ -19,26 +25,56 @@ FAMILIES = {
     "llama": ("LlamaConfig", SIZE | GROUPED, {}),
     "llama tied": ("LlamaConfig", SIZE | GROUPED | dict(tie_word_embeddings=True), {}),
     "mistral": ("MistralConfig", SIZE | GROUPED | dict(sliding_window=16, head_dim=8), {}),
-    "mixtral": ("MixtralConfig", SIZE | GROUPED | dict(num_local_experts=4, num_experts_per_tok=2), {}),
+    "mixtral": (
+        "MixtralConfig",
+        SIZE | GROUPED | dict(num_local_experts=4, num_experts_per_tok=2),
+        {},
+    ),
     "qwen2": ("Qwen2Config", SIZE | GROUPED, {}),
     "qwen3": ("Qwen3Config", SIZE | GROUPED | dict(head_dim=8), {}),
     "olmo": ("OlmoConfig", SIZE | GROUPED, {}),
     "olmo2": ("Olmo2Config", SIZE | GROUPED, {}),
     "opt": (
         "OPTConfig",
-        dict(hidden_size=32, ffn_dim=48, num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=64)
+        dict(
+            hidden_size=32,
+            ffn_dim=48,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            max_position_embeddings=64,
+        )
         | dict(word_embed_proj_dim=16),
         {},
     ),
     "gpt-neox": ("GPTNeoXConfig", SIZE, {}),
-    "falcon": ("FalconConfig", dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=4), {}),
-    "falcon alibi": ("FalconConfig", dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, alibi=True), {}),
+    "falcon": (
+        "FalconConfig",
+        dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=4),
+        {},
+    ),
+    "falcon alibi": (
+        "FalconConfig",
+        dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, alibi=True),
+        {},
+    ),
     "phi": ("PhiConfig", SIZE, {"bias": True}),
     "gemma": ("GemmaConfig", SIZE | GROUPED | dict(head_dim=8), {}),
-    "gemma2": ("Gemma2Config", SIZE | GROUPED | dict(head_dim=8, final_logit_softcapping=3.0), {"softcap": 3.0}),
-    "gemma3": ("Gemma3TextConfig", SIZE | GROUPED | dict(head_dim=8, final_logit_softcapping=2.0), {"softcap": 2.0}),
+    "gemma2": (
+        "Gemma2Config",
+        SIZE | GROUPED | dict(head_dim=8, final_logit_softcapping=3.0),
+        {"softcap": 3.0},
+    ),
+    "gemma3": (
+        "Gemma3TextConfig",
+        SIZE | GROUPED | dict(head_dim=8, final_logit_softcapping=2.0),
+        {"softcap": 2.0},
+    ),
     "cohere": ("CohereConfig", SIZE | GROUPED | dict(logit_scale=0.25), {"logit_scale": 0.25}),
-    "cohere2": ("Cohere2Config", SIZE | GROUPED | dict(logit_scale=0.5, head_dim=8), {"logit_scale": 0.5}),
+    "cohere2": (
+        "Cohere2Config",
+        SIZE | GROUPED | dict(logit_scale=0.5, head_dim=8),
+        {"logit_scale": 0.5},
+    ),
     "granite": ("GraniteConfig", SIZE | GROUPED | dict(logits_scaling=8.0), {"logit_scale": 0.125}),
 }
 
@@ -49,7 +85,9 @@ def build(family: str, vocabulary: int):
     name, arguments, _ = FAMILIES[family]
     torch.manual_seed(0)
     special = dict(bos_token_id=0, eos_token_id=0, pad_token_id=0)
-    config = getattr(transformers, name)(vocab_size=vocabulary, initializer_range=0.3, **special | arguments)
+    config = getattr(transformers, name)(
+        vocab_size=vocabulary, initializer_range=0.3, **special | arguments
+    )
     model = transformers.AutoModelForCausalLM.from_config(config).eval()
     with torch.no_grad():  # a bias starts as zeros, which any rule would fit
         if getattr(model.get_output_embeddings(), "bias", None) is not None:
@@ -62,7 +100,11 @@ def test_the_loss_is_the_models_own(family, tokenizer):
     model = build(family, len(tokenizer) + 5)
     head = models.as_language_model(model).head
     expected = {"bias": False, "softcap": None, "logit_scale": 1.0} | FAMILIES[family][2]
-    assert {"bias": head.bias is not None, "softcap": head.softcap, "logit_scale": head.logit_scale} == expected
+    assert {
+        "bias": head.bias is not None,
+        "softcap": head.softcap,
+        "logit_scale": head.logit_scale,
+    } == expected
     got = evaluate(model, tokenizer, TEXTS, context_length=24, stride=23, batch_size=3)
     total, count = 0.0, 0
     for text in TEXTS:
@@ -77,13 +119,18 @@ def test_the_loss_is_the_models_own(family, tokenizer):
     assert got.loss == pytest.approx(total / count, rel=1e-5)
 
 
-@pytest.mark.parametrize("family", ["gpt2", "llama tied", "gemma2", "cohere", "granite", "phi", "opt"])
+@pytest.mark.parametrize(
+    "family", ["gpt2", "llama tied", "gemma2", "cohere", "granite", "phi", "opt"]
+)
 def test_a_forgotten_rule_stops_the_run(family, tokenizer, monkeypatch):
     model = build(family, len(tokenizer))
     network = models.as_language_model(model)
     sample = np.arange(16)
     models.verify(network, sample, 24)
-    wrong = {"gpt2": Head(network.head.weight, logit_scale=1.05), "llama tied": Head(network.head.weight, softcap=5.0)}
+    wrong = {
+        "gpt2": Head(network.head.weight, logit_scale=1.05),
+        "llama tied": Head(network.head.weight, softcap=5.0),
+    }
     network.head = wrong.get(family, Head(network.head.weight))
     if family == "opt":
         network.head = Head(network.head.weight.roll(1, 0))
@@ -95,7 +142,11 @@ def test_a_model_that_looks_ahead_is_refused(tokenizer):
     import transformers
 
     config = transformers.BertConfig(
-        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
     )
     encoder = transformers.BertModel(config, add_pooling_layer=False).eval()
 
@@ -114,12 +165,19 @@ def test_a_model_that_looks_ahead_is_refused(tokenizer):
 
 
 class NanoGPT(torch.nn.Module):
-    """A nanoGPT-style module: position and token embeddings, blocks, a norm, a tied head; logits out."""
+    """A nanoGPT-style module: position and token embeddings, blocks, a norm, a tied head; logits
+    out.
+    """
 
     def __init__(self, vocabulary: int, block_size: int = 64, width: int = 32):
         super().__init__()
-        self.wte, self.wpe = torch.nn.Embedding(vocabulary, width), torch.nn.Embedding(block_size, width)
-        layer = torch.nn.TransformerEncoderLayer(width, 4, 64, dropout=0.1, batch_first=True, norm_first=True)
+        self.wte, self.wpe = (
+            torch.nn.Embedding(vocabulary, width),
+            torch.nn.Embedding(block_size, width),
+        )
+        layer = torch.nn.TransformerEncoderLayer(
+            width, 4, 64, dropout=0.1, batch_first=True, norm_first=True
+        )
         self.blocks = torch.nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
         self.ln_f = torch.nn.LayerNorm(width)
         self.lm_head = torch.nn.Linear(width, vocabulary, bias=False)
@@ -158,13 +216,18 @@ def test_a_module_of_ones_own_plugs_in(tokenizer):
     for text in TEXTS:
         ids = torch.tensor([[tokenizer.bos_token_id, *tokenizer(text)["input_ids"]]])
         with torch.no_grad():
-            total += torch.nn.functional.cross_entropy(nano(ids)[0, :-1], ids[0, 1:], reduction="sum").item()
+            total += torch.nn.functional.cross_entropy(
+                nano(ids)[0, :-1], ids[0, 1:], reduction="sum"
+            ).item()
         count += ids.shape[1] - 1
     assert got.loss == pytest.approx(total / count, rel=1e-5)
 
 
 def test_something_else_is_named(tokenizer):
-    with pytest.raises(InputError, match=r"model: expected .* LanguageModel, got Linear without head, context_length"):
+    with pytest.raises(
+        InputError,
+        match=r"model: expected .* LanguageModel, got Linear without head, context_length",
+    ):
         evaluate(torch.nn.Linear(3, 3), tokenizer, TEXTS)
 
 
@@ -186,7 +249,9 @@ def test_dtypes_and_shards(tmp_path, dtype):
     got = evaluate(loaded, its, TEXTS)
     assert got.precision == "float32"
     exact = evaluate(model, tokenizer, TEXTS).loss
-    assert got.loss == pytest.approx(exact, rel={"float32": 1e-9, "float16": 5e-3, "bfloat16": 3e-2}[dtype])
+    assert got.loss == pytest.approx(
+        exact, rel={"float32": 1e-9, "float16": 5e-3, "bfloat16": 3e-2}[dtype]
+    )
 
 
 def test_pickled_weights_are_not_read(tmp_path):
@@ -252,7 +317,10 @@ def test_looking_ahead_shows_on_a_text_of_one_token_repeated(tokenizer):
     ("own", "message"),
     [
         (lambda logits: logits * torch.nan, "own logits differ"),
-        (lambda logits: logits[..., :-1], r"expected logits of shape \(1, 16, \d+\), got \(1, 16, \d+\)"),
+        (
+            lambda logits: logits[..., :-1],
+            r"expected logits of shape \(1, 16, \d+\), got \(1, 16, \d+\)",
+        ),
         (lambda logits: "logits", r"expected logits of shape .*, got str"),
         (lambda logits: logits.roll(1, 1)[:, -1:], "own logits differ"),
     ],
@@ -301,9 +369,12 @@ def test_a_peft_model(tokenizer):
 
     torch.manual_seed(0)
     wrapped = peft.get_peft_model(
-        build_model(len(tokenizer)), peft.LoraConfig(target_modules=["q_proj"], init_lora_weights=False)
+        build_model(len(tokenizer)),
+        peft.LoraConfig(target_modules=["q_proj"], init_lora_weights=False),
     )
     got = evaluate(wrapped, tokenizer, TEXTS[:1])
     ids = torch.tensor([[tokenizer.bos_token_id, *tokenizer(TEXTS[0])["input_ids"]]])
     with torch.no_grad():
-        assert got.loss == pytest.approx(wrapped.eval()(input_ids=ids, labels=ids).loss.item(), rel=1e-5)
+        assert got.loss == pytest.approx(
+            wrapped.eval()(input_ids=ids, labels=ids).loss.item(), rel=1e-5
+        )

@@ -31,7 +31,9 @@ def test_per_token_rows_against_full_logits(model, tokenizer, tmp_path):
         assert (row["document"], row["position"], row["token_id"]) == ("d0", place, token)
         assert row["text"] == tokenizer.decode([token])
         assert row["nll"] == pytest.approx(-log_p[place, token].item(), rel=1e-4, abs=1e-5)
-        assert row["entropy"] == pytest.approx(-(log_p[place].exp() * log_p[place]).sum().item(), rel=1e-4)
+        assert row["entropy"] == pytest.approx(
+            -(log_p[place].exp() * log_p[place]).sum().item(), rel=1e-4
+        )
         assert row["rank"] == (log_p[place] > log_p[place, token]).sum().item()
 
 
@@ -60,7 +62,13 @@ def test_many_row_groups(model, tokenizer, tmp_path, monkeypatch):
 def test_a_run_that_fails_leaves_no_file(model, tokenizer, tmp_path):
     bad = Document("x", "", ids=np.array([10**6]))
     with pytest.raises(InputError):
-        evaluate(model, tokenizer, [*DOCUMENTS, bad], per_token=tmp_path / "t", per_document=tmp_path / "d")
+        evaluate(
+            model,
+            tokenizer,
+            [*DOCUMENTS, bad],
+            per_token=tmp_path / "t",
+            per_document=tmp_path / "d",
+        )
     assert list(tmp_path.iterdir()) == []
 
 
@@ -80,14 +88,18 @@ def test_the_most_surprising_tokens_and_the_extreme_documents(model, tokenizer, 
     )
     text = next(d.text for d in DOCUMENTS if d.id == first["document"])
     assert first["before"] + first["text"] in text
-    assert [d["tokens"] for d in got.longest_documents] == sorted((d.tokens for d in got.per_document), reverse=True)
+    assert [d["tokens"] for d in got.longest_documents] == sorted(
+        (d.tokens for d in got.per_document), reverse=True
+    )
     means = sorted((d.nll / d.tokens for d in got.per_document), reverse=True)
     assert [d["loss"] for d in got.worst_documents] == means
 
 
 def test_progress_ends_with_each_document_and_the_whole_text(model, tokenizer):
     told = []
-    got = evaluate(model, tokenizer, DOCUMENTS, context_length=16, batch_size=1, progress=told.append)
+    got = evaluate(
+        model, tokenizer, DOCUMENTS, context_length=16, batch_size=1, progress=told.append
+    )
     done = [now.done for now in told]
     sizes = np.cumsum([len(document.text.encode()) for document in DOCUMENTS])
     assert done == sorted(done) and done[-1] == sizes[-1] and set(sizes) <= set(done)
@@ -96,7 +108,11 @@ def test_progress_ends_with_each_document_and_the_whole_text(model, tokenizer):
     tokens = 1 + len(tokenizer(DOCUMENTS[2].text)["input_ids"])
     places = [(value - sizes[1]) / (sizes[2] - sizes[1]) * tokens for value in within]
     assert len(places) > 3 and places == pytest.approx([round(place) for place in places])
-    assert (told[-1].documents, told[-1].tokens, told[-1].loss) == (3, got.tokens, pytest.approx(got.loss))
+    assert (told[-1].documents, told[-1].tokens, told[-1].loss) == (
+        3,
+        got.tokens,
+        pytest.approx(got.loss),
+    )
 
 
 def test_baselines(model, tokenizer):
@@ -130,7 +146,9 @@ def test_json_is_json(model, tokenizer):
 
 
 def test_one_document_is_cut_into_32_blocks(model, tokenizer):
-    """By ``evaluate`` itself: blocks of 128 tokens each gave an error bar several times too small."""
+    """By ``evaluate`` itself: blocks of 128 tokens each gave an error bar several times too
+    small.
+    """
     text = " ".join(TEXTS * 90)
     got = evaluate(model, tokenizer, [text])
     assert got.tokens > 40 * 128

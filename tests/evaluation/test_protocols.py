@@ -1,4 +1,6 @@
-"""Each protocol gives its tool's number: the real lm-eval, the Hugging Face guide's algorithm, llama.cpp's formula."""
+"""Each protocol gives its tool's number: the real lm-eval, the Hugging Face guide's algorithm,
+llama.cpp's formula.
+"""
 
 import copy
 import json
@@ -26,10 +28,12 @@ def logits_of(model, ids) -> torch.Tensor:
 
 
 def hugging_face_guide(model, ids: list[int], max_length: int, stride: int) -> tuple[float, int]:
-    """The guide's loop with its two known faults mended: sums instead of a mean of means, and no token skipped.
+    """The guide's loop with its two known faults mended: sums instead of a mean of means, and no
+    token skipped.
 
-    trg_len counts the new tokens of a window; the label at a window's first position cannot be predicted in it, so the
-    guide loses one token a window unless the windows overlap by one: they always do here.
+    trg_len counts the new tokens of a window; the label at a window's first position cannot be
+    predicted in it, so the guide loses one token a window unless the windows overlap by one: they
+    always do here.
     """
     total, count, previous_end = 0.0, 0, 1
     for begin in range(0, len(ids), stride):
@@ -50,16 +54,24 @@ def hugging_face_guide(model, ids: list[int], max_length: int, stride: int) -> t
 def test_sliding_is_the_guides(model, tokenizer, max_length, stride):
     for words in (1, 5, 31, 32, 33, 60, 64, 65, 200, 201):
         ids = tokenizer(" ".join((TEXTS * 20)[:60]))["input_ids"][:words]
-        expected, count = hugging_face_guide(model, [tokenizer.bos_token_id, *ids], max_length, stride)
+        expected, count = hugging_face_guide(
+            model, [tokenizer.bos_token_id, *ids], max_length, stride
+        )
         got = evaluate(
-            model, tokenizer, [Document("d", "", ids=np.array(ids))], context_length=max_length, stride=stride
+            model,
+            tokenizer,
+            [Document("d", "", ids=np.array(ids))],
+            context_length=max_length,
+            stride=stride,
         )
         assert got.tokens == count == len(ids)
         assert got.loss == pytest.approx(expected / count, rel=1e-6)
 
 
 def llama_cpp(model, ids: list[int], context: int, bos: int | None) -> tuple[float, int]:
-    """perplexity.cpp: chunks of n_ctx; BOS in the first place; tokens n_ctx/2 + 1 to n_ctx − 1 scored; the tail dropped."""
+    """perplexity.cpp: chunks of n_ctx; BOS in the first place; tokens n_ctx/2 + 1 to n_ctx − 1
+    scored; the tail dropped.
+    """
     total, count = 0.0, 0
     first = context // 2
     for chunk in range(len(ids) // context):
@@ -80,7 +92,9 @@ def test_llama_cpp(model, tokenizer, context, bos):
     start = tokenizer.bos_token_id if bos == "always" else None
     stream = ids if start is None else [start, *ids]
     expected, count = llama_cpp(model, stream, context, start)
-    got = evaluate(model, tokenizer, [LONG[4]], protocol="llama.cpp", context_length=context, bos=bos)
+    got = evaluate(
+        model, tokenizer, [LONG[4]], protocol="llama.cpp", context_length=context, bos=bos
+    )
     assert got.tokens == count
     assert got.loss == pytest.approx(expected / count, rel=1e-6)
     assert got.tokens_read == len(ids) == got.tokens + got.tokens_skipped
@@ -96,22 +110,30 @@ def test_llama_cpp(model, tokenizer, context, bos):
 
 
 def test_llama_cpp_takes_512_and_says_when_a_text_is_too_short(model, tokenizer):
-    with pytest.raises(InputError, match=r"context_length: expected 2 to 64, the model's limit, got 512"):
+    with pytest.raises(
+        InputError, match=r"context_length: expected 2 to 64, the model's limit, got 512"
+    ):
         evaluate(model, tokenizer, [LONG[4]], protocol="llama.cpp")
     with pytest.raises(InputError, match="1 documents with .* tail"):
         evaluate(model, tokenizer, ["the cat"], protocol="llama.cpp", context_length=64)
 
 
 def test_llama_cpp_goes_by_what_the_tokenizer_does(model, tokenizer):
-    """Its converter writes the add_bos flag from the tokenizer: one that adds no BOS by itself gets none."""
+    """Its converter writes the add_bos flag from the tokenizer: one that adds no BOS by itself gets
+    none.
+    """
     auto = evaluate(model, tokenizer, [LONG[4]], protocol="llama.cpp", context_length=32)
-    never = evaluate(model, tokenizer, [LONG[4]], protocol="llama.cpp", context_length=32, bos="never")
+    never = evaluate(
+        model, tokenizer, [LONG[4]], protocol="llama.cpp", context_length=32, bos="never"
+    )
     assert auto.loss == never.loss
 
 
 @pytest.fixture(scope="module")
 def lm_eval_results(tmp_path_factory):
-    """The real lm-eval on a saved tiny model and a local task: its HF model, rolling log-likelihoods, its three metrics."""
+    """The real lm-eval on a saved tiny model and a local task: its HF model, rolling
+    log-likelihoods, its three metrics.
+    """
     os.environ["HF_HUB_OFFLINE"] = os.environ["HF_DATASETS_OFFLINE"] = "1"
     import lm_eval
     from lm_eval.tasks import TaskManager
@@ -154,7 +176,9 @@ def lm_eval_results(tmp_path_factory):
 
 @pytest.mark.parametrize("bos", [True, False])
 def test_lm_eval(lm_eval_results, bos):
-    """Its loss in nats, document by document, to 1e-6, and so word and byte perplexity and bits per byte."""
+    """Its loss in nats, document by document, to 1e-6, and so word and byte perplexity and bits per
+    byte.
+    """
     from perplexity import models
 
     folder, out = lm_eval_results[bos]
@@ -177,7 +201,8 @@ def test_tokens_scored_and_skipped_are_the_tokens_read(model, tokenizer, protoco
     texts = [*LONG, "", "a", "<s>the cat<s> sat<s>"]
     got = evaluate(model, tokenizer, texts, protocol=protocol, context_length=16)
     assert got.tokens_read == sum(
-        len(tokenizer(text, split_special_tokens=protocol == "llama.cpp")["input_ids"]) for text in texts
+        len(tokenizer(text, split_special_tokens=protocol == "llama.cpp")["input_ids"])
+        for text in texts
     )
     assert got.tokens + sum(got.skipped.values()) == got.tokens_read
     assert got.tokens_skipped == sum(got.skipped.values())
@@ -230,11 +255,17 @@ def test_a_tokenizer_of_another_library_reads_special_tokens_as_tokens(tokenizer
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (dict(protocol="llama.cpp", special_text="tokens"), "expected 'text', which is how llama.cpp"),
+        (
+            dict(protocol="llama.cpp", special_text="tokens"),
+            "expected 'text', which is how llama.cpp",
+        ),
         (dict(protocol="lm-eval", special_text="text"), "expected 'tokens', which is how lm-eval"),
         (dict(special_text="words"), "special_text: expected one of tokens, text, got 'words'"),
         (dict(protocol="lm-eval", bos="never"), "bos: lm-eval"),
-        (dict(protocol="lm-eval", stride=5), "stride: expected none, lm-eval moves on by its context length, got 5"),
+        (
+            dict(protocol="lm-eval", stride=5),
+            "stride: expected none, lm-eval moves on by its context length, got 5",
+        ),
         (dict(bos="twice"), "bos: expected one of auto, always, never, got 'twice'"),
     ],
 )
@@ -245,7 +276,9 @@ def test_a_protocols_rules_cannot_be_bent(model, tokenizer, arguments, message):
 
 def test_always_needs_a_bos_token():
     tokenizer = build_tokenizer(bos=False)
-    with pytest.raises(InputError, match="bos: 'always' was asked for, but the tokenizer has no BOS"):
+    with pytest.raises(
+        InputError, match="bos: 'always' was asked for, but the tokenizer has no BOS"
+    ):
         evaluate(build_model(len(tokenizer)), tokenizer, TEXTS, bos="always")
     with pytest.raises(InputError, match="tokenizer: expected a BOS or EOS token"):
         evaluate(build_model(len(tokenizer)), tokenizer, TEXTS, protocol="lm-eval")

@@ -1,4 +1,6 @@
-"""Every format gives the same documents; every broken file is named with what is wrong and where."""
+"""Every format gives the same documents; every broken file is named with what is wrong and
+where.
+"""
 
 import gzip
 import io
@@ -41,18 +43,24 @@ def write(folder, name: str):
         import datasets
 
         whole = datasets.Dataset.from_list(ROWS)
-        (datasets.DatasetDict({"test": whole, "train": whole.select([0])}) if name == "splits" else whole).save_to_disk(
-            path
-        )
+        (
+            datasets.DatasetDict({"test": whole, "train": whole.select([0])})
+            if name == "splits"
+            else whole
+        ).save_to_disk(path)
     return path
 
 
-@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.jsonl.zst", "a.parquet", "folder", "splits"])
+@pytest.mark.parametrize(
+    "name", ["a.jsonl", "a.jsonl.gz", "a.jsonl.zst", "a.parquet", "folder", "splits"]
+)
 def test_every_format_gives_the_same_documents(tmp_path, name):
     path = write(tmp_path, name)
     options = ReadOptions(split="test" if name == "splits" else None)
     got = list(read_documents([path], options))
-    assert [(d.id, d.text, d.domain) for d in got] == [(r["id"], r["text"], r["domain"]) for r in ROWS]
+    assert [(d.id, d.text, d.domain) for d in got] == [
+        (r["id"], r["text"], r["domain"]) for r in ROWS
+    ]
 
 
 @pytest.mark.parametrize("suffix", [".txt", ".txt.gz", ".txt.zst"])
@@ -79,12 +87,18 @@ def test_text_is_taken_as_it_is(tmp_path, suffix):
 def test_truncated_files(tmp_path, name, kept):
     if name == "a.txt.gz":
         path = tmp_path / name
-        path.write_bytes(gzip.compress(np.random.default_rng(0).integers(32, 127, 5000, dtype=np.uint8).tobytes()))
+        path.write_bytes(
+            gzip.compress(
+                np.random.default_rng(0).integers(32, 127, 5000, dtype=np.uint8).tobytes()
+            )
+        )
     else:
         path = write(tmp_path, name)
     raw = path.read_bytes()
     path.write_bytes(raw[: int(kept * len(raw))])
-    with pytest.raises(InputError, match=rf"{name}: expected a whole .* file, got a broken or truncated one"):
+    with pytest.raises(
+        InputError, match=rf"{name}: expected a whole .* file, got a broken or truncated one"
+    ):
         list(read_documents([path]))
 
 
@@ -106,11 +120,23 @@ def test_files_that_are_something_else(tmp_path, name):
             b'{"text": "a"}\n{"text": "\xff"}\n',
             r"a.jsonl, line 2: expected UTF-8, got byte 0xff at offset 10",
         ),
-        ("a.jsonl", b'{"text": "a"}\n{"text": \n', r"a.jsonl, line 2: expected a JSON object, got broken JSON"),
-        ("a.jsonl", b'{"body": "a"}\n', r"a.jsonl, line 1: expected a string 'text', got only 'body'"),
+        (
+            "a.jsonl",
+            b'{"text": "a"}\n{"text": \n',
+            r"a.jsonl, line 2: expected a JSON object, got broken JSON",
+        ),
+        (
+            "a.jsonl",
+            b'{"body": "a"}\n',
+            r"a.jsonl, line 1: expected a string 'text', got only 'body'",
+        ),
         ("a.jsonl", b'{"text": 3}\n', r"a.jsonl, line 1: expected a string 'text', got int"),
         ("a.jsonl", b"[1]\n", r"a.jsonl, line 1: expected an object"),
-        ("a.jsonl", b'{"text": "\\ud800"}\n', r"a.jsonl, line 1: expected Unicode text, got a lone surrogate"),
+        (
+            "a.jsonl",
+            b'{"text": "\\ud800"}\n',
+            r"a.jsonl, line 1: expected Unicode text, got a lone surrogate",
+        ),
         ("a.bin", b"\x01\x00\x02", r"a.bin: expected whole uint16 tokens, got 3 bytes"),
         ("a.bin", b"", r"a.bin: expected tokens, got an empty file"),
         ("a.csv", b"a", r"a.csv: expected a name that ends in \.txt, .* got '\.csv'"),
@@ -130,7 +156,9 @@ def test_columns_by_other_names(tmp_path):
     (document,) = read_documents([path], ReadOptions("body", "source", "url"))
     assert (document.id, document.text, document.domain) == ("7", "one", "web")
     write(tmp_path, "b.parquet")
-    with pytest.raises(InputError, match=r"b.parquet: expected a column 'body', got id, text, domain"):
+    with pytest.raises(
+        InputError, match=r"b.parquet: expected a column 'body', got id, text, domain"
+    ):
         list(read_documents([tmp_path / "b.parquet"], ReadOptions("body")))
     write(tmp_path, "folder")
     with pytest.raises(InputError, match=r"folder: expected a column 'body', got id, text, domain"):
@@ -171,9 +199,16 @@ def test_token_files(tmp_path, name):
     got = list(read_documents([path], options))
     assert [d.ids.tolist() for d in got] == [[0, 5, 6], [0, 7, 8, 9], [0, 1]]
     assert [d.id for d in got] == [f"{name}:{number}" for number in (1, 2, 3)]
-    assert [d.ids.tolist() for d in read_documents([path], ReadOptions(token_dtype=options.token_dtype))] == [TOKENS]
+    assert [
+        d.ids.tolist() for d in read_documents([path], ReadOptions(token_dtype=options.token_dtype))
+    ] == [TOKENS]
     ends = ReadOptions(split_after=0, token_dtype=options.token_dtype)
-    assert [d.ids.tolist() for d in read_documents([path], ends)] == [[0], [5, 6, 0], [7, 8, 9, 0], [1]]
+    assert [d.ids.tolist() for d in read_documents([path], ends)] == [
+        [0],
+        [5, 6, 0],
+        [7, 8, 9, 0],
+        [1],
+    ]
 
 
 def test_rows_of_tokens(tmp_path):
@@ -185,7 +220,10 @@ def test_rows_of_tokens(tmp_path):
 
 
 def test_standard_input(monkeypatch):
-    for raw, kind, texts in ((b"one\r\ntwo", "txt", ["one\r\ntwo"]), (LINES, "jsonl", [r["text"] for r in ROWS])):
+    for raw, kind, texts in (
+        (b"one\r\ntwo", "txt", ["one\r\ntwo"]),
+        (LINES, "jsonl", [r["text"] for r in ROWS]),
+    ):
         monkeypatch.setattr(sys, "stdin", types.SimpleNamespace(buffer=io.BytesIO(raw)))
         assert [d.text for d in read_documents(["-"], ReadOptions(standard_input=kind))] == texts
 
@@ -209,7 +247,9 @@ def test_uint32_tokens_are_not_taken_for_uint16(tmp_path):
 
 def test_json_too_deep_for_the_parser(tmp_path):
     (tmp_path / "a.jsonl").write_text("[" * 200_000 + "\n")
-    with pytest.raises(InputError, match="a.jsonl, line 1: expected a JSON object, got broken JSON"):
+    with pytest.raises(
+        InputError, match="a.jsonl, line 1: expected a JSON object, got broken JSON"
+    ):
         list(read_documents([tmp_path / "a.jsonl"]))
 
 
@@ -221,5 +261,7 @@ def test_a_table_of_tokens_is_no_text(tmp_path):
     path = tmp_path / "tokens.parquet"
     columns = {"document": ["a"], "position": [0], "text": ["the"], "nll": [1.5]}
     pyarrow.parquet.write_table(pyarrow.table(columns), path)
-    with pytest.raises(InputError, match="expected documents, got a row a token, as ppl eval --per-token writes"):
+    with pytest.raises(
+        InputError, match="expected documents, got a row a token, as ppl eval --per-token writes"
+    ):
         list(read_documents([path]))

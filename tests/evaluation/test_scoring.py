@@ -13,8 +13,12 @@ from perplexity.evaluation import Document
 DOCUMENTS = [Document(f"d{i}", text * (3 * i + 1), "ab"[i % 2]) for i, text in enumerate(TEXTS)]
 
 
-def full_logits_nll(model, tokenizer, text: str, context_length: int, stride: int) -> tuple[float, int]:
-    """Σ NLL and count in float64 from the model's own logits: each token from the window that is the first to hold it."""
+def full_logits_nll(
+    model, tokenizer, text: str, context_length: int, stride: int
+) -> tuple[float, int]:
+    """Σ NLL and count in float64 from the model's own logits: each token from the window that is
+    the first to hold it.
+    """
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     if tokenizer.bos_token_id is not None:
         ids = [tokenizer.bos_token_id, *ids]
@@ -35,7 +39,9 @@ def full_logits_nll(model, tokenizer, text: str, context_length: int, stride: in
 def test_equals_full_logits(context_length, stride, bos):
     tokenizer = build_tokenizer(bos)
     model = build_model(len(tokenizer))
-    expected = [full_logits_nll(model, tokenizer, d.text, context_length, stride) for d in DOCUMENTS]
+    expected = [
+        full_logits_nll(model, tokenizer, d.text, context_length, stride) for d in DOCUMENTS
+    ]
     got = evaluate(model, tokenizer, DOCUMENTS, context_length=context_length, stride=stride)
     assert got.tokens == sum(count for _, count in expected)
     assert got.tokens_skipped == (0 if bos else len(DOCUMENTS))
@@ -55,10 +61,14 @@ def test_the_batch_size_changes_nothing(model, tokenizer, batch_size):
 
 
 def test_no_logits_by_any_road(model, tokenizer, monkeypatch):
-    """The head may run for two calls, on a few positions each: one shows its rule, one verifies it."""
+    """The head may run for two calls, on a few positions each: one shows its rule, one verifies
+    it.
+    """
     calls = []
     forward = model.lm_head.forward
-    monkeypatch.setattr(model.lm_head, "forward", lambda hidden: calls.append(hidden.shape) or forward(hidden))
+    monkeypatch.setattr(
+        model.lm_head, "forward", lambda hidden: calls.append(hidden.shape) or forward(hidden)
+    )
     evaluate(model, tokenizer, DOCUMENTS, context_length=16)
     assert len(calls) == 2 and all(shape[:-1].numel() <= 16 for shape in calls)
 
@@ -109,7 +119,10 @@ def test_a_head_with_a_rule_unknown_here_stops_the_run(tokenizer):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (dict(protocol="guess"), r"protocol: expected one of sliding, lm-eval, llama.cpp, got 'guess'"),
+        (
+            dict(protocol="guess"),
+            r"protocol: expected one of sliding, lm-eval, llama.cpp, got 'guess'",
+        ),
         (dict(stride=64, context_length=64), r"stride: expected 1 to .* 63, got 64"),
         (dict(context_length=65), r"context_length: expected 2 to 64.*got 65"),
         (dict(batch_size=0), r"batch_size: expected at least 1, got 0"),

@@ -1,4 +1,6 @@
-"""What the terminal shows of an evaluation: every number in its place, each part where there is something to show."""
+"""What the terminal shows of an evaluation: every number in its place, each part where there is
+something to show.
+"""
 
 import dataclasses
 import json
@@ -104,7 +106,9 @@ BASELINE = {
 
 def rows(table):
     """The cells of a table, row by row."""
-    return list(zip(*([str(cell) for cell in column.cells] for column in table.columns), strict=True))
+    return list(
+        zip(*([str(cell) for cell in column.cells] for column in table.columns), strict=True)
+    )
 
 
 def numbers(text):
@@ -154,7 +158,8 @@ def test_a_summary_without_error_bars():
         ({}, "12.180", ["-0.5000"]),
         ({"perplexity": None}, "12.182", ["-0.5000"]),  # a file without it: exp(2.5)
         ({"text_fingerprint": "y", "tokens": 1}, "12.180", []),
-        # Of another tokenizer 0.75 and 0.625 bits a byte of two documents, in version 2 and in version 1.
+        # Of another tokenizer 0.75 and 0.625 bits a byte of two documents, in version 2 and in
+        # version 1.
         ({"tokenizer_fingerprint": "u", "tokens": 1} | OTHER, "", ["0.7500", "-0.1250"]),
         ({"tokenizer_fingerprint": "u"} | OTHER | {"schema_version": 1}, "", ["1", "2", "1"]),
         ({"tokens": 59_999}, "12.180", ["59,999"]),
@@ -164,7 +169,9 @@ def test_a_summary_without_error_bars():
 )
 def test_a_baseline_is_compared_only_where_it_can_be(other, value, shown):
     baseline = {key: item for key, item in (BASELINE | other).items() if item is not None}
-    (row,) = [row for row in rows(command.summary(EVALUATION, baseline)) if "the baseline" in row[0]]
+    (row,) = [
+        row for row in rows(command.summary(EVALUATION, baseline)) if "the baseline" in row[0]
+    ]
     assert (row[1], numbers(row[2])) == (value, shown)
 
 
@@ -195,7 +202,9 @@ def test_calibration(confidence, words):
 
 def test_domains_documents_and_tokens():
     several = {f"d{place}": DOMAIN | {"tokens": 1000 + place} for place in range(25)}
-    table = command.domains(dataclasses.replace(EVALUATION, domains=several | {"y": DOMAIN | {"stderr": None}}))
+    table = command.domains(
+        dataclasses.replace(EVALUATION, domains=several | {"y": DOMAIN | {"stderr": None}})
+    )
     assert numbers(table.title) == ["6"]
     shown = rows(table)
     assert [row[0] for row in shown] == ["y", *(f"d{place}" for place in range(24, 5, -1))]
@@ -295,7 +304,9 @@ def test_the_verdict_of_a_comparison(p_value, difference, verdict):
 
 
 def test_a_comparison_of_models():
-    percentiles = {at: float(place) for place, at in enumerate(("0", "1", "10", "50", "90", "99", "100"))}
+    percentiles = {
+        at: float(place) for place, at in enumerate(("0", "1", "10", "50", "90", "99", "100"))
+    }
     table = compare_command.model_comparison(
         ModelComparison(
             tokens=60_000,
@@ -341,7 +352,9 @@ def test_a_comparison_of_models():
         ("0.125000", []),
         (
             "",
-            numbers("0%: 0.00000, 1%: 1.00000, 10%: 2.00000, 50%: 3.00000, 90%: 4.00000, 99%: 5.00000, 100%: 6.00000"),
+            numbers(
+                "0%: 0.00000, 1%: 1.00000, 10%: 2.00000, 50%: 3.00000, 90%: 4.00000, 99%: 5.00000, 100%: 6.00000"
+            ),
         ),
         ("87.500%", ["0.781%"]),
         ("-6.2500%", ["0.1000%"]),
@@ -371,17 +384,23 @@ def test_a_clock(seconds, shown):
 
 
 def test_how_much_text_there_is(tmp_path):
-    """The size that the time left is reckoned from: what the documents hold, in the units of their progress."""
+    """The size that the time left is reckoned from: what the documents hold, in the units of their
+    progress.
+    """
     texts = ["the cat sat", "on the mat", "caf\u00e9"]
     (tmp_path / "a.txt").write_text(texts[0], encoding="utf-8")
-    (tmp_path / "b.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts[1:]))
+    (tmp_path / "b.jsonl").write_text(
+        "".join(json.dumps({"text": text}) + "\n" for text in texts[1:])
+    )
     paths = [str(tmp_path / "a.txt"), str(tmp_path / "b.jsonl")]
     held = Texts(paths, Reading())
     assert (held.count, held.size) == (3, sum(Document("d", text).size for text in texts))
 
 
 def test_progress_in_a_log(monkeypatch, capsys):
-    """A line every half minute, with the speed since the start and the time that the rest will take."""
+    """A line every half minute, with the speed since the start and the time that the rest will
+    take.
+    """
     clock = [1000.0]
     monkeypatch.setattr(progress.time, "monotonic", lambda: clock[0])
     with progress.evaluation_progress(SimpleNamespace(count=1200, size=4000), True) as log:

@@ -1,18 +1,29 @@
-"""Intervals that cover what they say: on a Markov chain, whose entropy rate and cross-entropy are known exactly."""
+"""Intervals that cover what they say: on a Markov chain, whose entropy rate and cross-entropy are
+known exactly.
+"""
 
 import math
 
 import numpy as np
 import pytest
 
-from perplexity.evaluation.uncertainty import BLOCK, BLOCKS, bootstrap_interval, half_width, ratio_stderr, uncertainty
+from perplexity.evaluation.uncertainty import (
+    BLOCK,
+    BLOCKS,
+    bootstrap_interval,
+    half_width,
+    ratio_stderr,
+    uncertainty,
+)
 
 STATES = 12
 DRAWS = 1000
 
 
 def chain(seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """A transition matrix, sticky enough for neighbouring losses to depend on each other, and its stationary distribution."""
+    """A transition matrix, sticky enough for neighbouring losses to depend on each other, and its
+    stationary distribution.
+    """
     generator = np.random.default_rng(seed)
     matrix = generator.dirichlet(np.full(STATES, 0.4), STATES) * 0.5 + 0.5 * np.eye(STATES)
     values, vectors = np.linalg.eig(matrix.T)
@@ -20,19 +31,27 @@ def chain(seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     return matrix, stationary / stationary.sum()
 
 
-def walk(matrix: np.ndarray, stationary: np.ndarray, count: int, length: int, generator) -> np.ndarray:
+def walk(
+    matrix: np.ndarray, stationary: np.ndarray, count: int, length: int, generator
+) -> np.ndarray:
     """``count`` stationary walks [count, length + 1]."""
     edges = matrix.cumsum(1)
     states = np.empty((count, length + 1), dtype=np.int64)
     states[:, 0] = generator.choice(STATES, size=count, p=stationary)
     for step in range(length):
         drawn = generator.random(count)
-        states[:, step + 1] = np.minimum((edges[states[:, step]] < drawn[:, None]).sum(1), STATES - 1)
+        states[:, step + 1] = np.minimum(
+            (edges[states[:, step]] < drawn[:, None]).sum(1), STATES - 1
+        )
     return states
 
 
-def losses(states: np.ndarray, matrix: np.ndarray, stationary: np.ndarray, model: str) -> np.ndarray:
-    """Token NLL under the chain itself, or under its unigram distribution (whose losses depend on each other)."""
+def losses(
+    states: np.ndarray, matrix: np.ndarray, stationary: np.ndarray, model: str
+) -> np.ndarray:
+    """Token NLL under the chain itself, or under its unigram distribution (whose losses depend on
+    each other).
+    """
     if model == "chain":
         return -np.log(matrix[states[:, :-1], states[:, 1:]])
     return -np.log(stationary)[states[:, 1:]]
@@ -48,17 +67,23 @@ def truth(matrix: np.ndarray, stationary: np.ndarray, model: str) -> float:
 
 @pytest.mark.parametrize("model", ["chain", "unigram"])
 def test_the_interval_over_documents_covers(model):
-    """95 % intervals hold the true loss in 93 to 97 % of 1,000 evaluations of 40 documents, by both methods."""
+    """95 % intervals hold the true loss in 93 to 97 % of 1,000 evaluations of 40 documents, by both
+    methods.
+    """
     matrix, stationary = chain()
     generator = np.random.default_rng(1)
     expected = truth(matrix, stationary, model)
     # Lengths vary, but not with the losses: else the ratio's own bias would be measured.
     lengths = np.linspace(20, 120, 40).astype(int)
-    walks = walk(matrix, stationary, DRAWS * len(lengths), lengths.max(), generator).reshape(DRAWS, len(lengths), -1)
+    walks = walk(matrix, stationary, DRAWS * len(lengths), lengths.max(), generator).reshape(
+        DRAWS, len(lengths), -1
+    )
     by_delta = by_bootstrap = 0
     for states in walks:
         all_losses = losses(states, matrix, stationary, model)
-        nll = np.array([row[:length].sum() for row, length in zip(all_losses, lengths, strict=True)])
+        nll = np.array(
+            [row[:length].sum() for row, length in zip(all_losses, lengths, strict=True)]
+        )
         found = uncertainty(nll, lengths)
         assert found.unit == "document" and found.clusters == 40 and found.trusted
         low, high = found.perplexity_interval
@@ -96,7 +121,9 @@ def test_effective_tokens_say_how_dependent_tokens_are():
     dependent = losses(states, matrix, stationary, "unigram")
     shuffled = np.random.default_rng(4).permutation(dependent.ravel()).reshape(dependent.shape)
     found = [
-        uncertainty(values.sum(1), np.full(400, 100), squares=float((values**2).sum())).effective_tokens
+        uncertainty(
+            values.sum(1), np.full(400, 100), squares=float((values**2).sum())
+        ).effective_tokens
         for values in (dependent, shuffled)
     ]
     assert found[0] < 0.6 * 40_000
@@ -105,7 +132,9 @@ def test_effective_tokens_say_how_dependent_tokens_are():
 
 def test_the_ratio_stderr_of_equal_clusters_is_that_of_a_mean():
     values = np.random.default_rng(5).normal(size=30)
-    assert ratio_stderr(7 * values, np.full(30, 7.0)) == pytest.approx(values.std(ddof=1) / math.sqrt(30), rel=1e-12)
+    assert ratio_stderr(7 * values, np.full(30, 7.0)) == pytest.approx(
+        values.std(ddof=1) / math.sqrt(30), rel=1e-12
+    )
 
 
 def test_the_interval_uses_students_t():
@@ -125,7 +154,11 @@ def test_the_interval_uses_students_t():
 def test_one_cluster_has_no_error_bar(nll, tokens, blocks, unit, clusters):
     found = uncertainty(nll, tokens, blocks)
     assert (found.unit, found.clusters, found.trusted) == (unit, clusters, False)
-    assert found.stderr is None and found.perplexity_interval is None and found.bootstrap_interval is None
+    assert (
+        found.stderr is None
+        and found.perplexity_interval is None
+        and found.bootstrap_interval is None
+    )
 
 
 def test_few_documents_are_not_to_be_trusted():

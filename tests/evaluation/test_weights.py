@@ -65,9 +65,17 @@ def only_the_body(folder):
 INCOMPLETE = {
     "two weights": ("whole", without(QUERY, DOWN), rf"2 weights \({DOWN}, {QUERY}\) missing"),
     "a norm": ("whole", without("model.norm.weight"), r"1 weight \(model.norm.weight\) missing"),
-    "the head, which nothing is tied to": ("whole", without("lm_head.weight"), r"\(lm_head.weight\) missing"),
+    "the head, which nothing is tied to": (
+        "whole",
+        without("lm_head.weight"),
+        r"\(lm_head.weight\) missing",
+    ),
     "a body alone": ("whole", only_the_body, r"\(lm_head.weight\) missing"),
-    "more layers by the configuration": ("whole", change_config(num_hidden_layers=3), r"layers\.2\..* more\) missing"),
+    "more layers by the configuration": (
+        "whole",
+        change_config(num_hidden_layers=3),
+        r"layers\.2\..* more\) missing",
+    ),
     "tied, and neither is there": (
         "whole",
         lambda folder: (
@@ -81,7 +89,11 @@ INCOMPLETE = {
         change_weights(lambda weights: weights.update({QUERY: torch.ones(16, 32)})),
         rf"1 weight \({QUERY} \[16, 32\] instead of \[32, 32\]\) of another shape",
     ),
-    "not in the shard that the index names": ("shards", drop_from_shard, rf"1 weight \({QUERY}\) missing"),
+    "not in the shard that the index names": (
+        "shards",
+        drop_from_shard,
+        rf"1 weight \({QUERY}\) missing",
+    ),
     "a shard that is not there": (
         "shards",
         lambda folder: next(folder.glob("model-00002*.safetensors")).unlink(),
@@ -92,7 +104,9 @@ INCOMPLETE = {
 
 @pytest.mark.parametrize("case", INCOMPLETE)
 def test_a_checkpoint_that_lacks_weights_is_refused(saved, tmp_path, case):
-    """Evaluated with random weights in their place, it gave another perplexity each time, and exit status 0."""
+    """Evaluated with random weights in their place, it gave another perplexity each time, and exit
+    status 0.
+    """
     kind, damage, words = INCOMPLETE[case]
     folder = tmp_path / "model"
     shutil.copytree(saved / kind, folder)
@@ -123,7 +137,9 @@ def test_tied_weights_need_not_be_there_twice(saved, tmp_path, head):
         without("lm_head.weight")(folder)
     else:
         change_weights(
-            lambda weights: weights.update({"lm_head.weight": weights["model.embed_tokens.weight"].clone()})
+            lambda weights: weights.update(
+                {"lm_head.weight": weights["model.embed_tokens.weight"].clone()}
+            )
         )(folder)
     model, tokenizer = models.load(folder, device="cpu")
     assert model.lm_head.weight is model.model.embed_tokens.weight
@@ -138,7 +154,9 @@ def test_a_body_with_tied_embeddings_is_whole(tmp_path):
     model.model.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     loaded, _ = models.load(tmp_path, device="cpu")
-    for (name, ours), (_, theirs) in zip(loaded.named_parameters(), model.named_parameters(), strict=True):
+    for (name, ours), (_, theirs) in zip(
+        loaded.named_parameters(), model.named_parameters(), strict=True
+    ):
         assert torch.equal(ours, theirs), name
 
 
@@ -166,8 +184,12 @@ def test_adapters_beside_the_weights_below_them(saved, tmp_path, dtype):
     folder = tmp_path / "model"
     shutil.copytree(saved / "whole", folder)
     torch.manual_seed(1)
-    settings = peft.LoraConfig(target_modules=["q_proj"], init_lora_weights=False, task_type="CAUSAL_LM")
-    peft.get_peft_model(build_model(len(build_tokenizer(bos=True))), settings).save_pretrained(folder)
+    settings = peft.LoraConfig(
+        target_modules=["q_proj"], init_lora_weights=False, task_type="CAUSAL_LM"
+    )
+    peft.get_peft_model(build_model(len(build_tokenizer(bos=True))), settings).save_pretrained(
+        folder
+    )
     model, _ = models.load(folder, device="cpu", dtype=dtype)
     import transformers
 
@@ -180,9 +202,14 @@ def test_adapters_beside_the_weights_below_them(saved, tmp_path, dtype):
     weights = load_file(folder / "adapter_model.safetensors")
     removed = next(iter(weights))
     save_file(
-        {k: v for k, v in weights.items() if k != removed}, folder / "adapter_model.safetensors", {"format": "pt"}
+        {k: v for k, v in weights.items() if k != removed},
+        folder / "adapter_model.safetensors",
+        {"format": "pt"},
     )
-    with pytest.raises(InputError, match="of the adapters in the checkpoint, got 1 weight .*q_proj.lora_A.* missing"):
+    with pytest.raises(
+        InputError,
+        match="of the adapters in the checkpoint, got 1 weight .*q_proj.lora_A.* missing",
+    ):
         models.load(folder, device="cpu")
     save_file(weights, folder / "adapter_model.safetensors", {"format": "pt"})
     without(DOWN)(folder)

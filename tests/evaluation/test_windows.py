@@ -1,4 +1,6 @@
-"""Windows: each position but the first scored exactly once, its predecessor in sight, never more than the context."""
+"""Windows: each position but the first scored exactly once, its predecessor in sight, never more
+than the context.
+"""
 
 import pytest
 
@@ -41,7 +43,8 @@ def test_rolling_windows_score_every_position_exactly_once(length, context_lengt
     windows = list(rolling_windows(length, context_length, context_length))
     scored = [position for w in windows for position in range(w.first_scored, w.end)]
     assert scored == list(range(1, length))
-    # The model reads [begin, end − 1): never more than the context, and all of it wherever there is that much.
+    # The model reads [begin, end − 1): never more than the context, and all of it wherever there is
+    # that much.
     assert all(w.end - 1 - w.begin == min(context_length, w.end - 1) for w in windows)
 
 

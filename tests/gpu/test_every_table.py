@@ -1,4 +1,6 @@
-"""Every table of the kernels and losses again, compiled: their `device` is the GPU where there is one."""
+"""Every table of the kernels and losses again, compiled: their `device` is the GPU where there is
+one.
+"""
 
 import pytest
 import torch
@@ -35,17 +37,23 @@ for module in (
             globals()[f"{module.__name__}_{name.removeprefix('test_')}"] = function
 
 
-@pytest.mark.parametrize("reduction", ["mean", "none"])  # gradients made with the loss, and logits recomputed
+# gradients made with the loss, and logits recomputed
+@pytest.mark.parametrize("reduction", ["mean", "none"])
 def test_a_training_step_in_a_cuda_graph(reduction):
     """Nothing on the way waits for the device: a step is captured and replayed on other values."""
     import perplexity
 
     shapes = dict(hidden=(64, 128), weight=(1000, 128))
-    leaves = [torch.randn(*shape, device="cuda", dtype=torch.bfloat16, requires_grad=True) for shape in shapes.values()]
+    leaves = [
+        torch.randn(*shape, device="cuda", dtype=torch.bfloat16, requires_grad=True)
+        for shape in shapes.values()
+    ]
     target = torch.randint(0, 1000, (64,), device="cuda")
 
     def step():
-        loss = perplexity.linear_cross_entropy(*leaves, target, label_smoothing=0.1, reduction=reduction).sum()
+        loss = perplexity.linear_cross_entropy(
+            *leaves, target, label_smoothing=0.1, reduction=reduction
+        ).sum()
         return loss, *torch.autograd.grad(loss, leaves)
 
     side = torch.cuda.Stream()

@@ -15,9 +15,24 @@ RUNS = {
     "trainer.py": ((), ("--steps", "40"), r"perplexity ([\d.]+) of all tokens; \S+", 40.0),
     "plain_loop.py": ((), ("--steps", "60"), r"validation loss ([\d.]+) nats a byte; \S+", 4.0),
     "policy_gradient.py": ((), ("--steps", "2"), r"step 2: reward ([\d.]+)", 1.0),
-    "distillation.py": ((), ("--steps", "30"), r"step 30: KL divergence from the teacher ([\d.]+)", 1.0),
-    "data_parallel.py": (LAUNCHED, ("--steps", "30", "--fsdp"), r"perplexity ([\d.]+) a byte over 2 ranks", 60.0),
-    "accelerate_loop.py": ((), ("--steps", "30"), r"perplexity ([\d.]+) a byte over 1 processes", 60.0),
+    "distillation.py": (
+        (),
+        ("--steps", "30"),
+        r"step 30: KL divergence from the teacher ([\d.]+)",
+        1.0,
+    ),
+    "data_parallel.py": (
+        LAUNCHED,
+        ("--steps", "30", "--fsdp"),
+        r"perplexity ([\d.]+) a byte over 2 ranks",
+        60.0,
+    ),
+    "accelerate_loop.py": (
+        (),
+        ("--steps", "30"),
+        r"perplexity ([\d.]+) a byte over 1 processes",
+        60.0,
+    ),
 }
 
 

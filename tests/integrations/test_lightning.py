@@ -20,7 +20,10 @@ class Model(pl.LightningModule):
         super().__init__()
         torch.manual_seed(0)
         self.gives = gives
-        self.embedding, self.head = torch.nn.Embedding(VOCABULARY, 16), torch.nn.Linear(16, VOCABULARY, bias=False)
+        self.embedding, self.head = (
+            torch.nn.Embedding(VOCABULARY, 16),
+            torch.nn.Linear(16, VOCABULARY, bias=False),
+        )
 
     skips = more = False
 
@@ -34,7 +37,9 @@ class Model(pl.LightningModule):
     def validation_step(self, batch, _):
         tokens, labels = batch
         if self.gives == "nll":
-            return {"nll": token_nll(self.embedding(tokens), self.head.weight, labels)[labels != -100]}
+            return {
+                "nll": token_nll(self.embedding(tokens), self.head.weight, labels)[labels != -100]
+            }
         if self.gives in ("target", "unsaid"):
             nll = token_nll(self.embedding(tokens), self.head.weight, labels)
             return {"nll": nll} | ({"target": labels} if self.gives == "target" else {})
@@ -73,7 +78,9 @@ def test_perplexity_of_all_tokens(gives, tmp_path):
     assert run.callback_metrics["val_loss_token"].item() == pytest.approx(loss, rel=1e-5)
     assert run.callback_metrics["val_perplexity"].item() == pytest.approx(math.exp(loss), rel=1e-5)
     digest = callback.monitor.digest
-    assert len(digest.evaluations) == 2 and digest.evaluations[-1].loss == pytest.approx(loss, rel=1e-5)
+    assert len(digest.evaluations) == 2 and digest.evaluations[-1].loss == pytest.approx(
+        loss, rel=1e-5
+    )
     assert run.callback_metrics["train_perplexity"] < 2 * VOCABULARY
 
 
@@ -81,7 +88,9 @@ def test_the_monitor_stops_it(tmp_path):
     model = Model("mean")
     with torch.no_grad():
         model.head.weight.fill_(math.nan)
-    run = fit(model, PerplexityCallback(Monitor(stop_on="non-finite")), tmp_path, num_sanity_val_steps=0)
+    run = fit(
+        model, PerplexityCallback(Monitor(stop_on="non-finite")), tmp_path, num_sanity_val_steps=0
+    )
     assert run.global_step < 16 and run.should_stop
 
 

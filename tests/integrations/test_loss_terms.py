@@ -97,7 +97,10 @@ class Averaged(Parts):
         (Averaged, None),
         (Added, "some: expected 0, got 0.0001: Added adds to its token loss by `loss \\+="),
         (Inherits, "some: expected 0, got 0.0001"),
-        (InTraining, "model: expected the mean loss of next tokens alone, InTraining has `loss = torch.stack"),
+        (
+            InTraining,
+            "model: expected the mean loss of next tokens alone, InTraining has `loss = torch.stack",
+        ),
         (OfAnotherMethod, "has `return loss \\+ 1.0`"),
         (Keyword, "has `return dict\\(loss=found.loss \\* 2\\)`"),
         (Smoothed, "label_smoothing"),

@@ -32,7 +32,9 @@ except ImportError as error:
 )
 def test_the_extra_is_named(module, hidden, named):
     done = run(sys.executable, "-c", HIDE.format(module=module, hidden=hidden))
-    said = f"perplexity.integrations.{module}: needs {named}; install fused-perplexity[integrations]\n"
+    said = (
+        f"perplexity.integrations.{module}: needs {named}; install fused-perplexity[integrations]\n"
+    )
     assert (done.stdout, done.returncode) == (said, 0), done.stderr
 
 

@@ -1,4 +1,6 @@
-"""A transformers model with the fused loss over ranks, in real processes over gloo: loss and gradients equal one process's."""
+"""A transformers model with the fused loss over ranks, in real processes over gloo: loss and
+gradients equal one process's.
+"""
 
 import pytest
 import torch
@@ -34,10 +36,16 @@ def close(found, gradients):
 
 
 def share(rank, ranks):
-    """This rank's rows, and the number of labels that makes an average over ranks the mean over all."""
+    """This rank's rows, and the number of labels that makes an average over ranks the mean over
+    all.
+    """
     ids, labels = batch()
     mine = slice(rank * ROWS // ranks, (rank + 1) * ROWS // ranks)
-    return dict(input_ids=ids[mine], labels=labels[mine], num_items_in_batch=(labels[:, 1:] != -100).sum() / ranks)
+    return dict(
+        input_ids=ids[mine],
+        labels=labels[mine],
+        num_items_in_batch=(labels[:, 1:] != -100).sum() / ranks,
+    )
 
 
 def check(loss, ranks, whole):
@@ -78,11 +86,16 @@ def fully_sharded(rank, ranks):
     assert out.logits is None
     out.loss.backward()
     check(out.loss, ranks, whole)
-    close({name: parameter.grad.full_tensor() for name, parameter in model.named_parameters()}, gradients)
+    close(
+        {name: parameter.grad.full_tensor() for name, parameter in model.named_parameters()},
+        gradients,
+    )
 
 
 def vocabulary_parallel(rank, ranks):
-    """The head's rows over the ranks, as tensor parallelism has them: every rank has the same batch."""
+    """The head's rows over the ranks, as tensor parallelism has them: every rank has the same
+    batch.
+    """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_module
 
@@ -113,7 +126,10 @@ def metric(rank, ranks):
     assert reduced.call_count == 1
     tokens = sum(range(1, ranks + 1))
     assert found.state_dict() == dict(
-        nll=float(sum(r * (r + 1) for r in range(ranks))), tokens=tokens, bytes=sum(range(ranks)), words=2 * ranks
+        nll=float(sum(r * (r + 1) for r in range(ranks))),
+        tokens=tokens,
+        bytes=sum(range(ranks)),
+        words=2 * ranks,
     )
 
 

@@ -1,4 +1,6 @@
-"""PreTrainedModels of one's own under the fused loss: equal to their own loss in evaluation and in training, or refused."""
+"""PreTrainedModels of one's own under the fused loss: equal to their own loss in evaluation and in
+training, or refused.
+"""
 
 import pytest
 import torch
@@ -102,7 +104,9 @@ EQUAL = {
     "dictionary": dict(outputs_of=as_dict),
     "dropout between body and head": dict(logits_of=dropped),
     "a head called by parts": dict(logits_of=halves),
-    "a head called on other axes": dict(logits_of=lambda self, h: self.lm_head(h.transpose(0, 1)).transpose(0, 1)),
+    "a head called on other axes": dict(
+        logits_of=lambda self, h: self.lm_head(h.transpose(0, 1)).transpose(0, 1)
+    ),
 }
 
 
@@ -127,7 +131,9 @@ def test_equal_to_their_own_loss(methods, training):
 
 def of_sequences(self, logits, labels):
     """Return the mean of the sequences' means, which counts a short one's tokens more."""
-    return torch.stack([mean_loss(one[None], two[None]) for one, two in zip(logits, labels, strict=True)]).mean()
+    return torch.stack(
+        [mean_loss(one[None], two[None]) for one, two in zip(logits, labels, strict=True)]
+    ).mean()
 
 
 def without(token):
@@ -142,7 +148,11 @@ REFUSED = {
     "padding's id left out": (dict(loss_of=without(PAD)), "the mean loss of next tokens, "),
     "id 0 left out": (dict(loss_of=without(0)), "the mean loss of next tokens, "),
     "a factor on the loss in training": (
-        dict(loss_of=lambda self, logits, labels: mean_loss(logits, labels) * (1.3 if self.training else 1.0)),
+        dict(
+            loss_of=lambda self, logits, labels: (
+                mean_loss(logits, labels) * (1.3 if self.training else 1.0)
+            )
+        ),
         "the mean loss of next tokens in training",
     ),
     "a factor on the logits in training": (
@@ -153,13 +163,18 @@ REFUSED = {
         dict(logits_of=lambda self, hidden: F.dropout(self.lm_head(hidden), 0.1, self.training)),
         "the mean loss of next tokens in training",
     ),
-    "no loss": (dict(forward=lambda self, input_ids, labels=None: Model.forward(self, input_ids)), "expected a loss"),
+    "no loss": (
+        dict(forward=lambda self, input_ids, labels=None: Model.forward(self, input_ids)),
+        "expected a loss",
+    ),
 }
 
 
 @pytest.mark.parametrize(("methods", "message"), REFUSED.values(), ids=REFUSED)
 def test_refused_where_their_loss_is_another(methods, message):
-    """The check was of one sequence, in evaluation, without special tokens among its labels: all of these passed it."""
+    """The check was of one sequence, in evaluation, without special tokens among its labels: all of
+    these passed it.
+    """
     model = own(**methods)
     with pytest.raises(InputError, match=message):
         use_fused_loss(model)
@@ -170,10 +185,15 @@ def test_the_check_leaves_the_model_and_the_random_numbers_alone():
     model = own()
     model.body.norm = nn.BatchNorm1d(SIZE)
     model.body.forward = lambda input_ids: (
-        model.body.norm(3 * model.body.recurrence(model.body.embedding(input_ids))[0].transpose(1, 2)).transpose(1, 2),
+        model.body.norm(
+            3 * model.body.recurrence(model.body.embedding(input_ids))[0].transpose(1, 2)
+        ).transpose(1, 2),
     )
     model.body.norm.eval()
-    before, state = {name: value.clone() for name, value in model.state_dict().items()}, torch.get_rng_state()
+    before, state = (
+        {name: value.clone() for name, value in model.state_dict().items()},
+        torch.get_rng_state(),
+    )
     use_fused_loss(model).undo()
     assert torch.equal(torch.get_rng_state(), state)
     for name, value in model.state_dict().items():
@@ -191,7 +211,9 @@ def test_heads_that_end_in_another_layer(head):
     """A norm's one-dimensional weight was an IndexError; an Identity was a small vocabulary."""
     model = own()
     model.lm_head = head()
-    with pytest.raises(InputError, match=r"model: expected a last linear layer with a weight \[V, D\]"):
+    with pytest.raises(
+        InputError, match=r"model: expected a last linear layer with a weight \[V, D\]"
+    ):
         use_fused_loss(model)
 
 
@@ -202,4 +224,6 @@ def test_an_input_embedding_that_is_the_head():
     ids = torch.arange(24).view(2, 12)
     expected = model(input_ids=ids, labels=ids).loss
     with use_fused_loss(model):
-        torch.testing.assert_close(model(input_ids=ids, labels=ids).loss, expected, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(
+            model(input_ids=ids, labels=ids).loss, expected, rtol=1e-5, atol=1e-5
+        )

@@ -1,4 +1,6 @@
-"""The metric beside torchmetrics' and torcheval's own, in collections, checkpoints and over ranks."""
+"""The metric beside torchmetrics' and torcheval's own, in collections, checkpoints and over
+ranks.
+"""
 
 import math
 import os
@@ -31,7 +33,11 @@ def test_equal_to_torchmetrics_and_torcheval(ignored):
     from torcheval.metrics import Perplexity as Torcheval
 
     given = dict(ignore_index=-100) if ignored else {}
-    ours, theirs, evals = Perplexity(**given), torchmetrics.text.Perplexity(**given), Torcheval(**given)
+    ours, theirs, evals = (
+        Perplexity(**given),
+        torchmetrics.text.Perplexity(**given),
+        Torcheval(**given),
+    )
     nll = 0.0
     for logits, target in batches(ignored=ignored):
         for metric in (ours, theirs, evals):
@@ -45,7 +51,9 @@ def test_equal_to_torchmetrics_and_torcheval(ignored):
 
 
 def test_in_a_collection_and_a_checkpoint():
-    collection = torchmetrics.MetricCollection({"ours": Perplexity(-100), "theirs": torchmetrics.text.Perplexity(-100)})
+    collection = torchmetrics.MetricCollection(
+        {"ours": Perplexity(-100), "theirs": torchmetrics.text.Perplexity(-100)}
+    )
     for logits, target in batches():
         collection.update(logits, target)
     found = collection.compute()
@@ -64,11 +72,18 @@ def test_in_a_collection_and_a_checkpoint():
 
 def test_nll_without_logits():
     metric = Perplexity()
-    metric.update_nll(torch.tensor([[1.0, 2.0], [math.nan, 3.0]]), torch.tensor([[True, True], [False, True]]))
+    metric.update_nll(
+        torch.tensor([[1.0, 2.0], [math.nan, 3.0]]), torch.tensor([[True, True], [False, True]])
+    )
     metric.update_nll(torch.tensor([2.0]))
-    assert metric.compute().item() == pytest.approx(math.exp(2.0)) and metric.compute().dtype == torch.float64
+    assert (
+        metric.compute().item() == pytest.approx(math.exp(2.0))
+        and metric.compute().dtype == torch.float64
+    )
     metric.update_nll(torch.full((4,), 4.0))
-    assert metric.compute().item() == pytest.approx(math.exp(3.0)), "what was computed before is not kept"
+    assert metric.compute().item() == pytest.approx(math.exp(3.0)), (
+        "what was computed before is not kept"
+    )
     assert metric.update_count == 3
     with pytest.raises(InputError, match="mask: expected the shape of nll"):
         metric.update_nll(torch.ones(2, 3), torch.ones(3, dtype=torch.bool))
@@ -115,10 +130,17 @@ def test_over_ranks(tmp_path):
     for logits, target in batches():
         metric.update(logits, target)
     # Ranks meet in a file: a port that was free a moment ago may be another process's by now.
-    code = RANK.format(path=[os.path.dirname(__file__), *sys.path], meeting=f"file://{tmp_path}/meeting")
+    code = RANK.format(
+        path=[os.path.dirname(__file__), *sys.path], meeting=f"file://{tmp_path}/meeting"
+    )
     environment = os.environ | {"GLOO_SOCKET_IFNAME": "lo"}
     ranks = [
-        subprocess.Popen([sys.executable, "-c", code, str(rank)], env=environment, stdout=subprocess.PIPE, text=True)
+        subprocess.Popen(
+            [sys.executable, "-c", code, str(rank)],
+            env=environment,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
         for rank in range(2)
     ]
     said = [float(rank.communicate(timeout=HANG)[0].split()[-1]) for rank in ranks]

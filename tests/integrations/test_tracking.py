@@ -31,11 +31,15 @@ def test_tensorboard(tmp_path):
         tracker = TensorBoardTracker(writer)
         monitor = Monitor(on_finding=tracker.finding, stop_on="danger")
         for step in range(1, 4):
-            tracker.log(step, train_loss=3.0 / step, val_loss=3.5 / step if step == 3 else None, lr=0.1)
+            tracker.log(
+                step, train_loss=3.0 / step, val_loss=3.5 / step if step == 3 else None, lr=0.1
+            )
             monitor.log(step, train_loss=math.nan if step == 3 else 3.0 / step)
     events = EventAccumulator(str(tmp_path))
     events.Reload()
-    assert {"train/loss", "train/perplexity", "eval/loss", "eval/perplexity"} <= set(events.Tags()["scalars"])
+    assert {"train/loss", "train/perplexity", "eval/loss", "eval/perplexity"} <= set(
+        events.Tags()["scalars"]
+    )
     assert [event.value for event in events.Scalars("train/perplexity")] == pytest.approx(
         [math.exp(3 / s) for s in (1, 2, 3)]
     )
@@ -64,4 +68,6 @@ def test_wandb_offline(tmp_path, monkeypatch):
     assert alerts == [dict(title="spike", text="a jump. look", level="ERROR")]
     (path,) = tmp_path.glob("wandb/offline-run-*/*.wandb")
     history = read_history(path)
-    assert history.arrays()[0].tolist() == [1, 2, 3] and history.digest().evaluations[-1].loss == pytest.approx(3.5 / 3)
+    assert history.arrays()[0].tolist() == [1, 2, 3] and history.digest().evaluations[
+        -1
+    ].loss == pytest.approx(3.5 / 3)

@@ -1,4 +1,6 @@
-"""Models of transformers with the fused loss: the same loss and gradients as their own, whatever surrounds them."""
+"""Models of transformers with the fused loss: the same loss and gradients as their own, whatever
+surrounds them.
+"""
 
 import copy
 import math
@@ -39,7 +41,9 @@ def close(one, other, tolerance=1e-5):
     assert one.keys() == other.keys()
     largest = max(gradient.abs().max() for gradient in one.values())
     for name in one:
-        torch.testing.assert_close(one[name], other[name], atol=tolerance * largest, rtol=tolerance, msg=name)
+        torch.testing.assert_close(
+            one[name], other[name], atol=tolerance * largest, rtol=tolerance, msg=name
+        )
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -51,10 +55,15 @@ def test_every_family(family):
     assert fused.logits is None and own.logits is not None
     torch.testing.assert_close(fused.loss, own.loss, atol=1e-6, rtol=1e-6)
     close(gradients, others)
-    assert model(input_ids=batch()["input_ids"]).logits.shape == (2, 12, VOCABULARY)  # without labels as before
+    # without labels as before
+    assert model(input_ids=batch()["input_ids"]).logits.shape == (2, 12, VOCABULARY)
     handle.undo()
     again, _ = step(model)
-    assert torch.equal(again.loss, own.loss) and again.logits is not None and "forward" not in vars(model)
+    assert (
+        torch.equal(again.loss, own.loss)
+        and again.logits is not None
+        and "forward" not in vars(model)
+    )
 
 
 @pytest.mark.parametrize(
@@ -62,7 +71,9 @@ def test_every_family(family):
     [
         pytest.param(dict(num_items_in_batch=torch.tensor(7)), id="items-tensor"),
         pytest.param(dict(num_items_in_batch=7), id="items-number"),
-        pytest.param(dict(labels=torch.full((2, 12), -100), num_items_in_batch=3), id="all-ignored"),
+        pytest.param(
+            dict(labels=torch.full((2, 12), -100), num_items_in_batch=3), id="all-ignored"
+        ),
         pytest.param(dict(shift_labels=torch.arange(24).view(2, 12)), id="shifted"),
         pytest.param(dict(output_hidden_states=True, use_cache=True), id="other-outputs"),
     ],
@@ -75,14 +86,20 @@ def test_what_a_trainer_gives(given):
     torch.testing.assert_close(fused.loss, own.loss, atol=1e-6, rtol=1e-6)
     close(gradients, others)
     if "output_hidden_states" in given:
-        assert len(fused.hidden_states) == len(own.hidden_states) and fused.past_key_values is not None
+        assert (
+            len(fused.hidden_states) == len(own.hidden_states) and fused.past_key_values is not None
+        )
 
 
 def test_positional_arguments_and_tuples():
     model, given = build_model(VOCABULARY), batch()
-    own = model(given["input_ids"], given["attention_mask"], labels=given["labels"], return_dict=False)
+    own = model(
+        given["input_ids"], given["attention_mask"], labels=given["labels"], return_dict=False
+    )
     with use_fused_loss(model):
-        fused = model(given["input_ids"], given["attention_mask"], labels=given["labels"], return_dict=False)
+        fused = model(
+            given["input_ids"], given["attention_mask"], labels=given["labels"], return_dict=False
+        )
     assert isinstance(fused, tuple)
     torch.testing.assert_close(fused[0], own[0])
 
@@ -141,11 +158,15 @@ def test_a_copy_has_its_own():
             other.lm_head.weight.mul_(2.0)
         assert not torch.isclose(other(**batch()).loss, model(**batch()).loss)
         assert set(model.state_dict()) == set(build_model(VOCABULARY).state_dict())
-        assert model.generate(batch()["input_ids"][:1], max_new_tokens=2, do_sample=False).shape == (1, 14)
+        assert model.generate(
+            batch()["input_ids"][:1], max_new_tokens=2, do_sample=False
+        ).shape == (1, 14)
 
 
 def test_a_forward_that_was_wrapped_since_falls_through():
-    """accelerate wraps forward for mixed precision: undone underneath, the model's own loss is back."""
+    """accelerate wraps forward for mixed precision: undone underneath, the model's own loss is
+    back.
+    """
     model = build_model(VOCABULARY)
     handle = use_fused_loss(model)
     inner = model.forward
@@ -174,7 +195,8 @@ def test_what_is_not_supported_is_refused_by_name():
     with pytest.raises(InputError, match="model: expected"):
         use_fused_loss(torch.nn.Linear(2, 2))
     model = build_model(VOCABULARY)
-    model.lm_head.register_forward_hook(lambda module, given, out: out + 1.5 * out.sin())  # a rule nobody declared
+    # a rule nobody declared
+    model.lm_head.register_forward_hook(lambda module, given, out: out + 1.5 * out.sin())
     with pytest.raises(InputError, match="own logits differ"):
         use_fused_loss(model)
 
@@ -192,7 +214,11 @@ def test_a_loss_that_does_not_shift(family, tmp_path):
     )  # fmt: skip
     model = getattr(transformers, f"{family}ForCausalLM")(config)
     mask = {} if family != "Whisper" else dict(attention_mask=None)
-    cases = [mask, mask | dict(num_items_in_batch=7), mask | dict(shift_labels=batch()["labels"].roll(1))]
+    cases = [
+        mask,
+        mask | dict(num_items_in_batch=7),
+        mask | dict(shift_labels=batch()["labels"].roll(1)),
+    ]
     own = [step(model, **given) for given in cases]
     run = trainer(model, tmp_path, max_steps=1, learning_rate=0.0)
     callback = PerplexityCallback().attach(run)
@@ -263,11 +289,17 @@ def forward(self, *args, **given):
     ("term", "message"),
     [
         pytest.param("1e-5 * z.logsumexp(-1).pow(2).mean()", "expected the mean loss", id="z-loss"),
-        pytest.param("1e-1 * (z - z.detach()).pow(1)[..., 0].mean()", "expected the gradient", id="gradient alone"),
+        pytest.param(
+            "1e-1 * (z - z.detach()).pow(1)[..., 0].mean()",
+            "expected the gradient",
+            id="gradient alone",
+        ),
     ],
 )
 def test_terms_without_source_code_are_found_by_comparison(dtype, term, message):
-    """The loss is compared with that of the same logits in float32, where 16 bits do not hide a term."""
+    """The loss is compared with that of the same logits in float32, where 16 bits do not hide a
+    term.
+    """
     model = build_model(VOCABULARY).to(dtype)
     found = dict(base=type(model))
     exec(ADDED.format(term=term), found)  # code without a file
@@ -278,7 +310,9 @@ def test_terms_without_source_code_are_found_by_comparison(dtype, term, message)
 
 
 def test_a_float32_head_on_a_16_bit_body():
-    """Log-probabilities of reinforcement learning: the body rounds the gradient that the head gives it."""
+    """Log-probabilities of reinforcement learning: the body rounds the gradient that the head gives
+    it.
+    """
     model = build("llama", VOCABULARY).to(torch.bfloat16)
     head = model.lm_head.float()
     head.forward = lambda hidden: torch.nn.functional.linear(hidden.float(), head.weight)
@@ -303,7 +337,9 @@ def test_another_adapter_on_the_head_is_refused(kind):
     import peft
 
     options = dict(
-        IA3Config=dict(feedforward_modules=["lm_head"]), LoHaConfig=dict(r=2), LoraConfig=dict(r=2, lora_bias=True)
+        IA3Config=dict(feedforward_modules=["lm_head"]),
+        LoHaConfig=dict(r=2),
+        LoraConfig=dict(r=2, lora_bias=True),
     )
     config = getattr(peft, kind)(target_modules=["lm_head"], **options[kind])
     with pytest.raises(InputError, match="expected plain LoRA on the head"):
@@ -314,7 +350,9 @@ def test_another_adapter_on_the_head_is_refused(kind):
 def test_adapters_of_the_head_that_are_refused(option):
     import peft
 
-    model = peft.get_peft_model(build_model(VOCABULARY), peft.LoraConfig(r=2, target_modules=["lm_head"], **option))
+    model = peft.get_peft_model(
+        build_model(VOCABULARY), peft.LoraConfig(r=2, target_modules=["lm_head"], **option)
+    )
     with pytest.raises(InputError, match=next(iter(option))):
         use_fused_loss(model.train())
 
@@ -324,7 +362,9 @@ class Rows(torch.utils.data.Dataset):
 
     def __init__(self, count, seed):
         generator = torch.Generator().manual_seed(seed)
-        successors = torch.randint(VOCABULARY, (VOCABULARY, 4), generator=torch.Generator().manual_seed(9))
+        successors = torch.randint(
+            VOCABULARY, (VOCABULARY, 4), generator=torch.Generator().manual_seed(9)
+        )
         self.rows = []
         for number in range(count):
             ids = [int(torch.randint(VOCABULARY, (), generator=generator))]
@@ -352,7 +392,9 @@ def trainer(model, folder, *callbacks, kind=None, given=None, **options):
     )  # fmt: skip
     arguments = transformers.TrainingArguments(str(folder), **usual | options)
     data = dict(train_dataset=Rows(24, 0), eval_dataset=Rows(8, 1)) | (given or {})
-    return (kind or transformers.Trainer)(model=model, args=arguments, callbacks=list(callbacks), **data)
+    return (kind or transformers.Trainer)(
+        model=model, args=arguments, callbacks=list(callbacks), **data
+    )
 
 
 def token_loss(model, rows, shift=1):
@@ -403,18 +445,26 @@ def test_the_callback_counts_tokens(tmp_path, fused, attached):
     exact = token_loss(model, run.eval_dataset.rows)
     assert metrics["eval_token_loss"] == pytest.approx(exact, rel=1e-5)
     assert metrics["eval_perplexity"] == pytest.approx(math.exp(exact), rel=1e-5)
-    assert abs(metrics["eval_loss"] - metrics["eval_token_loss"]) > 1e-3, "batch means are not what is wanted here"
+    assert abs(metrics["eval_loss"] - metrics["eval_token_loss"]) > 1e-3, (
+        "batch means are not what is wanted here"
+    )
     history = [row for row in run.state.log_history if "eval_perplexity" in row]
     assert [row["step"] for row in history] == [3, 6, 6]
     assert all(
-        row["perplexity"] == pytest.approx(math.exp(row["loss"])) for row in run.state.log_history if "loss" in row
+        row["perplexity"] == pytest.approx(math.exp(row["loss"]))
+        for row in run.state.log_history
+        if "loss" in row
     )
     assert any("eval_perplexity" in logs for logs in seen) == attached
     digest = callback.monitor.digest
     assert [evaluation.step for evaluation in digest.evaluations] == [3, 6, 6]
 
 
-CUSTOM = dict(compute_loss_func=lambda outputs, labels, num_items_in_batch=None: outputs.logits.square().mean())
+CUSTOM = dict(
+    compute_loss_func=lambda outputs, labels, num_items_in_batch=None: (
+        outputs.logits.square().mean()
+    )
+)
 ROUTER = dict(output_router_logits=True, router_aux_loss_coef=0.5)
 
 
@@ -434,13 +484,17 @@ class AddsFive(__import__("transformers").Trainer):
     ],
 )
 def test_perplexity_is_of_token_losses_alone(tmp_path, family, config, kind, given, options):
-    """exp of the loss that trains, with a router's term or smoothed labels in it, was called perplexity."""
+    """exp of the loss that trains, with a router's term or smoothed labels in it, was called
+    perplexity.
+    """
     model = build(family, VOCABULARY)
     for name, value in config.items():
         setattr(model.config, name, value)
     model.router_aux_loss_coef = config.get("router_aux_loss_coef")
     callback = PerplexityCallback()
-    run = trainer(model, tmp_path, kind=kind, given=given, max_steps=1, learning_rate=0.0, **options)
+    run = trainer(
+        model, tmp_path, kind=kind, given=given, max_steps=1, learning_rate=0.0, **options
+    )
     callback.attach(run).attach(run)
     seen, collate = [], run.data_collator
     run.data_collator = lambda rows: seen.extend(rows) or collate(rows)
@@ -453,11 +507,16 @@ def test_perplexity_is_of_token_losses_alone(tmp_path, family, config, kind, giv
     # The learning rate is 0, so the weights are those of the step: one of two batches of two.
     row = next(row for row in run.state.log_history if "loss" in row)
     assert row["perplexity"] == pytest.approx(math.exp(token_loss(model, seen)), rel=1e-5)
-    assert len(seen) == 4 and callback.monitor.digest.evaluations[-1].loss == metrics["eval_token_loss"]
+    assert (
+        len(seen) == 4
+        and callback.monitor.digest.evaluations[-1].loss == metrics["eval_token_loss"]
+    )
 
 
 def test_labels_that_the_callback_cannot_see(tmp_path):
-    run = trainer(build_model(VOCABULARY), tmp_path, PerplexityCallback(), label_smoothing_factor=0.3)
+    run = trainer(
+        build_model(VOCABULARY), tmp_path, PerplexityCallback(), label_smoothing_factor=0.3
+    )
     with pytest.warns(UserWarning, match="no eval_perplexity is logged: no labels reach .*attach"):
         assert "eval_perplexity" not in run.evaluate()
 
@@ -516,7 +575,11 @@ def test_the_callback_measures_this_evaluation_of_this_model(tmp_path):
     other(**batch())
     found = run.evaluate()
     clean = trainer(other, tmp_path, PerplexityCallback()).evaluate()
-    assert found["eval_perplexity"] == clean["eval_perplexity"] != first.evaluate().get("eval_perplexity")
+    assert (
+        found["eval_perplexity"]
+        == clean["eval_perplexity"]
+        != first.evaluate().get("eval_perplexity")
+    )
     nothing = [dict(row, labels=torch.full((16,), -100)) for row in Rows(2, 5).rows]
     assert "eval_perplexity" not in run.evaluate(nothing)
 

@@ -9,7 +9,15 @@ import processes
 import pytest
 
 pytest.importorskip("triton")
-from perplexity.kernels.compile_check import FEATURES, SHARED_KIB, TARGETS, Case, Compiled, cases, valid_cases
+from perplexity.kernels.compile_check import (
+    FEATURES,
+    SHARED_KIB,
+    TARGETS,
+    Case,
+    Compiled,
+    cases,
+    valid_cases,
+)
 from perplexity.kernels.fingerprint import kernels_hash
 
 KERNELS = (
@@ -55,14 +63,17 @@ def test_a_covering_set_compiles_for_every_target(target, extent):
 def values(case):
     """What a case is made of, its operation's features present or absent among them."""
     features = {name: name in case.features for name in FEATURES[case.operation]}
-    return set({"target": case.target, "dtype": case.dtype, "layout": case.layout, **features}.items())
+    return set(
+        {"target": case.target, "dtype": case.dtype, "layout": case.layout, **features}.items()
+    )
 
 
 @pytest.mark.parametrize("operation", FEATURES)
 def test_the_covering_set_has_every_pair(operation):
     """Any two values that some valid case has together, some quick case has together."""
     valid, quick = (
-        [values(case) for case in chosen if case.operation == operation] for chosen in (valid_cases(), cases("quick"))
+        [values(case) for case in chosen if case.operation == operation]
+        for chosen in (valid_cases(), cases("quick"))
     )
     for pair in itertools.combinations(sorted(set().union(*valid), key=str), 2):
         assert any(map(set(pair).issubset, quick)) == any(map(set(pair).issubset, valid)), pair
@@ -80,7 +91,9 @@ def test_the_least_set_has_every_value():
 
 def test_the_committed_table_is_of_this_device_code():
     text = DOCUMENT.read_text()
-    assert kernels_hash() in text, "docs/compile-check.md is of other kernels: run `make compile-check`"
+    assert kernels_hash() in text, (
+        "docs/compile-check.md is of other kernels: run `make compile-check`"
+    )
     assert {(kernel, target) for kernel in KERNELS for target in TARGETS} <= table(text)
 
 
@@ -103,10 +116,17 @@ def test_every_feature_set_compiles_for_every_target():
 )
 def test_the_gate_can_fail(target, changes, words):
     good = dict(
-        registers=128, spilled_bytes=0, shared_bytes=SHARED_KIB[target] << 10, matrix_instructions=8, multiplies=True
+        registers=128,
+        spilled_bytes=0,
+        shared_bytes=SHARED_KIB[target] << 10,
+        matrix_instructions=8,
+        multiplies=True,
     )
     row = Compiled(
-        "kernel", case=Case("nll", target, "float32", "aligned", frozenset()), compilation="", **(good | changes)
+        "kernel",
+        case=Case("nll", target, "float32", "aligned", frozenset()),
+        compilation="",
+        **(good | changes),
     )
     failures = row.failures()
     assert (failures == []) if words is None else (len(failures) == 1 and words in failures[0])

@@ -21,7 +21,12 @@ def plan(backend, dtype, *, trains=False, bias=False, device="cpu", **options):
     hidden = torch.zeros(TOKENS, DIMENSION, dtype=dtype, device=device)
     weight = torch.zeros(VOCABULARY, DIMENSION, dtype=dtype, device=device, requires_grad=trains)
     return dispatch.plan(
-        Rule(), hidden, weight, hidden.new_zeros(VOCABULARY) if bias else None, backend=backend, **options
+        Rule(),
+        hidden,
+        weight,
+        hidden.new_zeros(VOCABULARY) if bias else None,
+        backend=backend,
+        **options,
     )
 
 
@@ -47,7 +52,8 @@ def test_the_ways_of_the_torch_backend(dtype, options, way):
         (HOPPER, BF16, STEP, AHEAD),
         (HOPPER, BF16, STEP | dict(bias=True), AHEAD),
         (AMPERE, BF16, STEP | dict(rounded=False), CHUNKED),
-        (AMPERE, BF16, STEP | dict(total=False), CHUNKED),  # one value a token: the backward says what it is worth
+        # one value a token: the backward says what it is worth
+        (AMPERE, BF16, STEP | dict(total=False), CHUNKED),
         (AMPERE, BF16, STEP | dict(trains=False), CHUNKED),
         (AMPERE, F16, STEP, CHUNKED),  # a loss scale comes with the backward
         (AMD, BF16, STEP, CHUNKED),

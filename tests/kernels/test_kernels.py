@@ -39,12 +39,21 @@ def test_linear_nll(case, backend, device):
 
 @pytest.mark.parametrize("case", [case for case in LINEAR if case.dtype != torch.float16], ids=str)
 def test_products_kept_where_the_gradient_will_be(case, device):
-    """Whatever was not written is NaN: nothing else may be read. 16-bit products are rounded, as they are where kept."""
+    """Whatever was not written is NaN: nothing else may be read. 16-bit products are rounded, as
+    they are where kept.
+    """
     rounded = case.dtype != torch.float32
     kept = torch.full(case.shape[1:], torch.nan, dtype=case.dtype, device=device)
     hidden = torch.empty((case.shape[0], case.shape[2]), dtype=case.dtype, device=device)
     rule = Rule(softcap=case.softcap, with_exp_shift=True)
-    plan = dispatch.plan(rule, hidden, kept.clone().requires_grad_(), backend="torch", rounded=rounded, **case.options)
+    plan = dispatch.plan(
+        rule,
+        hidden,
+        kept.clone().requires_grad_(),
+        backend="torch",
+        rounded=rounded,
+        **case.options,
+    )
     if plan.way != dispatch.KEPT:
         pytest.skip(f"no products of {case.dtype} on this CPU")
     check_linear(case, "torch", device, kept, way=plan.way, rounded=rounded, block=plan.block)
@@ -69,7 +78,9 @@ def test_linear_kl(case, backend, device):
 
 
 @pytest.mark.parametrize(
-    "case", [Case(dtype=torch.float64, bias=True, softcap=9.0), Case(dtype=torch.float64, scale=1e4)], ids=str
+    "case",
+    [Case(dtype=torch.float64, bias=True, softcap=9.0), Case(dtype=torch.float64, scale=1e4)],
+    ids=str,
 )
 def test_the_fallback_in_float64(case, device):
     check_linear(case, "torch", device)
@@ -80,7 +91,9 @@ def test_divergence_in_float64(device):
 
 
 def test_tiles_are_widened_by_the_interpreter_alone():
-    """On a device a 16-bit tile cast to float32 would leave the matrix unit's own 16-bit products."""
+    """On a device a 16-bit tile cast to float32 would leave the matrix unit's own 16-bit
+    products.
+    """
     from perplexity.kernels.gpu.launch import Target, widen_products
 
     assert widen_products(Target("interpreter", 0), torch.bfloat16)
@@ -99,7 +112,9 @@ def test_divergence_of_heads_in_two_dtypes(p, q, device):
     generator = torch.Generator().manual_seed(2)
     shapes, dtypes = ((7, 6), (19, 6), (19,), (7, 5), (19, 5), (19,)), (p,) * 3 + (q,) * 3
     leaves = [
-        torch.randn(shape, generator=generator, dtype=torch.float64).to(device, dtype).requires_grad_()
+        torch.randn(shape, generator=generator, dtype=torch.float64)
+        .to(device, dtype)
+        .requires_grad_()
         for shape, dtype in zip(shapes, dtypes, strict=True)
     ]
 
@@ -112,10 +127,13 @@ def test_divergence_of_heads_in_two_dtypes(p, q, device):
     log_q = (exact[3] @ exact[4].T + exact[5]).log_softmax(1)
     expected = (log_p.exp() * (log_p - log_q)).sum(1) * torch.linspace(0.5, 1.5, 7, device=device)
     got = divergence(*leaves)
-    # Of each side its own inputs' rounding: products are float32 at least, gradients in the leaf's dtype.
+    # Of each side its own inputs' rounding: products are float32 at least, gradients in the leaf's
+    # dtype.
     torch.testing.assert_close(got.double(), expected, rtol=1e-5, atol=1e-5)
     gradients = torch.autograd.grad(got.sum(), leaves)
-    for one, exactly, dtype in zip(gradients, torch.autograd.grad(expected.sum(), exact), dtypes, strict=True):
+    for one, exactly, dtype in zip(
+        gradients, torch.autograd.grad(expected.sum(), exact), dtypes, strict=True
+    ):
         assert one.dtype == dtype
         # The other side's products may be float32 where this side's are float64.
         bound = max(NARROW[dtype], 0.0 if p == q else NARROW[torch.float32])
@@ -126,14 +144,17 @@ def test_divergence_of_heads_in_two_dtypes(p, q, device):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("tokens", [1, 3, 100])
 def test_equal_rows_of_the_vocabulary_tie(tokens, dtype, backend, device):
-    """Untrained rows are copies of each other: a target among them, summed in another order, would rank behind them all."""
+    """Untrained rows are copies of each other: a target among them, summed in another order, would
+    rank behind them all.
+    """
     inputs = build(Case(shape=(tokens, 900, 123), dtype=dtype, ignored="none"), device)
     module = operators.implementation(backend)
     hidden, weight = inputs.hidden, inputs.weight[1:2].repeat(900, 1)
     weight[::7] = inputs.weight[::7]
     if backend == "triton" and device == "cpu":
-        # Interpreted, products are numpy's: in some of its BLAS kernels the order of a sum depends on the column. Sixteenths
-        # have exact sums in any order; compiled, the order itself is under test.
+        # Interpreted, products are numpy's: in some of its BLAS kernels the order of a sum depends
+        # on the column. Sixteenths have exact sums in any order; compiled, the order itself is
+        # under test.
         hidden, weight = ((16 * tensor).round().clamp(-64, 64) / 16 for tensor in (hidden, weight))
     head = hidden, weight, None, inputs.target
     _, above, best = module.linear_statistics(*head, module.target_logit(*head))
@@ -155,7 +176,9 @@ def test_equal_heads_have_no_divergence(backend, device):
         head = inputs.hidden, inputs.weight, inputs.bias
         rows = module.linear_kl(head, head)
         assert (divergence(rows) == 0).all()
-        gradients = module.linear_kl_grad(torch.ones(case.shape[0], device=device), rows, head, head)
+        gradients = module.linear_kl_grad(
+            torch.ones(case.shape[0], device=device), rows, head, head
+        )
         # p · (log p − log q − KL) and q − p are exact zeros.
         assert all((gradient == 0).all() for gradient in gradients if gradient is not None)
 
@@ -177,7 +200,8 @@ def test_a_token_does_not_depend_on_its_batch(device):
     forward, _ = implementation("triton")
     together = forward(inputs.hidden, inputs.weight, None, inputs.target)
     alone = forward(inputs.hidden[64:65], inputs.weight, None, inputs.target[64:65])
-    # Interpreted, a product is numpy's, which rounds by shape of the batch of tiles: equal tiles, equal bits.
+    # Interpreted, a product is numpy's, which rounds by shape of the batch of tiles: equal tiles,
+    # equal bits.
     assert torch.equal(alone[:, 0], together[:, 64])
 
 
@@ -203,7 +227,9 @@ def test_nan_and_inf_reach_the_loss(device):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("needs", [(True, False, False), (False, True, False), (False, False, True)])
+@pytest.mark.parametrize(
+    "needs", [(True, False, False), (False, True, False), (False, False, True)]
+)
 def test_only_the_gradients_asked_for(backend, needs, device):
     inputs = build(Case(bias=True), device)
     arguments = inputs.hidden, inputs.weight, inputs.bias, inputs.target
@@ -215,15 +241,23 @@ def test_only_the_gradients_asked_for(backend, needs, device):
         assert torch.equal(one, full) if asked else one is None
 
 
-@pytest.mark.parametrize("case", [case for case in LINEAR if not (case.bias or case.masked_bias)], ids=str)
+@pytest.mark.parametrize(
+    "case", [case for case in LINEAR if not (case.bias or case.masked_bias)], ids=str
+)
 def test_linear_nll_by_chunks_of_logits(case, device):
-    """The vendor's products and a row kernel: the same contract, several chunks of tokens, the last one shorter."""
+    """The vendor's products and a row kernel: the same contract, several chunks of tokens, the last
+    one shorter.
+    """
     from perplexity.kernels.gpu.linear_nll_chunked import linear_nll_chunked
 
     inputs = build(case, device)
-    rule = Rule(softcap=case.softcap, logit_scale=case.logit_scale, with_logit_sum=True, with_exp_shift=True)
+    rule = Rule(
+        softcap=case.softcap, logit_scale=case.logit_scale, with_logit_sum=True, with_exp_shift=True
+    )
     plan = Plan("triton", memory_limit=4 * case.shape[1] * 40)
-    sums = linear_nll_chunked(inputs.hidden, inputs.weight, inputs.target, inputs.class_weight, rule, plan)
+    sums = linear_nll_chunked(
+        inputs.hidden, inputs.weight, inputs.target, inputs.class_weight, rule, plan
+    )
     exact, _ = oracle(case, inputs, torch.float64)
     plain, _ = oracle(case, inputs, case.dtype)
     for name, value in derived(sums, True).items():
@@ -250,14 +284,29 @@ def test_which_way_a_gpu_takes(target, dtype, bias, limit, expected):
         torch.empty(8192, 64, dtype=dtype, device="meta"),
         torch.empty(50_304, 64, dtype=dtype, device="meta"),
     )
-    assert chunks_pay(Target(*target), hidden, weight, weight[:, 0] if bias else None, limit) == expected
+    assert (
+        chunks_pay(Target(*target), hidden, weight, weight[:, 0] if bias else None, limit)
+        == expected
+    )
 
 
 def test_the_policy_keeps_the_contract(device, monkeypatch):
     """Whichever way is taken, a bias or not: what the operator returns is the same to rounding."""
-    case = next(case for case in LINEAR if case.dtype == torch.float32 and not (case.bias or case.masked_bias))
+    case = next(
+        case
+        for case in LINEAR
+        if case.dtype == torch.float32 and not (case.bias or case.masked_bias)
+    )
     inputs = build(case, device)
-    arguments = inputs.hidden, inputs.weight, None, inputs.target, None, Rule(), Plan("triton", dispatch.OPEN)
+    arguments = (
+        inputs.hidden,
+        inputs.weight,
+        None,
+        inputs.target,
+        None,
+        Rule(),
+        Plan("triton", dispatch.OPEN),
+    )
     forward, _ = implementation("triton")
     fused = forward(*arguments)
     monkeypatch.setattr(dispatch, "chunks_pay", lambda *_: True)
@@ -265,7 +314,8 @@ def test_the_policy_keeps_the_contract(device, monkeypatch):
     assert fused.shape == chunked.shape
     for name in ("nll", "logsumexp"):
         pair = [
-            (row[MAX] - row[TARGET] if name == "nll" else row[MAX]) + row[SUM_EXP].log() for row in (fused, chunked)
+            (row[MAX] - row[TARGET] if name == "nll" else row[MAX]) + row[SUM_EXP].log()
+            for row in (fused, chunked)
         ]
         torch.testing.assert_close(*pair, rtol=1e-5, atol=1e-5, equal_nan=True)
 
@@ -286,7 +336,9 @@ def test_nll_alone_writes_three_planes_and_the_same_bits(layout, dtype, device):
     if device == "cpu":
         assert constants["DESCRIBED"] == (layout == "described")
     rules = [Rule(with_logit_sum=value, with_exp_shift=value) for value in (False, True)]
-    few, all_sums = (linear_nll.partials(hidden, weight, None, target, None, rule)[0] for rule in rules)
+    few, all_sums = (
+        linear_nll.partials(hidden, weight, None, target, None, rule)[0] for rule in rules
+    )
     assert few.shape[0] == 3 and all_sums.shape[0] == 5
     if device == "cpu":  # tiles of one size; compiled, more sums have smaller tiles
         assert torch.equal(few, all_sums[:3])
@@ -303,9 +355,13 @@ def places_kernel(places_ptr, N, spans, GROUP: tl.constexpr, BLOCK_N: tl.constex
     tl.store(places_ptr + 2 * tl.program_id(0) + 1, row)
 
 
-@pytest.mark.parametrize(("blocks", "spans", "short"), [(1, 1, 0), (1, 3, 31), (16, 2, 0), (17, 5, 31), (33, 3, 1)])
+@pytest.mark.parametrize(
+    ("blocks", "spans", "short"), [(1, 1, 0), (1, 3, 31), (16, 2, 0), (17, 5, 31), (33, 3, 1)]
+)
 def test_programs_cover_every_block_and_span_once(blocks, spans, short, device):
-    """A group of 16 blocks goes over one span after the other; the last group is smaller, and its last block may be."""
+    """A group of 16 blocks goes over one span after the other; the last group is smaller, and its
+    last block may be.
+    """
     places = torch.full((blocks * spans, 2), -1, device=device)
     places_kernel[(blocks * spans,)](places, 32 * blocks - short, spans, GROUP, 32)
     in_order = [
@@ -323,5 +379,7 @@ def test_chunks_of_tokens_cover_all_within_the_limit(limit):
 
     for tokens in (0, 1, 127, 128, 1000, 5000):
         chunks = token_chunks(tokens, 3 * SPAN, 12, limit)
-        assert [place for chunk in chunks for place in range(chunk.start, chunk.stop)] == list(range(tokens))
+        assert [place for chunk in chunks for place in range(chunk.start, chunk.stop)] == list(
+            range(tokens)
+        )
         assert all((chunk.stop - chunk.start) * 36 <= max(limit, 36) for chunk in chunks)

@@ -6,7 +6,9 @@ import pytest
 
 @pytest.fixture(scope="session")
 def training_curves():
-    """Files of real healthy runs, where the environment names their folder (continuous integration does)."""
+    """Files of real healthy runs, where the environment names their folder (continuous integration
+    does).
+    """
     folder = os.environ.get("PERPLEXITY_TRAINING_CURVES")
     if not folder:
         pytest.skip("PERPLEXITY_TRAINING_CURVES names no folder")

@@ -33,7 +33,9 @@ def runs(name: str) -> list[list[tuple[int, float, float | None]]]:
     found: dict[str, list] = {}
     for row in csv.DictReader(io.StringIO(text)):
         value = float(row["val_loss"]) if row["val_loss"] else None
-        found.setdefault(row["seed"], []).append((int(row["step"]), float(row["train_loss"]), value))
+        found.setdefault(row["seed"], []).append(
+            (int(row["step"]), float(row["train_loss"]), value)
+        )
     return list(found.values())
 
 
@@ -59,7 +61,9 @@ def told(name: str, rows) -> dict[str, str]:
 
 
 def first_told(name: str, rows) -> int | None:
-    """How many logged steps after its onset the fault was told, looked for at each evaluation and each 10 steps."""
+    """How many logged steps after its onset the fault was told, looked for at each evaluation and
+    each 10 steps.
+    """
     fault = FAULTS[name]
     digest = Digest()
     since = 0

@@ -1,7 +1,9 @@
-"""``python tests/monitor/record_faults.py``: small real training runs, healthy and with one fault each, into faults/.
+"""``python tests/monitor/record_faults.py``: small real training runs, healthy and with one fault
+each, into faults/.
 
-A two-layer transformer learns CPython's documentation with the fused loss; ten seeds a fault, a CSV a fault (gzip): seed, step,
-train_loss, val_loss. A quarter of an hour on 2 cores. What each is and which signals are right for it: ``FAULTS``.
+A two-layer transformer learns CPython's documentation with the fused loss; ten seeds a fault, a CSV
+a fault (gzip): seed, step, train_loss, val_loss. A quarter of an hour on 2 cores. What each is and
+which signals are right for it: ``FAULTS``.
 """
 
 from __future__ import annotations
@@ -29,7 +31,9 @@ ONSET = 300  # the step at which a fault begins that is not there from the start
 
 @dataclass(frozen=True)
 class Fault:
-    """``signals``: any of them is right; ``silent``: no finding above info is right; ``onset``: the step it begins at."""
+    """``signals``: any of them is right; ``silent``: no finding above info is right; ``onset``: the
+    step it begins at.
+    """
 
     signals: tuple[str, ...]
     words: str
@@ -40,30 +44,49 @@ class Fault:
 FAULTS = {
     "healthy": Fault((), "nothing is wrong", silent=True),
     "overfitting": Fault(("overfitting",), "2,500 tokens to train on"),
-    "rate-x100": Fault(("divergence", "spike"), "a learning rate 100 times too large from step 300 on", ONSET),
-    "rate-x100-start": Fault(("plateau", "divergence"), "a learning rate 100 times too large, from the start"),
+    "rate-x100": Fault(
+        ("divergence", "spike"), "a learning rate 100 times too large from step 300 on", ONSET
+    ),
+    "rate-x100-start": Fault(
+        ("plateau", "divergence"), "a learning rate 100 times too large, from the start"
+    ),
     "frozen-rate": Fault(("plateau",), "a learning rate that stays at 0 from step 300 on", ONSET),
     "contained": Fault(("leakage-suspected",), "validation text is in the training text, 16 times"),
     "contained-once": Fault(
-        (), "15 % of validation text is in the training text, once: curves cannot show it", silent=True
+        (),
+        "15 % of validation text is in the training text, once: curves cannot show it",
+        silent=True,
     ),
     "shuffled-labels": Fault(("plateau",), "labels are shuffled within the batch"),
-    "wrong-tokenizer": Fault(("worse-than-uniform",), "validation text is cut by another tokenizer"),
-    "repeated-data": Fault(("leakage-suspected",), "after a restart at step 300 the loader repeats 8 batches", ONSET),
+    "wrong-tokenizer": Fault(
+        ("worse-than-uniform",), "validation text is cut by another tokenizer"
+    ),
+    "repeated-data": Fault(
+        ("leakage-suspected",), "after a restart at step 300 the loader repeats 8 batches", ONSET
+    ),
     "nan": Fault(("non-finite",), "a weight becomes NaN at step 300", ONSET),
-    "corrupted-batch": Fault(("spike",), "the batches of steps 300 to 307 hold random tokens", ONSET),
+    "corrupted-batch": Fault(
+        ("spike",), "the batches of steps 300 to 307 hold random tokens", ONSET
+    ),
 }
 
 
 class Model(torch.nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.tokens, self.places = torch.nn.Embedding(VOCABULARY, WIDTH), torch.nn.Embedding(CONTEXT, WIDTH)
-        layer = torch.nn.TransformerEncoderLayer(WIDTH, 4, 4 * WIDTH, dropout=0.0, batch_first=True, norm_first=True)
+        self.tokens, self.places = (
+            torch.nn.Embedding(VOCABULARY, WIDTH),
+            torch.nn.Embedding(CONTEXT, WIDTH),
+        )
+        layer = torch.nn.TransformerEncoderLayer(
+            WIDTH, 4, 4 * WIDTH, dropout=0.0, batch_first=True, norm_first=True
+        )
         self.blocks = torch.nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
         self.norm = torch.nn.LayerNorm(WIDTH)
         self.head = torch.nn.Linear(WIDTH, VOCABULARY, bias=False)
-        self.register_buffer("mask", torch.nn.Transformer.generate_square_subsequent_mask(CONTEXT), persistent=False)
+        self.register_buffer(
+            "mask", torch.nn.Transformer.generate_square_subsequent_mask(CONTEXT), persistent=False
+        )
 
     def loss(self, batch: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         hidden = self.tokens(batch) + self.places.weight
@@ -80,12 +103,18 @@ def texts() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         [Path(module.__file__).read_text() for module in (csv, argparse, copy, io)], VOCABULARY
     )
     encode = lambda by, documents: torch.tensor(  # noqa: E731
-        [token for text in documents for token in by(text, add_special_tokens=False, verbose=False)["input_ids"]]
+        [
+            token
+            for text in documents
+            for token in by(text, add_special_tokens=False, verbose=False)["input_ids"]
+        ]
     )
     return encode(tokenizer, training), encode(tokenizer, validation), encode(other, validation)
 
 
-def run(name: str, seed: int, training: torch.Tensor, validation: torch.Tensor, other: torch.Tensor) -> list[tuple]:
+def run(
+    name: str, seed: int, training: torch.Tensor, validation: torch.Tensor, other: torch.Tensor
+) -> list[tuple]:
     """Rows (step, train_loss, val_loss or None) of one run."""
     torch.manual_seed(1000 + seed)
     generator = torch.Generator().manual_seed(seed)
@@ -110,7 +139,8 @@ def run(name: str, seed: int, training: torch.Tensor, validation: torch.Tensor, 
     restarted = name != "repeated-data"
     while step < steps:
         step += 1
-        if not restarted and step == ONSET + 20:  # it crashed, and goes on from the checkpoint of step 300
+        # it crashed, and goes on from the checkpoint of step 300
+        if not restarted and step == ONSET + 20:
             restarted, step = True, ONSET
             repeated = [draw(training, BATCH, generator) for _ in range(8)]
         constant = name in ("overfitting", "rate-x100-start")
@@ -126,7 +156,9 @@ def run(name: str, seed: int, training: torch.Tensor, validation: torch.Tensor, 
             batch = torch.randint(0, VOCABULARY, batch.shape, generator=generator)
         labels = batch[:, 1:]
         if name == "shuffled-labels":
-            labels = labels.flatten()[torch.randperm(labels.numel(), generator=generator)].view_as(labels)
+            labels = labels.flatten()[torch.randperm(labels.numel(), generator=generator)].view_as(
+                labels
+            )
         loss = model.loss(batch[:, :-1], labels)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -146,7 +178,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("names", nargs="*", default=list(FAULTS))
     options = parser.parse_args()
-    torch.set_num_threads(1)  # products this small are not worth sharing; give halves of the names to two processes
+    # products this small are not worth sharing; give halves of the names to two processes
+    torch.set_num_threads(1)
     FOLDER.mkdir(exist_ok=True)
     tokens = texts()
     for name in options.names:
@@ -155,7 +188,9 @@ def main() -> None:
         writer.writerow(("seed", "step", "train_loss", "val_loss"))
         for seed in range(SEEDS):
             for step, train, value in run(name, seed, *tokens):
-                writer.writerow((seed, step, f"{train:.4f}", "" if value is None else f"{value:.4f}"))
+                writer.writerow(
+                    (seed, step, f"{train:.4f}", "" if value is None else f"{value:.4f}")
+                )
         with gzip.GzipFile(FOLDER / f"{name}.csv.gz", "wb", mtime=0) as file:
             file.write(text.getvalue().encode())
         print(name, "last:", rows_of(text.getvalue()), file=sys.stderr, flush=True)

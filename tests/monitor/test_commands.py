@@ -1,4 +1,6 @@
-"""``ppl monitor`` and ``ppl report`` as processes: what they print and write, exit statuses, following a file that grows."""
+"""``ppl monitor`` and ``ppl report`` as processes: what they print and write, exit statuses,
+following a file that grows.
+"""
 
 import json
 import os
@@ -18,7 +20,13 @@ from perplexity.monitor.follower import Follower, NotYet
 from perplexity.monitor.history import feed
 
 # The least that a result file of ``ppl eval --json`` holds.
-RESULT = {"loss": 3.0, "tokens": 10, "per_document": [], "tokenizer_fingerprint": "a", "text_fingerprint": "b"}
+RESULT = {
+    "loss": 3.0,
+    "tokens": 10,
+    "per_document": [],
+    "tokenizer_fingerprint": "a",
+    "text_fingerprint": "b",
+}
 
 
 def csv_of(rows) -> str:
@@ -50,12 +58,16 @@ def folder(tmp_path_factory):
 )
 def test_verdict_and_exit_status(folder, tmp_path, ppl_here, name, options, status, verdict):
     out = tmp_path / "out.json"
-    done = ppl_here("monitor", folder / f"{name}.csv", "--vocabulary-size", 512, "--json", out, *options)
+    done = ppl_here(
+        "monitor", folder / f"{name}.csv", "--vocabulary-size", 512, "--json", out, *options
+    )
     assert done.returncode == status, done.stderr
     assert done.stdout.startswith(verdict)
     record = json.loads(out.read_text())
     assert record["verdict"] == verdict
-    assert {f["signal"] for f in record["findings"]} >= ({"overfitting"} if name == "overfitting" else set())
+    assert {f["signal"] for f in record["findings"]} >= (
+        {"overfitting"} if name == "overfitting" else set()
+    )
 
 
 @pytest.mark.parametrize(
@@ -69,14 +81,26 @@ def test_verdict_and_exit_status(folder, tmp_path, ppl_here, name, options, stat
         (["monitor", "healthy.csv", "--unit", "bans"], ["--unit"]),
         (["monitor", "absent.csv", "--follow"], ["absent.csv", "no such file"]),
         (["monitor", "healthy.csv", "--tag", "val_loss=typo"], ["tag", "typo"]),
-        (["monitor", "healthy.csv", "--follow", "--interval", "inf"], ["--interval", "a finite number"]),
-        (["monitor", "healthy.csv", "--follow", "--interval", "1e6"], ["--interval", "at most a day"]),
+        (
+            ["monitor", "healthy.csv", "--follow", "--interval", "inf"],
+            ["--interval", "a finite number"],
+        ),
+        (
+            ["monitor", "healthy.csv", "--follow", "--interval", "1e6"],
+            ["--interval", "at most a day"],
+        ),
         (["monitor", "nothing.jsonl", "--follow", "--polls", "1"], ["nothing.jsonl"]),
         (["report", "healthy.csv", "--png", "."], ["--png: expected a file, got the folder ."]),
-        (["report", "healthy.csv", "-o", "x.html", "--eval", "odd.json"], ["odd.json", "tokens is broken", "number"]),
+        (
+            ["report", "healthy.csv", "-o", "x.html", "--eval", "odd.json"],
+            ["odd.json", "tokens is broken", "number"],
+        ),
         (["report", "healthy.csv"], ["-o", "--png"]),
         (["report", "healthy.csv", "-o", "no/such.html"], ["--output", "existing folder"]),
-        (["report", "healthy.csv", "-o", "x.html", "--eval", "healthy.csv"], ["healthy.csv", "result file"]),
+        (
+            ["report", "healthy.csv", "-o", "x.html", "--eval", "healthy.csv"],
+            ["healthy.csv", "result file"],
+        ),
     ],
 )
 def test_bad_input_is_one_line_and_exit_status_2(folder, arguments, words, fails):
@@ -84,9 +108,11 @@ def test_bad_input_is_one_line_and_exit_status_2(folder, arguments, words, fails
 
 
 def test_a_file_that_grows_is_followed(tmp_path, ppl_here, monkeypatch):
-    """Half a line is written between two looks, then the rest, then an interruption ends the following.
+    """Half a line is written between two looks, then the rest, then an interruption ends the
+    following.
 
-    What is written stands where the command sleeps, so that each look has its own state of the file on any machine.
+    What is written stands where the command sleeps, so that each look has its own state of the file
+    on any machine.
     """
     path, told, out = tmp_path / "run.csv", tmp_path / "told", tmp_path / "out.json"
     text = csv_of(runs("overfitting")[0])
@@ -111,7 +137,12 @@ def test_a_file_that_grows_is_followed(tmp_path, ppl_here, monkeypatch):
 
     monkeypatch.setattr(Follower, "new", look)
     monkeypatch.setattr("perplexity.cli.monitor.time.sleep", sleep)
-    options = ["--json", out, "--on-finding", f'echo "$PPL_SIGNAL $PPL_SEVERITY $PPL_STEP" >> {told}']
+    options = [
+        "--json",
+        out,
+        "--on-finding",
+        f'echo "$PPL_SIGNAL $PPL_SEVERITY $PPL_STEP" >> {told}',
+    ]
     done = ppl_here("monitor", path, "--follow", "--interval", 0.1, "--fail-on", "danger", *options)
     assert done.returncode == 1, done.stderr
     assert slept == [0.1] * 4
@@ -119,14 +150,21 @@ def test_a_file_that_grows_is_followed(tmp_path, ppl_here, monkeypatch):
     whole = read_history(path)
     assert record["points"] == len(whole.train_step) and record["verdict"] == "unhealthy"
     assert [again for _, again in seen] == [True, False, False, False]
-    assert sum(rows for rows, _ in seen) == len(whole.train_step) and seen[1][0] and seen[2][0] and not seen[3][0]
+    assert (
+        sum(rows for rows, _ in seen) == len(whole.train_step)
+        and seen[1][0]
+        and seen[2][0]
+        and not seen[3][0]
+    )
     lines = told.read_text().splitlines()
     assert sum(line.startswith("overfitting danger") for line in lines) == 1
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
 def test_a_followed_file_is_reported_in_a_log_as_well(tmp_path, ppl_here, monkeypatch):
-    """Where no terminal redraws it, the view is printed when the diagnosis changes, and once more at the end."""
+    """Where no terminal redraws it, the view is printed when the diagnosis changes, and once more
+    at the end.
+    """
     path = tmp_path / "run.csv"
     lines = [
         "step,train_loss,val_loss",
@@ -143,20 +181,43 @@ def test_a_followed_file_is_reported_in_a_log_as_well(tmp_path, ppl_here, monkey
     monkeypatch.setattr("perplexity.cli.monitor.time.sleep", sleep)
     done = ppl_here("monitor", path, "--follow", "--polls", 3)
     assert done.returncode == 0, done.stderr
-    verdicts = [line.split()[0] for line in done.stdout.splitlines() if "health" in line and "of 100" in line]
+    verdicts = [
+        line.split()[0]
+        for line in done.stdout.splitlines()
+        if "health" in line and "of 100" in line
+    ]
     assert verdicts == ["healthy", "unhealthy"]
 
 
 def test_a_process_that_follows_ends_when_it_is_interrupted(folder, tmp_path):
-    """SIGINT ends the following with the last diagnosis; the command of the first finding says when to send it."""
+    """SIGINT ends the following with the last diagnosis; the command of the first finding says when
+    to send it.
+    """
     told, out = tmp_path / "told", tmp_path / "out.json"
     os.mkfifo(told)
     reader = os.open(told, os.O_RDONLY | os.O_NONBLOCK)
-    command = [sys.executable, "-m", "perplexity", "monitor", folder / "overfitting.csv", "--follow"]
-    options = ["--interval", "3600", "--fail-on", "danger", "--on-finding", f"echo $PPL_SIGNAL > {told}"]
-    # Tests that run in the background of a shell ignore SIGINT, and a process that they start would, too.
+    command = [
+        sys.executable,
+        "-m",
+        "perplexity",
+        "monitor",
+        folder / "overfitting.csv",
+        "--follow",
+    ]
+    options = [
+        "--interval",
+        "3600",
+        "--fail-on",
+        "danger",
+        "--on-finding",
+        f"echo $PPL_SIGNAL > {told}",
+    ]
+    # Tests that run in the background of a shell ignore SIGINT, and a process that they start
+    # would, too.
     heeds = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
-    process = subprocess.Popen([*command, *options, "--json", out], stdout=subprocess.PIPE, text=True, preexec_fn=heeds)
+    process = subprocess.Popen(
+        [*command, *options, "--json", out], stdout=subprocess.PIPE, text=True, preexec_fn=heeds
+    )
     try:
         assert select.select([reader], [], [], HANG)[0]
         process.send_signal(signal.SIGINT)
@@ -171,7 +232,9 @@ def test_a_process_that_follows_ends_when_it_is_interrupted(folder, tmp_path):
 @pytest.mark.parametrize("suffix", ["csv", "jsonl"])
 def test_a_whole_line_that_is_broken_ends_the_following(tmp_path, suffix):
     path = tmp_path / f"a.{suffix}"
-    path.write_text("step,train_loss\n1,3\n" if suffix == "csv" else '{"step": 1, "train_loss": 3}\n')
+    path.write_text(
+        "step,train_loss\n1,3\n" if suffix == "csv" else '{"step": 1, "train_loss": 3}\n'
+    )
     follower = Follower(path)
     follower.new()
     with path.open("a") as file:
@@ -197,7 +260,8 @@ def test_rows_read_as_they_come_are_the_file(tmp_path, suffix):
         text = csv_of(rows)
     else:
         text = "".join(
-            json.dumps({"step": s, "train_loss": t} | ({"val_loss": v} if v else {})) + "\n" for s, t, v in rows
+            json.dumps({"step": s, "train_loss": t} | ({"val_loss": v} if v else {})) + "\n"
+            for s, t, v in rows
         )
     follower, digest = Follower(path), Digest()
     for end in (300, 1000, 1001, 5000, len(text)):

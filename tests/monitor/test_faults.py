@@ -1,4 +1,6 @@
-"""Small real runs with one fault each (record_faults.py): the right signals in at least 9 of 10 seeds, and no others' silence."""
+"""Small real runs with one fault each (record_faults.py): the right signals in at least 9 of 10
+seeds, and no others' silence.
+"""
 
 import re
 from pathlib import Path

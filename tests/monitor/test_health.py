@@ -1,4 +1,6 @@
-"""The score falls with every finding, severity and validation loss that is added; ``Monitor`` in a loop."""
+"""The score falls with every finding, severity and validation loss that is added; ``Monitor`` in a
+loop.
+"""
 
 import json
 import math
@@ -38,7 +40,11 @@ def test_a_higher_severity_never_raises_the_score(findings, data, gap):
     place = data.draw(st.integers(0, len(findings) - 1))
     old = findings[place]
     severity = data.draw(st.sampled_from(SEVERITIES[SEVERITIES.index(old.severity) :]))
-    raised = [*findings[:place], Finding(old.signal, severity, 0, 1, "", ""), *findings[place + 1 :]]
+    raised = [
+        *findings[:place],
+        Finding(old.signal, severity, 0, 1, "", ""),
+        *findings[place + 1 :],
+    ]
     assert score(raised, gap)[0] <= score(findings, gap)[0]
 
 
@@ -62,7 +68,12 @@ def test_higher_last_validation_losses_never_raise_the_score(shape, rises):
     gaps = [gap for _, gap in shape]
     before = diagnose(run(losses, gaps))
     last = len(rises)
-    after = diagnose(run(losses, gaps[:-last] + [gap + rise for gap, rise in zip(gaps[-last:], rises, strict=True)]))
+    after = diagnose(
+        run(
+            losses,
+            gaps[:-last] + [gap + rise for gap, rise in zip(gaps[-last:], rises, strict=True)],
+        )
+    )
     if before.health_score is not None and after.health_score is not None:
         assert after.health_score <= before.health_score + 1e-9
 
@@ -117,7 +128,9 @@ def test_its_file_survives_a_restart(tmp_path):
             monitor.log(step, train_loss=train, val_loss=value)
         monitor.close()
     assert monitor.diagnose().to_json() == whole.diagnose().to_json()
-    assert Monitor(path=tmp_path / "history.jsonl").diagnose().to_json() == whole.diagnose().to_json()
+    assert (
+        Monitor(path=tmp_path / "history.jsonl").diagnose().to_json() == whole.diagnose().to_json()
+    )
 
 
 def test_losses_in_other_units_and_as_tensors():
@@ -194,11 +207,15 @@ def test_nan_stops_at_once():
 
 
 def test_a_rule_that_is_none():
-    with pytest.raises(ValueError, match="stop_on: expected info, warning, danger, .* got 'Danger'"):
+    with pytest.raises(
+        ValueError, match="stop_on: expected info, warning, danger, .* got 'Danger'"
+    ):
         Monitor(stop_on="Danger")
     with pytest.raises(ValueError, match="step: expected a finite number, got nan"):
         Monitor().log(math.nan, train_loss=3.0)
-    with pytest.raises(ValueError, match="train_eval_loss, eval_seconds: expected beside a val_loss"):
+    with pytest.raises(
+        ValueError, match="train_eval_loss, eval_seconds: expected beside a val_loss"
+    ):
         Monitor().log(1, train_loss=3.0, train_eval_loss=3.0)
 
 
@@ -206,7 +223,9 @@ def test_what_a_restart_replaced_is_not_judged():
     monitor = Monitor()
     for step in range(1, 340):
         monitor.log(
-            step, train_loss=math.nan if step > 300 else 3.0 + 1 / step, val_loss=3.0 if step % 50 == 0 else None
+            step,
+            train_loss=math.nan if step > 300 else 3.0 + 1 / step,
+            val_loss=3.0 if step % 50 == 0 else None,
         )
     assert monitor.diagnose().verdict == "unhealthy"
     for step in range(251, 1000):
@@ -228,7 +247,11 @@ def test_leakage_is_told_as_long_as_it_lasts():
     monitor = Monitor()
     for step in range(1, 10_001):
         loss = 3 + 5 * step**-0.4
-        monitor.log(step, train_loss=loss + 0.02 * math.sin(step), val_loss=loss - 0.3 if step % 100 == 0 else None)
+        monitor.log(
+            step,
+            train_loss=loss + 0.02 * math.sin(step),
+            val_loss=loss - 0.3 if step % 100 == 0 else None,
+        )
     assert "leakage-suspected" in [f.signal for f in monitor.diagnose().findings]
 
 
@@ -246,20 +269,27 @@ def test_too_few_points_are_no_verdict(points):
 def test_the_keys_of_the_json():
     record = json.loads(diagnose(history(runs("overfitting")[0]).digest()).to_json())
     assert {"verdict", "health_score", "components", "findings"} <= set(record)
-    assert {"signal", "severity", "first_step", "last_step", "evidence", "advice"} <= set(record["findings"][0])
+    assert {"signal", "severity", "first_step", "last_step", "evidence", "advice"} <= set(
+        record["findings"][0]
+    )
 
 
 def test_a_plateau_stays_one_when_the_last_validation_loss_rises():
     """Before, its slope was blurred by the rise, and the score went from 70 to 97."""
     for seed in range(10):
         generator = np.random.default_rng(seed)
-        levels = [2 + 2 * (1 + min(place, 10) / 1.5) ** -0.5 + 0.01 * generator.normal() for place in range(20)]
+        levels = [
+            2 + 2 * (1 + min(place, 10) / 1.5) ** -0.5 + 0.01 * generator.normal()
+            for place in range(20)
+        ]
         before, after = (diagnose(run(levels, [0.1] * 19 + [last])) for last in (0.1, 0.15))
         assert after.health_score <= before.health_score
 
 
 def test_going_back_from_a_divergence_is_no_leak():
-    """The advice that the monitor itself gives; what it went back from was the measure of what came after."""
+    """The advice that the monitor itself gives; what it went back from was the measure of what came
+    after.
+    """
     generator = np.random.default_rng(0)
     loss = lambda step: 3 + 8 * step**-0.4 + 0.05 * generator.normal()  # noqa: E731
     monitor = Monitor()
@@ -275,7 +305,9 @@ def test_few_training_losses_tell_divergence_from_overfitting():
     monitor = Monitor()
     for step in range(100, 4001, 100):
         both = max(0.0, step - 2000) / 1000
-        monitor.log(step, train_loss=3 + 8 * step**-0.4 + both, val_loss=3.1 + 8 * step**-0.4 + both)
+        monitor.log(
+            step, train_loss=3 + 8 * step**-0.4 + both, val_loss=3.1 + 8 * step**-0.4 + both
+        )
     assert monitor.diagnose().findings[0].signal == "divergence"
     alone = Monitor()
     for step in range(100, 4001, 100):
@@ -288,13 +320,23 @@ def test_hard_batches_in_a_row_are_chance_where_they_are_common():
     generator = np.random.default_rng(1)
     monitor = Monitor()
     for step in range(1, 20_001):
-        monitor.log(step, train_loss=3 + 5 * step**-0.3 + 0.05 * generator.normal() + 1.5 * (generator.random() < 0.1))
+        monitor.log(
+            step,
+            train_loss=3
+            + 5 * step**-0.3
+            + 0.05 * generator.normal()
+            + 1.5 * (generator.random() < 0.1),
+        )
     longest = max(spike.points for spike in monitor.digest.spikes)
     assert longest >= 4
-    assert not [f for f in monitor.diagnose().findings if f.signal == "spike" and f.severity != "info"]
+    assert not [
+        f for f in monitor.diagnose().findings if f.signal == "spike" and f.severity != "info"
+    ]
 
 
-@pytest.mark.parametrize(("outliers", "counted"), [(1, 1), (4, 4), (5, 5), (16, 16), (17, 0), (40, 0)])
+@pytest.mark.parametrize(
+    ("outliers", "counted"), [(1, 1), (4, 4), (5, 5), (16, 16), (17, 0), (40, 0)]
+)
 def test_up_to_sixteen_outliers_in_a_row_may_be_chance(outliers, counted):
     digest = Digest()
     for step in range(300 + outliers):
@@ -306,7 +348,9 @@ def test_up_to_sixteen_outliers_in_a_row_may_be_chance(outliers, counted):
 
 
 def test_the_share_of_evaluations_over_several_sessions():
-    """Each session's clock begins at 0; before, five sessions of 100 s with 10 s of evaluation were half of the time."""
+    """Each session's clock begins at 0; before, five sessions of 100 s with 10 s of evaluation were
+    half of the time.
+    """
     digest = Digest()
     for session in range(5):
         for part in range(10):
@@ -321,7 +365,9 @@ def test_a_call_that_raises_leaves_no_trace(tmp_path):
         monitor.log(1, train_loss=2.0, lr="x")
     with pytest.raises(ValueError, match="step: expected a finite number"):
         monitor.log(10**400, train_loss=2.0)
-    with pytest.raises(ValueError, match="fn: expected a loss or a dict with a val_loss, got {'lr': 1}"):
+    with pytest.raises(
+        ValueError, match="fn: expected a loss or a dict with a val_loss, got {'lr': 1}"
+    ):
         monitor.evaluate_every(1, lambda: {"lr": 1})(1)
     assert monitor.digest.points == 0
     monitor.close()
@@ -332,7 +378,9 @@ def test_an_odd_batch_stops_nobody():
     monitor = Monitor(stop_on=("spike", "non-finite"))
     for step in range(400):
         monitor.log(
-            step, train_loss=3.0 + 0.01 * (step % 7) + (step == 300), grad_norm=math.inf if step == 350 else 1.0
+            step,
+            train_loss=3.0 + 0.01 * (step % 7) + (step == 300),
+            grad_norm=math.inf if step == 350 else 1.0,
         )
     told = {f.signal: f.severity for f in monitor.check().findings}
     assert told["spike"] == told["non-finite"] == "info" and not monitor.should_stop

@@ -34,14 +34,18 @@ def test_nothing_is_found_at_any_moment(training_curves, keep):
         history = thinned(read_history(file), keep)
         count = len(history.train_step)
         generator = np.random.default_rng(len(file.name))
-        ends = {(event[0], place + 1) for place, event in enumerate(history.events)}  # behind each validation loss
+        # behind each validation loss
+        ends = {(event[0], place + 1) for place, event in enumerate(history.events)}
         sampled = generator.integers(count // 5, count, min(200, count // 2))
         behind = np.array([event[0] for event in history.events])
         ends |= {(int(at), int(np.searchsorted(behind, at, side="right"))) for at in sampled}
         digest, done = Digest(), (0, 0)
         for train, events in sorted(ends):
             part = History()
-            part.train_step, part.train_loss = history.train_step[:train], history.train_loss[:train]
+            part.train_step, part.train_loss = (
+                history.train_step[:train],
+                history.train_loss[:train],
+            )
             part.events = history.events[:events]
             done = feed(digest, part, *done)
             found = diagnose(digest, vocabulary_size=VOCABULARY)
@@ -49,7 +53,11 @@ def test_nothing_is_found_at_any_moment(training_curves, keep):
             judged += found.verdict == "healthy"
             if found.verdict not in ("healthy", "insufficient-data") or found.worst() != "info":
                 alarms.append(
-                    (file.name, train, [(f.signal, f.evidence) for f in found.findings if f.severity != "info"])
+                    (
+                        file.name,
+                        train,
+                        [(f.signal, f.evidence) for f in found.findings if f.severity != "info"],
+                    )
                 )
             if found.verdict == "insufficient-data":
                 assert found.evaluations < 5 or found.points < 100
@@ -63,4 +71,7 @@ def test_a_whole_run_is_healthy(training_curves):
         found = diagnose(read_history(file).digest(), vocabulary_size=VOCABULARY)
         assert found.verdict == "healthy" and found.health_score == 100, file.name
         decline = next(f for f in found.findings if f.signal == "healthy-decline")
-        assert 0 < decline.numbers["exponent"] < 2 and decline.numbers["projected"] < found.train_loss + 0.05
+        assert (
+            0 < decline.numbers["exponent"] < 2
+            and decline.numbers["projected"] < found.train_loss + 0.05
+        )

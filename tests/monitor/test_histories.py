@@ -1,4 +1,6 @@
-"""Every kind of history gives the same diagnosis; what is broken is named, what is repaired is said."""
+"""Every kind of history gives the same diagnosis; what is broken is named, what is repaired is
+said.
+"""
 
 import json
 import math
@@ -17,7 +19,11 @@ def rows(seed: int = 0) -> list[dict]:
     found = []
     for step in range(1, STEPS + 1):
         loss = 3 + 5 * step**-0.4
-        row = {"step": step, "train_loss": round(loss + 0.05 * generator.normal(), 5), "lr": 1e-3 * (1 - step / STEPS)}
+        row = {
+            "step": step,
+            "train_loss": round(loss + 0.05 * generator.normal(), 5),
+            "lr": 1e-3 * (1 - step / STEPS),
+        }
         if step % 20 == 0:
             row["val_loss"] = round(loss + 0.02, 5)
         found.append(row)
@@ -28,21 +34,27 @@ def write(folder, kind: str, of: list[dict]):
     path = folder / kind
     if kind.endswith(".csv"):
         lines = ["step,train_loss,val_loss,lr,note"]
-        lines += [f"{r['step']},{r['train_loss']},{r.get('val_loss', '')},{r['lr']},a word" for r in of]
+        lines += [
+            f"{r['step']},{r['train_loss']},{r.get('val_loss', '')},{r['lr']},a word" for r in of
+        ]
         path.write_text("\n".join(lines) + "\n")
     elif kind.endswith(".jsonl"):
         path.write_text("".join(json.dumps(r) + "\n" for r in of))
     elif kind == "trainer_state.json":
         log = []
         for r in of:
-            log.append({"step": r["step"], "loss": r["train_loss"], "learning_rate": r["lr"], "epoch": 0.1})
+            log.append(
+                {"step": r["step"], "loss": r["train_loss"], "learning_rate": r["lr"], "epoch": 0.1}
+            )
             if "val_loss" in r:
                 log.append({"step": r["step"], "eval_loss": r["val_loss"], "eval_runtime": 2.0})
         path.write_text(json.dumps({"log_history": log, "global_step": STEPS}))
     elif kind in ("tensorboard", "lightning"):
         from torch.utils.tensorboard import SummaryWriter
 
-        train, val = ("train/loss", "eval/loss") if kind == "tensorboard" else ("train_loss", "val_loss")
+        train, val = (
+            ("train/loss", "eval/loss") if kind == "tensorboard" else ("train_loss", "val_loss")
+        )
         with SummaryWriter(str(path)) as writer:
             for place, r in enumerate(of):
                 writer.add_scalar(train, r["train_loss"], r["step"], walltime=1000.0 + place)
@@ -51,11 +63,15 @@ def write(folder, kind: str, of: list[dict]):
     elif kind == "wandb":
         wandb = pytest.importorskip("wandb")
         run = wandb.init(
-            project="p", mode="offline", dir=str(folder), settings=wandb.Settings(silent=True, console="off")
+            project="p",
+            mode="offline",
+            dir=str(folder),
+            settings=wandb.Settings(silent=True, console="off"),
         )
         for r in of:
             run.log(
-                {"train/loss": r["train_loss"]} | ({"eval/loss": r["val_loss"]} if "val_loss" in r else {}),
+                {"train/loss": r["train_loss"]}
+                | ({"eval/loss": r["val_loss"]} if "val_loss" in r else {}),
                 step=r["step"],
             )
         run.finish()
@@ -64,7 +80,9 @@ def write(folder, kind: str, of: list[dict]):
     return path
 
 
-@pytest.mark.parametrize("kind", ["a.csv", "a.jsonl", "trainer_state.json", "tensorboard", "lightning", "wandb"])
+@pytest.mark.parametrize(
+    "kind", ["a.csv", "a.jsonl", "trainer_state.json", "tensorboard", "lightning", "wandb"]
+)
 def test_every_kind_of_history_says_the_same(tmp_path, kind):
     history = read_history(write(tmp_path, kind, rows()))
     steps, losses = history.arrays()
@@ -81,7 +99,9 @@ def test_every_kind_of_history_says_the_same(tmp_path, kind):
 def test_units(tmp_path):
     plain = diagnose(read_history(write(tmp_path, "a.jsonl", rows())).digest())
     for unit, change in (("bits", lambda x: x / math.log(2)), ("perplexity", math.exp)):
-        changed = [r | {k: change(r[k]) for k in ("train_loss", "val_loss") if k in r} for r in rows()]
+        changed = [
+            r | {k: change(r[k]) for k in ("train_loss", "val_loss") if k in r} for r in rows()
+        ]
         for kind in ("b.jsonl", "b.csv"):
             found = diagnose(read_history(write(tmp_path, kind, changed), unit=unit).digest())
             assert found.val_loss == pytest.approx(plain.val_loss, rel=1e-9)
@@ -92,7 +112,10 @@ def test_names_of_ones_own(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_text('{"it": 1, "ce": 3.0, "dev": 3.5}\n' * 3)
     history = read_history(path, tags={"step": "it", "train_loss": "ce", "val_loss": "dev"})
-    assert history.arrays()[1].tolist() == [3.0] * 3 and history.of("val_loss")[1].tolist() == [3.5] * 3
+    assert (
+        history.arrays()[1].tolist() == [3.0] * 3
+        and history.of("val_loss")[1].tolist() == [3.5] * 3
+    )
     with pytest.raises(InputError, match="tag: expected one of step, train_loss"):
         read_history(path, tags={"loss": "ce"})
 
@@ -101,19 +124,39 @@ def test_names_of_ones_own(tmp_path):
     ("name", "text", "message"),
     [
         ("a.csv", "", "a.csv: expected a history, got an empty file"),
-        ("a.csv", "a,b\n1,2\n", "a.csv: expected columns step and train_loss or val_loss, got a, b"),
-        ("a.csv", "step,train_loss\n1,3.0\n2,abc\n", "a.csv: expected numbers in step, train_loss.*abc"),
+        (
+            "a.csv",
+            "a,b\n1,2\n",
+            "a.csv: expected columns step and train_loss or val_loss, got a, b",
+        ),
+        (
+            "a.csv",
+            "step,train_loss\n1,3.0\n2,abc\n",
+            "a.csv: expected numbers in step, train_loss.*abc",
+        ),
         ("a.csv", "step,train_loss\n1,3.0\n2,3.0,4.0\n", "a.csv: expected numbers"),
-        ("a.csv", "step,train_loss\n", "a.csv: expected a training loss or a validation loss, got none"),
+        (
+            "a.csv",
+            "step,train_loss\n",
+            "a.csv: expected a training loss or a validation loss, got none",
+        ),
         (
             "a.jsonl",
             '{"step": 1, "train_loss": 3}\n{"step":\n',
             "a.jsonl, line 2: expected a JSON object, got broken JSON",
         ),
-        ("a.jsonl", '{"step": 1, "train_loss": "x"}\n', "a.jsonl, line 1: expected a number for train_loss, got 'x'"),
+        (
+            "a.jsonl",
+            '{"step": 1, "train_loss": "x"}\n',
+            "a.jsonl, line 1: expected a number for train_loss, got 'x'",
+        ),
         ("a.jsonl", "[1]\n", "a.jsonl, line 1: expected a JSON object"),
         ("trainer_state.json", "{}", "expected trainer_state.json with a log_history"),
-        ("trainer_state.json", '{"log_history": [3]}', "expected objects in log_history, got 3 at 1"),
+        (
+            "trainer_state.json",
+            '{"log_history": [3]}',
+            "expected objects in log_history, got 3 at 1",
+        ),
         ("a.txt", "x", "expected .csv, .jsonl"),
         ("a.wandb", "this is no run of theirs", "a.wandb: expected a W&B run"),
     ],
@@ -149,8 +192,15 @@ def test_rows_in_no_order_are_sorted_and_said(tmp_path, kind):
     mixed = [rows()[place] for place in np.random.default_rng(1).permutation(STEPS)]
     history = read_history(write(tmp_path, kind, mixed))
     assert "sorted by step" in history.notes[0]
-    found, plain = diagnose(history.digest()), diagnose(read_history(write(tmp_path, "b.jsonl", rows())).digest())
-    assert (found.verdict, found.val_loss, found.train_loss) == (plain.verdict, plain.val_loss, plain.train_loss)
+    found, plain = (
+        diagnose(history.digest()),
+        diagnose(read_history(write(tmp_path, "b.jsonl", rows())).digest()),
+    )
+    assert (found.verdict, found.val_loss, found.train_loss) == (
+        plain.verdict,
+        plain.val_loss,
+        plain.train_loss,
+    )
 
 
 def test_an_empty_cell_is_no_measurement_and_nan_is_one(tmp_path):
@@ -159,7 +209,9 @@ def test_an_empty_cell_is_no_measurement_and_nan_is_one(tmp_path):
     history = read_history(path)
     found = diagnose(history.digest())
     assert found.points == 2 and found.evaluations == 1
-    told = {f.numbers["measure"]: f.numbers["count"] for f in found.findings if f.signal == "non-finite"}
+    told = {
+        f.numbers["measure"]: f.numbers["count"] for f in found.findings if f.signal == "non-finite"
+    }
     assert told == {"train_loss": 1, "val_loss": 1}
     assert found.verdict == "unhealthy"
 
@@ -194,7 +246,9 @@ def test_two_runs_in_one_file(tmp_path):
 
 
 def test_many_points_at_once_are_the_points_one_by_one():
-    """The fast path over whole blocks gives the state that ``train`` gives, spikes, NaN and steps back included."""
+    """The fast path over whole blocks gives the state that ``train`` gives, spikes, NaN and steps
+    back included.
+    """
     from perplexity.monitor.digest import Digest
 
     generator = np.random.default_rng(0)
@@ -216,7 +270,9 @@ def test_many_points_at_once_are_the_points_one_by_one():
         assert many.points == one.points and many.last_step == one.last_step
         assert [s.__dict__ for s in many.spikes] == [pytest.approx(s.__dict__) for s in one.spikes]
         assert [b.count for b in many.all_blocks()] == [b.count for b in one.all_blocks()]
-        assert [b.total for b in many.all_blocks()] == pytest.approx([b.total for b in one.all_blocks()])
+        assert [b.total for b in many.all_blocks()] == pytest.approx(
+            [b.total for b in one.all_blocks()]
+        )
         assert list(many._recent) == list(one._recent)
         assert many.non_finite == one.non_finite
 
@@ -252,7 +308,9 @@ def test_transformers_summary_of_the_whole_run_is_no_point(tmp_path):
 
 
 def test_json_lines_at_once_are_the_lines_one_by_one(tmp_path, monkeypatch):
-    """Arrow's reader gives what Python's gives: NaN, null, integers, measures under two names, rows of other things."""
+    """Arrow's reader gives what Python's gives: NaN, null, integers, measures under two names, rows
+    of other things.
+    """
     from perplexity.monitor import readers
 
     lines = []
@@ -265,7 +323,10 @@ def test_json_lines_at_once_are_the_lines_one_by_one(tmp_path, monkeypatch):
         "",
         '{"_step": 901, "eval_loss": 2}',
     ]
-    lines += ['{"step": 902, "train_loss": 1.5, "loss": 2.5, "eval_loss": null}', '{"loss": 3, "step": null}']
+    lines += [
+        '{"step": 902, "train_loss": 1.5, "loss": 2.5, "eval_loss": null}',
+        '{"loss": 3, "step": null}',
+    ]
     (tmp_path / "a.jsonl").write_text("\n".join(lines) + "\n")
     at_once = read_history(tmp_path / "a.jsonl")
     monkeypatch.setattr(readers, "_json_table", lambda raw: None)
@@ -285,7 +346,10 @@ def test_two_columns_of_one_measure_are_said(tmp_path):
     history = read_history(tmp_path / "a.csv")
     assert history.arrays()[1].tolist() == [3.0, 3.0]
     assert "train_loss under more than one name" in history.notes[0]
-    assert read_history(tmp_path / "a.csv", tags={"train_loss": "loss"}).arrays()[1].tolist() == [9.0, 9.0]
+    assert read_history(tmp_path / "a.csv", tags={"train_loss": "loss"}).arrays()[1].tolist() == [
+        9.0,
+        9.0,
+    ]
 
 
 def test_rows_without_a_step_are_said(tmp_path):
@@ -306,11 +370,15 @@ def test_steps_that_are_none(tmp_path, text):
 
 def test_losses_beyond_all_measure_and_one_step_for_all(tmp_path, recwarn):
     path = tmp_path / "a.csv"
-    path.write_text("step,train_loss,val_loss\n" + "".join(f"{i},1e308,1e308\n" for i in range(300)))
+    path.write_text(
+        "step,train_loss,val_loss\n" + "".join(f"{i},1e308,1e308\n" for i in range(300))
+    )
     assert diagnose(read_history(path).digest()).verdict == "unhealthy"
     path.write_text("step,train_loss,val_loss\n" + "5,3,3\n" * 600)
     diagnose(read_history(path).digest())
-    path.write_text("step,val_loss\n" + "".join(f"{i},{'nan' if i == 7 else 3}\n" for i in range(20)))
+    path.write_text(
+        "step,val_loss\n" + "".join(f"{i},{'nan' if i == 7 else 3}\n" for i in range(20))
+    )
     found = diagnose(read_history(path).digest())
     assert (found.first_step, found.last_step) == (0, 19)
     json.loads(found.to_json())
@@ -324,7 +392,10 @@ def test_losses_beyond_all_measure_and_one_step_for_all(tmp_path, recwarn):
         ({"train": "loss", "test": "loss"}, (2.0, 7.0)),
         ({"run1/train": "loss", "run1/dev": "loss"}, (2.0, 7.0)),
         ({"loss_train": "loss", "loss_val": "loss"}, (2.0, 7.0)),  # what add_scalars makes
-        ({"a/train": "loss", "b/train": "loss"}, "train_loss in 2 folders; name one of a/train, b/train"),
+        (
+            {"a/train": "loss", "b/train": "loss"},
+            "train_loss in 2 folders; name one of a/train, b/train",
+        ),
         ({"a": "loss", "b": "loss"}, "train_loss in 2 folders"),
     ],
 )
@@ -341,7 +412,9 @@ def test_tensorboard_folders_say_which_loss_it_is(tmp_path, writers, expected):
             read_history(tmp_path)
         return
     history = read_history(tmp_path)
-    assert set(history.arrays()[1]) == {expected[0]} and set(history.of("val_loss")[1]) == {expected[1]}
+    assert set(history.arrays()[1]) == {expected[0]} and set(history.of("val_loss")[1]) == {
+        expected[1]
+    }
 
 
 def test_tensorboard_says_what_it_lost_and_keeps_what_was_replaced(tmp_path):
@@ -350,7 +423,8 @@ def test_tensorboard_says_what_it_lost_and_keeps_what_was_replaced(tmp_path):
     with SummaryWriter(str(tmp_path / "a")) as writer:
         for step in range(200):
             writer.add_scalar("train/loss", 3.0, step, walltime=1000.0 + step)
-    with SummaryWriter(str(tmp_path / "a"), purge_step=150) as writer:  # as PyTorch tells to after a crash
+    # as PyTorch tells to after a crash
+    with SummaryWriter(str(tmp_path / "a"), purge_step=150) as writer:
         for step in range(150, 300):
             writer.add_scalar("train/loss", 3.0, step, walltime=2000.0 + step)
     history = read_history(tmp_path / "a")
@@ -364,7 +438,9 @@ def test_tensorboard_says_what_it_lost_and_keeps_what_was_replaced(tmp_path):
     assert "a last record without an end" in read_history(tmp_path / "a").notes[0]
 
 
-@pytest.mark.parametrize("order", ["swapped pairs", "a few swaps", "by sevens", "evaluations alone"])
+@pytest.mark.parametrize(
+    "order", ["swapped pairs", "a few swaps", "by sevens", "evaluations alone"]
+)
 def test_rows_a_little_out_of_order_are_all_kept(tmp_path, order):
     steps = list(range(2000))
     if order == "swapped pairs":
@@ -397,7 +473,10 @@ def test_what_is_logged_beside_an_evaluation_belongs_to_its_step(tmp_path):
     path = tmp_path / "a.jsonl"
     rows = []
     for step in (100, 200, 300):
-        rows += [{"step": step, "val_loss": 3.0}, {"step": step, "train_eval_loss": step / 100, "eval_seconds": 10.0}]
+        rows += [
+            {"step": step, "val_loss": 3.0},
+            {"step": step, "train_eval_loss": step / 100, "eval_seconds": 10.0},
+        ]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     digest = read_history(path).digest()
     assert [e.near for e in digest.evaluations] == [1.0, 2.0, 3.0]
@@ -408,7 +487,10 @@ def test_steps_of_the_trainer_in_a_wandb_run(tmp_path):
     """transformers' callback logs train/global_step and no step=; W&B's own count is another."""
     wandb = pytest.importorskip("wandb")
     run = wandb.init(
-        project="p", mode="offline", dir=str(tmp_path), settings=wandb.Settings(silent=True, console="off")
+        project="p",
+        mode="offline",
+        dir=str(tmp_path),
+        settings=wandb.Settings(silent=True, console="off"),
     )
     for step in range(100, 1000, 100):
         run.log({"train/loss": 3.0, "train/learning_rate": 0.1, "train/global_step": step})
@@ -418,14 +500,20 @@ def test_steps_of_the_trainer_in_a_wandb_run(tmp_path):
     wandb.teardown()
     (path,) = tmp_path.rglob("*.wandb")
     history = read_history(path)
-    assert history.arrays()[0].tolist() == history.of("val_loss")[0].tolist() == list(range(100, 1000, 100))
+    assert (
+        history.arrays()[0].tolist()
+        == history.of("val_loss")[0].tolist()
+        == list(range(100, 1000, 100))
+    )
     assert history.of("lr")[0][-1] == 1000
 
 
 @pytest.mark.parametrize("kind", ["a.csv", "a.jsonl", "trainer_state.json", "tensorboard"])
 def test_a_tag_that_is_nowhere(tmp_path, kind):
     path = write(tmp_path, kind, rows())
-    with pytest.raises(InputError, match="tag: expected a name that .* logs for val_loss, got 'typo'"):
+    with pytest.raises(
+        InputError, match="tag: expected a name that .* logs for val_loss, got 'typo'"
+    ):
         read_history(path, tags={"val_loss": "typo"})
 
 
@@ -433,7 +521,11 @@ def test_a_tag_that_is_nowhere(tmp_path, kind):
     ("text", "unit", "message"),
     [
         ('{"step": 1, "loss": true}', "nats", "expected a number for train_loss, got True"),
-        ('{"step": 1, "loss": 0}', "perplexity", "expected perplexities above 0 for train_loss, got 0"),
+        (
+            '{"step": 1, "loss": 0}',
+            "perplexity",
+            "expected perplexities above 0 for train_loss, got 0",
+        ),
     ],
 )
 def test_values_that_are_no_losses(tmp_path, text, unit, message):

@@ -1,4 +1,6 @@
-"""What ``ppl monitor`` shows in a terminal: every number in its place, each part where there is one."""
+"""What ``ppl monitor`` shows in a terminal: every number in its place, each part where there is
+one.
+"""
 
 import dataclasses
 import sys
@@ -12,7 +14,9 @@ from perplexity.monitor.health import diagnose
 
 
 def run_so_far(steps=320, evaluations=6, seconds=None, tokens=None):
-    """Training losses that fall from 6 to 2 by step, validation losses of 4, 3.5, 3 ... and one rise at the end."""
+    """Training losses that fall from 6 to 2 by step, validation losses of 4, 3.5, 3 ... and one
+    rise at the end.
+    """
     digest = Digest()
     for step in range(1, steps + 1):
         digest.train(step, 6.0 - 4.0 * step / steps)

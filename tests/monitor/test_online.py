@@ -18,7 +18,9 @@ def first_change(losses: list[float]) -> int | None:
     return None
 
 
-@pytest.mark.parametrize("name", ["rate-x100", "corrupted-batch", "healthy", "frozen-rate", "contained"])
+@pytest.mark.parametrize(
+    "name", ["rate-x100", "corrupted-batch", "healthy", "frozen-rate", "contained"]
+)
 def test_both_see_the_same_jumps(name):
     for rows in runs(name):
         theirs = first_change([train for _, train, _ in rows])

@@ -42,7 +42,9 @@ def test_it_is_the_softmax_of_full_logits(model, tokenizer, backend):
     judge = Questioner(model, tokenizer, template=SHORT, backend=backend)
     for text, got in zip(texts, judge.ask(texts), strict=True):
         p_yes, p_no, first = expected(model, tokenizer, SHORT.replace(PLACE, text), (" yes", " no"))
-        assert got.p_yes == pytest.approx(p_yes, rel=1e-4) and got.p_no == pytest.approx(p_no, rel=1e-4)
+        assert got.p_yes == pytest.approx(p_yes, rel=1e-4) and got.p_no == pytest.approx(
+            p_no, rel=1e-4
+        )
         assert got.first == first and not got.shortened
         assert got.yes_of_two == pytest.approx(p_yes / (p_yes + p_no), rel=1e-4)
 
@@ -52,18 +54,27 @@ def test_a_head_with_softcap_and_scale(tokenizer):
     from transformers import CohereConfig, CohereForCausalLM, Gemma2Config, Gemma2ForCausalLM
 
     sizes = dict(
-        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=1,
+        num_attention_heads=2,
     )
     sizes |= dict(num_key_value_heads=2, max_position_embeddings=64)
     torch.manual_seed(0)
     for made in (
-        Gemma2ForCausalLM(Gemma2Config(**sizes, head_dim=16, final_logit_softcapping=3.0, initializer_range=0.5)),
+        Gemma2ForCausalLM(
+            Gemma2Config(**sizes, head_dim=16, final_logit_softcapping=3.0, initializer_range=0.5)
+        ),
         CohereForCausalLM(CohereConfig(**sizes, logit_scale=0.3, initializer_range=0.5)),
     ):
         made.eval()
         (got,) = Questioner(made, tokenizer, template=SHORT).ask(["the mat"])
         p_yes, p_no, _ = expected(made, tokenizer, SHORT.replace(PLACE, "the mat"), (" yes", " no"))
-        assert (got.p_yes, got.p_no) == (pytest.approx(p_yes, rel=1e-3), pytest.approx(p_no, rel=1e-3))
+        assert (got.p_yes, got.p_no) == (
+            pytest.approx(p_yes, rel=1e-3),
+            pytest.approx(p_no, rel=1e-3),
+        )
 
 
 def test_a_chat_template_is_used_where_there_is_one(model):
@@ -95,7 +106,10 @@ def test_the_prompt_can_be_shown_beside_the_text(model, tokenizer):
     texts, prompts = ["the cat", "x"], ["who", "the dog lay"]
     for text, before, got in zip(texts, prompts, judge.ask(texts, prompts=prompts), strict=True):
         p_yes, p_no, _ = expected(model, tokenizer, f"{before} > {text} ?", (" yes", " no"))
-        assert (got.p_yes, got.p_no) == (pytest.approx(p_yes, rel=1e-4), pytest.approx(p_no, rel=1e-4))
+        assert (got.p_yes, got.p_no) == (
+            pytest.approx(p_yes, rel=1e-4),
+            pytest.approx(p_no, rel=1e-4),
+        )
     ids, shortened = judge.ids("the cat", "the dog " * 200)
     assert (
         shortened and tokenizer.decode(ids).endswith("dog  > the cat ?") and len(ids) <= 64
@@ -106,7 +120,9 @@ def test_the_prompt_can_be_shown_beside_the_text(model, tokenizer):
 
 def test_the_answers_as_they_are_scored(model, tokenizer):
     judge = Questioner(model, tokenizer, template=SHORT)
-    assert judge.words == tuple(tokenizer.decode(tokenizer(word)["input_ids"][:1]) for word in (" yes", " no"))
+    assert judge.words == tuple(
+        tokenizer.decode(tokenizer(word)["input_ids"][:1]) for word in (" yes", " no")
+    )
 
 
 def test_it_does_not_depend_on_the_batch(model, tokenizer):
@@ -139,7 +155,11 @@ def test_a_killed_run_goes_on(model, tokenizer, tmp_path, monkeypatch):
     assert list(judge.ask(texts, batch_size=1, journal=tmp_path)) == whole
     assert len(calls) - 10 == len(texts) - 4  # four were kept
     with pytest.raises(InputError, match="journal: .* is of another run, with template"):
-        list(Questioner(model, tokenizer, template="{text} bad?").ask(texts, batch_size=1, journal=tmp_path))
+        list(
+            Questioner(model, tokenizer, template="{text} bad?").ask(
+                texts, batch_size=1, journal=tmp_path
+            )
+        )
 
 
 @pytest.mark.parametrize(
@@ -147,8 +167,14 @@ def test_a_killed_run_goes_on(model, tokenizer, tmp_path, monkeypatch):
     [
         ({"template": "no place"}, "template: expected {text} in it once, got it 0 times"),
         ({"template": "{text}{text}"}, "template: expected {text} in it once, got it 2 times"),
-        ({"template": "{text}{prompt}{prompt}"}, "template: expected {prompt} in it once at most, got it 2 times"),
-        ({"yes": "maybe", "no": "maybe"}, "yes, no: expected answers that differ in their first token"),
+        (
+            {"template": "{text}{prompt}{prompt}"},
+            "template: expected {prompt} in it once at most, got it 2 times",
+        ),
+        (
+            {"yes": "maybe", "no": "maybe"},
+            "yes, no: expected answers that differ in their first token",
+        ),
         ({"yes": ""}, "yes: expected an answer of a token or more"),
         ({"yes": "\udcff"}, "yes: expected Unicode text, got a lone surrogate"),
         ({"chat": True}, "chat: expected a tokenizer with a chat template, got one without"),
@@ -167,12 +193,20 @@ def test_no_texts_and_wrong_texts(model, tokenizer):
         ("one text", "texts: expected a sequence"),
         (["a", 3], "got int at 1"),
         (["\ud800"], "document 0: expected Unicode text"),
-        ([Document("d", "", ids=np.array([5, 6, -2]))], "document d: token id -2 at position 2, expected below"),
-        ([Document("d", "", ids=np.array([60_000]))], "document d: token id 60000 at position 0, expected below"),
+        (
+            [Document("d", "", ids=np.array([5, 6, -2]))],
+            "document d: token id -2 at position 2, expected below",
+        ),
+        (
+            [Document("d", "", ids=np.array([60_000]))],
+            "document d: token id 60000 at position 0, expected below",
+        ),
     ):
         with pytest.raises(InputError, match=words):
             list(judge.ask(texts))
-    (tokens,) = judge.ask([Document("d", "", ids=np.array([0, *tokenizer("the cat")["input_ids"]]))])
+    (tokens,) = judge.ask(
+        [Document("d", "", ids=np.array([0, *tokenizer("the cat")["input_ids"]]))]
+    )
     (text,) = judge.ask(["the cat"])
     assert tokens.p_yes == text.p_yes
     with pytest.raises(InputError, match="batch_size: expected at least 1, got 0"):
@@ -197,7 +231,9 @@ def test_the_default_template_has_its_place():
     assert TEMPLATE.count(PLACE) == 1
 
 
-@pytest.mark.parametrize("template", ["{{ raise_exception('no users') }}", "{{ 1 / 0 }}", "{% if %}", ""])
+@pytest.mark.parametrize(
+    "template", ["{{ raise_exception('no users') }}", "{{ 1 / 0 }}", "{% if %}", ""]
+)
 def test_a_chat_template_that_fails_or_says_nothing(model, template):
     tokenizer = build_tokenizer(bos=True)
     tokenizer.chat_template = template or "{{ '' }}"
@@ -212,7 +248,9 @@ def test_a_chat_template_that_fails_or_says_nothing(model, template):
 
 def test_an_empty_prompt_has_no_answer(model):
     tokenizer = build_tokenizer(bos=False)
-    with pytest.raises(InputError, match="template: expected a prompt of at least one token, got none"):
+    with pytest.raises(
+        InputError, match="template: expected a prompt of at least one token, got none"
+    ):
         list(Questioner(model, tokenizer, template="{text}").ask([""]))
 
 
@@ -226,12 +264,19 @@ def test_a_model_that_gives_no_number(model, tokenizer):
 
 
 def test_a_prompt_outside_the_model_is_refused(tokenizer):
-    """PEFT's prompt and prefix tuning put tokens before the text that the base model does not know of."""
+    """PEFT's prompt and prefix tuning put tokens before the text that the base model does not know
+    of.
+    """
     from peft import LoraConfig, PrefixTuningConfig, PromptTuningConfig, get_peft_model
 
-    for config in (PromptTuningConfig(num_virtual_tokens=4), PrefixTuningConfig(num_virtual_tokens=4)):
+    for config in (
+        PromptTuningConfig(num_virtual_tokens=4),
+        PrefixTuningConfig(num_virtual_tokens=4),
+    ):
         config.task_type = "CAUSAL_LM"
-        with pytest.raises(InputError, match="model: expected adapters inside the model, as LoRA's, got P"):
+        with pytest.raises(
+            InputError, match="model: expected adapters inside the model, as LoRA's, got P"
+        ):
             Questioner(get_peft_model(build_model(len(tokenizer)), config), tokenizer)
     inside = get_peft_model(build_model(len(tokenizer)), LoraConfig(target_modules=["q_proj"]))
     assert len(list(Questioner(inside, tokenizer, template=SHORT).ask(["a"]))) == 1

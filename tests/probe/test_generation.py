@@ -10,7 +10,11 @@ from perplexity.probe import GenerationSettings, Prompt
 from perplexity.probe.generation import generate
 from perplexity.probe.prompts import tokenize
 
-PROMPTS = [Prompt("a", "the cat sat on"), Prompt("b", "a loss"), Prompt("c", "na\u00efve bytes are not")]
+PROMPTS = [
+    Prompt("a", "the cat sat on"),
+    Prompt("b", "a loss"),
+    Prompt("c", "na\u00efve bytes are not"),
+]
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +44,9 @@ def test_greedy_is_the_largest_logit_whatever_the_padding(model, tokenizer):
 
 
 def test_the_models_own_settings_are_not_used(model, tokenizer):
-    """A repetition penalty or a top-k in a model's folder would hide what is probed; and it is put back."""
+    """A repetition penalty or a top-k in a model's folder would hide what is probed; and it is put
+    back.
+    """
     settings = GenerationSettings(max_new_tokens=16, samples=2)
     given = asked(tokenizer, settings)
     plain = generate(model, tokenizer, given, settings)
@@ -52,7 +58,9 @@ def test_the_models_own_settings_are_not_used(model, tokenizer):
 
 
 def test_all_tokens_are_drawn_from(tokenizer):
-    """transformers' default top-k is 50: with a nearly flat head more than 50 different first tokens must come."""
+    """transformers' default top-k is 50: with a nearly flat head more than 50 different first
+    tokens must come.
+    """
     model = build_model(len(tokenizer))
     model.lm_head.weight.data.mul_(1e-3)
     settings = GenerationSettings(max_new_tokens=1, samples=400, batch_size=400)
@@ -66,7 +74,10 @@ def test_all_tokens_are_drawn_from(tokenizer):
 def test_seeds(model, tokenizer):
     def ids(seed):
         settings = GenerationSettings(max_new_tokens=16, samples=2, seed=seed)
-        return [text.ids.tolist() for text in generate(model, tokenizer, asked(tokenizer, settings), settings)]
+        return [
+            text.ids.tolist()
+            for text in generate(model, tokenizer, asked(tokenizer, settings), settings)
+        ]
 
     before = torch.get_rng_state()
     assert ids(1) == ids(1) != ids(2)
@@ -92,7 +103,9 @@ def test_many_batches_in_order(model, tokenizer):
     settings = GenerationSettings(max_new_tokens=4, samples=3, batch_size=2)
     told = []
     found = generate(model, tokenizer, asked(tokenizer, settings), settings, progress=told.append)
-    assert [(text.prompt, text.sample) for text in found] == [(p, s) for p in range(3) for s in range(3)]
+    assert [(text.prompt, text.sample) for text in found] == [
+        (p, s) for p in range(3) for s in range(3)
+    ]
     assert told == [3, 6, 9]
 
 
@@ -120,7 +133,9 @@ def test_settings_that_cannot_be(change, words):
 
 def test_models_that_cannot_generate(model, tokenizer):
     settings = GenerationSettings(max_new_tokens=4)
-    with pytest.raises(InputError, match="model: expected a transformers model that generates, got Linear"):
+    with pytest.raises(
+        InputError, match="model: expected a transformers model that generates, got Linear"
+    ):
         generate(torch.nn.Linear(2, 2), tokenizer, asked(tokenizer, settings), settings)
     model.lm_head.weight.data.fill_(float("nan"))
     with pytest.raises(InputError, match="model: cannot be sampled from"):
@@ -129,11 +144,16 @@ def test_models_that_cannot_generate(model, tokenizer):
 
 def test_numbers_are_arrays_of_whole_numbers(model, tokenizer):
     settings = GenerationSettings(max_new_tokens=4)
-    assert all(text.ids.dtype == np.int64 for text in generate(model, tokenizer, asked(tokenizer, settings), settings))
+    assert all(
+        text.ids.dtype == np.int64
+        for text in generate(model, tokenizer, asked(tokenizer, settings), settings)
+    )
 
 
 def first_choices(model):
-    """By full logits, one prompt at a time: whether each token is the likeliest after those before it."""
+    """By full logits, one prompt at a time: whether each token is the likeliest after those before
+    it.
+    """
 
     def agrees(prompt, ids):
         with torch.no_grad():
@@ -148,10 +168,18 @@ def recurrent(name, vocabulary):
 
     torch.manual_seed(0)
     if name == "rwkv":
-        sizes = dict(hidden_size=32, num_hidden_layers=2, attention_hidden_size=32, context_length=64)
+        sizes = dict(
+            hidden_size=32, num_hidden_layers=2, attention_hidden_size=32, context_length=64
+        )
         model = t.RwkvForCausalLM(t.RwkvConfig(vocab_size=vocabulary, **sizes))
     else:
-        sizes = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4, lru_width=32)
+        sizes = dict(
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=3,
+            num_attention_heads=4,
+            lru_width=32,
+        )
         model = t.RecurrentGemmaForCausalLM(
             t.RecurrentGemmaConfig(vocab_size=vocabulary, **sizes, attention_window_size=32)
         )
@@ -164,7 +192,9 @@ def recurrent(name, vocabulary):
 
 @pytest.mark.parametrize("name", ["rwkv", "recurrent_gemma", "llama"])
 def test_models_that_padding_or_a_batch_disturbs_write_what_they_would_alone(name, tokenizer):
-    """RWKV's state is shared over a batch and RecurrentGemma reads padding: their texts were not the model's own."""
+    """RWKV's state is shared over a batch and RecurrentGemma reads padding: their texts were not
+    the model's own.
+    """
     model = build_model(len(tokenizer)) if name == "llama" else recurrent(name, len(tokenizer))
     settings = GenerationSettings(max_new_tokens=10, temperature=0, samples=1)
     given = asked(tokenizer, settings, [*PROMPTS, Prompt("d", "the dog lay by"), Prompt("e", "b")])
@@ -177,7 +207,13 @@ def test_models_that_padding_or_a_batch_disturbs_write_what_they_would_alone(nam
 def test_a_model_whose_generate_is_another_is_refused(model, tokenizer):
     settings = GenerationSettings(max_new_tokens=4)
     with pytest.raises(InputError, match="its generate and its forward pass disagree"):
-        generate(model, tokenizer, asked(tokenizer, settings), settings, first_choices=lambda prompt, ids: False)
+        generate(
+            model,
+            tokenizer,
+            asked(tokenizer, settings),
+            settings,
+            first_choices=lambda prompt, ids: False,
+        )
 
 
 @pytest.mark.parametrize("together", ["equal", "alone"])
@@ -188,7 +224,9 @@ def test_every_way_of_batching_gives_every_text_once(model, tokenizer, together,
     settings = GenerationSettings(max_new_tokens=4, samples=3)
     given = asked(tokenizer, settings, [*PROMPTS, Prompt("d", "the cat sat on")])
     found = generate(model, tokenizer, given, settings, first_choices=first_choices(model))
-    assert [(text.prompt, text.sample) for text in found] == [(p, s) for p in range(4) for s in range(3)]
+    assert [(text.prompt, text.sample) for text in found] == [
+        (p, s) for p in range(4) for s in range(3)
+    ]
 
 
 @pytest.mark.parametrize("ends", [50256, [-1, None, "a"], 1.5])

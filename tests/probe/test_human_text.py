@@ -1,4 +1,6 @@
-"""Human text in a model's place: whoever writes as people do, repetitive kinds included, is not convicted."""
+"""Human text in a model's place: whoever writes as people do, repetitive kinds included, is not
+convicted.
+"""
 
 import json
 import random
@@ -40,7 +42,11 @@ def templated():
 def objects():
     drawn = random.Random(1)
     words = [word for text in demo.corpus().values() for word in text.split() if word.isalpha()]
-    row = lambda: {"id": drawn.randrange(10**6), "kind": drawn.choice("abc"), "name": " ".join(drawn.sample(words, 4))}  # noqa: E731
+    row = lambda: {  # noqa: E731
+        "id": drawn.randrange(10**6),
+        "kind": drawn.choice("abc"),
+        "name": " ".join(drawn.sample(words, 4)),
+    }
     return [json.dumps([row() for _ in range(40)], indent=1) for _ in range(120)]
 
 
@@ -54,7 +60,9 @@ KINDS = {
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_people_are_not_convicted(kind):
-    """A document's own next words are the reference; what the "model" writes is from other documents of the same kind."""
+    """A document's own next words are the reference; what the "model" writes is from other
+    documents of the same kind.
+    """
     drawn = random.Random(2)
     texts = [pieces for text in KINDS[kind]() if len(pieces := text.split()) >= PROMPT + LENGTH]
     numbers: dict[str, int] = {}
@@ -84,14 +92,17 @@ def test_people_are_not_convicted(kind):
         references.append(source(place, prompt, whole[PROMPT:], 0, last))
         others = [other for other in texts if other is not document]
         own += [
-            source(place, prompt, piece(drawn.choice(others), LENGTH), sample, reference) for sample in range(SAMPLES)
+            source(place, prompt, piece(drawn.choice(others), LENGTH), sample, reference)
+            for sample in range(SAMPLES)
         ]
     measured = {
         "generation": totals(measure(own), LEAST_TEXTS),
         "reference_texts": totals(measure(references), LEAST_TEXTS),
         "perplexity": {
             **dict(self_loss=2.0, reference_loss=2.0, reference_tokens=5000, non_finite=0),
-            "judged_by": dict(loss=2.0, unigram_loss=6.0, guess_loss=7.0, tokens=5000, of="the references"),
+            "judged_by": dict(
+                loss=2.0, unigram_loss=6.0, guess_loss=7.0, tokens=5000, of="the references"
+            ),
         },
         "calibration": None,
         "ask": None,

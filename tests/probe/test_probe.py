@@ -1,4 +1,6 @@
-"""The probe's numbers against what full logits and a slow count say; findings and health by rule."""
+"""The probe's numbers against what full logits and a slow count say; findings and health by
+rule.
+"""
 
 import dataclasses
 import json
@@ -41,7 +43,9 @@ def found(model, tokenizer):
 
 
 def losses(model, tokenizer, prompt, continuation):
-    """Sum of NLL and of entropy, and the count, of ``continuation`` after ``prompt``, from full logits in float64."""
+    """Sum of NLL and of entropy, and the count, of ``continuation`` after ``prompt``, from full
+    logits in float64.
+    """
     ids = torch.tensor([[*prompt, *continuation]])
     with torch.no_grad():
         log_p = model(ids).logits[0].double().log_softmax(-1)
@@ -72,7 +76,10 @@ def test_every_text_against_full_logits(found, model, tokenizer):
     assert p["self_loss"] == pytest.approx(total[0] / total[2], rel=1e-4)
     assert found.generation["entropy"] == pytest.approx(total[1] / total[2], rel=1e-4)
     total = sum(np.array(losses(model, tokenizer, a.ids, a.reference)) for a in asked)
-    assert p["reference_loss"] == pytest.approx(total[0] / total[2], rel=1e-4) and p["reference_tokens"] == total[2]
+    assert (
+        p["reference_loss"] == pytest.approx(total[0] / total[2], rel=1e-4)
+        and p["reference_tokens"] == total[2]
+    )
     assert p["reference_perplexity"] == pytest.approx(math.exp(p["reference_loss"]))
     every = np.concatenate([a.reference for a in asked])
     shares = np.unique(every, return_counts=True)[1] / len(every)
@@ -81,7 +88,9 @@ def test_every_text_against_full_logits(found, model, tokenizer):
 
 
 def source(text, prompt="", references=(), id="a", sample=0):
-    return Source(id, sample, prompt, text, np.arange(40), False, np.ones((5, 40), np.float32), references)
+    return Source(
+        id, sample, prompt, text, np.arange(40), False, np.ones((5, 40), np.float32), references
+    )
 
 
 SAID = "one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen"
@@ -92,14 +101,20 @@ SAID = "one two three four five six seven eight nine ten eleven twelve thirteen 
     [
         ("something else", 1.0),
         (f"Quote: {SAID}", None),
-        # A summary of the prompt's own sentences: at the seams there are n-grams that stand nowhere in it.
-        ("nine ten eleven twelve thirteen fourteen fifteen sixteen one two three four five six seven eight", None),
+        # A summary of the prompt's own sentences: at the seams there are n-grams that stand nowhere
+        # in it.
+        (
+            "nine ten eleven twelve thirteen fourteen fifteen sixteen one two three four five six seven eight",
+            None,
+        ),
     ],
 )
 def test_what_the_prompt_says_is_nobodys_copy(prompt, expected):
     (got,) = measure([source(SAID, prompt, (SAID,))])
     assert got.copied == expected
-    first, second, other = measure([source(SAID, prompt), source(SAID, prompt, sample=1), source(SAID, "else", id="b")])
+    first, second, other = measure(
+        [source(SAID, prompt), source(SAID, prompt, sample=1), source(SAID, "else", id="b")]
+    )
     assert first.same_prompt == second.same_prompt == expected
     assert other.same_prompt is None and first.other_prompts == expected
 
@@ -112,19 +127,33 @@ def test_what_samples_share_by_a_slow_count(found):
         known = {tuple(words(said[text.id])[k : k + 2]) for k in range(3)}
         w = words(text.text)
         grams = [w[k : k + n] for k in range(len(w) - n + 1)]
-        return [tuple(g) for g in grams if sum(tuple(g[k : k + 2]) in known for k in range(n - 1)) < n - 2]
+        return [
+            tuple(g)
+            for g in grams
+            if sum(tuple(g[k : k + 2]) in known for k in range(n - 1)) < n - 2
+        ]
 
     texts = [text for text in found.texts if text.id in said]
     for text in texts:
         own = novel(text, 4)
-        other = {g for t in texts if t.id == text.id and t.sample != text.sample for g in novel(t, 4)}
+        other = {
+            g for t in texts if t.id == text.id and t.sample != text.sample for g in novel(t, 4)
+        }
         expected = sum(g in other for g in own) / len(own) if len(own) >= 8 else None
         assert text.same_prompt == (None if expected is None else pytest.approx(expected))
     for sample in range(3):
         (a, b) = (text for text in texts if text.sample == sample)
         shared = set(novel(a, 4)) & set(novel(b, 4))
-        if not any(t.text for t in found.texts if t.id == "c" and set(novel(a, 4)) & set(ngrams(words(t.text), 4))):
-            expected = sum(g in shared for g in novel(a, 4)) / len(novel(a, 4)) if len(novel(a, 4)) >= 8 else None
+        if not any(
+            t.text
+            for t in found.texts
+            if t.id == "c" and set(novel(a, 4)) & set(ngrams(words(t.text), 4))
+        ):
+            expected = (
+                sum(g in shared for g in novel(a, 4)) / len(novel(a, 4))
+                if len(novel(a, 4)) >= 8
+                else None
+            )
             assert a.other_prompts == (None if expected is None else pytest.approx(expected))
 
 
@@ -148,7 +177,11 @@ def test_json(found, tmp_path):
 
 def test_few_texts_are_not_judged(model, tokenizer):
     got = probe(model, tokenizer, ["the cat"], settings=GenerationSettings(max_new_tokens=8))
-    assert got.verdict == "insufficient-data" and got.health_score is None and got.health["coverage"] == 0
+    assert (
+        got.verdict == "insufficient-data"
+        and got.health_score is None
+        and got.health["coverage"] == 0
+    )
     assert all(part["score"] is None and part["evidence"] for part in got.health["parts"].values())
     assert "0 of 4 texts are long enough to judge repetition by; 8 are the least" in got.notes
     assert any("low-perplexity trap" in note for note in got.notes)
@@ -168,12 +201,12 @@ def test_an_evaluation_stands_in_for_references(model, tokenizer):
     }
     assert got.perplexity["reference_loss"] is None
     assert got.health["parts"]["perplexity"]["score"] is not None
-    with pytest.raises(InputError, match="evaluation: expected one of this model, got one with another tokenizer"):
+    with pytest.raises(
+        InputError, match="evaluation: expected one of this model, got one with another tokenizer"
+    ):
         probe(model, tokenizer, ["a"], evaluation=evaluation | {"tokenizer_fingerprint": "x"})
     other = evaluation | {"model": {"name": "runs/other", "fingerprint": "f", "dtype": "float32"}}
-    words = (
-        r"evaluation: expected one of the probed model, mine \(fingerprint \w+, float32\), got one of runs/other \(fing"
-    )
+    words = r"evaluation: expected one of the probed model, mine \(fingerprint \w+, float32\), got one of runs/other \(fing"
     with pytest.raises(InputError, match=words):
         probe(model, tokenizer, ["a"], evaluation=other, name="mine")
     with pytest.raises(InputError, match="evaluation: expected schema_version 2 at most, got 9"):
@@ -209,7 +242,9 @@ class Silent:
 
 
 def test_a_scorer_of_ones_own(model, tokenizer):
-    got = probe(model, tokenizer, PROMPTS, settings=SETTINGS, scorers=[Arithmetic(), Silent()], name="tiny")
+    got = probe(
+        model, tokenizer, PROMPTS, settings=SETTINGS, scorers=[Arithmetic(), Silent()], name="tiny"
+    )
     parts = got.health["parts"]
     assert parts["Arithmetic"] == {"weight": 40, "score": 0.25, "evidence": "a scorer of your own"}
     assert parts["silent benchmark"] == {"weight": 10, "score": None, "evidence": "it has no score"}
@@ -218,9 +253,18 @@ def test_a_scorer_of_ones_own(model, tokenizer):
     whole = (30 * known["generation"]["score"] + 40 * 0.25) / 70
     assert got.health_score == pytest.approx(min(100 * whole, got.health["ceiling"]))
     again = probe(
-        model, tokenizer, PROMPTS, settings=SETTINGS, scorers=[Arithmetic()], weights={"Arithmetic": 0}, name="tiny"
+        model,
+        tokenizer,
+        PROMPTS,
+        settings=SETTINGS,
+        scorers=[Arithmetic()],
+        weights={"Arithmetic": 0},
+        name="tiny",
     )
-    assert again.health["parts"]["Arithmetic"]["weight"] == 0 and again.health_score != got.health_score
+    assert (
+        again.health["parts"]["Arithmetic"]["weight"] == 0
+        and again.health_score != got.health_score
+    )
 
 
 class Scores:
@@ -237,7 +281,13 @@ def leave():
 
 @pytest.mark.parametrize("value", [2, -0.1, float("nan"), "good", True, leave, lambda: 1 / 0])
 def test_a_scorer_that_fails_does_not_take_the_probe_with_it(model, tokenizer, value):
-    got = probe(model, tokenizer, ["a"], settings=GenerationSettings(max_new_tokens=2), scorers=[Scores(value)])
+    got = probe(
+        model,
+        tokenizer,
+        ["a"],
+        settings=GenerationSettings(max_new_tokens=2),
+        scorers=[Scores(value)],
+    )
     part = got.health["parts"]["Scores"]
     assert part["score"] is None and part["evidence"].startswith("it failed: ")
     assert [(f.signal, f.severity) for f in got.findings] == [("scorer-failed", "warning")]
@@ -245,13 +295,19 @@ def test_a_scorer_that_fails_does_not_take_the_probe_with_it(model, tokenizer, v
 
 def test_numpys_numbers_are_scores(model, tokenizer):
     got = probe(
-        model, tokenizer, ["a"], settings=GenerationSettings(max_new_tokens=2), scorers=[Scores(np.float32(0.5))]
+        model,
+        tokenizer,
+        ["a"],
+        settings=GenerationSettings(max_new_tokens=2),
+        scorers=[Scores(np.float32(0.5))],
     )
     assert got.health["parts"]["Scores"]["score"] == 0.5
 
 
 def named(name, weight=1):
-    return type("Named", (), {"name": name, "weight": weight, "score": lambda self, checkpoint: 1.0})()
+    return type(
+        "Named", (), {"name": name, "weight": weight, "score": lambda self, checkpoint: 1.0}
+    )()
 
 
 @pytest.mark.parametrize(
@@ -268,7 +324,9 @@ def named(name, weight=1):
 )
 def test_scorers_that_are_none(model, tokenizer, scorers, words_):
     with pytest.raises(InputError) as error:
-        probe(model, tokenizer, ["a"], settings=GenerationSettings(max_new_tokens=2), scorers=scorers)
+        probe(
+            model, tokenizer, ["a"], settings=GenerationSettings(max_new_tokens=2), scorers=scorers
+        )
     assert words_ in str(error.value)
 
 
@@ -286,22 +344,31 @@ def test_scorers_that_are_none(model, tokenizer, scorers, words_):
 def test_an_evaluation_that_is_none(model, tokenizer, change):
     given = {"loss": 3.0, "tokens": 500, "baselines": {"unigram": {"loss": 5.0}}} | change
     with pytest.raises(InputError, match="evaluation: expected a number for"):
-        probe(model, tokenizer, ["a"], settings=GenerationSettings(max_new_tokens=2), evaluation=given)
+        probe(
+            model, tokenizer, ["a"], settings=GenerationSettings(max_new_tokens=2), evaluation=given
+        )
 
 
 def test_a_model_with_a_broken_row_is_not_healthier_for_it(tokenizer):
-    """Only references hold the token: their loss was NaN, the part missing, and the mean of the others higher."""
+    """Only references hold the token: their loss was NaN, the part missing, and the mean of the
+    others higher.
+    """
     model = build_model(len(tokenizer))
     token = tokenizer(" by")["input_ids"][0]  # late in the references
     with torch.no_grad():
         model.model.embed_tokens.weight[token] = float("nan")
-    prompts = [Prompt(str(k), "the cat sat", (" on the mat and the dog lay by the door",)) for k in range(4)]
+    prompts = [
+        Prompt(str(k), "the cat sat", (" on the mat and the dog lay by the door",))
+        for k in range(4)
+    ]
     got = probe(model, tokenizer, prompts, settings=SETTINGS)
     assert got.findings[0].signal == "non-finite" and got.findings[0].severity == "danger"
     assert got.verdict == "unhealthy" and got.health["parts"]["perplexity"]["score"] == 0
     # A masked key that is NaN makes every query's softmax NaN: nothing is left of the references.
     assert got.perplexity["non_finite"] == 4 * 16 and got.perplexity["reference_loss"] is None
-    assert "self-perplexity" not in [finding.signal for finding in got.findings if "nan" in finding.evidence]
+    assert "self-perplexity" not in [
+        finding.signal for finding in got.findings if "nan" in finding.evidence
+    ]
     assert '"nan"' not in got.to_json()
 
 
@@ -316,7 +383,10 @@ def test_a_model_with_a_broken_row_is_not_healthier_for_it(tokenizer):
         ([Prompt("d", "a", ("\udfff",))], "prompt d: expected Unicode text"),
         ([Prompt("d", "a", (5,))], "prompt d: expected text, got int"),
         ([Prompt("d", "a", "a reference")], "prompt d: expected references as a tuple, got str"),
-        ([Prompt("d", "short", document=True)], "prompts: expected at least one, got 1 documents too short to cut"),
+        (
+            [Prompt("d", "short", document=True)],
+            "prompts: expected at least one, got 1 documents too short to cut",
+        ),
     ],
 )
 def test_prompts_that_are_none(model, tokenizer, prompts, words_):
@@ -327,16 +397,27 @@ def test_prompts_that_are_none(model, tokenizer, prompts, words_):
 
 # What each finding needs; a sound model's measures, and one change.
 GENERATION = dict(
-    texts=40, judged=40, repetition=0.02, looping=0.0, longest_loop=None, same_prompt=0.05, other_prompts=0.02
+    texts=40,
+    judged=40,
+    repetition=0.02,
+    looping=0.0,
+    longest_loop=None,
+    same_prompt=0.05,
+    other_prompts=0.02,
 )
 GENERATION |= dict(copied=0.0, empty=0.0, ended=0.5, mean_tokens=100.0, entropy_per_byte=0.6)
 GENERATION |= dict(early_entropy=2.5, late_entropy=2.4)
 REFERENCES = dict(mean_tokens=90.0, ended=0.5, repetition=0.02, looping=0.0, other_prompts=0.02)
 JUDGED_BY = dict(loss=2.5, unigram_loss=6.0, guess_loss=7.0, tokens=4000, of="the references")
-LOSSES = dict(self_loss=2.4, reference_loss=2.5, reference_tokens=4000, non_finite=0, judged_by=JUDGED_BY)
+LOSSES = dict(
+    self_loss=2.4, reference_loss=2.5, reference_tokens=4000, non_finite=0, judged_by=JUDGED_BY
+)
 CALIBRATION = dict(tokens=4000, ece=0.02, confidence=0.5, accuracy=0.5)
 ASKED = dict(answered=0.9, answers=[" yes", " no"], first_choices={"x": 3})
-SAMPLED, GREEDY = GenerationSettings().of(None), GenerationSettings(temperature=0, samples=1).of(None)
+SAMPLED, GREEDY = (
+    GenerationSettings().of(None),
+    GenerationSettings(temperature=0, samples=1).of(None),
+)
 DOCUMENTS = dict(documents=True, answers=False, can_end=True, settings=SAMPLED)
 QUESTIONS = DOCUMENTS | dict(documents=False, answers=True)  # with references of their own
 OPEN = DOCUMENTS | dict(documents=False)  # without
@@ -345,7 +426,14 @@ CHAT = QUESTIONS | dict(settings=GenerationSettings(chat=True).of(None))
 
 
 def signals(
-    asking=DOCUMENTS, *, losses=None, judged_by=None, references=None, calibration=None, ask=None, **generation
+    asking=DOCUMENTS,
+    *,
+    losses=None,
+    judged_by=None,
+    references=None,
+    calibration=None,
+    ask=None,
+    **generation,
 ):
     measured = {
         "generation": GENERATION | generation,
@@ -376,17 +464,20 @@ TRAP = "low-perplexity-trap"
         (DOCUMENTS, dict(looping=0.3, references=dict(looping=0.25)), []),
         (DOCUMENTS, dict(same_prompt=0.4), []),
         (DOCUMENTS, dict(same_prompt=0.6), [TRAP, "same-texts"]),
-        # Agreement on a question that has an answer is right; on one that has none it is told, and convicts nobody.
+        # Agreement on a question that has an answer is right; on one that has none it is told, and
+        # convicts nobody.
         (QUESTIONS, dict(same_prompt=0.9), []),
         (OPEN, dict(same_prompt=0.6), ["same-texts"]),
         (DOCUMENTS, dict(other_prompts=0.3), [TRAP, "same-texts"]),
         (QUESTIONS, dict(other_prompts=0.3), [TRAP, "same-texts"]),
-        # Templates: the references share as much; and without references only what no template explains.
+        # Templates: the references share as much; and without references only what no template
+        # explains.
         (DOCUMENTS, dict(other_prompts=0.35, references=dict(other_prompts=0.32)), []),
         (OPEN, dict(other_prompts=0.4, references={}), []),
         (OPEN, dict(other_prompts=0.95, references={}), [TRAP, "same-texts"]),
         (DOCUMENTS, dict(copied=0.15), []),
-        (DOCUMENTS, dict(copied=0.4, references=dict(copied=0.3)), []),  # licences and the like are in every text
+        # licences and the like are in every text
+        (DOCUMENTS, dict(copied=0.4, references=dict(copied=0.3)), []),
         (DOCUMENTS, dict(copied=0.3), [TRAP, "copied-reference"]),
         (QUESTIONS, dict(copied=0.3), [TRAP, "copied-reference"]),
         (DOCUMENTS, dict(entropy_per_byte=0.01), [TRAP, "entropy-collapse"]),
@@ -410,7 +501,11 @@ TRAP = "low-perplexity-trap"
         (DOCUMENTS, dict(losses=dict(self_loss=1.0)), ["self-perplexity"]),
         (DOCUMENTS, dict(losses=dict(self_loss=5.5)), ["self-perplexity"]),
         (DOCUMENTS, dict(losses=dict(self_loss=1.0, reference_tokens=100)), []),
-        (DOCUMENTS | dict(settings=GenerationSettings(temperature=0.5).of(None)), dict(losses=dict(self_loss=1.0)), []),
+        (
+            DOCUMENTS | dict(settings=GenerationSettings(temperature=0.5).of(None)),
+            dict(losses=dict(self_loss=1.0)),
+            [],
+        ),
         # A short answer is easier than the ramble that follows it.
         (QUESTIONS, dict(losses=dict(self_loss=5.5)), []),
         (DOCUMENTS, dict(empty=0.2), ["early-stopping"]),
@@ -423,22 +518,36 @@ TRAP = "low-perplexity-trap"
         (DOCUMENTS, dict(ask=dict(answered=0.2)), ["unanswered"]),
         (DOCUMENTS, dict(ask=dict(answered=0.9)), []),
         # Means over too few texts are None.
-        (DOCUMENTS, dict(repetition=None, looping=None, same_prompt=None, other_prompts=None, copied=None), []),
+        (
+            DOCUMENTS,
+            dict(repetition=None, looping=None, same_prompt=None, other_prompts=None, copied=None),
+            [],
+        ),
     ],
 )
 def test_findings(asking, change, expected):
     found = signals(asking, **change)
     assert list(found) == expected and set(found) <= set(SIGNALS)
     if TRAP in found:
-        assert found[TRAP].severity == "danger" and set(found[TRAP].numbers["because"]) <= set(expected[1:])
+        assert found[TRAP].severity == "danger" and set(found[TRAP].numbers["because"]) <= set(
+            expected[1:]
+        )
 
 
 def test_severities_and_advice_by_how_it_was_asked():
     assert "temperature 1" in signals(GREEDILY, repetition=0.6)["repetition"].advice
-    assert "text it is measured on" in signals(repetition=0.6, references=dict(repetition=0.6))["repetition"].advice
-    assert signals(GREEDILY, repetition=0.6, copied=0.5)[TRAP].numbers["because"] == ["copied-reference"]
+    assert (
+        "text it is measured on"
+        in signals(repetition=0.6, references=dict(repetition=0.6))["repetition"].advice
+    )
+    assert signals(GREEDILY, repetition=0.6, copied=0.5)[TRAP].numbers["because"] == [
+        "copied-reference"
+    ]
     ended = dict(ended=0.0, references=dict(ended=1.0))
-    assert (signals(CHAT, **ended)["no-end"].severity, signals(QUESTIONS, **ended)["no-end"].severity) == (
+    assert (
+        signals(CHAT, **ended)["no-end"].severity,
+        signals(QUESTIONS, **ended)["no-end"].severity,
+    ) == (
         "warning",
         "info",
     )
@@ -452,9 +561,17 @@ def test_a_model_that_knows_nothing_is_not_healthy(model, tokenizer):
     assert bare.generation["judged"] >= 8 and bare.health["parts"]["generation"]["score"] > 0.5
     assert bare.verdict == "insufficient-data" and bare.health_score is None
     documents = [Prompt(str(k), text * 2, document=True) for k, text in enumerate(TEXTS * 4)]
-    known = probe(model, tokenizer, documents, settings=dataclasses.replace(SETTINGS, prompt_tokens=8))
-    assert [f.signal for f in known.findings if f.severity == "warning"][:1] == ["no-better-than-chance"]
-    assert known.verdict == "watch" and known.health["parts"]["perplexity"]["score"] == 0 and known.health_score <= 70
+    known = probe(
+        model, tokenizer, documents, settings=dataclasses.replace(SETTINGS, prompt_tokens=8)
+    )
+    assert [f.signal for f in known.findings if f.severity == "warning"][:1] == [
+        "no-better-than-chance"
+    ]
+    assert (
+        known.verdict == "watch"
+        and known.health["parts"]["perplexity"]["score"] == 0
+        and known.health_score <= 70
+    )
 
 
 def test_a_bad_run_is_a_bad_model(model, tokenizer):
@@ -464,28 +581,39 @@ def test_a_bad_run_is_a_bad_model(model, tokenizer):
         "verdict": "unhealthy",
         "findings": [{"signal": "divergence", "severity": "danger"}],
     }
-    got = probe(model, tokenizer, PROMPTS, settings=SETTINGS, diagnosis=diagnosis, scorers=[Scores(1.0)])
+    got = probe(
+        model, tokenizer, PROMPTS, settings=SETTINGS, diagnosis=diagnosis, scorers=[Scores(1.0)]
+    )
     assert got.verdict == "unhealthy" and got.fails("danger") and got.health_score <= 30
     assert got.findings[0].signal == "training-run" and "divergence" in got.findings[0].evidence
 
 
 def test_health_is_a_weighted_mean_of_what_there_is():
     assert health({"a": Part(None, "why"), "b": Part(None, "why")}, {}).score is None
-    got = health({"a": Part(0.5, ""), "b": Part(1.0, ""), "c": Part(None, "why")}, {"a": 3, "b": 1, "c": 4})
-    assert got.score == pytest.approx(62.5) and got.coverage == 0.5 and got.parts["c"]["evidence"] == "why"
+    got = health(
+        {"a": Part(0.5, ""), "b": Part(1.0, ""), "c": Part(None, "why")}, {"a": 3, "b": 1, "c": 4}
+    )
+    assert (
+        got.score == pytest.approx(62.5)
+        and got.coverage == 0.5
+        and got.parts["c"]["evidence"] == "why"
+    )
     assert health({"a": Part(1.0, "")}, {"a": 0}).score is None  # no weight is left
     assert sum(WEIGHTS.values()) == 100
 
 
 @pytest.mark.parametrize(
-    ("severities", "most"), [([], 100), (["info"], 100), (["warning"], 70), (["info", "danger"], 30)]
+    ("severities", "most"),
+    [([], 100), (["info"], 100), (["warning"], 70), (["info", "danger"], 30)],
 )
 def test_health_is_capped_by_the_worst_finding(severities, most):
     assert health({"a": Part(1.0, "")}, {}, severities).score == most
     assert health({"a": Part(0.1, "")}, {}, severities).score == pytest.approx(10)
 
 
-@pytest.mark.parametrize("weights", [{"x": 1}, {"a": -1}, {"a": float("nan")}, {"a": float("inf")}, {"a": "1"}])
+@pytest.mark.parametrize(
+    "weights", [{"x": 1}, {"a": -1}, {"a": float("nan")}, {"a": float("inf")}, {"a": "1"}]
+)
 def test_weights_that_cannot_be(weights):
     with pytest.raises(InputError, match="weights: expected"):
         health({"a": Part(1.0, "")}, weights)

@@ -1,4 +1,6 @@
-"""``ppl probe`` and ``ppl ask`` as they are called: files in, numbers out, bad input in one line."""
+"""``ppl probe`` and ``ppl ask`` as they are called: files in, numbers out, bad input in one
+line.
+"""
 
 import io
 import json
@@ -17,14 +19,21 @@ from perplexity.cli import main
 def folder(tmp_path_factory):
     out = tmp_path_factory.mktemp("probe")
     save_small_model(out / "checkpoint-40")
-    rows = [{"id": f"p{k}", "prompt": text[: 8 + k], "reference": text[8 + k :]} for k, text in enumerate(TEXTS * 3)]
+    rows = [
+        {"id": f"p{k}", "prompt": text[: 8 + k], "reference": text[8 + k :]}
+        for k, text in enumerate(TEXTS * 3)
+    ]
     (out / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (out / "texts.jsonl").write_text(
         "".join(json.dumps({"id": f"t{k}", "text": t}) + "\n" for k, t in enumerate(TEXTS))
     )
-    (out / "long.jsonl").write_text("".join(json.dumps({"text": text * 3}) + "\n" for text in TEXTS * 4))
+    (out / "long.jsonl").write_text(
+        "".join(json.dumps({"text": text * 3}) + "\n" for text in TEXTS * 4)
+    )
     (out / "question.txt").write_text("{text} good?")
-    (out / "mine.py").write_text("class Half:\n    def score(self, checkpoint):\n        return 0.5\n")
+    (out / "mine.py").write_text(
+        "class Half:\n    def score(self, checkpoint):\n        return 0.5\n"
+    )
     history = "step,train_loss,val_loss\n" + "".join(
         f"{k},{4 - 0.004 * k},{4.1 - 0.004 * k if k % 50 == 0 else ''}\n" for k in range(1, 501)
     )
@@ -51,7 +60,16 @@ def test_everything_at_once(folder, monkeypatch, capsys):
         "--template",
         "question.txt",
     ]
-    arguments += ["--history", "history.csv", "--scorer", "mine:Half", "--weight", "Half=30", "--json", "out.json"]
+    arguments += [
+        "--history",
+        "history.csv",
+        "--scorer",
+        "mine:Half",
+        "--weight",
+        "Half=30",
+        "--json",
+        "out.json",
+    ]
     assert run(monkeypatch, folder, *arguments) == 0
     record = json.loads((folder / "out.json").read_text())
     assert (record["model"]["name"], record["step"], record["prompts"]) == ("checkpoint-40", 40, 9)
@@ -61,7 +79,15 @@ def test_everything_at_once(folder, monkeypatch, capsys):
     assert parts["Half"] == {"weight": 30, "score": 0.5, "evidence": "a scorer of your own"}
     assert parts["monitor"]["score"] is not None and record["references"]["bleu"] >= 0
     said = capsys.readouterr().out
-    for words in ("repeated 4-grams", "BLEU, chrF", "ROUGE-1, 2, L", "says yes", "missing", "Half", "temperature 1"):
+    for words in (
+        "repeated 4-grams",
+        "BLEU, chrF",
+        "ROUGE-1, 2, L",
+        "says yes",
+        "missing",
+        "Half",
+        "temperature 1",
+    ):
         assert words in said
 
 
@@ -74,7 +100,16 @@ def test_limit_greedy_and_status(folder, monkeypatch, capsys):
     # A random model knows nothing of the documents: a warning, and no danger.
     options = ["--max-new-tokens", 24, "--samples", 1, "--prompt-tokens", 8]
     for severity, expected in (("warning", 1), ("danger", 0)):
-        got = run(monkeypatch, folder, "probe", "checkpoint-40", "long.jsonl", *options, "--fail-on", severity)
+        got = run(
+            monkeypatch,
+            folder,
+            "probe",
+            "checkpoint-40",
+            "long.jsonl",
+            *options,
+            "--fail-on",
+            severity,
+        )
         assert got == expected and "no-better-than-chance" in capsys.readouterr().out
 
 
@@ -106,7 +141,11 @@ def test_ask(folder, monkeypatch, capsys, suffix):
     means = json.loads((folder / "means.json").read_text())
     assert means["p_yes"] == pytest.approx(sum(row["p_yes"] for row in rows) / 3)
     said = " ".join(capsys.readouterr().out.split())
-    assert "3 texts asked about" in said and "it would rather say" in said and "2 texts are too long" not in said
+    assert (
+        "3 texts asked about" in said
+        and "it would rather say" in said
+        and "2 texts are too long" not in said
+    )
     (folder / out).unlink()
     assert run(monkeypatch, folder, *arguments) == 0  # again, from the journal
     assert (folder / out).exists()
@@ -115,22 +154,55 @@ def test_ask(folder, monkeypatch, capsys, suffix):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("probe", "checkpoint-40", "none.txt"), "none.txt: expected a file of prompts, got no such file"),
-        (("probe", "nowhere/at/all", "prompts.jsonl"), "nowhere/at/all: expected a local model folder"),
-        (("probe", "checkpoint-40", "prompts.jsonl", "--limit", "0"), "--limit: expected at least 1"),
-        (("probe", "checkpoint-40", "prompts.jsonl", "--samples", "0"), "samples: expected a whole number, at least 1"),
+        (
+            ("probe", "checkpoint-40", "none.txt"),
+            "none.txt: expected a file of prompts, got no such file",
+        ),
+        (
+            ("probe", "nowhere/at/all", "prompts.jsonl"),
+            "nowhere/at/all: expected a local model folder",
+        ),
+        (
+            ("probe", "checkpoint-40", "prompts.jsonl", "--limit", "0"),
+            "--limit: expected at least 1",
+        ),
+        (
+            ("probe", "checkpoint-40", "prompts.jsonl", "--samples", "0"),
+            "samples: expected a whole number, at least 1",
+        ),
         (
             ("probe", "checkpoint-40", "prompts.jsonl", "--samples", "-3"),
             "samples: expected a whole number, at least 1",
         ),
-        (("probe", "checkpoint-40", "prompts.jsonl", "--top-p", "2"), "top_p: expected above 0 and at most 1"),
-        (("probe", "checkpoint-40", "prompts.jsonl", "--max-new-tokens", "64"), "max_new_tokens: expected at most 63"),
-        (("probe", "checkpoint-40", "prompts.jsonl", "--chat"), "chat: expected a tokenizer with a chat template"),
+        (
+            ("probe", "checkpoint-40", "prompts.jsonl", "--top-p", "2"),
+            "top_p: expected above 0 and at most 1",
+        ),
+        (
+            ("probe", "checkpoint-40", "prompts.jsonl", "--max-new-tokens", "64"),
+            "max_new_tokens: expected at most 63",
+        ),
+        (
+            ("probe", "checkpoint-40", "prompts.jsonl", "--chat"),
+            "chat: expected a tokenizer with a chat template",
+        ),
         (("probe", "checkpoint-40", "prompts.jsonl", "--weight", "x"), "--weight: expected PART=W"),
-        (("probe", "checkpoint-40", "prompts.jsonl", "--weight", "ask=-1"), "--weight: expected PART=W"),
-        (("probe", "checkpoint-40", "prompts.jsonl", "--weight", "nobody=1"), "weights: expected names among"),
-        (("probe", "checkpoint-40", "prompts.jsonl", "--scorer", "nowhere:X"), "--scorer: expected MODULE:CLASS"),
-        (("probe", "checkpoint-40", "prompts.jsonl", "--scorer", "mine:Nobody"), "--scorer: expected MODULE:CLASS"),
+        (
+            ("probe", "checkpoint-40", "prompts.jsonl", "--weight", "ask=-1"),
+            "--weight: expected PART=W",
+        ),
+        (
+            ("probe", "checkpoint-40", "prompts.jsonl", "--weight", "nobody=1"),
+            "weights: expected names among",
+        ),
+        (
+            ("probe", "checkpoint-40", "prompts.jsonl", "--scorer", "nowhere:X"),
+            "--scorer: expected MODULE:CLASS",
+        ),
+        (
+            ("probe", "checkpoint-40", "prompts.jsonl", "--scorer", "mine:Nobody"),
+            "--scorer: expected MODULE:CLASS",
+        ),
         (
             ("probe", "checkpoint-40", "prompts.jsonl", "--eval", "texts.jsonl"),
             "texts.jsonl: expected a result file of ppl",
@@ -148,7 +220,10 @@ def test_ask(folder, monkeypatch, capsys, suffix):
             ("probe", "checkpoint-40", "prompts.jsonl", "--embeddings", "nowhere"),
             "embeddings: expected a sentence-transf",
         ),
-        (("ask", "checkpoint-40", "none.jsonl"), "none.jsonl: expected a text file, got no such file"),
+        (
+            ("ask", "checkpoint-40", "none.jsonl"),
+            "none.jsonl: expected a text file, got no such file",
+        ),
         (
             ("ask", "checkpoint-40", "texts.jsonl", "--out", "a.csv"),
             "--out: expected a name that ends in .jsonl or .parquet",
@@ -165,9 +240,15 @@ def test_ask(folder, monkeypatch, capsys, suffix):
             ("probe", "checkpoint-40", "prompts.jsonl", "--json", "prompts.jsonl"),
             "--json: expected a file of its own, got an i",
         ),
-        (("ask", "checkpoint-40", "texts.jsonl", "--yes", "no"), "yes, no: expected answers that differ"),
+        (
+            ("ask", "checkpoint-40", "texts.jsonl", "--yes", "no"),
+            "yes, no: expected answers that differ",
+        ),
         (("ask", "checkpoint-40", "-", "--journal", "j"), "-: expected a file with --journal"),
-        (("ask", "checkpoint-40", "texts.jsonl", "--batch-size", "0"), "batch_size: expected at least 1"),
+        (
+            ("ask", "checkpoint-40", "texts.jsonl", "--batch-size", "0"),
+            "batch_size: expected at least 1",
+        ),
         (
             ("ask", "checkpoint-40", "texts.jsonl", "--template", "mine.py"),
             "--template mine.py: expected {text} in it once",
@@ -220,7 +301,12 @@ def test_a_first_choice_in_brackets_is_no_markup():
 
 
 @pytest.mark.parametrize(
-    "command", [("probe", "checkpoint-40", "-"), ("ask", "checkpoint-40", "-"), ("eval", "checkpoint-40", "-")]
+    "command",
+    [
+        ("probe", "checkpoint-40", "-"),
+        ("ask", "checkpoint-40", "-"),
+        ("eval", "checkpoint-40", "-"),
+    ],
 )
 def test_standard_input_that_is_closed(folder, monkeypatch, capsys, command):
     monkeypatch.setattr(sys, "stdin", None)
@@ -258,7 +344,9 @@ sys.exit(main(sys.argv[1:]))
 def test_what_needs_which_extra(folder, ppl_here, arguments, status, words):
     """Asking needs none of the measures' libraries, and a page of probes neither."""
     if "least.json" in arguments and not (folder / "least.json").exists():
-        done = ppl_here("probe", "checkpoint-40", "prompts.jsonl", *SHORT, "--json", "least.json", cwd=folder)
+        done = ppl_here(
+            "probe", "checkpoint-40", "prompts.jsonl", *SHORT, "--json", "least.json", cwd=folder
+        )
         assert done.returncode == 0, done.stderr
     done = runs(sys.executable, "-c", HIDE, *arguments, cwd=folder)
     assert (done.returncode, "Traceback" in done.stderr) == (status, False), done.stderr

@@ -1,4 +1,6 @@
-"""Prompts of files, and as tokens: BOS once, references where they follow, what does not fit said."""
+"""Prompts of files, and as tokens: BOS once, references where they follow, what does not fit
+said.
+"""
 
 import gzip
 import json
@@ -36,7 +38,9 @@ def test_objects(tmp_path):
         Prompt("p.jsonl:4", "a whole document", document=True),
     ]
     named = lines(tmp_path / "q.jsonl", {"question": "a", "answer": "b", "text": "c"})
-    assert read(named, prompt_column="question", reference_column="answer") == [Prompt("q.jsonl:1", "a", ("b",))]
+    assert read(named, prompt_column="question", reference_column="answer") == [
+        Prompt("q.jsonl:1", "a", ("b",))
+    ]
 
 
 def test_lines_of_text_and_documents(tmp_path):
@@ -49,7 +53,10 @@ def test_lines_of_text_and_documents(tmp_path):
     import pyarrow.parquet
 
     pyarrow.parquet.write_table(pyarrow.table({"text": ["x y", "z"]}), tmp_path / "d.parquet")
-    assert [(p.text, p.document) for p in read(tmp_path / "d.parquet")] == [("x y", True), ("z", True)]
+    assert [(p.text, p.document) for p in read(tmp_path / "d.parquet")] == [
+        ("x y", True),
+        ("z", True),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -62,9 +69,21 @@ def test_lines_of_text_and_documents(tmp_path):
         ("a.jsonl", "[1]\n", "line 1: expected an object with a string 'prompt'"),
         ("a.jsonl", '{"q": 1}\n', "line 1: expected a string 'prompt', got only 'q'"),
         ("a.jsonl", '{"prompt": 3}\n', "line 1: expected a string 'prompt', got int"),
-        ("a.jsonl", '{"prompt": "\\ud800"}\n', "line 1: expected Unicode text, got a lone surrogate at character 0"),
-        ("a.jsonl", '{"prompt": "a", "reference": 3}\n', "line 1: expected a text or a list of texts in 'reference'"),
-        ("a.jsonl", '{"prompt": "a", "reference": [3]}\n', "line 1: expected a text or a list of texts in 'reference'"),
+        (
+            "a.jsonl",
+            '{"prompt": "\\ud800"}\n',
+            "line 1: expected Unicode text, got a lone surrogate at character 0",
+        ),
+        (
+            "a.jsonl",
+            '{"prompt": "a", "reference": 3}\n',
+            "line 1: expected a text or a list of texts in 'reference'",
+        ),
+        (
+            "a.jsonl",
+            '{"prompt": "a", "reference": [3]}\n',
+            "line 1: expected a text or a list of texts in 'reference'",
+        ),
         ("a.csv", "prompt\n", "expected a name that ends in"),
         ("a.npy", "", "expected a whole .npy file"),
     ],
@@ -115,11 +134,16 @@ def test_a_reference_follows_its_prompt():
         ("the cat", " sat on the mat"),
         ("the cat ", "sat on the mat"),
     ):
-        (asked,), _ = tokenize(tokenizer, [Prompt("p", prompt, (reference, "another"))], SETTINGS, 64)
+        (asked,), _ = tokenize(
+            tokenizer, [Prompt("p", prompt, (reference, "another"))], SETTINGS, 64
+        )
         assert tokenizer.decode([*asked.ids[1:], *asked.reference]) == "the cat sat on the mat"
         if prompt == "the cat":
             assert [*asked.ids[1:], *asked.reference] == whole
-        assert asked.ids[0] == tokenizer.bos_token_id and list(asked.ids).count(tokenizer.bos_token_id) == 1
+        assert (
+            asked.ids[0] == tokenizer.bos_token_id
+            and list(asked.ids).count(tokenizer.bos_token_id) == 1
+        )
         assert asked.references == (reference, "another") and not asked.cut
 
 
@@ -150,12 +174,21 @@ def test_chat():
         tokenize(tokenizer, [Prompt("p", "hello")], chat, 64)
     tokenizer.chat_template = "{% for m in messages %}<s>{{ m['content'] }}:\n{% endfor %}"
     (asked,), _ = tokenize(tokenizer, [Prompt("p", "hello", ("you",))], chat, 64)
-    assert tokenizer.decode(asked.ids) == "<s>hello:\n" and tokenizer.decode(asked.reference) == "you"
-    with pytest.raises(InputError, match="prompt d: expected a prompt for --chat, got a document to cut"):
+    assert (
+        tokenizer.decode(asked.ids) == "<s>hello:\n" and tokenizer.decode(asked.reference) == "you"
+    )
+    with pytest.raises(
+        InputError, match="prompt d: expected a prompt for --chat, got a document to cut"
+    ):
         tokenize(tokenizer, [Prompt("d", TEXTS[0] * 3, document=True)], chat, 64)
     (asked,), _ = tokenize(tokenizer, [Prompt("p", "the cat " * 50)], chat, 64)
     decoded = tokenizer.decode(asked.ids)
-    assert asked.shortened and len(asked.ids) <= 44 and decoded.startswith("<s>") and decoded.endswith("the cat :\n")
+    assert (
+        asked.shortened
+        and len(asked.ids) <= 44
+        and decoded.startswith("<s>")
+        and decoded.endswith("the cat :\n")
+    )
     tokenizer.chat_template = "{{ 'header ' * 99 }}{{ messages[0]['content'] }}"
     with pytest.raises(InputError, match="max_new_tokens: expected room for the chat template"):
         tokenize(tokenizer, [Prompt("p", "the cat")], chat, 64)

@@ -1,4 +1,6 @@
-"""BLEU, chrF and ROUGE are the libraries' own; coherence is the cosine of a real sentence-transformers model's embeddings."""
+"""BLEU, chrF and ROUGE are the libraries' own; coherence is the cosine of a real
+sentence-transformers model's embeddings.
+"""
 
 import numpy as np
 import pytest
@@ -43,14 +45,20 @@ def test_the_best_there_is():
 @pytest.mark.parametrize(
     ("texts", "references", "cut"),
     [
-        (["\u4eca\u5929\u5929\u6c14\u5f88\u597d"], [("\u4eca\u5929\u5929\u6c14\u771f\u7684\u5f88\u597d",)], "zh"),
+        (
+            ["\u4eca\u5929\u5929\u6c14\u5f88\u597d"],
+            [("\u4eca\u5929\u5929\u6c14\u771f\u7684\u5f88\u597d",)],
+            "zh",
+        ),
         (
             ["\u3053\u3093\u306b\u3061\u306f\u4e16\u754c"],
             [("\u3053\u3093\u306b\u3061\u306f\u3001\u4e16\u754c",)],
             "char",
         ),
         (
-            ["\u0440\u0430\u0437 \u0434\u0432\u0430 \u0442\u0440\u0438 \u043f\u044f\u0442\u044c \u043c\u0438\u0440"],
+            [
+                "\u0440\u0430\u0437 \u0434\u0432\u0430 \u0442\u0440\u0438 \u043f\u044f\u0442\u044c \u043c\u0438\u0440"
+            ],
             [
                 (
                     "\u0440\u0430\u0437 \u0434\u0432\u0430 \u0442\u0440\u0438 \u043f\u044f\u0442\u044c \u043c\u0438\u0440!",
@@ -64,13 +72,19 @@ def test_scripts_that_rouge_does_not_read(texts, references, cut):
     """Two Chinese sentences that are nearly the same had a BLEU and a ROUGE of 0."""
     got = overlap(texts, references)
     assert got["bleu_signature"].find(f"tok:{cut}") > 0 and got["rouge1"] is got["rougeL"] is None
-    assert got["bleu"] == sacrebleu.corpus_bleu(texts, [[of[0] for of in references]], tokenize=cut).score > 1
+    assert (
+        got["bleu"]
+        == sacrebleu.corpus_bleu(texts, [[of[0] for of in references]], tokenize=cut).score
+        > 1
+    )
     assert got["chrf"] > 30
 
 
 @pytest.fixture(scope="module")
 def embeddings(tmp_path_factory):
-    """A folder of a real sentence-transformers model, random weights: mean of a tiny transformer's hidden states."""
+    """A folder of a real sentence-transformers model, random weights: mean of a tiny transformer's
+    hidden states.
+    """
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
 
@@ -95,9 +109,15 @@ def test_coherence_is_the_cosine(embeddings):
         found = model.encode(text)
         return found / np.linalg.norm(found)
 
-    expected = np.mean([unit(prompt) @ unit(text) for prompt, text in zip(prompts[:3], TEXTS[:3], strict=True)])
-    assert got["with_prompt"] == pytest.approx(expected, abs=1e-5) and got["texts"] == 3  # the last text is empty
-    nearest = [max(unit(text) @ unit(one) for one in of) for text, of in zip(TEXTS[:3], REFERENCES[:3], strict=True)]
+    expected = np.mean(
+        [unit(prompt) @ unit(text) for prompt, text in zip(prompts[:3], TEXTS[:3], strict=True)]
+    )
+    # the last text is empty
+    assert got["with_prompt"] == pytest.approx(expected, abs=1e-5) and got["texts"] == 3
+    nearest = [
+        max(unit(text) @ unit(one) for one in of)
+        for text, of in zip(TEXTS[:3], REFERENCES[:3], strict=True)
+    ]
     assert got["with_reference"] == pytest.approx(np.mean(nearest), abs=1e-5)
     assert Embeddings(str(embeddings)).coherence(["the cat"], ["the cat"], [()]) == {
         "embeddings": str(embeddings),
@@ -108,5 +128,7 @@ def test_coherence_is_the_cosine(embeddings):
 
 
 def test_a_folder_that_is_none(tmp_path):
-    with pytest.raises(InputError, match="embeddings: expected a sentence-transformers folder, got .*no-such"):
+    with pytest.raises(
+        InputError, match="embeddings: expected a sentence-transformers folder, got .*no-such"
+    ):
         Embeddings(str(tmp_path / "no-such"))

@@ -5,7 +5,15 @@ import random
 import numpy as np
 import pytest
 
-from perplexity.probe.repetition import Loop, compression_ratio, distinct, longest_loop, ngrams, repeated, shared
+from perplexity.probe.repetition import (
+    Loop,
+    compression_ratio,
+    distinct,
+    longest_loop,
+    ngrams,
+    repeated,
+    shared,
+)
 
 
 def test_distinct_and_repeated_by_hand():
@@ -43,7 +51,9 @@ def test_the_longest_loop_is_that_of_every_start_and_period():
     for _ in range(300):
         tokens = [drawn.randrange(3) for _ in range(drawn.randrange(0, 12))]
         unit = [drawn.randrange(4) for _ in range(drawn.randrange(1, 6))]
-        tokens += (unit * 9)[: drawn.randrange(0, 30)] + [drawn.randrange(3) for _ in range(drawn.randrange(0, 12))]
+        tokens += (unit * 9)[: drawn.randrange(0, 30)] + [
+            drawn.randrange(3) for _ in range(drawn.randrange(0, 12))
+        ]
         found, expected = longest_loop(np.array(tokens, np.int64)), by_trial(tokens, 3)
         assert (found is None) == (expected is None)
         if found:

@@ -1,4 +1,6 @@
-"""Models really trained: the trap is found for the one that loops and the one that memorised, not for the healthy one."""
+"""Models really trained: the trap is found for the one that loops and the one that memorised, not
+for the healthy one.
+"""
 
 import pytest
 from trained import KINDS, trained
@@ -13,7 +15,8 @@ def check(kind: str, seed: int):
     found = probe(model, tokenizer, prompts, settings=SETTINGS)
     signals = [finding.signal for finding in found.findings]
     losses = found.perplexity
-    assert losses["reference_loss"] < losses["unigram_loss"]  # by its perplexity alone each looks good
+    # by its perplexity alone each looks good
+    assert losses["reference_loss"] < losses["unigram_loss"]
     if kind == "healthy":
         assert signals == [] and found.verdict == "healthy"
         assert found.health_score > 60
@@ -22,7 +25,11 @@ def check(kind: str, seed: int):
         assert losses["self_loss"] == pytest.approx(losses["reference_loss"], rel=0.25)
         return
     trap = found.findings[0]
-    assert (trap.signal, trap.severity, found.verdict) == ("low-perplexity-trap", "danger", "unhealthy")
+    assert (trap.signal, trap.severity, found.verdict) == (
+        "low-perplexity-trap",
+        "danger",
+        "unhealthy",
+    )
     assert found.health_score <= 30
     if kind == "loop":
         assert "repetition" in trap.numbers["because"] and found.generation["looping"] > 0.8
@@ -32,14 +39,17 @@ def check(kind: str, seed: int):
 
 
 @pytest.mark.parametrize(
-    "kind", [pytest.param(kind, marks=[pytest.mark.slow] if kind == "loop" else []) for kind in KINDS]
+    "kind",
+    [pytest.param(kind, marks=[pytest.mark.slow] if kind == "loop" else []) for kind in KINDS],
 )
 def test_the_trap(kind):
     check(kind, 0)
     if kind == "healthy":
         model, tokenizer, prompts = trained(kind, 0)
         for how in (dict(temperature=0, samples=1), dict(temperature=0.7), dict(top_p=0.9)):
-            found = probe(model, tokenizer, prompts, settings=GenerationSettings(max_new_tokens=64, **how))
+            found = probe(
+                model, tokenizer, prompts, settings=GenerationSettings(max_new_tokens=64, **how)
+            )
             assert found.verdict != "unhealthy", how
 
 

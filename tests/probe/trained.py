@@ -1,4 +1,6 @@
-"""Small Llamas really trained, each in seconds: a healthy one, one that learns to loop, one that memorises."""
+"""Small Llamas really trained, each in seconds: a healthy one, one that learns to loop, one that
+memorises.
+"""
 
 from __future__ import annotations
 
@@ -45,7 +47,9 @@ def build(seed: int):
 
 def train(model, draw, steps: int, rate: float = 3e-3) -> float:
     optimizer = torch.optim.AdamW(model.parameters(), lr=rate, betas=(0.9, 0.95))
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps, pct_start=0.1)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, rate, total_steps=steps, pct_start=0.1
+    )
     model.train()
     for _ in range(steps):
         batch = torch.tensor(draw())
@@ -62,9 +66,11 @@ def train(model, draw, steps: int, rate: float = 3e-3) -> float:
 
 @lru_cache(maxsize=1)
 def trained(kind: str, seed: int):
-    """Model, tokenizer and the prompts it is probed with: documents of the kind its owner would validate it on.
+    """Model, tokenizer and the prompts it is probed with: documents of the kind its owner would
+    validate it on.
 
-    healthy: topics that are not in training. loop: other sentences repeated as in training. memorised: passages that leaked.
+    healthy: topics that are not in training. loop: other sentences repeated as in training.
+    memorised: passages that leaked.
     """
     tokenizer, topics = material()
     drawn = random.Random(seed)
@@ -96,5 +102,8 @@ def trained(kind: str, seed: int):
     return (
         model,
         tokenizer,
-        [Prompt(str(place), tokenizer.decode(ids), document=True) for place, ids in enumerate(texts)],
+        [
+            Prompt(str(place), tokenizer.decode(ids), document=True)
+            for place, ids in enumerate(texts)
+        ],
     )

@@ -1,4 +1,6 @@
-"""The report: everything in one file, every string escaped, drawn by a real browser without an error."""
+"""The report: everything in one file, every string escaped, drawn by a real browser without an
+error.
+"""
 
 import json
 import re
@@ -37,7 +39,9 @@ def page(tmp_path_factory):
         "protocol": "sliding",
         "context_length": 256,
         "worst_documents": [{"id": HOSTILE, "tokens": 100, "loss": 5.0}],
-        "surprising_tokens": [{"document": "d", "position": 3, "before": HOSTILE, "text": HOSTILE, "nll": 12.0}],
+        "surprising_tokens": [
+            {"document": "d", "position": 3, "before": HOSTILE, "text": HOSTILE, "nll": 12.0}
+        ],
         "notes": [HOSTILE],
     }
     found = diagnose(digest, vocabulary_size=VOCABULARY, notes=[HOSTILE])
@@ -59,7 +63,11 @@ def test_it_needs_no_network(page):
 
 
 def test_the_curves_are_in_it(page):
-    data = json.loads(re.search(r'<script id="data" type="application/json">(.*?)</script>', page.read_text(), re.S)[1])
+    data = json.loads(
+        re.search(
+            r'<script id="data" type="application/json">(.*?)</script>', page.read_text(), re.S
+        )[1]
+    )
     assert list(data) == ["loss", "perplexity", "gap", "lr"]
     assert data["perplexity"]["layout"]["yaxis"]["type"] == "log"
     names = [trace["name"] for trace in data["loss"]["data"]]
@@ -81,7 +89,14 @@ def test_thinning_keeps_what_stands_out():
 def test_plots_for_papers(tmp_path, suffix):
     made = history(runs("overfitting")[0])
     digest = made.digest()
-    run_curves(made, digest, diagnose(digest), tmp_path / f"a.{suffix}", vocabulary_size=VOCABULARY, form=suffix)
+    run_curves(
+        made,
+        digest,
+        diagnose(digest),
+        tmp_path / f"a.{suffix}",
+        vocabulary_size=VOCABULARY,
+        form=suffix,
+    )
     assert (tmp_path / f"a.{suffix}").read_bytes()[:5] in (b"\x89PNG\r", b"<?xml")
 
 
@@ -94,19 +109,33 @@ CHROMIUM = shutil.which("chromium")
     ("toggled", "expected"),
     [
         ("", dict(theme="light", pressed=["marks"], log_loss=False)),
-        ("theme,log-x,log-y,marks", dict(theme="dark", pressed=["log-x", "log-y", "theme"], log_loss=True)),
+        (
+            "theme,log-x,log-y,marks",
+            dict(theme="dark", pressed=["log-x", "log-y", "theme"], log_loss=True),
+        ),
     ],
 )
 def test_a_real_browser_draws_it(page, tmp_path, toggled, expected, by):
     if by == "clicks":
-        clicks = "".join(f"document.getElementById({name!r}).click();" for name in filter(None, toggled.split(",")))
+        clicks = "".join(
+            f"document.getElementById({name!r}).click();"
+            for name in filter(None, toggled.split(","))
+        )
         clicked = tmp_path / "clicked.html"
         clicked.write_text(page.read_text().replace("</body>", f"<script>{clicks}</script></body>"))
         page, toggled = clicked, ""
-    options = ["--headless=new", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--window-size=1200,1400"]
+    options = [
+        "--headless=new",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--enable-logging=stderr",
+        "--window-size=1200,1400",
+    ]
     options += ["--virtual-time-budget=8000", f"--user-data-dir={tmp_path}", "--dump-dom"]
     done = run(CHROMIUM, *options, f"file://{page}#{toggled}")
-    assert "CONSOLE" not in done.stderr, [line for line in done.stderr.splitlines() if "CONSOLE" in line]
+    assert "CONSOLE" not in done.stderr, [
+        line for line in done.stderr.splitlines() if "CONSOLE" in line
+    ]
     dom = done.stdout
     assert re.search(r"<title>Training run &lt;b&gt;", dom)  # nobody's script ran
     assert f'data-theme="{expected["theme"]}"' in dom
@@ -124,7 +153,9 @@ def test_a_result_with_the_least_keys_is_shown(tmp_path):
     made = history(runs("healthy")[0])
     digest = made.digest()
     path = tmp_path / "least.html"
-    write_report(path, made, digest, diagnose(digest), evaluations=[{"loss": 3.0}], title="a \udcff b")
+    write_report(
+        path, made, digest, diagnose(digest), evaluations=[{"loss": 3.0}], title="a \udcff b"
+    )
     assert "3.0000 nats a token" in path.read_text()
 
 
@@ -148,8 +179,18 @@ CHECK = {
     "documents": {"train": 10, "valid": 4},
     "leaked_fraction": 0.25,
     "leaked_token_fraction": 0.125,
-    "findings": [{"signal": "leakage", "severity": "danger", "evidence": "<b>one</b> of 4", "advice": "look"}],
-    "leaked": [{"id": "v<i>1", "train_id": "t1", "kind": "near", "similarity": 0.5, "passage": "the same words"}],
+    "findings": [
+        {"signal": "leakage", "severity": "danger", "evidence": "<b>one</b> of 4", "advice": "look"}
+    ],
+    "leaked": [
+        {
+            "id": "v<i>1",
+            "train_id": "t1",
+            "kind": "near",
+            "similarity": 0.5,
+            "passage": "the same words",
+        }
+    ],
 }
 
 
@@ -160,28 +201,69 @@ def test_a_data_check_is_shown(tmp_path):
         path = tmp_path / f"{name}.html"
         write_report(path, made, digest, diagnose(digest), data_checks=[record])
         text = path.read_text()
-        assert ("25.00 %" in text and "12.50 %" in text and "near 0.50" in text) == (name == "whole")
+        assert ("25.00 %" in text and "12.50 %" in text and "near 0.50" in text) == (
+            name == "whole"
+        )
         assert "<b>one" not in text and "<i>1" not in text
 
 
 @pytest.mark.parametrize(
     "record",
-    [{}, {"leaked_fraction": "x"}, {"documents": []}, {"findings": {}}, {"leaked": [3]}, {"unknown_token_rate": "0"}],
+    [
+        {},
+        {"leaked_fraction": "x"},
+        {"documents": []},
+        {"findings": {}},
+        {"leaked": [3]},
+        {"unknown_token_rate": "0"},
+    ],
 )
 def test_a_data_check_of_the_wrong_kinds_is_named(record):
     given = ({"leaked_fraction": 0.1} | record) if record else {}
-    with pytest.raises(InputError, match=f"a.json: expected .* {next(iter(record), 'leaked_fraction')}"):
+    with pytest.raises(
+        InputError, match=f"a.json: expected .* {next(iter(record), 'leaked_fraction')}"
+    ):
         data_section(given, "a.json")
 
 
 def probe_record(step, repetition=0.01, **more):
     """A result of ``ppl probe --json``, as small as one can be made by hand."""
-    parts = {"monitor": None, "perplexity": 0.5, "generation": 1 - repetition, "references": None, "ask": None}
-    text = {"id": "p<i>1", "sample": 0, "text": HOSTILE, "tokens": 20, "repeated": repetition, "loop": 0.0}
-    own = dict(texts=9, repeated=repetition, repetition=repetition, looping=0.0, distinct_2=0.9, compression=1.5)
-    own |= dict(entropy=2.0, mean_tokens=20.0, ended=0.1, same_prompt=0.0, other_prompts=None, copied=0.0)
-    danger = {"signal": "low-perplexity-trap", "severity": "danger", "evidence": "<b>it loops</b>", "advice": "look"}
-    bins = [{"tokens": 10, "confidence": 0.2, "accuracy": 0.1}, {"tokens": 90, "confidence": 0.8, "accuracy": 0.7}]
+    parts = {
+        "monitor": None,
+        "perplexity": 0.5,
+        "generation": 1 - repetition,
+        "references": None,
+        "ask": None,
+    }
+    text = {
+        "id": "p<i>1",
+        "sample": 0,
+        "text": HOSTILE,
+        "tokens": 20,
+        "repeated": repetition,
+        "loop": 0.0,
+    }
+    own = dict(
+        texts=9,
+        repeated=repetition,
+        repetition=repetition,
+        looping=0.0,
+        distinct_2=0.9,
+        compression=1.5,
+    )
+    own |= dict(
+        entropy=2.0, mean_tokens=20.0, ended=0.1, same_prompt=0.0, other_prompts=None, copied=0.0
+    )
+    danger = {
+        "signal": "low-perplexity-trap",
+        "severity": "danger",
+        "evidence": "<b>it loops</b>",
+        "advice": "look",
+    }
+    bins = [
+        {"tokens": 10, "confidence": 0.2, "accuracy": 0.1},
+        {"tokens": 90, "confidence": 0.8, "accuracy": 0.7},
+    ]
     return {
         "source": "probe.json",
         "model": HOSTILE,
@@ -191,18 +273,31 @@ def probe_record(step, repetition=0.01, **more):
         "health": {
             "score": 70.0,
             "coverage": 0.5,
-            "parts": {name: {"weight": 20.0, "score": value, "evidence": "why"} for name, value in parts.items()},
+            "parts": {
+                name: {"weight": 20.0, "score": value, "evidence": "why"}
+                for name, value in parts.items()
+            },
         },
         "prompts": 3,
         "settings": {"in_words": "temperature 1"},
         "generation": own,
         "reference_texts": None,
-        "perplexity": dict(self_perplexity=9.0, reference_perplexity="inf", unigram_perplexity=200.0),
+        "perplexity": dict(
+            self_perplexity=9.0, reference_perplexity="inf", unigram_perplexity=200.0
+        ),
         "references": dict(bleu=5.0, chrf=20.0, rouge1=0.2, rouge2=0.1, rougeL=0.15),
         "coherence": None,
         "ask": None,
         "calibration": {
-            **dict(tokens=100, accuracy=0.64, confidence=0.74, ece=0.1, entropy=1.0, loss=1.5, bins=bins),
+            **dict(
+                tokens=100,
+                accuracy=0.64,
+                confidence=0.74,
+                ece=0.1,
+                entropy=1.0,
+                loss=1.5,
+                bins=bins,
+            ),
             "entropy_bins": [{"tokens": 100, "entropy": 1.0, "loss": 1.5}],
         },
         "findings": [danger] if repetition > 0.5 else [],
@@ -224,7 +319,9 @@ def beyond(tmp_path_factory):
 def test_what_the_model_writes_is_shown(beyond):
     text = beyond.read_text()
     assert HOSTILE not in text and "<b>it loops" not in text and "<i>1" not in text
-    data = json.loads(re.search(r'<script id="data" type="application/json">(.*?)</script>', text, re.S)[1])
+    data = json.loads(
+        re.search(r'<script id="data" type="application/json">(.*?)</script>', text, re.S)[1]
+    )
     assert {"health-trend", "perplexity-trend", "reliability", "surprise"} <= data.keys()
     trend = {trace["name"]: trace for trace in data["health-trend"]["data"]}
     assert trend["health"]["x"] == [100, 200]  # in order of step
@@ -238,10 +335,18 @@ def test_what_the_model_writes_is_shown(beyond):
 
 @pytest.mark.skipif(CHROMIUM is None, reason="needs chromium")
 def test_a_real_browser_draws_what_the_model_writes(beyond, tmp_path):
-    options = ["--headless=new", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--window-size=1200,3000"]
+    options = [
+        "--headless=new",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--enable-logging=stderr",
+        "--window-size=1200,3000",
+    ]
     options += ["--virtual-time-budget=8000", f"--user-data-dir={tmp_path}", "--dump-dom"]
     done = run(CHROMIUM, *options, f"file://{beyond}#log-x")
-    assert "CONSOLE" not in done.stderr, [line for line in done.stderr.splitlines() if "CONSOLE" in line]
+    assert "CONSOLE" not in done.stderr, [
+        line for line in done.stderr.splitlines() if "CONSOLE" in line
+    ]
     for name in ("health-trend", "perplexity-trend", "reliability", "surprise"):
         drawn = done.stdout.split(f'id="{name}"')[1].split("js-plotly-plot")[0]
         assert 'class="main-svg"' in drawn and "scatterlayer" in drawn and "<path" in drawn, name
@@ -251,9 +356,19 @@ def test_one_probe_without_a_step_or_references(tmp_path):
     made = history(runs("healthy")[0])
     digest = made.digest()
     path = tmp_path / "one.html"
-    write_report(path, made, digest, diagnose(digest), probes=[probe_record(None, calibration=None, references=None)])
+    write_report(
+        path,
+        made,
+        digest,
+        diagnose(digest),
+        probes=[probe_record(None, calibration=None, references=None)],
+    )
     text = path.read_text()
-    assert 'id="health-trend"' not in text and 'id="reliability"' not in text and "Beyond perplexity" in text
+    assert (
+        'id="health-trend"' not in text
+        and 'id="reliability"' not in text
+        and "Beyond perplexity" in text
+    )
 
 
 @pytest.mark.parametrize(
@@ -281,4 +396,6 @@ def test_a_probe_of_the_wrong_kinds_is_named(tmp_path, change):
     made = history(runs("healthy")[0])
     digest = made.digest()
     with pytest.raises(InputError, match="probe.json: expected a result file of ppl probe --json"):
-        write_report(tmp_path / "x.html", made, digest, diagnose(digest), probes=[probe_record(1) | change])
+        write_report(
+            tmp_path / "x.html", made, digest, diagnose(digest), probes=[probe_record(1) | change]
+        )
