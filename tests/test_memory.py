@@ -128,8 +128,8 @@ LARGE_HEAD = (256, 60_000, 256)
 
 @pytest.fixture(scope="module", params=["float32", "bfloat16"])
 def taken(request):
-    """Bytes that every case took, as the system saw them: ``{(name, N, V, D, limit): bytes}``, from
-    one process a dtype.
+    """A dtype, and the bytes that every case took, as the system saw them, from one process:
+    ``{(name, N, V, D, limit): bytes}``.
     """
     if not sys.platform.startswith("linux"):
         pytest.skip("reads /proc")
@@ -148,15 +148,22 @@ def taken(request):
     script = Path(__file__).parents[1] / "bench" / "support" / "peak_memory.py"
     done = run(sys.executable, script, request.param, *words, env=os.environ | options)
     assert done.returncode == 0, done.stderr
-    return dict(zip(cases, map(int, done.stdout.split()), strict=True))
+    return request.param, dict(zip(cases, map(int, done.stdout.split()), strict=True))
+
+
+def float32_sums(dtype: str, name: str, N: int, V: int, D: int) -> int:
+    """Return the bytes by which the float32 sums of 16-bit gradients exceed the gradients."""
+    return 2 * (N + V) * D if dtype == "bfloat16" and name.startswith("train") else 0
 
 
 @pytest.mark.parametrize("limit", LIMITS)
 @pytest.mark.parametrize("name", NAMES)
 def test_the_process_takes_no_more(taken, name, limit):
     """The system's own figure, allocator and libraries included."""
-    found = taken[(name, *SIZE, limit)]
+    dtype, bytes_of = taken
+    found = bytes_of[(name, *SIZE, limit)]
     allowed = limit or (16 if name.startswith("train") else 12) * MIB
+    allowed += float32_sums(dtype, name, *SIZE)
     assert found <= allowed + LIBRARY, f"{found / MIB:.1f} MiB, {allowed / MIB} MiB allowed"
     assert found > 0, "nothing was measured"
 
@@ -165,4 +172,6 @@ def test_training_takes_its_gradients_and_little_more(taken):
     """No second [V, D], 59 MiB in float32: neither zeros for what autograd was not asked for, nor a
     copy of the gradient.
     """
-    assert taken[("train", *LARGE_HEAD, 0)] <= 32 * MIB
+    dtype, bytes_of = taken
+    allowed = 32 * MIB + float32_sums(dtype, "train", *LARGE_HEAD)
+    assert bytes_of[("train", *LARGE_HEAD, 0)] <= allowed

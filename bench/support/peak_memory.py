@@ -69,8 +69,7 @@ def measure(name: str, dtype: torch.dtype, N: int, V: int, D: int, limit: int | 
         before = high_water()
         result = CALLS[name](*given, limit)
         results = result if isinstance(result, tuple) else (result,)
-        # Gradients are counted in float32, in which they are accumulated.
-        kept = sum(tensor.numel() * max(4, tensor.element_size()) for tensor in results)
+        kept = sum(tensor.nbytes for tensor in results)
         taken.append(high_water() - before - kept)
         del result, results
     return min(taken)
