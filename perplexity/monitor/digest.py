@@ -8,6 +8,7 @@ none.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections import deque
 from dataclasses import dataclass, field
@@ -15,14 +16,20 @@ from itertools import islice, pairwise
 
 import numpy as np
 
+from .noise import MAD_TO_SIGMA
 from .settings import Settings
 
 BLOCK = 32  # points
 BASELINE = 4  # blocks that a point is compared with
 MOST_BLOCKS = 4096
 MOST_EVALUATIONS = 4096
-MAD_TO_SIGMA = 1.4826  # of a normal distribution
 KEPT_EVENTS = 200
+# A run of fewer points than this is kept whole, and looked at in PIECES instead of in blocks.
+SHORT = 64 * BLOCK
+PIECES = 48
+# New training losses, of the NEAR that a validation loss is compared with, that change the mean.
+NEW_NEAR = 8
+DEAD = "train_loss 0.0"  # beside a gradient norm that is no number
 
 
 @dataclass
@@ -74,6 +81,21 @@ class Block:
             max(self.highest, other.highest),
             self.outliers + other.outliers,
         )
+
+
+def _piece(points: list[tuple[float, float]]) -> Block:
+    losses = [loss for _, loss in points]
+    middle, count = float(np.median(losses)), len(losses)
+    return Block(
+        points[0][0],
+        points[-1][0],
+        count,
+        middle * count,
+        math.fsum(loss * loss for loss in losses),
+        min(losses),
+        max(losses),
+        0,
+    )
 
 
 @dataclass
@@ -140,6 +162,7 @@ class Digest:
         self.first_step = self.last_step = math.nan
         self.blocks: list[Block] = []
         self.evaluations: list[Evaluated] = []
+        self.sets: dict[str, list[Evaluated]] = {}  # further validation sets, by name
         self.spikes: deque[Spike] = deque(maxlen=KEPT_EVENTS)
         self.spikes_seen = 0
         self.restarts: deque[Restart] = deque(maxlen=KEPT_EVENTS)
@@ -148,11 +171,17 @@ class Digest:
         self.learning_rate: list[tuple[float, float]] = []  # thinned
         self.evaluation_seconds = self.seconds = 0.0
         self.tokens = math.nan
+        self.negative = self.zeros = 0  # training losses below 0, and of exactly 0
+        self.positive = 0
         self.single_outliers = 0  # points of spikes that were over before they counted as sustained
         # of earlier sessions, and the last of this one
         self._seconds_before, self._seconds_last = 0.0, 0.0
         self._open_block: list[float] = []
         self._open_first = math.nan
+        # (step, loss) of every point, while the run is short
+        self._whole: list[tuple[float, float]] = []
+        self._last_loss = math.nan
+        self._near_of: tuple[int, float, float, float, bool] | None = None
         # (step, loss), outliers left out
         self._recent: deque[tuple[float, float]] = deque(maxlen=NEAR)
         self._medians: deque[float] = deque(maxlen=BASELINE)
@@ -182,6 +211,15 @@ class Digest:
             self._note_non_finite("train_loss", step)
             return
         self.points += 1
+        self._last_loss = loss
+        if loss > 0:
+            self.positive += 1
+        elif loss < 0:
+            self.negative += 1
+        else:
+            self.zeros += 1
+        if len(self._whole) < SHORT:
+            self._whole.append((step, loss))
         if self.restarts and len(self.restarts[-1].after) < NEAR // 2:
             self.restarts[-1].after.append(loss)
         centre, deviation = self.threshold()
@@ -281,20 +319,53 @@ class Digest:
         )
         return [*self.blocks, open_block]
 
+    def pieces(self) -> list[Block]:
+        """Return the run in equal parts, finer than blocks while it is short.
+
+        The mean of such a part is the median of its points: a single batch must not move it.
+        """
+        points = self._whole
+        if self.points >= SHORT or len(points) >= SHORT or not points:
+            return [block for block in self.all_blocks() if block.count]
+        size = max(1, len(points) // PIECES)
+        starts = range(0, len(points) - size + 1, size)
+        parts = [points[at : at + size] for at in starts]
+        parts[-1] = points[starts[-1] :]  # the last takes what is left
+        return [_piece(part) for part in parts]
+
+    def with_evaluations(self, evaluations: list[Evaluated]) -> Digest:
+        """Return the digest of the same run with another set's validation losses."""
+        other = copy.copy(self)
+        other.evaluations = evaluations
+        return other
+
     # --- everything else ---------------------------------------------------------------------------------------------
 
     def validation(
-        self, step: float, loss: float, rescored: float | None = None, seconds: float | None = None
+        self,
+        step: float,
+        loss: float,
+        rescored: float | None = None,
+        seconds: float | None = None,
+        name: str | None = None,
     ) -> None:
-        """One validation loss, in nats; ``rescored``: the loss of training text in evaluation mode;
-        ``seconds`` it took.
+        """Take one validation loss, in nats.
+
+        Args:
+            step: the step it was measured at.
+            loss: the validation loss.
+            rescored: the loss of training text in evaluation mode, where it was measured.
+            seconds: what the evaluation took.
+            name: a further validation set; None is the main one.
         """
         if seconds is not None:
             self.evaluated_for(seconds)
-        if self.evaluations and step < self.evaluations[-1].step and step < self.last_step:
+        evaluations = self.evaluations if name is None else self.sets.setdefault(name, [])
+        if evaluations and step < evaluations[-1].step and step < self.last_step:
             self._restart(step)
-        elif self.evaluations and step < self.evaluations[-1].step:
-            self.evaluations = [e for e in self.evaluations if e.step < step]
+            evaluations = self.evaluations if name is None else self.sets.setdefault(name, [])
+        elif evaluations and step < evaluations[-1].step:
+            evaluations[:] = [e for e in evaluations if e.step < step]
         # a history of evaluations alone
         if not self.points and "train_loss" not in self.non_finite:
             self.first_step, self.last_step = (
@@ -305,14 +376,14 @@ class Digest:
             self._note_non_finite("val_loss", step)
             return
         if rescored is not None and math.isfinite(rescored):
-            self.evaluations.append(Evaluated(step, loss, rescored, 0.0, rescored=True))
+            evaluations.append(Evaluated(step, loss, rescored, 0.0, rescored=True))
         else:
-            self.evaluations.append(Evaluated(step, loss, *self._near(step)))
-        if len(self.evaluations) > MOST_EVALUATIONS:
-            old = len(self.evaluations) // 2
-            best = min(self.evaluations[:old], key=lambda e: e.loss)
-            thinned = [e for i, e in enumerate(self.evaluations[:old]) if i % 2 == 0 or e is best]
-            self.evaluations = thinned + self.evaluations[old:]
+            evaluations.append(Evaluated(step, loss, *self._near(step)))
+        if len(evaluations) > MOST_EVALUATIONS:
+            old = len(evaluations) // 2
+            best = min(evaluations[:old], key=lambda e: e.loss)
+            thinned = [e for i, e in enumerate(evaluations[:old]) if i % 2 == 0 or e is best]
+            evaluations[:old] = thinned
 
     def evaluated_for(self, seconds: float) -> None:
         """What an evaluation took."""
@@ -320,14 +391,17 @@ class Digest:
             self.evaluation_seconds += seconds
 
     def _near(self, step: float) -> tuple[float, float, float, bool]:
-        """Mean of the recent training losses, its standard error, their fall from the older half to
-        the newer, whether smooth.
+        """Return the training losses just before a step: mean, its error, their fall, smoothness.
 
-        Of the last tenth of the steps: further back the loss was another.
+        They are of the last tenth of the steps: further back the loss was another. The fall is from
+        their older half to the newer. Where fewer than four were logged there, the last counts.
         """
+        known = self._near_of
+        if known is not None and len(self._recent) == NEAR and self.points - known[0] < NEW_NEAR:
+            return known[1:]
         values = [loss for at, loss in self._recent if at >= 0.9 * step]
         if len(values) < 4:
-            return math.nan, math.nan, 0.0, False
+            return self._last_before(step)
         count = len(values)
         half = count // 2
         older, newer = sum(values[:half]), sum(values[half:])
@@ -341,12 +415,23 @@ class Digest:
         slope = sum([(place - middle) * value for place, value in enumerate(values)]) / spread
         rough = sum([(later - earlier - slope) ** 2 for earlier, later in pairwise(values)])
         smooth = rough < SMOOTH * max(0.0, variance * (count - 1) - slope * slope * spread)
-        return (
-            mean,
-            math.sqrt(variance / count),
-            max(0.0, older / half - newer / (count - half)),
-            smooth,
-        )
+        fall = max(0.0, older / half - newer / (count - half))
+        near = mean, math.sqrt(variance / count), fall, smooth
+        self._near_of = self.points, *near
+        return near
+
+    def _last_before(self, step: float) -> tuple[float, float, float, bool]:
+        """Return as ``_near`` the last training loss, where it is as close as the one before it."""
+        points = list(islice(reversed(self._recent), 16))
+        if not points:
+            return math.nan, math.nan, 0.0, False
+        (at, loss), earlier = points[0], points[1:]
+        reach = max(0.1 * step, at - earlier[0][0] if earlier else 0.0)
+        if step - at > reach:
+            return math.nan, math.nan, 0.0, False
+        moves = [abs(before - after) for (_, after), (_, before) in pairwise(points)]
+        error = MAD_TO_SIGMA * float(np.median(moves)) / math.sqrt(2) if moves else 0.0
+        return loss, error, max(0.0, earlier[0][1] - loss) if earlier else 0.0, False
 
     def train_at(self, step: float) -> float:
         """About what the training loss was at a step, also where few were logged: a median of
@@ -374,6 +459,9 @@ class Digest:
             self.tokens = value
         elif name == "grad_norm" and not math.isfinite(value):
             self._note_non_finite("grad_norm", step)
+            # transformers' Trainer logs a loss that is no number as 0.0 (logging_nan_inf_filter).
+            if self._last_loss == 0.0 and step == self.last_step and math.isnan(value):
+                self._note_non_finite(DEAD, step)
 
     def _note_non_finite(self, name: str, step: float) -> None:
         self.non_finite.setdefault(name, [0, step])[0] += 1
@@ -403,6 +491,11 @@ class Digest:
         }
         self.blocks = [kept for block in self.blocks if (kept := block.until(step)) is not None]
         self.evaluations = [e for e in self.evaluations if e.step < step]
+        self.sets = {
+            name: [e for e in losses if e.step < step] for name, losses in self.sets.items()
+        }
+        self._whole = [(at, loss) for at, loss in self._whole if at < step]
+        self._last_loss, self._near_of = math.nan, None
         self.points = sum(block.count for block in self.blocks)
         self.last_step = step
         if not self.blocks:
@@ -496,6 +589,14 @@ class Digest:
         tail = slice(max(0, taken * BLOCK - NEAR), taken * BLOCK)
         self._recent.extend(zip(steps[tail].tolist(), losses[tail].tolist(), strict=True))
         self.points += taken * BLOCK
+        self.positive += int((values > 0).sum())
+        self.negative += int((values < 0).sum())
+        self.zeros += int((values == 0).sum())
+        room = max(0, SHORT - len(self._whole))
+        self._whole.extend(
+            zip(at.ravel()[:room].tolist(), values.ravel()[:room].tolist(), strict=True)
+        )
+        self._last_loss = float(values[-1, -1])
         if math.isnan(self.first_step):
             self.first_step = float(steps[0])
         self.last_step = float(at[-1, -1])

@@ -14,13 +14,23 @@ from .signals import all_findings
 # Which part of the score a signal speaks of, and the part's share of 100.
 PARTS = {
     "stability": (35, ("non-finite", "divergence", "spike")),
-    "validation": (35, ("overfitting", "worse-than-uniform")),
-    "generalisation": (20, ("leakage-suspected", "generalisation-gap")),
+    "validation": (35, ("overfitting", "worse-than-uniform", "broken-evaluation")),
+    "generalisation": (20, ("leakage-suspected", "memorised", "generalisation-gap")),
     "progress": (10, ("plateau",)),
 }
 LEFT = {"info": 1.0, "warning": 0.4, "danger": 0.0}  # of a part, by its worst finding
 FEWER = 0.8  # of what is left, for each further warning or danger in the part
 GAP_SCALE = 2.0  # nats of validation above training that leave 1/e of the generalisation part
+
+
+def counted(number: int, noun: str) -> str:
+    """Return a number with its noun, in the plural where it is not 1.
+
+    >>> counted(2, "validation loss")
+    '2 validation losses'
+    """
+    plural = noun + ("es" if noun.endswith("s") else "s")
+    return f"{number:,} {noun if number == 1 else plural}"
 
 
 @dataclass(frozen=True)
@@ -90,7 +100,8 @@ def diagnose(
     s = digest.settings
     evaluations, last = digest.evaluations, digest.evaluations[-1] if digest.evaluations else None
     gravest = worst(f.severity for f in findings)
-    enough = len(evaluations) >= s.least_evaluations and digest.points >= s.least_points
+    judged = all(finding.signal != "not-cross-entropy" for finding in findings)
+    enough = judged and (len(evaluations) >= s.least_evaluations or digest.points >= s.least_points)
     verdict = VERDICTS[gravest] if enough or gravest != "info" else "insufficient-data"
     notes = list(notes or [])
     health: float | None = None
@@ -98,10 +109,13 @@ def diagnose(
     if enough or gravest == "danger":
         gap = None if last is None or math.isnan(last.near) else last.loss - last.near
         health, components = score(findings, gap)
-    if not enough:
+    if not judged:
+        notes.append("losses at or below 0 are no cross-entropy: nothing but NaN was looked for")
+    elif not enough:
         notes.append(
-            f"{digest.points} training losses and {len(evaluations)} validation losses; {s.least_points} and "
-            f"{s.least_evaluations} are the least to judge a run by"
+            f"{counted(digest.points, 'training loss')} and "
+            f"{counted(len(evaluations), 'validation loss')}; a verdict needs {s.least_points} or "
+            f"{s.least_evaluations}"
         )
     blocks = [block for block in digest.all_blocks() if block.count]
     train = blocks[-1].mean if blocks else None

@@ -29,15 +29,13 @@ def plateau(digest: Digest) -> Iterator[Finding]:
     steps, losses = _late_evaluations(digest)
     found = _flat("validation", steps, losses, s)
     if found is None and not _gains(steps, losses, s):
-        found = _flat("training", *_binned(digest), s) or _no_gain(digest)
+        found = _flat("training", *_binned(digest), s) or _no_gain(digest) or _stuck(digest)
     if found is None:
         return
     measure, steps, level, gain, optimistic = found
     yield Finding(
         "plateau",
         "warning",
-        float(steps[0]),
-        digest.last_step,
         f"the {measure} loss stands at {level:.3f}: "
         + (
             f"another doubling of the steps would gain {nats(gain)} (at most {nats(max(0.0, optimistic))})"
@@ -46,6 +44,8 @@ def plateau(digest: Digest) -> Iterator[Finding]:
         ),
         _plateau_advice(digest, float(steps[0])),
         {"gain_per_doubling": gain, "loss": level},
+        first_step=float(steps[0]),
+        last_step=digest.last_step,
     )
 
 
@@ -99,6 +99,8 @@ def _flat(
     """
     if steps is None or losses is None or len(np.unique(steps)) < 4:
         return None
+    if math.log2(steps[-1] / steps[0]) < s.plateau_span:
+        return None  # of a run that went on late: little of a doubling was seen
     if len(steps) > MOST_SLOPES:  # the slopes of all pairs are too many
         parts = np.array_split(np.arange(len(steps)), MOST_SLOPES)
         steps, losses = (
@@ -146,6 +148,27 @@ def _no_gain(digest: Digest) -> tuple | None:
     if error > s.plateau_spread * abs(now) or gain > s.plateau_doubling * abs(now):
         return None
     return "training", np.array([first, last]), now, gain, gain + 1.96 * error
+
+
+def _stuck(digest: Digest) -> tuple | None:
+    """As ``_flat``, of a run that never learnt: its last quarter lies no lower than its first.
+
+    The first twentieth is left out. The gain, with two standard errors, is under a share of the
+    loss.
+    """
+    s = digest.settings
+    pieces = digest.pieces()
+    pieces = pieces[len(pieces) // 20 :]
+    quarter = len(pieces) // 4
+    if digest.points < s.stuck_points or quarter < 4 or pieces[0].first > 0.2 * digest.last_step:
+        return None
+    means = np.array([piece.mean for piece in pieces])
+    first, last = means[:quarter], means[-quarter:]
+    error = math.sqrt((first.var(ddof=1) + last.var(ddof=1)) / quarter)
+    gain, now = float(first.mean() - last.mean()), float(last.mean())
+    if gain + 2 * error > s.plateau_gain * 2 * abs(now):
+        return None
+    return "training", np.array([pieces[0].first, digest.last_step]), now, gain, gain + 2 * error
 
 
 def _late_evaluations(digest: Digest) -> tuple[np.ndarray | None, np.ndarray | None]:
@@ -215,12 +238,12 @@ def healthy_decline(digest: Digest, total_steps: int | None = None) -> Iterator[
     yield Finding(
         "healthy-decline",
         "info",
-        float(steps[0]),
-        digest.last_step,
         f"the training loss fell by {nats(gained)} since step {steps[0]:,.0f}, as step to the power −{exponent:.2f}; the fit "
         f"gives {projected:.3f} {where} (step {end:,.0f})",
         "nothing to do",
         {"exponent": exponent, "floor": floor, "projected": projected, "at_step": end},
+        first_step=float(steps[0]),
+        last_step=digest.last_step,
     )
 
 
