@@ -62,6 +62,11 @@ class Settings:
     plateau_evaluations: int = 6
     # Part of a doubling that the late losses must span: less is not extrapolated to a whole one.
     plateau_span: float = 0.5
+    # The doubling before the last may gain this share of the loss: more, and the flat part is young.
+    plateau_before: float = 0.015
+    frozen_points: int = 32  # at a learning rate of 0
+    # Equal validation losses; as a rate decays to 0, three in a row are equal to four digits.
+    frozen_evaluations: int = 5
     # No learning at all, from the first step on: fewer points suffice.
     stuck_points: int = 60
 

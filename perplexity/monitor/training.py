@@ -274,11 +274,12 @@ def _sudden_falls(digest: Digest, pieces: list[Block]) -> list[tuple[int, float]
         least = max(s.epoch_fall, s.epoch_share * float(np.median(before)), 3 * noise)
         if fall - 2 * trend <= least or _rate_changed(digest, pieces[at - 2], pieces[at + 1]):
             continue
-        if falls and at - falls[-1][0] <= width + 1:
-            if fall > falls[-1][1]:
-                falls[-1] = at, fall
+        # It is between the two pieces that differ most.
+        place = max(range(at - 1, at + 2), key=lambda k: float(means[k - 1] - means[k]))
+        if falls and place - falls[-1][0] <= width + 1:
+            falls[-1] = max(falls[-1], (place, fall), key=lambda found: found[1])
         else:
-            falls.append((at, fall))
+            falls.append((place, fall))
     return falls
 
 

@@ -10,43 +10,115 @@ import numpy as np
 
 from .digest import Digest
 from .findings import Finding, nats
+from .noise import validation_noise
 from .settings import Settings
 
 MOST_SLOPES = 64
 
 
 def plateau(digest: Digest) -> Iterator[Finding]:
-    """Little to gain: Theil and Sen's slope of the training loss over the logarithm of the step, in
-    the last doubling.
+    """Find a run with little to gain, by Theil and Sen's slope of the loss over log2 of the step.
 
-    The projected gain of another doubling, at the optimistic end of its 95 % interval, is under a
-    share of the loss. Wrong in a stable phase of a schedule with little left to learn until the
-    rate is lowered: that is why it is a warning.
+    In the last doubling of the steps: the gain of another doubling, at the optimistic end of its
+    95 % interval, is under a share of the loss; and the doubling before gained little as well, as a
+    stable phase of a schedule is flat for about one. A run that never learnt, and weights that do
+    not change (a validation loss that stays the same, a learning rate of 0), show sooner.
+
+    Wrong in a long stable phase with little left to learn until the rate is lowered: that is why it
+    is a warning.
     """
+    found = _frozen(digest) or _flat_losses(digest)
+    if found is None:
+        return
+    measure, since, level, gain, optimistic = found
+    stands = f"the {measure} loss stands at {level:.3f}: "
+    if math.isnan(gain):
+        how = "it has not changed in any digit, as if the weights did not"
+    elif gain >= 0:
+        how = (
+            f"another doubling of the steps would gain {nats(gain)} (at most "
+            f"{nats(max(0.0, optimistic))})"
+        )
+    else:
+        how = f"it rises by {nats(-gain)} a doubling of the steps, if anything"
+    yield Finding(
+        "plateau",
+        "warning",
+        stands + how,
+        _plateau_advice(digest, since),
+        {"gain_per_doubling": None if math.isnan(gain) else gain, "loss": level},
+        first_step=since,
+        last_step=digest.last_step,
+    )
+
+
+# What a plateau shows: measure, since which step, level, gain of another doubling, and that gain at
+# its most optimistic.
+Flat = tuple[str, float, float, float, float]
+
+
+def _frozen(digest: Digest) -> Flat | None:
+    """Return weights that do not change: validation equal to the last digit, or a rate of 0."""
+    s = digest.settings
+    last = [e for e in digest.evaluations[-s.frozen_evaluations :] if e.loss != 0]
+    if len(last) == s.frozen_evaluations and len({e.loss for e in last}) == 1:
+        points = [piece for piece in digest.pieces() if piece.first >= last[0].step]
+        trained = len(points) > 1 and len({piece.mean for piece in points}) > 1
+        fell = digest.evaluations[0].loss != last[0].loss
+        # Where few digits are logged, losses are equal by rounding.
+        digits = any(round(e.loss, 3) != e.loss for e in digest.evaluations)
+        if trained and fell and digits:
+            return "validation", last[0].step, last[0].loss, math.nan, math.nan
+    if digest.learning_rate and digest.learning_rate[-1][1] == 0:
+        since = digest.learning_rate[-1][0]
+        after = [piece for piece in digest.pieces() if piece.first > since]
+        if len(digest.learning_rate) > 1 and sum(piece.count for piece in after) >= s.frozen_points:
+            level = float(np.median([piece.mean for piece in after]))
+            return "training", since, level, 0.0, 0.0
+    return None
+
+
+def _flat_losses(digest: Digest) -> Flat | None:
     s = digest.settings
     # Validation text is the same each time: its curve shows sooner than the batches do whether
     # anything is gained.
     steps, losses = _late_evaluations(digest)
-    found = _flat("validation", steps, losses, s)
-    if found is None and not _gains(steps, losses, s):
-        found = _flat("training", *_binned(digest), s) or _no_gain(digest) or _stuck(digest)
-    if found is None:
-        return
-    measure, steps, level, gain, optimistic = found
-    yield Finding(
-        "plateau",
-        "warning",
-        f"the {measure} loss stands at {level:.3f}: "
-        + (
-            f"another doubling of the steps would gain {nats(gain)} (at most {nats(max(0.0, optimistic))})"
-            if gain >= 0
-            else f"it rises by {nats(-gain)} a doubling of the steps, if anything"
-        ),
-        _plateau_advice(digest, float(steps[0])),
-        {"gain_per_doubling": gain, "loss": level},
-        first_step=float(steps[0]),
-        last_step=digest.last_step,
+    found = (
+        None if _gained_before(digest, validation=True) else _flat("validation", steps, losses, s)
     )
+    if found is not None or _gains(steps, losses, s) or _validation_gains(digest):
+        return found
+    stuck = _stuck(digest)
+    if stuck is not None or _gained_before(digest, validation=False):
+        return stuck
+    return _flat("training", *_binned(digest), s) or _no_gain(digest)
+
+
+def _validation_gains(digest: Digest) -> bool:
+    """Return whether the last evaluation is below the one at half of the run."""
+    s, evaluations = digest.settings, digest.evaluations
+    if len(evaluations) < s.evaluations_in_a_row:
+        return False
+    middle = min(evaluations, key=lambda e: abs(e.step - evaluations[-1].step / 2))
+    last = evaluations[-1]
+    noise = validation_noise(np.array([e.loss for e in evaluations]), s)
+    return middle.loss - last.loss > max(s.plateau_gain * abs(last.loss), 2 * noise)
+
+
+def _gained_before(digest: Digest, *, validation: bool) -> bool:
+    """Return whether the doubling of the steps before the last one gained: too early to judge."""
+    s, last = digest.settings, digest.last_step
+    if validation:
+        at = [(e.step, e.loss) for e in digest.evaluations]
+    else:
+        at = [(piece.first, piece.mean) for piece in digest.pieces()]
+    early = [loss for step, loss in at if last / 8 <= step < last / 4]
+    late = [loss for step, loss in at if last / 4 <= step < last / 2]
+    if not early or not late:
+        return False
+    gain = float(np.median(early) - np.median(late))
+    error = math.hypot(*(np.std(part) / math.sqrt(len(part)) for part in (early, late)))
+    return gain > max(s.plateau_before * abs(float(np.median(late))), 2 * error)
 
 
 def _plateau_advice(digest: Digest, since: float) -> str:
@@ -93,10 +165,8 @@ def _kendall(count: int) -> int:
 
 def _flat(
     measure: str, steps: np.ndarray | None, losses: np.ndarray | None, s: Settings
-) -> tuple | None:
-    """What a plateau shows: measure, steps, level, gain of another doubling, and that gain at its
-    most optimistic.
-    """
+) -> Flat | None:
+    """Return the plateau that a late part of a curve shows."""
     if steps is None or losses is None or len(np.unique(steps)) < 4:
         return None
     if math.log2(steps[-1] / steps[0]) < s.plateau_span:
@@ -114,7 +184,7 @@ def _flat(
     # noise is small.
     certain = optimistic < s.plateau_gain * abs(level)
     lost = gain < s.plateau_errors * error and error < s.plateau_error * abs(level)
-    return (measure, steps, level, gain, optimistic) if certain or lost else None
+    return (measure, float(steps[0]), level, gain, optimistic) if certain or lost else None
 
 
 def _gains(steps: np.ndarray | None, losses: np.ndarray | None, s: Settings) -> bool:
@@ -127,7 +197,7 @@ def _gains(steps: np.ndarray | None, losses: np.ndarray | None, s: Settings) -> 
     return -high > s.plateau_gain * abs(float(np.median(losses[-3:])))
 
 
-def _no_gain(digest: Digest) -> tuple | None:
+def _no_gain(digest: Digest) -> Flat | None:
     """As ``_flat``, of a noisy curve: the last doubling's mean training loss beside that of the
     doubling before.
     """
@@ -147,10 +217,10 @@ def _no_gain(digest: Digest) -> tuple | None:
     gain, error = before - now, math.hypot(error_before, error_now)
     if error > s.plateau_spread * abs(now) or gain > s.plateau_doubling * abs(now):
         return None
-    return "training", np.array([first, last]), now, gain, gain + 1.96 * error
+    return "training", first, now, gain, gain + 1.96 * error
 
 
-def _stuck(digest: Digest) -> tuple | None:
+def _stuck(digest: Digest) -> Flat | None:
     """As ``_flat``, of a run that never learnt: its last quarter lies no lower than its first.
 
     The first twentieth is left out. The gain, with two standard errors, is under a share of the
@@ -168,7 +238,7 @@ def _stuck(digest: Digest) -> tuple | None:
     gain, now = float(first.mean() - last.mean()), float(last.mean())
     if gain + 2 * error > s.plateau_gain * 2 * abs(now):
         return None
-    return "training", np.array([pieces[0].first, digest.last_step]), now, gain, gain + 2 * error
+    return "training", pieces[0].first, now, gain, gain + 2 * error
 
 
 def _late_evaluations(digest: Digest) -> tuple[np.ndarray | None, np.ndarray | None]:

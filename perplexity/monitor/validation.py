@@ -73,6 +73,9 @@ def _few_above(digest: Digest, losses: np.ndarray, noise: float) -> Rise | None:
     if len(before) > 2:
         level = np.median(np.stack([before[:-2], before[1:-1], before[2:]]), axis=0).min()
     rise = float(losses[-last:].min() - level)
+    # So few do not show their noise: then each must lie above the one before.
+    if len(losses) < 2 * last and not (np.diff(losses[-last:]) > 0).all():
+        return None
     if rise <= max(_floor(level, s), s.standard_errors * noise):
         return None
     best = digest.evaluations[int(np.argmin(before))]
@@ -209,7 +212,9 @@ def leakage(digest: Digest) -> Iterator[Finding]:
     noise = validation_noise(losses_of(digest), s)
     before = with_train[: len(with_train) - len(last)]
     early = before[: max(2, len(with_train) // 4)]
-    start = max(0.0, float(np.median([e.near - e.loss - _lag(e) for e in early]))) if early else 0.0
+    if len(early) < 2:
+        return
+    start = max(0.0, min(e.near - e.loss for e in early))
     margins = [
         e.near
         - e.loss
@@ -294,18 +299,19 @@ def validation_spikes(digest: Digest) -> Iterator[Finding]:
     if len(losses) <= least:
         return
     limit = max(s.validation_spike, 1.5 * s.standard_errors * validation_noise(losses, s))
+    high: list[int] = []
     excess = np.zeros(len(losses))
-    level = losses[:least].min()
     for place in range(least, len(losses)):
-        recent = losses[max(0, place - least) : place]
-        level = min(float(np.median(recent)), level)
-        # A rise that stays is overfitting or divergence: the median follows it.
-        excess[place] = losses[place] - max(level, float(np.median(recent)))
-    high = np.flatnonzero(excess > limit)
-    if not len(high):
+        usual = [losses[at] for at in range(place) if at not in high][-least:]
+        excess[place] = losses[place] - float(np.median(usual))
+        # It begins with a jump: a loss that climbs is overfitting or divergence.
+        jumped = losses[place] - losses[place - 1] > limit or place - 1 in high
+        if excess[place] > limit and jumped:
+            high.append(place)
+    if not high or high[-s.validation_spike_evaluations :] == _last(len(losses), s):
         return
     first = [at for at in high if at - 1 not in high]
-    largest = int(high[np.argmax(excess[high])])
+    largest = int(np.argmax(excess))
     many = f"{len(first)} times" if len(first) > 1 else "once"
     yield Finding(
         "spike",
@@ -318,6 +324,11 @@ def validation_spikes(digest: Digest) -> Iterator[Finding]:
         first_step=digest.evaluations[int(high[0])].step,
         last_step=digest.evaluations[int(high[-1])].step,
     )
+
+
+def _last(count: int, s: Settings) -> list[int]:
+    """Return the places of the last evaluations: if all are high the loss has not come back."""
+    return list(range(count - s.validation_spike_evaluations, count))
 
 
 def broken_evaluation(digest: Digest) -> Iterator[Finding]:

@@ -7,7 +7,7 @@ import pytest
 
 from perplexity import Monitor
 from perplexity.monitor.digest import Digest
-from perplexity.monitor.signals import leakage, overfitting
+from perplexity.monitor.validation import leakage, overfitting
 
 
 def told_at(losses: np.ndarray, training: np.ndarray) -> int | None:
