@@ -416,7 +416,8 @@ class Digest:
         rough = sum([(later - earlier - slope) ** 2 for earlier, later in pairwise(values)])
         smooth = rough < SMOOTH * max(0.0, variance * (count - 1) - slope * slope * spread)
         fall = max(0.0, older / half - newer / (count - half))
-        near = mean, math.sqrt(variance / count), fall, smooth
+        error = math.sqrt(variance / count) * (1 + 4 / count)  # few show little of their spread
+        near = mean, error, fall, smooth
         self._near_of = self.points, *near
         return near
 

@@ -39,6 +39,18 @@ class Finding(findings.Finding):
     last_step: float = math.nan
     set: str | None = None
 
+    def __str__(self) -> str:
+        """Return the finding as one line: severity, signal, steps, evidence and advice.
+
+        >>> print(Finding("spike", "info", "one batch", "nothing to do", first_step=10, last_step=11))
+        info: spike, steps 10 to 11: one batch. Advice: nothing to do
+        """
+        steps = f"steps {self.first_step:,.0f} to {self.last_step:,.0f}"
+        of = f" of {self.set}" if self.set else ""
+        return (
+            f"{self.severity}: {self.signal}{of}, {steps}: {self.evidence}. Advice: {self.advice}"
+        )
+
 
 def nats(value: float) -> str:
     """Return a difference of losses in words.

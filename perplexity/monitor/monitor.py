@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TextIO
 
 from .. import checks
 from ..errors import InputError, InputTypeError
 from ..findings import SEVERITIES
-from .digest import LARGEST, Digest
+from .digest import DEAD, LARGEST, Digest
 from .findings import SIGNALS, Finding
 from .health import Diagnosis, diagnose
 from .history import UNITS
@@ -113,7 +114,7 @@ class Monitor:
         step: float,
         *,
         train_loss: float | None = None,
-        val_loss: float | None = None,
+        val_loss: float | Mapping[str, float] | None = None,
         lr: float | None = None,
         grad_norm: float | None = None,
         tokens: float | None = None,
@@ -121,11 +122,29 @@ class Monitor:
         train_eval_loss: float | None = None,
         eval_seconds: float | None = None,
     ) -> None:
-        """One step's measures, losses of one batch or one evaluation; what is left out was not
-        measured.
+        """Take one step's measures; what is left out was not measured.
 
-        Numbers or tensors with one element (those wait for their device). Steps that go back are a
-        restart.
+        Args:
+            step: the step, a finite number; a step that goes back is a restart.
+            train_loss: the loss of one batch, in the monitor's unit.
+            val_loss: the loss of one evaluation; of several validation sets a dict of losses by
+                name, each of which is judged.
+            lr: the learning rate.
+            grad_norm: the norm of the gradient; a loss of exactly 0.0 beside a norm of NaN is how
+                transformers logs a run whose weights are NaN.
+            tokens: tokens trained on so far.
+            seconds: seconds since the run began.
+            train_eval_loss: the loss of training text in evaluation mode, beside ``val_loss``.
+            eval_seconds: what the evaluation took.
+
+        Each is a number or a tensor with one element; a tensor waits for its device.
+
+        Raises:
+            InputError: a step that is not finite, or a monitor that was closed.
+            InputTypeError: a measure that is no number.
+
+        >>> monitor = Monitor()
+        >>> monitor.log(1, train_loss=4.2, val_loss={"wiki": 4.3, "code": 2.1})
         """
         digest = self.digest
         if self._file is not None and self._file.closed:
@@ -137,6 +156,12 @@ class Monitor:
             )
         # All are numbers before the first is counted: a call that raises leaves no trace.
         train_loss = self._nats("train_loss", train_loss)
+        sets: dict[str, float] = {}
+        if isinstance(val_loss, Mapping):
+            for name in val_loss:
+                checks.text("val_loss's names", name)
+            sets = {name: self._loss(f"val_loss[{name!r}]", of) for name, of in val_loss.items()}
+            val_loss = None
         val_loss = self._nats("val_loss", val_loss)
         train_eval_loss = self._nats("train_eval_loss", train_eval_loss)
         others = [
@@ -156,6 +181,8 @@ class Monitor:
             digest.other(step, name, value)
         if val_loss is not None:
             digest.validation(step, val_loss, train_eval_loss, eval_seconds)
+        for name, loss in sets.items():
+            digest.validation(step, loss, name=name)
         if self._file is not None:
             self._write(
                 self._file,
@@ -168,26 +195,32 @@ class Monitor:
                 seconds,
                 train_eval_loss,
                 eval_seconds,
+                sets=sets,
             )
         self._calls += 1
         if self.stop_on or self.on_finding:
-            broken = train_loss is not None and not abs(train_loss) < LARGEST and not self._broken
+            lost = train_loss is not None and not abs(train_loss) < LARGEST
+            broken = (lost or DEAD in digest.non_finite) and not self._broken
             self._broken = self._broken or broken
-            if broken or val_loss is not None or self._calls % self.check_every == 0:
+            if broken or val_loss is not None or sets or self._calls % self.check_every == 0:
                 self.check()
 
     def _nats(self, name: str, loss: float | None) -> float | None:
         if loss is None:
             return None
+        return self._loss(name, loss)
+
+    def _loss(self, name: str, loss: float) -> float:
         loss = checks.measured(name, loss)
         return loss if self._convert is None else self._convert(loss)
 
-    def _write(self, file: TextIO, step: float, *values) -> None:
+    def _write(self, file: TextIO, step: float, *values, sets: dict[str, float]) -> None:
         row = {"step": step} | {
             name: float(value)
             for name, value in zip(MEASURES, values, strict=True)
             if value is not None
         }
+        row |= {f"val_loss/{name}": loss for name, loss in sets.items()}
         file.write(json.dumps(row) + "\n")
 
     def check(self) -> Diagnosis:
@@ -222,8 +255,10 @@ class Monitor:
     def evaluate_every(
         self, steps: int, fn: Callable[[], float | dict]
     ) -> Callable[[float], float | None]:
-        """A function to call with each step: once past every multiple of ``steps`` it runs ``fn``,
-        logs its loss and cost.
+        """Return a function to call with each step, which evaluates by ``fn`` and logs the loss.
+
+        It does so past every multiple of ``steps``, and at the last step where ``total_steps`` is
+        known.
 
         ``fn`` returns a validation loss in the monitor's unit, or a dict of ``log``'s measures. The
         share of the run's time that evaluations took is in ``evaluation_share``. A NaN is logged as
@@ -233,17 +268,19 @@ class Monitor:
         if not callable(fn):
             raise checks.wrong("fn", "a function", checks.shown(fn), InputTypeError)
         done: int | None = None  # the last multiple that was evaluated
+        evaluated = math.nan  # the last step that was
 
         def at(step: float) -> float | None:
-            nonlocal done
+            nonlocal done, evaluated
             step = _finite_step(step)
             multiple = int(step // steps)
             if done is None:
                 done = int((step - 1) // steps) if step else 0
-            if multiple <= done:
+            last = self.total_steps is not None and step >= self.total_steps and step != evaluated
+            if multiple <= done and not last:
                 done = min(done, multiple)  # steps went back: a restart
                 return None
-            done = multiple
+            done, evaluated = multiple, step
             begin = time.perf_counter()
             found = fn()
             cost = time.perf_counter() - begin

@@ -35,8 +35,7 @@ class Settings:
     # Overfitting, divergence: a rise of the validation loss above its best. Healthy runs on FineWeb
     # rise by up to 0.016.
     rise: float = 0.03
-    # A loss of 0.05 that rises by 0.03 is over-trained; one of 5 that rises by 0.03 may wander.
-    rise_share: float = 0.005
+    rise_share: float = 0.05  # of a small loss: where it is 0.3, a rise of 0.015 is one
     # Evaluations from which means of many are compared, where single ones are too noisy.
     stretch: int = 5
     # Evaluations that must all have failed to come near the first, and by what share of its loss.
@@ -69,6 +68,7 @@ class Settings:
     frozen_evaluations: int = 5
     # No learning at all, from the first step on: fewer points suffice.
     stuck_points: int = 60
+    stuck_fall: float = 0.03  # share of the loss that the run fell by at first, at most
 
     # Spikes: against the median and MAD of the last points that were no outliers. Healthy runs hold
     # single batches 21 robust deviations and 2.65 nats out, and never more than two in a row beyond

@@ -285,7 +285,9 @@ def _sudden_falls(digest: Digest, pieces: list[Block]) -> list[tuple[int, float]
 
 def _rate_changed(digest: Digest, before: Block, after: Block) -> bool:
     """Return whether the learning rate was cut between two pieces: that makes the loss fall, too."""
-    rates = [rate for step, rate in digest.learning_rate if before.first <= step <= after.last]
+    earlier = [rate for step, rate in digest.learning_rate if step < before.first][-1:]
+    within = [rate for step, rate in digest.learning_rate if before.first <= step <= after.last]
+    rates = earlier + within
     return bool(rates) and min(rates) < 0.7 * max(rates)
 
 

@@ -95,14 +95,16 @@ def _flat_losses(digest: Digest) -> Flat | None:
 
 
 def _validation_gains(digest: Digest) -> bool:
-    """Return whether the last evaluation is below the one at half of the run."""
+    """Return whether the last evaluations are below those at half of the run, by medians of three."""
     s, evaluations = digest.settings, digest.evaluations
     if len(evaluations) < s.evaluations_in_a_row:
         return False
-    middle = min(evaluations, key=lambda e: abs(e.step - evaluations[-1].step / 2))
-    last = evaluations[-1]
-    noise = validation_noise(np.array([e.loss for e in evaluations]), s)
-    return middle.loss - last.loss > max(s.plateau_gain * abs(last.loss), 2 * noise)
+    losses = np.array([e.loss for e in evaluations])
+    distance = [abs(e.step - evaluations[-1].step / 2) for e in evaluations]
+    middle = max(1, min(int(np.argmin(distance)), len(losses) - 2))
+    before, now = np.median(losses[middle - 1 : middle + 2]), np.median(losses[-3:])
+    least = max(s.plateau_gain * abs(now), 2 * validation_noise(losses, s))
+    return bool(before - now > least)
 
 
 def _gained_before(digest: Digest, *, validation: bool) -> bool:
@@ -234,6 +236,10 @@ def _stuck(digest: Digest) -> Flat | None:
         return None
     means = np.array([piece.mean for piece in pieces])
     first, last = means[:quarter], means[-quarter:]
+    # A run that fell at first and settled has learnt what it could.
+    start = float(np.median([piece.mean for piece in digest.pieces()[:3]]))
+    if start - last.mean() > s.stuck_fall * abs(float(last.mean())):
+        return None
     error = math.sqrt((first.var(ddof=1) + last.var(ddof=1)) / quarter)
     gain, now = float(first.mean() - last.mean()), float(last.mean())
     if gain + 2 * error > s.plateau_gain * 2 * abs(now):

@@ -62,7 +62,7 @@ def validation_rise(digest: Digest) -> Rise | None:
 
 
 def _floor(level: float, s: Settings) -> float:
-    return max(s.rise, s.rise_share * abs(level))
+    return min(s.rise, s.rise_share * abs(level))
 
 
 def _few_above(digest: Digest, losses: np.ndarray, noise: float) -> Rise | None:
@@ -214,7 +214,7 @@ def leakage(digest: Digest) -> Iterator[Finding]:
     early = before[: max(2, len(with_train) // 4)]
     if len(early) < 2:
         return
-    start = max(0.0, min(e.near - e.loss for e in early))
+    start = max(0.0, min(e.near - e.loss + e.near_error for e in early))
     margins = [
         e.near
         - e.loss
@@ -262,8 +262,11 @@ def generalisation_gap(digest: Digest) -> Iterator[Finding]:
         last, gap = last[-1:], float(gaps[-1])
         if gap - 4 * last[-1].near_error <= max(s.gap_single, 2 * least):
             return
-    elif gap - 2 * float(gaps.std(ddof=1)) / math.sqrt(len(gaps)) <= least:
-        return
+    else:
+        # The evaluations may share training losses, whose mean then has an error of its own.
+        error = max(float(gaps.std(ddof=1)) / math.sqrt(len(gaps)), last[-1].near_error)
+        if gap - 2 * error <= least:
+            return
     earlier = with_train[len(with_train) // 2]
     grows = len(with_train) > 3 and gap > earlier.loss - earlier.near + s.rise
     trend = "growing" if grows else "not growing"

@@ -20,7 +20,7 @@ from perplexity.monitor.health import PARTS, score
 
 SIGNALS = [signal for _, signals in PARTS.values() for signal in signals]
 FINDINGS = st.builds(
-    lambda signal, severity: Finding(signal, severity, 0, 1, "", ""),
+    lambda signal, severity: Finding(signal, severity, "", ""),
     st.sampled_from(SIGNALS),
     st.sampled_from(SEVERITIES),
 )
@@ -42,7 +42,7 @@ def test_a_higher_severity_never_raises_the_score(findings, data, gap):
     severity = data.draw(st.sampled_from(SEVERITIES[SEVERITIES.index(old.severity) :]))
     raised = [
         *findings[:place],
-        Finding(old.signal, severity, 0, 1, "", ""),
+        Finding(old.signal, severity, "", ""),
         *findings[place + 1 :],
     ]
     assert score(raised, gap)[0] <= score(findings, gap)[0]
@@ -250,16 +250,16 @@ def test_leakage_is_told_as_long_as_it_lasts():
         monitor.log(
             step,
             train_loss=loss + 0.02 * math.sin(step),
-            val_loss=loss - 0.3 if step % 100 == 0 else None,
+            val_loss=loss - 0.3 * min(1, step / 2000) if step % 100 == 0 else None,
         )
     assert "leakage-suspected" in [f.signal for f in monitor.diagnose().findings]
 
 
-@pytest.mark.parametrize("points", [0, 1, 5, 99])
+@pytest.mark.parametrize("points", [0, 1, 3, 49])
 def test_too_few_points_are_no_verdict(points):
     monitor = Monitor()
     for step in range(points):
-        monitor.log(step, train_loss=3.0, val_loss=3.0)
+        monitor.log(step, train_loss=3.0, val_loss=3.0 if step < 3 else None)
     found = monitor.diagnose()
     assert found.verdict == "insufficient-data" and found.health_score is None
     record = json.loads(found.to_json())

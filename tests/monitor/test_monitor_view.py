@@ -39,8 +39,8 @@ def shown(digest, width=150, total_steps=None, **changes):
 
 
 FINDINGS = [
-    Finding("spike", "info", 1200, 1300, "up by 0.5", "look at the batch"),
-    Finding("overfitting", "danger", 2000, 34_567, "rose by 0.25", "stop"),
+    Finding("spike", "info", "up by 0.5", "look at the batch", first_step=1200, last_step=1300),
+    Finding("overfitting", "danger", "rose by 0.25", "stop", first_step=2000, last_step=34_567),
 ]
 
 

@@ -86,7 +86,7 @@ def test_a_leak_under_a_running_average_is_told_once_it_is_flat():
         average += 0.01 * (loss + 0.08 * generator.normal() - average)
         digest.train(step, average)
         if step % 200 == 0:
-            digest.validation(step, loss - 0.4)
+            digest.validation(step, loss - 0.4 * min(1, step / 4000))
     assert list(leakage(digest))
 
 
