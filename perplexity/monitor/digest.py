@@ -28,7 +28,7 @@ KEPT_EVENTS = 200
 SHORT = 64 * BLOCK
 PIECES = 48
 # New training losses, of the NEAR that a validation loss is compared with, that change the mean.
-NEW_NEAR = 8
+NEW_NEAR = 16
 DEAD = "train_loss 0.0"  # beside a gradient norm that is no number
 
 

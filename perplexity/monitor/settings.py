@@ -91,10 +91,12 @@ class Settings:
     memorised: float = 0.05
     memorised_gap: float = 0.1  # validation above training by as much
     degenerate: float = 0.01
-    memorised_points: int = 10
+    memorised_points: int = 10  # at the end, of so many in all ...
+    memorised_least: int = 30
     # Falls of the training loss within a few steps, at the start of each epoch.
     epoch_fall: float = 0.2
     epoch_share: float = 0.15  # and of the loss
+    epoch_points: int = 100
     epoch_jitter: float = 0.1  # of an epoch, by which its place may differ
 
     # The training loss falls at a restart by more than any step before could explain: data seen

@@ -14,6 +14,7 @@ import numpy as np
 from ..metric import exp
 from .digest import DEAD, Block, Digest, Spike
 from .findings import Finding, nats
+from .noise import about_its_curve
 
 
 def non_finite(digest: Digest) -> Iterator[Finding]:
@@ -164,9 +165,9 @@ def divergence(digest: Digest) -> Iterator[Finding]:
     stretches = (totals[width:] - totals[:-width]) / (sizes[width:] - sizes[:-width])
     low = int(np.argmin(stretches[:-width]))
     rise = float(stretches[-1] - stretches[low])
-    # Of a mean of width pieces: noise grows with the loss, so the end's counts as well.
-    spreads = [np.std(np.diff(part)) for part in (means[low : low + width + 1], means[-width:])]
-    spread = float(spreads[0]) if digest.points >= 12 * 32 else float(max(spreads))
+    # Noise grows with the loss, so the end's counts as well; its trend does not.
+    ends = (means[low : low + width + 1], means[-width - 1 :])
+    spread = max(about_its_curve(part) for part in ends)
     least = min(s.train_rise, s.train_rise_share * float(stretches[low]))
     if rise <= max(least, s.standard_errors * spread):
         return
@@ -201,7 +202,7 @@ def memorised(digest: Digest) -> Iterator[Finding]:
     # of the last piece too, which may hold few points of a long run
     loss = max((piece.mean for piece in last), default=math.inf)
     enough = sum(piece.count for piece in last) >= s.memorised_points or len(pieces) >= 40
-    if digest.points >= s.least_points and enough and loss < _least_loss(digest):
+    if digest.points >= s.memorised_least and enough and loss < _least_loss(digest):
         yield Finding(
             "memorised",
             "warning",
@@ -231,7 +232,7 @@ def _falls_by_epoch(digest: Digest, pieces: list[Block]) -> Iterator[Finding]:
     s = digest.settings
     if any(e.loss < digest.evaluations[0].loss for e in digest.evaluations[-1:]):
         return  # validation gains: what is learnt is not only remembered
-    falls = [fall for fall in _sudden_falls(digest, pieces)]
+    falls = _sudden_falls(digest, pieces) if digest.points >= s.epoch_points else []
     steps = [pieces[at].first - digest.first_step for at, _ in falls]
     if len(falls) < 2 or not steps[0] > 0:
         return

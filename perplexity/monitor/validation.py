@@ -7,6 +7,7 @@ make it wrong.
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -304,16 +305,19 @@ def validation_spikes(digest: Digest) -> Iterator[Finding]:
     limit = max(s.validation_spike, 1.5 * s.standard_errors * validation_noise(losses, s))
     high: list[int] = []
     excess = np.zeros(len(losses))
-    for place in range(least, len(losses)):
-        usual = [losses[at] for at in range(place) if at not in high][-least:]
-        excess[place] = losses[place] - float(np.median(usual))
+    values = losses.tolist()
+    usual = deque(values[:least], maxlen=least)  # the last evaluations that were none
+    for place in range(least, len(values)):
+        excess[place] = values[place] - sorted(usual)[least // 2]
         # It begins with a jump: a loss that climbs is overfitting or divergence.
-        jumped = losses[place] - losses[place - 1] > limit or place - 1 in high
-        if excess[place] > limit and jumped:
+        going_on = bool(high) and high[-1] == place - 1
+        if excess[place] > limit and (going_on or values[place] - values[place - 1] > limit):
             high.append(place)
+        else:
+            usual.append(values[place])
     if not high or high[-s.validation_spike_evaluations :] == _last(len(losses), s):
         return
-    first = [at for at in high if at - 1 not in high]
+    first = [at for at, before in zip(high, [-2, *high], strict=False) if at != before + 1]
     largest = int(np.argmax(excess))
     many = f"{len(first)} times" if len(first) > 1 else "once"
     yield Finding(
