@@ -173,11 +173,7 @@ def _flat(
         return None
     if math.log2(steps[-1] / steps[0]) < s.plateau_span:
         return None  # of a run that went on late: little of a doubling was seen
-    if len(steps) > MOST_SLOPES:  # the slopes of all pairs are too many
-        parts = np.array_split(np.arange(len(steps)), MOST_SLOPES)
-        steps, losses = (
-            np.array([values[part].mean() for part in parts]) for values in (steps, losses)
-        )
+    steps, losses = _thinned(steps, losses)
     slope, low, high = theil_sen(np.log2(steps), losses)
     gain, optimistic = -slope, -low
     level = float(np.median(losses[-3:]))
@@ -189,12 +185,22 @@ def _flat(
     return (measure, float(steps[0]), level, gain, optimistic) if certain or lost else None
 
 
+def _thinned(steps: np.ndarray, losses: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return means of equal parts where the slopes of all pairs are too many."""
+    if len(steps) <= MOST_SLOPES:
+        return steps, losses
+    parts = np.array_split(np.arange(len(steps)), MOST_SLOPES)
+    means = [np.array([values[part].mean() for part in parts]) for values in (steps, losses)]
+    return means[0], means[1]
+
+
 def _gains(steps: np.ndarray | None, losses: np.ndarray | None, s: Settings) -> bool:
     """Whether more is gained than on a plateau for certain: at the pessimistic end of the slope's
     95 % interval.
     """
     if steps is None or losses is None or len(np.unique(steps)) < 4:
         return False
+    steps, losses = _thinned(steps, losses)
     _, _, high = theil_sen(np.log2(steps), losses)
     return -high > s.plateau_gain * abs(float(np.median(losses[-3:])))
 

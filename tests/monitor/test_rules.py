@@ -1,15 +1,19 @@
 """Short runs of every kind that the monitor must tell apart; each is drawn here from a formula."""
 
+import csv
+import json
 import math
 import os
 from pathlib import Path
 
 import numpy as np
 import pytest
+import rates
 
 from perplexity.monitor import Monitor, diagnose
 from perplexity.monitor.digest import Digest
 from perplexity.monitor.noise import about_its_curve, validation_noise
+from perplexity.monitor.readers import read_history
 from perplexity.monitor.settings import Settings
 
 
@@ -216,38 +220,35 @@ def test_noise_apart_from_a_bend():
 # ---- real runs, kept beside the project
 
 RUNS = os.environ.get("PERPLEXITY_REAL_LOGS")
-RIGHT = {
-    "overfitting": {"overfitting"},
-    "divergence": {"divergence", "overfitting", "spike"},
-    "unstable": {"spike", "divergence"},
-    "gap": {"generalisation-gap", "overfitting"},
-    "no learning": {"plateau"},
-    "memorised": {"leakage-suspected", "memorised"},
-    "memorised by epochs": {"leakage-suspected", "memorised"},
-}
 
 
 @pytest.mark.skipif(not RUNS, reason="PERPLEXITY_REAL_LOGS names no folder of labelled runs")
 def test_labelled_runs():
     """At most 1 % of healthy runs with a warning, 85 % of faults found, 90 % with a verdict."""
-    import csv
-
-    from perplexity.monitor.readers import read_history
-
-    folder = Path(RUNS)
     alarms, missed, silent, healthy, faulty, judgeable = [], [], [], 0, 0, 0
-    for row in csv.DictReader((folder / "labels.csv").open(encoding="utf-8")):
-        diagnosis = diagnose(read_history(folder / row["file"]).digest())
-        signals = {f.signal for f in diagnosis.findings if f.severity != "info"}
+    for row in csv.DictReader((Path(RUNS) / "labels.csv").open(encoding="utf-8")):
+        diagnosis = diagnose(read_history(Path(RUNS) / row["file"]).digest())
+        found = {f.signal for f in diagnosis.findings if f.severity != "info"}
         if row["truth"] != "healthy":
             faulty += 1
-            missed += [] if signals & RIGHT[row["truth"]] else [(row["file"], signals)]
+            missed += [] if found & rates.RIGHT[row["truth"]] else [(row["file"], found)]
             continue
         healthy += 1
-        alarms += [(row["file"], signals)] if signals else []
+        alarms += [(row["file"], found)] if found else []
         if int(row["evaluations"]) >= 5 or int(row["train_losses"]) >= 60:
             judgeable += 1
             silent += [row["file"]] if diagnosis.verdict == "insufficient-data" else []
     assert len(alarms) <= 0.01 * healthy, alarms
     assert len(missed) <= 0.15 * faulty, missed
     assert len(silent) <= 0.10 * judgeable, silent
+
+
+def test_runs_drawn_by_formula_are_healthy():
+    """A tenth of those that rates.py draws."""
+    alarms = {seed: found for seed in range(50) if (found := rates.ever(rates.drawn(seed), 10))}
+    assert len(alarms) <= 2, alarms
+
+
+def test_the_documented_rates_are_the_committed_ones():
+    text = rates.DOCUMENT.read_text(encoding="utf-8")
+    assert rates.documented(text, json.loads(rates.RESULTS.read_text(encoding="utf-8"))) == text
