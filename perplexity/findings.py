@@ -1,19 +1,19 @@
-"""What a finding is, and what is done with findings: one form for curves, data and generated
-text.
-"""
+"""Findings, in one form for curves, data and generated text, and what follows from them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Literal, Protocol, get_args
 
 from . import checks
 from .files import write_text
 from .json_files import to_json
 
-SEVERITIES = ("info", "warning", "danger")
+Severity = Literal["info", "warning", "danger"]
+Verdict = Literal["healthy", "watch", "unhealthy", "insufficient-data"]
+SEVERITIES: tuple[str, ...] = get_args(Severity)
 VERDICTS = {"info": "healthy", "warning": "watch", "danger": "unhealthy"}  # by the worst finding
 CEILING = {"info": 100.0, "warning": 70.0, "danger": 30.0}  # of a health score, likewise
 COLOURS = {"info": "cyan", "warning": "yellow", "danger": "red"}
@@ -27,8 +27,18 @@ VERDICT_COLOURS = {
 
 @dataclass(frozen=True)
 class Finding:
-    """``severity``: "info", "warning" or "danger"; ``evidence`` in words and numbers, ``advice``
-    what to do.
+    """A problem that a check has seen.
+
+    Args:
+        signal: name of the kind of problem.
+        severity: "info", "warning" or "danger".
+        evidence: what was seen, in words and numbers.
+        advice: what to do.
+        numbers: the numbers of the evidence by name; default none.
+
+    Example:
+        >>> Finding("leakage", "danger", "3 of 4 documents leak", "drop them").severity
+        'danger'
     """
 
     signal: str
@@ -39,39 +49,63 @@ class Finding:
 
 
 def worst(severities: Iterable[str]) -> str:
-    """The most severe; "info" where there is none."""
+    """Return the most severe of several severities, "info" of none.
+
+    Args:
+        severities: any number of ``SEVERITIES``.
+
+    Example:
+        >>> worst(["info", "danger", "warning"])
+        'danger'
+    """
     return max(severities, key=SEVERITIES.index, default="info")
 
 
 class Severe(Protocol):
-    """A finding of either kind: the monitor's have steps, too."""
+    """A finding of either kind: the monitor's have steps as well."""
 
     @property
     def severity(self) -> str: ...
 
 
 class Judged:
-    """What a dataclass with ``findings`` does with them."""
+    """A result with ``findings``: the base of the dataclasses that checks return."""
 
     __dataclass_fields__: ClassVar[dict[str, Any]]  # every subclass is a dataclass
     findings: Sequence[Severe]
 
     def worst(self) -> str:
-        """The most severe finding's severity; "info" where there is none."""
+        """Return the severity of the most severe finding, "info" where there is none."""
         return worst(finding.severity for finding in self.findings)
 
     def fails(self, severity: str | None) -> bool:
-        """Whether a finding is as severe: what ``--fail-on`` asks; None asks nothing."""
+        """Return whether a finding is at least as severe as ``severity``, as ``--fail-on`` asks.
+
+        Args:
+            severity: one of ``SEVERITIES``; None: no finding is severe enough.
+
+        Raises:
+            InputError: ``severity`` is another text.
+        """
         checks.optional(checks.choice, "severity", severity, SEVERITIES)
         least = len(SEVERITIES) if severity is None else SEVERITIES.index(severity)
         return any(SEVERITIES.index(finding.severity) >= least for finding in self.findings)
 
     def to_dict(self) -> dict:
+        """Return the fields as dicts, lists and scalars."""
         return asdict(self)
 
     def to_json(self) -> str:
+        """Return the fields as a JSON document, without an infinity or NaN (RFC 8259)."""
         return to_json(self.to_dict())
 
     def save(self, path: str | Path) -> None:
-        """Write ``to_json``; InputError naming the file where the system refuses."""
+        """Write ``to_json`` into a file.
+
+        Args:
+            path: the file, which is written whole or left as it was.
+
+        Raises:
+            InputError: the system refuses; the file is named.
+        """
         write_text(path, self.to_json() + "\n")

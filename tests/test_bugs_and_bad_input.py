@@ -7,9 +7,11 @@ import gzip
 import io
 import json
 import os
+import sqlite3
 import struct
 import zipfile
 import zlib
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -542,20 +544,23 @@ def test_rows_of_a_journal_that_a_check_did_not_write_are_scanned_again(
 ):
     arguments = ["check-data", "--train", "prompts.txt", "--valid", "good.jsonl", "--json"]
     assert ppl_here(*arguments, tmp_path / "plain", cwd=folder).returncode == 0
-    (tmp_path / "j").mkdir()
-    (tmp_path / "j" / "scan.jsonl").write_text(f"{row}\n" * 3)
-    done = ppl_here(*arguments, tmp_path / "kept", "--journal", tmp_path / "j", cwd=folder)
+    kept = [*arguments, tmp_path / "kept", "--journal", tmp_path / "j"]
+    assert ppl_here(*kept, cwd=folder).returncode == 0
+    with closing(sqlite3.connect(tmp_path / "j" / "scan0.sqlite")) as journal, journal:
+        journal.execute("UPDATE batches SET scored = ?", (row.encode(),))
+        journal.execute("INSERT INTO batches VALUES (?, ?, ?)", (b"key", row, "no checksum"))
+    done = ppl_here(*kept, cwd=folder)
     assert done.returncode == 0, done.stderr
     records = [json.loads((tmp_path / name).read_text()) for name in ("plain", "kept")]
     assert records[0] == records[1]
 
 
 @pytest.mark.parametrize("content", ["[" * 100_000, "3", "\0", '{"a":'])
-@pytest.mark.parametrize("name", ["identity.json", "rank0.sqlite", "rank1.sqlite"])
+@pytest.mark.parametrize("name", ["scan0.sqlite", "identity.json", "rank0.sqlite", "rank1.sqlite"])
 def test_a_journal_of_something_else(folder, name, content, tmp_path, fails):
     (tmp_path / name).write_text(content * 300)
     arguments = ["eval", "model", "good.jsonl", "--journal", tmp_path]
-    if name == "identity.json":
+    if name in ("scan0.sqlite", "identity.json"):
         arguments = [
             "check-data",
             "--train",

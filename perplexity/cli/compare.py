@@ -41,7 +41,7 @@ class Options:
 
 def run(options: Options) -> int:
     """Compare, write what is asked for and print the table; 1 where a loss is not finite."""
-    needs(eval=("transformers", "rich", "scipy"))
+    needs(eval=("transformers", "rich", "scipy", "pydantic"))
     from ..evaluation import compare
     from ..json_files import to_json
 

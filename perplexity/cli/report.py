@@ -34,7 +34,7 @@ class Options:
 
 def run(options: Options) -> int:
     """Read and diagnose the history, and write the page and the plots that are asked for."""
-    needs(report=("rich", "pyarrow", "matplotlib", "plotly"))
+    needs(report=("rich", "pyarrow", "matplotlib", "plotly", "pydantic"))
     from ..evaluation.results import read_result
     from ..json_files import read_written
     from ..monitor import diagnose

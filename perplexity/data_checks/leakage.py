@@ -22,8 +22,8 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import InputError
-from ..files import write_bytes, write_text
 from ..findings import Finding
+from ..journal import FORMAT, Journal
 from ..text.words import grams, hashes, words
 from .index import (
     ESTIMATED,
@@ -39,8 +39,6 @@ from .index import (
     own_matches,
     own_overlaps,
     scan_batch,
-    sealed,
-    unsealed,
 )
 from .texts import BLANK
 
@@ -106,25 +104,29 @@ def scan_texts(
     of what) again goes on where a killed one stopped, and reads but does not scan what came before.
     What was damaged since is scanned again. Raises InputError where the folder is of another call.
     """
-    journal = None if state is None else _State(Path(state), index, identity or {})
-    scan, known = (index.scan(), set()) if journal is None else journal.load()
+    resumption = None if state is None else _Resumption(Path(state), index, identity or {})
     numbers: deque[int] = deque()
 
-    def parts() -> Iterator[list[Text]]:
+    def left(known: set[int]) -> Iterator[list[Text]]:
         for number, part in enumerate(groups(texts)):
             if number not in known:
                 numbers.append(number)
                 yield part
 
-    for found in _scanned(index, parts(), workers):
-        number = numbers.popleft()
-        if journal is not None:
-            journal.add(number, found)
-        scan.merge(found)
-        if progress is not None:
-            progress(scan)
-    if journal is not None:
-        journal.save()
+    try:
+        scan, known = (index.scan(), set()) if resumption is None else resumption.load()
+        for met in _scanned(index, left(known), workers):
+            number = numbers.popleft()
+            if resumption is not None:
+                resumption.add(number, met)
+            scan.merge(met)
+            if progress is not None:
+                progress(scan)
+        if resumption is not None:
+            resumption.save()
+    finally:
+        if resumption is not None:
+            resumption.journal.close()
     return scan
 
 
@@ -155,95 +157,64 @@ def _scanned(index: Index, parts: Iterator[list[Text]], workers: int) -> Iterato
             )
 
 
-class _State:
-    """A pass in a folder: identity.json says of what; each row of scan.jsonl has the numbers of the
-    groups that it covers, what was met in them, and a checksum. Rows come in any order and with
-    gaps."""
+class _Resumption:
+    """A pass over training text in a journal: what was met, by the numbers of the groups.
+
+    A row covers the groups of about ``SAVE_EVERY`` seconds. Rows come in any order and with gaps.
+    """
 
     def __init__(self, folder: Path, index: Index, identity: dict) -> None:
-        self.path, self.index, self.saved = folder / "scan.jsonl", index, time.monotonic()
-        self.numbers: list[int] = []  # groups since the last row
-        self.scan = index.scan()
+        if (folder / "identity.json").exists():
+            raise InputError(
+                f"journal: expected format {FORMAT}, got {folder / 'identity.json'}, which another "
+                "version of fused-perplexity wrote; give it an empty folder"
+            )
         identity = identity | {
             "ngram": NGRAM,
             "shingle": SHINGLE,
             "near": index.near,
             "kept": index.kept,
+            "validation": _fingerprint(index),
         }
-        identity["validation"] = _digest_of(index)
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            path = folder / "identity.json"
-            identity = json.loads(json.dumps(identity))  # as it will be read
-            if path.exists():
-                known = _identity_in(path)
-                different = sorted(
-                    key
-                    for key in known.keys() | identity.keys()
-                    if known.get(key) != identity.get(key)
-                )
-                if different:
-                    raise InputError(
-                        f"journal: {folder} is of another check ({', '.join(different)} differ); take another folder"
-                    )
-            else:
-                write_text(path, json.dumps(identity), "journal")
-        except OSError as error:
-            raise InputError(f"journal: {folder} cannot be used ({error.strerror})")
+        self.index, self.journal = index, Journal(folder, identity, "scan")
+        self._start()
+
+    def _start(self) -> None:
+        self.numbers: list[int] = []  # groups since the last row
+        self.scan, self.saved = self.index.scan(), time.monotonic()
 
     def load(self) -> tuple[Scan, set[int]]:
-        """Return what was met before, and in which groups. Rows that are not as they were written
-        are left out.
-        """
+        """Return what was met before, and in which groups; damaged rows are left out."""
         known: set[int] = set()
-        scan, rows = self.index.scan(), []
-        try:
-            lines = self.path.read_bytes().splitlines() if self.path.exists() else []
-        except OSError as error:
-            raise InputError(f"journal: {self.path} cannot be read ({error.strerror})")
-        for line in lines:
-            try:
-                row = unsealed(line.decode())
-            except ValueError:  # cut off by a kill, or damaged on disk
-                continue
-            numbers, record = json.loads(row)
-            if known.isdisjoint(numbers):
+        scan = self.index.scan()
+        for key, value in self.journal.items():
+            numbers, record = json.loads(value)
+            # The key holds the identity, which the journal cannot compare where its row is damaged.
+            if key == self._key(numbers) and known.isdisjoint(numbers):
                 scan.merge(Scan.of_record(record))
                 known.update(numbers)
-                rows.append(line + b"\n")
-        if lines:
-            write_bytes(self.path, b"".join(rows), "journal")  # no row is appended to half a row
         return scan, known
 
-    def add(self, number: int, found: Scan) -> None:
+    def add(self, number: int, met: Scan) -> None:
         """Take what was met in a group, and write a row every ``SAVE_EVERY`` seconds."""
         self.numbers.append(number)
-        self.scan.merge(found)
+        self.scan.merge(met)
         if time.monotonic() - self.saved >= SAVE_EVERY:
             self.save()
 
     def save(self) -> None:
+        """Write what was met since the last row."""
         if self.numbers:
-            try:
-                with self.path.open("a", encoding="utf-8") as file:
-                    file.write(sealed(json.dumps([self.numbers, self.scan.record()])) + "\n")
-            except OSError as error:
-                raise InputError(f"journal: {self.path} cannot be written ({error.strerror})")
-        self.numbers, self.scan, self.saved = [], self.index.scan(), time.monotonic()
+            value = json.dumps([self.numbers, self.scan.record()]).encode()
+            self.journal.write(self._key(self.numbers), value)
+        self._start()
+
+    def _key(self, numbers: list[int]) -> bytes:
+        return self.journal.key(json.dumps(numbers).encode())
 
 
-def _identity_in(path: Path) -> dict:
-    try:
-        known = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError):
-        known = None
-    if not isinstance(known, dict):
-        raise InputError(f"journal: {path} is not what a check wrote; remove it to begin anew")
-    return known
-
-
-def _digest_of(index: Index) -> str:
-    """Of all validation documents, in their order."""
+def _fingerprint(index: Index) -> str:
+    """Return a hash of all validation documents, in their order."""
     order = sorted((document, value) for value, of in index.digests.items() for document in of)
     return hashlib.sha256(json.dumps([order, index.ids, index.domains]).encode()).hexdigest()[:16]
 

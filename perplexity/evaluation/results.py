@@ -1,29 +1,44 @@
-"""What an evaluation found: the object, its JSON, and the reading of a JSON back."""
+"""The result of an evaluation: the object, its JSON, and the reading of such JSON."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, is_dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
-from types import UnionType
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import Any, get_type_hints
+
+from typing_extensions import NotRequired, TypedDict
 
 from .. import checks
 from ..errors import InputError
 from ..files import write_text
-from ..json_files import read_written, schema_of, to_json
+from ..json_files import Count, Finite, Number, read_as, read_written, schema_of, to_json
 from ..metric import exp, measures
 from .uncertainty import uncertainty
 
 
 @dataclass(frozen=True)
 class DocumentScore:
-    """One document: ``nll`` is the sum over its scored tokens, in nats.
+    """The score of one document.
 
-    bytes, words: of its text that were scored. non_finite: tokens left out, of NaN or infinite
-    loss.
+    Args:
+        id: name of the document.
+        domain: name of what the document is part of, a file's by default.
+        nll: sum over the scored tokens, nats.
+        tokens: tokens scored.
+        bytes: bytes of the text that were scored.
+        words: words of the text that were scored.
+        skipped: tokens read and not scored; default 0.
+        bytes_skipped: bytes that were not scored; default 0.
+        words_skipped: words that were not scored; default 0.
+        non_finite: tokens left out because their loss is NaN or infinite; default 0.
+
+    Example:
+        >>> score = DocumentScore("a", "news", nll=6.0, tokens=3, bytes=12, words=2)
+        >>> score.nll / score.tokens
+        2.0
     """
 
     id: str
@@ -38,89 +53,145 @@ class DocumentScore:
     non_finite: int = 0
 
 
+class DocumentRow(TypedDict):
+    """A ``DocumentScore`` in JSON; files of other programs may leave the names out."""
+
+    id: NotRequired[str]
+    domain: NotRequired[str]
+    nll: Finite
+    tokens: Count
+    bytes: Count
+
+
 @dataclass(frozen=True)
 class Evaluation:
-    """Loss and perplexity of a text; fields are the keys of ``ppl eval --json``, defined with their
-    formulas in docs/evaluation.md.
+    """Loss and perplexity of a text under a model; the fields are the keys of ``ppl eval --json``.
 
-    loss: nats a scored token; stderr: its standard error over ``clusters``; perplexity_interval: 95
-    %, by the delta method on the scale of the loss; tokens: tokens scored; tokens_read = tokens +
-    tokens_skipped, the latter by reason in ``skipped``. bytes, words: those of the text that were
-    scored; bytes_read = bytes + bytes_skipped, and so for words. The measures by byte and by word
-    are over the scored ones. They are None where nothing was scored or a token's loss is not
-    finite. first_tokens: for each document the tokens of its first 32 bytes, as end in bytes, loss
-    in nats (None: not scored), end, loss, ...; ``compare`` finds by them the bytes that both sides
-    scored. loss_without_unknown: over the tokens that the tokenizer knows; data_check: of ``ppl
-    eval --train``, as ppl check-data's JSON; calibration: ``calibration.CalibrationBins.summary``,
-    where it was measured; model: name, fingerprint and configuration.
+    docs/evaluation.md defines every field with its formula. The measures by byte and by word are
+    over the scored text, and None where nothing was scored or a token's loss is not finite.
+
+    Args:
+        loss: nats a scored token.
+        perplexity: exp(loss).
+        bits_per_token: loss / ln 2.
+        bits_per_byte: bits a scored byte of text.
+        byte_perplexity: 2 to the power of bits_per_byte.
+        word_perplexity: exp of the nats a scored word.
+        tokens: tokens scored.
+        tokens_read: tokens + tokens_skipped.
+        tokens_skipped: tokens read and not scored.
+        skipped: tokens_skipped by reason.
+        unknown_tokens: scored tokens that the tokenizer does not know.
+        loss_without_unknown: nats a token over the tokens that the tokenizer knows.
+        perplexity_without_unknown: exp(loss_without_unknown).
+        non_finite: number and first place of the tokens with a NaN or infinite loss, or None.
+        bytes: bytes of text that were scored; bytes_read = bytes + bytes_skipped.
+        words: words of text that were scored; words_read = words + words_skipped.
+        documents: documents read.
+        stderr: standard error of the loss over ``clusters``, nats; None of a single cluster.
+        perplexity_stderr: perplexity times stderr.
+        perplexity_interval: 95% interval, by the delta method on the scale of the loss.
+        perplexity_interval_bootstrap: 95% interval by bootstrap over the clusters.
+        clusters: unit ("document" or "block"), count, and trusted: whether they are enough.
+        effective_tokens: independent tokens that would give this standard error.
+        baselines: loss and perplexity of a "uniform" and a "unigram" guess.
+        protocol, context_length, stride, bos, special_text: as ``evaluate`` chose them.
+        tokenizer_fingerprint, text_fingerprint: hashes that tell results apart.
+        vocabulary_size: rows of the model's head.
+        backend, precision: of the losses.
+        seconds: of the whole evaluation.
+        notes: what to know before the numbers are believed.
+        domains: the measures of each domain.
+        longest_documents, worst_documents: up to ten, by tokens and by mean loss.
+        surprising_tokens: up to ten, by loss.
+        per_document: the score of each document.
+        first_tokens: of each document the tokens of its first 32 bytes: end in bytes, loss in nats
+            (None: not scored), end, loss, ...; ``compare`` aligns different tokenizers by them.
+        blocks: sums of nll and of tokens over blocks of the only document.
+        data_check: of ``ppl eval --train``, as the JSON of ppl check-data.
+        calibration: ``calibration.CalibrationBins.summary`` where it was measured.
+        model: name, fingerprint and configuration, ``models.described``.
+
+    Example:
+        >>> from dataclasses import fields
+        >>> [field.name for field in fields(Evaluation)][:3]
+        ['loss', 'perplexity', 'bits_per_token']
     """
 
-    loss: float
-    perplexity: float
-    bits_per_token: float
-    bits_per_byte: float | None
-    byte_perplexity: float | None
-    word_perplexity: float | None
-    tokens: int
-    tokens_read: int
-    tokens_skipped: int
-    skipped: dict[str, int]
-    unknown_tokens: int
-    loss_without_unknown: float | None
-    perplexity_without_unknown: float | None
+    loss: Number
+    perplexity: Number
+    bits_per_token: Number
+    bits_per_byte: Number | None
+    byte_perplexity: Number | None
+    word_perplexity: Number | None
+    tokens: Count
+    tokens_read: Count
+    tokens_skipped: Count
+    skipped: dict[str, Count]
+    unknown_tokens: Count
+    loss_without_unknown: Number | None
+    perplexity_without_unknown: Number | None
     non_finite: dict | None
-    bytes: int
-    bytes_read: int
-    bytes_skipped: int
-    words: int
-    words_read: int
-    words_skipped: int
-    documents: int
-    stderr: float | None
-    perplexity_stderr: float | None
-    perplexity_interval: tuple[float, float] | None
-    perplexity_interval_bootstrap: tuple[float, float] | None
+    bytes: Count
+    bytes_read: Count
+    bytes_skipped: Count
+    words: Count
+    words_read: Count
+    words_skipped: Count
+    documents: Count
+    stderr: Number | None
+    perplexity_stderr: Number | None
+    perplexity_interval: tuple[Number, Number] | None
+    perplexity_interval_bootstrap: tuple[Number, Number] | None
     clusters: dict
-    effective_tokens: float | None
-    baselines: dict[str, dict[str, float]]
+    effective_tokens: Number | None
+    baselines: dict[str, dict[str, Number]]
     protocol: str
-    context_length: int
-    stride: int
+    context_length: Count
+    stride: Count
     bos: str
     special_text: str
     tokenizer_fingerprint: str
     text_fingerprint: str
-    vocabulary_size: int
+    vocabulary_size: Count
     backend: str
     precision: str
-    seconds: float
+    seconds: Number
     notes: list[str]
     domains: dict[str, dict]
     longest_documents: list[dict]
     worst_documents: list[dict]
     surprising_tokens: list[dict]
     per_document: list[DocumentScore] = field(repr=False)
-    first_tokens: list[list[float | None]] = field(default_factory=list, repr=False)
-    blocks: list[list[float]] | None = field(default=None, repr=False)
+    first_tokens: list[list[Number | None]] = field(default_factory=list, repr=False)
+    blocks: list[tuple[Number, Number]] | None = field(default=None, repr=False)
     data_check: dict | None = field(default=None, repr=False)
     calibration: dict | None = field(default=None, repr=False)
-    model: dict | None = None  # ``models.described``
+    model: dict | None = None
 
     @property
     def ok(self) -> bool:
-        """No token's loss was NaN or infinite."""
+        """True where every token's loss is finite."""
         return self.non_finite is None
 
     def to_json(self) -> str:
-        """JSON (RFC 8259: an infinite perplexity is the string "inf")."""
+        """Return the fields as a JSON document; an infinite perplexity is the text "inf"."""
         record = asdict(self)
-        kept = ("id", "domain", "nll", "tokens", "bytes")
-        documents = record["per_document"]
-        record["per_document"] = [{key: document[key] for key in kept} for document in documents]
+        record["per_document"] = [
+            {key: document[key] for key in DocumentRow.__annotations__}
+            for document in record["per_document"]
+        ]
         return to_json(record)
 
     def save(self, path: str | Path) -> None:
-        """Write ``to_json``; InputError naming the file where the system refuses."""
+        """Write ``to_json`` into a file.
+
+        Args:
+            path: the file, which is written whole or left as it was.
+
+        Raises:
+            InputError: the system refuses; the file is named.
+        """
         write_text(path, self.to_json() + "\n")
 
 
@@ -128,87 +199,56 @@ class Evaluation:
 NEEDED = ("loss", "tokens", "tokenizer_fingerprint", "text_fingerprint", "per_document")
 
 
+@cache
+def _result_type() -> Any:
+    """Return the fields of ``Evaluation`` as keys of JSON, each of which may be absent or null.
+
+    Results of earlier versions lack some.
+    """
+    fields = get_type_hints(Evaluation, include_extras=True) | {"per_document": list[DocumentRow]}
+    keys = {name: kind | None for name, kind in fields.items()}
+    return TypedDict("Result", keys, total=False)  # type: ignore[operator]  # of a dataclass's fields
+
+
 def read_result(path: str | Path) -> dict:
-    """Return the keys of a file that ``ppl eval --json`` wrote; InputError where it is not one."""
+    """Return the result in a file that ``ppl eval --json`` wrote, without its nulls.
+
+    Args:
+        path: the file.
+
+    Returns:
+        The fields of ``Evaluation`` by name, those that the file has; infinities and NaN as floats.
+
+    Raises:
+        InputError: the file is no such result, or a field is of another type.
+
+    Example:
+        >>> read_result("/dev/null")
+        Traceback (most recent call last):
+        perplexity.errors.InputError: /dev/null: expected a result file of ppl eval --json, got a device
+    """
     checks.path("path", path)
     record = read_written(path, "eval")
     return checked_record(record, str(path), "a result file of ppl eval --json")
 
 
-def checked_record(record: object, source: str, expected: str) -> dict:
-    """Return a result's keys that are not null; InputError naming ``source`` where it is none."""
-    wanted = f"{source}: expected {expected}, got"
-    missing = [key for key in NEEDED if key not in record] if isinstance(record, dict) else NEEDED
-    if not isinstance(record, dict) or missing:
-        raise InputError(f"{wanted} one without {', '.join(missing)}")
-    schema_of(record, source)
-    hints, found = _hints(Evaluation), {}
-    for key, value in record.items():
-        try:
-            found[key] = _from_json(value, hints.get(key, Any))
-        except _OtherKind as error:
-            raise InputError(f"{wanted} one whose {key} is broken: {error}")
-    if missing := [key for key in NEEDED if found[key] is None]:
-        raise InputError(f"{wanted} null for {', '.join(missing)}")
-    return {key: value for key, value in found.items() if value is not None}
+def checked_record(record: dict, source: str, expected: str) -> dict:
+    """Return a result's keys that are not null, those of ``Evaluation`` by their types.
 
+    Args:
+        record: the JSON object.
+        source: how an error names the record, a file or an argument.
+        expected: what an error says the record should be.
 
-class _OtherKind(Exception):
-    """A value of another kind than a field's."""
-
-
-# What a document of a result file must have. Files leave the rest out, or leave parts of it out.
-NEEDED_OF_A_DOCUMENT = ("nll", "tokens", "bytes")
-
-
-@cache
-def _hints(kind: type) -> dict:
-    return get_type_hints(kind)
-
-
-def _from_json(value, hint):
-    """Return what ``to_json`` made of a field of type ``hint``, null included; raise _OtherKind
-    where it is none.
+    Raises:
+        InputError: a key that ``compare`` needs is missing, or one is of another type.
     """
-    kind, inner = get_origin(hint), get_args(hint)
-    if value is None or hint is Any:
-        return value
-    if kind in (Union, UnionType):
-        return _from_json(value, next(of for of in inner if of is not type(None)))
-    if hint in (int, float):
-        return _number(value)
-    if is_dataclass(hint) and isinstance(value, dict):
-        counts = {key: value.get(key) for key in NEEDED_OF_A_DOCUMENT}
-        if None in counts.values() or not all(
-            math.isfinite(_number(count)) for count in counts.values()
-        ):
-            raise _OtherKind(
-                f"expected finite {', '.join(counts)} of a document, got {list(counts.values())!r:.60}"
-            )
-        if min(value["tokens"], value["bytes"]) < 0:
-            raise _OtherKind(
-                f"expected counts of 0 or more of a document, got {list(counts.values())!r:.60}"
-            )
-        return value
-    if kind is dict and isinstance(value, dict):
-        return {key: _from_json(item, inner[1]) for key, item in value.items()}
-    if (
-        kind in (list, tuple)
-        and isinstance(value, list | tuple)
-        and (kind is list or len(value) == len(inner))
-    ):
-        return [_from_json(item, inner[0]) for item in value]
-    if kind is None and not is_dataclass(hint) and isinstance(value, hint):
-        return value
-    raise _OtherKind(f"expected {getattr(hint, '__name__', hint)}, got {value!r:.60}")
-
-
-def _number(value):
-    if isinstance(value, str) and value in ("inf", "-inf", "nan"):
-        return float(value)
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise _OtherKind(f"expected a number, got {value!r:.60}")
-    return value
+    if missing := [key for key in NEEDED if record.get(key) is None]:
+        null = "null for" if all(key in record for key in missing) else "one without"
+        raise InputError(f"{source}: expected {expected}, got {null} {', '.join(missing)}")
+    schema_of(record, source)
+    result = read_as(_result_type(), record, f"{source}: expected {expected}")
+    return {key: value for key, value in result.items() if value is not None}
 
 
 def summarise(
@@ -218,8 +258,15 @@ def summarise(
     squares: float | None = None,
     bootstrap: bool = True,
 ) -> dict:
-    """Loss, perplexities, counts, standard error and intervals of documents; totals are divided
-    once.
+    """Return loss, perplexities, counts, standard error and intervals over documents.
+
+    Totals are divided once, so that a long document weighs as much as its tokens.
+
+    Args:
+        scores: the documents.
+        blocks: sums of nll and of tokens over blocks of the only document with tokens.
+        squares: sum of nll² over the tokens, for the effective number of tokens.
+        bootstrap: draw the bootstrap interval; default True.
     """
     nll = math.fsum(score.nll for score in scores)
     tokens, bytes_, words = (
@@ -227,8 +274,8 @@ def summarise(
     )
     # Of a text with a token that is not finite nothing is known by byte and by word.
     text = (None, None) if any(score.non_finite for score in scores) else (bytes_, words)
-    found = measures(nll, tokens, *text)
-    loss = math.nan if found["loss"] is None else found["loss"]
+    ratios = measures(nll, tokens, *text)
+    loss = math.nan if ratios["loss"] is None else ratios["loss"]
     sure = uncertainty(
         [score.nll for score in scores],
         [score.tokens for score in scores],
@@ -237,7 +284,7 @@ def summarise(
         bootstrap,
     )
     return {
-        **found,
+        **ratios,
         "loss": loss,
         "perplexity": exp(loss),
         "bits_per_token": loss / math.log(2),

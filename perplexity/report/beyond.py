@@ -7,13 +7,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from ..errors import InputError
-from ..json_files import model_name
+from ..json_files import model_name, read_as
 from ..monitor.health import Diagnosis
 from ..probe.scores import Part, health, monitor_part
 from ..probe.summary import examples, rows
 from .html import figure_of, trace_of
-from .shapes import PROBE, Mismatch
+from .shapes import ProbeShape
 
 LINES = {
     "monitor": "#7a6fa8",
@@ -24,20 +23,6 @@ LINES = {
 }
 OWN_LINE = "#888888"
 EXAMPLE = 1200  # characters of a text that are shown
-
-
-def numbers(value):
-    """A record read from JSON with "inf" and "nan" as the numbers they stand for; texts are left
-    alone.
-    """
-    if isinstance(value, dict):
-        return {
-            key: item if key in ("texts", "findings", "notes") else numbers(item)
-            for key, item in value.items()
-        }
-    if isinstance(value, list | tuple):
-        return [numbers(item) for item in value]
-    return float(value) if isinstance(value, str) and value in ("inf", "-inf", "nan") else value
 
 
 def beyond_section(records: Sequence[dict], diagnosis: Diagnosis) -> dict | None:
@@ -107,19 +92,11 @@ def _comparable(found: list[dict]) -> dict:
 
 
 def _checked(record: dict) -> dict:
-    """Return ``record`` with numbers for "inf"; InputError unless all that the page reads is there
-    and of its kind.
-    """
-    record = numbers(record)
-    if isinstance(record.get("model"), str):  # of version 1
-        record["model"] = {"name": record["model"]}
-    try:
-        PROBE.check(record)
-    except Mismatch as error:
-        raise InputError(
-            f"{record.get('source', '')}: expected a result file of ppl probe --json with {error}"
-        )
-    return record
+    """Return ``record``, which has all that the page reads, with numbers for "inf"."""
+    if isinstance(name := record.get("model"), str):  # of schema version 1
+        record = record | {"model": {"name": name}}
+    source = record.get("source", "")
+    return read_as(ProbeShape, record, f"{source}: expected a result file of ppl probe --json")
 
 
 def _figures(found: list[dict], scores: list[float | None]) -> dict[str, dict]:

@@ -14,13 +14,13 @@ import numpy as np
 
 from ..errors import InputError
 from ..files import write_text
-from ..json_files import model_name
+from ..json_files import model_name, read_as
 from ..metric import exp
 from ..monitor.digest import Digest
 from ..monitor.health import Diagnosis
 from ..monitor.history import History
+from .shapes import DataCheckShape, EvaluationShape
 
-NUMBER = (int, float)
 DRAWN = 3000  # points of a curve: more than a screen has columns
 MARKED = (
     "spike",
@@ -213,98 +213,33 @@ def figure_of(
     }
 
 
-def _take(source: str, given: dict, kind, names: tuple[str, ...]) -> dict:
-    """The values of ``names``, None where there is none; InputError where one is none of its
-    kind.
-    """
-    found = {}
-    for name in names:
-        value = given.get(name)
-        fits = value is None or (isinstance(value, kind) and not isinstance(value, bool))
-        if not fits or (isinstance(value, int) and abs(value) > 1e300):
-            what = {str: "text", NUMBER: "a number", dict: "an object"}.get(kind, "a list")
-            raise InputError(f"{source}: expected {what} for {name}, got {value!r:.60}")
-        found[name] = value
-    return found
-
-
-def _take_rows(
-    source: str, given: dict, name: str, texts: tuple[str, ...], values: tuple[str, ...] = ()
-) -> list[dict]:
-    found = _take(source, given, list, (name,))[name] or []
-    if not all(isinstance(row, dict) for row in found):
-        raise InputError(f"{source}: expected objects in {name}, got {found!r:.60}")
-    return [_take(source, row, str, texts) | _take(source, row, NUMBER, values) for row in found]
-
-
 def evaluation_section(record: dict, source: str) -> dict:
-    """What the page shows of a result of ``ppl eval --json``: what is absent is left out,
-    InputError where a value is none of its kind."""
-    numbers = (
-        "loss",
-        "stderr",
-        "perplexity",
-        "bits_per_byte",
-        "tokens",
-        "documents",
-        "context_length",
-    )
-    shown = (
-        {"source": source}
-        | _take(source, record, NUMBER, numbers)
-        | _take(source, record, str, ("protocol",))
-    )
-    lists = _take(source, record, list, ("perplexity_interval", "notes"))
-    interval = lists["perplexity_interval"] or []
-    if len(interval) not in (0, 2) or not all(isinstance(bound, NUMBER) for bound in interval):
-        raise InputError(
-            f"{source}: expected two numbers for perplexity_interval, got {interval!r:.60}"
-        )
-    return shown | {
-        "model": model_name(_take(source, record, dict, ("model",))["model"]),
-        "perplexity_interval": interval,
-        "notes": [str(note) for note in lists["notes"] or []],
-        "worst_documents": _take_rows(
-            source, record, "worst_documents", ("id",), ("tokens", "loss")
-        ),
-        "surprising_tokens": _take_rows(
-            source, record, "surprising_tokens", ("document", "before", "text"), ("position", "nll")
-        ),
-    }
+    """Return what the page shows of a result of ``ppl eval --json``; what it lacks is None.
+
+    Args:
+        record: the JSON object.
+        source: name of its file.
+
+    Raises:
+        InputError: a value is of another type than its field.
+    """
+    expected = f"{source}: expected a result file of ppl eval --json"
+    shown = read_as(EvaluationShape, record, expected)
+    return vars(shown) | {"source": source, "model": model_name(shown.model)}
 
 
 def data_section(record: dict, source: str) -> dict:
-    """What the page shows of a result of ``ppl check-data --json``, likewise."""
-    numbers = (
-        "leaked_fraction",
-        "leaked_token_fraction",
-        "valid_fraction",
-        "ngram_overlap",
-        "unknown_token_rate",
-    )
-    shown = _take(source, record, NUMBER, (*numbers, "exact_duplicates", "near_duplicates"))
-    if not isinstance(shown["leaked_fraction"], NUMBER):
-        raise InputError(
-            f"{source}: expected a result file of ppl check-data --json, got one without leaked_fraction"
-        )
-    documents = _take(source, record, dict, ("documents",))["documents"] or {}
-    notes = _take(source, record, list, ("notes",))["notes"] or []
-    return shown | {
-        "source": source,
-        "documents": _take(source, documents, NUMBER, ("train", "valid")),
-        "token_unit": _take(source, record, str, ("token_unit",))["token_unit"] or "tokens",
-        "findings": _take_rows(
-            source, record, "findings", ("signal", "severity", "evidence", "advice")
-        ),
-        "leaked": _take_rows(
-            source,
-            record,
-            "leaked",
-            ("id", "train_id", "kind", "passage"),
-            ("similarity", "overlap"),
-        ),
-        "notes": [str(note) for note in notes],
-    }
+    """Return what the page shows of a result of ``ppl check-data --json``; what it lacks is None.
+
+    Args:
+        record: the JSON object.
+        source: name of its file.
+
+    Raises:
+        InputError: ``leaked_fraction`` is missing, or a value is of another type than its field.
+    """
+    expected = f"{source}: expected a result file of ppl check-data --json"
+    return vars(read_as(DataCheckShape, record, expected)) | {"source": source}
 
 
 def write_report(

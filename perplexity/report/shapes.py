@@ -1,188 +1,245 @@
-"""Shapes of JSON values: what a part of the page needs of a record, checked before the part is
-made.
+"""What the page reads of each command's JSON, as types that ``json_files.read_as`` checks.
+
+The fields are those of ``Evaluation``, ``DataCheck`` and ``Probe``, with two differences. Results
+of earlier versions lack some, and the page leaves out what a result lacks: fields of the first two
+may be absent. And the page makes arithmetic of what ``Probe`` has as a dict, so its keys are here.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Annotated
 
-from ..findings import SEVERITIES, VERDICTS
+from typing_extensions import NotRequired, TypedDict
 
-SHOWN = 40  # characters of a value in an error
-
-
-class Mismatch(Exception):
-    """A value of another shape; the message names the value's place, what was expected and what
-    came.
-    """
+from ..findings import Severity, Verdict
+from ..json_files import Finite, JsonNumber, Number, Share, Whole
 
 
 @dataclass(frozen=True)
-class Number:
-    """A number from ``least`` to ``most``; infinity and NaN only where they lie between."""
+class WorstDocument:
+    """A document of a large mean loss."""
 
-    least: float = -math.inf
-    most: float = math.inf
-    finite: bool = False
-
-    def check(self, value: Any, place: str) -> None:
-        fits = isinstance(value, int | float) and not isinstance(value, bool)
-        if fits and self.least > -math.inf:
-            fits = self.least <= value <= self.most
-        if not fits or (self.finite and not math.isfinite(value)):
-            raise _mismatch(place, f"a {'finite ' if self.finite else ''}number", value)
+    id: str | None = None
+    tokens: Number | None = None
+    loss: Number | None = None
 
 
 @dataclass(frozen=True)
-class Whole:
-    """A whole number."""
+class SurprisingToken:
+    """A token of a large loss."""
 
-    def check(self, value: Any, place: str) -> None:
-        if type(value) is not int:
-            raise _mismatch(place, "a whole number", value)
-
-
-@dataclass(frozen=True)
-class Text:
-    """A text, one of ``among`` where given."""
-
-    among: tuple[str, ...] = ()
-
-    def check(self, value: Any, place: str) -> None:
-        if not isinstance(value, str) or (self.among and value not in self.among):
-            raise _mismatch(
-                place, f"one of {', '.join(self.among)}" if self.among else "a text", value
-            )
+    document: str | None = None
+    position: Number | None = None
+    before: str | None = None
+    text: str | None = None
+    nll: Number | None = None
 
 
 @dataclass(frozen=True)
-class Optional:
-    """Shape of null, or of what ``of`` takes."""
+class EvaluationShape:
+    """A result of ``ppl eval --json``, of any version."""
 
-    of: Any
-
-    def check(self, value: Any, place: str) -> None:
-        if value is not None:
-            self.of.check(value, place)
-
-
-@dataclass(frozen=True)
-class Many:
-    """A list of values that ``of`` takes."""
-
-    of: Any
-
-    def check(self, value: Any, place: str) -> None:
-        if not isinstance(value, list | tuple):
-            raise _mismatch(place, "a list", value)
-        for number, item in enumerate(value):
-            self.of.check(item, f"{place}[{number}]")
+    loss: Number | None = None
+    stderr: Number | None = None
+    perplexity: Number | None = None
+    perplexity_interval: tuple[Number, Number] | None = None
+    bits_per_byte: Number | None = None
+    tokens: Number | None = None
+    documents: Number | None = None
+    protocol: str | None = None
+    context_length: Number | None = None
+    model: dict | None = None
+    worst_documents: list[WorstDocument] | None = None
+    surprising_tokens: list[SurprisingToken] | None = None
+    notes: list[str] | None = None
 
 
 @dataclass(frozen=True)
-class Named:
-    """An object whose values ``of`` takes, whatever their names."""
+class SideShape:
+    """Numbers of the training and the validation side."""
 
-    of: Any
-
-    def check(self, value: Any, place: str) -> None:
-        for name, item in _object(value, place).items():
-            self.of.check(item, f"{place}.{name}")
+    train: Number | None = None
+    valid: Number | None = None
 
 
 @dataclass(frozen=True)
-class Keys:
-    """An object with these keys; it may have more."""
+class FindingShape:
+    """A finding of a data check."""
 
-    of: dict[str, Any]
-
-    def check(self, value: Any, place: str = "") -> None:
-        given = _object(value, place)
-        for name, shape in self.of.items():
-            inside = f"{place}.{name}" if place else name
-            if name not in given:
-                raise Mismatch(f"none without {inside}")
-            shape.check(given[name], inside)
+    signal: str | None = None
+    severity: str | None = None
+    evidence: str | None = None
+    advice: str | None = None
 
 
-def _object(value: Any, place: str) -> Mapping:
-    if not isinstance(value, Mapping):
-        raise _mismatch(place, "an object", value)
-    return value
+@dataclass(frozen=True)
+class LeakShape:
+    """A validation document that training holds."""
+
+    id: str | None = None
+    train_id: str | None = None
+    kind: str | None = None
+    passage: str | None = None
+    similarity: Number | None = None
+    overlap: Number | None = None
 
 
-def _mismatch(place: str, expected: str, value: Any) -> Mismatch:
-    return Mismatch(f"{expected} for {place or 'the whole'}, got {value!r:.{SHOWN}}")
+@dataclass(frozen=True)
+class DataCheckShape:
+    """A result of ``ppl check-data --json``, of any version."""
+
+    leaked_fraction: Number
+    leaked_token_fraction: Number | None = None
+    valid_fraction: Number | None = None
+    ngram_overlap: Number | None = None
+    unknown_token_rate: Number | None = None
+    exact_duplicates: Number | None = None
+    near_duplicates: Number | None = None
+    documents: SideShape = field(default_factory=SideShape)
+    token_unit: str = "tokens"
+    findings: list[FindingShape] | None = None
+    leaked: list[LeakShape] | None = None
+    notes: list[str] | None = None
 
 
-NUMBER, FINITE = Number(), Number(finite=True)
-_MAYBE = Optional(NUMBER)
-_MEASURES = "distinct_2 compression entropy mean_tokens ended repeated looping same_prompt other_prompts copied"
-_OF_TEXTS = dict.fromkeys(_MEASURES.split(), _MAYBE)
+class PartShape(TypedDict):
+    """A part of the health score."""
+
+    score: Share | None
+    weight: Annotated[float, JsonNumber(0.0, 1e9)]
+    evidence: str
 
 
-def _bins(*names: str) -> Many:
-    return Many(Keys(dict.fromkeys(names, NUMBER) | {"tokens": Number(1, 2.0**63)}))
+class HealthShape(TypedDict):
+    """The health score by its parts."""
+
+    parts: dict[str, PartShape]
 
 
-# What the page reads of ``ppl probe --json``.
-PROBE = Keys(
-    {
-        "step": Optional(Whole()),
-        "verdict": Text((*VERDICTS.values(), "insufficient-data")),
-        "health_score": Optional(FINITE),
-        "health": Keys(
-            {
-                "parts": Named(
-                    Keys(
-                        {
-                            "score": Optional(Number(0, 1)),
-                            "weight": Number(0, 1e9),
-                            "evidence": Text(),
-                        }
-                    )
-                )
-            }
-        ),
-        "prompts": Optional(FINITE),
-        "settings": Keys({"in_words": Text()}),
-        "generation": Keys(_OF_TEXTS | {"texts": Optional(FINITE), "repetition": Optional(FINITE)}),
-        "reference_texts": Optional(Named(_MAYBE)),
-        "perplexity": Keys(
-            dict.fromkeys(("self_perplexity", "reference_perplexity", "unigram_perplexity"), _MAYBE)
-        ),
-        "references": Optional(
-            Keys(
-                {"bleu": NUMBER, "chrf": NUMBER}
-                | dict.fromkeys(("rouge1", "rouge2", "rougeL"), _MAYBE)
-            )
-        ),
-        "coherence": Optional(Keys(dict.fromkeys(("with_prompt", "with_reference"), _MAYBE))),
-        "ask": Optional(Keys({"answered": NUMBER, "yes_of_two": _MAYBE})),
-        "calibration": Optional(
-            Keys(
-                dict.fromkeys(("accuracy", "confidence", "ece", "entropy", "loss"), NUMBER)
-                | {
-                    "bins": _bins("confidence", "accuracy"),
-                    "entropy_bins": _bins("entropy", "loss"),
-                }
-            )
-        ),
-        "findings": Many(
-            Keys(
-                {
-                    "signal": Text(),
-                    "severity": Text(SEVERITIES),
-                    "evidence": Text(),
-                    "advice": Text(),
-                }
-            )
-        ),
-        "notes": Many(Text()),
-        "texts": Many(Keys({"tokens": NUMBER, "loop": NUMBER, "repeated": _MAYBE, "text": Text()})),
-        "model": Optional(Keys({})),
-    }
-)
+class SettingsShape(TypedDict):
+    """How texts were drawn."""
+
+    in_words: str
+
+
+class GenerationShape(TypedDict):
+    """Measures over all texts that the model wrote."""
+
+    texts: Finite | None
+    repetition: Finite | None
+    repeated: Number | None
+    looping: Number | None
+    distinct_2: Number | None
+    compression: Number | None
+    entropy: Number | None
+    mean_tokens: Number | None
+    ended: Number | None
+    same_prompt: Number | None
+    other_prompts: Number | None
+    copied: Number | None
+
+
+class PerplexityShape(TypedDict):
+    """Perplexities of the model's texts, of the references, and without context."""
+
+    self_perplexity: Number | None
+    reference_perplexity: Number | None
+    unigram_perplexity: Number | None
+
+
+class ReferencesShape(TypedDict):
+    """Overlap of the texts with their references."""
+
+    bleu: Number
+    chrf: Number
+    rouge1: Number | None
+    rouge2: Number | None
+    rougeL: Number | None
+
+
+class CoherenceShape(TypedDict):
+    """Cosines of the texts' embeddings."""
+
+    with_prompt: Number | None
+    with_reference: Number | None
+
+
+class AskShape(TypedDict):
+    """Answers of the judge."""
+
+    answered: Number
+    yes_of_two: Number | None
+
+
+Tokens = Annotated[float, JsonNumber(1.0, 2.0**63)]
+
+
+class ConfidenceBin(TypedDict):
+    """Tokens of about one confidence."""
+
+    tokens: Tokens
+    confidence: Number
+    accuracy: Number
+
+
+class EntropyBin(TypedDict):
+    """Tokens of about one entropy."""
+
+    tokens: Tokens
+    entropy: Number
+    loss: Number
+
+
+class CalibrationShape(TypedDict):
+    """Calibration on the references, ``calibration.CalibrationBins.summary``."""
+
+    accuracy: Number
+    confidence: Number
+    ece: Number
+    entropy: Number
+    loss: Number
+    bins: list[ConfidenceBin]
+    entropy_bins: list[EntropyBin]
+
+
+class ProbeFindingShape(TypedDict):
+    """A finding of a probe."""
+
+    signal: str
+    severity: Severity
+    evidence: str
+    advice: str
+
+
+class TextShape(TypedDict):
+    """A text that the model wrote."""
+
+    id: str
+    sample: Whole
+    tokens: Number
+    loop: Number
+    repeated: Number | None
+    text: str
+
+
+class ProbeShape(TypedDict):
+    """A result of ``ppl probe --json``."""
+
+    step: Whole | None
+    verdict: Verdict
+    health_score: Finite | None
+    health: HealthShape
+    prompts: Finite | None
+    settings: SettingsShape
+    generation: GenerationShape
+    reference_texts: dict[str, Number | None] | None
+    perplexity: PerplexityShape
+    references: ReferencesShape | None
+    coherence: CoherenceShape | None
+    ask: AskShape | None
+    calibration: CalibrationShape | None
+    findings: list[ProbeFindingShape]
+    notes: list[str]
+    texts: list[TextShape]
+    model: NotRequired[dict | None]

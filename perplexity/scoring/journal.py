@@ -1,186 +1,58 @@
-"""What has been scored, on disk: a run that was killed at any moment goes on where it stopped, to
-the same bits.
+"""The journal of what has been scored: a run that was killed resumes to the same bits.
 
-A SQLite file a rank: a batch's values are found by a hash of the batch itself (its tokens and
-targets), so that nothing that differs can be taken for it. The documents' hashes are kept to tell
-another text from the same one. Every row has a checksum: a damaged one is scored again.
+A batch's values are kept under a hash of the batch itself, its tokens and targets. The hashes of
+the documents are kept as well, to tell another text from the same one.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-import sqlite3
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from ..errors import InputError
-
-# Changes with what a file holds; SQLite keeps it as the file's user_version.
-FORMAT = 2
+from ..journal import Journal
 
 
-def _checksum(*parts: bytes) -> bytes:
-    """Return 8 bytes that a row keeps of its key and value: a flipped bit passes with probability
-    2⁻⁶⁴.
-    """
-    digest = hashlib.blake2b(digest_size=8)
-    for part in parts:
-        digest.update(len(part).to_bytes(8, "little") + part)
-    return digest.digest()
+class ScoringJournal(Journal):
+    """A journal of batches, a file a rank.
 
+    Args:
+        folder: where the files lie; made if need be.
+        identity: what decides a batch's values and is not in the batch.
+        rank: number of this process; default 0.
 
-class Journal:
-    """``identity``: what decides a batch's values and is not in the batch; every run on this folder
-    must have the same.
+    Raises:
+        InputError: the folder cannot be used, or is of another run or version.
     """
 
-    def __init__(self, folder: str | Path, identity: dict, rank: int = 0) -> None:
-        self.folder = Path(folder)
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(
-                f"journal: expected a folder that can be written, got {folder} ({error.strerror})"
-            )
-        self.identity = json.dumps(identity, sort_keys=True)
-        own = self.folder / f"rank{rank}.sqlite"
-        # Another run's folder is refused before anything is written into it.
-        others = [
-            self._open(path) for path in sorted(set(self.folder.glob("rank*.sqlite")) - {own})
-        ]
-        for other in others:
-            self._compare("identity", self.identity, self._agreed(other, "identity"))
-        self.own = self._open(own)
-        self._agree("identity", self.identity)
-        self.files = [self.own, *others]
-
-    def _open(self, path: Path) -> sqlite3.Connection:
-        try:
-            connection = sqlite3.connect(path, timeout=60, isolation_level=None)
-            # Each statement is whole after SIGKILL; after a power cut the last ones may be gone,
-            # and are scored again.
-            connection.execute("PRAGMA journal_mode=WAL")
-            connection.execute("PRAGMA synchronous=NORMAL")
-            found = self._format(connection)
-            if found is None:
-                connection.execute(
-                    "CREATE TABLE IF NOT EXISTS agreed (name TEXT PRIMARY KEY, value TEXT, checksum BLOB)"
-                )
-                connection.execute(
-                    "CREATE TABLE IF NOT EXISTS batches (key BLOB PRIMARY KEY, scored BLOB, checksum BLOB)"
-                )
-                connection.execute(f"PRAGMA user_version = {FORMAT}")
-            elif found != FORMAT:
-                raise InputError(
-                    f"journal: expected format {FORMAT}, got format {found} in {self.folder}, which another version of "
-                    "fused-perplexity wrote; give it an empty folder"
-                )
-        except sqlite3.Error as error:
-            raise InputError(
-                f"journal: expected a journal's own file at {path}, or none, got another ({error})"
-            )
-        return connection
-
-    @staticmethod
-    def _format(connection: sqlite3.Connection) -> int | None:
-        """Return the format of the file; None where it is new, or was left before it had one."""
-        (version,) = connection.execute("PRAGMA user_version").fetchone()
-        if version:
-            return version
-        for table in ("agreed", "batches"):
-            columns = {row[1] for row in connection.execute(f"PRAGMA table_info({table})")}
-            if columns and "checksum" not in columns:
-                return 1
-        return None
-
-    def _agree(self, name: str, value: str) -> None:
-        """Write ``value`` where no run did, or its row is damaged; InputError where an earlier run
-        wrote another.
-        """
-        known = self._agreed(self.own, name)
-        if known is None:
-            checksum = _checksum(name.encode(), value.encode())
-            self._write("INSERT OR REPLACE INTO agreed VALUES (?, ?, ?)", (name, value, checksum))
-        self._compare(name, value, known)
-
-    def _agreed(self, connection: sqlite3.Connection, name: str) -> str | None:
-        row = self._query(connection, "SELECT value, checksum FROM agreed WHERE name = ?", name)
-        # The batches' keys hold the identity: where a damaged row is written anew, no value of
-        # another run is read.
-        intact = (
-            row and isinstance(row[0], str) and row[1] == _checksum(name.encode(), row[0].encode())
-        )
-        return row[0] if row and intact else None
-
-    def _compare(self, name: str, value: str, known: str | None) -> None:
-        if known in (None, value):  # None: a rank that was killed before it wrote, or a damaged row
-            return
-        if name == "identity":
-            then, now = _object(known), json.loads(value)
-            different = [key for key in {**then, **now} if then.get(key) != now.get(key)]
-            was = ", ".join(f"{key} {then.get(key)!r} (now {now.get(key)!r})" for key in different)
-        else:
-            was = f"another text in {name}"
-        raise InputError(
-            f"journal: {self.folder} is of another run, with {was}; give it an empty folder"
-        )
-
-    def _write(self, statement: str, values: tuple) -> None:
-        try:
-            self.own.execute(statement, values)
-        except sqlite3.Error as error:
-            raise InputError(
-                f"journal: {self.folder} cannot be written ({error}); what it holds is kept"
-            )
+    def __init__(self, folder: str | Path, identity: dict[str, Any], rank: int = 0) -> None:
+        super().__init__(folder, identity, "rank", rank)
 
     def document(self, index: int, text_hash: str) -> None:
-        """InputError where an earlier run read another document here."""
-        self._agree(f"document {index}", text_hash)
+        """Keep a document's hash.
 
-    def key(self, *arrays: np.ndarray) -> bytes:
-        digest = hashlib.sha256(self.identity.encode())
-        for array in arrays:
-            digest.update(repr(array.shape).encode())
-            digest.update(np.ascontiguousarray(array).data)
-        return digest.digest()
+        Raises:
+            InputError: an earlier run read another document at ``index``.
+        """
+        self.agree(f"document {index}", text_hash)
 
-    def read(self, key: bytes, count: int) -> np.ndarray | None:
-        """The ``count`` float32 values that were written for ``key``, by any rank."""
-        for connection in self.files:
-            row = self._query(connection, "SELECT scored, checksum FROM batches WHERE key = ?", key)
-            # A damaged row is scored again.
-            if (
-                row
-                and isinstance(row[0], bytes)
-                and len(row[0]) == 4 * count
-                and row[1] == _checksum(key, row[0])
-            ):
-                return np.frombuffer(row[0], dtype=np.float32)
-        return None
+    def batch_key(self, *arrays: np.ndarray) -> bytes:
+        """Return the key of a batch by its arrays, shapes and order included."""
+        parts = [
+            part
+            for array in arrays
+            for part in (repr(array.shape).encode(), np.ascontiguousarray(array).data)
+        ]
+        return self.key(*parts)  # type: ignore[arg-type]  # a hash takes any buffer
 
-    def _query(self, connection: sqlite3.Connection, statement: str, value) -> tuple | None:
-        try:
-            return connection.execute(statement, (value,)).fetchone()
-        except sqlite3.Error as error:
-            raise InputError(f"journal: {self.folder} cannot be read ({error})")
+    def values(self, key: bytes, count: int) -> np.ndarray | None:
+        """Return the ``count`` float32 values that any rank wrote for ``key``, or None."""
+        value = self.read(key)
+        if value is None or len(value) != 4 * count:
+            return None
+        return np.frombuffer(value, dtype=np.float32)
 
-    def write(self, key: bytes, scored: np.ndarray) -> None:
-        values = scored.astype(np.float32).tobytes()
-        self._write(
-            "INSERT OR REPLACE INTO batches VALUES (?, ?, ?)", (key, values, _checksum(key, values))
-        )
-
-    def close(self) -> None:
-        for connection in self.files:
-            connection.close()
-
-
-def _object(text) -> dict:
-    """A JSON object; empty where a damaged journal holds something else."""
-    try:
-        found = json.loads(text)
-    except (ValueError, TypeError, RecursionError):
-        return {}
-    return found if isinstance(found, dict) else {}
+    def keep(self, key: bytes, values: np.ndarray) -> None:
+        """Keep the values of a batch, as float32."""
+        self.write(key, values.astype(np.float32).tobytes())

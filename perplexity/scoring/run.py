@@ -18,7 +18,7 @@ from ..fingerprints import TextFingerprint, tokenizer_fingerprint
 from ..inputs import choose_backend
 from ..statistics import token_nll, token_statistics
 from .batching import Batching
-from .journal import Journal
+from .journal import ScoringJournal
 from .stream import IGNORED, Score, Scored, Task, stream
 
 # What a token's statistics are, in the order of ``Scored.values``.
@@ -55,7 +55,7 @@ class ScoringRun:
         self.device, self.vocabulary = weight.device, weight.shape[0]
         self.backend = choose_backend(backend, weight)
         self.batching = Batching(networks, batch_size)
-        self.journal: Journal | None = None
+        self.journal: ScoringJournal | None = None
         self._text, self._verified, self._open = TextFingerprint(), False, ExitStack()
 
     def __enter__(self) -> ScoringRun:
@@ -75,7 +75,7 @@ class ScoringRun:
             batches.
         """
         if folder is not None:
-            self.journal = Journal(folder, self.identity() | settings, self.rank)
+            self.journal = ScoringJournal(folder, self.identity() | settings, self.rank)
             self._open.callback(self.journal.close)
 
     @cached_property

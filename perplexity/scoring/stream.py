@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..errors import InputError
 from .batching import Batching
-from .journal import Journal
+from .journal import ScoringJournal
 from .protocols import Positions, Protocol
 from .windows import Window
 
@@ -82,7 +82,7 @@ def stream(
     device: torch.device,
     batching: Batching,
     fields: int,
-    journal: Journal | None = None,
+    journal: ScoringJournal | None = None,
     rank: int = 0,
     ranks: int = 1,
 ) -> Iterator[Scored]:
@@ -183,7 +183,7 @@ class _Scorer:
         score: Score,
         device: torch.device,
         fields: int,
-        journal: Journal | None,
+        journal: ScoringJournal | None,
     ) -> None:
         self.first_of_window, self.score, self.device = first_of_window, score, device
         self.fields, self.journal = fields, journal
@@ -205,11 +205,11 @@ class _Scorer:
             target[row, task.places - begin - 1] = task.positions.ids[task.places]
         if self.journal is None:
             return self._values(ids, target)
-        key = self.journal.key(ids, target)
-        known = self.journal.read(key, self.fields * int((target != IGNORED).sum()))
+        key = self.journal.batch_key(ids, target)
+        known = self.journal.values(key, self.fields * int((target != IGNORED).sum()))
         if known is None:
             known = self._values(ids, target)
-            self.journal.write(key, known)
+            self.journal.keep(key, known)
         return known.reshape(self.fields, -1)
 
     def _values(self, ids: np.ndarray, target: np.ndarray) -> np.ndarray:

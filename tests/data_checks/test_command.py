@@ -179,7 +179,7 @@ def test_a_journal_is_of_its_files_and_options(files, capsys):
     capsys.readouterr()
     for other in (("--train", folder / "b"), ("--train", folder / "a", "--id-column", "name")):
         assert run(*other, "--valid", valid, *journal) == 2
-        assert "is of another check" in capsys.readouterr().err
+        assert "is of another run, with" in capsys.readouterr().err
 
 
 def test_a_tokenizer_alone_prints_its_fingerprint(tmp_path, capsys):

@@ -5,8 +5,10 @@ import os
 import random
 import re
 import select
+import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 
@@ -19,6 +21,7 @@ from perplexity.data_checks import Text, check_data
 from perplexity.data_checks import index as index_module
 from perplexity.data_checks.index import NGRAM, Index, Scan, groups, scan_batch
 from perplexity.data_checks.leakage import leaks, scan_texts, without_leaks, without_quotations
+from perplexity.journal import _checksum
 from perplexity.text.words import grams, hashes, words
 
 
@@ -232,10 +235,8 @@ def test_workers_and_resumption_find_the_same(tmp_path, monkeypatch):
     assert check_data(train, valid, journal=tmp_path).to_json() == alone
     assert 0 < sum(scanned) < len(train)
     for other in (valid[:-1], valid[::-1]):
-        with pytest.raises(ValueError, match="journal: .* is of another check"):
+        with pytest.raises(ValueError, match="journal: .* is of another run, with validation"):
             check_data(train, other, journal=tmp_path)
-    (tmp_path / "scan.jsonl").write_text("{")
-    assert check_data(train, valid, journal=tmp_path).to_json() == alone
 
 
 def test_a_damaged_journal_is_scanned_again(tmp_path, monkeypatch):
@@ -249,25 +250,48 @@ def test_a_damaged_journal_is_scanned_again(tmp_path, monkeypatch):
     valid = documentation()[:60]
     train = [*documentation()[60:80], KINDS["changed"](valid[0], random.Random(0)), *valid[::9]]
     alone = check_data(train, valid, journal=tmp_path).to_json()
-    path, scanned = tmp_path / "scan.jsonl", []
-    whole = path.read_bytes()
+    path, scanned = tmp_path / "scan0.sqlite", []
     real = leakage.scan_batch
     monkeypatch.setattr(
         leakage, "scan_batch", lambda index, texts: scanned.append(len(texts)) or real(index, texts)
     )
-    rows = whole.splitlines()
+    with closing(sqlite3.connect(path)) as journal:
+        rows = journal.execute("SELECT rowid, key, scored FROM batches").fetchall()
     assert len(rows) >= 3
     assert check_data(train, valid, journal=tmp_path).to_json() == alone and not scanned
-    for number, place in enumerate(range(0, len(whole), max(1, len(whole) // 40))):
-        damaged = bytearray(whole)
-        damaged[place] ^= 1 << number % 8
-        path.write_bytes(damaged)
-        assert check_data(train, valid, journal=tmp_path).to_json() == alone, place
-        split = whole[place] == ord("\n")  # two rows become one
-        assert len(scanned) == 1 + split, place
+    for number in range(40):
+        rowid, *held = rows[number % len(rows)]
+        column = number % 2
+        damaged = bytearray(held[column])
+        damaged[number * 7 % len(damaged)] ^= 1 << number % 8
+        with closing(sqlite3.connect(path, isolation_level=None)) as journal:
+            change = f"UPDATE batches SET {('key', 'scored')[column]} = ? WHERE rowid = ?"
+            journal.execute(change, (bytes(damaged), rowid))
+        assert check_data(train, valid, journal=tmp_path).to_json() == alone, number
+        assert len(scanned) == 1, number
         scanned.clear()
-    path.write_bytes(whole[:-20])  # killed while it wrote
-    assert check_data(train, valid, journal=tmp_path).to_json() == alone and len(scanned) == 1
+        with closing(sqlite3.connect(path, isolation_level=None)) as journal:
+            journal.execute("DELETE FROM batches")
+            put = "INSERT INTO batches (rowid, key, scored, checksum) VALUES (?, ?, ?, ?)"
+            for rowid, key, scored in rows:
+                journal.execute(put, (rowid, key, scored, _checksum(key, scored)))
+
+
+def test_a_damaged_identity_gives_no_row_of_another_check(tmp_path):
+    """The journal cannot tell the two apart then; the keys of its rows can."""
+    valid = documentation()[:20]
+    train = [KINDS["changed"](valid[0], random.Random(0))]
+    check_data(train, valid, journal=tmp_path)
+    with sqlite3.connect(tmp_path / "scan0.sqlite") as journal:
+        journal.execute("UPDATE agreed SET value = '{}' WHERE name = 'identity'")
+    again = check_data(train, valid, near=0.99, journal=tmp_path)
+    assert again.to_json() == check_data(train, valid, near=0.99).to_json()
+
+
+def test_a_journal_of_an_earlier_version_is_refused(tmp_path):
+    (tmp_path / "identity.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"journal: expected format 2, .*; give it an empty"):
+        check_data(["a"], ["b"], journal=tmp_path)
 
 
 def test_a_damaged_scan_is_refused():

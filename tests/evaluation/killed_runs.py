@@ -23,7 +23,7 @@ from tiny_models import TEXTS, build_model, build_tokenizer
 import perplexity
 from perplexity.evaluation import collect
 from perplexity.files import Output
-from perplexity.scoring.journal import Journal
+from perplexity.journal import Journal
 
 DOCUMENTS = [" ".join([TEXTS[i % 3]] * (1 + i % 7)) for i in range(20)]
 STORIES = 5  # runs from an empty folder to the end; each of them is killed ten times:

@@ -14,7 +14,7 @@ from tiny_models import TEXTS, build_model, build_tokenizer
 
 from perplexity import compare, evaluate
 from perplexity.errors import InputError
-from perplexity.evaluation import compare_models
+from perplexity.evaluation import compare_models, read_result
 
 DOCUMENTS = [" ".join([TEXTS[i % 3]] * (1 + i % 5)) for i in range(25)]
 
@@ -258,14 +258,44 @@ def test_a_model_that_gives_nan_is_marked(model, tokenizer):
     assert any("token" in note and "NaN" in note for note in found.notes)
 
 
+DOCUMENT = {"id": "a", "nll": 1.5, "tokens": 1, "bytes": 2}
+
+
 @pytest.mark.parametrize(
-    "content", ["3", '[{"id": "a"}]', '[{"id": "a", "nll": "x", "tokens": 1, "bytes": 2}]']
+    ("content", "message"),
+    [
+        (3, "a list for per_document, got 3"),
+        ([{"id": "a"}], r"per_document\[0\].nll, got none"),
+        ([DOCUMENT, DOCUMENT | {"nll": "x"}], r"a number for per_document\[1\].nll, got 'x'"),
+        ([DOCUMENT | {"nll": "3.5"}], r"a number for per_document\[0\].nll, got '3.5'"),
+        ([DOCUMENT | {"nll": "inf"}], r"a finite number for per_document\[0\].nll, got inf"),
+        ([DOCUMENT | {"bytes": -1}], r".* 0 for per_document\[0\].bytes, got -1"),
+        ([DOCUMENT | {"tokens": True}], r"a whole number for per_document\[0\].tokens, got True"),
+    ],
 )
-def test_a_result_file_with_broken_documents(evaluations, tmp_path, content):
-    record = json.loads(evaluations[0].to_json()) | {"per_document": json.loads(content)}
+def test_a_result_file_with_broken_documents(evaluations, tmp_path, content, message):
+    record = json.loads(evaluations[0].to_json()) | {"per_document": content}
     (tmp_path / "x.json").write_text(json.dumps(record))
-    with pytest.raises(InputError, match="per_document is broken"):
+    expected = f"x.json: expected a result file of ppl eval --json with {message}$"
+    with pytest.raises(InputError, match=expected):
         compare(tmp_path / "x.json", evaluations[1])
     (tmp_path / "deep.json").write_text("[" * 200_000)
     with pytest.raises(InputError, match="not JSON"):
         compare(tmp_path / "deep.json", evaluations[1])
+
+
+def test_a_result_of_the_first_version_is_read(evaluations, tmp_path):
+    """Fewer keys, no schema_version and no model; keys of another program are kept."""
+    kept = ("loss", "perplexity", "tokens", "tokenizer_fingerprint", "text_fingerprint", "bytes")
+    record = json.loads(evaluations[0].to_json())
+    first = {key: record[key] for key in kept} | {"bits_per_byte": None, "own": [1, "inf"]}
+    first |= {"perplexity": "inf", "perplexity_interval": [3.5, "nan"]}
+    documents = [DOCUMENT | row | {"id": "nan", "own": 1} for row in record["per_document"]]
+    (tmp_path / "x.json").write_text(json.dumps(first | {"per_document": documents}))
+    result = read_result(tmp_path / "x.json")
+    assert result["perplexity"] == math.inf and "bits_per_byte" not in result
+    assert result["perplexity_interval"][0] == 3.5 and math.isnan(result["perplexity_interval"][1])
+    assert result["own"] == [1, "inf"] and result["per_document"] == documents
+    assert compare(tmp_path / "x.json", evaluations[1]).difference == pytest.approx(
+        compare(*evaluations).difference
+    )

@@ -102,7 +102,7 @@ def test_a_file_that_is_no_journal(model, tokenizer, tmp_path):
 
 
 def test_a_full_disk_is_said_and_what_is_scored_is_kept(model, tokenizer, tmp_path, monkeypatch):
-    from perplexity.scoring.journal import Journal
+    from perplexity.journal import Journal
 
     arguments = dict(context_length=16, batch_size=4)
     plain = evaluate(model, tokenizer, DOCUMENTS, **arguments)
@@ -171,11 +171,11 @@ def test_another_ranks_journal_of_another_run_is_refused(tmp_path):
     """A second rank that had not looked at the first one's file wrote another model's values beside
     them.
     """
-    from perplexity.scoring.journal import Journal
+    from perplexity.scoring.journal import ScoringJournal
 
-    Journal(tmp_path, {"model": "a"}, rank=0).close()
+    ScoringJournal(tmp_path, {"model": "a"}, rank=0).close()
     with pytest.raises(InputError, match="is of another run, with model 'a' \\(now 'b'\\)"):
-        Journal(tmp_path, {"model": "b"}, rank=1)
+        ScoringJournal(tmp_path, {"model": "b"}, rank=1)
     assert [path.name for path in tmp_path.glob("*.sqlite")] == ["rank0.sqlite"]
 
 
@@ -183,14 +183,14 @@ def test_another_ranks_journal_of_another_run_is_refused(tmp_path):
     "table", ["agreed (name TEXT PRIMARY KEY, value TEXT)", "batches (key BLOB, scored BLOB)"]
 )
 def test_a_journal_without_checksums_is_refused(tmp_path, table):
-    from perplexity.scoring.journal import Journal
+    from perplexity.scoring.journal import ScoringJournal
 
     with sqlite3.connect(tmp_path / "rank0.sqlite") as old:
         old.execute(f"CREATE TABLE {table}")
     with pytest.raises(
         InputError, match=r"journal: expected format 2, got format 1 in .*; give it an empty folder"
     ):
-        Journal(tmp_path, {})
+        ScoringJournal(tmp_path, {})
 
 
 # What becomes of the rows -> batches that must be scored again, of those there are
@@ -235,18 +235,18 @@ def test_every_flipped_bit_is_noticed(tmp_path):
     """
     import numpy as np
 
-    from perplexity.scoring.journal import Journal
+    from perplexity.scoring.journal import ScoringJournal
 
     values = np.array([2.5, 0.1], dtype=np.float32)
-    journal = Journal(tmp_path, {})
-    key = journal.key(values)
+    journal = ScoringJournal(tmp_path, {})
+    key = journal.batch_key(values)
     for bit in range(64):
-        journal.write(key, values)
-        assert np.array_equal(journal.read(key, 2), values)
+        journal.keep(key, values)
+        assert np.array_equal(journal.values(key, 2), values)
         raw = bytearray(values.tobytes())
         raw[bit // 8] ^= 1 << bit % 8
         journal.own.execute("UPDATE batches SET scored = ?", (bytes(raw),))
-        assert journal.read(key, 2) is None
+        assert journal.values(key, 2) is None
     journal.close()
 
 

@@ -2,6 +2,7 @@
 error.
 """
 
+import dataclasses
 import json
 import re
 import shutil
@@ -10,10 +11,23 @@ import pytest
 from faults import VOCABULARY, history, runs
 from processes import run
 
+from perplexity.data_checks import DataCheck, Finding
+from perplexity.data_checks.leakage import Leak
 from perplexity.errors import InputError
+from perplexity.evaluation import Evaluation
 from perplexity.monitor import diagnose
+from perplexity.probe import Probe
+from perplexity.probe.measures import Measured
 from perplexity.report.html import data_section, evaluation_section, thinned, write_report
 from perplexity.report.plots import run_curves
+from perplexity.report.shapes import (
+    DataCheckShape,
+    EvaluationShape,
+    FindingShape,
+    LeakShape,
+    ProbeShape,
+    TextShape,
+)
 
 HOSTILE = '<b>run</b> & </script><script>document.title="taken"</script>'
 
@@ -173,6 +187,20 @@ def test_a_result_with_the_least_keys_is_shown(tmp_path):
 def test_a_result_of_the_wrong_kinds_is_named(record):
     with pytest.raises(InputError, match=f"a.json: expected .* {next(iter(record))}"):
         evaluation_section({"loss": 3.0} | record, "a.json")
+
+
+def test_the_page_reads_fields_that_are_written():
+    """A field that is renamed where it is written would be absent from every page."""
+    for shape, written in (
+        (EvaluationShape, Evaluation),
+        (DataCheckShape, DataCheck),
+        (LeakShape, Leak),
+        (FindingShape, Finding),
+        (ProbeShape, Probe),
+        (TextShape, Measured),
+    ):
+        names = {field.name for field in dataclasses.fields(written)}
+        assert set(shape.__annotations__) <= names, shape
 
 
 CHECK = {
