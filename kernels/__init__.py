@@ -1,13 +1,13 @@
-"""Device code and its CPU twin: per-token loss straight from hidden states, one file a kernel.
+"""Device code and its CPU twin: per-token losses from hidden states, one file per kernel.
 
-Installed as ``perplexity.kernels``; imports torch and triton only, triton only where a kernel is
-launched. What the numbers mean that every kernel computes is said in ``sums.py``.
+The folder is installed as ``perplexity.kernels`` and imports torch and triton only; triton is
+imported where a kernel is launched. ``sums.py`` defines the numbers that every kernel computes.
 
-Importing it registers the torch operators (``operators/``), which a saved program needs before it
-is loaded.
+Importing the package registers the torch operators (``operators/``). A saved program needs them
+before it is loaded.
 """
 
-# transformers imports a library named ``kernels``, which from the repository's root is this folder:
-# operators registered a second time would take the first ones' memory away.
+# transformers imports a library named ``kernels``. From the repository's root that is this folder:
+# a second registration of the operators would free the first one's memory.
 if __name__ == "perplexity.kernels":
     from . import operators as operators

@@ -1,9 +1,8 @@
-"""Gradients of the linear loss from blocks of logit gradients: the loop both backends share.
+"""Gradients of the linear loss from blocks of logit gradients: the loop that both backends share.
 
-Logits are recomputed block by block (four matrix products a step instead of three) but for those
-that ``blockwise.py`` keeps where their gradient goes: nothing else is held between forward and
-backward but vectors of N, any upstream gradient costs the same, and a second backward is simply
-right.
+Logits are recomputed block by block (four matrix products a step instead of three), except those
+that ``blockwise.py`` keeps in the memory of the weight's gradient. Between forward and backward
+only vectors of N are held. Any upstream gradient costs the same, and a second backward is correct.
 """
 
 from __future__ import annotations
@@ -16,8 +15,10 @@ from .blocks import block_shape, multiplies_16_bits, values_are_here
 
 
 def _buffer_dtype(hidden: torch.Tensor) -> torch.dtype | None:
-    """Of ``product_buffer``: 16-bit products are rounded there, or 16-bit operands widened where
-    there are no such products.
+    """Return the dtype of ``product_buffer``; None where no buffer is needed.
+
+    16-bit products are rounded in the buffer, or 16-bit operands are widened in it where the device
+    has no such products.
     """
     wide = torch.promote_types(hidden.dtype, torch.float32)
     if hidden.is_cuda or hidden.dtype == wide:
@@ -26,7 +27,7 @@ def _buffer_dtype(hidden: torch.Tensor) -> torch.dtype | None:
 
 
 def product_buffer_bytes(hidden: torch.Tensor, memory_limit: int) -> int:
-    """An eighth of the limit at most, one row at least."""
+    """Return the bytes of ``product_buffer``: at most an eighth of the limit, at least one row."""
     dtype = _buffer_dtype(hidden)
     if dtype is None:
         return 0
@@ -35,8 +36,9 @@ def product_buffer_bytes(hidden: torch.Tensor, memory_limit: int) -> int:
 
 
 def product_buffer(hidden: torch.Tensor, memory_limit: int) -> torch.Tensor | None:
-    """[rows, D], for 16-bit products on their way to float32 sums, where no product gives float32
-    (on a CPU).
+    """Return a buffer [rows, D] for 16-bit products on their way to float32 sums, or None.
+
+    A buffer is needed where no product of 16-bit inputs gives float32, that is, on a CPU.
     """
     dtype = _buffer_dtype(hidden)
     if dtype is None:
@@ -56,8 +58,9 @@ def gradient_block(
     per_token: int = 0,
     most_rows: Callable[[int], int] | None = None,
 ) -> tuple[int, int]:
-    """``block_shape`` for ``accumulate_gradients`` in what ``taken`` bytes leave of the limit, its
-    own float32 sums counted.
+    """Choose a block shape for ``accumulate_gradients`` that fits the limit after ``taken`` bytes.
+
+    The float32 accumulators are counted; the other arguments are those of ``block_shape``.
     """
 
     def block(per_row: int) -> tuple[int, int]:
@@ -72,19 +75,18 @@ def gradient_block(
         )
 
     whole, wide = block(0), torch.promote_types(hidden.dtype, torch.float32)
-    # 16-bit weight gradients are summed apart in float32, over chunks of tokens or because operands
-    # are widened.
+    # 16-bit weight gradients have a float32 accumulator where a block has several products: chunks
+    # of tokens, or widened operands.
     several = whole[0] < hidden.shape[0] or _buffer_dtype(hidden) == wide
     return block(4 * hidden.shape[1]) if needs[1] and hidden.dtype != wide and several else whole
 
 
 def without_ignored(hidden: torch.Tensor, ignored: torch.Tensor) -> torch.Tensor:
-    """Return hidden states [N, D] in which no ``ignored`` token (bool [N]) has an infinite or
-    undefined number.
+    """Return hidden states [N, D] in which ``ignored`` tokens (bool [N]) are finite.
 
-    The gradient of such a token is 0, and 0 times infinity would be undefined in the weight's
-    gradient. Elsewhere than on a CPU, looking would wait for the device: there the ignored tokens
-    of a copy are 0.
+    The gradient of an ignored token is 0, and 0 times infinity would be NaN in the weight's
+    gradient. On a GPU a look at the values would wait for the device: there the ignored tokens of a
+    copy are set to 0.
     """
     if values_are_here(hidden):
         sums = hidden.sum(1, dtype=torch.promote_types(hidden.dtype, torch.float32))
@@ -94,8 +96,9 @@ def without_ignored(hidden: torch.Tensor, ignored: torch.Tensor) -> torch.Tensor
 
 
 def equal_chunk(tokens: int, most: int) -> int:
-    """Return the size of as few equal chunks as ``most`` tokens at a time allow, of whole blocks
-    where that fits.
+    """Return the size of the fewest equal chunks of at most ``most`` tokens.
+
+    The size is a multiple of 128 where that fits.
     """
     size = -(-tokens // -(-tokens // most)) if tokens else 1
     whole = -(-size // 128) * 128
@@ -103,6 +106,7 @@ def equal_chunk(tokens: int, most: int) -> int:
 
 
 def pieces(count: int, size: int) -> Iterator[slice]:
+    """Return slices of at most ``size`` that cover ``count`` places."""
     return (slice(start, min(count, start + size)) for start in range(0, count, size))
 
 
@@ -118,13 +122,23 @@ def accumulate_gradients(
     grad_weight: torch.Tensor | None = None,
     ignored: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
-    """Gradients of hidden [N, D], weight [V, D] and bias [V] where ``needs`` says so, accumulated
-    in float32.
+    """Return the gradients of hidden [N, D], weight [V, D] and bias [V], accumulated in float32.
 
-    ``logit_gradient(tokens, columns)`` gives the gradient of the products hidden @ weightᵀ + bias
-    for a block, [tokens, columns], 0 in the rows of ``ignored`` tokens (bool [N]); ``buffer`` is
-    ``product_buffer``'s. Rows of ``grad_weight`` are written after the gradient of their block's
-    first tokens was asked for, and not before.
+    Rows of ``grad_weight`` are written after the gradient of their block's first tokens was
+    computed, not before: the memory may hold kept products.
+
+    Args:
+        logit_gradient: Function of slices of tokens and of columns; returns the gradient of hidden
+            @ weightᵀ + bias for that block, 0 in the rows of ignored tokens.
+        hidden: Hidden states [N, D].
+        weight: Vocabulary matrix [V, D].
+        bias: Bias [V] or None.
+        needs: Whether the gradients of hidden, weight and bias are needed; None stands for the
+            others.
+        block: Tokens and columns of a block.
+        buffer: A ``product_buffer``. Default: None.
+        grad_weight: Memory of the weight's gradient. Default: None, new memory.
+        ignored: Ignored tokens, bool [N]. Default: None, no token.
     """
     (tokens, dimension), vocabulary = hidden.shape, weight.shape[0]
     needs_hidden, needs_weight, needs_bias = needs
@@ -140,7 +154,7 @@ def accumulate_gradients(
             grad_weight.zero_()
 
     def add_product(out: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> None:
-        """``out += left @ right`` in float32 (or float64), to the end where the device can."""
+        """Add ``left @ right`` to ``out`` in its dtype, without rounding where the device can."""
         if left.dtype == right.dtype == out.dtype:
             out.addmm_(left, right)
         elif out.is_cuda:
@@ -178,7 +192,7 @@ def accumulate_gradients(
                 add_product(weight_block, gradient.T, hidden[chunk])
             if bias_block is not None:
                 bias_block += gradient.sum(0, dtype=wide)
-            del gradient  # as weight_block below: it would stand beside its successor
+            del gradient  # as weight_block below: else two of them are in memory at once
         if grad_weight is not None and weight_block is not None and not one_product:
             grad_weight[columns] = weight_block
         if grad_bias is not None and bias_block is not None:

@@ -1,12 +1,11 @@
-"""Compile every kernel ahead of time for each GPU target, without a GPU, and refuse what would run
-badly.
+"""Compile every kernel ahead of time for each GPU target, without a GPU, and check the result.
 
 ``python -m perplexity.kernels.compile_check [--quick] [--markdown OUT] [--expect-triton VERSION]``
 
-The launchers themselves are called, under ``launch.recording``, with tensors that have no data:
-what is compiled here is what would be launched there, with the specialisation the JIT would apply.
-A case fails on a spilled register, on more shared memory than the device has, and where a kernel
-that multiplies matrices does not use the matrix unit.
+The launchers themselves are called, under ``launch.recording``, with tensors that have no data. So
+the check compiles what a device would launch, with the specialisation that the JIT would apply. A
+case fails on a spilled register, on more shared memory than the device has, and where a kernel that
+multiplies matrices does not use the matrix unit.
 """
 
 from __future__ import annotations
@@ -58,8 +57,8 @@ POINTERS = {
     torch.int64: "*i64",
     torch.int32: "*i32",
 }
-# Features of each operation beyond target, dtype and layout; ``REQUIRES``: what a feature means
-# nothing without.
+# Features of each operation beyond target, dtype and layout; ``REQUIRES`` names the feature that
+# another one depends on.
 FEATURES = {
     "linear_nll": ("bias", "softcap", "class_weight", "logit_sum", "exp_shift"),
     "linear_statistics": ("bias", "softcap"),
@@ -67,16 +66,16 @@ FEATURES = {
     "nll": ("softcap", "class_weight", "logit_sum", "exp_shift", "positions", "positions_first"),
 }
 REQUIRES = {"class_weight": "logit_sum", "positions_first": "positions"}
-# aligned: everything divides; ragged: rows read 16 bytes at a time, whose end is no whole tile;
-# odd: no size divides anything, no input is aligned; strided: no unit stride; mixed: P is odd and
-# in float32, Q is aligned.
+# aligned: every size is whole tiles; ragged: rows are read 16 bytes at a time and end within a
+# tile; odd: no size is a multiple of anything, no input is aligned; strided: no unit stride; mixed:
+# P is odd and in float32, Q is aligned.
 LAYOUTS = {
     "linear_nll": ("aligned", "ragged", "odd", "strided"),
     "linear_statistics": ("aligned", "ragged", "odd", "strided"),
     "linear_kl": ("aligned", "ragged", "odd", "strided", "mixed"),
     "nll": ("aligned", "odd", "strided"),
 }
-# Extents of a check: how much of kernel × target × dtype × layout × feature set is compiled.
+# Extents of a check: the part of kernel × target × dtype × layout × feature set that is compiled.
 EXTENTS = {"least": "each value once of", "quick": "a pairwise covering set of", "full": "every"}
 # Hidden size in each layout.
 DIMENSION = {"aligned": 768, "ragged": 720, "odd": 123, "strided": 768, "mixed": 768}
@@ -84,9 +83,7 @@ DIMENSION = {"aligned": 768, "ragged": 720, "odd": 123, "strided": 768, "mixed":
 
 @dataclass(frozen=True)
 class Case:
-    """One operation on one set of inputs: every kernel that its forward and backward launch is
-    compiled.
-    """
+    """An operation on one set of inputs; every kernel of its forward and backward is compiled."""
 
     operation: str
     target: str
@@ -99,7 +96,7 @@ class Case:
         return f"{self.operation} {self.target} {self.dtype} {self.layout} {features}"
 
     def values(self, together: int) -> set:
-        """List every ``together`` of the values that make the case, absent features among them."""
+        """Return all combinations of ``together`` values of the case, absent features included."""
         features = [(name, name in self.features) for name in FEATURES[self.operation]]
         return set(
             itertools.combinations([self.target, self.dtype, self.layout, *features], together)
@@ -108,7 +105,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Compiled:
-    """What a compiled kernel takes; ``multiplies`` says whether its source has a matrix product."""
+    """Resources of a compiled kernel; it ``multiplies`` if its source has a matrix product."""
 
     kernel: str
     case: Case
@@ -118,29 +115,32 @@ class Compiled:
     shared_bytes: int
     matrix_instructions: int
     multiplies: bool
-    descriptor_loads: int = 0  # by the copy engine (TMA)
+    descriptor_loads: int = 0  # loads by the copy engine (TMA)
     described: bool = False  # whether the launch passes descriptors
-    programs: int = 0  # that a multiprocessor has room for
+    programs: int = 0  # that fit on a multiprocessor
     step_bytes: int = 0  # of both tiles that one step of a matrix product reads
 
     def failures(self) -> list[str]:
-        found = []
+        """Return what is wrong with the kernel, one line each."""
+        failures = []
         if self.spilled_bytes:
-            found.append(f"spills {self.spilled_bytes} bytes")
+            failures.append(f"spills {self.spilled_bytes} bytes")
         if self.shared_bytes > SHARED_KIB[self.case.target] << 10:
-            found.append(
-                f"takes {self.shared_bytes} bytes of shared memory, over {SHARED_KIB[self.case.target]} KiB"
+            failures.append(
+                f"takes {self.shared_bytes} bytes of shared memory, "
+                f"over {SHARED_KIB[self.case.target]} KiB"
             )
         if self.multiplies and not self.matrix_instructions:
-            found.append(f"multiplies matrices without {MATRIX_INSTRUCTION[self.case.target]}")
+            failures.append(f"multiplies matrices without {MATRIX_INSTRUCTION[self.case.target]}")
         if self.described and not self.descriptor_loads:
-            found.append("is given tensor descriptors and reads through pointers")
-        return [f"{self.kernel}, {self.case}: {text}" for text in found]
+            failures.append("is passed tensor descriptors and reads through pointers")
+        return [f"{self.kernel}, {self.case}: {text}" for text in failures]
 
 
 def launches(case: Case) -> list[tuple[ASTSource, dict]]:
-    """Source and options of every kernel that the operation's forward and backward launch, each
-    specialisation once.
+    """Return source and options of each kernel that a case's forward and backward launch.
+
+    Each specialisation is listed once.
     """
     from .gpu import linear_kl, linear_nll, linear_nll_grad, linear_statistics, nll
 
@@ -208,8 +208,9 @@ def launches(case: Case) -> list[tuple[ASTSource, dict]]:
 
 
 def source(launch: Launch, target: Target) -> ASTSource:
-    """The launch as source to compile, specialised as the JIT does: ints of 1, multiples of 16, on
-    AMD small tensors.
+    """Return a launch as source to compile, specialised as the JIT does.
+
+    It specialises integers of 1, multiples of 16 and, on AMD, small tensors.
     """
     signature, constants, attributes = {}, dict(launch.constants), {}
     kernel: Any = launch.kernel  # triton's JITFunction
@@ -236,21 +237,22 @@ def source(launch: Launch, target: Target) -> ASTSource:
         else:
             signature[name] = "i32" if -(2**31) <= value < 2**31 else "i64"
             divisible = value % 16 == 0 and not parameter.do_not_specialize
-        found = [["tt.divisibility", 16]] if divisible else []
+        hints = [["tt.divisibility", 16]] if divisible else []
         if (
             isinstance(value, torch.Tensor)
             and target.backend == "hip"
             and value.untyped_storage().nbytes() < 2**31
         ):
-            found.append(["tt.pointer_range", 32])
-        if found:
-            attributes[(index,)] = found
+            hints.append(["tt.pointer_range", 32])
+        if hints:
+            attributes[(index,)] = hints
     return ASTSource(kernel, signature, constants, attributes)
 
 
 def nvidia_resources(cubin: bytes) -> tuple[int, int]:
-    """Registers and bytes of local memory of a cubin, from Triton's own cuobjdump; a spill is stack
-    or local memory.
+    """Return registers and spilled bytes of a cubin, from Triton's own cuobjdump.
+
+    A spill is stack or local memory.
     """
     tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
@@ -266,20 +268,22 @@ def nvidia_resources(cubin: bytes) -> tuple[int, int]:
 
 
 def programs_a_multiprocessor(target: str, registers: int, shared_bytes: int, warps: int) -> int:
-    """By registers, shared memory and warps (CUDA occupancy calculator; CDNA 3 ISA: 512 registers a
-    lane of each of 4 SIMDs).
+    """Return how many programs fit on a multiprocessor, by registers, shared memory and warps.
+
+    Sources: CUDA occupancy calculator; CDNA 3 ISA (512 registers a lane of each of 4 SIMDs).
     """
     if target == "gfx942":
         by_registers = 4 * min(8, 512 // max(8 * -(-registers // 8), 8)) // warps
         return min(by_registers, (64 << 10) // max(shared_bytes, 1))
     a_warp = 256 * -(-32 * registers // 256)
-    # one KiB of each program is the system's
+    # One KiB of each program is the system's.
     by_shared = (SHARED_KIB[target] + 1 << 10) // (shared_bytes + 1024)
     return min(65536 // (a_warp * warps), by_shared, 64 // warps, 32)
 
 
 def compile_case(case: Case) -> list[Compiled]:
-    target, found = TARGETS[case.target], []
+    """Compile the kernels of a case and return their resources."""
+    target, kernels = TARGETS[case.target], []
     for built, options in launches(case):
         gpu = GPUTarget(target.backend, target.arch, target.warp_size)
         compiled = triton.compile(built, target=gpu, options=options)
@@ -288,8 +292,8 @@ def compile_case(case: Case) -> list[Compiled]:
             text = compiled.asm["ptx"]
         else:
             text = compiled.asm["amdgcn"]
-            # Scalar registers that run out are kept in lanes of a vector register: no memory,
-            # unless that has a segment.
+            # Scalar registers that run out go to lanes of a vector register, not to memory, unless
+            # there is a segment.
             registers, vector, scratch = (
                 int(re.findall(rf"\.{key}:\s*(\d+)", text)[0])
                 for key in ("vgpr_count", "vgpr_spill_count", "private_segment_fixed_size")
@@ -302,7 +306,7 @@ def compile_case(case: Case) -> list[Compiled]:
             if multiplies
             else 0
         )
-        found.append(
+        kernels.append(
             Compiled(
                 built.fn.__name__.strip("_"),
                 case,
@@ -320,28 +324,29 @@ def compile_case(case: Case) -> list[Compiled]:
                 tiles * DTYPES[case.dtype].itemsize,
             )
         )
-    return found
+    return kernels
 
 
 def valid_cases() -> list[Case]:
-    """Every operation × target × dtype × layout × set of features that can be launched."""
-    found = []
+    """Return every operation × target × dtype × layout × set of features that can be launched."""
+    every = []
     for operation, names in FEATURES.items():
         subsets = [
             frozenset(itertools.compress(names, present))
             for present in itertools.product((False, True), repeat=len(names))
         ]
         subsets = [one for one in subsets if all(REQUIRES.get(name, name) in one for name in one)]
-        found += [
+        every += [
             Case(operation, *values)
             for values in itertools.product(TARGETS, DTYPES, LAYOUTS[operation], subsets)
         ]
-    return found
+    return every
 
 
 def covering(candidates: list[Case], together: int) -> list[Case]:
-    """Choose few cases that have every ``together`` values: greedily, the case with most unseen
-    ones.
+    """Choose few cases that have every combination of ``together`` values.
+
+    The choice is greedy: next comes the case with most combinations not covered yet.
     """
     left, chosen = set().union(*(case.values(together) for case in candidates)), []
     while left:
@@ -351,7 +356,7 @@ def covering(candidates: list[Case], together: int) -> list[Case]:
 
 
 def cases(extent: str) -> list[Case]:
-    """List the cases of an extent of ``EXTENTS``."""
+    """Return the cases of an extent of ``EXTENTS``."""
     everything = valid_cases()
     chosen = [
         case
@@ -366,9 +371,7 @@ def cases(extent: str) -> list[Case]:
 
 
 def _worst(rows: list[Compiled]) -> list[Compiled]:
-    """For each kernel, target and dtype the row that spills most, of equal ones the one with most
-    registers.
-    """
+    """Return the row with most spills, then most registers, of each kernel, target and dtype."""
     worst: dict[tuple[str, str, str], Compiled] = {}
     for row in rows:
         key = row.kernel, row.case.target, row.case.dtype
@@ -381,9 +384,10 @@ def _worst(rows: list[Compiled]) -> list[Compiled]:
 
 
 def markdown(rows: list[Compiled]) -> str:
+    """Return the table of the worst rows."""
     lines = [
-        "| kernel | target | dtype | registers | spilled bytes | shared bytes | programs | matrix instructions | TMA loads "
-        "| KiB a step |",
+        "| kernel | target | dtype | registers | spilled bytes | shared bytes | programs "
+        "| matrix instructions | TMA loads | KiB a step |",
         "| --- | --- | --- | ---: | ---: | ---: | ---: | --- | ---: | ---: |",
     ]
     for row in _worst(rows):
@@ -393,14 +397,16 @@ def markdown(rows: list[Compiled]) -> str:
             else ""
         )
         lines.append(
-            f"| {row.kernel} | {row.case.target} | {row.case.dtype} | {row.registers} | {row.spilled_bytes} "
-            f"| {row.shared_bytes} | {row.programs} | {unit} | {row.descriptor_loads or ''} "
+            f"| {row.kernel} | {row.case.target} | {row.case.dtype} "
+            f"| {row.registers} | {row.spilled_bytes} | {row.shared_bytes} | {row.programs} | "
+            f"{unit} | {row.descriptor_loads or ''} "
             f"| {f'{row.step_bytes / 1024:g}' if row.step_bytes else ''} |"
         )
     return "\n".join(lines)
 
 
 def main(argv: list[str] | None = None) -> int:
+    """Run the check; return 0 if nothing fails, 1 if a kernel does, 2 for a wrong environment."""
     parser = argparse.ArgumentParser(prog="compile_check", description=__doc__.split("\n")[0])
     extent = parser.add_mutually_exclusive_group()
     extent.add_argument(
@@ -432,7 +438,8 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     if arguments.expect_triton not in (None, triton.__version__):
         print(
-            f"compile_check: expected triton {arguments.expect_triton}, got {triton.__version__} from {triton.__file__}",
+            f"compile_check: expected triton {arguments.expect_triton}, "
+            f"got {triton.__version__} from {triton.__file__}",
             file=sys.stderr,
         )
         return 2
@@ -445,7 +452,7 @@ def main(argv: list[str] | None = None) -> int:
         chosen = [
             case for case in cases(arguments.extent) if arguments.target in (None, case.target)
         ]
-        rows = [row for found in pool.map(compile_case, chosen) for row in found]
+        rows = list(itertools.chain.from_iterable(pool.map(compile_case, chosen)))
     table = markdown(rows)
     print(table)
     failures = sorted({failure for row in rows for failure in row.failures()})
@@ -456,11 +463,14 @@ def main(argv: list[str] | None = None) -> int:
     if arguments.markdown:
         heading = (
             f"# Compile check\n\nWritten by `make compile-check` with triton {triton.__version__}: "
-            f"{compilations} compilations, {EXTENTS[arguments.extent]} kernel × target × dtype × layout × "
-            "feature set; of each kernel, target and dtype the row with most registers. Device code "
-            f"{kernels_hash()} (`kernels/fingerprint.py`). Where the row with most registers reads through "
-            "pointers no TMA load is counted; a kernel that is given descriptors and has none fails. "
-            "*Programs*: as many as a multiprocessor has room for, by registers, shared memory and warps. "
+            f"{compilations} compilations, {EXTENTS[arguments.extent]} "
+            "kernel × target × dtype × layout × feature set; of each kernel, target and dtype "
+            "the row with most registers. "
+            f"Device code {kernels_hash()} (`kernels/fingerprint.py`). "
+            "Where the row with most registers reads through pointers no TMA load is counted; "
+            "a kernel that is given descriptors and has none fails. "
+            "*Programs*: as many as a multiprocessor has room for, "
+            "by registers, shared memory and warps. "
             "*KiB a step*: both tiles of one step of a matrix product.\n\n"
         )
         Path(arguments.markdown).write_text(heading + table + "\n", encoding="utf-8")

@@ -1,51 +1,57 @@
-"""Which way a call takes: what is computed of its logits (``Rule``) and how (``Plan``), chosen once
-a call by ``plan``.
+"""The choice of a call's way: what is computed of its logits (``Rule``), and how (``Plan``).
+
+``plan`` chooses once a call.
 
 **The backend**, where the caller names none (``default_backend``):
 
-==============================================  =========  =========================================
-tensors                                         backend    why
-==============================================  =========  =========================================
-on a GPU, triton installed, not float64         triton     its kernels hold no logits
-float64, on a CPU, or without triton            torch      no kernel has float64; the interpreter is for tests
-class probabilities as targets                  torch      no kernel reads a weight of each logit
-==============================================  =========  =========================================
+================================  =========  =====================================================
+tensors                           backend    why
+================================  =========  =====================================================
+on a GPU, triton installed,       triton     its kernels hold no logits
+not float64
+float64, on a CPU, or             torch      no kernel has float64; the interpreter is for tests
+without triton
+class probabilities as targets    torch      no kernel reads a weight of each logit
+================================  =========  =====================================================
 
 **The way.** The first row that fits is taken; "sum, mean" is a loss of one number from class
 indices, unsharded.
 
-=======  ============================================================  ========  ==================================
-backend  the call                                                      way       why
-=======  ============================================================  ========  ==================================
-torch    the weight needs no gradient                                  fused     nothing to keep
-torch    traced by torch.compile, or under torch.func                  fused     a second backward may follow unseen
-torch    16-bit inputs whose products are not rounded to 16 bits       fused     products are wider than the
-                                                                                 gradient they would
-                                                                                 be kept in
-torch    any other training step                                       kept      three matrix products, not four
-triton   traced, under torch.func, or tensors without data             open      sizes and device are known when the
-                                                                                 operator runs:
-                                                                                 ``settled`` there
-triton   training, sum or mean, bfloat16 on NVIDIA, logits that may    ahead     three matrix products; float16
-         be rounded, memory for 1,024 tokens' logits or for all                  gradients would need the loss scale,
-                                                                                 which only the
-                                                                                 backward knows
-triton   16-bit inputs, no bias, a GPU without a copy engine (NVIDIA   chunked   the vendor's product is faster there
-         before Hopper, AMD), memory for 128 tokens' logits                      than the kernel's own
-triton   any other call                                                fused     no logit goes to memory
-=======  ============================================================  ========  ==================================
+=======  ===================================  =======  ==========================================
+backend  the call                             way      why
+=======  ===================================  =======  ==========================================
+torch    the weight needs no gradient         fused    nothing to keep
+torch    traced by torch.compile, or under    fused    a second backward may follow unseen
+         torch.func
+torch    16-bit inputs whose products are     fused    products are wider than the gradient that
+         not rounded to 16 bits                        would hold them
+torch    any other training step              kept     three matrix products, not four
+triton   traced, under torch.func, or         open     sizes and device are known when the
+         tensors without data                          operator runs: ``settled`` there
+triton   training, sum or mean, bfloat16 on   ahead    three matrix products; float16 gradients
+         NVIDIA, logits that may be rounded,           would need the loss scale, which only the
+         memory for 1,024 tokens' logits or            backward knows
+         for all
+triton   16-bit inputs, no bias, a GPU        chunked  the vendor's product is faster there than
+         without a copy engine (NVIDIA                 the kernel's own
+         before Hopper, AMD), memory for 128
+         tokens' logits
+triton   any other call                       fused    no logit goes to memory
+=======  ===================================  =======  ==========================================
 
-So a bfloat16 mean on an A100 is made *ahead* while training, and goes *chunked* in evaluation; in
-float32 it is *fused*. Statistics (ranks), divergences and losses of logits that exist have one way,
-fused.
+So a bfloat16 mean on an A100 goes *ahead* while training, and *chunked* in evaluation; in float32
+it is *fused*. Statistics (ranks), divergences and losses of existing logits have one way, fused.
 
-- **fused**: logits are a block in a CPU's caches or a tile in a GPU's registers; a backward computes them again.
-- **kept**: as fused, but the products of the first D tokens stay where the gradient of the weight will be.
-- **chunked**: the logits of some tokens at a time go through memory: the vendor's product, then one read.
-- **ahead**: gradients are made with the loss, from a chunk's logits while they are there.
+- **fused**: logits are a block in a CPU's caches or a tile in a GPU's registers; a backward
+  computes them again.
+- **kept**: as fused, but the products of the first D tokens stay in the memory of the weight's
+  gradient.
+- **chunked**: the logits of some tokens at a time go through memory: the vendor's product, then one
+  read.
+- **ahead**: gradients are computed with the loss, from a chunk's logits while they are in memory.
 
-**Blocks.** On a CPU they follow from the caches and the limit (``blocks.py``); on a GPU a tile
-follows from the device, the dtype and the alignment (``gpu/logit_tile.py``), and comes through
+**Blocks.** On a CPU they follow from the caches and the limit (``blocks.py``). On a GPU a tile
+follows from the device, the dtype and the alignment (``gpu/logit_tile.py``), and is read through
 tensor descriptors where it is ``describable``.
 
 **Limits** of temporary memory, where the caller names none, are the constants below.
@@ -67,23 +73,22 @@ if TYPE_CHECKING:
 
 FUSED, KEPT, CHUNKED, AHEAD, OPEN = "fused", "kept", "chunked", "ahead", "open"
 
-# Bytes of temporary memory: of the torch backend, from hidden states (kept: the backward's) and
-# from logits that exist;
+# Bytes of temporary memory of the torch backend: from hidden states (kept: the backward's), and
+# from existing logits.
 FORWARD_LIMIT, BACKWARD_LIMIT, ROWS_LIMIT = 12 << 20, 16 << 20, 4 << 20
-# of triton, where the logits of a chunk take no more than the second.
+# Of triton; the logits of a chunk take at most the second.
 TRITON_LIMIT, CHUNKED_LIMIT = 512 << 20, 256 << 20
 LEAST_CHUNKED = 128  # tokens: a product of fewer reads the whole weight for little work
-# Every chunk reads and writes the float32 sums of the weight's gradient, 8·V·D bytes: with fewer
-# tokens than these that costs more than the product it spares.
+# Tokens. Every chunk reads and writes the float32 sums of the weight's gradient, 8·V·D bytes: with
+# fewer tokens that costs more than the product it saves.
 LEAST_AHEAD = 1024
 
 
 class Rule(NamedTuple):
-    """Definition of the logits, of the tokens that count, and of the sums (``sums.py``) that are
-    wanted.
+    """Definition of the logits, of the scored tokens, and of the needed sums (``sums.py``).
 
     The logits are softcap · tanh(logit_scale · (hidden @ weightᵀ + bias) / softcap). A sum that is
-    not wanted may be anything.
+    not needed may have any value.
     """
 
     ignore_index: int = -100
@@ -94,15 +99,16 @@ class Rule(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """Choice of how a call is computed. No plan asks a backend for what it cannot do (round, keep
-    products).
+    """Choice of how a call is computed.
+
+    No plan asks a backend for what it cannot do (rounding, keeping products).
     """
 
     backend: str = "torch"
     way: str = FUSED
-    # products of 16-bit inputs may be rounded to their dtype where that is faster
+    # Products of 16-bit inputs may be rounded to their dtype where that is faster.
     rounded: bool = False
-    # kept: tokens and vocabulary rows at a time; ahead: tokens at a time
+    # Kept: tokens and vocabulary rows at a time; ahead: tokens at a time.
     block: tuple[int, ...] = ()
     memory_limit: int = 0  # bytes of temporary memory; 0: the default of each function
 
@@ -112,6 +118,7 @@ PLAIN, DEFAULT = Rule(), Plan()
 
 
 def triton_available() -> bool:
+    """Return whether triton is installed."""
     return importlib.util.find_spec("triton") is not None
 
 
@@ -136,12 +143,19 @@ def plan(
     memory_limit: int = 0,
     total: bool = False,
 ) -> Plan:
-    """Choose the way of a call from hidden [N, D], weight [V, D] and bias [V]; the table above says
-    which and why.
+    """Choose the way of a call; the table above says which and why.
 
-    ``class_weight`` is what ``LOGIT_SUM`` weighs: [V], or [N, V] of class probabilities. ``total``:
-    the caller wants one number, a sum or a mean from class indices and a whole vocabulary, and can
-    make its gradients with it.
+    Args:
+        rule: Logits and sums of the call.
+        hidden: Hidden states [N, D].
+        weight: Vocabulary matrix [V, D].
+        bias: Bias [V] or None.
+        class_weight: Weights of ``LOGIT_SUM``: [V], or [N, V] of class probabilities.
+        backend: "torch" or "triton".
+        rounded: Whether products may be rounded to 16 bits. Default: False.
+        memory_limit: Temporary memory in bytes. Default: 0, the default of each function.
+        total: Whether the caller needs one number, a sum or a mean from class indices and a whole
+            vocabulary, and can compute its gradients with it. Default: False.
     """
     fused = Plan(backend, FUSED, rounded, memory_limit=memory_limit)
     trains = torch.is_grad_enabled()
@@ -180,7 +194,7 @@ def plan(
 def settled(
     plan: Plan, target: Target, hidden: Tensor, weight: Tensor, bias: Tensor | None
 ) -> Plan:
-    """Return an ``open`` plan with its way, once there are tensors with data."""
+    """Return an ``open`` plan with its way, now that the tensors have data."""
     return plan._replace(
         way=CHUNKED if chunks_pay(target, hidden, weight, bias, plan.memory_limit) else FUSED
     )
@@ -195,9 +209,7 @@ def _keeps_products(hidden: Tensor, rounded: bool) -> bool:
 
 
 def _without_data(*tensors: Tensor) -> bool:
-    """Return whether there is no data behind the tensors, or what is done with them is written
-    down.
-    """
+    """Return whether tensors have no data, or operations on them are being traced."""
     plain = all(
         type(tensor) in (Tensor, torch.nn.Parameter) and not tensor.is_meta for tensor in tensors
     )
@@ -211,12 +223,11 @@ def _without_data(*tensors: Tensor) -> bool:
 def ahead_chunk(
     target: Target, hidden: Tensor, weight: Tensor, rounded: bool, memory_limit: int = 0
 ) -> int:
-    """Return how many tokens at a time gradients are made with the loss; 0 where the backward
-    should make them.
+    """Return the tokens of a chunk whose gradients are computed with the loss; 0 for the backward.
 
-    bfloat16 on NVIDIA, logits that may be ``rounded`` to it (float16 would lose gradients that a
-    loss scale, known in the backward only, is to save), and memory for the logits of
-    ``LEAST_AHEAD`` tokens, or of all.
+    That is for bfloat16 on NVIDIA, logits that may be ``rounded`` to it, and memory for the logits
+    of ``LEAST_AHEAD`` tokens, or of all. float16 would lose gradients that the loss scale saves,
+    which only the backward knows.
     """
     tokens, vocabulary = hidden.shape[0], weight.shape[0]
     most = (
@@ -229,19 +240,21 @@ def ahead_chunk(
 
 def has_copy_engine(target: Target) -> bool:
     """Return whether a device has the engine that feeds its matrix unit (NVIDIA from Hopper on).
-    The interpreter plays it.
+
+    The interpreter simulates the engine.
     """
-    return target.backend == "interpreter" or (target.backend == "cuda" and target.arch >= 90)  # type: ignore[operator]  # cuda's arch is an int
+    return target.backend == "interpreter" or (
+        target.backend == "cuda" and target.arch >= 90  # type: ignore[operator]  # an int
+    )
 
 
 def chunks_pay(
     target: Target, hidden: Tensor, weight: Tensor, bias: Tensor | None, memory_limit: int = 0
 ) -> bool:
-    """Return whether the vendor's product and a read of its logits are faster than the fused
-    kernel.
+    """Return whether the vendor's product and a read of its logits beat the fused kernel.
 
-    16-bit inputs on a GPU without a copy engine (float32 ones need products that the vendor's
-    library does not promise to make exactly), and memory for enough tokens.
+    They are for 16-bit inputs on a GPU without a copy engine, with memory for enough tokens. The
+    vendor's library does not promise exact products of float32 inputs.
     """
     limit = min(memory_limit or CHUNKED_LIMIT, CHUNKED_LIMIT)
     enough = limit >= 4 * LEAST_CHUNKED * weight.shape[0]
@@ -254,7 +267,7 @@ def chunks_pay(
 def describable(target: Target, matrix: Tensor) -> bool:
     """Return whether the copy engine can read tiles of a matrix.
 
-    It takes 16-bit elements, and rows of 16-byte multiples that start on one.
+    It takes 16-bit elements, in rows that start at multiples of 16 bytes.
     """
     row_bytes = matrix.stride(0) * matrix.element_size()
     return (

@@ -1,6 +1,4 @@
-"""A hash of the device code, written beside what was measured of it or compiled from it, so that
-drift is seen.
-"""
+"""A hash of the device code, written with measurements and compilations so that drift is seen."""
 
 from __future__ import annotations
 
@@ -25,7 +23,7 @@ FILES = (
 def _code(source: str) -> str:
     """Return source without docstrings, imports, comments and layout.
 
-    Rewording a comment or breaking a line changes no kernel, and neither does moving a file.
+    Rewording a comment, breaking a line or moving a file changes no kernel.
     """
     tree = ast.parse(source)
     for node in ast.walk(tree):
@@ -40,8 +38,8 @@ def _code(source: str) -> str:
 
 
 def kernels_hash() -> str:
-    """16 hexadecimal digits of the files with kernels and their launchers."""
-    digest = hashlib.sha256()
+    """Return 16 hexadecimal digits that identify the kernels and their launchers."""
+    sha256 = hashlib.sha256()
     for name in FILES:
-        digest.update(_code((Path(__file__).parent / name).read_text(encoding="utf-8")).encode())
-    return digest.hexdigest()[:16]
+        sha256.update(_code((Path(__file__).parent / name).read_text(encoding="utf-8")).encode())
+    return sha256.hexdigest()[:16]

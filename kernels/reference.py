@@ -1,6 +1,4 @@
-"""Every kernel's contract in a few lines of plain PyTorch with full logits: the oracle, meant for
-float64.
-"""
+"""The oracle: every kernel's contract with full logits in plain PyTorch, meant for float64."""
 
 from __future__ import annotations
 
@@ -10,14 +8,14 @@ from .sums import SUMS
 
 
 def logits(hidden, weight, bias=None, *, softcap=None, logit_scale=1.0) -> torch.Tensor:
-    """softcap · tanh(logit_scale · (hidden @ weightᵀ + bias) / softcap), [N, V]."""
+    """Return softcap · tanh(logit_scale · (hidden @ weightᵀ + bias) / softcap), [N, V]."""
     z = hidden @ weight.T
     z = logit_scale * (z if bias is None else z + bias)
     return z if softcap is None else softcap * torch.tanh(z / softcap)
 
 
 def sums(z, target, class_weight=None, *, ignore_index=-100) -> torch.Tensor:
-    """The five per-token sums of ``sums.py``, [5, N], from logits [N, V]; differentiable."""
+    """Return the five sums of ``sums.py``, [5, N], from logits [N, V]; differentiable."""
     valid = (target >= 0) & (target < z.shape[1])
     maximum = z.detach().amax(1)
     shifted = z - maximum[:, None]
@@ -39,8 +37,9 @@ def sums(z, target, class_weight=None, *, ignore_index=-100) -> torch.Tensor:
 
 
 def kl_divergence(a, b) -> torch.Tensor:
-    """Σ_v p_v (log p_v − log q_v) [N] of the softmaxes p of a and q of b, [N, V]; 0 · log 0 is 0;
-    differentiable.
+    """Return Σ_v p_v (log p_v − log q_v) [N] of the softmaxes p of a and q of b, [N, V].
+
+    0 · log 0 is 0. The result is differentiable.
     """
     log_p, log_q = a.log_softmax(1), b.log_softmax(1)
     p = log_p.exp()

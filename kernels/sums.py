@@ -1,11 +1,10 @@
-"""The per-token numbers that both backends speak of: what they mean, and how those of parts are
-merged.
+"""The per-token sums of both backends: their definitions, and the merge of sums of parts.
 
 **The five sums** over the vocabulary are the rows of one ``[5, N]`` tensor. With logits ``z[n, v]``
 and class weights ``w[v]`` (1 where there are none):
 
 ===============  ==========================================  =====================================
-row              value                                       what needs it
+row              value                                       needed for
 ===============  ==========================================  =====================================
 ``MAX``          m = max_v z                                 a reference point, not differentiated
 ``SUM_EXP``      s = Σ_v exp(z − m)                          everything
@@ -14,23 +13,31 @@ row              value                                       what needs it
 ``EXP_SHIFT``    u = Σ_v exp(z − m) · (z − m)                entropy
 ===============  ==========================================  =====================================
 
-From them, per token: ``logsumexp = m + log s``, ``nll = (m − z_target) + log s``, ``entropy = log s
-− u / s``. A loss is then arithmetic on vectors of N, which autograd differentiates. A kernel only
-has to know the derivative of the sums:
+From them, per token:
 
-    ∂/∂z = exp(z − m) · (g_SUM_EXP + g_EXP_SHIFT · (1 + z − m)) + g_TARGET · [v = target] + g_LOGIT_SUM · w
+    logsumexp = m + log s
+    nll = (m − z_target) + log s
+    entropy = log s − u / s
 
-The maximum counts as a constant. Every quantity above is independent of the reference point it is
-computed from, so moving m changes nothing and its derivative is left out exactly. Keeping m and s
-apart, and taking every sum from m, keeps 1e-7 of relative precision at logits of 1e4. (Σ w · log s
-− LOGIT_SUM is a loss; LOGIT_SUM alone moves with m.)
+A loss is then arithmetic on vectors of N, which autograd differentiates. A kernel only has to know
+the derivative of the sums:
+
+    ∂/∂z = exp(z − m) · (g_SUM_EXP + g_EXP_SHIFT · (1 + z − m))
+           + g_TARGET · [v = target] + g_LOGIT_SUM · w
+
+The maximum counts as a constant. No quantity above depends on its reference point, so moving m
+changes nothing, and leaving out its derivative is exact. Keeping m and s apart, and taking every
+sum from m, keeps 1e-7 of relative precision at logits of 1e4. (Σ w · log s − LOGIT_SUM is a loss;
+LOGIT_SUM alone moves with m.)
 
 A token whose target is ``ignore_index`` has the sums (0, 1, 0, 0, 0): its loss, logsumexp and
-entropy are 0 and it has no gradient. A target outside [0, V) gives NaN in ``TARGET``.
+entropy are 0, and its gradient is 0. A target outside [0, V) gives NaN in ``TARGET``.
 
-**The divergence** KL(P‖Q) of two heads with logits a and b is five rows, too: m_p, s_p = Σ exp(a −
-m_p), m_q, s_q = Σ exp(b − m_q) and gap = Σ exp(a − m_p) · ((a − m_p) − (b − m_q)), the maxima being
-m_p and m_q.
+**The divergence** KL(P‖Q) of two heads with logits a and b has five rows, too, with the maxima m_p
+and m_q:
+
+    m_p    s_p = Σ exp(a − m_p)    m_q    s_q = Σ exp(b − m_q)
+    gap = Σ exp(a − m_p) · ((a − m_p) − (b − m_q))
 """
 
 from __future__ import annotations
@@ -40,9 +47,8 @@ import torch
 MAX, SUM_EXP, TARGET, LOGIT_SUM, EXP_SHIFT = range(5)
 SUMS = 5
 DIVERGENCE_ROWS = 5  # m_p, s_p, m_q, s_q, gap
-# e and 2 to this power are 0 in float64 too, and so is the power's product with a finite number. Of
-# a difference of finite logits, which may be −inf, the product would be undefined: such a
-# difference is clamped here first.
+# e and 2 to this power are 0, in float64 too, and so is their product with a finite number. A
+# difference of finite logits may be −inf, and 0 · −inf is NaN: it is clamped to this power first.
 NO_POWER = -2000.0
 
 # hidden [N, D], weight [V, D], bias [V]
@@ -50,7 +56,7 @@ Head = tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]
 
 
 def finite(maximum: torch.Tensor) -> torch.Tensor:
-    """Return maxima from which differences are defined: 0 in the place of −inf.
+    """Return maxima with 0 in the place of −inf, so that differences from them are defined.
 
     A bias may make all logits −inf. Any finite reference point avoids inf − inf.
     """
@@ -60,10 +66,9 @@ def finite(maximum: torch.Tensor) -> torch.Tensor:
 def finished(
     rows: torch.Tensor, target: torch.Tensor, vocabulary: int, ignore_index: int
 ) -> torch.Tensor:
-    """Overwrite the sums [5, N] of ignored tokens, and those of targets outside [0,
-    ``vocabulary``); return the sums.
+    """Overwrite the sums [5, N] of ignored tokens and of targets outside [0, ``vocabulary``).
 
-    Only the whole vocabulary shows whether a target is in it.
+    Returns the sums. Only the whole vocabulary shows whether a target is in it.
     """
     rows[TARGET].masked_fill_((target < 0) | (target >= vocabulary), torch.nan)
     ignored = target == ignore_index
@@ -80,12 +85,11 @@ def merge(
     vocabulary: int,
     ignore_index: int,
 ) -> torch.Tensor:
-    """Fold the sums of parts of the vocabulary, [5, parts, N], into ``finished`` sums [5, N], in
-    the parts' order.
+    """Fold the sums of parts of the vocabulary, [5, parts, N], into ``finished`` sums [5, N].
 
-    ``weights`` [parts] is Σ w of each part, where ``LOGIT_SUM`` is wanted. A target in [0,
-    ``vocabulary``) lies in one part; the others have 0 in ``TARGET``. An empty part is −inf, 0, 0,
-    0, 0.
+    Parts are folded in their order. ``weights`` [parts] is Σ w of each part, where ``LOGIT_SUM`` is
+    needed. A target in [0, ``vocabulary``) lies in one part; the other parts have 0 in ``TARGET``.
+    An empty part is −inf, 0, 0, 0, 0.
     """
     maximum, sum_exp, at_target, logit_sum, exp_shift = partials
     top = maximum.amax(0)
@@ -115,16 +119,18 @@ def merge_divergence(parts: torch.Tensor) -> torch.Tensor:
 
 
 def divergence(rows: torch.Tensor) -> torch.Tensor:
-    """Return KL(P‖Q) [N] in nats from rows [5, N]; rounding may leave −1e-7, which is 0 (NaN stays
-    NaN).
+    """Return KL(P‖Q) [N] in nats from rows [5, N].
+
+    Rounding may leave −1e-7, which becomes 0; NaN stays NaN.
     """
     _, p_sum, _, q_sum, gap = rows
     return (gap / p_sum - (p_sum.log() - q_sum.log())).clamp_min(0.0)
 
 
 def divergence_vectors(upstream: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-    """Return what the gradient of a token's logits depends on, [6, N]: m_p, log s_p, m_q, log s_q,
-    KL, upstream gradient.
+    """Return the vectors [6, N] that the gradient of a token's logits depends on.
+
+    They are m_p, log s_p, m_q, log s_q, KL and the upstream gradient.
     """
     return torch.stack(
         [

@@ -1,9 +1,9 @@
-"""Per-token loss and perplexity straight from hidden states, and what they mean.
+"""Per-token loss and perplexity from hidden states, evaluation, and monitoring of training.
 
-``import perplexity`` imports nothing else: each name, torch with it, is imported when it is first
-used. What is more than a loss, a statistic or the metric needs an extra, which the error names. The
-torch operators are registered by ``import perplexity.kernels``, which a program saved with them
-needs before it is loaded.
+``import perplexity`` imports nothing else: torch and the module of a name are imported when the
+name is first used. Losses, statistics and the metric need torch alone; ``evaluate``, ``compare``
+and the monitor need an extra, which the ImportError names. ``import perplexity.kernels`` registers
+the torch operators; a program that was saved with them needs this import before it is loaded.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ _MODULES = {
     "token_nll": "statistics",
     "token_statistics": "statistics",
 }
-# Modules that are attributes without an import of their own, as ``torch.nn`` is.
+# Modules that are attributes without an import statement, as ``torch.nn`` is.
 _SUBMODULES = ("kernels", "losses", "metric", "nn", "parallel", "statistics")
 _EXTRAS = {"evaluation": "eval", "monitor": "monitor"}
 
@@ -69,10 +69,10 @@ def __getattr__(name: str):
     else:
         home = importlib.import_module(f".{module}", __name__)
     value = getattr(home, name)
-    globals()[name] = value  # found without this function from now on
+    globals()[name] = value  # the next look-up does not call this function
     return value
 
 
 def __dir__() -> list[str]:
-    # With the names of ``__getattr__``: Python suggests them for a misspelt one.
+    # Python suggests these names for a misspelt one.
     return sorted({*globals(), *_SUBMODULES, *__all__})

@@ -1,6 +1,4 @@
-"""Whether a model is as often right as it is sure: calibration of next-token predictions, from
-``token_statistics`` alone.
-"""
+"""Calibration of next-token predictions: confidence against accuracy, from ``token_statistics``."""
 
 from __future__ import annotations
 
@@ -8,21 +6,22 @@ import numpy as np
 
 BINS = 15  # Guo et al. 2017, On Calibration of Modern Neural Networks (arXiv:1706.04599)
 ENTROPY_BINS = 12
-WIDEST = 12.0  # nats: the last bin of entropy is open above
+WIDEST = 12.0  # nats; the last bin of entropy has no upper bound
 
 
 class CalibrationBins:
-    """Sums of tokens by confidence and by entropy; any number of tokens in the memory of the
-    bins.
-    """
+    """Sums of tokens by confidence and by entropy, in memory that does not grow with the tokens."""
 
     def __init__(self) -> None:
-        self.by_confidence = np.zeros((3, BINS))  # tokens, Σ confidence, right predictions
+        self.by_confidence = np.zeros((3, BINS))  # tokens, Σ confidence, correct predictions
         self.by_entropy = np.zeros((3, ENTROPY_BINS))  # tokens, Σ entropy, Σ NLL
 
     def add(self, ids: np.ndarray, values: np.ndarray) -> None:
-        """Tokens ``ids`` [n] and their ``values`` [5, n]: NLL, entropy, rank, predicted,
-        confidence; NaN and inf are left out.
+        """Add tokens; those with a NaN or infinite NLL are left out.
+
+        Args:
+            ids: Token ids [n].
+            values: NLL, entropy, rank, predicted and confidence of each, [5, n].
         """
         nll, entropy, _, predicted, confidence = values.astype(np.float64)
         known = np.isfinite(nll) & (predicted >= 0)
@@ -32,12 +31,16 @@ class CalibrationBins:
         _add(self.by_entropy, entropy * (ENTROPY_BINS / WIDEST), entropy, nll)
 
     def summary(self) -> dict | None:
-        """tokens, accuracy (share of first choices that are right), confidence (their mean
-        probability), ece, entropy, loss; bins.
+        """Compute accuracy, confidence and their expected difference.
 
-        ece = Σ_b n_b / n · |accuracy_b − confidence_b| over 15 bins of equal width: 0 for a model
-        that is right as often as it is sure. A calibrated model's loss is its entropy; a larger
-        loss is overconfidence, in nats. None without a token.
+        ece = Σ_b n_b / n · |accuracy_b − confidence_b| over 15 bins of equal width. It is 0 for a
+        model that is right as often as it is confident. A calibrated model's loss is its entropy; a
+        larger loss is overconfidence, in nats.
+
+        Returns:
+            None without a token, else: ``tokens``; ``accuracy``, the share of first choices that
+                are right; ``confidence``, their mean probability; ``ece``; ``entropy`` and ``loss``
+                in nats; ``bins`` and ``entropy_bins``.
         """
         tokens, confidence, right = self.by_confidence
         count = tokens.sum()
@@ -56,13 +59,14 @@ class CalibrationBins:
 
 
 def _add(table: np.ndarray, place: np.ndarray, first: np.ndarray, second: np.ndarray) -> None:
+    """Add each token's 1, ``first`` and ``second`` to the column of ``table`` at its ``place``."""
     bins = np.clip(place.astype(np.int64), 0, table.shape[1] - 1)
     for row, weights in zip(table, (None, first, second), strict=True):
         row += np.bincount(bins, weights, minlength=table.shape[1])
 
 
 def _means(table: np.ndarray, first: str, second: str) -> list[dict]:
-    """Of each bin that holds a token, in order."""
+    """Return the number of tokens and two means of each nonempty bin, in order."""
     return [
         {"tokens": int(tokens), first: float(a / tokens), second: float(b / tokens)}
         for tokens, a, b in table.T
@@ -71,7 +75,7 @@ def _means(table: np.ndarray, first: str, second: str) -> list[dict]:
 
 
 def rows(c: dict) -> list[tuple[str, str, str]]:
-    """Return measure, value and meaning of what ``CalibrationBins.summary`` returns."""
+    """Return (measure, value, meaning) rows of a ``CalibrationBins.summary``."""
     over = c["confidence"] - c["accuracy"]
     sure = (
         "as sure as it is right"

@@ -1,7 +1,8 @@
-"""Checks of single arguments, one function for each kind of value.
+"""Checks of single arguments, one function per kind of value.
 
-Each raises an ``InputError`` of one line: the argument, what was expected and what came. A value of
-another type is an ``InputTypeError``. What a check returns is the value as Python's own kind.
+Each raises an ``InputError`` of one line, which names the argument, the expected value and the one
+received. For a value of another type the error is an ``InputTypeError``. A check that returns the
+value returns it as Python's own type.
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ def _did_you_mean(value: object, choices: Iterable[str]) -> str:
 
 
 def choice(name: str, value: object, choices: Collection[str], expected: str | None = None) -> None:
-    """Raise unless ``value`` is one of the texts ``choices``; a misspelt one is named."""
+    """Raise unless ``value`` is one of the strings ``choices``; suggest the closest one."""
     if isinstance(value, str) and value in choices:
         return
     expected = expected or f"one of {', '.join(choices)}"
@@ -71,9 +72,9 @@ def choice(name: str, value: object, choices: Collection[str], expected: str | N
     raise InputTypeError(f"{name}: expected {expected}, got {shown(value)}")
 
 
-def known_keywords(owner: str, given: Iterable[str], known: Collection[str]) -> None:
-    """Raise for the first keyword that is not in ``known``, with the one it is spelled like."""
-    for name in given:
+def known_keywords(owner: str, names: Iterable[str], known: Collection[str]) -> None:
+    """Raise for the first keyword that is not in ``known``; suggest the closest one."""
+    for name in names:
         if name not in known:
             expected = f"a keyword of {owner} ({', '.join(known)})"
             question = _did_you_mean(name, known)
@@ -93,7 +94,7 @@ def number(
     """Raise unless ``value`` is finite, in [least, most] and in (above, below)."""
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise InputTypeError(f"{name}: expected {expected}, got {shown(value)}")
-    # Comparisons alone: a traced number has no isfinite. NaN fails them.
+    # Comparisons only: a traced number has no isfinite. NaN fails each of them.
     real: Any = value  # numbers.Real declares no comparison with a float
     inside = -math.inf < real < math.inf and least <= real <= most and above < real < below
     if not inside:
@@ -107,7 +108,7 @@ def integer(
     least: int | None = None,
     most: int | None = None,
 ) -> int:
-    """Return an integer as int: numpy's and a tensor's of no dimensions count, a bool does not."""
+    """Return an integer as int; numpy's and 0-dimensional tensors are accepted, bools are not."""
     scalar = scalar_of(value)
     known = isinstance(scalar, numbers.Integral) and not isinstance(scalar, bool)
     if known and (least is None or least <= scalar) and (most is None or scalar <= most):
@@ -121,54 +122,57 @@ def integer(
 
 
 def scalar_of(value: object) -> Any:
-    """Return the number in a tensor of no dimensions without gradient; any other value as it is."""
-    # As torch's own functions take numbers. A gradient would be lost.
+    """Return the number in a 0-dimensional tensor without gradient; any other value as it is."""
+    # torch's own functions take such tensors as numbers. A gradient would be lost.
     if not isinstance(value, Tensor) or value.dim() or value.requires_grad or value.is_meta:
         return value
     return value.item()
 
 
 def measured(name: str, value: Any) -> float:
-    """Return a number, or a tensor with one, as float; NaN and infinities are measured as well."""
+    """Return a number or a one-element tensor as float; NaN and infinities are accepted."""
     if type(value) is float:
         return value
     expected = "a number or a tensor with one element"
     refused = isinstance(value, bool | str | bytes | bytearray) or getattr(value, "is_meta", False)
     if isinstance(value, Tensor):
-        value = value.detach()  # a loss with its graph: torch warns of losing it
+        value = value.detach()  # else torch warns that a loss loses its graph
     if not refused:
         try:
             return float(value)
         except OverflowError:
             return math.inf
-        # Not RuntimeError: a tensor's is the device's, of an earlier call.
+        # Not RuntimeError: a tensor raises one for an earlier call on its device.
         except (TypeError, ValueError):
             pass
     raise InputTypeError(f"{name}: expected {expected}, got {shown(value)}")
 
 
 def flag(name: str, value: object, expected: str = "True or False") -> None:
+    """Raise unless ``value`` is True or False."""
     if not isinstance(value, bool):
         raise wrong(name, expected, shown(value), InputTypeError)
 
 
 def instance(name: str, value: object, kinds: type | tuple[type, ...], expected: str) -> None:
+    """Raise unless ``value`` is an instance of ``kinds``."""
     if not isinstance(value, kinds):
         raise wrong(name, expected, shown(value), InputTypeError)
 
 
 def text(name: str, value: object) -> None:
+    """Raise unless ``value`` is a str."""
     instance(name, value, str, "a text (str)")
 
 
 def function(name: str, value: object) -> None:
-    """Raise unless ``value`` is None or can be called."""
+    """Raise unless ``value`` is None or callable."""
     if value is not None and not callable(value):
         raise wrong(name, "a function or None", shown(value), InputTypeError)
 
 
 def path(name: str, value: object) -> Path:
-    """Return a path as ``Path``; an empty name is none."""
+    """Return a path as ``Path``; raise for an empty one."""
     if not isinstance(value, str | os.PathLike):
         raise wrong(name, "a path (str or Path)", shown(value), InputTypeError)
     if os.fspath(value) == "":
@@ -177,11 +181,15 @@ def path(name: str, value: object) -> Path:
 
 
 def mapping(name: str, value: object, expected: str = "a dict") -> None:
+    """Raise unless ``value`` is a mapping."""
     instance(name, value, Mapping, expected)
 
 
 def several(name: str, value: object, of: str, single: tuple[type, ...] = ()) -> None:
-    """Raise unless ``value`` is an iterable of many; ``single``: types of which one is meant."""
+    """Raise unless ``value`` is an iterable of items.
+
+    A string, a path or a mapping is refused as one item, and so are the types ``single``.
+    """
     one = isinstance(value, (str, bytes, bytearray, os.PathLike, Mapping, *single))
     if one or not isinstance(value, Iterable):
         raise wrong(
@@ -190,11 +198,11 @@ def several(name: str, value: object, of: str, single: tuple[type, ...] = ()) ->
 
 
 def optional(check: Callable, name: str, value: object, *arguments, **keywords):
-    """Return what ``check`` makes of ``value``; None stays None."""
+    """Return ``check`` of ``value``, or None for None."""
     return None if value is None else check(name, value, *arguments, **keywords)
 
 
-# --- what the losses take
+# --- arguments of the losses
 
 
 def ignored_label(value: object) -> int:
@@ -208,14 +216,14 @@ def ignored_label(value: object) -> int:
 
 
 def logit_rule(softcap: object, logit_scale: object, side: str = "") -> None:
-    """Raise unless a head's softcap and scale can be used; ``side`` ends the arguments' names."""
+    """Raise unless a head's softcap and scale are valid; ``side`` ends the arguments' names."""
     if softcap is not None:
         number(f"softcap{side}", softcap, "None or a positive finite value", above=0.0)
     number(f"logit_scale{side}", logit_scale)
 
 
 def shift(value: object) -> int:
-    """Return the positions that targets move by; False and True are 0 and 1."""
+    """Return the distance that targets move by; False and True are 0 and 1."""
     if isinstance(value, bool):
         return int(value)
     return integer("shift", value, "False, True or a number of positions, 0 or more", 0)
@@ -228,7 +236,7 @@ def validate(value: object) -> None:
 
 
 def dense(name: str, tensor: object) -> None:
-    """Raise unless ``tensor`` is a tensor whose values lie in memory by strides."""
+    """Raise unless ``tensor`` is a dense (strided) tensor."""
     if not isinstance(tensor, Tensor):
         raise wrong(name, "a tensor", type(tensor).__name__, InputTypeError)
     if tensor.layout is not torch.strided or tensor.is_nested:
@@ -237,8 +245,9 @@ def dense(name: str, tensor: object) -> None:
 
 
 def floating(name: str, tensor: Any) -> None:
-    """Raise unless ``tensor`` is a dense floating tensor of 16 bits or more: of a narrower one the
-    scale is elsewhere.
+    """Raise unless ``tensor`` is a dense floating tensor of 16 bits or more.
+
+    Narrower ones have their scale elsewhere.
     """
     dense(name, tensor)
     if not tensor.is_floating_point():
@@ -249,7 +258,7 @@ def floating(name: str, tensor: Any) -> None:
 
 
 def vector(name: str, tensor: Tensor | None, entries: int, device: torch.device) -> None:
-    """Raise unless ``tensor`` is None or floating, [entries], on ``device``."""
+    """Raise unless ``tensor`` is None or floating [entries] on ``device``."""
     if tensor is None:
         return
     floating(name, tensor)
@@ -262,8 +271,9 @@ def vector(name: str, tensor: Tensor | None, entries: int, device: torch.device)
 def head(
     names: tuple[str, str, str], input: Tensor, linear_weight: Tensor, linear_bias: Tensor | None
 ) -> None:
-    """Raise unless input [..., D], linear_weight [V, D] and linear_bias [V] are of one dtype and
-    device.
+    """Raise unless input [..., D], weight [V, D] and bias [V] have one dtype and device.
+
+    ``names`` are what messages call these three.
     """
     input_name, weight_name, bias_name = names
     if input.dim() < 1:
@@ -286,9 +296,7 @@ def head(
 
 
 def class_weights(weight: Tensor | None, entries: int | None = None) -> None:
-    """Raise unless ``weight`` is None or class weights [V]; ``entries`` None: any number of
-    them.
-    """
+    """Raise unless ``weight`` is None or class weights [V]; ``entries`` is V, None for any."""
     if weight is None:
         return
     floating("weight", weight)
@@ -309,17 +317,26 @@ def target(
     device: torch.device,
     ignored: int,
 ) -> None:
-    """Raise unless ``value`` has class indices in the shape ``classes`` or class probabilities in
-    their shape.
+    """Raise unless ``value`` has class indices or class probabilities in the expected shape.
 
-    Probabilities know no ignored class, as in torch, where a negative ``ignored`` is none.
+    Class probabilities have no ignored class, as in torch: ``ignored`` has to be negative for them.
+
+    Args:
+        value: The argument ``target``.
+        classes: Shape of class indices.
+        probabilities: Shape of class probabilities.
+        device: Device of the input.
+        ignored: Class index that is not scored.
     """
     dense("target", value)
     shape = tuple(value.shape)
     if value.is_floating_point():
         floating("target", value)
         if shape != probabilities:
-            wanted = f"shape {probabilities} of class probabilities (or {classes} of class indices, int64)"
+            wanted = (
+                f"shape {probabilities} of class probabilities "
+                f"(or {classes} of class indices, int64)"
+            )
             kind = InputError if shape != classes else InputTypeError
             raise wrong("target", wanted, f"{shape} of {value.dtype}", kind)
         if ignored >= 0:

@@ -1,6 +1,4 @@
-"""``ppl doctor``: what is installed, which backend runs on which device, and a self-check of the
-kernels.
-"""
+"""The report of ``ppl doctor``: packages, the backend of each device, a self-check."""
 
 from __future__ import annotations
 
@@ -28,8 +26,9 @@ PACKAGES = (
 
 
 def self_check(device: str, backend: str | None) -> tuple[float, float]:
-    """Largest error of loss and of gradients against float64 full logits, at a shape that divides
-    nothing.
+    """Return the largest errors of the loss and of the gradients against float64 full logits.
+
+    No block size divides any size of the inputs.
     """
     generator = torch.Generator().manual_seed(0)
     hidden = torch.randn(70, 123, generator=generator)
@@ -50,7 +49,7 @@ def self_check(device: str, backend: str | None) -> tuple[float, float]:
 
 
 def report() -> int:
-    """Print the findings; 0 where every self-check passed, 1 where one did not."""
+    """Print the report; return 0 if every self-check passed, else 1."""
     print(f"python {platform.python_version()} on {platform.platform()}")
     for name in PACKAGES:
         try:
@@ -61,7 +60,8 @@ def report() -> int:
     checks: list[tuple[str, str | None]] = [(device, None) for device in devices]
     if not triton_available():
         print(
-            "triton is not installed: the plain PyTorch fallback computes every loss, on every device"
+            "triton is not installed: the plain PyTorch fallback computes every loss, "
+            "on every device"
         )
     else:
         from .kernels.gpu.launch import INTERPRETED
@@ -69,7 +69,8 @@ def report() -> int:
         if INTERPRETED:
             checks.append(("cpu", "triton"))
             print(
-                "TRITON_INTERPRET=1: kernels can be interpreted on CPU tensors (backend='triton'), slowly"
+                "TRITON_INTERPRET=1: kernels can be interpreted on CPU tensors (backend='triton'), "
+                "slowly"
             )
     failed = False
     for device, backend in checks:
@@ -81,10 +82,11 @@ def report() -> int:
         try:
             chosen = choose_backend(backend, torch.empty(0, device=device))
             loss_error, gradient_error = self_check(device, backend)
-        except Exception as error:  # a doctor reports what it meets
+        except Exception as error:  # whatever fails is the report
             failed = True
             print(
-                f"{device} ({name}): backend {backend or 'auto'} FAILED: {type(error).__name__}: {error}"
+                f"{device} ({name}): backend {backend or 'auto'} FAILED: {type(error).__name__}: "
+                f"{error}"
             )
             continue
         passed = loss_error < 1e-4 and gradient_error < 5e-4

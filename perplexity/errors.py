@@ -1,6 +1,4 @@
-"""Errors that are the user's to mend: the command line prints each as one line and exits with
-status 2.
-"""
+"""Errors that a user can mend: the command line prints them as one line and exits with status 2."""
 
 from __future__ import annotations
 
@@ -11,21 +9,20 @@ from contextlib import contextmanager
 from typing import TypeVar
 
 Item = TypeVar("Item")
-# What a terminal acts on: control characters but for tabs and line breaks, and marks that turn the
-# direction of writing.
+# Characters a terminal acts on: control characters except tabs and line breaks, and marks that
+# change the direction of writing.
 ACTING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 
 
 class InputError(ValueError):
-    """Something the user gave cannot be used; the message names it, what was expected and what
-    came.
+    """An unusable argument, option or file.
+
+    The message names it, what was expected, and what was received.
     """
 
 
 class InputTypeError(InputError, TypeError):
-    """An ``InputError`` where the contract has a TypeError: an argument of another kind than
-    expected.
-    """
+    """An ``InputError`` that is a TypeError: an argument has another type than expected."""
 
 
 def visible(text: str) -> str:
@@ -35,15 +32,18 @@ def visible(text: str) -> str:
         >>> visible("a\\x1b[31m.txt")
         'a\\\\x1b[31m.txt'
     """
-    return spelled(ACTING.sub(lambda found: ascii(found[0])[1:-1], text))
+    return spelled(ACTING.sub(lambda match: ascii(match[0])[1:-1], text))
 
 
 def spelled(text: str) -> str:
-    r"""Return Unicode text: half of a surrogate pair, as of a file's name that is not UTF-8, becomes \udcff, say."""
+    r"""Return Unicode text, with half of a surrogate pair written as \udcff, say.
+
+    A file's name that is not UTF-8 holds such halves.
+    """
     return text.encode(errors="backslashreplace").decode()
 
 
-# What a file of another kind begins with, and what can be done with it.
+# The first bytes of files of other kinds: the kind, and what to do.
 _KINDS = {
     b"PK\x03\x04": "a zip archive; unpack it",
     b"\x1f\x8b": "a gzip file; its name must end in .gz",
@@ -61,17 +61,20 @@ def check_encoding(name: str, raw: bytes) -> None:
     UTF-16 without a byte order mark is valid UTF-8 where the text is English: every second byte is
     0.
     """
-    found = next((kind for mark, kind in _KINDS.items() if raw.startswith(mark)), None)
-    if raw[_TAR_MARK_AT:].startswith(b"ustar"):  # its header is ASCII and zeros, valid UTF-8
-        found = "a tar archive; unpack it"
-    if found is None and b"\0" in raw[:_LOOKED_AT]:
+    kind = next((kind for mark, kind in _KINDS.items() if raw.startswith(mark)), None)
+    if raw[_TAR_MARK_AT:].startswith(b"ustar"):  # a header of ASCII and zeros is valid UTF-8
+        kind = "a tar archive; unpack it"
+    if kind is None and b"\0" in raw[:_LOOKED_AT]:
         raw = raw[:_LOOKED_AT]
         even, odd = raw[::2], raw[1::2]
         for order, zeros, letters in (("LE", odd, even), ("BE", even, odd)):
             if 2 * zeros.count(0) > len(zeros) and not letters.count(0):
-                found = f"UTF-16 without a byte order mark; convert it (iconv -f UTF-16{order} -t UTF-8)"
-    if found is not None:
-        raise InputError(f"{name}: expected UTF-8, got {found}")
+                kind = (
+                    "UTF-16 without a byte order mark; "
+                    f"convert it (iconv -f UTF-16{order} -t UTF-8)"
+                )
+    if kind is not None:
+        raise InputError(f"{name}: expected UTF-8, got {kind}")
 
 
 def first_line(error: BaseException) -> str:
@@ -84,13 +87,13 @@ def first_line(error: BaseException) -> str:
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Return whether memory ended, the machine's or a device's."""
+    """Return whether the error is the end of the machine's or a device's memory."""
     torch = sys.modules.get("torch")
     if isinstance(error, MemoryError) or (
         torch is not None and isinstance(error, torch.OutOfMemoryError)
     ):
         return True
-    # torch has no type of its own for the memory of the machine.
+    # torch has no exception type for the end of the machine's memory.
     return isinstance(error, RuntimeError) and "DefaultCPUAllocator: can't allocate memory" in str(
         error
     )
@@ -98,11 +101,10 @@ def out_of_memory(error: BaseException) -> bool:
 
 @contextmanager
 def theirs(expected: str) -> Iterator[None]:
-    """Raise whatever a library or the user's own code raises as an InputError that begins with
-    ``expected``.
+    """Raise whatever another library or the user's code raises as an InputError.
 
-    A block holds their calls and nothing of ours, whose bugs must not look like bad input. An
-    InputError and the end of memory pass as they are.
+    The message begins with ``expected``. The block holds calls of foreign code only: a bug of this
+    package must not look like bad input. An InputError and the end of memory pass unchanged.
     """
     try:
         yield
@@ -118,7 +120,7 @@ def theirs(expected: str) -> Iterator[None]:
 
 
 def each_of_theirs(expected: str, items: Iterable[Item]) -> Iterator[Item]:
-    """Yield the items of a library's iterator, each asked for as under ``theirs``."""
+    """Yield the items of another library's iterator, with the errors of ``theirs``."""
     with theirs(expected):
         iterator = iter(items)
     while True:
@@ -132,20 +134,21 @@ def each_of_theirs(expected: str, items: Iterable[Item]) -> Iterator[Item]:
 
 @contextmanager
 def needing(name: str, extra: str) -> Iterator[None]:
-    """Raise an import that fails as an ImportError that says which extra brings the package."""
+    """Raise an import's failure as an ImportError that names the extra with the package."""
     try:
         yield
     except ImportError as error:
         package = (error.name or "").split(".")[0] or "a package"
-        if package == "perplexity":  # a bug of ours
+        if package == "perplexity":  # a bug of this package
             raise
         message = f"{name}: needs {package}; install fused-perplexity[{extra}]"
         raise ImportError(message, name=error.name) from None
 
 
 def check_unicode(name: str, text: str) -> None:
-    """InputError naming ``name`` where ``text`` holds half of a surrogate pair, which no tokenizer
-    takes.
+    """Raise InputError, naming ``name``, where ``text`` holds half of a surrogate pair.
+
+    No tokenizer takes such a text.
     """
     try:
         text.encode()

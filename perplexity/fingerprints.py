@@ -1,5 +1,6 @@
-"""Hashes that say whether two evaluations speak of the same tokenizer, the same text and the same
-model.
+"""Hashes that identify a tokenizer, a text and a model's tensors.
+
+Evaluations with equal hashes are of the same tokenizer, text or model.
 """
 
 from __future__ import annotations
@@ -14,9 +15,9 @@ from torch import Tensor
 
 
 def tokenizer_fingerprint(tokenizer) -> str:
-    """Hash of everything that decides the tokens: vocabulary, merges, normaliser, special tokens.
+    """Return a hash of all that decides tokens: vocabulary, merges, normaliser, special tokens.
 
-    Padding, truncation and what is put around a text are settings of a call and left out.
+    Padding, truncation and the tokens put around a text are settings of a call and left out.
     """
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is not None:
@@ -50,20 +51,21 @@ class TextFingerprint:
     """Hash of a sequence of documents' texts."""
 
     def __init__(self) -> None:
-        self.digest = hashlib.sha256()
+        self._sha256 = hashlib.sha256()
 
     def add(self, text: str) -> str:
-        """Take a document in; returns the hash of it alone."""
+        """Add a document's text; return the hash of this text alone."""
         alone = hashlib.sha256(text.encode())
-        self.digest.update(alone.digest())
+        self._sha256.update(alone.digest())
         return alone.hexdigest()[:16]
 
     def value(self) -> str:
-        return self.digest.hexdigest()[:16]
+        """Return the hash of all documents so far."""
+        return self._sha256.hexdigest()[:16]
 
 
-# Bytes hashed at a time: small enough that threads share a matrix, large enough that their start
-# costs nothing.
+# Bytes hashed at a time: few enough that threads share a matrix, enough that their start costs
+# nothing.
 PIECE = 4 << 20
 
 
@@ -75,14 +77,13 @@ def tensors_digest(named: Iterable[tuple[str, Tensor]]) -> str:
     instructions. Tensors on the meta device have no values: shape and dtype stand for them.
     """
     whole = hashlib.sha256()
-    # With the tensors, so that the memory of one that was made for this walk is not given to the
-    # next.
+    # Holds the tensors: the memory of one made for this walk must not be reused by the next.
     known: dict[tuple, tuple[Tensor, list[bytes]]] = {}
     with ThreadPoolExecutor(max(1, torch.get_num_threads())) as pool:
         for name, tensor in _plain(named):
             tensor = tensor.detach()
             header = (name, tuple(tensor.shape), str(tensor.dtype))
-            # Tied weights, which have two names, are hashed once.
+            # Tied weights have two names and are hashed once.
             place = (tensor.data_ptr(), tensor.device, tensor.stride(), *header[1:])
             if tensor.is_meta:
                 pieces = [b"meta"]
@@ -98,11 +99,11 @@ def tensors_digest(named: Iterable[tuple[str, Tensor]]) -> str:
 
 
 def _plain(named: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
-    """Yield ``named`` with each tensor of tensors (torchao's quantised ones) as its parts."""
+    """Yield ``named`` tensors, each quantised one as the plain tensors that it consists of."""
     for name, tensor in named:
         if not isinstance(tensor, Tensor):
             continue
-        # bitsandbytes keeps a quantised weight's scales beside it, in no module's state.
+        # bitsandbytes keeps a quantised weight's scales as its attribute, in no module's state.
         scales = getattr(getattr(tensor, "quant_state", None), "as_dict", None)
         if scales is not None:
             yield from _plain((f"{name}.{part}", value) for part, value in sorted(scales().items()))
@@ -118,9 +119,11 @@ def _plain(named: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
 
 
 def _pieces(tensor: Tensor) -> Sequence[Tensor]:
-    # A copy where the memory is not in order, and none elsewhere.
+    """Return a tensor's bytes in pieces of ``PIECE`` bytes."""
+    # Copies only where the memory is not contiguous.
     return tensor.contiguous().reshape(-1).view(torch.uint8).split(PIECE) if tensor.numel() else ()
 
 
 def _piece_digest(piece: Tensor) -> bytes:
+    """Return the SHA-256 of a piece."""
     return hashlib.sha256(piece.cpu().numpy().data).digest()

@@ -1,7 +1,6 @@
-"""The values that public functions take, prepared for the kernels: options, targets, a head's
-inputs.
+"""Prepared values of the public functions' arguments: options, targets, a head's inputs.
 
-Errors are raised by ``checks.py``.
+``checks.py`` raises the errors.
 """
 
 from __future__ import annotations
@@ -27,10 +26,13 @@ BACKENDS = ("triton", "torch")
 
 @dataclass(frozen=True)
 class LossOptions:
-    """How per-token sums become a loss; the meaning of each is the public functions'."""
+    """Options by which per-token sums become a loss.
+
+    Their meaning is that of the public functions' arguments.
+    """
 
     reduction: str = "mean"
-    ignore_index: Any = IGNORE_INDEX  # an int or None is given, an int is kept
+    ignore_index: Any = IGNORE_INDEX  # int or None from the caller, then an int
     label_smoothing: float = 0.0
     softcap: float | None = None
     logit_scale: float = 1.0
@@ -57,18 +59,18 @@ class LossOptions:
 
     @property
     def memory(self) -> int:
-        """Return the limit as the operators take it: 0 for their own default."""
+        """Return the limit in bytes as the operators take it: 0 for their own default."""
         return self.memory_limit or 0
 
     def rule(self, *, with_logit_sum: bool = False, with_exp_shift: bool = False) -> Rule:
-        """Return what of these options the kernels take, and which sums they are asked for."""
+        """Return the kernels' ``Rule``: their part of these options, and the sums needed."""
         return Rule(
             self.ignore_index, self.softcap, self.logit_scale, with_logit_sum, with_exp_shift
         )
 
 
 def check_backend(backend: object, source: str = "backend") -> None:
-    """Raise unless ``backend`` is None or one that is installed, whatever tensors will come."""
+    """Raise unless ``backend`` is None or the name of an installed backend."""
     if backend is None:
         return
     checks.choice(source, backend, BACKENDS, f"one of {', '.join(BACKENDS)} or None")
@@ -78,10 +80,11 @@ def check_backend(backend: object, source: str = "backend") -> None:
 
 
 def choose_backend(backend: str | None, tensor: Tensor) -> str:
-    """Return ``backend``, the environment's PERPLEXITY_BACKEND, or the ``default_backend`` for a
-    tensor.
+    """Return ``backend``, else the environment's PERPLEXITY_BACKEND, else the default for a tensor.
 
-    One that is named is taken as it is: ValueError where it cannot run.
+    Raises:
+        InputError: The named backend cannot run on this device.
+        InputTypeError: The named backend does not take the tensor's dtype.
     """
     source = "backend"
     if backend is None and os.environ.get("PERPLEXITY_BACKEND"):
@@ -94,21 +97,20 @@ def choose_backend(backend: str | None, tensor: Tensor) -> str:
 
         if not INTERPRETED:
             raise InputError(
-                f"{source}: 'triton' needs a GPU, got CPU tensors; use 'torch', or set TRITON_INTERPRET=1 before "
-                "triton is imported to interpret the kernels"
+                f"{source}: 'triton' needs a GPU, got CPU tensors; use 'torch', "
+                "or set TRITON_INTERPRET=1 before triton is imported to interpret the kernels"
             )
     if backend == "triton" and tensor.dtype not in TRITON_DTYPES:
-        # As the kernels say it, before a command line comes to them: their own TypeError would look
-        # like a bug there.
+        # The kernels raise a TypeError of their own, which a command line would report as a bug.
         raise InputTypeError(
-            f"{source}: 'triton' takes an input of float32, float16 or bfloat16, got {tensor.dtype}; "
-            "'torch' takes any floating dtype"
+            f"{source}: 'triton' takes an input of float32, float16 or bfloat16, "
+            f"got {tensor.dtype}; 'torch' takes any floating dtype"
         )
     return backend
 
 
 def refuse_forward_mode(*tensors: Tensor | None) -> None:
-    """Refuse tensors that carry a tangent."""
+    """Raise NotImplementedError for tensors that carry a forward-mode tangent."""
     if torch.autograd.forward_ad._current_level < 0:
         return
     for tensor in tensors:
@@ -117,8 +119,9 @@ def refuse_forward_mode(*tensors: Tensor | None) -> None:
 
 
 def cast(*tensors: Tensor) -> tuple[Tensor, ...]:
-    """Return operands of a matrix product, under autocast in its dtype; as in torch, float64 stays
-    what it is.
+    """Return operands of a matrix product in autocast's dtype, where it is on.
+
+    float64 stays as it is, as in torch.
     """
     device = tensors[0].device.type
     if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
@@ -131,9 +134,9 @@ def cast(*tensors: Tensor) -> tuple[Tensor, ...]:
 
 
 def widened(input: Tensor, linear_weight: Tensor) -> Tensor:
-    """Return 16-bit hidden states in float32 where the head is float32, unchanged elsewhere.
+    """Return 16-bit hidden states in float32 where the head is float32; others unchanged.
 
-    No number changes; the products are float32's.
+    Widening is exact; the products are then float32's.
     """
     wide = linear_weight.dtype == torch.float32 and input.dtype in (torch.float16, torch.bfloat16)
     return input.float() if wide else input
@@ -149,15 +152,13 @@ def class_weights(weight: Tensor | None, entries: int, input: Tensor) -> Tensor 
 
 
 def validates(validate: bool | None, device: torch.device) -> bool:
-    """Return whether targets are looked at: where that waits for nothing, unless the caller
-    says.
-    """
+    """Return whether to check targets: by default where that does not wait for a device."""
     return device.type == "cpu" if validate is None else validate
 
 
 @dataclass(frozen=True)
 class Target:
-    """Targets as the kernels take them, and the shape of a result per token."""
+    """Targets as the kernels take them, and the shape of a per-token result."""
 
     flat: Tensor  # int [N], or class probabilities [N, V]
     shape: tuple[int, ...]
@@ -165,6 +166,7 @@ class Target:
 
     @property
     def probabilities(self) -> bool:
+        """Return whether the targets are class probabilities."""
         return self.flat.is_floating_point()
 
     def unflatten(self, per_token: Tensor) -> Tensor:
@@ -185,10 +187,10 @@ def prepare_target(
     shift: int,
     validate: bool | None,
 ) -> Target:
-    """Return targets checked and flattened; ``shift`` moves them left in the last dimension and
-    ignores the end.
+    """Return targets checked and flattened.
 
-    Hidden states stay where they are: the last ones of each sequence meet ``ignore_index``.
+    ``shift`` moves them left along the last dimension and ignores the end. Hidden states stay where
+    they are: the last ones of each sequence meet ``ignore_index``.
     """
     checks.validate(validate)
     checks.target(target, classes, probabilities, device, options.ignore_index)
@@ -206,7 +208,7 @@ def prepare_target(
         target = target.long()
     if validates(validate, device):
         scored = target
-        if shift:  # the first ones are nobody's targets
+        if shift:  # no position is scored with the first ``shift`` targets
             first = torch.full_like(target[..., :shift], options.ignore_index)
             scored = torch.cat([first, target[..., shift:]], -1)
         target = operators.checked_target(scored, vocabulary, options.ignore_index)
@@ -220,8 +222,10 @@ def prepare_target(
 
 @dataclass(frozen=True)
 class LinearInputs:
-    """A head's inputs as the kernels take them: hidden [N, D], weight [rows, D], bias [rows], class
-    weights [V].
+    """Inputs of a head as the kernels take them.
+
+    Hidden states are [N, D], weight [rows, D], bias [rows], class weights [V]; ``rows`` is V, or
+    the shard's part of V.
     """
 
     hidden: Tensor
@@ -251,6 +255,7 @@ class LinearInputs:
         shard: VocabularyShard | None = None,
         round_logits: bool = False,
     ) -> LinearInputs:
+        """Check the arguments of a public function and return them as the kernels take them."""
         checks.flag("round_logits", round_logits)
         checks.floating("input", input)
         checks.floating("linear_weight", linear_weight)
@@ -305,7 +310,7 @@ class LinearInputs:
         )
 
     def plan(self, rule: Rule, weights: Tensor | None = None) -> Plan:
-        """Choose the way of this call; ``weights`` are those of ``LOGIT_SUM``."""
+        """Choose the plan of this call; ``weights`` are those of ``LOGIT_SUM``."""
         one_number = (
             self.options.reduction != "none"
             and self.shard is None
@@ -324,7 +329,7 @@ class LinearInputs:
         )
 
     def logits(self) -> Tensor:
-        """Return the logits [N, V] in full, for what is as large as they are."""
+        """Return the full logits [N, V], for a derivative of that size."""
         wide = torch.promote_types(self.hidden.dtype, torch.float32)
         bias = None if self.bias is None else self.bias.to(wide)
         rule = {"softcap": self.options.softcap, "logit_scale": self.options.logit_scale}
@@ -333,8 +338,8 @@ class LinearInputs:
     def sums(self, rule: Rule, weights: Tensor | None = None, plan: Plan | None = None) -> Tensor:
         """Return the five sums [5, N] over the whole vocabulary, differentiable.
 
-        ``weights`` are those of ``LOGIT_SUM``, where the rule wants it. ``plan`` is chosen here
-        where the caller has none.
+        ``weights`` are those of ``LOGIT_SUM``, where the rule asks for it. Without ``plan``, the
+        plan is chosen here.
         """
         target, hidden = self.target.flat, self.hidden
         if self.target.probabilities:

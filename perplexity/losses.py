@@ -1,5 +1,6 @@
-"""Cross-entropy from hidden states or from logits: torch's semantics, without N × V in memory for
-the first.
+"""Cross-entropy from hidden states or from logits, with torch's semantics.
+
+From hidden states, the logits [N, V] are never held in memory as a whole.
 """
 
 from __future__ import annotations
@@ -30,25 +31,30 @@ from .parallel import VocabularyShard
 
 
 def token_log_probability(sums: Tensor) -> Tensor:
+    """Return log p(target) [N] in nats from the five sums [5, N]."""
     return (sums[TARGET] - sums[MAX]) - sums[SUM_EXP].log()
 
 
 def negative_log_likelihood(sums: Tensor) -> Tensor:
-    """Return −log p(target) of every token [N] in nats; by its own formula, since a log-probability
-    of 0 negated is −0.
+    """Return −log p(target) [N] in nats from the five sums [5, N].
+
+    The formula is separate from ``token_log_probability``: 0 negated would be −0.
     """
     return (sums[MAX] - sums[TARGET]) + sums[SUM_EXP].log()
 
 
 def token_entropy(sums: Tensor) -> Tensor:
+    """Return the entropy [N] of the predicted distribution in nats from the five sums [5, N]."""
     return sums[SUM_EXP].log() - sums[EXP_SHIFT] / sums[SUM_EXP]
 
 
 def _reduced(
     loss: Tensor, penalty: Tensor | None, totals: tuple[Tensor, Tensor], reduction: str
 ) -> Tensor:
-    """Per-token loss and z-loss, [N], to the loss: the mean of the first by class weights, of the
-    second by tokens (``totals``).
+    """Reduce the per-token ``loss`` [N] and the z-loss ``penalty`` [N], in that order.
+
+    A mean divides the loss by ``totals[0]``, the class weights, and the penalty by ``totals[1]``,
+    the number of tokens.
     """
     if reduction == "none":
         return loss if penalty is None else loss + penalty
@@ -67,7 +73,7 @@ def _weights_of_tokens(
     ignore_index: int,
     dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor]:
-    """What each of the targets [N] counts in the loss, and whether it counts at all, [N]."""
+    """Return each token's weight in the loss [N], and whether the token is scored, bool [N]."""
     counted = target != ignore_index
     scale = counted.to(dtype)
     if class_weight is not None:
@@ -83,12 +89,12 @@ def _loss(
     options: LossOptions,
     totals: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
-    """Per-token sums [5, N] to the loss, in the dtype of the sums; formulas of
+    """Return the loss from per-token sums [5, N], in their dtype.
+
+    loss = (1 − ε) · w[t] · nll + ε / V · Σ_v w[v] · (logsumexp − z[v]) + z_loss · logsumexp², as in
     torch.nn.functional.cross_entropy.
 
-    loss = (1 − ε) · w[t] · nll + ε / V · Σ_v w[v] · (logsumexp − z[v]) + z_loss · logsumexp²
-
-    ``totals``: what a mean divides by, where these tokens are part of more.
+    ``totals`` are the divisors of a mean, for tokens that are a part of more.
     """
     log_sum = sums[SUM_EXP].log()
     loss = negative_log_likelihood(sums)
@@ -108,8 +114,9 @@ def _loss(
 
 
 class _Anchor(torch.autograd.Function):
-    """An empty tensor that depends on the leaves: what a gradient that was made ahead depends on,
-    without holding them.
+    """An empty tensor that depends on the leaves without holding them.
+
+    Gradients computed ahead depend on this tensor.
     """
 
     @staticmethod
@@ -124,7 +131,7 @@ class _Anchor(torch.autograd.Function):
 
 
 class _FirstDerivative(torch.autograd.Function):
-    """A gradient that depends on an anchor, in a way that nobody may ask for."""
+    """A gradient that depends on an anchor and has no derivative of its own."""
 
     @staticmethod
     def forward(ctx, gradient: Tensor, anchor: Tensor) -> Tensor:
@@ -136,11 +143,10 @@ class _FirstDerivative(torch.autograd.Function):
 
 
 class _GradientsAhead(torch.autograd.Function):
-    """A loss whose gradients are made with it, while a chunk's logits are there: three matrix
-    products a step.
+    """A loss whose gradients are computed in the forward, from each chunk's logits.
 
-    ``make()`` gives the loss and the gradients of hidden, weight and bias for an upstream gradient
-    of 1.
+    A step then takes three matrix products. ``make(needs)`` returns the loss, and the gradients of
+    hidden, weight and bias for an upstream gradient of 1.
     """
 
     @staticmethod
@@ -168,11 +174,13 @@ class _GradientsAhead(torch.autograd.Function):
 
 @contextmanager
 def _own_graph() -> Iterator[None]:
-    """Autograd for a graph of its own: a caller's hooks on saved tensors (checkpoints, offloading)
-    are for the model's graph.
+    """Enable autograd without the caller's hooks on saved tensors.
+
+    Hooks of checkpointing and offloading are for the model's graph, not for the graph of a chunk.
     """
     hooks: AbstractContextManager = nullcontext()
-    if torch._C._autograd._saved_tensors_hooks_is_enabled():  # type: ignore[attr-defined]  # missing from torch's stubs
+    # Missing from torch's stubs.
+    if torch._C._autograd._saved_tensors_hooks_is_enabled():  # type: ignore[attr-defined]
         hooks = torch.autograd.graph.saved_tensors_hooks(
             lambda tensor: tensor, lambda tensor: tensor
         )
@@ -181,6 +189,7 @@ def _own_graph() -> Iterator[None]:
 
 
 def _loss_with_gradients(inputs: LinearInputs, rule: Rule, plan: Plan) -> Tensor:
+    """Return the loss of a plan ``ahead``, whose backward only scales gradients."""
     from .kernels.gpu.linear_nll_chunked import linear_nll_with_gradients
 
     target, options, weight, vocabulary = (
@@ -223,8 +232,9 @@ def _loss_with_gradients(inputs: LinearInputs, rule: Rule, plan: Plan) -> Tensor
 def _soft_weights(
     probabilities: Tensor, class_weight: Tensor | None, options: LossOptions, dtype: torch.dtype
 ) -> Tensor:
-    """q[n, v] = w[v] · ((1 − ε) · p[n, v] + ε / V): the loss of a token is Σ_v q · (logsumexp −
-    z).
+    """Return q[n, v] = w[v] · ((1 − ε) · p[n, v] + ε / V) [N, V].
+
+    The loss of a token is Σ_v q · (logsumexp − z).
     """
     q = probabilities.to(torch.promote_types(dtype, torch.float32))
     if options.label_smoothing:
@@ -233,9 +243,9 @@ def _soft_weights(
 
 
 class _LogitSumByWeights(torch.autograd.Function):
-    """Zeros [N] with the derivative of Σ_v q · (z − m) by q [N, V], for which a kernel has none.
+    """Zeros [N] with the derivative of Σ_v q · (z − m) by q [N, V], which no kernel computes.
 
-    ``shifted()`` gives z − m [N, V]. It is called in the backward: the derivative is as large.
+    ``shifted()`` returns z − m [N, V]. The backward calls it: the derivative has that size, too.
     """
 
     @staticmethod
@@ -247,19 +257,23 @@ class _LogitSumByWeights(torch.autograd.Function):
     @staticmethod
     def backward(ctx, upstream: Tensor):
         gradient = upstream[:, None] * ctx.shifted()
-        if torch.is_grad_enabled():  # it depends on what the sums depend on
+        if torch.is_grad_enabled():  # the gradient depends on what the sums depend on
             gradient = _FirstDerivative.apply(gradient, *ctx.saved_tensors)
         return gradient, None, None
 
 
 def _with_derivative_by_weights(sums: Tensor, q: Tensor, logits: Callable[[], Tensor]) -> Tensor:
-    """Return the sums with ``LOGIT_SUM`` differentiable by q, too; ``logits()`` gives z [N, V]."""
+    """Return the sums with ``LOGIT_SUM`` differentiable by q as well.
+
+    ``logits()`` returns z [N, V].
+    """
     if not (q.requires_grad and torch.is_grad_enabled()):
         return sums
     if torch._C._are_functorch_transforms_active():
         raise NotImplementedError(
-            "target: the gradient of class probabilities is not for torch.func's transforms; take backward(), or "
-            "torch.nn.functional.cross_entropy on torch.nn.functional.linear, which holds the logits"
+            "target: the gradient of class probabilities is not for torch.func's transforms; "
+            "take backward(), or torch.nn.functional.cross_entropy on "
+            "torch.nn.functional.linear, which holds the logits"
         )
     maximum = sums[MAX].detach()
 
@@ -273,16 +287,17 @@ def _with_derivative_by_weights(sums: Tensor, q: Tensor, logits: Callable[[], Te
 
 
 def _soft_loss(sums: Tensor, q: Tensor, options: LossOptions) -> Tensor:
+    """Return the loss against class probabilities, from sums [5, N] and weights q [N, V]."""
     log_sum = sums[SUM_EXP].log()
     loss = q.sum(1) * log_sum - sums[LOGIT_SUM]
     penalty = options.z_loss * (sums[MAX] + log_sum).square() if options.z_loss else None
-    # torch divides by the number of tokens here, class weights or not
-    every = torch.ones_like(loss).sum()
-    return _reduced(loss, penalty, (every, every), options.reduction)
+    # torch divides by the number of tokens here, with or without class weights.
+    tokens = torch.ones_like(loss).sum()
+    return _reduced(loss, penalty, (tokens, tokens), options.reduction)
 
 
 def named_reduction(size_average: bool | None, reduce: bool | None, reduction: str) -> str:
-    """Return ``reduction``, or what torch's two older flags mean, with torch's warning."""
+    """Return ``reduction``, or the meaning of torch's two older flags, with torch's warning."""
     if size_average is None and reduce is None:
         return reduction
     for name, value in (("size_average", size_average), ("reduce", reduce)):
@@ -299,11 +314,18 @@ def _of_several_heads(
     options: LossOptions,
     **keywords,
 ) -> Tensor:
-    """Return torch's K-dimensional loss: a head for every place of [d_1, ..., d_K], one after the
-    other.
+    """Return torch's K-dimensional loss, one head after the other.
 
-    input [N, D], linear_weight [V, d_1, ..., d_K, D], linear_bias [V, d_1, ..., d_K], target [N,
-    d_1, ..., d_K] or class probabilities [N, V, d_1, ..., d_K].
+    A head stands at every place of [d_1, ..., d_K].
+
+    Args:
+        input: Tensor [N, D].
+        linear_weight: Tensor [V, d_1, ..., d_K, D].
+        target: Class indices [N, d_1, ..., d_K] or class probabilities [N, V, d_1, ..., d_K].
+        linear_bias: Tensor [V, d_1, ..., d_K] or None.
+        weight: Class weights [V] or None.
+        options: Options of the loss.
+        keywords: Further arguments of ``linear_cross_entropy``.
     """
     dimensions = f"with a linear_weight of {linear_weight.dim()} dimensions"
     for name, value, plain in (
@@ -327,7 +349,7 @@ def _of_several_heads(
         checks.floating("linear_bias", linear_bias)
         if tuple(linear_bias.shape) != (vocabulary, *places):
             raise wrong("linear_bias", f"shape {(vocabulary, *places)}", tuple(linear_bias.shape))
-    # Unbound once: the gradient of a slice would be as large as all of the weight.
+    # One unbind: the gradient of a slice would be as large as the whole weight.
     weights = linear_weight.flatten(1, -2).unbind(1)
     biases = [None] * len(weights) if linear_bias is None else linear_bias.flatten(1).unbind(1)
     targets = target.flatten(1 + soft).unbind(-1)
@@ -368,53 +390,59 @@ def linear_cross_entropy(
     validate: bool | None = None,
     shard: VocabularyShard | None = None,
 ) -> Tensor:
-    """Cross-entropy of ``input @ linear_weight.T + linear_bias`` against ``target``, in nats,
-    without holding the logits.
+    """Return the cross-entropy of ``input @ linear_weight.T + linear_bias`` in nats.
 
-    input [..., D], linear_weight [V, D], linear_bias [V], weight (of classes) [V]; target int64
-    [...], or class probabilities [..., V] (torch backend only; where they are 16-bit, smoothed or
-    weighted, a float32 copy is made of them, which ``memory_limit`` does not count). The logits are
-    ``softcap * tanh(logit_scale * (input @ linear_weight.T + linear_bias) / softcap)``, in float32
-    for 16-bit inputs. Returns float32 (float64 for float64 inputs): a scalar, or the shape of
-    target for ``reduction="none"``.
+    The logits ``softcap * tanh(logit_scale * (input @ linear_weight.T + linear_bias) / softcap)``
+    are never held as a whole, and are float32 for 16-bit inputs. Any upstream gradient and a second
+    backward are exact; second derivatives raise NotImplementedError. The memory and the matrix
+    products of a call: docs/performance.md#the-memory-and-the-products-of-a-call.
 
-    ``reduction``, ``ignore_index``, ``label_smoothing`` and ``weight`` mean what they mean in
-    ``torch.nn.functional.cross_entropy``; ``z_loss`` adds z_loss · logsumexp² per token (PaLM,
-    arXiv:2204.02311). ``shift=True`` scores position t with the target at t + 1 of the last
-    dimension of target (``shift=k``: at t + k), without copying ``input``; "none" then returns one
-    position less. ``shard``: ``linear_weight`` holds the rows of one rank only
-    (``VocabularyShard``); a DTensor weight says so itself.
+    Args:
+        input: Hidden states [..., D], floating (float32, float64, bfloat16 or float16).
+        linear_weight: Vocabulary matrix [V, D], or [V, d_1, ..., d_K, D] as in torch's
+            K-dimensional loss.
+        target: Class indices int64 [...], or class probabilities [..., V] (torch backend only).
+        linear_bias: Bias [V]. Default: None.
+        weight: Class weights [V], as in ``torch.nn.functional.cross_entropy``. Default: None.
+        reduction: "mean" (default), "sum" or "none".
+        ignore_index: Class index that is not scored. Default: −100.
+        label_smoothing: Smoothing in [0, 1]. Default: 0.
+        options: None; torch's chunking options have no use here.
+        softcap: Bound of the logits' absolute values. Default: None, no bound.
+        logit_scale: Factor of the logits, such as 1 / temperature. Default: 1.
+        z_loss: Factor of logsumexp² in the loss of a token (PaLM, arXiv:2204.02311). Default: 0.
+        shift: Distance of the targets: position t is scored with the target at t + shift, without a
+            copy of ``input``. True is 1. "none" then returns ``shift`` positions less. Default: 0.
+        round_logits: Whether products of 16-bit inputs may be rounded to 16 bits before the
+            softmax, as ``torch.nn.functional.linear`` rounds them, where that is faster. False
+            gives float32 logits everywhere. Default: True.
+        backend: "torch" or "triton". Default: None, triton for a GPU's tensors where triton is
+            installed.
+        memory_limit: Temporary memory in bytes, without gradients and vectors of N. Default: None,
+            12 MiB forward and 16 MiB backward on torch, 512 MiB on triton.
+        validate: Whether to check that targets are in [0, V). Default: None, on a CPU only: on a
+            GPU the check waits for the device. An unchecked target outside gives NaN.
+        shard: Rows of the vocabulary that this rank's ``linear_weight`` holds; a DTensor weight
+            needs no ``shard``. Default: None.
 
-    ``round_logits``: products of 16-bit inputs may be rounded to their dtype before the softmax, as
-    ``torch.nn.functional.linear`` rounds them, where that is faster: bfloat16 on a CPU that has
-    instructions for it. False: float32 logits everywhere. On a GPU rounding is of use to a bfloat16
-    training step alone (see below); everything else there has float32 logits in any case.
+    Returns:
+        Loss, float32 (float64 for float64 inputs): a scalar, or in the shape of ``target`` for
+        reduction "none".
 
-    ``memory_limit`` caps temporary memory in bytes (gradients, counted in float32, and vectors of N
-    excepted; one token and one vocabulary row are taken at least). Default: 12 MiB forward and 16
-    MiB backward on the torch backend, 512 MiB on triton. On the torch backend a block of T tokens
-    and R vocabulary rows takes c · T · R bytes, c what a logit takes with its copies (forward 4,
-    and 2 where products are rounded, 4 for class probabilities; backward 4, and 2 for 16-bit
-    inputs, 4 for a softcap, 4 for class probabilities; a step that keeps products, see below, takes
-    the backward's limit and c in both directions); of the limit, float32 copies of 16-bit inputs
-    take three quarters at most, 16-bit products on their way to a float32 sum an eighth. On triton
-    the forward takes 20 bytes a token and 2,048 vocabulary rows, the backward the 2 or 4 bytes of
-    the inputs a logit and 4 · D bytes a vocabulary row; a step whose gradients are made with the
-    loss 2 bytes a logit, and it holds the weight's gradient in float32 and in its own dtype at
-    once.
+    Raises:
+        InputError: An argument has another value or shape than expected (a ValueError).
+        InputTypeError: An argument has another type or dtype than expected (a TypeError).
+        IndexError: A target is outside [0, V), where targets are checked.
 
-    Gradients: three to four matrix products a step. The torch backend keeps the products of the
-    first D tokens where the gradient of the weight will be, from the forward on. On an NVIDIA GPU a
-    bfloat16 sum or mean makes its gradients with the loss, from as many tokens' logits at a time as
-    the limit holds, and the backward multiplies them by its upstream gradient: they are held from
-    then on, and the limit has to hold 1,024 tokens' logits, or all. Everywhere else, while
-    compiling, and on the torch backend where the graph is retained, logits are computed again,
-    block by block. Any upstream gradient, a second backward too, is right; the second derivative is
-    an error.
-
-    ``validate``: look for targets outside [0, V) and raise IndexError with the position (None: on a
-    CPU only, since on a GPU looking waits for it; such a target gives NaN there). Raises ValueError
-    or TypeError naming the argument.
+    Example:
+        >>> import torch
+        >>> from perplexity import linear_cross_entropy
+        >>> hidden = torch.zeros(2, 3, 8, requires_grad=True)
+        >>> target = torch.tensor([[1, 2, -100], [3, 4, 5]])
+        >>> loss = linear_cross_entropy(hidden, torch.zeros(100, 8), target)
+        >>> round(loss.item(), 4)  # log(100)
+        4.6052
+        >>> loss.backward()
     """
     if options is not None:
         raise wrong(
@@ -484,14 +512,43 @@ def cross_entropy(
     memory_limit: int | None = None,
     validate: bool | None = None,
 ) -> Tensor:
-    """Cross-entropy of logits that exist, in nats; float32 for 16-bit logits, which are read where
-    they are.
+    """Return the cross-entropy of existing logits in nats.
 
-    input [C], [N, C] or [N, C, d1, ...] as in ``torch.nn.functional.cross_entropy``; target int64
-    [], [N] or [N, d1, ...], or class probabilities in the shape of input (torch backend only). The
-    other options are those of ``linear_cross_entropy``; the logits are ``softcap * tanh(logit_scale
-    * input / softcap)``. ``memory_limit`` (4 MiB by default) caps the copies of the torch backend,
-    one row of C at least; triton needs none.
+    The arguments are those of ``torch.nn.functional.cross_entropy``, and further ones by keyword.
+    16-bit logits are read where they are and summed in float32. The logits of the loss are
+    ``softcap * tanh(logit_scale * input / softcap)``.
+
+    Args:
+        input: Logits [C], [N, C] or [N, C, d1, ...], floating.
+        target: Class indices int64 [], [N] or [N, d1, ...], or class probabilities in the shape of
+            ``input`` (torch backend only).
+        weight: Class weights [C]. Default: None.
+        size_average, reduce: torch's deprecated flags, which replace ``reduction``. Default: None.
+        ignore_index: Class index that is not scored. Default: −100.
+        reduction: "mean" (default), "sum" or "none".
+        label_smoothing: Smoothing in [0, 1]. Default: 0.
+        softcap, logit_scale, z_loss: As in ``linear_cross_entropy``.
+        shift: Distance of the targets along their last dimension, as in ``linear_cross_entropy``.
+        backend: "torch" or "triton", as in ``linear_cross_entropy``. Default: None.
+        memory_limit: Bytes of the torch backend's copies, one row of C at least; triton makes none.
+            Default: None, 4 MiB.
+        validate: Whether to check targets, as in ``linear_cross_entropy``. Default: None.
+
+    Returns:
+        Loss, float32 (float64 for float64 logits): a scalar, or in the shape of ``target`` for
+        reduction "none".
+
+    Raises:
+        InputError: An argument has another value or shape than expected (a ValueError).
+        InputTypeError: An argument has another type or dtype than expected (a TypeError).
+        IndexError: A target is outside [0, C), where targets are checked.
+
+    Example:
+        >>> import torch
+        >>> from perplexity import cross_entropy
+        >>> logits = torch.tensor([[2.0, 0.0], [0.0, 0.0]])
+        >>> cross_entropy(logits, torch.tensor([0, 1]), reduction="none")
+        tensor([0.1269, 0.6931])
     """
     reduction = named_reduction(size_average, reduce, reduction)
     settings = LossOptions(

@@ -16,19 +16,32 @@ from .errors import InputError, InputTypeError
 
 
 class Perplexity:
-    """exp(Σ NLL / Σ tokens) over everything seen, never a mean of batch means; natural logarithm,
-    NLL in nats.
+    """Streaming metric: exp(Σ NLL / Σ tokens) over all updates, with NLL in nats.
 
-    >>> metric = Perplexity()
-    >>> metric.update(torch.tensor([1.0, 2.0, 3.0]), mask=torch.tensor([True, True, False]))
-    >>> round(metric.compute()["loss"], 3)
-    1.5
+    Sums are divided once, in ``compute``: a mean of batch means would be another number.
+
+    Example:
+        >>> import torch
+        >>> from perplexity import Perplexity
+        >>> metric = Perplexity()
+        >>> metric.update(torch.tensor([1.0, 2.0, 3.0]), mask=torch.tensor([True, True, False]))
+        >>> metric.compute()["loss"]
+        1.5
     """
 
     def __init__(self) -> None:
         self.reset()
 
     def reset(self) -> None:
+        """Set sums and counts to 0.
+
+        Example:
+            >>> metric = Perplexity()
+            >>> metric.update(torch.tensor([1.0]), mask=True)
+            >>> metric.reset()
+            >>> metric.compute()["loss"] is None
+            True
+        """
         self.nll, self.tokens, self.bytes, self.words = 0.0, 0, 0, 0
 
     def update(
@@ -41,29 +54,32 @@ class Perplexity:
         bytes: int = 0,
         words: int = 0,
     ) -> None:
-        """Add token NLLs, of the scored tokens alone.
+        """Add the token NLLs of the scored tokens.
 
         ``perplexity.token_nll`` gives 0 at ignored labels, so the metric has to know which tokens
-        were scored. Pass the same ``target`` as to ``token_nll``. A NaN that is scored, of a label
-        outside the vocabulary for example, makes the loss NaN.
+        were scored. Pass the same ``target`` as to ``token_nll``. A scored NaN, of a label outside
+        the vocabulary for example, makes the loss NaN.
 
         Args:
             token_nll: Floating tensor of any shape, in nats.
             target: Integer tensor of the same shape. Labels of ``ignore_index`` are left out.
-            ignore_index: The label that is not scored (None: -100).
-            mask: Tensor of the same shape, bool or integer, not 0 where a token is scored.
-                True: all are scored. With ``target`` as well, a token has to pass both.
-            bytes: Length of the text that the tokens came from, for ``bits_per_byte``.
-            words: Words of that text, for ``word_perplexity``.
+                Default: None.
+            ignore_index: Label that is not scored. Default: −100, also for None.
+            mask: Tensor of the same shape, bool or integer, nonzero where a token is scored; True
+                scores all tokens. A token has to pass ``target`` as well, where both are passed.
+                Default: None.
+            bytes: Length of the scored text in bytes, for ``bits_per_byte``. Default: 0.
+            words: Number of words of the scored text, for ``word_perplexity``. Default: 0.
 
         Raises:
-            InputError: An argument has another type or shape, or a value is exactly 0 with neither
-                ``target`` nor ``mask``.
+            InputError: An argument has another type or shape than expected, or a value is exactly 0
+                with neither ``target`` nor ``mask``.
 
-        >>> metric = Perplexity()
-        >>> metric.update(torch.tensor([1.0, 0.0]), target=torch.tensor([7, -100]))
-        >>> metric.compute()["loss"]
-        1.0
+        Example:
+            >>> metric = Perplexity()
+            >>> metric.update(torch.tensor([1.0, 0.0]), target=torch.tensor([7, -100]))
+            >>> metric.compute()["loss"]
+            1.0
         """
         bytes = checks.integer("bytes", bytes, least=0)
         words = checks.integer("words", words, least=0)
@@ -76,7 +92,25 @@ class Perplexity:
         self.words += words
 
     def merge_state(self, others: Iterable[Perplexity]) -> Perplexity:
-        """Add the sums and counts of ``others``, in their order; on an error of none."""
+        """Add the sums and counts of other metrics, in their order.
+
+        After an error nothing is added.
+
+        Args:
+            others: Sequence of ``Perplexity`` metrics.
+
+        Returns:
+            This metric.
+
+        Raises:
+            InputTypeError: ``others`` is no sequence of metrics.
+
+        Example:
+            >>> first, second = Perplexity(), Perplexity()
+            >>> second.update(torch.tensor([1.0, 2.0]), mask=True)
+            >>> first.merge_state([second]).compute()["loss"]
+            1.5
+        """
         checks.several("others", others, "metrics", (Perplexity,))
         others = list(others)
         for other in others:
@@ -89,8 +123,21 @@ class Perplexity:
         return self
 
     def sync(self, group=None) -> Perplexity:
-        """Sum over the ranks of ``torch.distributed``, in one collective; nothing to do without a
-        process group.
+        """Sum over the ranks of ``torch.distributed``, in one collective.
+
+        Without a process group nothing is done.
+
+        Args:
+            group: Process group. Default: None, all ranks.
+
+        Returns:
+            This metric, with the sums of all ranks.
+
+        Example:
+            >>> metric = Perplexity()
+            >>> metric.update(torch.tensor([1.0]), mask=True)
+            >>> metric.sync().compute()["loss"]
+            1.0
         """
         if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
             return self
@@ -105,16 +152,43 @@ class Perplexity:
         return self
 
     def compute(self) -> dict[str, float | None]:
-        """loss (nats a token), perplexity, bits_per_byte, byte_perplexity, word_perplexity; None
-        where undefined.
+        """Compute the measures of all updates.
+
+        Returns:
+            ``loss`` in nats per token, ``perplexity``, ``bits_per_byte``, ``byte_perplexity`` and
+            ``word_perplexity``; None where undefined.
         """
 
         return measures(self.nll, self.tokens, self.bytes, self.words)
 
     def state_dict(self) -> dict[str, float | int]:
+        """Return sums and counts, for a checkpoint.
+
+        Returns:
+            ``nll`` (nats), ``tokens``, ``bytes`` and ``words``.
+
+        Example:
+            >>> Perplexity().state_dict()
+            {'nll': 0.0, 'tokens': 0, 'bytes': 0, 'words': 0}
+        """
         return {"nll": self.nll, "tokens": self.tokens, "bytes": self.bytes, "words": self.words}
 
     def load_state_dict(self, state: dict[str, float | int]) -> None:
+        """Replace sums and counts by those of a ``state_dict``; after an error nothing is replaced.
+
+        Args:
+            state: Dict as returned by ``state_dict``.
+
+        Raises:
+            InputError: Keys are missing or unknown, or a count is negative.
+            InputTypeError: ``state`` is no dict, or a value is no number.
+
+        Example:
+            >>> metric = Perplexity()
+            >>> metric.load_state_dict({"nll": 6.0, "tokens": 3, "bytes": 12, "words": 2})
+            >>> metric.compute()["loss"]
+            2.0
+        """
         expected = set(self.state_dict())
         checks.mapping("state", state, "a dict of state_dict()")
         if set(state) != expected:
@@ -130,16 +204,16 @@ class Perplexity:
 def measures(
     nll: float, tokens: int, bytes: int | None = None, words: int | None = None
 ) -> dict[str, float | None]:
-    """Return loss, perplexity and the measures by byte and word, each divided once.
+    """Return loss, perplexity and the measures per byte and word, each divided once.
 
     Args:
         nll: Sum over the scored tokens, in nats.
-        tokens: Their number.
-        bytes: Of the text that they came from; None or 0: unknown.
-        words: Likewise.
+        tokens: Number of scored tokens.
+        bytes: Bytes of the scored text. Default: None; None or 0 is unknown.
+        words: Words of the scored text. Default: None; None or 0 is unknown.
 
     Returns:
-        ``loss`` in nats a token, ``perplexity``, ``bits_per_byte``, ``byte_perplexity`` and
+        ``loss`` in nats per token, ``perplexity``, ``bits_per_byte``, ``byte_perplexity`` and
         ``word_perplexity``; None where undefined.
 
     Example:
@@ -167,9 +241,9 @@ def scored(
     ignore_index: int | None,
     mask: Tensor | bool | None,
 ) -> Tensor | None:
-    """Return which values of ``nll`` are of scored tokens: bool in its shape, or None for all.
+    """Return which values of ``nll`` are of scored tokens: bool in their shape, or None for all.
 
-    ``name`` is what messages call ``nll``. Raises InputError as ``Perplexity.update`` does.
+    ``name`` is the argument that messages name. Raises InputError as ``Perplexity.update`` does.
     """
     if not isinstance(nll, Tensor) or not nll.is_floating_point():
         raise InputTypeError(f"{name}: expected a floating tensor, got {_kind(nll)}")
@@ -184,19 +258,19 @@ def scored(
                 "have; mask=True says that all tokens were scored"
             )
         return None
-    found = None
+    selected = None
     if target is not None:
         _check_labels("target", "int64 labels", target, name, nll)
-        found = (target != ignored).to(nll.device)
+        selected = (target != ignored).to(nll.device)
     if mask is not None and mask is not True:
-        chosen = (
+        passed = (
             _check_labels("mask", "True or a bool tensor", mask, name, nll, bools=True).to(
                 nll.device
             )
             != 0
         )
-        found = chosen if found is None else found & chosen
-    return found
+        selected = passed if selected is None else selected & passed
+    return selected
 
 
 def _check_labels(
@@ -208,9 +282,7 @@ def _check_labels(
     *,
     bools: bool = False,
 ) -> Tensor:
-    """Return the labels or the mask ``got``; raise unless it is such a tensor in the shape of
-    ``nll``.
-    """
+    """Return the labels or the mask ``got``; raise unless they have the shape of ``nll``."""
     # A floating mask may be an additive one, where 0 keeps a token.
     if (
         not isinstance(got, Tensor)
@@ -227,6 +299,7 @@ def _check_labels(
 
 
 def _kind(value: object) -> str:
+    """Return a tensor's dtype, or the beginning of another value's repr, for a message."""
     return str(value.dtype) if isinstance(value, Tensor) else " ".join(repr(value).split())[:40]
 
 
@@ -253,7 +326,7 @@ def exp(value: None) -> None: ...
 @overload
 def exp(value: float | None) -> float | None: ...
 def exp(value: float | None) -> float | None:
-    """exp that gives inf where float64 overflows, and None for None."""
+    """Return e to the power of ``value``: inf where float64 overflows, None for None."""
     if value is None:
         return None
     return math.inf if value > 709.0 else math.exp(value)

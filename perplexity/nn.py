@@ -16,7 +16,7 @@ KEYWORDS = ("softcap", "logit_scale", "z_loss", "shift", "backend", "memory_limi
 
 
 class _Loss(nn.Module):
-    """The class weights, and the keywords that go to the function as they are."""
+    """Class weights, and the keywords that are passed on to the function."""
 
     weight: Tensor | None
 
@@ -36,7 +36,7 @@ class _Loss(nn.Module):
         validate: bool | None = None,
     ) -> None:
         super().__init__()
-        # A bad value complains here, not in the first step.
+        # A bad value raises here, not in the first step.
         options = LossOptions(
             reduction, ignore_index, label_smoothing, softcap, logit_scale, z_loss, memory_limit
         )
@@ -45,7 +45,7 @@ class _Loss(nn.Module):
         checks.validate(validate)
         checks.class_weights(weight)
         self._names = (*vars(options), "shift", "backend", "validate")
-        # Attributes, as torch.nn's: they may be read and set, and are what was given.
+        # Attributes as torch.nn's: with the caller's values, and settable.
         vars(self).update(
             vars(options),
             shift=shift,
@@ -64,8 +64,27 @@ class _Loss(nn.Module):
 
 
 class CrossEntropyLoss(_Loss):
-    """``torch.nn.CrossEntropyLoss`` over ``perplexity.cross_entropy``, whose further options are
-    keywords here.
+    """``torch.nn.CrossEntropyLoss`` over ``perplexity.cross_entropy``.
+
+    Args:
+        weight: Class weights [C]. Default: None.
+        size_average, reduce: torch's deprecated flags, which replace ``reduction``. Default: None.
+        ignore_index: Class index that is not scored. Default: −100.
+        reduction: "mean" (default), "sum" or "none".
+        label_smoothing: Smoothing in [0, 1]. Default: 0.
+        keywords: Further options of ``perplexity.cross_entropy``: softcap, logit_scale, z_loss,
+            shift, backend, memory_limit, validate.
+
+    Raises:
+        InputError: An argument has another value than expected (a ValueError).
+        InputTypeError: An argument has another type than expected, or is unknown (a TypeError).
+
+    Example:
+        >>> import torch
+        >>> from perplexity import CrossEntropyLoss
+        >>> loss = CrossEntropyLoss(softcap=30.0)
+        >>> loss(torch.zeros(2, 10), torch.tensor([3, 4]))
+        tensor(2.3026)
     """
 
     def __init__(
@@ -83,15 +102,55 @@ class CrossEntropyLoss(_Loss):
         super().__init__(weight, reduction, ignore_index, label_smoothing, **keywords)
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        """Return the loss of logits, as ``perplexity.cross_entropy`` does.
+
+        Args:
+            input: Logits [C], [N, C] or [N, C, d1, ...], floating.
+            target: Class indices or class probabilities.
+
+        Returns:
+            Loss in nats: a scalar, or in the shape of ``target`` for reduction "none".
+
+        Example:
+            >>> import torch
+            >>> CrossEntropyLoss(reduction="none").forward(torch.zeros(2, 10), torch.tensor([3, 4]))
+            tensor([2.3026, 2.3026])
+        """
         return cross_entropy(input, target, self.weight, **self.keywords)
 
 
 class LinearCrossEntropyLoss(_Loss):
-    """``torch.nn.LinearCrossEntropyLoss`` over ``perplexity.linear_cross_entropy``: the head,
-    ``self.linear``, and its loss.
+    """A head and its loss: ``torch.nn.LinearCrossEntropyLoss`` over ``linear_cross_entropy``.
 
-    ``linear.weight`` may be tied to an embedding's. The function's further options are keywords
-    here.
+    The head is ``self.linear``, whose weight may be tied to an embedding's.
+
+    Args:
+        in_features: Hidden size D.
+        num_classes: Vocabulary size V.
+        out_features: Sizes (d_1, ..., d_K) of torch's K-dimensional loss. Default: ().
+        bias: Whether the head has a bias. Default: False.
+        device, dtype: Of the head's parameters. Default: None, torch's defaults.
+        reduction: "mean" (default), "sum" or "none".
+        weight: Class weights [V]. Default: None.
+        ignore_index: Class index that is not scored. Default: None, −100.
+        label_smoothing: Smoothing in [0, 1]. Default: 0.
+        options: None; torch's chunking options have no use here.
+        round_logits: As in ``perplexity.linear_cross_entropy``. Default: True.
+        keywords: Further options of ``perplexity.linear_cross_entropy``: softcap, logit_scale,
+            z_loss, shift, backend, memory_limit, validate.
+
+    Raises:
+        InputError: An argument has another value than expected (a ValueError).
+        InputTypeError: An argument has another type than expected, or is unknown (a TypeError).
+
+    Example:
+        >>> import torch
+        >>> from perplexity import LinearCrossEntropyLoss
+        >>> loss = LinearCrossEntropyLoss(8, 100)
+        >>> loss.in_features
+        8
+        >>> loss(torch.zeros(2, 3, 8), torch.zeros(2, 3, dtype=torch.int64)).detach()
+        tensor(4.6052)
     """
 
     def __init__(
@@ -134,7 +193,7 @@ class LinearCrossEntropyLoss(_Loss):
         self.round_logits = round_logits
         self._names = (*self._names, "round_logits")
         with theirs(f"device: expected one that torch can use, got {device!r}"):
-            # As torch's module: the heads' rows stand in one matrix.
+            # As in torch's module, one matrix holds the rows of all heads.
             rows = math.prod(out_features, start=num_classes)
             self.linear = nn.Linear(in_features, rows, bias=bias, device=device, dtype=dtype)
         self.num_classes, self.out_features, self.options = (
@@ -145,9 +204,25 @@ class LinearCrossEntropyLoss(_Loss):
 
     @property
     def in_features(self) -> int:
+        """Return the hidden size D."""
         return self.linear.in_features
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        """Return the loss of hidden states, as ``perplexity.linear_cross_entropy`` does.
+
+        Args:
+            input: Hidden states [..., D], floating.
+            target: Class indices [...] or class probabilities [..., V].
+
+        Returns:
+            Loss in nats: a scalar, or in the shape of ``target`` for reduction "none".
+
+        Example:
+            >>> import torch
+            >>> loss = LinearCrossEntropyLoss(8, 100, reduction="none")
+            >>> loss.forward(torch.zeros(3, 8), torch.zeros(3, dtype=torch.int64)).shape
+            torch.Size([3])
+        """
         weight: Tensor = self.linear.weight
         bias: Tensor | None = self.linear.bias
         if self.out_features:

@@ -1,6 +1,4 @@
-"""What a model thinks of each token, straight from hidden states: NLL, log-sum-exp, entropy, rank,
-prediction, divergence.
-"""
+"""Statistics of tokens from hidden states: NLL, logsumexp, entropy, rank, prediction, KL."""
 
 from __future__ import annotations
 
@@ -26,25 +24,38 @@ from .parallel import IGNORED, VocabularyShard
 
 
 class TokenStatistics(NamedTuple):
-    """Of every token, in the shape of target; at ignored positions 0, and −1 for ``rank`` and
-    ``predicted``.
+    """Statistics of every token, each a tensor in the shape of ``target``.
 
-    ``rank`` and ``predicted`` are −1, too, where the NLL is no number (NaN logits, a target outside
-    [0, V)).
+    At ignored positions the first three are 0, ``rank`` and ``predicted`` −1. Where the NLL is NaN
+    (NaN logits, or a target outside [0, V)), ``rank`` and ``predicted`` are −1, too.
+
+    Args:
+        nll: −log p(target) in nats, float32.
+        logsumexp: Log of the sum of the logits' exponentials, float32.
+        entropy: Entropy of the predicted distribution in nats, float32.
+        rank: Number of logits above the target's, int64; 0 is the model's first choice.
+        predicted: Column of the largest logit, the first of equal ones, int64.
+
+    Example:
+        >>> import torch
+        >>> from perplexity import token_statistics
+        >>> one, target = torch.eye(3), torch.tensor([0, 1, -100])
+        >>> statistics = token_statistics(one, one, target)
+        >>> statistics.rank
+        tensor([ 0,  0, -1])
     """
 
-    nll: Tensor  # float32, nats
-    logsumexp: Tensor  # float32
-    entropy: Tensor  # float32, nats
-    # int64: how many logits are larger than the target's; 0 is the model's first choice
+    nll: Tensor
+    logsumexp: Tensor
+    entropy: Tensor
     rank: Tensor
-    predicted: Tensor  # int64: the column of the largest logit, the first of equal ones
+    predicted: Tensor
 
 
 def _head_of_tokens(
     options: LossOptions, input: Tensor, linear_weight: Tensor, target: Tensor, **rest
 ) -> LinearInputs:
-    """Inputs of a statistic, whose targets are tokens."""
+    """Prepare the inputs of a statistic, whose targets are class indices."""
     inputs = LinearInputs.prepare(
         input, linear_weight, target, weight=None, options=options, **rest
     )
@@ -70,11 +81,28 @@ def token_nll(
     validate: bool | None = None,
     shard: VocabularyShard | None = None,
 ) -> Tensor:
-    """−log p(target) of every token in nats, the shape of target, float32, 0 at ignored positions,
-    no gradient.
+    """Return −log p(target) of every token in nats, without gradient.
 
-    Arguments as in ``linear_cross_entropy``; the logits are float32 whatever the inputs' dtype,
-    unless ``round_logits``.
+    Args:
+        input: Hidden states [..., D], floating.
+        linear_weight: Vocabulary matrix [V, D].
+        target: Class indices int64 [...].
+        linear_bias, ignore_index, softcap, logit_scale, shift: As in ``linear_cross_entropy``.
+        round_logits: Whether products of 16-bit inputs may be rounded to 16 bits. Default: False,
+            float32 logits whatever the inputs' dtype.
+        backend, memory_limit, validate, shard: As in ``linear_cross_entropy``.
+
+    Returns:
+        NLL float32 in the shape of ``target`` (shorter by ``shift``), 0 at ignored positions.
+
+    Raises:
+        InputError, InputTypeError, IndexError: As ``linear_cross_entropy`` does.
+
+    Example:
+        >>> import torch
+        >>> from perplexity import token_nll
+        >>> token_nll(torch.zeros(3, 8), torch.zeros(100, 8), torch.tensor([1, 2, -100]))
+        tensor([4.6052, 4.6052, 0.0000])
     """
     return linear_cross_entropy(
         input,
@@ -145,14 +173,38 @@ def token_statistics(
     validate: bool | None = None,
     shard: VocabularyShard | None = None,
 ) -> TokenStatistics | tuple[TokenStatistics, Tensor]:
-    """``TokenStatistics`` of every token in one pass over the vocabulary, no gradient; arguments as
-    in ``token_nll``.
+    """Return ``TokenStatistics`` from one pass over the vocabulary, without gradient.
 
-    With ``with_confidence`` also p(predicted), the probability of the model's first choice,
-    float32, from the same pass: what calibration is measured on. It is 0 where ``predicted`` is −1.
-    A logit is above the target's if it is larger as computed, in float32. Rows of the vocabulary
-    that are the same tie on triton; on the torch backend they do wherever the library's matrix
-    product gives them the same bits.
+    A logit is above the target's if it is larger as computed, in float32. Equal rows of the
+    vocabulary tie on triton. On the torch backend they tie where the library's matrix product gives
+    them equal bits.
+
+    Args:
+        input: Hidden states [..., D], floating.
+        linear_weight: Vocabulary matrix [V, D].
+        target: Class indices int64 [...].
+        linear_bias, ignore_index, softcap, logit_scale, shift: As in ``linear_cross_entropy``.
+        with_confidence: Whether to return p(predicted) as well, which calibration is measured by.
+            Default: False.
+        backend, memory_limit, validate, shard: As in ``linear_cross_entropy``.
+
+    Returns:
+        ``TokenStatistics``. With ``with_confidence``, a pair of them and p(predicted), float32 in
+        their shape, 0 where ``predicted`` is −1.
+
+    Raises:
+        InputError, InputTypeError, IndexError: As ``linear_cross_entropy`` does. InputTypeError for
+            class probabilities as well.
+
+    Example:
+        >>> import torch
+        >>> from perplexity import token_statistics
+        >>> hidden, weight = torch.tensor([[1.0, 0.0]]), torch.tensor([[2.0, 0.0], [0.0, 2.0]])
+        >>> statistics, confidence = token_statistics(
+        ...     hidden, weight, torch.tensor([1]), with_confidence=True
+        ... )
+        >>> statistics.rank, statistics.predicted, confidence
+        (tensor([1]), tensor([0]), tensor([0.8808]))
     """
     checks.flag("with_confidence", with_confidence)
     inputs = _head_of_tokens(
@@ -256,11 +308,35 @@ def token_log_probabilities(
     validate: bool | None = None,
     shard: VocabularyShard | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """log p(target) of every token in nats, never positive, the shape of target, float32,
-    differentiable; 0 where ignored.
+    """Return log p(target) of every token in nats, differentiable and never positive.
 
-    With ``with_entropy`` also the entropy of its distribution in nats, from the same pass and with
-    gradient: what policy gradients ask for. Arguments as in ``linear_cross_entropy``.
+    Args:
+        input: Hidden states [..., D], floating.
+        linear_weight: Vocabulary matrix [V, D].
+        target: Class indices int64 [...].
+        linear_bias, ignore_index, softcap, logit_scale, shift: As in ``linear_cross_entropy``.
+        with_entropy: Whether to return the entropy of each token's distribution as well, as policy
+            gradients need it. Default: False.
+        round_logits: Whether products of 16-bit inputs may be rounded to 16 bits. Default: False.
+        backend, memory_limit, validate, shard: As in ``linear_cross_entropy``.
+
+    Returns:
+        Log-probabilities, float32 in the shape of ``target``, 0 at ignored positions. With
+        ``with_entropy``, a pair of them and the entropies in nats, from the same pass and
+        differentiable.
+
+    Raises:
+        InputError, InputTypeError, IndexError: As ``linear_cross_entropy`` does. InputTypeError for
+            class probabilities as well.
+
+    Example:
+        >>> import torch
+        >>> from perplexity import token_log_probabilities
+        >>> hidden = torch.zeros(2, 8, requires_grad=True)
+        >>> log_p = token_log_probabilities(hidden, torch.zeros(100, 8), torch.tensor([1, 2]))
+        >>> log_p.tolist() == [-log_p.new_tensor(100).log().item()] * 2
+        True
+        >>> log_p.sum().backward()
     """
     checks.flag("with_entropy", with_entropy)
     inputs = _head_of_tokens(
@@ -303,13 +379,36 @@ def linear_kl_divergence(
     backend: str | None = None,
     memory_limit: int | None = None,
 ) -> Tensor:
-    """KL(P‖Q) = Σ_v p_v · (log p_v − log q_v) of every token, in nats, float32, without the logits
-    of either head.
+    """Return KL(P‖Q) = Σ_v p_v · (log p_v − log q_v) of every token, in nats.
 
-    input_p [..., D_p], weight_p [V, D_p], bias_p [V] for P, and the same with D_q for Q: the hidden
-    sizes may differ, the vocabulary not. Differentiable in both. Never negative, 0 for equal heads,
-    inf where q is 0 and p is not. Logits, ``backend`` and ``memory_limit`` as in
-    ``linear_cross_entropy``; 1 / temperature goes into both logit scales.
+    The logits of neither head are held as a whole. The divergence is differentiable in both heads.
+    It is never negative, 0 for equal heads, and inf where q is 0 and p is not.
+
+    Args:
+        input_p: Hidden states [..., D_p] of P, floating.
+        weight_p: Vocabulary matrix [V, D_p] of P.
+        input_q: Hidden states [..., D_q] of Q, of the same leading shape.
+        weight_q: Vocabulary matrix [V, D_q] of Q.
+        bias_p, bias_q: Biases [V]. Default: None.
+        softcap_p, softcap_q: Bounds of the logits. Default: None.
+        logit_scale_p, logit_scale_q: Factors of the logits; a temperature goes into both as 1 /
+            temperature. Default: 1.
+        backend: "torch" or "triton". Default: None, as in ``linear_cross_entropy``.
+        memory_limit: Temporary memory in bytes, as in ``linear_cross_entropy``. Default: None.
+
+    Returns:
+        Divergence, float32 [...].
+
+    Raises:
+        InputError: An argument has another value or shape than expected (a ValueError).
+        InputTypeError: An argument has another type or dtype than expected (a TypeError).
+
+    Example:
+        >>> import torch
+        >>> from perplexity import linear_kl_divergence
+        >>> one, zero = torch.eye(2), torch.zeros(2, 2)
+        >>> linear_kl_divergence(one, one, one, zero)
+        tensor([0.1109, 0.1109])
     """
     checks.logit_rule(softcap_p, logit_scale_p, "_p")
     checks.logit_rule(softcap_q, logit_scale_q, "_q")

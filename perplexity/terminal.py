@@ -1,4 +1,4 @@
-"""A rich console for text of anyone's: file names, ids and documents are shown, they do not act."""
+"""A rich console for untrusted text: file names, ids and documents are shown and do not act."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from .errors import ACTING
 
 
 class Console(rich.console.Console):
-    """rich's console without its markup and emoji codes, and without control characters of the text
-    itself.
+    """rich's console without markup, emoji codes and control characters of the text.
 
-    An id "[red]" is shown as it is, and of "\\x1b[31m" what a terminal would not act on: "[31m".
-    The console's own colours and movements of the cursor are control codes apart from the text, and
-    stay.
+    An id "[red]" is shown as it is. Of "\\x1b[31m" the part is shown that a terminal does not act
+    on: "[31m". The console's own colours and cursor movements are control codes apart from the
+    text, and stay.
     """
 
     def __init__(self, **options) -> None:
         super().__init__(markup=False, emoji=False, **options)
 
     def render(self, renderable, options=None):
+        """Yield the segments of ``renderable`` without the control characters of its text."""
         for segment in super().render(renderable, options):
             if segment.control is None and ACTING.search(segment.text):
                 segment = Segment(ACTING.sub("", segment.text), segment.style)

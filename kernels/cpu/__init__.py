@@ -1,3 +1,1 @@
-"""Plain PyTorch with the contracts of the kernels, in blocks that stay in the caches: the fallback,
-and the fast path on a CPU.
-"""
+"""The kernels' contracts in plain PyTorch, in blocks that stay in a CPU's caches."""

@@ -1,18 +1,17 @@
-"""The kernels' contracts in plain PyTorch without N × V: the fallback everywhere, and the fast path
-on a CPU.
+"""The five sums in plain PyTorch without N × V: the fallback everywhere, the fast path on a CPU.
 
 The vocabulary is walked in blocks with a running maximum and running sums (Milakov & Gimelshein
-2018, arXiv:1805.02867); the logits of a block live in one reused buffer, of a size that
-``blocks.py`` derives from the caches. Exponentials are powers of 2, which PyTorch computes three
-times as fast as ``exp`` on CPUs where that is left to Intel's library. Formulas: ``sums.py``.
-float64 inputs give float64 sums. Class weights may also be [N, V] here, weights of a token's own:
-what class-probability targets are.
+2018, arXiv:1805.02867). The logits of a block are in one reused buffer, of a size that
+``blocks.py`` derives from the caches. Exponentials are powers of 2: PyTorch computes them three
+times as fast as ``exp`` on CPUs where it leaves ``exp`` to Intel's library. Formulas: ``sums.py``.
+float64 inputs give float64 sums. Class weights may also be [N, V] here, each token's own:
+class-probability targets are such weights.
 
 Cost: 2·N·V·D operations forward; blocks of at most ``memory_limit`` bytes, all copies counted, and
 vectors of N.
 
-Training keeps the products of the first D tokens where the gradient of the weight will be, [V, D]:
-its own memory holds them until they turn into it, and they are not computed again.
+Training keeps the products of the first D tokens in the memory of the weight's gradient, [V, D].
+They stay there until they turn into that gradient, and are not computed again.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ LOG2E, LN2 = 1 / math.log(2), math.log(2)
 
 @dataclass
 class RunningSums:
-    """The five sums of N tokens while the vocabulary goes by, in blocks of ``width`` columns."""
+    """The five sums of N tokens over the vocabulary so far, in blocks of ``width`` columns."""
 
     target: torch.Tensor
     class_weight: torch.Tensor | None
@@ -41,13 +40,14 @@ class RunningSums:
     width: int
     rows: torch.Tensor
     weight_seen: torch.Tensor  # Σ w of the columns so far, [N]
-    block: torch.Tensor  # of the target, [N]
-    column: torch.Tensor  # of the target in its block, [N, 1]
+    block: torch.Tensor  # block of the target, [N]
+    column: torch.Tensor  # column of the target in its block, [N, 1]
 
     @classmethod
     def start(cls, target, class_weight, rule, width, dtype) -> RunningSums:
+        """Return the sums before the first column."""
         rows = torch.zeros((SUMS, target.shape[0]), dtype=dtype, device=target.device)
-        # not a lowest number: logits masked by that number would not be above it
+        # Not the lowest number: logits masked by it would not be above the maximum.
         rows[MAX] = -torch.inf
         target = target.long()
         block, column = target.div(width, rounding_mode="floor"), target.remainder(width)[:, None]
@@ -63,8 +63,9 @@ class RunningSums:
         largest: torch.Tensor | None = None,
         scratch: torch.Tensor | None = None,
     ) -> None:
-        """Add the logits z [tokens, columns], and their maxima where they are known; overwrites z
-        and ``scratch``.
+        """Add the logits z [tokens, columns]; overwrites z and ``scratch``.
+
+        ``largest`` are the rows' maxima, where they are known.
         """
         maximum, sum_exp, at_target, logit_sum, exp_shift = self.rows[:, tokens]
         column = self.column[tokens]
@@ -72,15 +73,14 @@ class RunningSums:
             column = column.clamp(max=z.shape[1] - 1)
         own = self.block[tokens] == first_column // self.width
         if values_are_here(z):
-            # Of these tokens alone: to read a logit of every row here would take half of them from
-            # the other core's cache.
+            # Read for these tokens only: half of the rows are in the other core's cache.
             here = own.nonzero()[:, 0]
             at_target[here] = z[here, column[here, 0]]
         else:
             torch.where(own, z.gather(1, column)[:, 0], at_target, out=at_target)
         new_maximum = torch.maximum(maximum, z.amax(1) if largest is None else largest)
         reference = finite(new_maximum)
-        # −inf before the first number and where float32 ends: times 0 that is no number
+        # −inf before the first finite maximum and where float32 ends; 0 times −inf is NaN.
         moved = maximum - reference
         maximum.copy_(new_maximum)
         z -= reference[:, None]
@@ -97,7 +97,7 @@ class RunningSums:
                 seen += self.class_weight[tokens, columns].sum(1)
             else:
                 block_weight = self.class_weight[columns].to(z.dtype)
-                # In place: autocast would round the operands of `@` to 16 bits.
+                # In place, since autocast would round the operands of `@` to 16 bits.
                 logit_sum.addmv_(z, block_weight)
                 seen += block_weight.sum()
         z *= LOG2E
@@ -122,10 +122,10 @@ def sums_derivative(
     class_weight: torch.Tensor | None,
     rule: Rule,
 ) -> torch.Tensor:
-    """∂/∂z of the five sums weighted by ``upstream`` [5, tokens], for logits z [tokens, columns],
-    which it overwrites.
+    """Return ∂/∂z of the five sums weighted by ``upstream`` [5, tokens]; overwrites z.
 
-    ``reference`` is the ``finite`` maximum. Of ignored tokens it is whatever it is.
+    z are logits [tokens, columns], ``reference`` is their ``finite`` maximum. The result for
+    ignored tokens is arbitrary.
     """
     _, per_sum, per_target, per_logit, per_shift = upstream
     z -= reference[:, None]
@@ -160,7 +160,7 @@ def sums_derivative(
 
 
 def sweep(logits: Logits, block: tuple[int, int]):
-    """Every block of the logits: its tokens, its columns, and z [tokens, columns]."""
+    """Yield every block of the logits: its tokens, its columns, and z [tokens, columns]."""
     for first in range(0, logits.weight.shape[0], block[1]):
         columns = slice(first, min(logits.weight.shape[0], first + block[1]))
         for start in range(0, logits.hidden.shape[0], block[0]):
@@ -169,6 +169,7 @@ def sweep(logits: Logits, block: tuple[int, int]):
 
 
 def forward_block(logits: Logits, memory_limit: int, copies: int) -> tuple[int, int]:
+    """Return the block shape of a forward, with ``copies`` of a block in memory at once."""
     return block_shape(
         logits.hidden.shape[0],
         logits.weight.shape[0],
@@ -180,6 +181,7 @@ def forward_block(logits: Logits, memory_limit: int, copies: int) -> tuple[int, 
 
 
 def training_block(logits: Logits, memory_limit: int, copies: int) -> tuple[int, int]:
+    """Return the block shape of a step that keeps products, and of a backward."""
     return gradient_block(
         logits.hidden,
         logits.weight,
@@ -194,11 +196,12 @@ def training_block(logits: Logits, memory_limit: int, copies: int) -> tuple[int,
 
 
 def _dense(class_weight: torch.Tensor | None) -> bool:
+    """Return whether class weights are [N, V], those of class probabilities."""
     return class_weight is not None and class_weight.dim() == 2
 
 
 def _copies(rule: Rule, class_weight: torch.Tensor | None) -> int:
-    """Return how often a block of logits is in memory at once."""
+    """Return how many copies of a block of logits are in memory at once."""
     return 1 + rule.with_exp_shift + _dense(class_weight)
 
 
@@ -211,10 +214,9 @@ def kept_block(
     rounded: bool,
     memory_limit: int = 0,
 ) -> tuple[int, int]:
-    """Return the block of a training step that keeps products where the gradient of the weight will
-    be.
+    """Return the block shape of a training step that keeps products.
 
-    The backward must walk the forward's blocks, which the number of threads decides.
+    The backward must walk the forward's blocks, whose shape depends on the number of threads.
     """
     logits = Logits(hidden, weight, None, rule.softcap, 1.0, rounded)
     return training_block(logits, memory_limit or BACKWARD_LIMIT, _copies(rule, class_weight))
@@ -232,9 +234,9 @@ def linear_nll(
 ) -> torch.Tensor:
     """Return the five sums of every token, [5, N], float32 (float64 for float64 inputs).
 
-    Logits are float32 unless the plan rounds their products. ``kept``, uninitialised and like a
-    contiguous ``weight``, is filled with what ``linear_nll_grad`` need not compute again; the
-    plan's block is then ``kept_block``'s.
+    Logits are float32 unless the plan rounds their products. ``kept`` is uninitialised memory like
+    a contiguous ``weight``. It is filled with products that ``linear_nll_grad`` need not compute
+    again; the plan's block is then ``kept_block``'s.
     """
     logits = Logits(hidden, weight, bias, rule.softcap, rule.logit_scale, plan.rounded, kept)
     if kept is None:
@@ -265,10 +267,10 @@ def linear_nll_grad(
     *,
     needs: tuple[bool, bool, bool] = (True, True, True),
 ) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
-    """Gradients of hidden, weight and bias from ``upstream`` [5, N] and the forward's ``maximum``
-    [N].
+    """Return the gradients of hidden, weight and bias.
 
-    With the forward's ``kept`` and plan, that tensor becomes the gradient of the weight.
+    They follow from ``upstream`` [5, N] and the forward's ``maximum`` [N]. With the forward's
+    ``kept`` and plan, ``kept`` becomes the gradient of the weight.
     """
     memory_limit = plan.memory_limit or BACKWARD_LIMIT
     logits = Logits(

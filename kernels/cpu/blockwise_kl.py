@@ -1,8 +1,6 @@
-"""KL divergence per token between two heads in plain PyTorch, the vocabulary walked in blocks:
-fallback and CPU path.
+"""KL divergence per token between two heads in plain PyTorch, block by block over the vocabulary.
 
-The five rows of a token are those of ``sums.py``; the formulas of their gradient stand in
-``linear_kl.py``.
+``sums.py`` defines the five rows of a token, ``gpu/linear_kl.py`` the formulas of their gradient.
 
 Cost: 2·N·V·(D_p + D_q) operations forward; the blocks of both sides' logits, at most
 ``memory_limit`` bytes.
@@ -29,29 +27,31 @@ from .logit_blocks import Logits
 
 
 def block_rows(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """The rows [5, N] of a block of logits a and b [N, columns]; overwrites both."""
+    """Return the rows [5, N] of a block of logits a and b [N, columns]; overwrites both."""
     p_maximum, q_maximum = a.amax(1), b.amax(1)
     a.sub_(finite(p_maximum)[:, None])
     b.sub_(finite(q_maximum)[:, None])
     q_sum = torch.mul(b, LOG2E).exp2_().sum(1)
-    # Before they are scaled: entries that finfo.min masks in Q alone are a finite way off, LOG2E
-    # times that is infinite.
+    # Before the scaling: where finfo.min masks Q alone, the difference is finite, but LOG2E times
+    # the difference is infinite.
     torch.sub(a, b, out=b)
     exponentials = a.mul_(LOG2E).exp2_()
     p_sum = exponentials.sum(1)
-    # 0 · log 0 is 0. Logits that are no numbers still show, in a sum of exponentials.
+    # 0 · log 0 is 0. NaN logits still show, in a sum of exponentials.
     gap = b.mul_(exponentials).nan_to_num_(0.0, torch.inf, -torch.inf).sum(1)
     return torch.stack([p_maximum, p_sum, q_maximum, q_sum, gap])
 
 
 def _sides(p_head: Head, q_head: Head, p_rule: Rule, q_rule: Rule) -> list[Logits]:
+    """Return the blocks of logits of P and of Q."""
     heads = (p_head, p_rule), (q_head, q_rule)
     return [Logits(*head, rule.softcap, rule.logit_scale) for head, rule in heads]
 
 
 def _plan_products(sides: list[Logits], memory_limit: int) -> int:
-    """Settle the products of both sides, a quarter of the limit at most for each; returns the bytes
-    they take.
+    """Plan the products of both sides; return the bytes that they take.
+
+    Each side gets at most a quarter of the limit.
     """
     return sum(side.plan_products(memory_limit // 2) for side in sides)
 
@@ -71,7 +71,7 @@ def linear_kl(
         tokens,
         vocabulary,
         memory_limit - _plan_products(sides, memory_limit),
-        # Both blocks, one exponential of Q's; a copy of the one that is narrower than the other.
+        # Both blocks and an exponential of Q's; a copy of the narrower one, if the dtypes differ.
         per_logit=(3 + (sides[0].wide != sides[1].wide)) * wide.itemsize,
         per_token=sides[0].per_token + sides[1].per_token,
         most_rows=sides[0].most_rows,
@@ -105,8 +105,9 @@ def linear_kl_grad(
     p_needs: tuple[bool, bool, bool] = (True, True, True),
     q_needs: tuple[bool, bool, bool] = (True, True, True),
 ) -> tuple[torch.Tensor | None, ...]:
-    """Gradients of hidden, weight and bias of P, then of Q, from ``upstream`` [N] and the forward's
-    ``rows`` [5, N].
+    """Return the gradients of hidden, weight and bias of P, then of Q.
+
+    They follow from ``upstream`` [N] and the forward's ``rows`` [5, N].
     """
     vectors = divergence_vectors(upstream, rows)
     memory_limit, sides = (
@@ -126,8 +127,8 @@ def linear_kl_grad(
             needs,
             memory_limit,
             taken=_plan_products(sides, memory_limit) + product_buffer_bytes(head[0], memory_limit),
-            # Of two dtypes the narrower logits are copied on their way in, or the gradient on its
-            # way out.
+            # If the dtypes differ, the narrower logits are copied on their way in, or the gradient
+            # on its way out.
             per_logit=side.per_logit(3, gradient=True)
             + (3 * wide.itemsize if side.wide != other.wide else 0),
             per_token=sides[0].per_token + sides[1].per_token,

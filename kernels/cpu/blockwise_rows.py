@@ -1,5 +1,6 @@
-"""The contracts of ``nll.py``, over logits that exist, in plain PyTorch: a few rows at a time, in
-the caches of a CPU.
+"""The five sums of existing logits in plain PyTorch, a few rows at a time in the caches of a CPU.
+
+The contracts are those of ``gpu/nll.py``.
 """
 
 from __future__ import annotations
@@ -13,8 +14,9 @@ from .logit_blocks import apply_rule, zero_tokens
 
 
 def _row_chunks(logits: torch.Tensor, wide: torch.dtype, copies: int, memory_limit: int):
-    """Flat tokens, where in [N, V, T] they are, and a wide copy of their logits [tokens, V], as
-    many at a time as fit.
+    """Yield flat tokens, their place in [N, V, T], and a wide copy of their logits [tokens, V].
+
+    A chunk has as many tokens as fit in the limit.
     """
     logits = with_positions(logits)
     N, V, T = logits.shape
@@ -41,9 +43,7 @@ def nll(
     rule: Rule = PLAIN,
     plan: Plan = DEFAULT,
 ) -> torch.Tensor:
-    """Return the five sums of every token, [5, N · T], from logits [N, V] or [N, V, T], a few rows
-    at a time.
-    """
+    """Return the five sums of every token, [5, N · T], from logits [N, V] or [N, V, T]."""
     wide = torch.promote_types(logits.dtype, torch.float32)
     running = RunningSums.start(target, class_weight, rule, logits.shape[1], wide)
     for tokens, _, z in _row_chunks(
@@ -64,8 +64,9 @@ def nll_grad(
     *,
     out: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Return the gradient of logits [N, V] or [N, V, T] from ``upstream`` [5, N · T]; ``out`` may
-    be ``logits`` itself.
+    """Return the gradient of logits [N, V] or [N, V, T] from ``upstream`` [5, N · T].
+
+    ``out`` may be ``logits`` itself.
     """
     wide = torch.promote_types(logits.dtype, torch.float32)
     out = torch.empty_like(logits) if out is None else out

@@ -1,9 +1,8 @@
-"""Per-token statistics in plain PyTorch without N × V: the sums of ``blockwise.py``, ranks and
-predictions.
+"""Per-token statistics in plain PyTorch without N × V: the five sums, ranks and predictions.
 
 A rank counts the logits above the target's, which ``target_logit`` computes first. Cost: that of
 ``blockwise.linear_nll``, one more copy of a block, and sweeps over it for the comparison and the
-largest.
+maximum.
 """
 
 from __future__ import annotations
@@ -20,9 +19,7 @@ from .logit_blocks import Logits, apply_rule
 
 @dataclass
 class _Choices:
-    """How many logits are above the target's, and the column of the largest, while the vocabulary
-    goes by.
-    """
+    """Counts of logits above the target's, and columns of the largest logits, so far."""
 
     target: torch.Tensor
     target_logit: torch.Tensor
@@ -37,10 +34,11 @@ class _Choices:
         maximum: torch.Tensor,
         scratch: torch.Tensor | None,
     ) -> torch.Tensor:
-        """Add the logits z [tokens, columns], given the ``maximum`` [tokens] of the columns before;
-        returns the block's.
+        """Add the logits z [tokens, columns]; return their maxima [tokens].
+
+        ``maximum`` [tokens] are the maxima of the columns before. ``scratch`` is overwritten.
         """
-        # Ones in floats: summing them takes a fifth of summing bools, and is exact, a block being
+        # Floats of 0 and 1: their sum takes a fifth of the time of bools, and is exact for blocks
         # narrower than 2²⁴.
         larger = torch.gt(z, self.target_logit[tokens, None], out=scratch)
         local = self.target[tokens] - first_column
@@ -63,12 +61,11 @@ def target_logit(
     rule: Rule = PLAIN,
     plan: Plan = DEFAULT,
 ) -> torch.Tensor:
-    """Return the logit of every token's target, [N], 0 where it is no row of ``weight``; what
-    ``linear_statistics`` takes.
+    """Return the logit of every token's target, [N], 0 where it is no row of ``weight``.
 
-    The diagonal of a product of tokens with rows, not a dot product a token: the library then
-    usually sums in the order in which it sums the sweep's blocks, and equal logits tie. Usually:
-    its edge tiles and vectors may take other routines.
+    The logits are the diagonal of a product of tokens with rows, not a dot product per token. The
+    library then usually sums in the order of the sweep's blocks, and equal logits tie. Its edge
+    tiles and vectors may take other routines.
     """
     tokens, dimension = hidden.shape
     wide = torch.promote_types(hidden.dtype, torch.float32)
@@ -88,7 +85,7 @@ def target_logit(
         chunk = slice(start, min(tokens, start + side))
         count = chunk.stop - start
         columns = rows[chunk].repeat(-(-side // count))[:side]
-        # Into a buffer: autocast would round the operands of `@` to 16 bits.
+        # Into a buffer, since autocast would round the operands of `@` to 16 bits.
         z = torch.mm(
             hidden[chunk].to(wide),
             weight[columns].to(wide).T,
@@ -108,10 +105,10 @@ def linear_statistics(
     rule: Rule = PLAIN,
     plan: Plan = DEFAULT,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return the five sums [5, N] (``LOGIT_SUM`` left 0), how many logits are above
-    ``target_logit`` [N], and the largest's column.
+    """Return the five sums [5, N], the number of logits above ``target_logit``, and the prediction.
 
-    Both int64 [N]; 0 for ignored tokens. Of equal largest logits the first column is taken.
+    ``LOGIT_SUM`` is 0. The number and the prediction, the column of the largest logit, are int64
+    [N] and 0 for ignored tokens. Of equal largest logits the first column is taken.
     """
     rule = rule._replace(with_logit_sum=False, with_exp_shift=True)
     logits = Logits(hidden, weight, bias, rule.softcap, rule.logit_scale)

@@ -1,6 +1,4 @@
-"""Blocks of logits from hidden states and the vocabulary matrix in plain PyTorch, in a buffer that
-is used again.
-"""
+"""Blocks of logits from hidden states and the vocabulary matrix, in a reused buffer."""
 
 from __future__ import annotations
 
@@ -17,17 +15,17 @@ from ..blocks import (
     values_are_here,
 )
 
-NOTHING = torch.empty(0)  # a buffer that ``reserve`` did not ask for
+NOTHING = torch.empty(0)  # in the place of a buffer that ``reserve`` does not need
 
 
 @dataclass
 class Logits:
-    """Blocks of softcap · tanh(logit_scale · (hidden @ weightᵀ + bias) / softcap), in float32 or
-    wider, in one buffer.
+    """Blocks of logits in one buffer, in float32 or wider.
 
-    ``rounded``: products of 16-bit inputs may be rounded to their dtype, where that is faster.
-    ``kept`` [V, D] holds, in the rows of a block's columns, the products of the first tokens: put
-    there, or found there (``recall``).
+    Logits are softcap · tanh(logit_scale · (hidden @ weightᵀ + bias) / softcap). ``rounded`` allows
+    products of 16-bit inputs to be rounded to their dtype, where that is faster. ``kept`` [V, D]
+    holds the products of the first tokens, in the rows of their block's columns: written there, or
+    read from there with ``recall``.
     """
 
     hidden: torch.Tensor
@@ -38,17 +36,16 @@ class Logits:
     rounded: bool = False
     kept: torch.Tensor | None = None
     recall: bool = False
-    # Settled by the tensors' dtypes and ``rounded``:
-    wide: torch.dtype = field(init=False)  # of logits
+    # Set from the tensors' dtypes and ``rounded``:
+    wide: torch.dtype = field(init=False)  # dtype of logits
     widens: bool = field(init=False)  # 16-bit inputs are multiplied from wide copies
-    narrow_gradients: bool = field(
-        init=False
-    )  # gradients are rounded to the inputs' 16 bits before they are multiplied
-    # by ``plan_products``:
+    # Gradients are rounded to the inputs' 16 bits before they are multiplied.
+    narrow_gradients: bool = field(init=False)
+    # Set by ``plan_products``:
     step: int = 0  # vocabulary rows of one product
     depth: int = 0  # columns of both matrices in one product
     per_token: int = 0  # bytes of the copy of a token
-    # and by ``reserve``:
+    # Set by ``reserve``:
     kept_tokens: int = 0
     _buffer: torch.Tensor = NOTHING
     _scratch: torch.Tensor | None = None
@@ -64,11 +61,10 @@ class Logits:
         self.narrow_gradients = narrow_products
 
     def plan_products(self, memory_limit: int) -> int:
-        """Settle ``step``, ``depth`` and ``per_token``; return the bytes of weight that is copied
-        for a product.
+        """Set ``step``, ``depth``, ``per_token``; return the bytes of weight copied for a product.
 
-        Copies of 1,024 tokens (of all, if they are fewer) take half of the limit, those of weight
-        rows a quarter: where all of D would not fit, products of parts of it are added up.
+        Copies of 1,024 tokens (of all, if there are fewer) take half of the limit, copies of weight
+        rows a quarter. Where all of D would not fit, products of parts of D are added up.
         """
         tokens, dimension = self.hidden.shape
         self.depth, itemsize = dimension, self.wide.itemsize
@@ -84,14 +80,16 @@ class Logits:
         return self.step * self.per_token
 
     def most_rows(self, tokens: int) -> int:
-        # one product, whose library chooses its own steps and takes longer to call
+        """Return the most vocabulary rows of a block of ``tokens`` tokens."""
+        # One product: its library chooses its own steps, and a call costs more.
         if self.rounded:
             return max(LEAST_ROWS, cached_logits(self.hidden.element_size()) // tokens)
         return block_rows(tokens, self.step, self.wide.itemsize)
 
     def per_logit(self, copies: int, gradient: bool = False) -> int:
-        """Bytes an element of a block takes, with ``copies`` of it and, in 16 bits, a product or a
-        gradient.
+        """Return the bytes that an element of a block takes.
+
+        That is ``copies`` of the element and, in 16 bits, a product or a gradient.
         """
         narrow = self.rounded or (gradient and self.narrow_gradients)
         slope = gradient and self.softcap is not None
@@ -100,12 +98,13 @@ class Logits:
     def reserve(
         self, block: tuple[int, int], *, scratch: bool = False, gradient: bool = False
     ) -> None:
-        # freed before their successors are made
+        """Allocate the buffers for blocks of this shape."""
+        # Freed first, so that old and new buffers are never in memory together.
         self._buffer, self._scratch, self._narrow = NOTHING, None, NOTHING
         self._cast.clear()
         if self.kept is not None:
-            # A row has room for D products; those of later chunks would be overwritten by the first
-            # one's gradient.
+            # A row has room for D products. Those of later chunks would be overwritten by the first
+            # chunk's gradient.
             self.kept_tokens = min(*self.hidden.shape, block[0])
         size = block[0] * block[1]
         self._buffer = self.hidden.new_empty(size, dtype=self.wide)
@@ -115,16 +114,15 @@ class Logits:
             for name, rows in (("hidden", block[0]), ("weight", min(self.step, block[1]))):
                 self._cast[name] = None, self.hidden.new_empty(rows * self.depth, dtype=self.wide)
         if self.rounded or (gradient and self.narrow_gradients):
-            # Products on their way to a logit, then gradients on their way from one.
+            # Holds products on their way to logits, then gradients on their way from logits.
             self._narrow = self.hidden.new_empty(size)
 
     def scratch(self, like: torch.Tensor) -> torch.Tensor | None:
+        """Return the second buffer in the shape of ``like``; None where none was reserved."""
         return None if self._scratch is None else self._scratch[: like.numel()].view(like.shape)
 
     def _operand(self, name: str, rows: slice, columns: slice) -> torch.Tensor:
-        """A part of ``hidden`` or ``weight`` in the products' dtype; the last one copied is
-        kept.
-        """
+        """Return a part of ``hidden`` or ``weight`` in the products' dtype; reuse the last copy."""
         part = getattr(self, name)[rows, columns]
         if not self.widens:
             return part
@@ -136,6 +134,7 @@ class Logits:
         return copied
 
     def _multiply(self, tokens: slice, columns: slice, out: torch.Tensor) -> None:
+        """Write hidden @ weightᵀ of ``tokens`` and ``columns`` to ``out``."""
         # The library of 16-bit products chooses its own steps.
         step = columns.stop - columns.start if self.rounded else self.step
         dimension = self.hidden.shape[1]
@@ -152,7 +151,7 @@ class Logits:
                     torch.mm(hidden, weight.T, out=into)
 
     def block(self, tokens: slice, columns: slice) -> torch.Tensor:
-        """Logits [tokens, columns]; a later call overwrites them."""
+        """Return logits [tokens, columns]; a later call overwrites them."""
         shape = tokens.stop - tokens.start, columns.stop - columns.start
         z = self._buffer[: shape[0] * shape[1]].view(shape)
         kept = max(0, min(tokens.stop, self.kept_tokens) - tokens.start)
@@ -177,14 +176,16 @@ class Logits:
         )
 
     def slope(self, z: torch.Tensor) -> torch.Tensor | None:
-        """The softcap's derivative at logits z, 1 − (z / softcap)²."""
+        """Return the softcap's derivative at logits z, 1 − (z / softcap)²."""
         return None if self.softcap is None else (z / self.softcap).square_().neg_().add_(1.0)
 
     def chain(
         self, gradient: torch.Tensor, slope: torch.Tensor | None, ignored: torch.Tensor
     ) -> torch.Tensor:
-        """From the gradient of logits, overwritten, to that of hidden @ weightᵀ + bias, in the
-        dtype it is multiplied in.
+        """Return the gradient of hidden @ weightᵀ + bias from that of the logits.
+
+        The logits' gradient is overwritten. The result has the dtype in which gradients are
+        multiplied.
         """
         if slope is not None:
             gradient *= slope
@@ -199,7 +200,7 @@ class Logits:
 def apply_rule(
     z: torch.Tensor, bias: torch.Tensor | None, softcap: float | None, logit_scale: float
 ) -> torch.Tensor:
-    """Bias, scale and softcap in place on products z [tokens, columns]."""
+    """Apply bias, scale and softcap in place to products z [tokens, columns]."""
     if bias is not None:
         z += bias
     if logit_scale != 1.0:
@@ -210,8 +211,9 @@ def apply_rule(
 
 
 def zero_tokens(z: torch.Tensor, tokens: torch.Tensor) -> None:
-    """Zero those ``tokens`` (bool) of z [tokens, columns], numbers or not; on a CPU a fill by mask
-    would take 20 × as long.
+    """Set the rows of ``tokens`` (bool) of z [tokens, columns] to 0, NaN included.
+
+    On a CPU a fill by mask would take 20 × as long as one by index.
     """
     if values_are_here(z):
         z.index_fill_(0, tokens.nonzero()[:, 0], 0.0)

@@ -1,3 +1,1 @@
-"""Triton alone: one file a kernel, with its launcher; what a launch is and which tiles a launch
-takes.
-"""
+"""Triton code: one file per kernel, with its launcher, and the choice of tiles."""

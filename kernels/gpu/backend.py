@@ -35,8 +35,9 @@ def linear_nll(
     plan: Plan = DEFAULT,
     kept: None = None,
 ) -> torch.Tensor:
-    """Return the five sums of every token, float32 [5, N], by the plan's way; no plan for this
-    backend keeps products.
+    """Return the five sums of every token, float32 [5, N], by the plan's way.
+
+    No plan for this backend keeps products: ``kept`` is None.
     """
     if plan.way == OPEN:
         plan = settled(plan, current_target(), hidden, weight, bias)

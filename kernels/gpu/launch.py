@@ -1,5 +1,7 @@
-"""How a kernel is launched: the target it is compiled for, the precision of its products, and a
-recorder for the ahead-of-time compile check."""
+"""Launches: the target of a compilation, the precision of products, and a recorder of launches.
+
+The compile check reads the recorder.
+"""
 
 from __future__ import annotations
 
@@ -18,9 +20,7 @@ INTERPRETED: bool = triton.knobs.runtime.interpret
 
 @dataclass(frozen=True)
 class Target:
-    """What a kernel is compiled for: ``backend`` is cuda, hip or interpreter; ``arch`` is 90,
-    "gfx942", ...
-    """
+    """Target of a compilation: ``backend`` cuda, hip or interpreter; ``arch`` 90, "gfx942", ..."""
 
     backend: str
     arch: int | str
@@ -28,8 +28,9 @@ class Target:
 
     @property
     def float32_products(self) -> str:
-        """Precision of float32 matrix products: plain tf32 (10 bits) misses the exactness rule,
-        three of them do not.
+        """Return the precision of float32 matrix products.
+
+        Plain tf32 (10 bits) misses the exactness rule; three products of tf32 parts meet it.
         """
         return "tf32x3" if self.backend == "cuda" else "ieee"
 
@@ -45,6 +46,7 @@ def _device_target() -> Target:
 
 
 def current_target() -> Target:
+    """Return the target that launchers choose for: the recorder's, the interpreter or a GPU."""
     if _override is not None:
         return _override
     return Target("interpreter", 0) if INTERPRETED else _device_target()
@@ -52,7 +54,7 @@ def current_target() -> Target:
 
 @dataclass(frozen=True)
 class Launch:
-    """One recorded kernel launch: enough to compile it without a device."""
+    """A recorded kernel launch, which can be compiled without a device."""
 
     kernel: object
     arguments: dict
@@ -61,13 +63,13 @@ class Launch:
 
 
 def launch(kernel, grid: tuple[int, ...], arguments: dict, constants: dict, options: dict) -> None:
-    """Run ``kernel`` over ``grid``; under ``recording`` note the launch instead."""
+    """Run ``kernel`` over ``grid``, or record the launch under ``recording``."""
     if _recorded is not None:
         _recorded.append(Launch(kernel, arguments, constants, options))
         return
     device = next(value.device for value in arguments.values() if isinstance(value, torch.Tensor))
     if device.type == "cuda":
-        # Triton launches on the current device, which need not be the tensors'.
+        # Triton launches on the current device, which may differ from the tensors'.
         with torch.cuda.device(device):
             kernel[grid](**arguments, **constants, **options)
     else:
@@ -76,8 +78,9 @@ def launch(kernel, grid: tuple[int, ...], arguments: dict, constants: dict, opti
 
 @contextmanager
 def recording(target: Target):
-    """Inside, launchers choose what they would choose for ``target`` and every launch is listed,
-    none is run.
+    """Record launches for ``target`` in the yielded list; none is run.
+
+    Launchers choose what they would choose on that target.
     """
     global _override, _recorded
     previous = _override, _recorded
@@ -89,8 +92,9 @@ def recording(target: Target):
 
 
 def widen_products(target: Target, dtype: torch.dtype) -> bool:
-    """The interpreter multiplies the raw bits of bfloat16: there, and only there, tiles are cast to
-    float32 first.
+    """Return whether tiles are cast to float32 before a product.
+
+    The interpreter multiplies the raw bits of bfloat16. Tiles are cast there, and only there.
     """
     return target.backend == "interpreter" and dtype != torch.float32
 
@@ -101,18 +105,18 @@ NO_POWER = tl.constexpr(sums.NO_POWER)
 
 @triton.jit
 def load_row(rows_ptr, ROW: tl.constexpr, plane, exists):
-    """Load row ``ROW`` of float32 [rows, N] for the tokens that ``rows_ptr`` points at; ``plane``
-    is N in 64 bits.
+    """Load row ``ROW`` of float32 [rows, N] for the tokens that ``rows_ptr`` points at.
+
+    ``plane`` is N in 64 bits.
     """
     return tl.load(rows_ptr + ROW * plane, mask=exists, other=0.0)
 
 
 @triton.jit
 def load_target(target_ptr, rows, target_stride, exists, ignore_index, V):
-    """Load the tokens' targets, int32, −1 for those that are no column, and whether the tokens
-    count.
+    """Load the tokens' targets, int32, −1 for those that are no column, and whether tokens count.
 
-    32 bits are enough for a column, and half the registers of 64.
+    32 bits are enough for a column, and take half the registers of 64.
     """
     target = tl.load(target_ptr + rows * target_stride, mask=exists, other=ignore_index).to(
         tl.int64
@@ -122,9 +126,7 @@ def load_target(target_ptr, rows, target_stride, exists, ignore_index, V):
 
 @triton.jit
 def load_class_weight(pointers, inside, HAS_CLASS_WEIGHT: tl.constexpr):
-    """Load the class weights of columns, 0 where they are not ``inside``; without class weights,
-    ones everywhere.
-    """
+    """Load the class weights of columns, 0 where not ``inside``; ones without class weights."""
     class_weight = tl.full(inside.shape, 1.0, dtype=tl.float32)
     if HAS_CLASS_WEIGHT:
         class_weight = tl.load(pointers, mask=inside, other=0.0)
@@ -133,10 +135,11 @@ def load_class_weight(pointers, inside, HAS_CLASS_WEIGHT: tl.constexpr):
 
 @triton.jit
 def exp_below(x, FLUSH: tl.constexpr):
-    """exp(x) for x ≤ 0 to 2 units in the last place; what is under 2⁻¹²⁶ may be 0.
+    """Return exp(x) for x ≤ 0 to 2 units in the last place; results under 2⁻¹²⁶ may be 0.
 
-    Where FLUSH (NVIDIA) one multiplication and one instruction of the special unit: without it, as
-    ``tl.exp``, each takes five to keep numbers that small, and a logit has few.
+    With FLUSH (NVIDIA) that is one multiplication and one instruction of the special unit. Without,
+    as in ``tl.exp``, it is five instructions, which keep such small results; a logit has few
+    instructions.
     """
     if FLUSH:
         power = tl.inline_asm_elementwise(
@@ -154,7 +157,7 @@ def exp_below(x, FLUSH: tl.constexpr):
 
 @triton.jit
 def tanh(x):
-    """tanh to 2e-7 relative, from exp alone (libdevice is missing under the interpreter).
+    """Return tanh(x) to 2e-7 relative, from exp alone (the interpreter has no libdevice).
 
     (1 − e) / (1 + e) with e = exp(−2|x|) cancels near 0; there the Taylor series to x¹¹ is exact to
     1e-9 relative.

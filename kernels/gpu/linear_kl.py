@@ -1,18 +1,18 @@
-"""KL divergence per token between two heads over one vocabulary, without the N × V logits of
-either.
+"""KL divergence per token between two heads over one vocabulary, without the N × V logits.
 
-With a the logits of P and b those of Q (each softcap · tanh(logit_scale · (hidden @ weightᵀ + bias)
-/ softcap)),
+With a the logits of P, b those of Q, each softcap · tanh(logit_scale · (hidden @ weightᵀ + bias) /
+softcap), and m_p, m_q their maxima:
 
-    KL(P‖Q) = Σ_v p_v · (log p_v − log q_v) = gap / s_p − log s_p + log s_q        p = exp(a − m_p) / s_p, q likewise
-    gap = Σ_v exp(a − m_p) · ((a − m_p) − (b − m_q))                              m the maxima: no constant cancels
+    p = exp(a − m_p) / s_p, and q likewise
+    gap = Σ_v exp(a − m_p) · ((a − m_p) − (b − m_q)), in which no constant cancels
+    KL(P‖Q) = Σ_v p_v · (log p_v − log q_v) = gap / s_p − log s_p + log s_q
 
     ∂KL/∂b = q − p        ∂KL/∂a = p · ((log p − log q) − KL)
 
 The five numbers of a token, (m_p, s_p, m_q, s_q, gap), are running values over a span of the
-vocabulary, which ``merge_divergence`` folds in plain PyTorch on vectors, for both backends. The
-gradient kernel recomputes both tiles of logits and writes the tile of one side's logit gradient;
-the products with it are the vendor library's (``chunks``).
+vocabulary. ``merge_divergence`` folds the spans in plain PyTorch on vectors, for both backends. The
+gradient kernel recomputes both tiles of logits and writes the tile of one side's logit gradient.
+The vendor's library multiplies with it (``chunks``).
 
 Cost: 2·N·V·(D_p + D_q) operations forward, again that and 4·N·V·D for each side's gradients;
 temporary memory 20 · ceil(V / SPAN) · N bytes forward, one block of logit gradients backward.
@@ -43,22 +43,22 @@ from .logit_tile import (
 
 @triton.jit
 def _fold(
-    sums,  # what the columns before left: p_maximum, p_sum, q_maximum, q_sum, gap
+    sums,  # of the columns before: p_maximum, p_sum, q_maximum, q_sum, gap
     a,  # float32 [BLOCK_N, columns], logits of P, −inf past V
     b,  # likewise of Q
 ):
-    """The sums with these columns in them."""
+    """Return the sums with these columns added."""
     p_maximum, p_sum, q_maximum, q_sum, gap = sums
     p_new = tl.maximum(p_maximum, tl.max(a, axis=1))
     q_new = tl.maximum(q_maximum, tl.max(b, axis=1))
-    # Logits of −inf alone (a bias may hold them): any finite reference avoids inf − inf.
+    # All logits may be −inf (a bias may hold −inf): any finite reference avoids inf − inf.
     p_reference = tl.where(p_new == -float("inf"), 0.0, p_new)
     q_reference = tl.where(q_new == -float("inf"), 0.0, q_new)
     a -= p_reference[:, None]
     b -= q_reference[:, None]
     p_decay = tl.exp(p_maximum - p_reference)
     exponentials = tl.exp(a)
-    # The old gap was taken from the old maxima: both references moved.
+    # The old gap refers to the old maxima, and both maxima may have moved.
     p_moved = p_maximum - p_reference
     q_moved = tl.where(q_maximum == -float("inf"), 0.0, q_maximum) - q_reference
     moved = tl.where(p_decay * p_sum > 0.0, p_decay * (gap + p_sum * (p_moved - q_moved)), 0.0)
@@ -105,7 +105,7 @@ def _kl_partials_kernel(
     WIDEN: tl.constexpr,
     PRECISION: tl.constexpr,
     DESCRIBED: tl.constexpr,
-    PARTS: tl.constexpr,  # in which a pair of tiles is summed
+    PARTS: tl.constexpr,  # number of parts in which a pair of tiles is summed
     SPAN: tl.constexpr,
     GROUP: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -208,7 +208,6 @@ def _kl_gradient_kernel(
     q_weight_ptr,  # [V, D_q]
     q_bias_ptr,  # [V]
     # float32 [6, N_all], offset to the first token: m_p, log s_p, m_q, log s_q, KL, upstream
-    # gradient
     vectors_ptr,
     gradient_ptr,  # [N, columns_here]
     N,
@@ -333,14 +332,15 @@ def _arguments(
     p_head: Head, q_head: Head, rules: tuple[Rule, Rule], may_describe: bool = False
 ) -> tuple[dict, dict, dict]:
     """Return arguments, constants and options of both kernels."""
-    target, arguments, constants = current_target(), {}, {}  # type: ignore[var-annotated]  # dicts of anything
+    # Dicts of values of any type.
+    target, arguments, constants = current_target(), {}, {}  # type: ignore[var-annotated]
     for prefix, head, rule in zip("pq", (p_head, q_head), rules, strict=True):
         side_arguments, side_constants = head_arguments(*head, rule)
         vocabulary = side_arguments.pop("V")
         arguments |= {f"{prefix}_{name}": value for name, value in side_arguments.items()}
         constants |= {f"{prefix.upper()}_{name}": value for name, value in side_constants.items()}
     matrices = [arguments[f"{side}_{name}_ptr"] for side in "pq" for name in ("hidden", "weight")]
-    # One tile size for both sides, that of the side which leaves less room.
+    # One tile size for both sides: of the side that leaves less room.
     dtype = max((matrix.dtype for matrix in matrices), key=lambda dtype: dtype.itemsize)
     describes = may_describe and all(describable(target, matrix) for matrix in matrices)
     tiles, options = tile_configuration(
@@ -367,10 +367,10 @@ def linear_kl(
     q_rule: Rule = PLAIN,
     plan: Plan = DEFAULT,
 ) -> torch.Tensor:
-    """Return the five rows of every token, float32 [5, N], from (hidden [N, D], weight [V, D], bias
-    [V]) of both heads.
+    """Return the five rows of every token, float32 [5, N].
 
-    The plan's ``memory_limit`` bounds the partial rows, in bytes.
+    A head is hidden [N, D], weight [V, D] and bias [V]. The plan's ``memory_limit`` bounds the
+    partial rows, in bytes.
     """
     tokens, vocabulary = p_head[0].shape[0], p_head[1].shape[0]
     spans = triton.cdiv(vocabulary, SPAN)
@@ -378,7 +378,11 @@ def linear_kl(
     chunks = []
     for start in range(0, tokens, size):
         heads = [(head[0][start : start + size], *head[1:]) for head in (p_head, q_head)]
-        arguments, constants, options = _arguments(*heads, (p_rule, q_rule), may_describe=True)  # type: ignore[call-arg, misc, arg-type]  # two heads
+        arguments, constants, options = _arguments(
+            *heads,  # type: ignore[call-arg, misc, arg-type]  # two heads
+            (p_rule, q_rule),
+            may_describe=True,
+        )
         here = heads[0][0].shape[0]
         partials = p_head[0].new_empty((DIVERGENCE_ROWS, spans, here), dtype=torch.float32)
         launch(
@@ -408,8 +412,9 @@ def linear_kl_grad(
     p_needs: tuple[bool, bool, bool] = (True, True, True),
     q_needs: tuple[bool, bool, bool] = (True, True, True),
 ) -> tuple[torch.Tensor | None, ...]:
-    """Gradients of hidden, weight and bias of P, then of Q, from ``upstream`` [N] and the forward's
-    ``rows`` [5, N].
+    """Return the gradients of hidden, weight and bias of P, then of Q.
+
+    They follow from ``upstream`` [N] and the forward's ``rows`` [5, N].
     """
     vectors = divergence_vectors(upstream, rows)
     arguments, constants, options = _arguments(p_head, q_head, (p_rule, q_rule))
@@ -429,7 +434,7 @@ def linear_kl_grad(
         if not any(needs):
             gradients += [None] * 3
             continue
-        buffer = None  # freed before its successor is made
+        buffer = None  # freed first: else two buffers are in memory together
         buffer = head[0].new_empty(most)
 
         def logit_gradient(
@@ -459,5 +464,10 @@ def linear_kl_grad(
             )
             return out
 
-        gradients += accumulate_gradients(logit_gradient, *head, needs=needs, block=block)  # type: ignore[arg-type]  # Nones first
+        gradients += accumulate_gradients(
+            logit_gradient,
+            *head,
+            needs=needs,
+            block=block,
+        )  # type: ignore[arg-type]  # the list begins with Nones
     return tuple(gradients)

@@ -1,20 +1,17 @@
-"""Hidden states and the vocabulary matrix to per-token sums over the vocabulary, without the N × V
-logits.
+"""The five sums of every token from hidden states and the vocabulary matrix, without N × V logits.
 
-Computes, for logits z = softcap · tanh(logit_scale · (hidden @ weightᵀ + bias) / softcap), the five
-sums of ``sums.py``: from them follow log-sum-exp, NLL, entropy and every loss of the public
-functions.
+The logits are z = softcap · tanh(logit_scale · (hidden @ weightᵀ + bias) / softcap). From the sums
+(``sums.py``) follow logsumexp, NLL, entropy and every loss of the public functions.
 
-How: the vocabulary is cut into spans of ``SPAN`` rows. A program owns ``BLOCK_N`` tokens and one
-span, walks it in tiles of ``BLOCK_V`` with an online softmax (a running maximum; sums rescaled when
-it grows: Milakov & Gimelshein 2018, arXiv:1805.02867) and writes its partial sums. ``merge`` folds
-the spans, always in the same order: no atomics, two runs give the same bits. SPAN is a constant, so
-a token's sums do not depend on which batch it came in.
+The vocabulary is cut into spans of ``SPAN`` rows. A program owns ``BLOCK_N`` tokens and one span,
+and walks the span in tiles of ``BLOCK_V`` with an online softmax: a running maximum, and sums that
+are rescaled when the maximum grows (Milakov & Gimelshein 2018, arXiv:1805.02867). ``merge`` folds
+the partial sums of the spans, always in the same order, without atomics: two runs give the same
+bits. SPAN is a constant, so the sums of a token do not depend on its batch.
 
-From Hopper on tiles come through tensor descriptors (TMA) where rows are aligned, one loop runs
-through all tiles of a span so that the next tile's reads are under way while this one's logits are
-summed, and a tile is summed in ``PARTS`` so that it needs no more registers than the accumulator
-and one part.
+From Hopper on, aligned tiles are read through tensor descriptors (TMA). One loop runs through all
+tiles of a span, so that the next tile is read while the logits of this one are summed. A tile is
+summed in ``PARTS``, and needs registers for the accumulator and one part only.
 
 Cost: 2·N·V·D operations; reads hidden once per vocabulary tile (from L2) and weight once per
 ``GROUP`` blocks of tokens; temporary memory 3 or 5 · ceil(V / SPAN) · N floats.
@@ -40,13 +37,13 @@ from .launch import (
 )
 from .logit_tile import apply_rule, column_parts, logit_arguments, product_tile, work_of
 
-# Vocabulary rows a program walks: with 128 tokens, at least 95 % of 132 multiprocessors are busy at
-# every shape that docs/performance.md counts, and starting a program is 2 % of its life at most.
+# Vocabulary rows a program walks. With 128 tokens, at least 95% of 132 multiprocessors are busy at
+# every shape in docs/performance.md, and the start of a program takes at most 2% of its time.
 SPAN = 2048
-# Blocks of tokens that walk a span side by side. 16 of them and 8 spans, one program on each of 132
-# multiprocessors, read the fewest bytes: what they share stays in L2.
+# Blocks of tokens that walk a span at the same time. 16 blocks and 8 spans, one program on each of
+# 132 multiprocessors, read the fewest bytes: shared rows stay in L2.
 GROUP = 16
-# maximum, Σexp and the target's logit: the others are not written where nobody asked for them
+# Maximum, Σexp and the target's logit; the other sums are written where they are needed.
 NLL_PLANES = 3
 
 MAX_ROW, SUM_EXP_ROW, TARGET_ROW, LOGIT_SUM_ROW, EXP_SHIFT_ROW = (
@@ -56,8 +53,9 @@ MAX_ROW, SUM_EXP_ROW, TARGET_ROW, LOGIT_SUM_ROW, EXP_SHIFT_ROW = (
 
 @triton.jit
 def span_and_row(N, spans, GROUP: tl.constexpr, BLOCK_N: tl.constexpr):
-    """What a program works on: its span and, int64, its first token. A group's blocks over one
-    span, then over the next.
+    """Return a program's span and its first token, int64.
+
+    The blocks of a group go over one span, then over the next.
     """
     group = tl.program_id(0) // (GROUP * spans)
     in_group = tl.minimum(tl.cdiv(N, BLOCK_N) - group * GROUP, GROUP)
@@ -67,8 +65,8 @@ def span_and_row(N, spans, GROUP: tl.constexpr, BLOCK_N: tl.constexpr):
 
 @triton.jit
 def _fold(
-    # what the columns before left: maximum, sum_exp, target_logit, logit_sum, exp_shift, above,
-    # best, weight_seen
+    # Of the columns before: maximum, sum_exp, target_logit, logit_sum, exp_shift, above, best,
+    # weight_seen.
     sums,
     accumulator,  # float32 [BLOCK_N, columns], hidden @ weightᵀ
     start,  # the first column
@@ -90,7 +88,7 @@ def _fold(
     FLUSH: tl.constexpr,
     ENDS: tl.constexpr,  # the vocabulary may end among these columns
 ):
-    """The sums with these columns in them."""
+    """Return the sums with these columns added."""
     maximum, sum_exp, target_logit, logit_sum, exp_shift, above, best, weight_seen = sums
     lanes = tl.arange(0, accumulator.shape[1])
     columns = tl.minimum(start + lanes, V - 1)
@@ -109,18 +107,17 @@ def _fold(
     if ENDS:
         inside = (lanes < V - start)[None, :]
     target_logit += tl.sum(tl.where(hit, logits, 0.0), axis=1)
-    if ENDS:  # after the softcap: a capped −inf would be a finite −softcap in the sum
+    if ENDS:  # after the softcap, which would turn −inf into a finite −softcap
         logits = tl.where(inside, logits, -float("inf"))
     part_maximum = tl.max(logits, axis=1)
     if WITH_RANK:
-        # Lanes past V are −inf and above nothing; of equal logits the first column is the
-        # prediction.
+        # Lanes past V are −inf and never above. Of equal logits the first column is predicted.
         above += tl.sum(((logits > own_logit[:, None]) & (hit == 0)).to(tl.int32), axis=1)
         first = tl.min(tl.where(logits == part_maximum[:, None], columns[None, :], V), axis=1)
         best = tl.where(part_maximum > maximum, first, best)
     new_maximum = tl.maximum(maximum, part_maximum)
-    # Logits of −inf alone (a bias may hold them): any finite reference avoids inf − inf. (Written
-    # out everywhere: a helper for it costs two to six registers in the kernels over logits.)
+    # All logits may be −inf (a bias may hold −inf): any finite reference avoids inf − inf. It is
+    # written out everywhere: a helper costs two to six registers in the kernels over logits.
     reference = tl.where(new_maximum == -float("inf"), 0.0, new_maximum)
     decay = tl.exp(maximum - reference)
     shifted = logits - reference[:, None]
@@ -153,7 +150,8 @@ def _partials_kernel(
     class_weight_ptr,  # float32 [V]
     target_logit_ptr,  # float32 [N], read where WITH_RANK
     partials_ptr,  # float32 [3 or 5, spans, N]
-    # int32 [2, spans, N], written where WITH_RANK: logits above the target's, column of the largest
+    # int32 [2, spans, N], written where WITH_RANK: number of logits above the target's, column of
+    # the largest
     choices_ptr,
     N,
     V,
@@ -179,10 +177,10 @@ def _partials_kernel(
     PRECISION: tl.constexpr,
     HAS_SCALE: tl.constexpr,
     EVEN_V: tl.constexpr,  # V is whole tiles
-    FLUSH: tl.constexpr,  # of exponentials, ``exp_below``
+    FLUSH: tl.constexpr,  # as in ``exp_below``
     DESCRIBED: tl.constexpr,
     FLATTEN: tl.constexpr,  # one loop over the tiles of a span and the parts of D
-    PARTS: tl.constexpr,  # in which a tile is summed
+    PARTS: tl.constexpr,  # number of parts in which a tile is summed
     SPAN: tl.constexpr,
     GROUP: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -328,16 +326,23 @@ def _merge_kernel(
 
 
 def loop_shape(constants: dict) -> dict:
-    """``FLATTEN`` and ``PARTS`` that leave the registers for a tile: one loop from Hopper on, but
-    not where the accumulator has a memory of its own and its parts must be fetched (Blackwell)."""
+    """Return ``FLATTEN`` and ``PARTS``, which leave registers for a tile.
+
+    There is one loop from Hopper on, but not on Blackwell, where the accumulator is in a memory of
+    its own and its parts must be read from there.
+    """
     target = current_target()
     if not constants["DESCRIBED"]:
-        # the addresses take the registers that parts would save
+        # Addresses take the registers that parts would save.
         return dict(FLATTEN=False, PARTS=1)
-    return dict(FLATTEN=target.backend == "cuda" and target.arch < 100, PARTS=4)  # type: ignore[operator]  # cuda's arch is an int
+    return dict(
+        FLATTEN=target.backend == "cuda" and target.arch < 100,  # type: ignore[operator]  # an int
+        PARTS=4,
+    )
 
 
 def planes_of(rule: Rule) -> int:
+    """Return how many rows of sums a program writes."""
     return SUMS if rule.with_logit_sum or rule.with_exp_shift else NLL_PLANES
 
 
@@ -350,11 +355,10 @@ def partials(
     rule: Rule,
     target_logit: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Per-span sums, float32 [3 or 5, spans, N]; a target that is not a row of ``weight`` adds
-    nothing to ``TARGET``.
+    """Return the sums of each span, float32 [3 or 5, spans, N].
 
-    With ``target_logit`` [N] also int32 [2, spans, N]: how many logits are larger, and the column
-    of the largest.
+    A target that is no row of ``weight`` adds nothing to ``TARGET``. With ``target_logit`` [N] the
+    second result is int32 [2, spans, N]: the number of logits above, and the column of the largest.
     """
     tokens, vocabulary = hidden.shape[0], weight.shape[0]
     spans = triton.cdiv(vocabulary, SPAN)
@@ -390,8 +394,8 @@ def partials(
             WITH_LOGIT_SUM=rule.with_logit_sum,
             WITH_EXP_SHIFT=rule.with_exp_shift,
             WITH_RANK=target_logit is not None,
-            # Fewer operations a logit where tiles are descriptors; with pointers the compiler
-            # spends what is freed on more reads in flight, and spills.
+            # With descriptors this saves operations per logit. With pointers the compiler uses the
+            # freed registers for more reads in flight, and spills.
             HAS_SCALE=rule.logit_scale != 1.0 or not constants["DESCRIBED"],
             EVEN_V=vocabulary % constants["BLOCK_V"] == 0 and constants["DESCRIBED"],
             FLUSH=current_target().backend == "cuda" and constants["DESCRIBED"],
@@ -407,7 +411,10 @@ def partials(
 def span_weights(
     vocabulary: int, class_weight: torch.Tensor | None, like: torch.Tensor
 ) -> torch.Tensor:
-    """Σ w of every span, float32 [spans]: what its ``LOGIT_SUM`` moves by when its maximum does."""
+    """Return Σ w of every span, float32 [spans].
+
+    The ``LOGIT_SUM`` of a span moves by that when its maximum moves by 1.
+    """
     weights = (
         like.new_ones(vocabulary, dtype=torch.float32) if class_weight is None else class_weight
     )
@@ -422,12 +429,11 @@ def merge(
     vocabulary: int,
     ignore_index: int,
 ) -> torch.Tensor:
-    """Fold partial sums [3 or 5, spans, N] into [5, N], in the order of the spans; ``LOGIT_SUM``
-    needs their ``weights`` [spans].
+    """Fold the partial sums [3 or 5, spans, N] into [5, N], in the order of the spans.
 
-    Marks what only the whole vocabulary can tell: ignored tokens (sums 0, 1, 0, 0, 0) and targets
-    outside [0, ``vocabulary``) (NaN). Spans may also be the shards of ranks, empty ones (sums −inf,
-    0, 0, 0, 0) included.
+    ``LOGIT_SUM`` needs the spans' ``weights`` [spans]. Only the whole vocabulary shows which tokens
+    are ignored (sums 0, 1, 0, 0, 0) and which targets are outside [0, ``vocabulary``) (NaN). Spans
+    may also be shards of ranks, empty ones (sums −inf, 0, 0, 0, 0) included.
     """
     planes, spans, tokens = partials.shape
     out = partials.new_empty((SUMS, tokens))
@@ -456,8 +462,9 @@ def merge(
 def token_chunks(
     tokens: int, vocabulary: int, bytes_per_partial: int, memory_limit: int
 ) -> list[slice]:
-    """Chunks of tokens whose partial sums fit in ``memory_limit`` bytes; one empty chunk where
-    there are no tokens.
+    """Return chunks of tokens whose partial sums fit in ``memory_limit`` bytes.
+
+    Without tokens there is one empty chunk.
     """
     most = max(1, memory_limit // (bytes_per_partial * max(1, triton.cdiv(vocabulary, SPAN))))
     size = equal_chunk(tokens, most)
@@ -473,11 +480,10 @@ def linear_nll(
     rule: Rule = PLAIN,
     plan: Plan = DEFAULT,
 ) -> torch.Tensor:
-    """Return the five sums of every token, float32 [5, N], from hidden [N, D], weight [V, D], bias
-    [V], target int [N].
+    """Return the five sums of every token, float32 [5, N].
 
-    The plan's ``memory_limit`` bounds the partial sums, in bytes: more tokens than fit are done in
-    several launches.
+    They are of hidden [N, D], weight [V, D], bias [V] and target int [N]. The plan's
+    ``memory_limit`` bounds the partial sums, in bytes: more tokens than fit take several launches.
     """
     weights = (
         span_weights(weight.shape[0], class_weight, hidden)

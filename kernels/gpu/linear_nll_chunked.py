@@ -1,12 +1,10 @@
-"""The sums of ``linear_nll`` by way of the logits of some tokens at a time: the vendor's matrix
-product, then one read of it.
+"""The five sums by way of the logits of some tokens at a time: the vendor's product, then one read.
 
-Where the fused kernel's own products are slow this is faster, though every logit goes to memory and
-back: ``dispatch.py`` says where, docs/performance.md has the sums.
+Every logit goes to memory and back. Where the fused kernel's own products are slow, this way is
+faster: ``dispatch.py`` says where, docs/performance.md has the arithmetic.
 
-Training is another matter. While the logits of a chunk are there they become their own gradient, in
-place: three products, the least there can be, where a loss that is known before its backward (a sum
-or a mean) says what that gradient is.
+In training, the logits of a chunk become their own gradient, in place. That takes three products,
+the fewest possible, for a loss whose derivative is known before its backward (a sum or a mean).
 
 Cost: 2·N·V·D operations; 4·N·V bytes written and read; temporary memory 4·T·V bytes for T tokens at
 a time, at most ``memory_limit``. With gradients 6·N·V·D operations, logits in 16 bits.
@@ -32,11 +30,10 @@ def linear_nll_chunked(
     rule: Rule = PLAIN,
     plan: Plan = DEFAULT,
 ) -> torch.Tensor:
-    """Return the five sums of every token, float32 [5, N], from hidden [N, D], weight [V, D],
-    target int [N].
+    """Return the five sums of every token, float32 [5, N].
 
-    The plan's ``memory_limit`` bounds the float32 logits that are held, in bytes, but for one
-    token's.
+    They are of hidden [N, D], weight [V, D] and target int [N]. The plan's ``memory_limit`` bounds
+    the float32 logits in memory, in bytes, but for one token's.
     """
     tokens, vocabulary = hidden.shape[0], weight.shape[0]
     most = max(1, min(plan.memory_limit or CHUNKED_LIMIT, CHUNKED_LIMIT) // (4 * vocabulary))
@@ -66,13 +63,12 @@ def linear_nll_with_gradients(
     upstream_of: Callable[[torch.Tensor, slice], torch.Tensor],
     needs: tuple[bool, bool, bool] = (True, True, True),
 ) -> tuple[torch.Tensor, tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]]:
-    """Return the five sums [5, N], and the gradients of hidden, weight and bias where ``needs``
-    says so (one at least).
+    """Return the five sums [5, N] and the needed gradients of hidden, weight and bias.
 
-    ``upstream_of(sums, tokens)`` is the derivative of the loss, float32 [5, T], from the sums [5,
-    T] of a slice of tokens, as many as the plan's block has. Temporary memory: the logits of a
-    chunk, in the inputs' dtype, which is what they are rounded to; float32 sums of the gradients
-    besides.
+    At least one gradient is needed. Temporary memory: the logits of a chunk in the inputs' dtype,
+    to which they are rounded, and float32 sums of the gradients. The plan's block is the number of
+    tokens in a chunk. ``upstream_of(sums, tokens)`` returns the derivative of the loss by a chunk's
+    sums, float32 [5, T].
     """
     (chunk,) = plan.block
     sums = hidden.new_empty((SUMS, hidden.shape[0]), dtype=torch.float32)

@@ -1,4 +1,4 @@
-"""Gradients of the per-token sums of ``linear_nll`` with respect to hidden states, weight and bias.
+"""Gradients of the sums of ``linear_nll`` with respect to hidden states, weight and bias.
 
 With g the upstream gradient of the five sums and z the logits (formula: ``sums.py``),
 
@@ -6,13 +6,12 @@ With g the upstream gradient of the five sums and z the logits (formula: ``sums.
 
     grad_hidden = G @ weight        grad_weight = Gᵀ @ hidden        grad_bias = Σ_n G
 
-The kernel recomputes a tile of logits from hidden and weight exactly as the forward did and writes
-the tile of G, in the inputs' dtype, to a block whose size ``memory_limit`` bounds; the two products
-are plain matrix products of that block, with float32 accumulation, and are left to the vendor's
-library.
+The kernel recomputes a tile of logits from hidden and weight exactly as the forward did. It writes
+the tile of G, in the inputs' dtype, to a block whose size ``memory_limit`` bounds. The two products
+with that block, accumulated in float32, are left to the vendor's library.
 
-Cost: 8·N·V·D operations at most (recompute 2, and 2 per gradient asked for); one block of G, which
-is written once and read twice.
+Cost: at most 8·N·V·D operations (recompute 2, and 2 per gradient); one block of G, which is written
+once and read twice.
 """
 
 from __future__ import annotations
@@ -45,8 +44,9 @@ def sums_derivative(
     WITH_LOGIT_SUM: tl.constexpr,
     WITH_EXP_SHIFT: tl.constexpr,
 ):
-    """∂/∂z of the five sums, weighted by their upstream gradients; of ignored tokens whatever it
-    is.
+    """Return ∂/∂z of the five sums, weighted by their upstream gradients.
+
+    The result for ignored tokens is arbitrary.
     """
     plane = N.to(tl.int64)
     upstream_ptr += rows
@@ -153,7 +153,7 @@ def _logit_gradient_kernel(
         if HAS_SOFTCAP:
             capped = logits / softcap
             gradient *= 1.0 - capped * capped
-        # Last: the logits of an ignored token may be no numbers, and so its slope.
+        # Last, since the logits of an ignored token may be NaN, and so its slope.
         gradient = tl.where(counted[:, None], gradient * logit_scale, 0.0)
     tl.store(
         gradient_ptr + rows[:, None] * columns_here + local_columns[None, :],
@@ -176,11 +176,11 @@ def linear_nll_grad(
     *,
     needs: tuple[bool, bool, bool] = (True, True, True),
 ) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
-    """Gradients of hidden, weight and bias from ``upstream`` float32 [5, N] and the forward's
-    ``maximum`` [N].
+    """Return the gradients of hidden, weight and bias.
 
-    The plan's ``memory_limit`` bounds the block of logit gradients and that of the weight gradient,
-    in bytes. No plan for this backend keeps products: ``kept`` is None.
+    They follow from ``upstream`` float32 [5, N] and the forward's ``maximum`` [N]. The plan's
+    ``memory_limit`` bounds the blocks of logit gradients and of the weight's gradient, in bytes. No
+    plan for this backend keeps products: ``kept`` is None.
     """
     upstream = upstream.contiguous()
     arguments, constants, options = logit_arguments(hidden, weight, bias, rule, work_of(rule))

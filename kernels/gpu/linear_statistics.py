@@ -1,9 +1,8 @@
-"""Hidden states and the vocabulary matrix to per-token statistics: the sums of ``linear_nll``,
-ranks and predictions.
+"""Per-token statistics from hidden states: the sums of ``linear_nll``, ranks and predictions.
 
 A rank counts the logits above the target's, which must be known before the sweep over the
-vocabulary meets it: a small kernel computes it first, from the same tiles in the same order, so
-that it has the sweep's bits and equal logits tie.
+vocabulary. A small kernel computes it first, from the same tiles in the same order. So it has the
+sweep's bits, and equal logits tie.
 
 Cost: that of ``linear_nll`` and BLOCK_V / V of it more; temporary memory 28 · ceil(V / SPAN) · N
 bytes.
@@ -49,9 +48,9 @@ def _target_logit_kernel(
     BLOCK_V: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    # A tile whose columns are the targets of its rows, of which the diagonal is kept: BLOCK_V times
-    # the work of a dot product a token, and bit for bit the logit that the sweep over the
-    # vocabulary meets, so that equal logits tie.
+    # The diagonal of a tile whose columns are the targets of its rows. This is BLOCK_V times the
+    # work of a dot product per token, but gives the bits of the sweep over the vocabulary, so that
+    # equal logits tie.
     first_row = tl.program_id(0).to(tl.int64) * BLOCK_N
     lanes = tl.arange(0, BLOCK_N)
     rows = tl.minimum(lanes, (N - 1 - first_row).to(tl.int32))
@@ -99,15 +98,14 @@ def target_logit(
     rule: Rule = PLAIN,
     plan: Plan = DEFAULT,
 ) -> torch.Tensor:
-    """Return the logit of every token's target, float32 [N], 0 where it is no row of ``weight``:
-    ``linear_statistics`` takes it.
+    """Return the logit of every token's target, float32 [N], 0 where it is no row of ``weight``.
 
     No temporary memory is taken, whatever the plan.
     """
     out = hidden.new_zeros(hidden.shape[0], dtype=torch.float32)
     if hidden.shape[0] == 0 or weight.shape[0] == 0:
         return out
-    # The tiles of ``linear_statistics``: equal tiles, equal bits.
+    # The tile sizes of ``linear_statistics``: equal tiles give equal bits.
     arguments, constants, options = logit_arguments(hidden, weight, bias, rule, "statistics")
     launch(
         _target_logit_kernel,
@@ -129,10 +127,10 @@ def linear_statistics(
     rule: Rule = PLAIN,
     plan: Plan = DEFAULT,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return the five sums [5, N] (``LOGIT_SUM`` left 0), how many logits are above
-    ``target_logit`` [N], and the largest's column.
+    """Return the five sums [5, N], the number of logits above ``target_logit``, and the prediction.
 
-    Both int64 [N]; 0 for ignored tokens. Of equal largest logits the first column is taken.
+    ``LOGIT_SUM`` is 0. The number and the prediction, the column of the largest logit, are int64
+    [N] and 0 for ignored tokens. Of equal largest logits the first column is taken.
     """
     vocabulary, memory_limit = weight.shape[0], plan.memory_limit or TRITON_LIMIT
     if vocabulary == 0:  # the shard of a rank that holds no row
@@ -147,9 +145,12 @@ def linear_statistics(
         sums.append(
             merge(of_spans, target[tokens], vocabulary=vocabulary, ignore_index=rule.ignore_index)
         )
-        above.append(choices[0].sum(0))  # type: ignore[index]  # with target_logit there are choices
+        # With target_logit there are choices.
+        above.append(choices[0].sum(0))  # type: ignore[index]
         largest = of_spans[MAX] == sums[-1][MAX]
-        best.append(torch.where(largest, choices[1], vocabulary).amin(0).long())  # type: ignore[index]  # with target_logit there are choices
+        best.append(
+            torch.where(largest, choices[1], vocabulary).amin(0).long()  # type: ignore[index]
+        )
     ignored = target == rule.ignore_index
     return (
         torch.cat(sums, dim=1),

@@ -1,5 +1,4 @@
-"""A tile of logits on its way through a kernel, and which tile sizes a launch takes: what every
-kernel from hidden states shares.
+"""Tiles of logits: their computation and their sizes, shared by every kernel from hidden states.
 
 z = softcap · tanh(logit_scale · (hidden @ weightᵀ + bias) / softcap), float32, BLOCK_N tokens ×
 BLOCK_V vocabulary rows.
@@ -19,14 +18,16 @@ from .launch import Target, current_target, tanh, widen_products
 def tile_configuration(
     target: Target, dtype: torch.dtype, vectorised: bool, work: str, described: bool = False
 ) -> tuple[dict, dict]:
-    """Tile sizes and launch options of the kernels that multiply hidden by weight.
+    """Return tile sizes and launch options of the kernels that multiply hidden by weight.
 
-    ``work`` on a tile of logits: "nll", or "capped nll" under a softcap; "sums" (one beyond NLL),
+    ``work`` on a tile of logits is "nll", or "capped nll" under a softcap; "sums" (one beyond NLL),
     "all sums"; "statistics" (ranks), or "ruled statistics" with a bias or a softcap; "divergence"
-    (a second tile). The largest tile whose accumulator (BLOCK_N · BLOCK_V floats over num_warps)
-    stays in registers; less room is left the more work there is, where three tf32 products a tile
-    need both operands split, and where rows that cannot be read 16 bytes at a time take registers
-    for addresses. None spills: `make compile-check`. ``described``: tiles come through tensor
+    (a second tile).
+
+    The tile is the largest whose accumulator (BLOCK_N · BLOCK_V floats over num_warps) stays in
+    registers. Less room is left for more work, for float32 (three tf32 products a tile need both
+    operands split), and for rows that cannot be read 16 bytes at a time (their addresses take
+    registers). None spills: `make compile-check`. ``described`` tiles are read through tensor
     descriptors (``describable``).
     """
     if target.backend == "interpreter":
@@ -40,15 +41,15 @@ def tile_configuration(
         return dict(BLOCK_N=64 if two_tiles else 128, BLOCK_V=128, BLOCK_D=32), dict(
             num_warps=8, num_stages=2
         )
-    # NVIDIA's assembler would rather spill a register than have one block less on a multiprocessor,
-    # unless told to.
+    # Without a limit, NVIDIA's assembler spills a register rather than run one block less on a
+    # multiprocessor.
     limit = (
         dict(maxnreg=255)
         if work in ("all sums", "divergence") or (work == "sums" and not vectorised)
         else {}
     )
     if dtype == torch.float32 or not vectorised:
-        # Of two products the split operands take twice the registers: half as many of them.
+        # The split operands of two products take twice the registers: half the depth.
         tiles = dict(BLOCK_N=64, BLOCK_V=64, BLOCK_D=32 if vectorised and not two_tiles else 16)
         return tiles, dict(num_warps=8, num_stages=2) | limit
     if work == "nll":
@@ -57,15 +58,16 @@ def tile_configuration(
 
 
 def _described_configuration(target: Target, work: str) -> tuple[dict, dict]:
-    """With the copy engine no thread holds an address, and a tile of twice the columns stays in
-    registers.
+    """Return the configuration with the copy engine: a tile of twice the columns fits in registers.
 
-    Hopper's accumulator is 128 registers of each of 256 threads: a softcap, or a sum that neither
-    NLL nor statistics need, is one too many, and so is a fourth stage. Blackwell's is in a memory
-    of its own, from which the sums take a part at a time; where they are many the parts are
-    narrower still, and the assembler is told to keep to one block a multiprocessor.
+    No thread holds an address. Hopper's accumulator takes 128 registers of each of 256 threads: a
+    softcap, or a sum that neither NLL nor statistics need, would be one value too many, and so
+    would a fourth stage. Blackwell's is in a memory of its own, from which the sums take a part at
+    a time. Where there are many sums the parts are narrower still, and the assembler is limited to
+    one block a multiprocessor.
     """
-    blackwell = target.arch >= 100  # type: ignore[operator]  # an int: only NVIDIA has the copy engine
+    # An int: only NVIDIA has the copy engine.
+    blackwell = target.arch >= 100  # type: ignore[operator]
     wide = work in ("nll", "statistics")
     columns = 256 if wide else 64 if blackwell and work in ("all sums", "divergence") else 128
     tiles = dict(BLOCK_N=128, BLOCK_V=columns, BLOCK_D=64)
@@ -74,6 +76,7 @@ def _described_configuration(target: Target, work: str) -> tuple[dict, dict]:
 
 
 def work_of(rule: Rule) -> str:
+    """Return the ``work`` of a rule's sums."""
     if rule.with_logit_sum and rule.with_exp_shift:
         return "all sums"
     return "sums" if rule.with_logit_sum or rule.with_exp_shift else "nll"
@@ -95,7 +98,7 @@ def products(
     BLOCK_V: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """hidden @ weightᵀ of the rows the offsets point at, float32 [BLOCK_N, BLOCK_V]."""
+    """Return hidden @ weightᵀ of the rows that the offsets point at, float32 [BLOCK_N, BLOCK_V]."""
     offsets = tl.arange(0, BLOCK_D)
     accumulator = tl.zeros([BLOCK_N, BLOCK_V], dtype=tl.float32)
     for start in range(0, D, BLOCK_D):
@@ -131,9 +134,7 @@ def described_products(
     BLOCK_V: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """As ``products``, with whole tiles read by the copy engine; what lies past N, V or D it reads
-    as 0.
-    """
+    """Return ``products`` of whole tiles read by the copy engine, which reads 0 past N, V and D."""
     accumulator = tl.zeros([BLOCK_N, BLOCK_V], dtype=tl.float32)
     for start in range(0, D, BLOCK_D):
         hidden_part = hidden.load([first_row, start])
@@ -147,15 +148,14 @@ def described_products(
 
 @triton.jit
 def column_parts(tile, PARTS: tl.constexpr):
-    """A tile [BLOCK_N, BLOCK_V] as a tuple of 1, 2 or 4 with equally many neighbouring columns
-    each, left to right.
-    """
+    """Return a tile [BLOCK_N, BLOCK_V] as a tuple of 1, 2 or 4 equal parts, left to right."""
     if PARTS == 1:
         parts = (tile,)
     else:
         left, right = tile.reshape(tile.shape[0], 2, tile.shape[1] // 2).permute(0, 2, 1).split()
         if PARTS == 2:
-            parts = (left, right)  # type: ignore[assignment]  # a Triton body: PARTS is known when it compiles
+            # The types differ, but PARTS is a constant when Triton compiles this.
+            parts = (left, right)  # type: ignore[assignment]
         else:
             first, second = (
                 left.reshape(left.shape[0], 2, left.shape[1] // 2).permute(0, 2, 1).split()
@@ -163,7 +163,7 @@ def column_parts(tile, PARTS: tl.constexpr):
             third, fourth = (
                 right.reshape(right.shape[0], 2, right.shape[1] // 2).permute(0, 2, 1).split()
             )
-            parts = (first, second, third, fourth)  # type: ignore[assignment]  # a Triton body: PARTS is known when it compiles
+            parts = (first, second, third, fourth)  # type: ignore[assignment]
     return parts
 
 
@@ -179,7 +179,7 @@ def apply_rule(
     HAS_SOFTCAP: tl.constexpr,
     HAS_SCALE: tl.constexpr = True,
 ):
-    """softcap · tanh(logit_scale · (logits + bias) / softcap)."""
+    """Return softcap · tanh(logit_scale · (logits + bias) / softcap)."""
     if HAS_BIAS:
         logits += tl.load(bias_ptr + columns.to(tl.int64) * bias_stride).to(tl.float32)[None, :]
     if HAS_SCALE:
@@ -210,8 +210,10 @@ def product_tile(
     BLOCK_D: tl.constexpr,
     DESCRIBED: tl.constexpr = False,
 ):
-    """hidden @ weightᵀ of a tile, float32 [BLOCK_N, BLOCK_V], not masked: lanes past N or V hold
-    those of the last row or column, or 0."""
+    """Return hidden @ weightᵀ of a tile, float32 [BLOCK_N, BLOCK_V], not masked.
+
+    Lanes past N or V hold the last row's or column's products, or 0.
+    """
     if DESCRIBED:
         accumulator = described_products(
             hidden=hidden_ptr,
@@ -226,8 +228,8 @@ def product_tile(
             BLOCK_D=BLOCK_D,
         )
     else:
-        # One 64-bit address a tile and 32-bit offsets within it: 64-bit offsets would take half the
-        # registers.
+        # One 64-bit address per tile and 32-bit offsets within it: 64-bit offsets would take half
+        # of the registers.
         rows = tl.minimum(tl.arange(0, BLOCK_N), (N - 1 - first_row).to(tl.int32))
         columns = tl.minimum(tl.arange(0, BLOCK_V), V - 1 - first_column)
         wide_column = first_column + tl.zeros([], dtype=tl.int64)
@@ -277,7 +279,7 @@ def logit_tile(
     BLOCK_D: tl.constexpr,
     DESCRIBED: tl.constexpr = False,
 ):
-    """Logits of a tile: ``product_tile`` under the rule."""
+    """Return the logits of a tile: ``product_tile`` under the rule."""
     accumulator = product_tile(
         hidden_ptr=hidden_ptr,
         weight_ptr=weight_ptr,
@@ -312,10 +314,10 @@ def logit_tile(
 
 
 def vectorised(matrix: torch.Tensor) -> bool:
-    """Whether Triton reads rows 16 bytes at a time: it must see that each starts on 16 bytes and
-    where it ends.
+    """Return whether Triton reads rows 16 bytes at a time.
 
-    Of strides and sizes a kernel is told no more than whether they are multiples of 16.
+    It must see that each row starts at a multiple of 16 bytes, and where the row ends. A kernel
+    knows of strides and sizes only whether they are multiples of 16.
     """
     return (
         matrix.stride(1) == 1
@@ -326,7 +328,7 @@ def vectorised(matrix: torch.Tensor) -> bool:
 
 
 def described(arguments: dict, tiles: dict, side: str = "") -> dict:
-    """``arguments`` with descriptors in the place of hidden and weight."""
+    """Return ``arguments`` with descriptors of hidden and weight."""
     blocks = ((f"{side}hidden_ptr", tiles["BLOCK_N"]), (f"{side}weight_ptr", tiles["BLOCK_V"]))
     return arguments | {
         name: TensorDescriptor.from_tensor(arguments[name], [rows, tiles["BLOCK_D"]])
@@ -335,20 +337,21 @@ def described(arguments: dict, tiles: dict, side: str = "") -> dict:
 
 
 def within_32_bits(matrix: torch.Tensor) -> torch.Tensor:
-    """The matrix, copied if a tile of 256 × 256 of it would span more than 2³¹ elements."""
+    """Return the matrix, copied if a tile of 256 × 256 of it would span more than 2³¹ elements."""
     return matrix if 256 * sum(map(abs, matrix.stride())) < 2**31 else matrix.contiguous()
 
 
 def head_arguments(
     hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, rule: Rule
 ) -> tuple[dict, dict]:
-    """Arguments and constants that say what the logits are."""
+    """Return the arguments and constants that define the logits."""
     if (
         hidden.dtype not in (torch.float32, torch.float16, torch.bfloat16)
         or weight.dtype != hidden.dtype
     ):
         raise TypeError(
-            "input and linear_weight: the triton backend expects one dtype of float32, float16, bfloat16 for both, "
+            "input and linear_weight: the triton backend expects one dtype of float32, float16, "
+            "bfloat16 for both, "
             f"got {hidden.dtype} and {weight.dtype}; backend='torch' takes any floating dtype"
         )
     hidden, weight = within_32_bits(hidden), within_32_bits(weight)
@@ -377,9 +380,10 @@ def logit_arguments(
     work: str,
     may_describe: bool = False,
 ) -> tuple[dict, dict, dict]:
-    """Arguments, constants and launch options common to the kernels that compute tiles of logits.
+    """Return arguments, constants and launch options of the kernels that compute tiles of logits.
 
-    ``may_describe``: the kernel takes descriptors, and ``DESCRIBED`` says whether it gets them.
+    With ``may_describe`` the kernel accepts descriptors, and ``DESCRIBED`` says whether they are
+    used.
     """
     target = current_target()
     arguments, constants = head_arguments(hidden, weight, bias, rule)

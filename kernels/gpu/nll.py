@@ -1,5 +1,4 @@
-"""Per-token sums over logits that already exist, and their gradient, which may be written in their
-place.
+"""The five sums of existing logits, and their gradient, which may overwrite the logits.
 
 Formulas: ``sums.py``, with z = softcap · tanh(logit_scale · logits / softcap). Logits are [N, V],
 or torch's [N, V, T], whose token n · T + t is logits[n, :, t]. One program a token walks its row
@@ -21,20 +20,18 @@ MAX_ROW, SUM_EXP_ROW, TARGET_ROW, LOGIT_SUM_ROW, EXP_SHIFT_ROW = (
     tl.constexpr(row) for row in (MAX, SUM_EXP, TARGET, LOGIT_SUM, EXP_SHIFT)
 )
 
-
-LANE_WIDTH = (
-    # neighbouring logits that share a running maximum: 16 bytes of 16-bit ones, which one thread
-    # reads at once
-    8
-)
+# Neighbouring logits that share a running maximum: one thread reads 16 bytes of 16-bit logits at
+# once.
+LANE_WIDTH = 8
 
 
 def row_configuration(logits: torch.Tensor, plain: bool) -> tuple[dict, dict]:
-    """A tile no larger than a row [items, V, positions]: at most 4,096 logits, 16 a thread, where
-    only the NLL is asked for of rows that are read 16 bytes at a time; 2,048 elsewhere.
+    """Return tile size and launch options for rows [items, V, positions].
 
-    Registers for four blocks of 256 threads on a multiprocessor, so that enough reads are under way
-    to fill the memory's pipe; for two where more sums, or an address a logit, take them.
+    A tile is no larger than a row. It has at most 4,096 logits, 16 a thread, where only the NLL is
+    needed of rows that are read 16 bytes at a time, and 2,048 elsewhere. Registers are limited so
+    that a multiprocessor has room for four blocks of 256 threads, whose reads fill the memory's
+    pipe; for two where more sums, or an address per logit, take registers.
     """
     target = current_target()
     light = (
@@ -54,6 +51,7 @@ def row_configuration(logits: torch.Tensor, plain: bool) -> tuple[dict, dict]:
 def _load_logits(
     pointers, mask, logit_scale, softcap, HAS_SOFTCAP: tl.constexpr, MASKED: tl.constexpr
 ):
+    """Load logits under the rule."""
     if MASKED:
         logits = tl.load(pointers, mask=mask, other=0.0).to(tl.float32) * logit_scale
     else:
@@ -65,10 +63,10 @@ def _load_logits(
 
 @triton.jit
 def _fold_lanes(
-    state,  # of every lane [lanes]: maximum, sum_exp, logit_sum, exp_shift, weight_seen
+    state,  # per lane [lanes]: maximum, sum_exp, logit_sum, exp_shift, weight_seen
     pointers,  # [lanes, LANE_WIDTH], to these columns
     weight_pointers,
-    inside,  # bool, likewise: not past V
+    inside,  # bool [lanes, LANE_WIDTH], not past V
     logit_scale,
     softcap,
     HAS_SOFTCAP: tl.constexpr,
@@ -78,8 +76,9 @@ def _fold_lanes(
     FLUSH: tl.constexpr,
     MASKED: tl.constexpr,
 ):
-    """The state with a tile of logits in it: a thread's own affair, and one rescaling for
-    LANE_WIDTH logits.
+    """Return the state with a tile of logits added.
+
+    Each thread works on its own logits and rescales once for LANE_WIDTH of them.
     """
     maximum, sum_exp, logit_sum, exp_shift, weight_seen = state
     logits = _load_logits(pointers, inside, logit_scale, softcap, HAS_SOFTCAP, MASKED)
@@ -140,8 +139,8 @@ def _nll_kernel(
     lanes = tl.arange(0, LANES)[:, None] * LANE_WIDTH + tl.arange(0, LANE_WIDTH)[None, :]
     pointers = logits_ptr + lanes.to(tl.int64) * logits_stride_v
     weight_pointers = class_weight_ptr + lanes
-    # A running maximum and sums per lane, folded once at the end: no reduction between threads
-    # inside the loop.
+    # Each lane has a running maximum and sums, folded once at the end: no reduction between threads
+    # is in the loop.
     nothing = tl.zeros([LANES], dtype=tl.float32)
     state = nothing - float("inf"), nothing, nothing, nothing, nothing
     row_target = 0.0
@@ -192,8 +191,7 @@ def _nll_grad_kernel(
     class_weight_ptr,  # float32 [V]
     maximum_ptr,  # float32 [N]
     upstream_ptr,  # float32 [5, N]
-    # [N / T, V, T], may be logits_ptr: every element is read before it is written, by the same
-    # program
+    # [N / T, V, T], may be logits_ptr: the same program reads each element before it writes it
     gradient_ptr,
     N,
     T,
@@ -251,6 +249,7 @@ def _nll_grad_kernel(
 def _arguments(
     logits: torch.Tensor, target: torch.Tensor, class_weight: torch.Tensor | None, rule: Rule
 ):
+    """Return the arguments, constants and options that both kernels share."""
     if logits.dtype not in (torch.float32, torch.float16, torch.bfloat16):
         raise TypeError(
             f"input: the triton backend expects float32, float16 or bfloat16, got {logits.dtype}; "
@@ -292,10 +291,9 @@ def nll(
     rule: Rule = PLAIN,
     plan: Plan = DEFAULT,
 ) -> torch.Tensor:
-    """Return the five sums of every token, float32 [5, N · T], from logits [N, V] or [N, V, T] and
-    target int [N · T].
+    """Return the five sums of every token, float32 [5, N · T], from logits [N, V] or [N, V, T].
 
-    No temporary memory is taken, whatever the plan.
+    Targets are int [N · T]. No temporary memory is taken, whatever the plan.
     """
     arguments, constants, options = _arguments(logits, target, class_weight, rule)
     sums = logits.new_empty((SUMS, arguments["N"]), dtype=torch.float32)
@@ -320,7 +318,8 @@ def nll_grad(
     *,
     out: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Return the gradient of logits [N, V] or [N, V, T] from ``upstream`` float32 [5, N · T];
+    """Return the gradient of logits [N, V] or [N, V, T] from ``upstream`` float32 [5, N · T].
+
     ``out`` may be ``logits`` itself.
     """
     arguments, constants, options = _arguments(logits, target, class_weight, rule)

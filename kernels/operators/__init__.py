@@ -1,5 +1,4 @@
-"""Torch operators of the kernels, registered with shapes for tracing and with their derivatives, on
-either backend.
+"""Torch operators of the kernels on either backend, with shapes for tracing and with derivatives.
 
 One file an operator: its schema, its shapes, its derivative. ``linear_nll`` and ``nll`` return the
 five per-token sums [5, N] of ``sums.py``: losses are arithmetic on those vectors, left to autograd.
@@ -8,8 +7,7 @@ five per-token sums [5, N] of ``sums.py``: losses are arithmetic on those vector
 
     sums, _ = operators.linear_nll(hidden, weight, bias, target, class_weight, *rule, *plan)
 
-Nothing here waits for a device, ``checked_target`` excepted: its callers decide whether looking is
-worth that.
+Only ``checked_target`` waits for a device: its callers decide whether the check is worth that.
 """
 
 from ._derivatives import only_backward, refuse_forward_mode, refuse_second_derivative

@@ -9,16 +9,28 @@ from torch import Tensor
 
 
 def refuse_second_derivative(*_):
-    """A derivative of the derivative is an error that says so, instead of a silent zero."""
+    """Raise instead of returning a silent zero as the derivative of a derivative.
+
+    Raises:
+        NotImplementedError: Always.
+
+    Example:
+        >>> refuse_second_derivative()
+        Traceback (most recent call last):
+            ...
+        NotImplementedError: double backward: ...
+    """
     raise NotImplementedError(
-        "double backward: the fused losses have first derivatives only; for a gradient penalty take "
-        "torch.nn.functional.cross_entropy on torch.nn.functional.linear, which holds the logits"
+        "double backward: the fused losses have first derivatives only; "
+        "for a gradient penalty take torch.nn.functional.cross_entropy on "
+        "torch.nn.functional.linear, which holds the logits"
     )
 
 
 def each(function: Callable) -> Callable:
-    """Return a rule for vmap that calls ``function`` once an item: its products are large enough to
-    be called one by one.
+    """Return a rule for vmap that calls ``function`` once per item.
+
+    The products of one item are large enough.
     """
 
     def rule(info, in_dims, *arguments):
@@ -38,16 +50,16 @@ def each(function: Callable) -> Callable:
     return rule
 
 
-# Holds what torch.func's transforms call: it is forgotten with this object.
+# torch.func's transforms call what is registered here, as long as this object lives.
 _TRANSFORMED = torch.library.Library("perplexity", "FRAGMENT")
 
 
 def register_derivative(operator, setup_context: Callable, backward: Callable) -> None:
     """Register an operator's derivative, for autograd and for torch.func's transforms.
 
-    They take no operator's derivative, only that of an ``autograd.Function`` whose context is set
-    up apart. It stands at the first dispatch key of theirs, where a compiled transform finds it,
-    too.
+    The transforms take no operator's derivative, only that of an ``autograd.Function`` whose
+    context is set up apart. It is registered at their first dispatch key, where a compiled
+    transform finds it, too.
     """
     operator.register_autograd(backward, setup_context=setup_context)
     members = {
@@ -65,22 +77,46 @@ def register_derivative(operator, setup_context: Callable, backward: Callable) -
 
 
 def no_context(ctx, inputs, output) -> None:
-    """Keep nothing: the derivative is an error."""
+    """Save nothing: the derivative raises."""
 
 
 def refuse_forward_mode(*_):
-    """A forward derivative is an error that says so: an operator without one drops the tangent in
-    silence.
+    """Raise for a forward derivative; an operator without one drops the tangent silently.
+
+    Raises:
+        NotImplementedError: Always.
+
+    Example:
+        >>> refuse_forward_mode()
+        Traceback (most recent call last):
+            ...
+        NotImplementedError: forward-mode derivatives (jvp, jacfwd, hessian): ...
     """
     raise NotImplementedError(
-        "forward-mode derivatives (jvp, jacfwd, hessian): the fused losses have reverse-mode first derivatives only; "
-        "take torch.nn.functional.cross_entropy on torch.nn.functional.linear, which holds the logits"
+        "forward-mode derivatives (jvp, jacfwd, hessian): "
+        "the fused losses have reverse-mode first derivatives only; "
+        "take torch.nn.functional.cross_entropy on torch.nn.functional.linear, "
+        "which holds the logits"
     )
 
 
 def only_backward(upstream: Tensor) -> bool:
-    """Return whether this is the only backward there will be: not of a graph that is retained, nor
-    of what is traced or batched.
+    """Return whether no second backward can follow: the graph is not retained, traced or batched.
+
+    Args:
+        upstream: Upstream gradient, a tensor.
+
+    Returns:
+        True if saved memory may be overwritten.
+
+    Example:
+        >>> seen = []
+        >>> x = torch.ones(2, requires_grad=True)
+        >>> _ = x.register_hook(lambda upstream: seen.append(only_backward(upstream)))
+        >>> x.sum().backward()
+        >>> (x * 2).sum().backward(retain_graph=True)
+        >>> seen
+        [True, False]
     """
     known = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", None)
     stays = known is None or known()

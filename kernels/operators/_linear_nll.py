@@ -1,6 +1,4 @@
-"""``linear_nll``: the five sums from hidden states and a vocabulary matrix, and its two
-gradients.
-"""
+"""``linear_nll``: the five sums from hidden states and a vocabulary matrix, and their gradients."""
 
 from __future__ import annotations
 
@@ -36,8 +34,29 @@ def linear_nll(
     class_weight: Tensor | None,
     *scalars,
 ) -> tuple[Tensor, Tensor]:
-    """Return the five sums [5, N] and, of a plan that keeps products, those:
-    ``linear_nll_grad_kept`` takes them, [V, D].
+    """Return the five sums [5, N] and, for a plan that keeps products, the kept ones [V, D].
+
+    Args:
+        hidden: Hidden states [N, D].
+        weight: Vocabulary matrix [V, D].
+        bias: Bias [V], or None.
+        target: Class indices int [N].
+        class_weight: Weights of ``LOGIT_SUM`` [V] or, of class probabilities, [N, V]; or None.
+        scalars: Fields of a ``Rule`` and a ``Plan``, in their order.
+
+    Returns:
+        Sums, float32 (float64 for float64 inputs), and memory for ``linear_nll_grad_kept``, empty
+        if nothing is kept.
+
+    Raises:
+        TypeError: Class probabilities with the triton backend.
+
+    Example:
+        >>> from perplexity.kernels.dispatch import DEFAULT, PLAIN
+        >>> hidden, weight, target = torch.zeros(2, 8), torch.zeros(100, 8), torch.tensor([1, 2])
+        >>> sums, _ = linear_nll(hidden, weight, None, target, None, *PLAIN, *DEFAULT)
+        >>> sums[1]  # Σ exp(z − max)
+        tensor([100., 100.])
     """
     rule, plan = read(scalars)
     check_class_weight(class_weight, plan.backend)
@@ -70,8 +89,26 @@ def linear_nll_grad(
     needs: list[bool],
     *scalars,
 ) -> tuple[Tensor, ...]:
-    """Return the gradients of hidden, weight and bias, from ``upstream`` [5, N] and the forward's
-    ``maximum`` [N].
+    """Return the gradients of hidden, weight and bias.
+
+    Args:
+        upstream: Upstream gradient of the sums [5, N].
+        maximum: The forward's maxima [N].
+        hidden, weight, bias, target, class_weight, scalars: As in ``linear_nll``.
+        needs: Whether each of the three gradients is needed.
+
+    Returns:
+        Three tensors, empty where no gradient is needed.
+
+    Example:
+        >>> from perplexity.kernels.dispatch import DEFAULT, PLAIN
+        >>> hidden, weight, target = torch.zeros(2, 8), torch.zeros(100, 8), torch.tensor([1, 2])
+        >>> inputs = hidden, weight, None, target, None
+        >>> sums, _ = linear_nll(*inputs, *PLAIN, *DEFAULT)
+        >>> needs = [True, True, False]
+        >>> gradients = linear_nll_grad(torch.ones(5, 2), sums[0], *inputs, needs, *PLAIN, *DEFAULT)
+        >>> [tuple(gradient.shape) for gradient in gradients]
+        [(2, 8), (100, 8), (0,)]
     """
     rule, plan = read(scalars)
     inputs = upstream, maximum, hidden, weight, bias, target, class_weight
@@ -99,8 +136,31 @@ def linear_nll_grad_kept(
     needs: list[bool],
     *scalars,
 ) -> tuple[Tensor, ...]:
-    """Return the gradients of hidden and bias; ``kept``, of the forward with these arguments,
-    becomes that of the weight.
+    """Return the gradients of hidden and bias; turn ``kept`` into that of the weight.
+
+    Args:
+        kept: Products kept by the forward with these arguments, [V, D]; overwritten.
+        upstream: Upstream gradient of the sums [5, N].
+        maximum: The forward's maxima [N].
+        hidden, weight, bias, target, class_weight, scalars: As in ``linear_nll``.
+        needs: Whether the gradients of hidden, weight and bias are needed.
+
+    Returns:
+        Two tensors, empty where no gradient is needed.
+
+    Example:
+        >>> from perplexity.kernels.dispatch import PLAIN, plan
+        >>> hidden, target = torch.zeros(2, 8), torch.tensor([1, 2])
+        >>> weight = torch.zeros(100, 8, requires_grad=True)
+        >>> scalars = *PLAIN, *plan(PLAIN, hidden, weight, backend="torch")
+        >>> inputs = hidden, weight.detach(), None, target, None
+        >>> sums, kept = linear_nll(*inputs, *scalars)
+        >>> needs = [True, True, False]
+        >>> grad_hidden, _ = linear_nll_grad_kept(
+        ...     kept, torch.ones(5, 2), sums[0], *inputs, needs, *scalars
+        ... )
+        >>> grad_hidden.shape, kept.shape
+        (torch.Size([2, 8]), torch.Size([100, 8]))
     """
     rule, plan = read(scalars)
     inputs = upstream, maximum, hidden, weight, bias, target, class_weight
@@ -122,12 +182,12 @@ register_derivative(linear_nll_grad, no_context, refuse_second_derivative)
 def _setup(ctx, inputs, output):
     tensors, ctx.scalars = inputs[:5], inputs[5:]
     ctx.mark_non_differentiable(output[1])
-    ctx.set_materialize_grads(False)  # zeros for what was kept would be another [V, D]
+    ctx.set_materialize_grads(False)  # zeros for ``kept`` would be another [V, D]
     ctx.save_for_backward(*tensors, *output)
 
 
 def _backward(ctx, upstream, _):
-    nothing = [None] * (2 + len(ctx.scalars))  # for the targets, the class weights and the scalars
+    nothing = [None] * (2 + len(ctx.scalars))  # for target, class_weight and the scalars
     if upstream is None:
         return None, None, None, *nothing
     hidden, weight, bias, target, class_weight, sums, kept = ctx.saved_tensors

@@ -11,7 +11,8 @@ from ._schema import implementation, operator
 
 
 @operator(
-    "(Tensor partials, Tensor target, Tensor? weights, int vocabulary, int ignore_index, str backend) -> Tensor"
+    "(Tensor partials, Tensor target, Tensor? weights, int vocabulary, int ignore_index, "
+    "str backend) -> Tensor"
 )
 def merge(
     partials: Tensor,
@@ -21,10 +22,23 @@ def merge(
     ignore_index: int,
     backend: str,
 ) -> Tensor:
-    """Fold the sums of parts of the vocabulary, [5, parts, N], into [5, N] in their order, as the
-    spans of a kernel are.
+    """Fold the sums of parts of the vocabulary, [5, parts, N], into [5, N], in their order.
 
-    ``weights`` [parts] is Σ w of each part, where ``LOGIT_SUM`` is asked for.
+    Args:
+        partials: Sums of the parts [5, parts, N].
+        target: Class indices int [N].
+        weights: Σ w of each part [parts], where ``LOGIT_SUM`` is needed; else None.
+        vocabulary: Number of rows of the whole vocabulary, V.
+        ignore_index: Class index that is not scored.
+        backend: "torch" or "triton".
+
+    Returns:
+        Sums [5, N].
+
+    Example:
+        >>> halves = torch.tensor([[0.0, 0.0], [50.0, 50.0], [0.0, 0.0], [0.0, 0.0], [0.0, 0.0]])
+        >>> merge(halves[:, :, None], torch.tensor([1]), None, 100, -100, "torch")[1]
+        tensor([100.])
     """
     return implementation(backend).merge(
         partials, target, weights, vocabulary=vocabulary, ignore_index=ignore_index
@@ -42,8 +56,9 @@ def _setup(ctx, inputs, output):
 
 
 def _backward(ctx, upstream):
-    """Count the maxima as constants, as everywhere: S = Σ s · e^(m − M), U = Σ e^(m − M) · (u + s ·
-    (m − M)).
+    """Return the derivative by ``partials``, with the maxima as constants.
+
+    S = Σ s · e^(m − M) and U = Σ e^(m − M) · (u + s · (m − M)), as in ``sums.merge``.
     """
     partials, target, sums = ctx.saved_tensors
     moved = torch.where(partials[1] > 0, partials[MAX] - sums[MAX], -torch.inf)

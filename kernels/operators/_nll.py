@@ -1,4 +1,4 @@
-"""``nll``: the five sums from logits that exist, and their gradient."""
+"""``nll``: the five sums of existing logits, and their gradient."""
 
 from __future__ import annotations
 
@@ -14,7 +14,25 @@ INPUTS = "Tensor logits, Tensor target, Tensor? class_weight"
 
 @operator(f"({INPUTS}, {SCALARS}) -> Tensor")
 def nll(logits: Tensor, target: Tensor, class_weight: Tensor | None, *scalars) -> Tensor:
-    """Return the five sums [5, N · T] from logits [N, V] or [N, V, T]."""
+    """Return the five sums [5, N · T] of logits.
+
+    Args:
+        logits: Logits [N, V] or [N, V, T].
+        target: Class indices int [N · T].
+        class_weight: Weights of ``LOGIT_SUM`` [V] or, of class probabilities, [N · T, V]; or None.
+        scalars: Fields of a ``Rule`` and a ``Plan``, in their order.
+
+    Returns:
+        Sums, float32 (float64 for float64 logits).
+
+    Raises:
+        TypeError: Class probabilities with the triton backend.
+
+    Example:
+        >>> from perplexity.kernels.dispatch import DEFAULT, PLAIN
+        >>> nll(torch.zeros(2, 100), torch.tensor([1, 2]), None, *PLAIN, *DEFAULT)[1]
+        tensor([100., 100.])
+    """
     rule, plan = read(scalars)
     check_class_weight(class_weight, plan.backend)
     return implementation(plan.backend).nll(logits, target, class_weight, rule, plan)
@@ -34,8 +52,24 @@ def nll_grad(
     class_weight: Tensor | None,
     *scalars,
 ) -> Tensor:
-    """Return the gradient of the logits, from ``upstream`` [5, N · T] and the forward's ``maximum``
-    [N · T].
+    """Return the gradient of the logits.
+
+    Args:
+        upstream: Upstream gradient of the sums [5, N · T].
+        maximum: The forward's maxima [N · T].
+        logits, target, class_weight, scalars: As in ``nll``.
+
+    Returns:
+        Gradient in the shape and dtype of the logits.
+
+    Example:
+        >>> from perplexity.kernels.dispatch import DEFAULT, PLAIN
+        >>> upstream, logits = torch.zeros(5, 2), torch.zeros(2, 3)
+        >>> upstream[2] = 1.0  # of the target's logit
+        >>> target = torch.tensor([1, 2])
+        >>> nll_grad(upstream, torch.zeros(2), logits, target, None, *PLAIN, *DEFAULT)
+        tensor([[0., 1., 0.],
+                [0., 0., 1.]])
     """
     rule, plan = read(scalars)
     return implementation(plan.backend).nll_grad(
