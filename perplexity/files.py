@@ -14,6 +14,7 @@ from pathlib import Path
 
 from .errors import InputError
 
+STANDARD_INPUT = "-"  # the name that reads standard input, where texts are expected
 # characters of a file's name in the name of its unfinished part: names have 255 bytes at most
 SHOWN_OF_A_NAME = 40
 

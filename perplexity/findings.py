@@ -9,7 +9,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
-from . import checks
 from .files import write_text
 from .json_files import to_json
 
@@ -62,6 +61,8 @@ class Judged:
 
     def fails(self, severity: str | None) -> bool:
         """Whether a finding is as severe: what ``--fail-on`` asks; None asks nothing."""
+        from . import checks  # needs torch, which the command line's help is to do without
+
         checks.optional(checks.choice, "severity", severity, SEVERITIES)
         least = len(SEVERITIES) if severity is None else SEVERITIES.index(severity)
         return any(SEVERITIES.index(finding.severity) >= least for finding in self.findings)
