@@ -12,6 +12,7 @@ from pathlib import Path
 
 from .errors import InputError
 
+STANDARD_INPUT = "-"  # the name that reads standard input, where texts are expected
 # Characters of a file's name in the name of its unfinished part: names have at most 255 bytes.
 SHOWN_OF_A_NAME = 40
 

@@ -1,8 +1,11 @@
-"""``ppl``: a file a command (its options, what it does, its tables) over one parser.
+"""``ppl``: one parser over the commands, each of which has a file with options, work and tables.
 
-Bad input is one line on stderr and exit status 2; a bug of ours is a traceback and exit status 3. A
-module of a command has ``Options``, a dataclass (``options.py``), and ``run``, which takes one.
-None imports torch or an extra before it runs.
+The module of a command has ``Options``, a dataclass (``options.py``), and ``run``, which takes one
+and returns the exit status. ``parts.py`` declares the options that several commands share. No
+module imports torch or an extra before its command runs.
+
+Bad input is reported in one line on stderr, with exit status 2. A bug of this project is a
+traceback and exit status 3.
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ from ..errors import InputError, out_of_memory, visible
 from .options import add_options, parsed
 
 COMMANDS = ("eval", "compare", "check-data", "probe", "ask", "monitor", "report", "demo", "doctor")
-# What a full or broken disk, or a terminal that is gone, answers to a write.
+# Errors of a write to a full or broken disk, or to a terminal that has gone.
 NO_MORE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 
@@ -33,8 +36,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = _OneLineParser(
         prog="ppl",
         description="Perplexity: evaluate, watch and explain language models.",
-        epilog="Exit status: 0 done; 1 a finding (--fail-on) or a loss that is not finite; 2 bad input, in one line; "
-        "3 a bug of ours, with its traceback; 130 interrupted; 141 the output's reader has gone.",
+        epilog="Exit status: 0 done; 1 a finding (--fail-on) or a loss that is not finite; "
+        "2 bad input, in one line; 3 a bug of ours, with its traceback; 130 interrupted; "
+        "141 the output's reader has gone.",
     )
     parser.add_argument("--version", action="version", version=f"ppl {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -48,11 +52,24 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command that ``argv``, else the process's own arguments, names and return its exit
-    status.
+    """Run the command that the arguments name.
+
+    Args:
+        argv: The arguments; None reads the process's own.
+
+    Returns:
+        The exit status: 0 done, 1 a finding or a loss that is not finite, 2 bad input, 3 a bug of
+        this project, 130 interrupted, 141 the reader of the output has gone.
+
+    Raises:
+        SystemExit: The parser printed help, the version or a wrong argument.
+
+    Example:
+        >>> main(["report", "history.jsonl", "--png", "out.txt"])  # with a line on stderr
+        2
     """
     arguments = _parser().parse_args(argv)
-    # A terminal that cannot show a character shows another, and nothing is lost.
+    # A terminal that cannot show a character shows a question mark instead of failing.
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
@@ -60,13 +77,13 @@ def main(argv: list[str] | None = None) -> int:
     try:
         status = module.run(parsed(module.Options, arguments))
         if sys.stdout is not None:
-            sys.stdout.flush()  # what cannot be written is met here, not at the interpreter's end
+            sys.stdout.flush()  # a failing write fails here, not at the interpreter's end
         return status
-    except BrokenPipeError:  # the reader, head say, has seen enough
+    except BrokenPipeError:  # the reader of a pipe, such as head, has closed it
         _drop_output()
         return 141
     except SystemExit as error:
-        # rich's own answer to it is status 1, a finding's
+        # rich exits with status 1 on a broken pipe, which is the status of a finding
         if isinstance(error.__context__, BrokenPipeError):
             return 141
         raise
@@ -80,29 +97,26 @@ def main(argv: list[str] | None = None) -> int:
             return 2
         traceback.print_exc()
         print(
-            f"ppl {arguments.command}: this is a bug in fused-perplexity, not in your input; please report it with the "
-            "traceback above",
+            f"ppl {arguments.command}: this is a bug in fused-perplexity, not in your input; "
+            "please report it with the traceback above",
             file=sys.stderr,
         )
         return 3
 
 
 def _bad_input(error: Exception, module: ModuleType) -> str | None:
-    """Return what to tell of an error that the user can mend, None of a bug."""
+    """Return the message for an error that the user can mend; None for a bug."""
     if isinstance(error, InputError) or (isinstance(error, OSError) and error.filename is not None):
         return str(error)
     if out_of_memory(error):
         return f"out of memory; lower {getattr(module, 'LOWER', 'the size of the input')}"
     if isinstance(error, OSError) and error.errno in NO_MORE:
-        # Files are written under their names: what is left is the terminal, or where it is
-        # redirected to.
+        # A failing write to a file names the file: without a name it is standard output.
         _drop_output()
         return f"standard output cannot be written ({error.strerror})"
     return None
 
 
 def _drop_output() -> None:
-    """Send what standard output still holds nowhere: the interpreter would try it again at its
-    end.
-    """
+    """Discard buffered standard output, which the interpreter would write again at its end."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

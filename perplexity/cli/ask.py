@@ -1,4 +1,4 @@
-"""``ppl ask``: Ask-LLM, how probable a model holds yes, asked about each text."""
+"""``ppl ask``: the probability of yes that a model gives to a question about each text."""
 
 from __future__ import annotations
 
@@ -9,13 +9,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..errors import InputError
-from ..files import Output, check_outputs, write_text
+from ..files import STANDARD_INPUT, Output, check_outputs, write_text
 from . import tables
 from .extras import needs
 from .options import argument, by_option, option, part
 from .parts import (
     JOURNAL_HELP,
-    STANDARD_INPUT,
     TEXT_HELP,
     Question,
     Reading,
@@ -29,7 +28,7 @@ if TYPE_CHECKING:
     from ..evaluation import Document
     from ..probe.ask import Answer
 
-LOWER = "--batch-size"  # where memory ends
+LOWER = "--batch-size"  # the advice when memory runs out
 ANSWER_COLUMNS = {
     "id": "string",
     "p_yes": "float64",
@@ -58,7 +57,7 @@ class Options:
 
 
 def run(options: Options) -> int:
-    """Ask about each text, write the answers and print their means."""
+    """Ask about each text, write the answers and print their means; return 0."""
     needs(probe=("transformers", "rich", "scipy"))
     from ..evaluation import read_documents
     from ..json_files import to_json
@@ -79,7 +78,7 @@ def run(options: Options) -> int:
     for _ in read_documents(
         [path for path in options.text if path != STANDARD_INPUT], reading.options()
     ):
-        pass  # what is broken is reported before the model is loaded
+        pass  # errors in the files are reported before the model is loaded
     model, tokenizer = running.load(options.model, revision=running.revision)
     judge = Questioner(
         model,
@@ -118,7 +117,8 @@ def run(options: Options) -> int:
             )
     if means["shortened"]:
         notes.append(
-            f"{means['shortened']:,} texts are too long for the model's context: their ends were not read"
+            f"{means['shortened']:,} texts are too long for the model's context: "
+            "their ends were not read"
         )
     console = tables.console()
     console.print(answers(means))
@@ -128,8 +128,9 @@ def run(options: Options) -> int:
 
 @contextmanager
 def _written(path: str | None) -> Iterator[Callable[[Answer], object]]:
-    """Yield what writes an answer: JSON lines or Parquet; the file has its name once it is
-    whole.
+    """Yield a function that writes an answer to ``path``, as JSON lines or Parquet.
+
+    The file appears under its name once all answers are written.
     """
     row = lambda answer: {name: getattr(answer, name) for name in ANSWER_COLUMNS}  # noqa: E731
     if path is None:
@@ -151,7 +152,7 @@ def _written(path: str | None) -> Iterator[Callable[[Answer], object]]:
 
 
 def answers(means: dict) -> Table:
-    """Return the means over texts."""
+    """Return a table of ``Tally.summary``: the means over texts."""
     table = tables.table(f"{means['texts']:,} texts asked about", "measure", "value", "meaning")
     table.add_row(
         "P(yes)",

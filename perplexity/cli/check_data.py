@@ -1,6 +1,4 @@
-"""``ppl check-data``: what is wrong with a training and a validation text, before a run is spent on
-them.
-"""
+"""``ppl check-data``: leakage, sizes and vocabulary of training and validation text."""
 
 from __future__ import annotations
 
@@ -12,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import InputError
-from ..files import check_outputs
+from ..files import STANDARD_INPUT, check_outputs
+from ..findings import SEVERITIES
 from . import tables
 from .extras import needs
 from .options import by_option, option, part, typed
@@ -20,8 +19,6 @@ from .parts import (
     FAIL_ON_HELP,
     JOURNAL_HELP,
     JSON_HELP,
-    SEVERITIES,
-    STANDARD_INPUT,
     TEXT_HELP,
     Reading,
     expect_ending,
@@ -37,8 +34,8 @@ if TYPE_CHECKING:
     from ..terminal import Console
     from .eval import Options as EvalOptions
 
-LOWER = "--memory-limit or --workers"  # where memory ends
-LISTED = 8  # leaked documents in a terminal
+LOWER = "--memory-limit or --workers"  # the advice when memory runs out
+LISTED = 8  # leaked documents in the table
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,8 +77,9 @@ class Options:
 
 
 def run(options: Options) -> int:
-    """Check or cut the texts, write and print what is found; 1 on a finding as severe as
-    ``--fail-on``.
+    """Check or split the texts, write and print the findings; return the exit status.
+
+    It is 1 where a finding is at least as severe as ``--fail-on``.
     """
     needs(data=("xxhash", "transformers", "rich", "scipy"))
     _check(options)
@@ -105,7 +103,8 @@ def run(options: Options) -> int:
     unit = unit_of(options.unit, options.valid or options.train, options.reading.stdin)
     if options.write_clean and options.write_clean.endswith(".txt") and unit != "paragraph":
         raise InputError(
-            f"--write-clean: expected a .jsonl, which holds a {unit} as it is, got {options.write_clean}"
+            f"--write-clean: expected a .jsonl, which holds a {unit} as it is, "
+            f"got {options.write_clean}"
         )
     if options.write_split:
         return _write_split(Path(options.write_split), options, tokenizer, unit, console)
@@ -140,9 +139,7 @@ def run(options: Options) -> int:
 
 
 def check_evaluation(options: EvalOptions, tokenizer, documents: Iterable[Document]) -> DataCheck:
-    """Return what ``ppl eval --train`` finds: its documents beside a training text, cut as the
-    evaluation cuts them.
-    """
+    """Check the documents of ``ppl eval`` against the training text of its ``--train``."""
     from ..data_checks import check_data
     from ..data_checks.texts import cut, read_texts, text_of, unit_of
     from ..data_checks.vocabulary import embedding_size
@@ -158,6 +155,7 @@ def check_evaluation(options: EvalOptions, tokenizer, documents: Iterable[Docume
 
 
 def _check(options: Options) -> None:
+    """Raise InputError for options that exclude each other and outputs that cannot be written."""
     if not options.train and (options.valid or not options.tokenizer):
         raise InputError(
             "--train: expected training text, got none (--tokenizer alone prints its fingerprint)"
@@ -184,11 +182,11 @@ def _check(options: Options) -> None:
     if STANDARD_INPUT in (options.train or []) and options.journal:
         raise InputError("-: expected a file with --journal, standard input cannot be read again")
     outputs = ("json", "write_clean", "journal", "fail_on")
-    given = [typed(name) for name in outputs if getattr(options, name)]
-    if given and (options.write_split or not options.train):
+    named = [typed(name) for name in outputs if getattr(options, name)]
+    if named and (options.write_split or not options.train):
         what = "--write-split" if options.write_split else "--train and --valid"
         raise InputError(
-            f"{given[0]}: expected {'no' if options.write_split else ''} {what}".replace("  ", " ")
+            f"{named[0]}: expected {'no' if options.write_split else ''} {what}".replace("  ", " ")
             + " with it"
         )
     texts = [*(options.train or []), *(options.valid or [])]
@@ -219,7 +217,7 @@ def _read(paths: list[str] | None, options: Options, tokenizer, unit: str) -> It
 
 
 def _identity(options: Options, unit: str) -> dict:
-    """Return what a journal is of: the same files, read the same way."""
+    """Return what a journal compares before it resumes: the files, and how they are read."""
     paths = [Path(path) for path in options.train or ()]
     files = [
         file
@@ -234,12 +232,15 @@ def _identity(options: Options, unit: str) -> dict:
 
 
 def _log():
-    """Return what prints how far a pass over the training text is."""
+    """Return a function that prints the progress of a pass over the training text."""
     started = time.monotonic()
 
     def line(scan: Scan) -> str:
         speed = scan.bytes / 1e6 / (time.monotonic() - started)
-        return f"{scan.documents:,} documents  {scan.bytes / 1e6:,.0f} MB  {speed:,.0f} MB/s  {len(scan.exact):,} exact"
+        return (
+            f"{scan.documents:,} documents  {scan.bytes / 1e6:,.0f} MB  {speed:,.0f} MB/s  "
+            f"{len(scan.exact):,} exact"
+        )
 
     return log_every(LOG_EVERY, line)
 
@@ -269,21 +270,23 @@ def _write_split(folder: Path, options: Options, tokenizer, unit: str, console: 
             total += 1
     if not valid or not total:
         raise InputError(
-            f"--valid-fraction: expected both sides to have a document, got {len(valid)} for validation and {total} for training "
-            f"at {options.valid_fraction:g}; a smaller --unit makes more of them"
+            f"--valid-fraction: expected both sides to have a document, got {len(valid)} for "
+            f"validation and {total} for training at {options.valid_fraction:g}; "
+            "a smaller --unit makes more of them"
         )
     index = Index(valid, options.memory_limit << 20, options.near)
     write_texts(folder / "valid.jsonl", valid)
     kept = write_texts(folder / "train.jsonl", without_leaks(train, index))
     console.print(
-        f"{folder}: {len(valid):,} {unit}s for validation, {kept:,} for training; {total - kept:,} dropped that would leak",
+        f"{folder}: {len(valid):,} {unit}s for validation, {kept:,} for training; "
+        f"{total - kept:,} dropped that would leak",
         highlight=False,
     )
     return 0
 
 
 def view(check: DataCheck) -> Group:
-    """Return numbers, findings and what leaked, for a terminal."""
+    """Return the numbers, findings and leaked documents of a check, for a terminal."""
     numbers = tables.table(None, "", "", right=(), boxed=False)
     numbers.columns[1].justify = "right"
     for name, value in summary(check):
@@ -310,7 +313,7 @@ def view(check: DataCheck) -> Group:
 
 
 def summary(check: DataCheck) -> list[tuple[str, str]]:
-    """Return the numbers that a reader wants first, by name."""
+    """Return the most important numbers of a check as rows (name, value)."""
     rows = [
         (
             "documents",

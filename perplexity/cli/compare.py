@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from ..evaluation import Comparison, ModelComparison
 
-LOWER = "--batch-size or --context-length"  # where memory ends
+LOWER = "--batch-size or --context-length"  # the advice when memory runs out
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,29 +40,30 @@ class Options:
 
 
 def run(options: Options) -> int:
-    """Compare, write what is asked for and print the table; 1 where a loss is not finite."""
+    """Compare, write the file and print the table; return 1 where a loss is not finite, else 0."""
     needs(eval=("transformers", "rich", "scipy", "pydantic"))
     from ..evaluation import compare
     from ..json_files import to_json
 
     inputs = [options.a, options.b, *options.text]
     check_outputs(by_option(options, "json"), inputs, folders=by_option(options.scoring, "journal"))
-    found: Comparison | ModelComparison
+    result: Comparison | ModelComparison
     if options.text:
-        found = _models(options)
-        table = model_comparison(found)
+        result = _models(options)
+        table = model_comparison(result)
     else:
-        found = compare(options.a, options.b, measure=options.measure)
-        table = comparison(found)
+        result = compare(options.a, options.b, measure=options.measure)
+        table = comparison(result)
     if options.json:
-        write_text(options.json, to_json(found.to_dict()) + "\n", "--json")
+        write_text(options.json, to_json(result.to_dict()) + "\n", "--json")
     console = tables.console()
     console.print(table)
-    tables.print_notes(found.notes, console)
-    return 0 if found.ok else 1
+    tables.print_notes(result.notes, console)
+    return 0 if result.ok else 1
 
 
 def _models(options: Options) -> ModelComparison:
+    """Load both models and compare their tokens."""
     from ..evaluation import compare_models
     from .progress import evaluation_progress
     from .texts import Texts
@@ -86,7 +87,7 @@ def _models(options: Options) -> ModelComparison:
 
 
 def comparison(c: Comparison) -> Table:
-    """Return B against A, paired."""
+    """Return the table of a comparison of two evaluations."""
     unit = "nats a token" if c.measure == "loss" else "bits a byte"
     table = tables.table(f"B against A: {c.verdict}", "measure", "value", "meaning")
     table.add_row("A", f"{c.a:.4f}", unit)
@@ -122,7 +123,7 @@ def comparison(c: Comparison) -> Table:
 
 
 def model_comparison(m: ModelComparison) -> Table:
-    """Return B beside A, token by token."""
+    """Return the table of a comparison of two models on one text."""
 
     def error(value: float | None, form: str = ".6f") -> str:
         return "" if value is None else f" ± {value:{form}}"

@@ -13,7 +13,7 @@ from .options import option
 if TYPE_CHECKING:
     from ..probe import Probe
 
-LOWER = "--steps"  # where memory ends
+LOWER = "--steps"  # the advice when memory runs out
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +25,7 @@ class Options:
 
 
 def run(options: Options) -> int:
-    """Run the demo into its folder."""
+    """Run the demo and write its files into ``--out``; return 0."""
     needs(
         demo=(
             *("transformers", "tokenizers", "rich", "scipy", "pyarrow"),
@@ -38,7 +38,7 @@ def run(options: Options) -> int:
         demo_run.run(options.out, steps=options.steps)
     except BrokenPipeError:
         raise
-    except OSError as error:  # a full disk's names no file
+    except OSError as error:  # the error of a full disk names no file
         raise InputError(
             f"--out: {options.out} cannot be written ({error.strerror or error})"
         ) from error
@@ -46,7 +46,11 @@ def run(options: Options) -> int:
 
 
 def evaluated(row: dict[str, float]) -> str:
-    """Return the line of an evaluation during training, from its row of history.jsonl."""
+    """Return the line that reports an evaluation during training.
+
+    Args:
+        row: The row of history.jsonl: step, losses in nats a token, perplexities, tokens, seconds.
+    """
     return (
         f"step {row['step']:>5}  train loss {row['train_loss']:6.3f}  "
         f"validation loss {row['val_loss']:6.3f}  train perplexity {row['train_perplexity']:8.1f}  "
@@ -55,17 +59,18 @@ def evaluated(row: dict[str, float]) -> str:
     )
 
 
-def probed(found: Probe) -> str:
-    """Return the line of a checkpoint's probe."""
-    own, other = (found.perplexity[f"{whose}_perplexity"] for whose in ("self", "reference"))
+def probed(probe: Probe) -> str:
+    """Return the line that reports the probe of a checkpoint."""
+    own, other = (probe.perplexity[f"{whose}_perplexity"] for whose in ("self", "reference"))
+    repetition = probe.generation["repetition"] or 0
     return (
-        f"step {found.step:>5}  perplexity of generated text {own:,.1f}, "
-        f"of references {other:,.1f}; {found.generation['repetition'] or 0:.1%} of a text repeats itself"
+        f"step {probe.step:>5}  perplexity of generated text {own:,.1f}, "
+        f"of references {other:,.1f}; {repetition:.1%} of a text repeats itself"
     )
 
 
 def closing(out: Path, context_length: int) -> str:
-    """Return what was written, and the command that evaluates the model again."""
+    """Return the last lines: the files written, and the command that evaluates the model again."""
     return (
         f"written to {out}: model/, history.jsonl, history.csv, tensorboard/, evaluation.json, "
         "diagnosis.json, data-check.json, probe.json, curves.png, report.html (open in a browser)\n"

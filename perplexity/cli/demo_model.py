@@ -15,20 +15,21 @@ VALIDATION_SHARE = 0.05
 
 
 def corpus() -> dict[str, str]:
-    """Return CPython's documentation, topic to text, as this interpreter ships it."""
+    """Return the text of each topic of CPython's documentation, as this interpreter ships it."""
     from pydoc_data.topics import topics
 
     return dict(sorted(topics.items()))
 
 
 def split(documents: dict[str, str]) -> tuple[list[Text], list[Text], int, int]:
-    """Cut training and validation by hash, and drop from training what validation has as well.
+    """Split documents into training and validation by hash, without overlap between the two.
 
-    Topics quote each other, so a split by document alone leaks.
+    Topics quote each other, so a split by document alone leaks. Training paragraphs that share an
+    n-gram with validation are dropped.
 
     Returns:
         Training texts, validation texts, the number of paragraphs dropped from training, and the
-        number of validation's n-grams that training still has.
+        number of validation's n-grams that remain in training.
     """
     training, validation = [], []
     for name, text in documents.items():
@@ -43,7 +44,7 @@ def split(documents: dict[str, str]) -> tuple[list[Text], list[Text], int, int]:
 
 
 def train_tokenizer(texts: Iterable[str], vocabulary: int = VOCABULARY):
-    """Return a byte-level BPE tokenizer of ``vocabulary`` entries with a BOS token."""
+    """Train a byte-level BPE tokenizer of ``vocabulary`` entries with a BOS token."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -61,7 +62,7 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int = VOCABULARY):
 
 
 def build_model():
-    """Return a Llama of 2.2 million parameters, not trained."""
+    """Build an untrained Llama of 2.2 million parameters."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     config = LlamaConfig(

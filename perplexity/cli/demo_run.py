@@ -35,15 +35,20 @@ from .demo_model import CONTEXT, VOCABULARY, build_model, corpus, split, train_t
 
 SEED = 20_241
 BATCH = 8
-EVALUATIONS = 12  # while the model is trained
-FEWEST_TO_PROBE = 40  # steps of a run whose checkpoints are worth a probe
+EVALUATIONS = 12  # during training
+FEWEST_TO_PROBE = 40  # steps: a shorter run is probed at its end only
 COLUMNS = ("step", "train_loss", "val_loss", "lr", "grad_norm", "tokens", "seconds")
 
 
 def train(model, tokens: torch.Tensor, steps: int) -> Iterator[dict[str, float]]:
-    """Train with AdamW, warm-up and cosine decay; yield the measures of each step.
+    """Train with AdamW, warm-up and cosine decay, and yield the measures of each step.
 
-    The fused loss goes from hidden states to a scalar, without logits in memory.
+    The fused loss is computed from hidden states, without logits in memory.
+
+    Args:
+        model: A transformers causal model.
+        tokens: Token ids [n] of the training text.
+        steps: Number of steps, each of ``BATCH`` sequences of ``CONTEXT`` tokens.
     """
     optimizer = torch.optim.AdamW(model.parameters(), 2e-3, betas=(0.9, 0.95), weight_decay=0.1)
     warmup = max(1, steps // 20)
@@ -69,7 +74,18 @@ def train(model, tokens: torch.Tensor, steps: int) -> Iterator[dict[str, float]]
 
 
 def run(out: str | Path, *, steps: int = 300) -> dict:
-    """Train, evaluate, diagnose, check and probe into the folder ``out``; return the summary."""
+    """Train, evaluate, diagnose, check and probe a model, and write all files of the demo.
+
+    Args:
+        out: Folder of the files, created where it does not exist.
+        steps: Training steps, 300 by default.
+
+    Returns:
+        The content of summary.json.
+
+    Raises:
+        InputError: ``steps`` is below 1, or a file cannot be written.
+    """
     import transformers
     from rich.progress import track
     from torch.utils.tensorboard import SummaryWriter
@@ -195,7 +211,7 @@ def run(out: str | Path, *, steps: int = 300) -> dict:
 
 
 def _row(step: int, measures: dict[str, float]) -> dict[str, float]:
-    """Return a line of history.jsonl: what was measured, and each loss as a perplexity as well."""
+    """Return a row of history.jsonl: the measures, and the perplexity of each loss."""
     losses = {name: value for name, value in measures.items() if name.endswith("_loss")}
     perplexities = {name.replace("loss", "perplexity"): exp(loss) for name, loss in losses.items()}
     return {"step": step} | measures | perplexities

@@ -1,4 +1,4 @@
-"""``ppl doctor``: what is installed, which backend runs where, and a self-check."""
+"""``ppl doctor``: installed packages, the backend of each device, and a self-check."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ class Options:
 
 
 def run(options: Options) -> int:
-    """Print what is found; 1 where a self-check failed."""
+    """Print the report; return 1 where a self-check failed, else 0."""
     from ..doctor import report
 
     return report()

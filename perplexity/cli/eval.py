@@ -1,4 +1,8 @@
-"""``ppl eval``: loss and perplexity of a model on text."""
+"""``ppl eval``: loss and perplexity of a model on text.
+
+``Options`` declares the options of this command alone. Those that it shares with other commands
+(``--stride``, ``--journal``, ``--device``, ...) are declared in ``parts.py``, once each.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +10,11 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from ..errors import InputError
-from ..files import check_outputs
+from ..files import STANDARD_INPUT, check_outputs
 from . import tables
 from .extras import needs
 from .options import argument, by_option, option, part
-from .parts import JSON_HELP, STANDARD_INPUT, TEXT_HELP, Reading, Running, Scoring, expect_ending
+from .parts import JSON_HELP, TEXT_HELP, Reading, Running, Scoring, expect_ending
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -18,8 +22,8 @@ if TYPE_CHECKING:
     from ..evaluation import Evaluation
     from ..terminal import Console
 
-LOWER = "--batch-size or --context-length"  # where memory ends
-SHOWN = 5  # of each kind of extreme
+LOWER = "--batch-size or --context-length"  # the advice when memory runs out
+SHOWN = 5  # rows of a table of documents or tokens
 DOMAINS_SHOWN = 20
 
 
@@ -51,7 +55,7 @@ class Options:
 
 
 def run(options: Options) -> int:
-    """Evaluate, write what is asked for and print the tables; 1 where a loss is not finite."""
+    """Evaluate, write the files and print the tables; return 1 if a loss is not finite, else 0."""
     _check(options)
     from ..evaluation import evaluate, read_result
     from .progress import evaluation_progress
@@ -94,7 +98,7 @@ def run(options: Options) -> int:
                 from ..report.plots import reliability
 
                 reliability(evaluation.calibration, options.reliability, title=options.model)
-        finally:  # a file that cannot be written must not take the numbers with it, nor a terminal the file
+        finally:  # the numbers are printed even where a file cannot be written
             console = tables.console()
             show(evaluation, console, baseline)
             if check is not None:
@@ -103,9 +107,7 @@ def run(options: Options) -> int:
 
 
 def _check(options: Options) -> None:
-    """Raise InputError for what is missing, and for outputs that cannot be written, before any
-    work.
-    """
+    """Raise InputError for missing packages and for outputs that cannot be written."""
     needs(
         eval=("transformers", "rich", "scipy"),
         data=("xxhash",) if options.train else (),
@@ -122,8 +124,11 @@ def _check(options: Options) -> None:
 
 
 def summary(evaluation: Evaluation, baseline: dict | None = None) -> Table:
-    """Return each measure, its value and what it means; ``baseline`` is another evaluation's
-    JSON.
+    """Return a table of the measures of an evaluation.
+
+    Args:
+        evaluation: The evaluation.
+        baseline: The JSON of another evaluation, which gets a row of its own.
     """
     from ..calibration import rows
     from ..json_files import model_name, same_model
@@ -179,7 +184,8 @@ def summary(evaluation: Evaluation, baseline: dict | None = None) -> Table:
     skipped = ", ".join(f"{count:,} {reason}" for reason, count in e.skipped.items())
     table.add_row("tokens read", f"{e.tokens_read:,}", f"skipped: {skipped or 'none'}")
     if e.model is not None:
-        words = f"{model_name(e.model)}: {e.model['architecture']}, fingerprint {e.model['fingerprint']}"
+        words = f"{model_name(e.model)}: {e.model['architecture']}"
+        words += f", fingerprint {e.model['fingerprint']}"
         table.add_row("model", "", tables.plain(words))
     table.add_row(
         "protocol", e.protocol, f"context {e.context_length:,}, stride {e.stride:,}, BOS {e.bos}"
@@ -187,7 +193,8 @@ def summary(evaluation: Evaluation, baseline: dict | None = None) -> Table:
     table.add_row(
         "computed",
         e.backend,
-        f"{e.precision} logits, {e.seconds:.1f} s, {e.tokens / max(e.seconds, 1e-9):,.0f} tokens a second",
+        f"{e.precision} logits, {e.seconds:.1f} s, "
+        f"{e.tokens / max(e.seconds, 1e-9):,.0f} tokens a second",
     )
     return table
 
@@ -205,6 +212,7 @@ def _interval(interval: tuple[float, float]) -> str:
 
 
 def _beside(e: Evaluation, other: dict) -> tuple[str, str, str]:
+    """Return the row of a baseline: its perplexity where the texts and tokenizers are the same."""
     from ..evaluation import compare
     from ..metric import exp
 
@@ -236,7 +244,7 @@ def _beside(e: Evaluation, other: dict) -> tuple[str, str, str]:
 
 
 def domains(evaluation: Evaluation) -> Table:
-    """Return a row a domain, the largest first."""
+    """Return a table with a row for each of the largest domains."""
     more = len(evaluation.domains) - DOMAINS_SHOWN
     title = "by domain" + (f" (the largest; {more:,} more in the JSON)" if more > 0 else "")
     table = tables.table(
@@ -260,7 +268,7 @@ def domains(evaluation: Evaluation) -> Table:
 
 
 def documents(title: str, of: list[dict]) -> Table:
-    """Return a row a document, of the first ``SHOWN``."""
+    """Return a table of the first ``SHOWN`` of some documents."""
     from ..metric import exp
 
     table = tables.table(title, "document", "tokens", "loss", "perplexity", "domain")
@@ -276,7 +284,7 @@ def documents(title: str, of: list[dict]) -> Table:
 
 
 def surprising(evaluation: Evaluation) -> Table:
-    """Return the tokens with the largest losses."""
+    """Return a table of the tokens with the largest losses."""
     from ..metric import exp
 
     table = tables.table(
@@ -298,7 +306,7 @@ def _visible(text: str) -> str:
 
 
 def show(evaluation: Evaluation, console: Console, baseline: dict | None = None) -> None:
-    """Print everything a terminal shows of an evaluation."""
+    """Print all tables and notes of an evaluation to a terminal."""
     console.print(summary(evaluation, baseline))
     if len(evaluation.domains) > 1:
         console.print(domains(evaluation))

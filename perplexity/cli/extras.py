@@ -1,4 +1,4 @@
-"""Packages beyond torch that a command needs, looked for before its work begins."""
+"""Check for the packages beyond torch that a command needs, before its work begins."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from ..errors import InputError
 
 
 def needs(**extras: tuple[str, ...]) -> None:
-    """Check that modules can be imported.
+    """Check that modules can be imported, without importing them.
 
     Args:
-        extras: Names of modules by the extra of fused-perplexity that brings them.
+        extras: Names of modules by the extra of fused-perplexity that installs them.
 
     Raises:
-        InputError: One line with what is missing and the extras to install.
+        InputError: A module is missing; the message names the extras to install.
 
     Example:
         >>> needs(eval=("json", "no_such_module"))

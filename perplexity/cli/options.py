@@ -1,8 +1,8 @@
-"""Options declared once: a frozen dataclass is a command's parser, its help and what its handler
-takes.
+"""Layer over argparse: a frozen dataclass of options makes a command's parser and its help.
 
-A field of it is an ``argument`` (given by place), an ``option`` (``--its-name``; its type says how
-the value is read) or a ``part``, another such dataclass, which several commands share.
+A field is an ``argument`` (given by position), an ``option`` (``--its-name``; the field's type says
+how the value is read) or a ``part``: another such dataclass, which several commands share. The
+options themselves are declared by the commands and, where they are shared, in ``parts.py``.
 
 Example:
     >>> import argparse
@@ -32,8 +32,14 @@ Options = TypeVar("Options", bound="DataclassInstance")
 
 
 def argument(help: str, *, nargs: str | None = None, metavar: str | None = None) -> Any:
-    """Declare what is given by place; ``nargs`` "+" or "*" reads a list."""
-    return field(metadata=_given(help=help, nargs=nargs, metavar=metavar))
+    """Declare an argument that is given by position.
+
+    Args:
+        help: Text of the help.
+        nargs: "+" or "*" for a list.
+        metavar: Name in the help; by default the field's.
+    """
+    return field(metadata=_without_none(help=help, nargs=nargs, metavar=metavar))
 
 
 def option(
@@ -46,28 +52,39 @@ def option(
     repeated: bool = False,
     short: str | None = None,
 ) -> Any:
-    """Declare ``--its-name``; ``repeated`` reads a list from several uses, ``short`` is a second
-    spelling.
+    """Declare the option ``--its-name``, for a field called ``its_name``.
+
+    Args:
+        help: Text of the help.
+        default: Value where the option is absent.
+        metavar: Name of the value in the help; by default the field's in capitals.
+        choices: The values that are accepted; None accepts any.
+        nargs: "+" for a list from one use.
+        repeated: Whether several uses make a list.
+        short: A second spelling, such as ``-o``.
     """
-    keywords = _given(help=help, metavar=metavar, choices=choices, nargs=nargs)
+    keywords = _without_none(help=help, metavar=metavar, choices=choices, nargs=nargs)
     if repeated:
         keywords["action"] = "append"
     return field(default=default, metadata={"spelled": (short,) if short else (), **keywords})
 
 
 def part(kind: type, title: str | None = None) -> Any:
-    """Declare a field that is a dataclass of options itself, in the help under ``title`` where one
-    is given.
+    """Declare a field that is itself a dataclass of options.
+
+    Args:
+        kind: The dataclass.
+        title: Heading of its options in the help; None puts them among the command's own.
     """
     return field(default_factory=kind, metadata={"title": title})
 
 
-def _given(**keywords: Any) -> dict[str, Any]:
+def _without_none(**keywords: Any) -> dict[str, Any]:
     return {name: value for name, value in keywords.items() if value is not None}
 
 
 def typed(name: str) -> str:
-    """Return an option as it is typed.
+    """Return the spelling of an option on the command line.
 
     Example:
         >>> typed("batch_size")
@@ -77,12 +94,12 @@ def typed(name: str) -> str:
 
 
 def by_option(options: object, *names: str) -> dict[str, Any]:
-    """Return the values of ``names`` by the options as they are typed."""
+    """Return the values of some options by their spellings on the command line."""
     return {typed(name): getattr(options, name) for name in names}
 
 
 def add_options(parser: argparse._ActionsContainer, options: type) -> None:
-    """Add what the dataclass ``options`` declares to a parser."""
+    """Add the options that a dataclass declares to a parser."""
     kinds: dict[str, type] = get_type_hints(options)
     for each in fields(options):
         kind, keywords = kinds[each.name], dict(each.metadata)
@@ -99,7 +116,7 @@ def add_options(parser: argparse._ActionsContainer, options: type) -> None:
 
 
 def parsed(options: type[Options], namespace: argparse.Namespace) -> Options:
-    """Return the dataclass ``options`` with the values that a parser found."""
+    """Return an instance of the dataclass ``options`` with the values in a parser's namespace."""
     kinds: dict[str, type] = get_type_hints(options)
     values = {
         each.name: parsed(kind, namespace) if is_dataclass(kind) else getattr(namespace, each.name)
@@ -110,7 +127,7 @@ def parsed(options: type[Options], namespace: argparse.Namespace) -> Options:
 
 
 def _reading(kind: Any) -> dict[str, Any]:
-    """Return how argparse reads a value of type ``kind``, which may be optional or a list."""
+    """Return argparse's keywords for a value of type ``kind``, which may be optional or a list."""
     kind = (
         next((each for each in get_args(kind) if each is not NoneType), kind)
         if get_origin(kind) is not list
@@ -122,7 +139,7 @@ def _reading(kind: Any) -> dict[str, Any]:
 
 
 def _integer(text: str) -> int:
-    """Read a whole number of 64 bits: a longer one overflows somewhere further down."""
+    """Read a whole number of 64 bits: a longer one would overflow in torch or numpy."""
     try:
         value = int(text)
     except ValueError:

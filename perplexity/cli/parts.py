@@ -1,5 +1,8 @@
-"""Options that commands share: how text is read and scored, where a model runs, how a history is
-read.
+"""Options that several commands share.
+
+``Reading`` (how text is read), ``Running`` (where a model runs), ``Scoring`` (windows and journal:
+``--protocol``, ``--context-length``, ``--stride``, ``--journal``), ``Question`` (what a judge is
+asked) and ``Curves`` (how a training history is read).
 """
 
 from __future__ import annotations
@@ -9,18 +12,17 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
 from ..files import other_than_file
+from ..findings import SEVERITIES as SEVERITIES  # beside its help, for the commands with --fail-on
 from .options import option
 
 if TYPE_CHECKING:
     from ..monitor.history import History
     from ..text.readers import ReadOptions
 
-STANDARD_INPUT = "-"
 DTYPES = ("auto", "float32", "bfloat16", "float16")
-SEVERITIES = ("info", "warning", "danger")
 TEXT_HELP = (
-    ".txt (a file is a document), .jsonl (a line is one), .parquet, a datasets folder, token ids in .bin or .npy; "
-    ".txt and .jsonl also with .gz or .zst; - is standard input"
+    ".txt (a file is a document), .jsonl (a line is one), .parquet, a datasets folder, "
+    "token ids in .bin or .npy; .txt and .jsonl also with .gz or .zst; - is standard input"
 )
 JOURNAL_HELP = "the same command again goes on where a killed one stopped"
 JSON_HELP = "write every number to this file"
@@ -28,8 +30,19 @@ FAIL_ON_HELP = "exit with 1 on a finding as severe"
 
 
 def expect_ending(option: str, path: str | None, *endings: str) -> None:
-    """Raise InputError where a file's name says another format than is written; a device's says
-    nothing.
+    """Raise InputError where the name of an output file ends in another format.
+
+    Names of devices and pipes may end in anything.
+
+    Args:
+        option: The option as it is typed, for the message.
+        path: Name of the file; None where the option is absent.
+        endings: The endings of the formats that can be written.
+
+    Example:
+        >>> expect_ending("--png", "loss.svg", ".png")
+        Traceback (most recent call last):
+        perplexity.errors.InputError: --png: expected a name that ends in .png, got loss.svg
     """
     if path is None or path.endswith(endings):
         return
@@ -41,7 +54,7 @@ def expect_ending(option: str, path: str | None, *endings: str) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Reading:
-    """What a text file's format leaves open."""
+    """Options that say how text files are read."""
 
     text_column: str = option("of .jsonl, .parquet, datasets (%(default)s)", "text", metavar="NAME")
     domain_column: str = option("for a table by domain (%(default)s)", "domain", metavar="NAME")
@@ -52,7 +65,7 @@ class Reading:
     stdin: str = option("what - is (%(default)s)", "txt", choices=("txt", "jsonl"))
 
     def options(self) -> ReadOptions:
-        """Return what the readers take, before a tokenizer is known."""
+        """Return the readers' options that need no tokenizer."""
         from ..text.readers import ReadOptions
 
         return ReadOptions(
@@ -65,8 +78,12 @@ class Reading:
         )
 
     def options_with(self, tokenizer) -> ReadOptions:
-        """Return what the readers take, with the token that cuts token files: ``--separator``, else
-        the tokenizer's.
+        """Return the readers' options, with the token at which token files are cut.
+
+        The token is ``--separator``, else the tokenizer's BOS, else its EOS.
+
+        Raises:
+            InputError: ``--separator`` is no token id of the tokenizer.
         """
         bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
         before, after = (bos, None) if bos is not None else (None, eos)
@@ -81,7 +98,7 @@ class Reading:
 
 @dataclass(frozen=True, kw_only=True)
 class Running:
-    """Where and how a model runs."""
+    """Options that say where and how a model runs."""
 
     device: str | None = option("cpu, cuda, cuda:1, ... (a GPU if there is one)")
     device_map: str | None = option(
@@ -100,13 +117,16 @@ class Running:
         revision: str | None = None,
         dtype: str | None = None,
     ):
-        """Return model and tokenizer.
+        """Load a model and its tokenizer, without transformers' progress bars and warnings.
 
         Args:
-            name: Folder or hub name.
+            name: Folder, or name on the Hugging Face hub.
             device: This process's device; None stands for ``--device``, else a GPU if there is one.
-            revision: Of this name on the hub.
-            dtype: None stands for ``--dtype``.
+            revision: Branch, tag or commit of ``name`` on the hub.
+            dtype: Dtype of the weights; None stands for ``--dtype``.
+
+        Raises:
+            InputError: The model cannot be loaded, or several processes use ``--device-map``.
         """
         import transformers
 
@@ -133,7 +153,7 @@ class Running:
 
 @dataclass(frozen=True, kw_only=True)
 class Scoring:
-    """How text is cut into windows and scored."""
+    """Options that say how text is cut into windows and scored."""
 
     protocol: str = option(
         "how text is windowed (%(default)s)", "sliding", choices=("sliding", "lm-eval", "llama.cpp")
@@ -157,7 +177,7 @@ class Scoring:
 
 @dataclass(frozen=True, kw_only=True)
 class Question:
-    """What a judge is asked, and which words are its answers."""
+    """Options that say what a judge is asked, and which words are its answers."""
 
     template: str | None = option("the question, with {text} where the text goes", metavar="FILE")
     yes: str = option(
@@ -166,7 +186,11 @@ class Question:
     no: str = option("the other one (%(default)s)", "no", metavar="WORD")
 
     def template_or(self, default: str) -> str:
-        """Return the text of ``--template``'s file, else ``default``."""
+        """Return the text in the file of ``--template``, or ``default`` without that option.
+
+        Raises:
+            InputError: The file cannot be read, or its text is no template.
+        """
         from ..probe.ask import check_template
 
         if self.template is None:
@@ -184,7 +208,7 @@ class Question:
 
 @dataclass(frozen=True, kw_only=True)
 class Curves:
-    """How a training history is read and judged."""
+    """Options that say how a training history is read and judged."""
 
     vocabulary_size: int | None = option(
         "entries of the vocabulary, to know the uniform loss", metavar="V"
@@ -198,7 +222,11 @@ class Curves:
     )
 
     def how(self) -> dict[str, Any]:
-        """Return the readers' keywords: tags by measure, and the unit."""
+        """Return the keywords of ``read_history``: the tags by measure, and the unit.
+
+        Raises:
+            InputError: A ``--tag`` is not MEASURE=NAME.
+        """
         tags = {}
         for tag in self.tag or []:
             measure, equals, name = tag.partition("=")
@@ -208,11 +236,11 @@ class Curves:
         return {"tags": tags, "unit": self.unit}
 
     def read(self, path: str) -> History:
-        """Return the history in a file or folder."""
+        """Read the history in a file or folder."""
         from ..monitor.readers import read_history
 
         return read_history(path, **self.how())
 
     def judged(self) -> dict[str, int | None]:
-        """Return the keywords of ``diagnose``."""
+        """Return the keywords of ``monitor.diagnose``."""
         return {"vocabulary_size": self.vocabulary_size, "total_steps": self.total_steps}

@@ -1,4 +1,4 @@
-"""``ppl probe``: what a model generates, and how healthy that looks."""
+"""``ppl probe``: repetition, reference metrics and a health score of generated text."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING
 
 from ..errors import InputError, theirs
 from ..files import check_outputs
+from ..findings import SEVERITIES
 from . import tables
 from .extras import needs
 from .options import argument, by_option, option, part
-from .parts import FAIL_ON_HELP, SEVERITIES, Question, Reading, Running
+from .parts import FAIL_ON_HELP, Question, Reading, Running
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -23,14 +24,14 @@ if TYPE_CHECKING:
 
     from ..probe import GenerationSettings, Probe, Scorer
 
-LOWER = "--batch-size or --max-new-tokens"  # where memory ends
+LOWER = "--batch-size or --max-new-tokens"  # the advice when memory runs out
 SHOWN = 400  # characters of an example
-CHECKPOINT = re.compile(r"(?:checkpoint|step)[-_]?(\d+)$")
+CHECKPOINT = re.compile(r"(?:checkpoint|step)[-_]?(\d+)$")  # a folder's name, with its step
 
 
 @dataclass(frozen=True, kw_only=True)
 class Prompting:
-    """Which prompts are read from a file."""
+    """Options that say which prompts are read from a file."""
 
     limit: int = option("prompts, evenly over the file (%(default)s)", 64, metavar="N")
     prompt_column: str = option("of .jsonl (%(default)s)", "prompt", metavar="NAME")
@@ -39,7 +40,7 @@ class Prompting:
 
 @dataclass(frozen=True, kw_only=True)
 class Generation:
-    """How texts are generated."""
+    """Options that say how texts are generated."""
 
     samples: int | None = option("texts a prompt (4; greedy 1)", metavar="N")
     max_new_tokens: int | None = option(
@@ -54,7 +55,7 @@ class Generation:
     batch_size: int = option("texts generated at a time (%(default)s)", 64, metavar="N")
 
     def settings(self) -> GenerationSettings:
-        """Return what the prober takes."""
+        """Return the settings that ``probe`` takes; ``samples`` is 4 by default, 1 where greedy."""
         from ..probe import GenerationSettings
 
         samples = self.samples if self.samples is not None else 1 if self.temperature == 0 else 4
@@ -63,7 +64,7 @@ class Generation:
 
 @dataclass(frozen=True, kw_only=True)
 class Comparing:
-    """What else is known of the model, or asked about its texts."""
+    """Options that bring more evidence about the model: a judge, results, scorers."""
 
     judge: str | None = option("a model that is asked yes or no about each text", metavar="MODEL")
     question: Question = part(Question)
@@ -83,7 +84,7 @@ class Comparing:
 
 @dataclass(frozen=True, kw_only=True)
 class Output:
-    """What is written, and what the exit status says."""
+    """Options of the result file and the exit status."""
 
     json: str | None = option("write every number and text to this file", metavar="OUT")
     fail_on: str | None = option(FAIL_ON_HELP, choices=SEVERITIES)
@@ -95,8 +96,8 @@ class Options:
 
     model: str = argument("Hugging Face model folder or name")
     prompts: str = argument(
-        ".jsonl with prompt and, where known, reference (or a list); .txt, a line each; or text to cut prompts from, "
-        "as ppl eval reads it; - is standard input"
+        ".jsonl with prompt and, where known, reference (or a list); .txt, a line each; "
+        "or text to cut prompts from, as ppl eval reads it; - is standard input"
     )
     prompting: Prompting = part(Prompting, "prompts")
     generation: Generation = part(Generation, "generation")
@@ -107,8 +108,9 @@ class Options:
 
 
 def run(options: Options) -> int:
-    """Generate, measure, write and print what is found; 1 on a finding as severe as
-    ``--fail-on``.
+    """Generate and measure texts, write and print the result; return the exit status.
+
+    It is 1 where a finding is at least as severe as ``--fail-on``.
     """
     needs(probe=("transformers", "rich", "scipy", "pyarrow", "xxhash", "sacrebleu", "rouge_score"))
     from ..evaluation import read_result
@@ -153,7 +155,7 @@ def run(options: Options) -> int:
         judge = Questioner(
             *judging, template=template, yes=question.yes, no=question.no, backend=running.backend
         )
-    found = probe(
+    result = probe(
         model,
         tokenizer,
         prompts,
@@ -171,20 +173,21 @@ def run(options: Options) -> int:
     )
     try:
         if options.output.json:
-            found.save(options.output.json)
+            result.save(options.output.json)
     finally:
         console = tables.console()
         if len(prompts) < len(every):
             console.print(
                 f"{len(prompts):,} of {len(every):,} prompts, evenly over the file", highlight=False
             )
-        console.print(view(found))
-    return int(found.fails(options.output.fail_on))
+        console.print(view(result))
+    return int(result.fails(options.output.fail_on))
 
 
-def _weights(given: list[str] | None) -> dict[str, float]:
+def _weights(pairs: list[str] | None) -> dict[str, float]:
+    """Return the weights of the health score's parts from ``--weight PART=W``."""
     weights = {}
-    for pair in given or []:
+    for pair in pairs or []:
         name, equals, value = pair.partition("=")
         try:
             weights[name] = float(value)
@@ -196,14 +199,12 @@ def _weights(given: list[str] | None) -> dict[str, float]:
 
 
 def _scorer(name: str) -> Scorer:
-    """Return an object of the class that ``MODULE:CLASS`` names, made without arguments, also from
-    the working folder.
-    """
-    module, _, made = name.partition(":")
+    """Return an instance of the class ``MODULE:CLASS``, also from the working folder."""
+    module, _, kind = name.partition(":")
     sys.path.insert(0, "")
     try:
         with theirs(f"--scorer: expected MODULE:CLASS that can be made, got {name!r}"):
-            return getattr(importlib.import_module(module), made)()
+            return getattr(importlib.import_module(module), kind)()
     except SystemExit as error:
         raise InputError(
             f"--scorer: expected MODULE:CLASS that can be made, got {name!r}, which exits"
@@ -214,6 +215,7 @@ def _scorer(name: str) -> Scorer:
 
 
 def _diagnosis(path: str) -> dict:
+    """Read a training history and return its diagnosis."""
     from ..monitor.health import diagnose
     from ..monitor.readers import read_history
 
@@ -222,43 +224,41 @@ def _diagnosis(path: str) -> dict:
 
 
 def _step(model: str) -> int | None:
-    found = CHECKPOINT.search(Path(model).name)
-    return int(found[1]) if found else None
+    """Return the step in the name of a checkpoint's folder; None where there is none."""
+    match = CHECKPOINT.search(Path(model).name)
+    return int(match[1]) if match else None
 
 
-def view(found: Probe) -> Group:
-    """Return verdict, measures beside the references', health, findings and two texts, for a
-    terminal.
-    """
+def view(probe: Probe) -> Group:
+    """Return the verdict, measures, health, findings and two example texts, for a terminal."""
     from ..probe.summary import examples
 
-    head = tables.verdict(found.verdict, found.health_score)
-    if found.health_score is not None:
-        head.append(f", from {found.health['coverage']:.0%} of its weight", style="dim")
-    settings = tables.plain(
-        f"{found.generation['texts']:,} texts to {found.prompts:,} prompts: {found.settings['in_words']}",
-        "dim",
-    )
+    head = tables.verdict(probe.verdict, probe.health_score)
+    if probe.health_score is not None:
+        head.append(f", from {probe.health['coverage']:.0%} of its weight", style="dim")
+    settings = f"{probe.generation['texts']:,} texts to {probe.prompts:,} prompts"
     parts: list = [
         head,
-        settings,
-        _measures(found.to_dict()),
-        _health(found),
-        tables.findings(found.findings),
+        tables.plain(f"{settings}: {probe.settings['in_words']}", "dim"),
+        _measures(probe.to_dict()),
+        _health(probe),
+        tables.findings(probe.findings),
     ]
-    for title, text in examples(found.to_dict()):
+    for title, text in examples(probe.to_dict()):
         parts.append(tables.plain(f"{title}:", "dim"))
         parts.append(tables.plain("  " + _shortened(text)))
-    parts += tables.notes(found.notes)
+    parts += tables.notes(probe.notes)
     return tables.stacked(*parts)
 
 
 def _shortened(text: str) -> str:
+    """Return the beginning of a text, in one line."""
     text = " ".join(text.split())
     return text if len(text) <= SHOWN else text[:SHOWN] + " …"
 
 
 def _measures(record: dict) -> Table:
+    """Return the table of the measures of the generated texts and of the references."""
     from ..probe.summary import rows
 
     table = tables.table(
@@ -269,9 +269,10 @@ def _measures(record: dict) -> Table:
     return table
 
 
-def _health(found: Probe) -> Table:
+def _health(probe: Probe) -> Table:
+    """Return the table of the health score's parts."""
     table = tables.table("health", "part", "weight", "score", "from")
-    for name, of in found.health["parts"].items():
+    for name, of in probe.health["parts"].items():
         score = "missing" if of["score"] is None else f"{100 * of['score']:.0f}"
         table.add_row(tables.plain(name), f"{of['weight']:g}", score, tables.plain(of["evidence"]))
     return table

@@ -1,4 +1,4 @@
-"""Progress on stderr: a bar in a terminal, else a line now and then."""
+"""Progress on stderr: a bar in a terminal, else a line every few seconds."""
 
 from __future__ import annotations
 
@@ -17,9 +17,7 @@ LOG_AN_EVALUATION_EVERY = 30.0
 
 
 def log_every(seconds: float, line: Callable[..., str]) -> Callable[..., None]:
-    """Return a function that prints ``line`` of its arguments, unless it did so less than
-    ``seconds`` ago.
-    """
+    """Return a function that prints ``line`` of its arguments, at most once in ``seconds``."""
     printed = time.monotonic()
 
     def log(*now: object) -> None:
@@ -32,7 +30,7 @@ def log_every(seconds: float, line: Callable[..., str]) -> Callable[..., None]:
 
 
 def log_texts() -> Callable[[str, int, int], None]:
-    """Return what prints how many texts are done, and of how many where that is known."""
+    """Return a function (activity, texts done, texts or 0) that prints the progress over texts."""
     return log_every(
         LOG_EVERY, lambda what, done, of: f"{what}: {done:,}{f' of {of:,}' if of else ''} texts"
     )
@@ -40,7 +38,7 @@ def log_texts() -> Callable[[str, int, int], None]:
 
 @contextmanager
 def evaluation_progress(texts: Texts, visible: bool) -> Iterator[Callable[[Progress], None] | None]:
-    """Yield what shows an evaluation's progress, None for a process that shows nothing."""
+    """Yield a function that shows an evaluation's progress; None where it is not ``visible``."""
     if not visible:
         yield None
         return
@@ -73,7 +71,7 @@ def evaluation_progress(texts: Texts, visible: bool) -> Iterator[Callable[[Progr
 
 
 def clock(seconds: float) -> str:
-    """Return a duration as hours, minutes and seconds.
+    """Return a duration in seconds as hours, minutes and seconds.
 
     Example:
         >>> clock(3599.6)

@@ -1,4 +1,4 @@
-"""The processes and devices of a command, as torchrun's environment says."""
+"""Processes and devices of a command, from the environment that torchrun sets."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from ..errors import InputError, theirs
 
 
 def device_of(device: str | None) -> str:
-    """Return ``device``, else a GPU if there is one."""
+    """Return ``device``, or for None "cuda" where there is a GPU, else "cpu"."""
     return device or ("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def world_size() -> int:
-    """Return the number of processes."""
+    """Return the number of processes of the run."""
     return _environment("WORLD_SIZE", 1)
 
 
 def _environment(name: str, default: int) -> int:
-    """Return a whole number that torchrun puts into the environment."""
+    """Return a whole number from the environment, or ``default`` where it is not set."""
     value = os.environ.get(name, str(default))
     if not value.isdecimal():
         raise InputError(
@@ -33,7 +33,15 @@ def _environment(name: str, default: int) -> int:
 
 @contextmanager
 def ranks(device: str | None) -> Iterator[tuple[int, int, str]]:
-    """Yield (rank, ranks, device), with a process group where there is more than one process."""
+    """Yield (rank, number of ranks, device), inside a process group where there are several.
+
+    Args:
+        device: Of ``--device``; None takes a GPU where there is one. On GPUs each process takes the
+            one of its local rank.
+
+    Raises:
+        InputError: The environment is not that of torchrun.
+    """
     size = world_size()
     device = device_of(device)
     if size < 2:

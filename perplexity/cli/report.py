@@ -1,4 +1,4 @@
-"""``ppl report``: a run's history, diagnosed and drawn."""
+"""``ppl report``: a page and plots of a run's history and its diagnosis."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ class Options:
 
 
 def run(options: Options) -> int:
-    """Read and diagnose the history, and write the page and the plots that are asked for."""
+    """Read and diagnose the history, and write the page and the plots; return 0."""
     needs(report=("rich", "pyarrow", "matplotlib", "plotly", "pydantic"))
     from ..evaluation.results import read_result
     from ..json_files import read_written
     from ..monitor import diagnose
     from ..monitor.readers import history_files
 
-    inputs = [path for given in (options.eval, options.data, options.probe) for path in given or []]
+    inputs = [*(options.eval or []), *(options.data or []), *(options.probe or [])]
     outputs = {"--output": options.output, "--png": options.png, "--svg": options.svg}
     check_outputs(outputs, [*inputs, *history_files(options.history)])
     if not any(outputs.values()):

@@ -1,5 +1,6 @@
-"""Tables for a terminal. rich and torch are imported where one is drawn: a command's help needs
-neither.
+"""Tables for a terminal.
+
+The functions import rich, since the help of a command works without it.
 """
 
 from __future__ import annotations
@@ -16,21 +17,21 @@ if TYPE_CHECKING:
 
 
 def console(*, errors: bool = False) -> Console:
-    """Return a console that shows text of anyone's as it is."""
+    """Return a console on stdout, or on stderr for ``errors``, that escapes control characters."""
     from ..terminal import Console
 
     return Console(stderr=errors)
 
 
 def plain(text: str, style: str = "") -> Text:
-    """Return text that is no markup."""
+    """Return text that rich shows literally, without reading markup in it."""
     from rich.text import Text
 
     return Text(text, style=style)
 
 
 def stacked(*parts: RenderableType) -> Group:
-    """Return parts to print one below the other."""
+    """Return a group of parts, to be printed one below the other."""
     from rich.console import Group
 
     return Group(*parts)
@@ -39,8 +40,13 @@ def stacked(*parts: RenderableType) -> Group:
 def table(
     title: str | None, *columns: str, right: Iterable[str] | None = None, boxed: bool = True
 ) -> Table:
-    """Return a table without rows; the columns ``right`` hold numbers, by default all but the first
-    and the last.
+    """Return a table without rows.
+
+    Args:
+        title: Heading; None for none.
+        columns: Names of the columns.
+        right: The columns that are aligned to the right; None: all but the first and the last.
+        boxed: Whether the table has lines around its cells.
     """
     from rich.table import Table
 
@@ -48,14 +54,14 @@ def table(
     options: dict[str, Any] = (
         {} if boxed else {"box": None, "padding": (0, 2, 0, 0), "show_header": any(columns)}
     )
-    made = Table(title=title, title_justify="left", title_style="bold", **options)
+    table = Table(title=title, title_justify="left", title_style="bold", **options)
     for column in columns:
-        made.add_column(column, justify="right" if column in right else "left", overflow="fold")
-    return made
+        table.add_column(column, justify="right" if column in right else "left", overflow="fold")
+    return table
 
 
 def verdict(of: str, health_score: float | None) -> Text:
-    """Return a verdict in its colour, and the health score."""
+    """Return a verdict in its colour, with the health score (0 to 100) where there is one."""
     from ..findings import VERDICT_COLOURS
 
     head = plain(of, f"bold {VERDICT_COLOURS[of]}")
@@ -65,31 +71,34 @@ def verdict(of: str, health_score: float | None) -> Text:
 
 
 def findings(of: list, *, with_steps: bool = False) -> Table | Text:
-    """Return each finding, its evidence and its advice; ``with_steps`` also where in the run it was
-    seen.
+    """Return a table of findings with their evidence and advice, or a line where there is none.
+
+    Args:
+        of: The findings.
+        with_steps: Whether a column shows the first and last step of each finding.
     """
     from ..findings import COLOURS
 
     if not of:
         return plain("nothing found", "green")
     steps = ("steps",) if with_steps else ()
-    made = table("findings", "signal", *steps, "evidence and advice", right=steps)
+    rows = table("findings", "signal", *steps, "evidence and advice", right=steps)
     for finding in of:
         words = plain(finding.evidence)
         words.append(f"\n{finding.advice}", style="italic")
         seen = (f"{finding.first_step:,.0f} – {finding.last_step:,.0f}",) if with_steps else ()
-        made.add_row(
+        rows.add_row(
             plain(f"{finding.signal}\n{finding.severity}", COLOURS[finding.severity]), *seen, words
         )
-    return made
+    return rows
 
 
 def notes(of: Iterable[str]) -> list[Text]:
-    """Return notes as lines."""
+    """Return a line for each note."""
     return [plain(f"note: {note}") for note in of]
 
 
 def print_notes(of: Iterable[str], to: Console) -> None:
-    """Print notes, each in one line however wide the terminal is."""
+    """Print each note in one line, whatever the width of the terminal."""
     for note in of:
         to.print(f"note: {note}", highlight=False, soft_wrap=True)

@@ -1,20 +1,24 @@
-"""The documents that a command evaluates."""
+"""Documents that a command scores."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
+from ..files import STANDARD_INPUT
 from ..text.documents import Document
 from ..text.readers import read_documents
-from .parts import STANDARD_INPUT, Reading
+from .parts import Reading
 
 
 class Texts:
-    """Documents, read once to the end before the model is loaded, so that bad input is reported
-    first.
+    """Documents of files, all of which are read once before a model is loaded.
 
-    ``count`` is their number, None where token files must be cut by a tokenizer first; ``size``
-    their bytes, or tokens of token files.
+    So errors in the files are reported before the time that loading takes. Documents of standard
+    input are held in memory.
+
+    Attributes:
+        count: Number of documents; None with token files, which need a tokenizer to be cut.
+        size: Bytes of all texts, or tokens of token files.
     """
 
     def __init__(self, paths: list[str], reading: Reading) -> None:
@@ -28,7 +32,7 @@ class Texts:
             self.count = None if self.count is None or document.ids is not None else self.count + 1
 
     def documents(self, tokenizer) -> Iterable[Document]:
-        """Return the documents, token files cut by the separator that the tokenizer knows."""
+        """Return the documents; token files are cut at the tokenizer's separator."""
         if self.held is not None:
             return self.held
         return read_documents(self.paths, self.reading.options_with(tokenizer))

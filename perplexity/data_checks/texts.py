@@ -12,8 +12,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from ..errors import InputError, check_encoding, spelled
+from ..files import STANDARD_INPUT
 from ..text.documents import Document, check_ids
-from ..text.readers import STANDARD_INPUT, ReadOptions, opened, read_documents, stem
+from ..text.readers import ReadOptions, opened, read_documents, stem
 from ..text.tokens import text_of as decoded
 from .index import Text
 

@@ -19,10 +19,9 @@ import numpy as np
 
 from .. import checks
 from ..errors import InputError, check_encoding, check_unicode, each_of_theirs, spelled, theirs
-from ..files import other_than_file
+from ..files import STANDARD_INPUT, other_than_file
 from .documents import Document
 
-STANDARD_INPUT = "-"
 LLM_C_MAGIC = 20240520  # the first of 256 int32 before the tokens of an llm.c file
 # A compressed file is refused that unpacks to more than both: text packs to a third, logs of equal
 # lines to a fiftieth.
