@@ -7,7 +7,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol, get_args
 
-from . import checks
 from .files import write_text
 from .json_files import to_json
 
@@ -87,6 +86,8 @@ class Judged:
         Raises:
             InputError: ``severity`` is another text.
         """
+        from . import checks  # needs torch, which the command line's help is to do without
+
         checks.optional(checks.choice, "severity", severity, SEVERITIES)
         least = len(SEVERITIES) if severity is None else SEVERITIES.index(severity)
         return any(SEVERITIES.index(finding.severity) >= least for finding in self.findings)
