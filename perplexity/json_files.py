@@ -214,9 +214,9 @@ def read_written(path: str | Path, command: str) -> dict:
         InputError: the file is no JSON object, another command's, or of a newer version.
 
     Example:
-        >>> read_written("/dev/null", "eval")
+        >>> read_written("/dev/null", "ask")
         Traceback (most recent call last):
-        perplexity.errors.InputError: /dev/null: expected a result file of ppl eval --json, got a device
+        perplexity.errors.InputError: /dev/null: expected a result file of ppl ask --json, got a...
     """
     expected = f"{path}: expected a result file of ppl {command} --json"
     if (other := other_than_file(path)) in ("a device", "a disk"):  # has no end; a pipe has one

@@ -9,8 +9,8 @@ EQUIVALENT = [
     *(
         (
             "perplexity/data_checks/index.py",
-            "inside = ((found >> np.uint64(20)) & np.uint64(self._mask)) == 0",
-            f"inside = ((found >> np.uint64({bits})) & np.uint64(self._mask)) == 0",
+            "inside = ((keys >> np.uint64(20)) & np.uint64(self._mask)) == 0",
+            f"inside = ((keys >> np.uint64({bits})) & np.uint64(self._mask)) == 0",
             "all bits of a hash are equally random: another part of the n-grams is kept, of the same size",
         )
         for bits in (19, 21)

@@ -1,4 +1,4 @@
-"""Checks of training and validation text: leakage, splits, vocabulary, tokenizer."""
+"""Checks of training and validation text: leakage, sizes, distribution, vocabulary."""
 
 from ..errors import needing
 from ..findings import Finding

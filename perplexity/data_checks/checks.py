@@ -20,19 +20,37 @@ from .leakage import FEWEST_WORDS, Leak, leakage_findings, leaks, overlaps, scan
 from .splits import shift_findings, size_findings
 from .vocabulary import TRAIN_BYTES, Sample, Tokens, count_tokens, vocabulary_findings
 
-MEMORY_LIMIT = 1 << 30
-NEAR = 0.25  # Jaccard similarity of shingles; one word in ten changed leaves 0.43 or more
+MEMORY_LIMIT = 1 << 30  # bytes
+NEAR = 0.25  # Jaccard similarity of shingles; a copy with every tenth word changed has 0.43 or more
 
 
 @dataclass(frozen=True)
 class DataCheck(Judged):
-    """What was found; fields are the keys of ``ppl check-data --json``.
+    """The result of ``check_data``; the fields are the keys of ``ppl check-data --json``.
 
-    documents: {train, valid}; valid_fraction: of all words; leaked_fraction: of validation
-    documents; leaked_token_fraction: of their tokens (words where no tokenizer was given:
-    ``token_unit``); exact_duplicates, near_duplicates: validation documents that are in training as
-    they are, or nearly or as part of a longer document; ngram_overlap: share of all validation
-    n-grams that training has; unknown_token_rate, tokenizer_fingerprint: None without a tokenizer.
+    Args:
+        documents: number of "train" and of "valid" documents.
+        valid_fraction: share of all words that validation has; None where there are no words.
+        leaked_fraction: share of validation documents that leak.
+        leaked_token_fraction: share of validation's ``token_unit`` in such documents.
+        exact_duplicates: validation documents that training has as they are.
+        near_duplicates: validation documents that training has nearly, or inside a longer document.
+        ngram_overlap: share of validation's n-grams that training has; None where there are none.
+        unknown_token_rate: share of validation's tokens; None without a tokenizer.
+        tokenizer_fingerprint: hash of the tokenizer, or None.
+        findings: the problems, the most severe first.
+        words: words of "train" and of "valid".
+        bytes: bytes of "train" and of "valid", UTF-8.
+        token_unit: "tokens", or "words" without a tokenizer.
+        tokens: counts of tokens on both sides, or None without a tokenizer.
+        settings: sizes and thresholds.
+        notes: what to know before the numbers are believed.
+        leaked: the documents that leak, in their order.
+
+    Example:
+        >>> check = check_data(["a text of training"], ["another text, of validation"])
+        >>> check.leaked_fraction, check.documents
+        (0.0, {'train': 1, 'valid': 1})
     """
 
     documents: dict[str, int | None]
@@ -55,7 +73,15 @@ class DataCheck(Judged):
 
 
 def as_texts(texts: Iterable[Text | str], name: str = "texts") -> Iterator[Text]:
-    """Return an iterator of the texts of argument ``name``; strings are named by their number."""
+    """Return an iterator over texts; strings are named by their number.
+
+    Args:
+        texts: strings or ``Text``s.
+        name: the argument that an error names.
+
+    Raises:
+        InputTypeError: ``texts``, or one of them, is of another type.
+    """
     checks.several(name, texts, "texts", (Text,))
     return (_as_text(name, number, text) for number, text in enumerate(texts))
 
@@ -84,15 +110,34 @@ def check_data(
     train_bytes: int = TRAIN_BYTES,
     progress: Callable[[Scan], None] | None = None,
 ) -> DataCheck:
-    """Leakage, sizes, distribution and vocabulary of validation texts beside training texts.
+    """Check validation texts against training texts: leakage, sizes, distribution, vocabulary.
 
-    valid is held in memory, with tables of at most ``memory_limit`` bytes; train goes by once,
-    whatever its size, over ``workers`` processes. near: the Jaccard similarity of 4-word shingles
-    from which a document counts as a copy. interval: the relative half-width that is wanted of the
-    perplexity's 95 % interval. tokenizer: a transformers tokenizer, which counts the tokens of
-    validation, and of a sample of ``train_bytes`` of training; embedding: rows of the model's.
-    journal: a folder; the same call again goes on where a killed one stopped, if ``identity`` is
-    what it was. Raises InputError.
+    Validation is held in memory. Training is read once, whatever its size.
+
+    Args:
+        train: training texts, strings or ``Text``s.
+        valid: validation texts, likewise.
+        tokenizer: a transformers tokenizer, which counts tokens; default None: words are counted.
+        embedding: rows of the model's embedding, which the tokenizer's ids must not exceed.
+        near: Jaccard similarity of 4-word shingles from which a document is a copy; default 0.25.
+        interval: the relative half-width wanted of the perplexity's 95% interval; default 0.01.
+        memory_limit: bytes of the tables of validation; default 1 GiB.
+        workers: processes that training is shared over; default 1.
+        journal: a folder to resume from: the same call resumes where a killed one stopped.
+        identity: what the texts are of, as JSON; a journal of another identity is refused.
+        train_bytes: bytes of training text that ``tokenizer`` counts, a sample; default 20 MiB.
+        progress: called with the ``Scan`` so far as training is read.
+
+    Returns:
+        A DataCheck.
+
+    Raises:
+        InputError: an argument cannot be used, or there is no validation text.
+
+    Example:
+        >>> text = "a sentence of the text that training and validation have in common"
+        >>> check_data(["another text", text], [text]).leaked_fraction
+        1.0
     """
     checks.number("near", near, "a similarity above 0 and at most 1", most=1, above=0)
     checks.number("interval", interval, "a share above 0 and below 1", above=0, below=1)
@@ -165,12 +210,14 @@ def check_data(
 
 
 def _sampled(texts: Iterator[Text], sample: Sample) -> Iterator[Text]:
+    """Yield texts as they are, and offer each to ``sample``."""
     for text in texts:
         sample.add(text)
         yield text
 
 
 def _token_summary(valid: Tokens, train: Tokens) -> dict:
+    """Return the counts of both sides for ``DataCheck.tokens``."""
     return dict(
         valid=valid.tokens,
         unknown=valid.unknown,
@@ -187,31 +234,45 @@ def _token_summary(valid: Tokens, train: Tokens) -> dict:
 
 
 def _notes(index: Index, scan: Scan) -> list[str]:
+    """Return what to know before the numbers are believed."""
     notes = []
     if not scan.words:
         notes.append("training has no words: nothing can leak from it")
     if index.kept < 1:
         sizes = index.tables[SHINGLE].sizes
         notes.append(
-            f"of the n-grams one in {round(1 / index.kept)} was kept, for memory_limit: shares are estimates, and of "
-            f"{int((sizes < 2 * FEWEST).sum())} short documents only whole copies are found"
+            f"of the n-grams one in {round(1 / index.kept)} was kept, for memory_limit: shares are "
+            f"estimates, and of {int((sizes < 2 * FEWEST).sum())} short documents only whole "
+            "copies are found"
         )
     short = sum(length < FEWEST_WORDS for length in index.lengths)
     if short:
         notes.append(
-            f"{short} validation documents have fewer than {FEWEST_WORDS} words: nothing is told of them"
+            f"{short} validation documents have fewer than {FEWEST_WORDS} words: nothing is told "
+            "of them"
         )
     unknown = int(np.isnan(overlaps(index, scan)).sum())
     if unknown:
         notes.append(
-            f"{unknown} validation documents have no n-gram of {NGRAM} words: only whole copies of them are found"
+            f"{unknown} validation documents have no n-gram of {NGRAM} words: only whole copies of "
+            "them are found"
         )
     return notes
 
 
 def write_texts(path: str | Path, texts: Iterable[Text], name: str | None = None) -> int:
-    """Texts to JSON lines (id, text, domain), or as paragraphs of a text file where the name ends
-    in .txt; how many.
+    """Write texts as lines of JSON, or as paragraphs of a text file whose name ends in .txt.
+
+    Args:
+        path: the file, which is written whole or left as it was.
+        texts: the texts; a line of JSON has id, text and domain.
+        name: how an error names the file, an option; default nothing but the path.
+
+    Returns:
+        The number of texts.
+
+    Raises:
+        InputError: the system refuses.
     """
     count, plain = 0, str(path).endswith(".txt")
     with Output(path, name) as file:

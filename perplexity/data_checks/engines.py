@@ -1,13 +1,15 @@
-"""The scan of training text as a step of datatrove, Hugging Face's engine for text on many machines
-(Slurm, Ray) or processes.
+"""The scan of training text as a step of datatrove.
+
+datatrove is Hugging Face's engine for text over many processes or machines (Slurm, Ray)::
 
     index = Index(valid)
-    LocalPipelineExecutor([JsonlReader(folder), LeakageScan(index, "scans")], tasks=64,
-    workers=8).run() scan = merged("scans", index)
+    steps = [JsonlReader(folder), LeakageScan(index, "scans")]
+    LocalPipelineExecutor(steps, tasks=64, workers=8).run()
+    scan = merged("scans", index)
 
-Every task writes what it met to a file of its own, and a task that is done is not done again when
-the executor is run anew: that is datatrove's. Any other engine can do the same: ``scan_batch`` is a
-plain function, ``Scan.merge`` takes its results in any order.
+Every task writes what it met to a file of its own. datatrove skips a finished task when the
+executor is run again. Any other engine can do the same: ``scan_batch`` is a plain function, and
+``Scan.merge`` takes its results in any order.
 """
 
 from __future__ import annotations
@@ -28,7 +30,12 @@ from .index import Index, Scan, Text, groups, scan_batch
 
 
 class LeakageScan(PipelineStep):
-    """Scans the documents that pass, which go on as they are; ``folder`` gets one file a task."""
+    """A step that scans the documents that pass and hands them on as they are.
+
+    Args:
+        index: the validation side.
+        folder: where each task writes one file.
+    """
 
     type = "STATS"
     name = "perplexity leakage"
@@ -38,6 +45,7 @@ class LeakageScan(PipelineStep):
         self.index, self.folder = index, Path(folder)
 
     def run(self, data, rank: int = 0, world_size: int = 1) -> Iterator:
+        """Yield the documents of task ``rank``, and write what was met in them at their end."""
         scan = self.index.scan()
         for group in groups(data):
             with self.track_time():
@@ -52,8 +60,14 @@ class LeakageScan(PipelineStep):
 
 
 def merged(folder: str | Path, index: Index) -> Scan:
-    """What all tasks met. Raises InputError where the folder has no scan, or one of another
-    index.
+    """Return what all tasks met in training text.
+
+    Args:
+        folder: where ``LeakageScan`` wrote.
+        index: the validation side that it was given.
+
+    Raises:
+        InputError: the folder has no scan, a changed one, or one of another index.
     """
     paths, scan = sorted(Path(folder).glob("*.json")), index.scan()
     if not paths:
@@ -63,7 +77,8 @@ def merged(folder: str | Path, index: Index) -> Scan:
             other = Scan.from_json(path.read_text(encoding="utf-8"))
         except ValueError:
             raise InputError(
-                f"{path}: expected a scan as LeakageScan wrote it, got one that was changed; run its task again"
+                f"{path}: expected a scan as LeakageScan wrote it, got one that was changed; run "
+                "its task again"
             )
         if len(other.seen) != len(scan.seen):
             raise InputError(f"{path}: expected a scan of this index, got one of another")

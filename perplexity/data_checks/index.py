@@ -1,14 +1,13 @@
-"""What of the validation text is in a training text: the index of the one, and a pass over the
-other that keeps matches only.
+"""The index of validation, and a pass over training text that keeps matches only.
 
-Validation is the small side: its n-grams are held, exactly, and training text of any size streams
-past them. So no MinHash and no Bloom filter: those are for two large sides, miss some and invent
-some; an exact table of the small side does neither. In front of it stands a table of bits with one
-hash (a Bloom filter of one), which most training n-grams do not pass.
+Validation is the small side: its n-grams are held exactly, and training text of any size streams
+past them. MinHash and Bloom filters are for two large sides; they miss matches and invent others,
+which an exact table of the small side does not. A table of bits with one hash stands before the
+exact table, and most training n-grams do not pass it.
 
-``scan_batch`` is a plain function of an index and documents, ``Scan.merge`` is associative and
-commutative: a shard of training text can be scanned anywhere, by any engine, and merged in any
-order.
+``scan_batch`` is a plain function of an index and documents. ``Scan.merge`` is associative and
+commutative. So a shard of training text can be scanned anywhere, by any engine, and the scans
+merged in any order.
 """
 
 from __future__ import annotations
@@ -25,29 +24,41 @@ from ..text.words import digest, grams, hashes, words
 
 NGRAM = 13  # GPT-3 (arXiv:2005.14165, appendix C) and lm-evaluation-harness
 SHINGLE = 4
-FEWEST = 6  # shingles that a near copy shares: a phrase of eight words is none
-COMMON = 100  # n-grams of more documents than these are boilerplate: they name no document
+FEWEST = 6  # shingles that a near copy shares at least: a phrase of eight words is no copy
+COMMON = 100  # an n-gram of more documents than this is boilerplate, and names no document
 BATCH = 1 << 20  # characters of text that one call scans
 PASSAGE = 60  # words of a matching passage that are kept
 BYTES_A_GRAM = 128  # of the two tables while they are sorted
-# similarity that a stretch of a longer text needs at least: there are many stretches in a text
+# Similarity that a stretch of a longer text needs at least: a text has many stretches.
 STRETCH = 0.35
-FEWEST_OWN = 12  # of a document's own beside a template: two names in its blanks are none
-OTHERS = 3  # other documents, of either side, that have an n-gram in different contexts: a template
-CONTEXTS = 8  # contexts of an n-gram that are kept; how many more there are is estimated from those
-# share of a document's n-grams from which its template matters, and a match is looked at
+FEWEST_OWN = 12  # own shingles of a document with a template: two names in its blanks have fewer
+# A template's n-gram is in at least so many other documents of either side, in different contexts.
+OTHERS = 3
+CONTEXTS = 8  # contexts of an n-gram that are kept; the number of all is estimated from them
+# Share of a document's n-grams from which its template matters, and from which a match is kept.
 TEMPLATE = 0.1
-# share that a document must have of its own: with less it is another version of one text
+# Share of its n-grams that a document has for itself: with less it is another version of one text.
 OWN = 0.02
-RARE = 0.3  # of how often a template's n-grams are met: what fills its blanks is met less often
-APART = 5.0  # how much more often a template's n-grams are met than those of the document's own
-GAPS = 0.1  # share of other words inside what is shared from which those words are the context
-ESTIMATED = 3  # n-grams that are needed to judge a document by where only a part of them is kept
+RARE = 0.3  # n-grams met this much less often than a template's fill the template's blanks
+APART = 5.0  # how much more often a template's n-grams are met than the document's own
+GAPS = 0.1  # share of other words inside the shared part from which those words are the context
+ESTIMATED = 3  # n-grams that a judgement takes where only a part of them is kept
 
 
 @dataclass(frozen=True)
 class Text:
-    """A document to check, or a piece of one whose end has not come yet (``last`` False)."""
+    """A document to check, or a piece of one.
+
+    Args:
+        id: its name.
+        text: its text, or the piece.
+        domain: what it is part of; default "text".
+        last: whether the document ends here; default True.
+
+    Example:
+        >>> Text("a", "a document").domain
+        'text'
+    """
 
     id: str
     text: str
@@ -57,7 +68,14 @@ class Text:
 
 @dataclass(frozen=True)
 class Batch:
-    """Texts as words: ``ends`` [texts] is where each one's words end."""
+    """Texts as words.
+
+    Args:
+        texts: the texts.
+        words: the words of all texts.
+        hashes: their hashes, uint64 [words].
+        ends: where the words of each text end, int64 [texts].
+    """
 
     texts: Sequence[Text]
     words: list[bytes]
@@ -66,6 +84,7 @@ class Batch:
 
     @classmethod
     def of(cls, texts: Sequence[Text]) -> Batch:
+        """Return the texts as words."""
         every, ends = [], []
         for text in texts:
             every += words(text.text)
@@ -74,61 +93,68 @@ class Batch:
 
     @property
     def starts(self) -> np.ndarray:
+        """Return where the words of each text start, int64 [texts]."""
         return np.concatenate([np.zeros(1, np.int64), self.ends])[:-1]
 
     def grams(self, size: int) -> tuple[np.ndarray, np.ndarray]:
-        """Hashes of n-grams within a text, and the position of their first word."""
-        found = grams(self.hashes, size)
-        inside = np.ones(len(found), bool)
+        """Return the hashes of n-grams within a text, and the positions of their first words."""
+        keys = grams(self.hashes, size)
+        inside = np.ones(len(keys), bool)
         for end in self.ends[self.ends < len(self.hashes)].tolist():
             inside[max(0, end - size + 1) : end] = False
         positions = np.flatnonzero(inside)
-        return found[positions], positions
+        return keys[positions], positions
 
     def digests(self, texts: np.ndarray | list[int]) -> np.ndarray:
-        """Digests of these texts' words, uint64 [texts]."""
+        """Return a hash of the words of each of these texts, uint64 [texts]."""
         ends, starts = self.ends, self.starts
         return np.array(
             [digest(self.hashes[starts[text] : ends[text]]) for text in texts], np.uint64
         )
 
     def outlines(self) -> np.ndarray:
-        """First word, last word and length of each text, as one number, uint64 [texts]; 0 where
-        there is no word.
+        """Return a hash of the first word, last word and length of each text, uint64 [texts].
+
+        It is 0 for a text without a word.
         """
         lengths = self.ends - self.starts
-        found = np.zeros(len(self.ends), np.uint64)
+        outlines = np.zeros(len(self.ends), np.uint64)
         some = lengths > 0
         first, last = self.hashes[self.starts[some]], self.hashes[self.ends[some] - 1]
-        found[some] = (first * np.uint64(3) + last) ^ lengths[some].astype(np.uint64)
-        return found
+        outlines[some] = (first * np.uint64(3) + last) ^ lengths[some].astype(np.uint64)
+        return outlines
 
     def texts_of(self, positions: np.ndarray) -> np.ndarray:
+        """Return the number of the text that each word is in."""
         return np.searchsorted(self.ends, positions, side="right")
 
 
 class GramTable:
-    """Which validation documents an n-gram is in.
+    """A table of the validation documents that each n-gram is in.
 
-    Made of pairs (``found``, ``documents``), each once and documents in order; ``first`` bool
-    [documents] excludes the copies of an earlier document. grams: distinct ones, sorted, uint64
-    [U]; starts [U + 1], documents [P]: those of each; sizes [documents]: how many each has. A
-    pair's place in ``documents`` is called an entry.
+    It has the distinct n-grams ``grams`` uint64 [U], sorted. Those of row u are in the documents
+    from ``starts[u]`` to ``starts[u + 1]`` of ``documents`` [P]; a place in ``documents`` is called
+    an entry. ``sizes`` [documents] is the number of n-grams of each document.
+
+    Args:
+        keys: hashes of n-grams, uint64 [P].
+        documents: the document of each, in order; a pair comes once.
+        first: which documents are no copy of an earlier one, bool [documents].
     """
 
-    def __init__(self, found: np.ndarray, documents: np.ndarray, first: np.ndarray) -> None:
-        order = np.argsort(found, kind="stable")  # documents come in order, and stay so
-        found, self.documents = found[order], documents[order]
+    def __init__(self, keys: np.ndarray, documents: np.ndarray, first: np.ndarray) -> None:
+        order = np.argsort(keys, kind="stable")  # documents come in order, and stay so
+        keys, self.documents = keys[order], documents[order]
         self.sizes = np.bincount(self.documents, minlength=len(first))
-        self.grams, starts = np.unique(found, return_index=True)
-        self.starts = np.append(starts, len(found)).astype(np.int64)
+        self.grams, starts = np.unique(keys, return_index=True)
+        self.starts = np.append(starts, len(keys)).astype(np.int64)
         few = np.repeat(np.diff(self.starts) <= COMMON, np.diff(self.starts))
-        # of each document those that name one
+        # How many of each document's n-grams name documents.
         self.named = np.bincount(self.documents[few], minlength=len(first))
         # How many other documents have each, copies of one counted once, int64 [U].
         self.others = (
             np.add.reduceat(first[self.documents].astype(np.int64), starts) - 1
-            if len(found)
+            if len(keys)
             else starts
         )
         bits = min(26, max(16, 6 + len(self.grams).bit_length()))
@@ -137,7 +163,7 @@ class GramTable:
         self._filter[self.grams >> self._shift] = True
 
     def find(self, wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Where in ``wanted`` [n] there are n-grams of the table, and which rows of it they are."""
+        """Return the places in ``wanted`` [n] of n-grams of the table, and their rows."""
         places = np.flatnonzero(self._filter[wanted >> self._shift])
         rows = np.searchsorted(self.grams, wanted[places])
         rows = np.minimum(rows, len(self.grams) - 1)
@@ -147,8 +173,10 @@ class GramTable:
         return places[known], rows[known]
 
     def pairs(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return the entries of ``rows`` of at most ``COMMON`` documents: indices into ``rows``,
-        and entries.
+        """Return the entries of those of ``rows`` that at most ``COMMON`` documents have.
+
+        Returns:
+            Indices into ``rows``, and entries, int64 of one length.
         """
         counts = self.starts[rows + 1] - self.starts[rows]
         counts[counts > COMMON] = 0
@@ -163,24 +191,33 @@ class GramTable:
 
     def rows_of(self, documents: Sequence[int], own: np.ndarray) -> np.ndarray:
         """Return which rows these documents have among the entries ``own`` bool [P], bool [U]."""
-        found = np.zeros(len(self.grams), bool)
-        found[self.row_of[np.isin(self.documents, documents) & own]] = True
-        return found
+        rows = np.zeros(len(self.grams), bool)
+        rows[self.row_of[np.isin(self.documents, documents) & own]] = True
+        return rows
 
     def seen(self, rows: np.ndarray, own: np.ndarray | bool = True) -> np.ndarray:
-        """Count each document's n-grams among the rows marked in ``rows`` bool [U] and the entries
-        ``own``.
+        """Count each document's n-grams among some rows and entries.
+
+        Args:
+            rows: which rows count, bool [U].
+            own: which entries count, bool [P]; default all.
+
+        Returns:
+            int64 [documents].
         """
         return np.bincount(self.documents[rows[self.row_of] & own], minlength=len(self.sizes))
 
     def own(self, contexts: np.ndarray | int = 0) -> tuple[np.ndarray, np.ndarray]:
-        """Separate what is a document's own from the templates that it shares with other documents.
+        """Separate a document's own entries from the templates that other documents share.
 
         An n-gram is part of a template where ``OTHERS`` other documents have it in different
-        contexts, those of validation and ``contexts`` [P] of training, and no fewer than ``RARE``
-        of those that have most of the template: the rest fills its blanks. One text in many
-        versions is no template: a document has ``OWN`` of its n-grams for itself, and those of the
-        template are met ``APART`` times as often. What is left may have a template in turn.
+        contexts, and no fewer than ``RARE`` of the documents that have most of the template: rarer
+        n-grams fill its blanks. One text in many versions is no template: a document has ``OWN`` of
+        its n-grams for itself, and the template's are met ``APART`` times as often. The own part
+        may have a template in turn.
+
+        Args:
+            contexts: contexts of each entry in training, [P]; default none.
 
         Returns:
             The entries that are their document's own, bool [P], and the documents with a template,
@@ -201,19 +238,20 @@ class GramTable:
             rest = sizes - shared
             of_shared = np.bincount(self.documents, met * common, len(sizes))
             of_rest = np.bincount(self.documents, met * (own & ~common), len(sizes))
-            found = (shared > 0) & (shared >= TEMPLATE * self.sizes) & (rest >= OWN * self.sizes)
-            found &= of_shared * rest >= APART * of_rest * shared
-            if not found.any():
+            more = (shared > 0) & (shared >= TEMPLATE * self.sizes) & (rest >= OWN * self.sizes)
+            more &= of_shared * rest >= APART * of_rest * shared
+            if not more.any():
                 return own, templated
-            own &= ~(common & found[self.documents])
-            templated |= found
+            own &= ~(common & more[self.documents])
+            templated |= more
 
 
 class Contexts:
-    """The ``CONTEXTS`` least of the values that were met with each key: a sample that has no order
-    of arrival.
+    """The ``CONTEXTS`` least values met with each key: a sample that no order of arrival changes.
 
-    keys int64 [n], values uint64 [n]: pairs, each once, in order once they are settled.
+    Args:
+        keys: int64 [n]; default none.
+        values: uint64 [n]; a pair comes once, and pairs are in order once they are settled.
     """
 
     def __init__(self, keys: Sequence[int] = (), values: Sequence[int] = ()) -> None:
@@ -222,16 +260,19 @@ class Contexts:
         self._waiting = 0
 
     def add(self, keys: np.ndarray, values: np.ndarray) -> None:
+        """Add pairs, in any order."""
         self._new.append((keys, values))
         self._waiting += len(keys)
         if self._waiting > max(BATCH >> 4, len(self.keys)):
             self.settle()
 
     def merge(self, other: Contexts) -> None:
+        """Add the pairs of another sample."""
         other.settle()
         self.add(other.keys, other.values)
 
     def settle(self) -> None:
+        """Sort the pairs, and keep the least values of each key."""
         if not self._new:
             return
         keys, values = (
@@ -245,10 +286,10 @@ class Contexts:
         self.keys, self.values, self._new, self._waiting = keys[least], values[least], [], 0
 
     def counts(self, size: int) -> np.ndarray:
-        """Return how many values each key from 0 to ``size`` has been met with, float64 [size].
+        """Return the number of values met with each key below ``size``, float64 [size].
 
-        Exact below ``CONTEXTS``; else (CONTEXTS - 1) / the largest of those kept, as a share of all
-        values.
+        It is exact below ``CONTEXTS``, and else (CONTEXTS - 1) over the largest value that is kept,
+        as a share of all possible values.
         """
         self.settle()
         counts = np.bincount(self.keys, minlength=size).astype(np.float64)
@@ -260,8 +301,12 @@ class Contexts:
 
 @dataclass(frozen=True, order=True)
 class Candidate:
-    """A training document, or a stretch of one, that has some of a validation document's
-    shingles.
+    """A training document, or a stretch of one, with shingles of a validation document.
+
+    Args:
+        document: number of the validation document.
+        train_id: name of the training document.
+        passage: the words of the stretch.
     """
 
     document: int
@@ -271,8 +316,12 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Match:
-    """The training document that has most of a validation document, how much, and what they
-    share.
+    """The training document that has most of a validation document.
+
+    Args:
+        score: a similarity, or n-grams in common.
+        train_id: name of the training document.
+        passage: the first words that both share; default none.
     """
 
     score: float
@@ -280,7 +329,7 @@ class Match:
     passage: str = ""
 
     def better(self, other: Match | None) -> Match:
-        """The order of arrival decides nothing: ties go by name."""
+        """Return the better of two matches; ties go by name, so that no order decides them."""
         return self if other is None or self._order() <= other._order() else other
 
     def _order(self) -> tuple:
@@ -293,7 +342,11 @@ def sealed(content: str) -> str:
 
 
 def unsealed(line: str) -> str:
-    """Return what was sealed. Raises ValueError where any of it was changed."""
+    """Return what was sealed.
+
+    Raises:
+        ValueError: any of it was changed.
+    """
     content = line[len('["0123456789abcdef", ') : -1]
     if sealed(content) != line:
         raise ValueError("its checksum does not fit")
@@ -306,13 +359,21 @@ _CONTEXTS = ("ngrams", "shingles")
 
 @dataclass
 class Scan:
-    """What was met in training text so far; ``merge`` adds what another pass met.
+    """The parts of validation that a pass over training text met; scans can be merged.
 
-    exact, near, overlap: by validation document, the best match (near: Jaccard similarity; overlap:
-    n-grams in common). seen: rows of the table of n-grams, bool [U]. lengths: documents by the bits
-    of their number of words. ngrams: the contexts of rows of the table of n-grams. shingles: those
-    of entries of the table of shingles; candidates: the document that each of the latter stands
-    for.
+    Args:
+        seen: the rows of the table of n-grams that were met, bool [U].
+        documents: training documents read to their end.
+        words: words read.
+        bytes: bytes read, UTF-8.
+        exact: the best match of each validation document that was met as it is.
+        near: the match of the largest Jaccard similarity, by validation document.
+        overlap: the match of the most n-grams in common, by validation document.
+        domains: documents of each domain.
+        lengths: documents by the bits of their number of words.
+        ngrams: contexts of rows of the table of n-grams.
+        shingles: contexts of entries of the table of shingles.
+        candidates: the document that each context of a shingle stands for.
     """
 
     seen: np.ndarray
@@ -329,6 +390,7 @@ class Scan:
     candidates: dict[int, Candidate] = field(default_factory=dict)
 
     def merge(self, other: Scan) -> Scan:
+        """Add what another pass met, and return this scan."""
         self.seen |= other.seen
         for name in ("documents", "words", "bytes"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
@@ -347,13 +409,14 @@ class Scan:
         return self
 
     def add_candidate(self, value: int, candidate: Candidate) -> None:
+        """Add the document that context ``value`` stands for; of several the least is kept."""
         known = self.candidates.get(value)
-        # copies in one context: the order of arrival decides nothing
+        # Of copies in one context no order of arrival must decide which is kept.
         if known is None or candidate < known:
             self.candidates[value] = candidate
 
     def settle(self) -> Scan:
-        """Forget the candidates that no entry names."""
+        """Remove the candidates that no entry names, and return this scan."""
         for name in _CONTEXTS:
             getattr(self, name).settle()
         named = set(self.shingles.values.tolist())
@@ -361,7 +424,7 @@ class Scan:
         return self
 
     def record(self) -> dict:
-        """Return all of it as an object of JSON."""
+        """Return the scan as an object of JSON."""
         record = vars(self.settle()) | {
             "seen": [len(self.seen), *np.flatnonzero(self.seen).tolist()]
         }
@@ -373,6 +436,7 @@ class Scan:
 
     @classmethod
     def of_record(cls, record: dict) -> Scan:
+        """Return the scan that ``record`` gave."""
         size, *rows = record["seen"]
         record["seen"] = np.zeros(size, bool)
         record["seen"][rows] = True
@@ -391,14 +455,29 @@ class Scan:
 
     @classmethod
     def from_json(cls, text: str) -> Scan:
-        """Read what ``to_json`` wrote. Raises ValueError where any of it was changed."""
+        """Return the scan that ``to_json`` wrote.
+
+        Raises:
+            ValueError: any of the text was changed.
+        """
         return cls.of_record(json.loads(unsealed(text)))
 
 
 class Index:
-    """The validation side. ``memory_limit`` bounds its tables, in bytes: of more n-grams than fit
-    only those are kept, on both sides, whose hash falls into a part of all (``kept``, 1 where none
-    was left out), and shares become estimates."""
+    """The validation side: its tables of n-grams and of shingles.
+
+    Of more n-grams than fit into the memory limit those are kept, on both sides, whose hash falls
+    into a part of all (``kept``). Shares become estimates then.
+
+    Args:
+        texts: validation documents, whole.
+        memory_limit: bytes of the tables; default 1 GiB.
+        near: Jaccard similarity of shingles from which a document is a copy; default 0.25.
+
+    Example:
+        >>> Index([Text("a", "a document of five words")]).lengths
+        [5]
+    """
 
     def __init__(
         self, texts: Iterable[Text], memory_limit: int = 1 << 30, near: float = 0.25
@@ -416,7 +495,7 @@ class Index:
         for batch in map(Batch.of, groups(texts)):
             at = len(self.ids)
             for text, start, end in zip(batch.texts, batch.starts, batch.ends, strict=True):
-                if end > start:  # no words are no copy of no words
+                if end > start:  # a text without words is no copy of another such text
                     known = self.digests.setdefault(digest(batch.hashes[start:end]), [])
                     self.repeated += bool(known)
                     known.append(len(self.ids))
@@ -426,11 +505,11 @@ class Index:
                 self.bytes.append(len(text.text.encode(errors="replace")))
             ends.append(batch.outlines())
             for size, kept in parts.items():
-                found, positions = self._sampled(*batch.grams(size))
+                keys, positions = self._sampled(*batch.grams(size))
                 of = batch.texts_of(positions)
-                once = np.unique(np.stack([found, of.astype(np.uint64)]), axis=1)
+                once = np.unique(np.stack([keys, of.astype(np.uint64)]), axis=1)
                 kept.append((once[0], (at + once[1].astype(np.int64)).astype(np.int32)))
-            while sum(len(found) for kept in parts.values() for found, _ in kept) > most:
+            while sum(len(keys) for kept in parts.values() for keys, _ in kept) > most:
                 self._mask = 2 * self._mask + 1
                 for size in parts:
                     parts[size] = [self._sampled(*pair) for pair in parts[size]]
@@ -439,26 +518,27 @@ class Index:
         first[[copy for copies in self.digests.values() for copy in copies[1:]]] = False
         self.tables = {}
         for size, kept in parts.items():
-            found = np.concatenate([pair[0] for pair in kept] or [np.empty(0, np.uint64)])
+            keys = np.concatenate([pair[0] for pair in kept] or [np.empty(0, np.uint64)])
             documents = np.concatenate([pair[1] for pair in kept] or [np.empty(0, np.int32)])
-            self.tables[size] = GramTable(found, documents, first)
-        # What validation shows by itself of templates.
+            self.tables[size] = GramTable(keys, documents, first)
+        # Templates that validation shows by itself.
         self._own, self._templated = self.tables[SHINGLE].own()
 
     @property
     def kept(self) -> float:
+        """Return the share of n-grams that is kept, 1 where all are."""
         return 1.0 / (self._mask + 1)
 
-    def _sampled(self, found: np.ndarray, others: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def _sampled(self, keys: np.ndarray, others: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return the hashes of n-grams that are kept, and the values at their places."""
         if not self._mask:
-            return found, others
-        inside = ((found >> np.uint64(20)) & np.uint64(self._mask)) == 0
-        return found[inside], others[inside]
+            return keys, others
+        inside = ((keys >> np.uint64(20)) & np.uint64(self._mask)) == 0
+        return keys[inside], others[inside]
 
     def copies(self, batch: Batch) -> Iterator[tuple[int, int]]:
-        """(text of the batch, validation document) of the same words."""
-        # Few texts begin and end as a validation document of their length: only those are hashed as
-        # a whole.
+        """Yield a text's number and a validation document's, for texts of the same words."""
+        # Only texts that begin and end as a validation document of their length are hashed whole.
         for text in np.flatnonzero(np.isin(batch.outlines(), self._outlines)).tolist():
             start, end = batch.starts[text], batch.ends[text]
             if end > start:
@@ -468,13 +548,22 @@ class Index:
                 )
 
     def scan(self) -> Scan:
-        """An empty one, to merge into."""
+        """Return an empty scan, to merge others into."""
         return Scan(np.zeros(len(self.tables[NGRAM].grams), bool))
 
 
 def groups(texts: Iterable, characters: int = BATCH) -> Iterator[list]:
-    """Lists of what has a ``text``, of so many characters or a little more: numpy's calls cost as
-    much for one document as for a thousand."""
+    """Yield lists of texts: a call of numpy costs as much for one document as for a thousand.
+
+    Args:
+        texts: anything with a ``text``.
+        characters: a list has at least so many, but for the last one; default 1 MiB.
+
+    Example:
+        >>> texts = [Text("1", "ab"), Text("2", "cd"), Text("3", "e")]
+        >>> [len(group) for group in groups(texts, characters=4)]
+        [2, 1]
+    """
     group, size = [], 0
     for text in texts:
         group.append(text)
@@ -487,7 +576,17 @@ def groups(texts: Iterable, characters: int = BATCH) -> Iterator[list]:
 
 
 def scan_batch(index: Index, texts: Sequence[Text]) -> Scan:
-    """What of the validation text is in these training documents."""
+    """Return what training documents have of validation.
+
+    Args:
+        index: the validation side.
+        texts: training documents, or pieces of them.
+
+    Example:
+        >>> text = Text("a", "a document of some words")
+        >>> scan_batch(Index([text]), [text]).exact[0].train_id
+        'a'
+    """
     batch, scan = Batch.of(texts), index.scan()
     scan.documents = sum(text.last for text in texts)
     scan.words, scan.bytes = (
@@ -508,6 +607,7 @@ def scan_batch(index: Index, texts: Sequence[Text]) -> Scan:
 
 
 def _passage(batch: Batch, start: int, end: int) -> str:
+    """Return the words from ``start`` to ``end``, the first ``PASSAGE`` of them."""
     shown = b" ".join(batch.words[start : min(end, start + PASSAGE)]).decode()
     return shown + (" …" if end - start > PASSAGE else "")
 
@@ -515,7 +615,7 @@ def _passage(batch: Batch, start: int, end: int) -> str:
 def _counted(
     texts: np.ndarray, documents: np.ndarray, count: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Distinct (text, document) pairs, how often each came, and where first."""
+    """Return the distinct pairs of text and document, how often each comes, and where first."""
     keys, first, counts = np.unique(
         texts * count + documents, return_index=True, return_counts=True
     )
@@ -523,15 +623,16 @@ def _counted(
 
 
 def _overlaps(index: Index, batch: Batch, scan: Scan) -> None:
+    """Add the n-grams of validation that the texts have, and the best overlap of each document."""
     table = index.tables[NGRAM]
-    found, positions = index._sampled(*batch.grams(NGRAM))
-    places, rows = table.find(found)
+    keys, positions = index._sampled(*batch.grams(NGRAM))
+    places, rows = table.find(keys)
     scan.seen[rows] = True
     if not len(rows):
         return
     positions = positions[places]
     texts = batch.texts_of(positions)
-    # An n-gram counts once a text, however often it is there.
+    # An n-gram counts once a text, however often the text has it.
     _, once = np.unique(texts * len(table.grams) + rows, return_index=True)
     positions, texts, rows = positions[once], texts[once], rows[once]
     known, at = np.unique(texts, return_inverse=True)
@@ -552,15 +653,15 @@ def _overlaps(index: Index, batch: Batch, scan: Scan) -> None:
 
 
 def _near(index: Index, batch: Batch, scan: Scan) -> None:
-    """Find texts, or stretches of them as long as a validation document, that are much like it.
+    """Add texts, or stretches as long as a validation document, that are similar to the document.
 
     Those of a Jaccard similarity of ``near`` or more are matches. Those that have ``TEMPLATE`` of
-    its shingles are candidates: what is boilerplate shows in the end, and they may be a copy of the
-    rest.
+    the document's shingles are candidates: boilerplate is known only when all texts are read, and a
+    candidate may copy the rest of the document.
     """
     table = index.tables[SHINGLE]
-    found, positions = index._sampled(*batch.grams(SHINGLE))
-    places, rows = table.find(found)
+    keys, positions = index._sampled(*batch.grams(SHINGLE))
+    places, rows = table.find(keys)
     if not len(rows):
         return
     of, entries = table.pairs(rows)
@@ -578,7 +679,7 @@ def _near(index: Index, batch: Batch, scan: Scan) -> None:
     texts, documents, counts, firsts = _counted(texts, documents, len(index.ids))
     least = np.maximum(min(index.near, TEMPLATE) * table.named, FEWEST)
     enough = counts >= least[documents]
-    # A text that has the template alone, which validation shows by itself, is no match.
+    # A text that has nothing but the template that validation shows by itself is no match.
     if len(firsts):
         own = np.add.reduceat(index._own[entries].astype(np.int64), firsts)
         enough &= (own >= FEWEST) | ~index._templated[documents]
@@ -593,7 +694,7 @@ def _near(index: Index, batch: Batch, scan: Scan) -> None:
         )
         there, mine = at[first : first + count], entries[first : first + count]
         if text not in distinct:
-            distinct[text] = len(np.unique(found[bounds[text] : bounds[text + 1]]))
+            distinct[text] = len(np.unique(keys[bounds[text] : bounds[text + 1]]))
             digests[text] = batch.digests([text])
         begin, end = _stretch(there, length)
         shared = np.unique(mine[begin:end])
@@ -611,9 +712,9 @@ def _near(index: Index, batch: Batch, scan: Scan) -> None:
             begin, end, shared = 0, count, everywhere
         if len(shared) < least[document]:
             continue
-        # The context: the other words inside what is shared, as of a copy with some words changed,
-        # or where these are few the whole text. So one changed copy on many pages is one context,
-        # and a template is met in as many as texts have it.
+        # The context is the shared part with the other words inside, or the whole text where these
+        # are few. So a copy with some words changed is one context on many pages, and a template is
+        # met in as many contexts as texts have it.
         first_word, last_word = int(there[begin]), int(there[end - 1]) + SHINGLE
         span = last_word - first_word - SHINGLE + 1
         gaps = span - len(np.unique(there[begin:end])) / index.kept
@@ -629,14 +730,12 @@ def _near(index: Index, batch: Batch, scan: Scan) -> None:
 
 
 def _jaccard(shared: int, some: float, others: float) -> float:
-    """Similarity of two sets by their sizes; 0 where too few are shared to tell."""
+    """Return the similarity of two sets by their sizes, 0 where they share too few to judge."""
     return shared / (some + others - shared) if shared >= FEWEST else 0.0
 
 
 def _stretch(at: np.ndarray, length: int) -> tuple[int, int]:
-    """Return the slice of ``at``, positions in order, that lies within ``length`` words and is the
-    longest.
-    """
+    """Return the longest slice of ``at``, positions in order, that lies within ``length`` words."""
     ends = np.searchsorted(at, at + length)
     best = int(np.argmax(ends - np.arange(len(at))))
     return best, int(ends[best])
@@ -645,27 +744,32 @@ def _stretch(at: np.ndarray, length: int) -> tuple[int, int]:
 def own_matches(index: Index, scan: Scan, own: np.ndarray) -> dict[int, Match]:
     """Return the best candidate of each document by the entries ``own`` bool [P] alone.
 
-    A candidate is compared as if its part were as long as what is the document's own: J = c / (2b -
-    c) of b own shingles with c in common.
+    A candidate is compared as if it were as long as the document's own part: J = c / (2b - c) of b
+    own shingles with c in common.
     """
     scan.settle()
     sizes = np.bincount(index.tables[SHINGLE].documents, own, len(index.ids))
     values, counts = np.unique(scan.shingles.values[own[scan.shingles.keys]], return_counts=True)
-    found: dict[int, Match] = {}
+    best: dict[int, Match] = {}
     for value, shared in zip(values.tolist(), counts.tolist(), strict=True):
         one = scan.candidates[value]
         size = float(sizes[one.document])
         match = Match(_jaccard(shared, size, size), one.train_id, one.passage)
         if shared >= FEWEST_OWN and match.score >= index.near:
-            found[one.document] = match.better(found.get(one.document))
-    return found
+            best[one.document] = match.better(best.get(one.document))
+    return best
 
 
 def own_overlaps(index: Index, scan: Scan, own: np.ndarray) -> np.ndarray:
-    """Return how many of the entries ``own`` bool [P] one training document has, of each document,
-    int64 [documents].
+    """Return the most own entries of each document that one training document has.
 
-    The most among the contexts that were kept.
+    Args:
+        index: the validation side.
+        scan: what was met in training; only the contexts that are kept count.
+        own: the entries, bool [P].
+
+    Returns:
+        int64 [documents].
     """
     table, contexts = index.tables[NGRAM], scan.ngrams
     contexts.settle()
@@ -681,6 +785,6 @@ def own_overlaps(index: Index, scan: Scan, own: np.ndarray) -> np.ndarray:
         : len(documents)
     ]
     firsts = np.flatnonzero(new)
-    found = np.zeros(len(index.ids), np.int64)
-    np.maximum.at(found, documents[firsts], np.diff(np.append(firsts, len(documents))))
-    return found
+    most = np.zeros(len(index.ids), np.int64)
+    np.maximum.at(most, documents[firsts], np.diff(np.append(firsts, len(documents))))
+    return most

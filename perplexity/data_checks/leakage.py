@@ -1,6 +1,4 @@
-"""Which validation documents are in the training text: exactly, nearly, or inside a longer
-document.
-"""
+"""The validation documents that training has: exactly, nearly, or inside a longer document."""
 
 from __future__ import annotations
 
@@ -42,19 +40,28 @@ from .index import (
 )
 from .texts import BLANK
 
-FEWEST_WORDS = 4  # of a document that can leak: "example" and "is equivalent to" are in every text
+# The fewest words of a document that can leak: "example" and "is equivalent to" are in every text.
+FEWEST_WORDS = 4
 CONTAINED = 0.5  # share of a document's n-grams from which it counts as leaked
-SAVE_EVERY = 20.0  # seconds between writings of the state
+SAVE_EVERY = 20.0  # seconds between the rows of a journal
 
 
 @dataclass(frozen=True)
 class Leak:
-    """A validation document, the ``document``th from 0, that training holds.
+    """A validation document that training has.
 
-    kind: "exact" (case, spaces and punctuation apart), "near" (``similarity`` is the Jaccard
-    similarity of shingles), "contained" (``overlap`` is the share of its n-grams). Both are of what
-    is the document's own where it has a template (``Own``). passage: what is shared first, as
-    words.
+    Where the document has a template, similarity and overlap are of its own parts (``Own``).
+
+    Args:
+        document: its number, from 0.
+        id: its name.
+        domain: its domain.
+        kind: "exact" (apart from case, spaces and punctuation), "near" or "contained".
+        train_id: name of the training document; empty where there are many.
+        similarity: Jaccard similarity of shingles, from 0 to 1.
+        overlap: share of its n-grams that training has, from 0 to 1.
+        words: its words.
+        passage: the first words that both share.
     """
 
     document: int
@@ -68,19 +75,20 @@ class Leak:
     passage: str
 
 
-_worker_index: Index  # of a worker: set by ``_start_worker``
+_worker_index: Index  # set by ``_start_worker`` in a worker
 
 
 def _start_worker(index: Index, parent: int) -> None:
+    """Keep the index in a worker, which ends when process ``parent`` does."""
     global _worker_index
     _worker_index = index
 
     def watch() -> None:
         while os.getppid() == parent:
             time.sleep(1.0)
-        os._exit(1)  # whoever would take the results was killed
+        os._exit(1)  # the process that takes the results was killed
 
-    # On Windows the number of a parent that ended stays, and a worker's queue breaks.
+    # On Windows the number of an ended parent stays; there a worker ends when its queue breaks.
     if os.name != "nt":
         threading.Thread(target=watch, daemon=True).start()
 
@@ -98,11 +106,24 @@ def scan_texts(
     identity: dict | None = None,
     progress: Callable[[Scan], None] | None = None,
 ) -> Scan:
-    """One pass over training texts; what was met.
+    """Return what one pass over training texts meets of validation.
 
-    ``state``: a folder where the pass is written down as it goes; the same call (``identity`` says
-    of what) again goes on where a killed one stopped, and reads but does not scan what came before.
-    What was damaged since is scanned again. Raises InputError where the folder is of another call.
+    Args:
+        index: the validation side.
+        texts: training texts, read once.
+        workers: processes that scan; default 1.
+        state: a folder to resume from: the same call reads what a killed one has scanned, but does
+            not scan it again. Damaged rows are scanned again.
+        identity: what the texts are of, as JSON; a journal of another identity is refused.
+        progress: called with the ``Scan`` so far as texts are read.
+
+    Raises:
+        InputError: ``state`` is of another call or cannot be used, or workers cannot be started.
+
+    Example:
+        >>> text = Text("a", " ".join(map(str, range(20))))
+        >>> scan_texts(Index([text]), [text]).documents
+        1
     """
     resumption = None if state is None else _Resumption(Path(state), index, identity or {})
     numbers: deque[int] = deque()
@@ -131,11 +152,11 @@ def scan_texts(
 
 
 def _scanned(index: Index, parts: Iterator[list[Text]], workers: int) -> Iterator[Scan]:
-    """Scans of groups of texts, in their order."""
+    """Yield the scans of groups of texts, in their order."""
     if workers <= 1:
         yield from (scan_batch(index, part) for part in parts)
         return
-    # Forked on Linux: the index is shared, not copied. On macOS a fork after threads may crash.
+    # A fork shares the index instead of copying it. On macOS a fork after threads may crash.
     context = get_context("fork" if sys.platform == "linux" else None)
     with ProcessPoolExecutor(workers, context, _start_worker, (index, os.getpid())) as pool:
         waiting: deque[Future[Scan]] = deque()
@@ -145,7 +166,8 @@ def _scanned(index: Index, parts: Iterator[list[Text]], workers: int) -> Iterato
                     waiting.append(pool.submit(_scan_in_worker, part))
                 except OSError as error:
                     raise InputError(
-                        f"workers: {workers} processes cannot be started ({error.strerror}); take fewer"
+                        f"workers: {workers} processes cannot be started ({error.strerror}); "
+                        "take fewer"
                     )
                 if len(waiting) > 2 * workers:
                     yield waiting.popleft().result()
@@ -153,7 +175,8 @@ def _scanned(index: Index, parts: Iterator[list[Text]], workers: int) -> Iterato
                 yield waiting.popleft().result()
         except BrokenProcessPool:
             raise InputError(
-                f"workers: one of {workers} processes was ended from outside, for memory perhaps; take fewer"
+                f"workers: one of {workers} processes was ended from outside, for memory perhaps; "
+                "take fewer"
             )
 
 
@@ -220,8 +243,14 @@ def _fingerprint(index: Index) -> str:
 
 
 def overlaps(index: Index, scan: Scan) -> np.ndarray:
-    """Share of each validation document's n-grams that training has, [documents]; NaN where it has
-    none.
+    """Return the share of each validation document's n-grams that training has.
+
+    Args:
+        index: the validation side.
+        scan: what was met in training.
+
+    Returns:
+        float64 [documents], NaN for a document without an n-gram.
     """
     table = index.tables[NGRAM]
     with np.errstate(invalid="ignore"):
@@ -230,10 +259,15 @@ def overlaps(index: Index, scan: Scan) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Own:
-    """A validation document's own parts, by n-grams and by shingles: entries bool [P], and
-    documents with a template.
+    """The parts of validation documents that are their own, and not of a shared template.
 
-    The rest is a template that other documents have as well (``GramTable.own``).
+    ``GramTable.own`` tells the two apart, by n-grams and by shingles.
+
+    Args:
+        ngrams: entries of the table of n-grams that are their document's own, bool [P].
+        ngrams_templated: documents with a template by n-grams, bool [documents].
+        shingles: entries of the table of shingles, likewise.
+        shingles_templated: documents with a template by shingles.
     """
 
     ngrams: np.ndarray
@@ -243,7 +277,7 @@ class Own:
 
     @classmethod
     def of(cls, index: Index, scan: Scan) -> Own:
-        """Judge by all of validation, and by the training text of ``scan``."""
+        """Return what all of validation and the training text of ``scan`` show."""
         ngrams, shingles = index.tables[NGRAM], index.tables[SHINGLE]
         return cls(
             *ngrams.own(scan.ngrams.counts(len(ngrams.grams))[ngrams.row_of]),
@@ -252,20 +286,29 @@ class Own:
 
 
 def leaks(index: Index, scan: Scan, own: Own | None = None) -> list[Leak]:
-    """Return validation documents that count as leaked, in their order: exact, or by the stronger
-    of near and contained.
+    """Return the validation documents that count as leaked, in their order.
+
+    A document is exact, or else the stronger of near and contained.
 
     Args:
-        own: what is each document's own; by default what the training text of ``scan`` shows.
+        index: the validation side.
+        scan: what was met in training.
+        own: what is each document's own; default what the training text of ``scan`` shows.
+
+    Example:
+        >>> text = Text("a", " ".join(map(str, range(20))))
+        >>> index = Index([text])
+        >>> [leak.kind for leak in leaks(index, scan_texts(index, [text]))]
+        ['exact']
     """
-    table, found = index.tables[NGRAM], []
+    table, leaked = index.tables[NGRAM], []
     own = Own.of(index, scan) if own is None else own
     counts = table.seen(scan.seen, own.ngrams)
     sizes = np.bincount(table.documents, own.ngrams, len(index.ids))
     by_shingles = own.shingles_templated
     templated = own.ngrams_templated | by_shingles
-    # What fills the blanks of a template is in training, one here and one there: one document must
-    # have it.
+    # The words that fill a template's blanks are scattered over training. A copy has them all in
+    # one document.
     counts[templated] = own_overlaps(index, scan, own.ngrams & templated[table.documents])[
         templated
     ]
@@ -286,14 +329,14 @@ def leaks(index: Index, scan: Scan, own: Own | None = None) -> list[Leak]:
         if document in scan.exact:
             kind, match, similarity = "exact", scan.exact[document], 1.0
         elif contained and share > similarity:
-            # Boilerplate names no document.
+            # Boilerplate names no training document.
             kind, match = "contained", overlap or Match(float(counts[document]), "", "")
         elif near is not None:
             kind, match = "near", near
         else:
             continue
         domain, length = index.domains[document], index.lengths[document]
-        found.append(
+        leaked.append(
             Leak(
                 document,
                 name,
@@ -306,35 +349,43 @@ def leaks(index: Index, scan: Scan, own: Own | None = None) -> list[Leak]:
                 match.passage,
             )
         )
-    return found
+    return leaked
 
 
-def leakage_findings(index: Index, scan: Scan, found: list[Leak]) -> list[Finding]:
+def leakage_findings(index: Index, scan: Scan, leaked: list[Leak]) -> list[Finding]:
+    """Return findings on leaked documents, shared passages, repeated and short documents.
+
+    Args:
+        index: the validation side.
+        scan: what was met in training.
+        leaked: what ``leaks`` returns for both.
+    """
     findings, count = [], len(index.ids)
     total = max(1, sum(index.lengths))
-    if found:
-        share, of_words = len(found) / count, sum(leak.words for leak in found) / total
+    if leaked:
+        share, of_words = len(leaked) / count, sum(leak.words for leak in leaked) / total
         kinds = {
-            kind: sum(leak.kind == kind for leak in found)
+            kind: sum(leak.kind == kind for leak in leaked)
             for kind in ("exact", "near", "contained")
         }
-        told = ", ".join(f"{number} {kind}" for kind, number in kinds.items() if number)
-        first = found[0]
+        by_kind = ", ".join(f"{number} {kind}" for kind, number in kinds.items() if number)
+        first = leaked[0]
         findings.append(
             Finding(
                 "leakage",
                 "danger" if min(share, of_words) >= 0.01 else "warning",
-                f"{len(found)} of {count} validation documents ({share:.1%}; {of_words:.1%} of the words) are in training: {told}; "
-                f"for example {first.id} in {first.train_id or 'several documents'}",
-                "validation loss is too low by what was learnt by heart: evaluate on what is left (--write-clean), or train "
-                "without the copies",
+                f"{len(leaked)} of {count} validation documents ({share:.1%}; {of_words:.1%} of "
+                f"the words) are in training: {by_kind}; for example {first.id} in "
+                f"{first.train_id or 'several documents'}",
+                "validation loss is too low by what was learnt by heart: evaluate on what is left "
+                "(--write-clean), or train without the copies",
                 dict(leaked_fraction=share, leaked_word_fraction=of_words, **kinds),
             )
         )
     shares = overlaps(index, scan)
     known = ~np.isnan(shares)
     partial = known & (shares > 0.1)
-    partial[[leak.document for leak in found]] = False
+    partial[[leak.document for leak in leaked]] = False
     all_shared = index.tables[NGRAM].seen(scan.seen)[partial].sum() / max(
         1, index.tables[NGRAM].sizes.sum()
     )
@@ -343,9 +394,11 @@ def leakage_findings(index: Index, scan: Scan, found: list[Leak]) -> list[Findin
             Finding(
                 "shared-passages",
                 "warning" if all_shared >= 0.01 else "info",
-                f"{int(partial.sum())} further validation documents share more than a tenth of their {NGRAM}-grams with training "
-                "and are no copies: of what is their own they share less than half",
-                "look at the passages: quotations and templates are harmless, copied paragraphs are not",
+                f"{int(partial.sum())} further validation documents share more than a tenth of "
+                f"their {NGRAM}-grams with training and are no copies: of what is their own they "
+                "share less than half",
+                "look at the passages: quotations and templates are harmless, copied paragraphs "
+                "are not",
                 dict(documents=int(partial.sum())),
             )
         )
@@ -365,7 +418,8 @@ def leakage_findings(index: Index, scan: Scan, found: list[Leak]) -> list[Findin
             Finding(
                 "overlap-unknown",
                 "info",
-                f"{short} of {count} validation documents have fewer than {NGRAM} words: only whole copies of them are found",
+                f"{short} of {count} validation documents have fewer than {NGRAM} words: only "
+                "whole copies of them are found",
                 "check longer pieces (--unit document) where these are lines or headings",
                 dict(documents=short),
             )
@@ -374,14 +428,23 @@ def leakage_findings(index: Index, scan: Scan, found: list[Leak]) -> list[Findin
 
 
 def without_leaks(texts: Callable[[], Iterable[Text]], index: Index) -> Iterator[Text]:
-    """Training texts of which no validation document is a copy: whole ones dropped, and of longer
-    ones the copied paragraphs.
+    """Yield training texts without copies of validation documents.
 
-    ``texts`` gives them anew at each call. What is left may still hold a document in pieces, one
-    here and one there: of such documents every paragraph that has an n-gram is dropped.
+    Copies are dropped whole, and copied paragraphs from longer texts. The rest may still hold a
+    document in pieces, over several texts: of such a document every paragraph that has one of its
+    n-grams is dropped.
+
+    Args:
+        texts: returns the training texts, at each of several calls.
+        index: the validation side.
+
+    Example:
+        >>> copy = Text("1", " ".join(map(str, range(20))))
+        >>> [text.id for text in without_leaks(lambda: [copy, Text("2", "own")], Index([copy]))]
+        ['2']
     """
     table = index.tables[NGRAM]
-    own = Own.of(index, scan_texts(index, texts()))  # one text alone does not show a template
+    own = Own.of(index, scan_texts(index, texts()))  # a single text does not show a template
     scan = scan_texts(index, _without_copies(texts(), index, own))
     left = leaks(index, scan)
     forbidden = table.rows_of([leak.document for leak in left], Own.of(index, scan).ngrams)
@@ -430,6 +493,7 @@ def without_quotations(texts: Iterable[Text], index: Index) -> Iterator[Text]:
 
 
 def _without_copies(texts: Iterable[Text], index: Index, own: Own) -> Iterator[Text]:
+    """Yield texts that copy no validation document, without their copied paragraphs."""
     for group in groups(texts):
         if not leaks(index, scan_batch(index, group), own):
             yield from group
@@ -444,6 +508,7 @@ def _without_copies(texts: Iterable[Text], index: Index, own: Own) -> Iterator[T
 
 
 def _without_paragraphs(text: Text, unwanted: Callable[[str], bool]) -> Text:
+    """Return a text without the paragraphs for which ``unwanted`` is true."""
     parts = re.split(f"({BLANK})", text.text)
     return replace(
         text, text="".join(part for part in parts if not (part.strip() and unwanted(part)))
@@ -451,14 +516,16 @@ def _without_paragraphs(text: Text, unwanted: Callable[[str], bool]) -> Text:
 
 
 def _leaks(text: Text, index: Index, own: Own) -> bool:
+    """Return whether a text by itself leaks a validation document."""
     return bool(leaks(index, scan_batch(index, [text]), own))
 
 
 def _rows_in(part: str, table: GramTable) -> np.ndarray:
+    """Return the rows of the table whose n-grams a text has, int64."""
     return table.find(grams(hashes(words(part)), NGRAM))[1]
 
 
 def _copied(part: str, index: Index, own: Own) -> bool:
-    """Return whether a paragraph is a validation document, or most of it part of one."""
+    """Return whether a paragraph is a validation document, or mostly part of one."""
     most = CONTAINED * max(1, len(words(part)) - NGRAM + 1)
     return _leaks(Text("", part), index, own) or len(_rows_in(part, index.tables[NGRAM])) >= most

@@ -1,6 +1,4 @@
-"""Is the validation set large enough, of the same kind as training, and how else would it be
-cut.
-"""
+"""The size of the validation set, its distribution against training's, and another split."""
 
 from __future__ import annotations
 
@@ -14,16 +12,26 @@ from ..findings import Finding
 from ..text.words import digest, hashes, words
 from .index import Index, Scan
 
-USUAL = (0.01, 0.05)  # share of all text that validation usually is
-# nats: of a token's loss, where nobody measured it; 2.5 to 3.3 for models of English
+USUAL = (0.01, 0.05)  # usual share of all text that validation has
+# Standard deviation of a token's loss in nats, where it is not measured; models of English have 2.5
+# to 3.3.
 TOKEN_DEVIATION = 3.0
-SHIFT = 0.1  # total variation distance between the sides' shares from which a difference is told
-CHANCE = 1e-3  # of a difference that large between samples of one distribution
+SHIFT = 0.1  # total variation distance between the sides' shares from which it is reported
+CHANCE = 1e-3  # the largest probability of so large a distance between samples of one distribution
 
 
 def needed_tokens(relative: float, deviation: float = TOKEN_DEVIATION) -> int:
-    """Tokens for a 95 % interval of ± ``relative`` of the perplexity: (1.96 · deviation / log(1 +
-    relative))².
+    """Return the tokens that a 95% interval of the perplexity takes.
+
+    (1.96 · deviation / log(1 + relative))², as of independent tokens.
+
+    Args:
+        relative: half-width of the interval, as a share of the perplexity.
+        deviation: standard deviation of a token's loss, nats; default 3.
+
+    Example:
+        >>> needed_tokens(0.1)
+        3807
     """
     return math.ceil((1.96 * deviation / math.log1p(relative)) ** 2)
 
@@ -31,8 +39,14 @@ def needed_tokens(relative: float, deviation: float = TOKEN_DEVIATION) -> int:
 def size_findings(
     index: Index, scan: Scan, tokens: int, unit: str, interval: float
 ) -> list[Finding]:
-    """``tokens``: of validation, in ``unit``; ``interval``: the relative half-width that is wanted
-    of the perplexity.
+    """Return findings on the size of validation.
+
+    Args:
+        index: the validation side.
+        scan: what was met in training.
+        tokens: the size of validation, in ``unit``.
+        unit: "tokens" or "words".
+        interval: the relative half-width that is wanted of the perplexity's interval.
     """
     findings = []
     words = sum(index.lengths)
@@ -43,7 +57,8 @@ def size_findings(
             Finding(
                 "validation-size",
                 "info",
-                f"validation is {share:.2%} of all words; {USUAL[0]:.0%} to {USUAL[1]:.0%} is usual",
+                f"validation is {share:.2%} of all words; "
+                f"{USUAL[0]:.0%} to {USUAL[1]:.0%} is usual",
                 "enough tokens for the interval are what counts"
                 if few
                 else "some of it could be trained on",
@@ -57,9 +72,10 @@ def size_findings(
             Finding(
                 "validation-size",
                 "warning",
-                f"{tokens:,} {unit} give a perplexity to ± {half:.1%} at best (95 %, at {TOKEN_DEVIATION:g} nats a token); "
-                f"± {interval:.0%} needs {needed:,}",
-                "differences smaller than that are noise: take a larger validation set, or compare paired (ppl compare)",
+                f"{tokens:,} {unit} give a perplexity to ± {half:.1%} at best (95 %, at "
+                f"{TOKEN_DEVIATION:g} nats a token); ± {interval:.0%} needs {needed:,}",
+                "differences smaller than that are noise: take a larger validation set, or compare "
+                "paired (ppl compare)",
                 dict(tokens=tokens, needed=needed),
             )
         )
@@ -67,8 +83,13 @@ def size_findings(
 
 
 def shift_findings(index: Index, scan: Scan) -> list[Finding]:
-    """Domains and lengths of both sides: told where they differ by ``SHIFT`` and by more than
-    chance (χ² of two samples).
+    """Return findings on domains and lengths that differ between validation and training.
+
+    They differ by ``SHIFT`` at least, and by more than chance (χ² of two samples).
+
+    Args:
+        index: the validation side.
+        scan: what was met in training.
     """
     lengths = Counter(int(length).bit_length() for length in index.lengths)
     sides: dict[str, tuple[Counter, Counter]] = {
@@ -77,7 +98,7 @@ def shift_findings(index: Index, scan: Scan) -> list[Finding]:
     }
     findings = []
     for what, (valid, train) in sides.items():
-        # One file a side says nothing of domains: they are the files' names.
+        # Domains are the names of files, which differ where each side is one file.
         if what == "domains" and not valid.keys() & train.keys():
             continue
         distance, chance = _difference(valid, train)
@@ -96,9 +117,11 @@ def shift_findings(index: Index, scan: Scan) -> list[Finding]:
                 Finding(
                     "distribution-shift",
                     "warning",
-                    f"{what} of validation and training documents differ by {distance:.0%} (total variation): {name} are "
-                    f"{_share(valid, worst):.0%} of validation and {_share(train, worst):.0%} of training",
-                    "validation loss then speaks of other text than training: split by hash (--write-split), or report by domain",
+                    f"{what} of validation and training documents differ by {distance:.0%} (total "
+                    f"variation): {name} are {_share(valid, worst):.0%} of validation and "
+                    f"{_share(train, worst):.0%} of training",
+                    "validation loss then speaks of other text than training: split by hash "
+                    "(--write-split), or report by domain",
                     dict(what=what, distance=distance),
                 )
             )
@@ -110,8 +133,9 @@ def _share(counts: Counter, key) -> float:
 
 
 def _difference(valid: Counter, train: Counter) -> tuple[float, float]:
-    """Total variation distance of the shares, and the chance of one as large between samples of the
-    same kind.
+    """Return the total variation distance of the shares, and how probable so large a one is.
+
+    The probability is of two samples of one distribution.
     """
     with needing("check_data", "data"):
         from scipy.stats import chi2_contingency
@@ -125,9 +149,18 @@ def _difference(valid: Counter, train: Counter) -> tuple[float, float]:
 
 
 def goes_to_validation(text: str, fraction: float) -> bool:
-    """By the hash of its words: the same in every run and on every machine, and copies stay on one
+    """Return whether a split by hash puts a text on the validation side.
+
+    The hash is of the words, the same in every run and on every machine, so that copies stay on one
     side.
+
+    Args:
+        text: the whole text.
+        fraction: share of all texts that goes to validation, from 0 to 1.
+
+    Example:
+        >>> goes_to_validation("any text", 1.0), goes_to_validation("any text", 0.0)
+        (True, False)
     """
-    # Hashed once more: the first digest of few words is not even enough in its top bits to be cut
-    # by.
+    # Hashed twice: the top bits of a few words' hash are not uniform enough to cut by.
     return digest(np.array([digest(hashes(words(text)))], np.uint64)) < fraction * 2**64

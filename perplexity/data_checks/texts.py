@@ -1,5 +1,7 @@
-"""What is checked, read: documents as the evaluation reads them, long text files in pieces,
-paragraphs where asked for.
+"""From files to the texts that are checked.
+
+Documents are read as the evaluation reads them, long text files in pieces; either is cut into
+paragraphs or lines where asked for.
 """
 
 from __future__ import annotations
@@ -18,13 +20,22 @@ from ..text.readers import ReadOptions, opened, read_documents, stem
 from ..text.tokens import text_of as decoded
 from .index import Text
 
-PIECE = 4 << 20  # bytes of a text file that are read at a time
+PIECE = 4 << 20  # bytes of a text file read at a time
 BLANK = r"\n[ \t\r]*\n\s*"  # between paragraphs
 
 
 def unit_of(unit: str, valid: list[str], standard_input: str) -> str:
-    """ "auto": paragraphs where all of validation is one text file, which has no documents; else
-    documents.
+    """Return what texts are cut into: "document", "paragraph" or "line".
+
+    Args:
+        unit: one of these, or "auto": paragraphs where all of validation is one text file, which
+            has no documents, and else documents.
+        valid: paths of validation, "-" for standard input.
+        standard_input: format of standard input.
+
+    Example:
+        >>> unit_of("auto", ["valid.jsonl"], "txt")
+        'document'
     """
     if unit != "auto":
         return unit
@@ -42,22 +53,30 @@ def _is_text(path: str) -> bool:
 def read_texts(
     paths: Iterable[str], options: ReadOptions, unit: str = "document", tokenizer=None
 ) -> Iterator[Text]:
-    """Texts of files, cut by ``unit``: of a document D the paragraphs (between blank lines) or
-    lines that are not blank, D#1, ...
+    """Yield the texts of files, cut by ``unit``.
 
-    Tokens (.bin, .npy) are decoded by ``tokenizer``. A text file goes by in pieces, whatever its
-    size. Raises InputError.
+    A text file is read in pieces, whatever its size.
+
+    Args:
+        paths: files and folders, "-" for standard input.
+        options: how files are read.
+        unit: "document" (default), "paragraph" or "line": those of a document D that are not blank
+            are D#1, D#2, ...
+        tokenizer: what decodes token files (.bin, .npy); default None: such files are refused.
+
+    Raises:
+        InputError: a file cannot be read.
     """
     paths = [str(path) for path in paths]
     names = Counter(Path(path).name for path in paths)
     for path in paths:
         whole = path != STANDARD_INPUT and _is_text(path)
-        found = cut(_pieces(Path(path)) if whole else _documents(path, options, tokenizer), unit)
+        texts = cut(_pieces(Path(path)) if whole else _documents(path, options, tokenizer), unit)
         if names[Path(path).name] == 1:
-            yield from found
+            yield from texts
             continue
-        name = spelled(Path(path).name)  # of several files: their paths tell them apart
-        for text in found:
+        name = spelled(Path(path).name)  # shared by several files, whose paths tell them apart
+        for text in texts:
             yield (
                 replace(text, id=spelled(path) + text.id.removeprefix(name))
                 if text.id.startswith(name)
@@ -75,7 +94,15 @@ def _documents(path: str, options: ReadOptions, tokenizer) -> Iterator[Text]:
 
 
 def text_of(document: Document, tokenizer) -> Text:
-    """A document as text, tokens decoded."""
+    """Return a document as a text, its tokens decoded.
+
+    Args:
+        document: a text, or token ids.
+        tokenizer: what decodes ids; None for texts.
+
+    Raises:
+        InputError: an id is beyond the tokenizer's entries.
+    """
     text = document.text
     if document.ids is not None:
         check_ids(document, document.ids, len(tokenizer), "the tokenizer's entries")
@@ -84,7 +111,7 @@ def text_of(document: Document, tokenizer) -> Text:
 
 
 def _pieces(path: Path) -> Iterator[Text]:
-    """A text file whole, or in pieces that end where a paragraph does, or a line, or a word."""
+    """Yield a text file in pieces that end with a paragraph, else with a line, else with a word."""
     decoder, rest, read = codecs.getincrementaldecoder("utf-8")(), "", 0
     with opened(path) as stream:
         raw = stream.read(PIECE)
@@ -96,7 +123,8 @@ def _pieces(path: Path) -> Iterator[Text]:
             except UnicodeDecodeError as error:
                 offset = read + error.start - (len(error.object) - len(raw))
                 raise InputError(
-                    f"{path}: expected UTF-8, got byte 0x{error.object[error.start]:02x} at offset {offset}"
+                    f"{path}: expected UTF-8, got byte 0x{error.object[error.start]:02x} at offset "
+                    f"{offset}"
                 )
             read += len(raw)
             if not following:
@@ -113,8 +141,15 @@ def _pieces(path: Path) -> Iterator[Text]:
 
 
 def cut(texts: Iterable[Text], unit: str) -> Iterator[Text]:
-    """Texts cut by ``unit``: a document D's paragraphs or lines that are not blank are D#1, D#2,
-    ...
+    """Yield texts cut by ``unit``: those of a document D that are not blank are D#1, D#2, ...
+
+    Args:
+        texts: documents, whole or in pieces.
+        unit: "document", "paragraph" or "line".
+
+    Example:
+        >>> [text.id for text in cut([Text("a", "one\\n\\ntwo")], "paragraph")]
+        ['a#1', 'a#2']
     """
     if unit == "document":
         yield from texts
@@ -131,7 +166,15 @@ def cut(texts: Iterable[Text], unit: str) -> Iterator[Text]:
 
 
 def whole(texts: Iterable[Text]) -> Iterator[Text]:
-    """Pieces joined: validation, the small side, is held as documents."""
+    """Yield documents whose pieces are joined: validation, the small side, is held whole.
+
+    Args:
+        texts: documents and pieces of documents, in order.
+
+    Example:
+        >>> [text.text for text in whole([Text("a", "one ", last=False), Text("a", "two")])]
+        ['one two']
+    """
     parts: list[Text] = []
     for text in texts:
         parts.append(text)

@@ -1,4 +1,4 @@
-"""Evaluation of a causal language model on text: the perplexity number, and what it stands on."""
+"""Evaluation of a causal language model on text: its perplexity, and how far to trust it."""
 
 from ..models.language_model import Head, LanguageModel
 from ..text.documents import Document

@@ -1,4 +1,4 @@
-"""Values of windows in, in order; sums of documents, extremes and Parquet files out."""
+"""From the values of windows, in order, to sums of documents, extremes and Parquet files."""
 
 from __future__ import annotations
 
@@ -23,15 +23,25 @@ from .results import DocumentScore
 from .uncertainty import BLOCK
 
 KEPT = 10  # extremes of each kind
-# Of a document, whose tokens are kept: two tokenizers have a boundary in common there.
+# The beginning of a document whose token losses are kept: within so many bytes two tokenizers have
+# a boundary in common.
 FIRST_BYTES, FIRST_TOKENS = 32, 64
-LOSS_DIGITS = 7  # of those tokens' losses: as many as float32 holds
-CONTEXT_SHOWN = 8  # tokens before a surprising one
+LOSS_DIGITS = 7  # of the losses of first tokens: as many as float32 holds
+CONTEXT_SHOWN = 8  # tokens shown before a surprising one
 ROWS = 1 << 16  # of a Parquet row group
 
 
 class ParquetTable:
-    """A Parquet file written as rows come; it has its name only once it is whole."""
+    """A Parquet file that is written as rows come and has its name only once it is whole.
+
+    Args:
+        path: the file.
+        columns: name of pyarrow's type by name of column.
+        option: how an error names the file.
+
+    Raises:
+        InputError: pyarrow is not installed, or the file cannot be written.
+    """
 
     def __init__(self, path: str | Path, columns: dict[str, str], option: str) -> None:
         try:
@@ -48,7 +58,7 @@ class ParquetTable:
         self.pending: dict[str, list] = {name: [] for name in columns}
 
     def add(self, rows: int, **columns) -> None:
-        """``columns``: lists or arrays of ``rows`` values."""
+        """Add ``rows`` rows; each of ``columns`` is a list or an array of so many values."""
         for name, values in columns.items():
             self.pending[name].extend(values)
         self.rows += rows
@@ -61,14 +71,14 @@ class ParquetTable:
         self.pending, self.rows = {name: [] for name in self.pending}, 0
 
     def finish(self) -> None:
-        """Write what is left and give the file its name."""
+        """Write the last rows and give the file its name."""
         self._flush()
         self.writer.close()
         self.file.finish()
 
     def discard(self) -> None:
         """Remove a file that has not been finished."""
-        with suppress(InputError, BrokenPipeError):  # of a disk that is full: closing writes, too
+        with suppress(InputError, BrokenPipeError):  # closing writes as well, on a full disk
             self.writer.close()
         self.file.discard()
 
@@ -101,8 +111,15 @@ DOCUMENT_COLUMNS = {
 
 
 def note_non_finite(known: dict | None, scored: Scored, finite: np.ndarray) -> dict | None:
-    """Count of tokens whose values are not finite, and where the first of the run is; None while
-    there is none.
+    """Return the count of tokens whose values are not finite and the place of the first one.
+
+    Args:
+        known: what this returned for the windows before; None while every value was finite.
+        scored: the values of a window.
+        finite: bool [n], which of them are finite.
+
+    Returns:
+        tokens, document, position and token_id, or None while every value is finite.
     """
     if finite.all():
         return known
@@ -113,29 +130,34 @@ def note_non_finite(known: dict | None, scored: Scored, finite: np.ndarray) -> d
         "position": place - scored.positions.added,
         "token_id": int(scored.positions.ids[place]),
     }
-    found = known or first
-    return found | {"tokens": found["tokens"] + int((~finite).sum())}
+    so_far = known or first
+    return so_far | {"tokens": so_far["tokens"] + int((~finite).sum())}
 
 
 def _spans(positions: Positions) -> Spans:
-    """Return where a document's tokens lie in its text; ``read_positions`` gives every document
-    some.
-    """
+    """Return where a document's tokens lie in its text, which ``read_positions`` always finds."""
     if positions.spans is None:
         raise ValueError(f"spans: expected those of document {positions.document.id}, got None")
     return positions.spans
 
 
 def described(non_finite: dict) -> str:
+    """Return what ``note_non_finite`` counted, as the beginning of a note."""
     return (
-        f"{non_finite['tokens']:,} tokens (the first: token {non_finite['position']} of document {non_finite['document']}) "
-        "have a NaN or infinite loss"
+        f"{non_finite['tokens']:,} tokens (the first: token {non_finite['position']} of document "
+        f"{non_finite['document']}) have a NaN or infinite loss"
     )
 
 
 class Collector:
-    """Sums of documents in float64, counts by reason, extremes; rows of the two tables where they
-    are asked for.
+    """Sums of documents in float64, counts by reason, extremes, and rows of the two tables.
+
+    Args:
+        tokenizer: a transformers tokenizer.
+        vocabulary: rows of the model's head.
+        per_token: the table of tokens, if it is wanted.
+        per_document: the table of documents, likewise.
+        calibration: the bins that tokens are counted in, likewise.
     """
 
     def __init__(
@@ -164,7 +186,7 @@ class Collector:
         self.unknown = unknown_id(tokenizer)
         self.non_finite: dict | None = None
         self.surprising: list[tuple] = []
-        # of the only document with scored tokens
+        # Sums of nll and of tokens of the only document with scored tokens.
         self.blocks: tuple[np.ndarray, np.ndarray] | None = None
         self._with_tokens = 0  # documents
         self._texts: dict[int, str] = {}
@@ -178,11 +200,13 @@ class Collector:
         self._block_nll, self._block_tokens = np.zeros(0), np.zeros(0)
 
     def text(self, token: int) -> str:
+        """Return what a token id decodes to."""
         if token not in self._texts:
             self._texts[token] = text_of(self.tokenizer, [token])
         return self._texts[token]
 
     def add(self, scored: Scored) -> None:
+        """Add the values of a window; windows of a document come together and in order."""
         positions, places, nll = (
             scored.positions,
             scored.places,
@@ -219,6 +243,7 @@ class Collector:
             self._finish(scored)
 
     def _add_blocks(self, places: np.ndarray, nll: np.ndarray) -> None:
+        """Add tokens to the sums over ``BLOCK`` positions of this document."""
         number = places // BLOCK
         need = int(number[-1]) + 1
         if need > len(self._block_nll):
@@ -247,6 +272,7 @@ class Collector:
         )
 
     def _note_surprising(self, scored: Scored, places: np.ndarray, nll: np.ndarray) -> None:
+        """Keep those tokens that are among the ``KEPT`` with the largest losses so far."""
         top = np.argpartition(nll, -min(KEPT, len(nll)))[-KEPT:]
         floor = self.surprising[0][0] if len(self.surprising) == KEPT else -math.inf
         for place, value in sorted(zip(places[top].tolist(), nll[top].tolist(), strict=True)):
@@ -258,13 +284,14 @@ class Collector:
                     int(positions.ids[place]),
                     positions.ids[max(positions.added, place - CONTEXT_SHOWN) : place].tolist(),
                 )
-                # Of equal ones the first is kept: a larger key is a larger loss, then an earlier
-                # place.
+                # A larger key is a larger loss, then an earlier place: of equal losses the first
+                # is kept.
                 entry = (value, -scored.index, -place, shown)
                 push = heapq.heappush if len(self.surprising) < KEPT else heapq.heappushpop
                 push(self.surprising, entry)
 
     def _finish(self, scored: Scored) -> None:
+        """Add the document whose last window has come."""
         positions, document = scored.positions, scored.positions.document
         skipped = +positions.skipped
         unscored = positions.tokens_read - self._tokens - sum(skipped.values())
@@ -292,7 +319,7 @@ class Collector:
         self.scores.append(score)
         self.first_tokens.append(self._first_tokens(positions))
         if self.per_document is not None:
-            found = measures(nll, self._tokens, None if score.non_finite else bytes_)
+            ratios = measures(nll, self._tokens, None if score.non_finite else bytes_)
             self.per_document.add(
                 1,
                 id=[document.id],
@@ -304,7 +331,7 @@ class Collector:
                 bytes_skipped=[bytes_skipped],
                 words=[words],
                 words_skipped=[words_skipped],
-                **{name: [found[name]] for name in ("loss", "perplexity", "bits_per_byte")},
+                **{name: [ratios[name]] for name in ("loss", "perplexity", "bits_per_byte")},
             )
         if self._tokens:
             kept = self._block_tokens > 0
@@ -331,53 +358,56 @@ class Collector:
     def _first_tokens(self, positions: Positions) -> list[float | None]:
         """Return the ends in bytes and the losses of a document's first tokens, in turn."""
         spans = _spans(positions)
-        found: list[float | None] = []
+        first_tokens: list[float | None] = []
         if not spans.exact:
-            return found
-        # Up to the first token that ends there or later.
+            return first_tokens
+        # Up to the first token that ends at FIRST_BYTES or later.
         count = int(np.searchsorted(spans.ends, FIRST_BYTES)) + 1
         for place, end in enumerate(spans.ends[: min(count, FIRST_TOKENS)].tolist()):
             loss = self._first.get(positions.added + place)
             if spans.groups[place] >= 0:
-                found += [end, None if loss is None else round(loss, LOSS_DIGITS)]
-            elif loss is not None:  # of a token that is no text
+                first_tokens += [end, None if loss is None else round(loss, LOSS_DIGITS)]
+            elif loss is not None:  # a scored token that is no text
                 return []
-        return found
+        return first_tokens
 
     def text_notes(self) -> list[str]:
-        """Return what a reader must know before believing the measures by byte and by word."""
+        """Return what to know before the measures by byte and by word are believed."""
         notes = []
         if self.deleted:
             notes.append(
-                f"the tokenizer deletes text: {self.deleted:,} of {self.characters:,} characters are in "
-                "no token; measures by byte and by word look better than they are"
+                f"the tokenizer deletes text: {self.deleted:,} of {self.characters:,} characters "
+                "are in no token; measures by byte and by word look better than they are"
             )
         if self.changed:
             notes.append(
-                f"the tokenizer changes text: {self.changed:,} of {self.characters:,} characters become "
-                "others (case, accents, normal form); measures by byte and by word look better "
-                "than they are"
+                f"the tokenizer changes text: {self.changed:,} of {self.characters:,} characters "
+                "become others (case, accents, normal form); measures by byte and by word look "
+                "better than they are"
             )
         if self.estimated:
             notes.append(
-                f"bytes and words of {self.estimated:,} documents with skipped tokens are an estimate: "
-                "the tokenizer does not say which characters its tokens stand for"
+                f"bytes and words of {self.estimated:,} documents with skipped tokens are an "
+                "estimate: the tokenizer does not say which characters its tokens stand for"
             )
         return notes
 
     @property
     def unknown_tokens(self) -> int:
+        """Return the number of scored tokens that the tokenizer does not know."""
         return 0 if self.unknown is None else int(self.counts[self.unknown])
 
     def loss_without_unknown(self) -> float | None:
-        """Nats a token over those that are not unknown, as KenLM's "excluding OOVs"; None where
-        there are none.
+        """Return nats a token over those that the tokenizer knows, as KenLM's "excluding OOVs".
+
+        Returns:
+            The loss, or None where no known token was scored.
         """
         known = self.tokens - self.unknown_tokens
         return (self.nll - self.unknown_nll) / known if known else None
 
     def surprising_tokens(self) -> list[dict]:
-        """The tokens with the largest loss, the largest first."""
+        """Return the tokens with the largest losses, the largest first."""
         return [
             {
                 "document": document,
@@ -393,7 +423,7 @@ class Collector:
         ]
 
     def extreme_documents(self) -> tuple[list[dict], list[dict]]:
-        """The longest documents, and those with the largest mean loss."""
+        """Return the longest documents, and those with the largest mean losses."""
 
         def described(score: DocumentScore) -> dict:
             return {

@@ -55,9 +55,12 @@ class Comparison:
         model_b: model of B, likewise.
 
     Example:
-        >>> Comparison("loss", 3.1, 3.0, -0.1, 0.02, (-0.14, -0.06), 1e-4, 0.9, (0.87, 0.94),
-        ...     "document", 30, 900, 1200.0, 25, True, []).verdict
-        'B is better'
+        >>> comparison = Comparison(
+        ...     "loss", 3.1, 3.0, -0.1, 0.02, (-0.14, -0.06), 1e-4, 0.9, (0.87, 0.94),
+        ...     "document", 30, 900, 1200.0, 25, True, [],
+        ... )
+        >>> comparison.verdict == comparison.to_dict()["verdict"] == "B is better"
+        True
     """
 
     measure: str
@@ -91,7 +94,11 @@ class Comparison:
     ok = True  # values that are not finite have failed the evaluation itself
 
     def to_dict(self) -> dict:
-        """Return the fields and the verdict as dicts, lists and scalars."""
+        """Return the fields and the verdict.
+
+        Returns:
+            Dicts, lists and scalars: the keys of ``ppl compare --json``.
+        """
         return {**asdict(self), "verdict": self.verdict}
 
 
@@ -294,8 +301,8 @@ def _same_bytes(a: dict, b: dict, rows: list[np.ndarray]) -> list[str]:
     notes = []
     if documents:
         notes.append(
-            f"over the bytes that both scored: {left_out:,} bytes at the beginning of {documents:,} "
-            "documents, some of which one side did not score, are left out"
+            f"over the bytes that both scored: {left_out:,} bytes at the beginning of "
+            f"{documents:,} documents, some of which one side did not score, are left out"
         )
     if apart:
         notes.append(

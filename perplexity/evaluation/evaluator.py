@@ -1,5 +1,6 @@
-"""``evaluate``: text → tokens → windows → hidden states → token NLL → sums, in the memory of the
-hidden states.
+"""``evaluate``: from text over tokens, windows, hidden states and token NLL to sums.
+
+Hidden states go straight into ``token_nll``, so that no logits are held.
 """
 
 from __future__ import annotations
@@ -28,27 +29,44 @@ from .collect import DOCUMENT_COLUMNS, TOKEN_COLUMNS, Collector, ParquetTable, d
 from .results import Evaluation, summarise
 from .uncertainty import scipy_stats
 
-# Of a sum of float32 losses: a head of zeros is as good as the uniform guess, not worse.
+# Relative error of a sum of float32 losses: a head of zeros is as good as the uniform guess, and
+# must not count as worse.
 ROUNDING = 1e-6
 
 
 @dataclass(frozen=True)
 class Progress:
-    """What has been scored so far."""
+    """The part of an evaluation that is done.
+
+    Args:
+        documents: documents that are scored to their end.
+        tokens: tokens scored.
+        done: size of the text that was scored: bytes, or tokens of a token file.
+        loss: nats a token of what was scored; NaN before the first token.
+
+    Example:
+        >>> Progress(documents=1, tokens=20, done=90.0, loss=3.2).tokens
+        20
+    """
 
     documents: int
     tokens: int
-    done: float  # of the documents' sizes: bytes of text, or tokens in token files
-    loss: float  # nats a token, of what has been scored
+    done: float
+    loss: float
 
 
 class Reporter:
-    """Calls ``progress`` as windows are scored."""
+    """A caller of ``progress``, as windows are scored.
+
+    Args:
+        progress: a function of ``Progress``; None: nothing is called.
+    """
 
     def __init__(self, progress: Callable[[Progress], None] | None) -> None:
         self.progress, self.done = progress, 0.0
 
     def add(self, item: Scored, documents: int, tokens: int, nll: float) -> None:
+        """Report a window and the totals with it; ``nll`` is in nats."""
         size = item.positions.document.size
         part = 0.0
         if item.last:
@@ -81,26 +99,53 @@ def evaluate(
     distributed: bool = False,
     progress: Callable[[Progress], None] | None = None,
 ) -> Evaluation:
-    """Loss and perplexity of ``documents`` under a causal model; hidden states go straight into
-    ``token_nll``: no logits.
+    """Return the loss and perplexity of documents under a causal model.
 
-    model: a transformers causal model or a ``LanguageModel``. protocol: "sliding" scores every
-    token once in windows of ``context_length`` (the model's, 1,024 at most) that move on by
-    ``stride`` (half of it); "lm-eval" and "llama.cpp" give those tools' numbers. bos: "auto" puts
-    the tokenizer's BOS before each document where it has one and the protocol does, never twice;
-    "always" insists, "never" leaves it out: a first token without BOS has no context and is
-    skipped. batch_size: windows at a time; by default as many as hold a few thousand tokens.
-    score_special: also score special tokens spelled in the text (the other tools do, sliding does
-    not). special_text: how "sliding" reads them, as "tokens" (default) or as "text"; the other
-    protocols read them as their tools do, lm-eval as tokens and llama.cpp as text. per_token,
-    per_document: Parquet files to write, token statistics included. calibration: measure it, from
-    the same pass (it is whenever ``per_token`` is written). journal: a folder; the same call again
-    goes on where a killed one stopped, to the same bits. distributed: share the batches over the
-    ranks of ``torch.distributed``; every rank must call, and rank 0 writes. ``progress`` is called
-    as windows are scored.
+    A token whose loss is NaN or infinite is left out and reported in ``non_finite``.
 
-    A NaN or infinite loss of a token is left out and reported in ``non_finite``. Raises InputError
-    naming what cannot be used.
+    Args:
+        model: a transformers causal model, or a ``LanguageModel``.
+        tokenizer: its transformers tokenizer.
+        documents: texts or ``Document``s, read once.
+        protocol: "sliding" (default) scores every token once, in windows; "lm-eval" and "llama.cpp"
+            give the numbers of those tools.
+        context_length: positions of a window; default the model's, 1,024 at most.
+        stride: positions that a window moves on by; default half of ``context_length``.
+        bos: "auto" (default) puts the tokenizer's BOS before each document where it has one and the
+            protocol does, never twice; "always" insists; "never" leaves it out, and skips a first
+            token, which has no context then.
+        score_special: also score special tokens spelled in the text; default as the protocol's tool
+            does, and no for "sliding".
+        special_text: how "sliding" reads special tokens spelled in the text: as "tokens" (default)
+            or as "text". The other protocols read them as their tools do.
+        batch_size: windows at a time; default as many as hold a few thousand tokens.
+        backend: of the loss, "torch" or "triton"; default by device.
+        per_token: a Parquet file to write, a row a scored token, with its statistics.
+        per_document: a Parquet file to write, a row a document.
+        calibration: measure calibration in the same pass, as ``per_token`` does; default False.
+        journal: a folder to resume from: the same call resumes where a killed one stopped, to the
+            same bits.
+        distributed: share the batches over the ranks of ``torch.distributed``; every rank calls,
+            and rank 0 writes; default False.
+        progress: called with a ``Progress`` as windows are scored.
+
+    Returns:
+        An Evaluation.
+
+    Raises:
+        InputError: an argument cannot be used, or no token is left to score.
+
+    Example:
+        >>> from tokenizers import Tokenizer, models, pre_tokenizers
+        >>> from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+        >>> words = Tokenizer(models.WordLevel({"?": 0, "the": 1, "cat": 2}, unk_token="?"))
+        >>> words.pre_tokenizer = pre_tokenizers.Whitespace()
+        >>> tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, unk_token="?")
+        >>> sizes = dict(vocab_size=3, n_positions=8, n_embd=4, n_layer=1, n_head=1)
+        >>> config = GPT2Config(**sizes, bos_token_id=0, eos_token_id=0)
+        >>> evaluation = evaluate(GPT2LMHeadModel(config), tokenizer, ["the cat the cat"])
+        >>> evaluation.tokens, evaluation.skipped
+        (3, {'no-context': 1})
     """
     started = time.perf_counter()
     batch_size = checks.optional(checks.integer, "batch_size", batch_size, least=1)
@@ -112,7 +157,7 @@ def evaluate(
         checks.optional(checks.path, name, path)
     check_outputs({"per_token": per_token, "per_document": per_document})
     checks.function("progress", progress)
-    scipy_stats()  # of the intervals: an evaluation does not end for want of it
+    scipy_stats()  # the intervals need it: its absence must not end an evaluation at its end
     network = models.as_language_model(model)
     chosen = choose_protocol(
         protocol,
@@ -160,7 +205,8 @@ def evaluate(
                 or "no tokens"
             )
             raise InputError(
-                f"documents: expected at least one token to score, got {len(collector.scores)} documents with {why}"
+                f"documents: expected at least one token to score, got {len(collector.scores)} "
+                f"documents with {why}"
             )
         for table in tables.values():
             table.finish()
@@ -186,6 +232,7 @@ def evaluate(
 
 
 def _ranks(distributed: bool) -> tuple[int, int]:
+    """Return this process's rank and the number of ranks."""
     if not distributed:
         return 0, 1
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
@@ -194,14 +241,15 @@ def _ranks(distributed: bool) -> tuple[int, int]:
 
 
 def _evaluation(collector: Collector, notes: list[str], **rest) -> Evaluation:
+    """Return the Evaluation of what was collected; ``rest`` are fields that it takes as given."""
     summary = summarise(collector.scores, blocks=collector.blocks, squares=collector.squares)
     by_domain = defaultdict(list)
     for score in collector.scores:
         by_domain[score.domain].append(score)
     without_unknown = collector.loss_without_unknown()
     longest, worst = collector.extreme_documents()
-    # Entropy of this text's own token frequencies: no predictor that ignores context can do better
-    # on it.
+    # The unigram baseline is the entropy of this text's own token frequencies: no predictor that
+    # ignores context can do better on this text.
     counts = collector.counts[collector.counts > 0]
     unigram = float(-(counts / max(1, counts.sum()) * np.log(counts / max(1, counts.sum()))).sum())
     uniform = math.log(len(collector.counts))
@@ -238,7 +286,7 @@ def _evaluation(collector: Collector, notes: list[str], **rest) -> Evaluation:
 
 
 def _notes(summary: dict, collector: Collector, uniform: float) -> list[str]:
-    """What a reader must know before believing the number."""
+    """Return what to know before the perplexity is believed."""
     notes = []
     if bad := collector.non_finite:
         notes.append(f"{described(bad)} and are left out; by byte and by word nothing is defined")
@@ -246,8 +294,8 @@ def _notes(summary: dict, collector: Collector, uniform: float) -> list[str]:
     if collector.unknown_tokens:
         without = collector.loss_without_unknown()
         notes.append(
-            f"{collector.unknown_tokens:,} of {summary['tokens']:,} scored tokens are unknown to the tokenizer: their loss says "
-            "nothing about what stood there"
+            f"{collector.unknown_tokens:,} of {summary['tokens']:,} scored tokens are unknown to "
+            "the tokenizer: their loss says nothing about what stood there"
             + (
                 ""
                 if without is None
@@ -256,7 +304,8 @@ def _notes(summary: dict, collector: Collector, uniform: float) -> list[str]:
         )
     if math.isinf(summary["perplexity"]):
         notes.append(
-            f"exp({summary['loss']:.1f}) is larger than any float: the perplexity reads inf, the loss is finite"
+            f"exp({summary['loss']:.1f}) is larger than any float: the perplexity reads inf, the "
+            "loss is finite"
         )
     if summary["loss"] > uniform * (1 + ROUNDING):
         notes.append(
@@ -274,6 +323,7 @@ def _notes(summary: dict, collector: Collector, uniform: float) -> list[str]:
         )
     elif not clusters["trusted"]:
         notes.append(
-            f"{clusters['count']} documents with scored tokens are too few: the interval is not to be trusted"
+            f"{clusters['count']} documents with scored tokens are too few: the interval is not to "
+            "be trusted"
         )
     return notes

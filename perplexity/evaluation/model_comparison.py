@@ -1,8 +1,7 @@
-"""Two models on one text, token by token: KL divergence, agreement, what became of the target's
-probability.
+"""Two models on one text, token by token: KL divergence, agreement, change of probability.
 
-What llama.cpp's perplexity tool reports of a quantised model against its original, without its file
-of logits: both heads are read in blocks.
+llama.cpp's perplexity tool reports the same of a quantised model against its original. Here both
+heads are read in blocks, without that tool's file of logits.
 """
 
 from __future__ import annotations
@@ -36,13 +35,38 @@ PERCENTILES = (0.0, 0.1, 1.0, 5.0, 10.0, 25.0, 50.0, 75.0, 90.0, 95.0, 99.0, 99.
 
 @dataclass(frozen=True)
 class ModelComparison:
-    """B beside A, the reference, on the same tokens; standard errors over documents (None for a
-    single one).
+    """The differences of model B from model A, the baseline, on the same tokens.
 
-    kl_divergence: mean KL(A‖B), nats a token; top_1_agreement: share of tokens for which both have
-    the same first choice; probability_change: of p_B(target) − p_A(target), its mean, root of the
-    mean square and percentiles, as a fraction of 1; correlation: of the two models' token losses.
-    Percentiles are keyed by their number.
+    Standard errors are over documents, None of a single document. Percentiles are keyed by their
+    number, "0" to "100".
+
+    Args:
+        tokens: tokens scored by both.
+        documents: documents with such tokens.
+        loss_a: nats a token of A.
+        loss_b: nats a token of B.
+        perplexity_a: exp(loss_a).
+        perplexity_b: exp(loss_b).
+        loss_difference: loss_b - loss_a.
+        loss_difference_stderr: its standard error.
+        perplexity_ratio: exp(loss_difference).
+        correlation: of the two models' token losses, from -1 to 1.
+        kl_divergence: mean KL(A‖B), nats a token.
+        kl_divergence_stderr: its standard error.
+        kl_percentiles: of the tokens' divergences, nats.
+        top_1_agreement: share of tokens for which both have the same first choice.
+        top_1_agreement_stderr: its standard error.
+        probability_change: mean of p_B(target) - p_A(target), a fraction of 1.
+        probability_change_stderr: its standard error.
+        probability_change_rms: root of the mean square of the changes.
+        probability_change_percentiles: of the changes.
+        non_finite: number and first place of tokens with a NaN or infinite value, or None.
+        protocol, context_length, stride, special_text: as ``compare_models`` chose them.
+        tokenizer_fingerprint, text_fingerprint: hashes that tell results apart.
+        backend: of the losses.
+        seconds: of the whole comparison.
+        model_a, model_b: name, fingerprint and configuration, ``models.described``.
+        model_notes: on both models' weights and batches.
     """
 
     tokens: int
@@ -73,13 +97,13 @@ class ModelComparison:
     text_fingerprint: str
     backend: str
     seconds: float
-    model_a: dict  # ``models.described``
+    model_a: dict
     model_b: dict
-    model_notes: list[str]  # on both models' weights and batches
+    model_notes: list[str]
 
     @property
     def notes(self) -> list[str]:
-        """What a reader must know before believing the numbers."""
+        """Return what to know before the numbers are believed."""
         notes = list(self.model_notes)
         if self.model_a["fingerprint"] == self.model_b["fingerprint"]:
             notes.append(f"A and B are the same model (fingerprint {self.model_a['fingerprint']})")
@@ -93,10 +117,11 @@ class ModelComparison:
 
     @property
     def ok(self) -> bool:
-        """No value was NaN or infinite."""
+        """Return whether every value is finite."""
         return self.non_finite is None
 
     def to_dict(self) -> dict:
+        """Return the fields and the notes as dicts, lists and scalars."""
         record = {**asdict(self), "notes": self.notes}
         del record["model_notes"]
         return record
@@ -119,10 +144,44 @@ def compare_models(
     journal: str | Path | None = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> ModelComparison:
-    """``ModelComparison`` of two causal models with one tokenizer; arguments as in ``evaluate``.
+    """Compare two causal models with one tokenizer, token by token.
 
-    Both models' hidden states are in memory, no logits of either. Raises InputError where
-    tokenizers or vocabularies differ.
+    The hidden states of both models are held, and no logits.
+
+    Args:
+        model_a: the baseline: a transformers causal model, or a ``LanguageModel``.
+        model_b: the model to compare with it, likewise; on the same device.
+        tokenizer: the transformers tokenizer of both.
+        documents: texts or ``Document``s, read once.
+        tokenizer_b: tokenizer of ``model_b``, checked to be the same; default the same.
+        protocol: "sliding" (default), "lm-eval" or "llama.cpp".
+        context_length: positions of a window; default the smaller of the models', 1,024 at most.
+        stride: positions that a window moves on by; default half of ``context_length``.
+        bos: BOS before each document: "auto" (default), "always" or "never".
+        special_text: how "sliding" reads special tokens spelled in the text: "tokens" (default) or
+            "text".
+        batch_size: windows at a time; default as many as hold a few thousand tokens.
+        backend: of the losses, "torch" or "triton"; default by device.
+        journal: a folder to resume from, as in ``evaluate``.
+        progress: called with a ``Progress`` as windows are scored.
+
+    Returns:
+        A ModelComparison.
+
+    Raises:
+        InputError: tokenizers, vocabularies or devices differ, an argument cannot be used, or no
+            token is left to score.
+
+    Example:
+        >>> from tokenizers import Tokenizer, models, pre_tokenizers
+        >>> from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+        >>> words = Tokenizer(models.WordLevel({"?": 0, "the": 1, "cat": 2}, unk_token="?"))
+        >>> words.pre_tokenizer = pre_tokenizers.Whitespace()
+        >>> tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, unk_token="?")
+        >>> sizes = dict(vocab_size=3, n_positions=8, n_embd=4, n_layer=1, n_head=1)
+        >>> model = GPT2LMHeadModel(GPT2Config(**sizes, bos_token_id=0, eos_token_id=0))
+        >>> compare_models(model, model, tokenizer, ["the cat the cat"]).top_1_agreement
+        1.0
     """
     started = time.perf_counter()
     batch_size = checks.optional(checks.integer, "batch_size", batch_size, least=1)
@@ -133,7 +192,8 @@ def compare_models(
     run = ScoringRun(networks, tokenizer, backend=backend, batch_size=batch_size)
     if tokenizer_b is not None and tokenizer_fingerprint(tokenizer_b) != run.tokenizer_fingerprint:
         raise InputError(
-            "tokenizer: expected one for both models, got two that differ: their tokens do not compare"
+            "tokenizer: expected one for both models, got two that differ: their tokens do not "
+            "compare"
         )
     rows = [network.head.weight.shape[0] for network in networks]
     if rows[0] != rows[1]:
@@ -154,8 +214,8 @@ def compare_models(
         special_text=special_text,
     )
     described_models = [models.described(network) for network in networks]
-    values, sums = [], []  # per window [4, n]; per document its sums
-    here: list[np.ndarray] = []
+    values, sums = [], []  # [4, n] of each window; the sums of each document
+    here: list[np.ndarray] = []  # of the windows of this document
     non_finite: dict | None = None
     tokens, nll, reporter = 0, 0.0, Reporter(progress)
     with run:
@@ -212,8 +272,9 @@ def compare_models(
 def _pair_scorer(
     networks: list[models.LanguageModel], backend: str
 ) -> Callable[[Tensor, Tensor], Tensor]:
-    """input_ids, targets -> [4, n]: KL(A‖B), NLL of A, NLL of B, 1 where both have the same first
-    choice.
+    """Return a scorer of input_ids and targets [B, T] that gives float32 [4, scored tokens].
+
+    The rows are KL(A‖B), NLL of A, NLL of B, and 1 where both have the same first choice.
     """
     head_a, head_b = (network.head for network in networks)
 
@@ -249,13 +310,14 @@ def _pair_scorer(
 
 
 def _document_sums(values: np.ndarray) -> list[float]:
-    """tokens, Σ KL, Σ (NLL_B − NLL_A), Σ agreement, Σ change of probability."""
+    """Return tokens, Σ KL, Σ (NLL_B − NLL_A), Σ agreement and Σ change of probability."""
     divergence, nll_a, nll_b, agreed = values
     change = np.exp(-nll_b) - np.exp(-nll_a)
     return [len(divergence), divergence.sum(), (nll_b - nll_a).sum(), agreed.sum(), change.sum()]
 
 
 def _comparison(values: np.ndarray, sums: np.ndarray, **rest) -> ModelComparison:
+    """Return the comparison from values [4, tokens] and sums [documents, 5]."""
     divergence, nll_a, nll_b, agreed = values
     change = np.exp(-nll_b) - np.exp(-nll_a)
     sums = sums[sums[:, 0] > 0]
@@ -263,7 +325,7 @@ def _comparison(values: np.ndarray, sums: np.ndarray, **rest) -> ModelComparison
     if not len(divergence):  # nothing but NaN
         divergence, nll_a, nll_b, agreed, change = (np.full(1, math.nan) for _ in range(5))
     loss_a, loss_b = float(nll_a.mean()), float(nll_b.mean())
-    with np.errstate(invalid="ignore", divide="ignore"):  # of a single token, or of equal ones
+    with np.errstate(invalid="ignore", divide="ignore"):  # one token, or equal losses
         correlation = float(np.corrcoef(nll_a, nll_b)[0, 1]) if len(nll_a) > 1 else math.nan
 
     def percentiles(of: np.ndarray) -> dict[str, float]:

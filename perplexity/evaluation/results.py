@@ -85,8 +85,12 @@ class Evaluation:
         loss_without_unknown: nats a token over the tokens that the tokenizer knows.
         perplexity_without_unknown: exp(loss_without_unknown).
         non_finite: number and first place of the tokens with a NaN or infinite loss, or None.
-        bytes: bytes of text that were scored; bytes_read = bytes + bytes_skipped.
-        words: words of text that were scored; words_read = words + words_skipped.
+        bytes: bytes of text that were scored.
+        bytes_read: bytes + bytes_skipped.
+        bytes_skipped: bytes of text that were not scored.
+        words: words of text that were scored.
+        words_read: words + words_skipped.
+        words_skipped: words of text that were not scored.
         documents: documents read.
         stderr: standard error of the loss over ``clusters``, nats; None of a single cluster.
         perplexity_stderr: perplexity times stderr.
@@ -113,9 +117,11 @@ class Evaluation:
         model: name, fingerprint and configuration, ``models.described``.
 
     Example:
-        >>> from dataclasses import fields
-        >>> [field.name for field in fields(Evaluation)][:3]
-        ['loss', 'perplexity', 'bits_per_token']
+        >>> names = [*Evaluation.__dataclass_fields__]
+        >>> evaluation = Evaluation(**dict.fromkeys(names) | {"loss": 2.0, "per_document": []})
+        >>> evaluation.ok, '"loss": 2.0' in evaluation.to_json()
+        (True, True)
+        >>> evaluation.save("/dev/null")
     """
 
     loss: Number
@@ -171,11 +177,15 @@ class Evaluation:
 
     @property
     def ok(self) -> bool:
-        """True where every token's loss is finite."""
+        """Return whether every token's loss is finite."""
         return self.non_finite is None
 
     def to_json(self) -> str:
-        """Return the fields as a JSON document; an infinite perplexity is the text "inf"."""
+        """Return the fields as a JSON document.
+
+        Returns:
+            RFC 8259; an infinite perplexity is the text "inf", and documents are ``DocumentRow``s.
+        """
         record = asdict(self)
         record["per_document"] = [
             {key: document[key] for key in DocumentRow.__annotations__}
@@ -207,7 +217,7 @@ def _result_type() -> Any:
     """
     fields = get_type_hints(Evaluation, include_extras=True) | {"per_document": list[DocumentRow]}
     keys = {name: kind | None for name, kind in fields.items()}
-    return TypedDict("Result", keys, total=False)  # type: ignore[operator]  # of a dataclass's fields
+    return TypedDict("Result", keys, total=False)  # type: ignore[operator]  # of our own making
 
 
 def read_result(path: str | Path) -> dict:
@@ -223,9 +233,9 @@ def read_result(path: str | Path) -> dict:
         InputError: the file is no such result, or a field is of another type.
 
     Example:
-        >>> read_result("/dev/null")
+        >>> read_result(".")
         Traceback (most recent call last):
-        perplexity.errors.InputError: /dev/null: expected a result file of ppl eval --json, got a device
+        perplexity.errors.InputError: .: expected a result file of ppl eval --json, got a folder...
     """
     checks.path("path", path)
     record = read_written(path, "eval")
@@ -267,6 +277,9 @@ def summarise(
         blocks: sums of nll and of tokens over blocks of the only document with tokens.
         squares: sum of nll² over the tokens, for the effective number of tokens.
         bootstrap: draw the bootstrap interval; default True.
+
+    Returns:
+        The fields of ``Evaluation`` from "loss" to "effective_tokens" that follow from the scores.
     """
     nll = math.fsum(score.nll for score in scores)
     tokens, bytes_, words = (

@@ -1,5 +1,7 @@
-"""How sure a loss is: standard error over clusters of dependent tokens, intervals by the delta
-method and by bootstrap.
+"""The uncertainty of a loss: standard errors and intervals over clusters of dependent tokens.
+
+Tokens of one document depend on each other, so documents are the clusters; of a single document
+these are long blocks. Intervals are by the delta method and by bootstrap.
 """
 
 from __future__ import annotations
@@ -14,20 +16,27 @@ from ..errors import InputError
 from ..metric import exp
 
 CONFIDENCE = 0.95
-TRUSTED_CLUSTERS = 20  # fewer: the spread between clusters is itself a guess
-BLOCK = 128  # tokens a block has at least
-# of a single document: long enough to hold what depends on each other, enough for a spread
+TRUSTED_CLUSTERS = 20  # with fewer the spread between clusters is itself a guess
+BLOCK = 128  # the fewest tokens of a block
+# Of a single document: long enough to hold the tokens that depend on each other, and enough blocks
+# to show a spread.
 BLOCKS = 32
-RESAMPLES = 2000
+RESAMPLES = 2000  # of the bootstrap
 
 
 @dataclass(frozen=True)
 class Uncertainty:
-    """``unit``: "document" or "block" of one document; ``stderr`` of the loss in nats; intervals of
-    the perplexity, 95 %.
+    """The uncertainty of a loss and of its perplexity; None of fewer than two clusters.
 
-    None where fewer than two clusters leave nothing to compare. effective_tokens: independent
-    tokens that would give this standard error.
+    Args:
+        unit: of the clusters, "document", or "block" of one document.
+        clusters: number of them.
+        trusted: whether there are enough for the interval.
+        stderr: standard error of the loss, nats.
+        perplexity_stderr: perplexity times ``stderr``.
+        perplexity_interval: 95% interval of the perplexity, by the delta method.
+        bootstrap_interval: 95% interval of the perplexity, by bootstrap.
+        effective_tokens: independent tokens that would give this standard error.
     """
 
     unit: str
@@ -41,11 +50,21 @@ class Uncertainty:
 
 
 def ratio_stderr(numerator: np.ndarray, denominator: np.ndarray) -> float | None:
-    """Standard error of Σ numerator / Σ denominator over independent clusters: the ratio
-    estimator's linearisation.
+    """Return the standard error of r = Σ numerator / Σ denominator over independent clusters.
 
-    sqrt(K / (K − 1) · Σ_k (a_k − r·b_k)²) / Σ b over K clusters (Cochran, Sampling Techniques, 3rd
-    ed., ch. 6); None for K < 2.
+    It is the ratio estimator's linearisation, sqrt(K / (K − 1) · Σ_k (a_k − r·b_k)²) / Σ b over K
+    clusters (Cochran, Sampling Techniques, 3rd ed., ch. 6).
+
+    Args:
+        numerator: float64 [K], a sum for each cluster.
+        denominator: float64 [K], its size.
+
+    Returns:
+        The standard error, or None of fewer than two clusters.
+
+    Example:
+        >>> ratio_stderr(np.array([2.0, 4.0]), np.array([1.0, 1.0]))
+        1.0
     """
     count = len(numerator)
     if count < 2:
@@ -56,13 +75,21 @@ def ratio_stderr(numerator: np.ndarray, denominator: np.ndarray) -> float | None
 
 
 def half_width(stderr: float, clusters: int) -> float:
-    """Half of the 95 % interval of a mean over ``clusters``: Student's t with K − 1 degrees of
-    freedom.
+    """Return half of the 95% interval of a mean, by Student's t.
+
+    Args:
+        stderr: standard error of the mean.
+        clusters: K, of K - 1 degrees of freedom.
     """
     return float(scipy_stats().t.ppf((1 + CONFIDENCE) / 2, clusters - 1)) * stderr
 
 
 def scipy_stats():
+    """Return scipy.stats.
+
+    Raises:
+        InputError: scipy is not installed.
+    """
     try:
         import scipy.stats
     except ImportError:
@@ -73,13 +100,21 @@ def scipy_stats():
 def bootstrap_interval(
     numerator: np.ndarray, denominator: np.ndarray
 ) -> tuple[float, float] | None:
-    """95 % percentile interval of Σ numerator / Σ denominator, clusters drawn again with
-    replacement (a fixed seed).
+    """Return the 95% percentile interval of Σ numerator / Σ denominator by bootstrap.
+
+    Clusters are drawn with replacement, from a fixed seed.
+
+    Args:
+        numerator: float64 [K], a sum for each cluster.
+        denominator: float64 [K], its size.
+
+    Returns:
+        The lower and the upper end, or None of fewer than two clusters.
     """
     count = len(numerator)
     if count < 2:
         return None
-    found = scipy_stats().bootstrap(
+    drawn = scipy_stats().bootstrap(
         (numerator, denominator),
         lambda a, b, axis=-1: a.sum(axis) / b.sum(axis),
         paired=True,
@@ -90,11 +125,19 @@ def bootstrap_interval(
         method="percentile",
         rng=np.random.default_rng(0),
     )
-    return float(found.confidence_interval.low), float(found.confidence_interval.high)
+    return float(drawn.confidence_interval.low), float(drawn.confidence_interval.high)
 
 
 def blocks_of(nll: np.ndarray, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Sums over at most ``BLOCKS`` runs of consecutive blocks, as equal in number as can be."""
+    """Merge consecutive blocks into at most ``BLOCKS``, of about as many blocks each.
+
+    Args:
+        nll: float64 [B], the sum for each block.
+        tokens: float64 [B], its tokens.
+
+    Returns:
+        The same sums of the merged blocks that have tokens.
+    """
     edges = np.linspace(0, len(nll), min(BLOCKS, len(nll)) + 1).astype(int)[:-1]
     nll, tokens = np.add.reduceat(nll, edges), np.add.reduceat(tokens, edges)
     return nll[tokens > 0], tokens[tokens > 0]
@@ -107,11 +150,21 @@ def uncertainty(
     squares: float | None = None,
     bootstrap: bool = True,
 ) -> Uncertainty:
-    """Of a loss: ``nll`` sums and ``tokens`` of each document; for a single one ``blocks``, its
-    sums over ``BLOCK`` tokens each.
+    """Return the uncertainty of the loss over documents, or over blocks of a single document.
 
-    ``squares``: Σ nll² over the tokens, for the effective number of them. ``bootstrap``: draw that
-    interval, too.
+    Args:
+        nll: the sum for each document, nats.
+        tokens: its scored tokens.
+        blocks: sums of nll and of tokens over ``BLOCK`` tokens each; default None.
+        squares: Σ nll² over the tokens, for the effective number of tokens; default None.
+        bootstrap: draw the bootstrap interval as well; default True.
+
+    Returns:
+        Its fields are None where fewer than two clusters have tokens.
+
+    Example:
+        >>> uncertainty([2.0, 4.0], [1, 1], bootstrap=False).stderr
+        1.0
     """
     sums, counts = np.asarray(nll, dtype=np.float64), np.asarray(tokens, dtype=np.float64)
     sums, counts = sums[counts > 0], counts[counts > 0]

@@ -1,6 +1,4 @@
-"""The page's part on what the model writes: results of ``ppl probe --json``, of one checkpoint or
-of several.
-"""
+"""The page's part on generated text: results of ``ppl probe --json``, a checkpoint each."""
 
 from __future__ import annotations
 
@@ -26,18 +24,24 @@ EXAMPLE = 1200  # characters of a text that are shown
 
 
 def beyond_section(records: Sequence[dict], diagnosis: Diagnosis) -> dict | None:
-    """What the page shows of probes, the last checkpoint first in detail; None without one.
+    """Return what the page shows of probes: the last checkpoint in detail, and all by step.
 
-    overall: the last probe's parts with the run's own curves as the monitor's, which is one score
-    for the run. Raises InputError that names the file where one is no result of ``ppl probe
-    --json``.
+    Args:
+        records: results of ``ppl probe --json``, with the ``source`` of each.
+        diagnosis: of the run's curves, the monitor's part of the overall score.
+
+    Returns:
+        The values that the page reads, or None without a record.
+
+    Raises:
+        InputError: a record is no result of ``ppl probe --json``; its file is named.
     """
-    found = [_checked(record) for record in records]
-    if not found:
+    probes = [_checked(record) for record in records]
+    if not probes:
         return None
-    found.sort(key=lambda record: math.inf if record["step"] is None else record["step"])
-    last = found[-1]
-    comparable = _comparable(found)
+    probes.sort(key=lambda record: math.inf if record["step"] is None else record["step"])
+    last = probes[-1]
+    comparable = _comparable(probes)
     curves = diagnosis.to_dict()
     parts = {
         name: Part(part["score"], str(part["evidence"]))
@@ -64,18 +68,19 @@ def beyond_section(records: Sequence[dict], diagnosis: Diagnosis) -> dict | None
                     f["signal"] for f in record["findings"] if f["severity"] != "info"
                 ),
             }
-            for record, score in zip(found, comparable["scores"], strict=True)
+            for record, score in zip(probes, comparable["scores"], strict=True)
         ],
         "compared": comparable["parts"],
-        "figures": _figures(found, comparable["scores"]),
+        "figures": _figures(probes, comparable["scores"]),
     }
 
 
-def _comparable(found: list[dict]) -> dict:
-    """Health of each checkpoint over the parts that all of them have: else a part more would look
-    like progress.
+def _comparable(probes: list[dict]) -> dict:
+    """Return the health of each checkpoint over the parts that all of them have.
+
+    A part that only some checkpoints have would look like progress.
     """
-    parts = [record["health"]["parts"] for record in found]
+    parts = [record["health"]["parts"] for record in probes]
     names = [
         name for name in parts[-1] if all(of.get(name, {}).get("score") is not None for of in parts)
     ]
@@ -86,7 +91,7 @@ def _comparable(found: list[dict]) -> dict:
             weights,
             [finding["severity"] for finding in record["findings"]],
         ).score
-        for record, of in zip(found, parts, strict=True)
+        for record, of in zip(probes, parts, strict=True)
     ]
     return {"parts": names, "scores": scores}
 
@@ -99,16 +104,16 @@ def _checked(record: dict) -> dict:
     return read_as(ProbeShape, record, f"{source}: expected a result file of ppl probe --json")
 
 
-def _figures(found: list[dict], scores: list[float | None]) -> dict[str, dict]:
-    """Plotly figures by element: the trend where checkpoints have steps, reliability of the last
-    one where measured.
-    """
+def _figures(probes: list[dict], scores: list[float | None]) -> dict[str, dict]:
+    """Return Plotly figures by element: the trend over steps, and reliability of the last probe."""
     drawn = {}
-    stepped = [record for record in found if record["step"] is not None]
+    stepped = [record for record in probes if record["step"] is not None]
     if len({record["step"] for record in stepped}) > 1:
         steps = [record["step"] for record in stepped]
         of_stepped = [
-            score for record, score in zip(found, scores, strict=True) if record["step"] is not None
+            score
+            for record, score in zip(probes, scores, strict=True)
+            if record["step"] is not None
         ]
         traces = [_line("health", steps, of_stepped, "#1a7f37", 3)]
         for name in stepped[-1]["health"]["parts"]:
@@ -131,7 +136,7 @@ def _figures(found: list[dict], scores: list[float | None]) -> dict[str, dict]:
             )
         ]
         drawn["perplexity-trend"] = _figure(traces, "step", "perplexity", None, log=True)
-    if calibration := found[-1]["calibration"]:
+    if calibration := probes[-1]["calibration"]:
         # A bin with an infinite loss has no place on a plane.
         drawable = {
             name: [row for row in calibration[name] if all(map(math.isfinite, row.values()))]
@@ -179,12 +184,14 @@ def _figures(found: list[dict], scores: list[float | None]) -> dict[str, dict]:
 
 
 def _line(name: str, x: list, y: list, colour: str, width: float) -> dict:
+    """Return a trace with markers, without a point where ``y`` is None."""
     y = [math.nan if value is None else value for value in y]
     trace = trace_of(name, x, y, colour, width=width, markers=True)
     return trace | {"hovertemplate": "%{x:,.4~g}: %{y:,.4~g}"}
 
 
 def _figure(traces: list[dict], x: str, y: str, limits: list | None, *, log: bool = False) -> dict:
+    """Return a figure with labels ``x`` and ``y``, and limits of its y axis."""
     figure = figure_of(traces, y, [], [], log=log, x=x)
     if limits:
         figure["layout"]["yaxis"]["range"] = limits

@@ -1,5 +1,6 @@
-"""``ppl report``: one file a browser shows without a network: both curves, what was found in them,
-evaluations beside.
+"""``ppl report``: one HTML file with a run's curves, their findings and results of commands.
+
+A browser shows the file without a network.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from ..monitor.health import Diagnosis
 from ..monitor.history import History
 from .shapes import DataCheckShape, EvaluationShape
 
-DRAWN = 3000  # points of a curve: more than a screen has columns
+DRAWN = 3000  # points of a curve, more than a screen has columns
 MARKED = (
     "spike",
     "plateau",
@@ -40,8 +41,19 @@ COLOURS = {"batch": "#9ab7d3", "train": "#2b6ca3", "val": "#c1440e", "other": "#
 
 
 def thinned(steps: np.ndarray, values: np.ndarray, most: int = DRAWN) -> tuple[list, list]:
-    """At most ``most`` points that keep what stands out: of each run of points the lowest and the
-    highest.
+    """Return a curve's lowest and highest point of each stretch, so that spikes stay.
+
+    Args:
+        steps: float64 [n].
+        values: float64 [n]; those that are not finite are left out.
+        most: the most points that are returned; default 3,000.
+
+    Returns:
+        Steps and values.
+
+    Example:
+        >>> thinned(np.arange(4.0), np.array([1.0, 9.0, 2.0, 3.0]), most=2)
+        ([0.0, 1.0], [1.0, 9.0])
     """
     finite = np.isfinite(values)
     steps, values = steps[finite], values[finite]
@@ -61,13 +73,20 @@ def thinned(steps: np.ndarray, values: np.ndarray, most: int = DRAWN) -> tuple[l
 def figures(
     history: History, digest: Digest, diagnosis: Diagnosis, vocabulary_size: int | None
 ) -> dict[str, dict]:
-    """Plotly figures by the id of the element they are drawn in."""
+    """Return Plotly figures by the id of the element they are drawn in.
+
+    Args:
+        history: the run.
+        digest: its summary.
+        diagnosis: its findings, which are marked.
+        vocabulary_size: for the line of a uniform guess; None: no line.
+    """
     steps, losses = thinned(*history.arrays())
     blocks = [block for block in digest.all_blocks() if block.count]
     means = [(block.first + block.last) / 2 for block in blocks], [block.mean for block in blocks]
     evaluations = [e.step for e in digest.evaluations], [e.loss for e in digest.evaluations]
     lines = [("uniform guess, ln V", math.log(vocabulary_size))] if vocabulary_size else []
-    found = {}
+    drawn = {}
     for name, change, label in (
         ("loss", lambda x: x, "loss (nats a token)"),
         ("perplexity", exp, "perplexity"),
@@ -90,29 +109,30 @@ def figures(
         for words, level in lines:
             shapes.append(_line(change(level)))
             notes.append(_note(words, 1.0, change(level)))
-        found[name] = figure_of(
+        drawn[name] = figure_of(
             [t for t in traces if t["x"]], label, shapes, notes, log=name == "perplexity"
         )
         if limits := _limits(digest):
             levels = [change(level) for level in limits]
             if all(map(math.isfinite, levels)):
-                found[name]["layout"]["yaxis"]["range"] = levels
+                drawn[name]["layout"]["yaxis"]["range"] = levels
     gaps = [(e.step, e.loss - e.near) for e in digest.evaluations if not math.isnan(e.near)]
     if gaps:
         at, above = map(list, zip(*gaps, strict=True))
         trace = trace_of("validation − training", at, above, COLOURS["val"], width=2, markers=True)
-        found["gap"] = figure_of([trace], "gap (nats)", [_line(0.0)], [], log=False)
+        drawn["gap"] = figure_of([trace], "gap (nats)", [_line(0.0)], [], log=False)
     for name, label in (("lr", "learning rate"), ("grad_norm", "gradient norm")):
         seen, values = history.of(name)
         if len(seen) > 1:
             trace = trace_of(label, *thinned(seen, values), COLOURS["other"], width=1.5)
-            found[name] = figure_of([trace], label, [], [], log=False)
-    return found
+            drawn[name] = figure_of([trace], label, [], [], log=False)
+    return drawn
 
 
 def _limits(digest: Digest) -> tuple[float, float] | None:
-    """Lowest and highest mean loss but for the first hundredth of the run, which would dwarf the
-    rest, and a little room.
+    """Return limits of the y axis: the lowest and highest mean loss, and a little room.
+
+    The first hundredth of the run is left out, since it would dwarf the rest.
     """
     late = digest.first_step + 0.01 * (digest.last_step - digest.first_step)
     levels = [block.mean for block in digest.all_blocks() if block.count and block.first >= late]
@@ -125,8 +145,14 @@ def _limits(digest: Digest) -> tuple[float, float] | None:
 
 
 def plain(text: str) -> str:
-    """Return a text that Plotly shows as it is: its own markup (links, bold) and its %{...} are
-    taken as characters.
+    """Return a text that Plotly shows as it is, its markup and its %{...} taken as characters.
+
+    Args:
+        text: any text, such as a name in a file.
+
+    Example:
+        >>> plain("<b>%{y}</b>")
+        '&lt;b&gt;&#37;{y}&lt;/b&gt;'
     """
     return html.escape(text).replace("%{", "&#37;{")
 
@@ -134,6 +160,7 @@ def plain(text: str) -> str:
 def trace_of(
     name: str, x: list, y: list, colour: str, *, width: float, markers: bool = False
 ) -> dict:
+    """Return a Plotly trace over steps, with gaps where ``y`` is not finite."""
     return {
         "type": "scatter",
         "mode": "lines+markers" if markers else "lines",
@@ -165,7 +192,7 @@ def _note(words: str, x: float, y: float) -> dict:
 
 
 def _marks(diagnosis: Diagnosis) -> tuple[list[dict], list[dict]]:
-    """Findings as shaded stretches, named at their top; several of one place below each other."""
+    """Return findings as shaded stretches and their names, which stand below each other."""
     shapes, notes = [], []
     for place, finding in enumerate(f for f in diagnosis.findings if f.signal in MARKED):
         first, last = finding.first_step, max(finding.last_step, finding.first_step + 1)
@@ -198,6 +225,7 @@ def _marks(diagnosis: Diagnosis) -> tuple[list[dict], list[dict]]:
 def figure_of(
     traces: list[dict], label: str, shapes: list, notes: list, *, log: bool, x: str = "step"
 ) -> dict:
+    """Return a Plotly figure with labels ``x`` and ``label`` and a linear or logarithmic y axis."""
     return {
         "data": traces,
         "steps": x == "step",
@@ -254,10 +282,30 @@ def write_report(
     probes: list[dict] | None = None,
     title: str | None = None,
 ) -> None:
-    """One self-contained HTML file; ``evaluations`` are results of ``ppl eval --json``,
-    ``data_checks`` of ``ppl check-data``, ``probes`` of ``ppl probe``, one or a checkpoint each.
+    """Write one HTML file that needs no network; every string of a run is escaped.
 
-    Strings of a run are escaped.
+    Args:
+        path: the file, which is written whole or left as it was.
+        history: the run.
+        digest: its summary, ``history.digest()``.
+        diagnosis: its findings, ``diagnose(digest)``.
+        vocabulary_size: for the line of a uniform guess; default none.
+        evaluations: results of ``ppl eval --json``, each with its file as ``source``.
+        data_checks: results of ``ppl check-data --json``, likewise.
+        probes: results of ``ppl probe --json``, a checkpoint each, likewise.
+        title: of the page; default the name of the history.
+
+    Raises:
+        InputError: a package is missing, a result has a value of another type, or the file cannot
+            be written.
+
+    Example:
+        >>> from perplexity.monitor import diagnose
+        >>> history = History("run")
+        >>> for step in range(5):
+        ...     history.add(step, {"train_loss": 3.0 - 0.1 * step})
+        >>> digest = history.digest()
+        >>> write_report("/dev/null", history, digest, diagnose(digest))
     """
     try:
         import jinja2
@@ -277,7 +325,7 @@ def write_report(
 
         beyond = beyond_section(probes, diagnosis)
         drawn |= beyond["figures"] if beyond else {}
-    # Inside <script>: nothing may end it.
+    # The data stand inside <script>, which no text of theirs may end.
     data = json.dumps(drawn, allow_nan=False).replace("<", "\\u003c")
     text = template.render(
         title=title or f"Training run {history.source}",
@@ -296,4 +344,4 @@ def write_report(
         tokens=None if math.isnan(digest.tokens) else digest.tokens,
         minutes=digest.seconds / 60 if digest.seconds else None,
     )
-    write_text(path, text)  # a file's name need not be text
+    write_text(path, text)

@@ -1,8 +1,9 @@
-"""Plots of a training history: loss and perplexity side by side."""
+"""Plots as PNG or SVG: loss and perplexity of a run side by side, and calibration."""
 
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from ..errors import theirs, visible
 from ..files import write_bytes
 from ..metric import exp
 
-# What a loss is drawn as, from left to right.
+# What a loss is drawn as, from left to right: nats, and perplexity.
 CHANGES: tuple[Callable[[float], float], ...] = (float, exp)
 
 
@@ -24,11 +25,29 @@ def run_curves(
     title: str | None = None,
     form: str = "png",
 ) -> None:
-    """Write a PNG or SVG, by ``form``: loss and perplexity of a run with its findings shaded, over
-    steps.
-    """
-    import math
+    """Write a plot of a run's loss and perplexity over steps, its findings shaded.
 
+    Args:
+        history: the run.
+        digest: its summary, ``history.digest()``.
+        diagnosis: its findings, ``diagnose(digest)``.
+        path: the file, which is written whole or left as it was.
+        vocabulary_size: for the line of a uniform guess; default none.
+        title: of the plot; default the verdict.
+        form: "png" (default) or "svg".
+
+    Raises:
+        InputError: the file cannot be written, or matplotlib fails.
+
+    Example:
+        >>> from perplexity.monitor import diagnose
+        >>> from perplexity.monitor.history import History
+        >>> history = History("run")
+        >>> for step in range(5):
+        ...     history.add(step, {"train_loss": 3.0 - 0.1 * step})
+        >>> digest = history.digest()
+        >>> run_curves(history, digest, diagnose(digest), "/dev/null")
+    """
     import matplotlib
 
     matplotlib.use("agg")
@@ -96,8 +115,21 @@ def run_curves(
 
 
 def reliability(calibration: dict, path: str | Path, *, title: str | None = None) -> None:
-    """Write a PNG or SVG, by the name's end: accuracy over confidence, and loss over entropy, each
-    beside the diagonal.
+    """Write a plot of calibration: accuracy over confidence, and loss over entropy.
+
+    Args:
+        calibration: what ``calibration.CalibrationBins.summary`` returns.
+        path: the file, an SVG where its name ends in .svg, else a PNG.
+        title: before the calibration error; default none.
+
+    Raises:
+        InputError: the file cannot be written, or matplotlib fails.
+
+    Example:
+        >>> bins = [{"tokens": 4, "confidence": 0.5, "accuracy": 0.5}]
+        >>> entropy_bins = [{"tokens": 4, "entropy": 1.0, "loss": 1.0}]
+        >>> calibration = {"ece": 0.0, "tokens": 4, "bins": bins, "entropy_bins": entropy_bins}
+        >>> reliability(calibration, "/dev/null")
     """
     import matplotlib
 
@@ -132,14 +164,15 @@ def reliability(calibration: dict, path: str | Path, *, title: str | None = None
         panel.set(xlim=(0, top), ylim=(0, top), xlabel=labels[0], ylabel=labels[1], aspect="equal")
         panel.grid(alpha=0.25)
         panel.legend(frameon=False, fontsize=8, loc="upper left")
-    told = (
+    error = (
         f"expected calibration error {calibration['ece']:.4f} over {calibration['tokens']:,} tokens"
     )
-    figure.suptitle(visible(f"{title}: {told}" if title else told), fontsize=11, parse_math=False)
+    figure.suptitle(visible(f"{title}: {error}" if title else error), fontsize=11, parse_math=False)
     _save(figure, path, "svg" if str(path).endswith(".svg") else "png")
 
 
 def _save(figure, path: str | Path, form: str) -> None:
+    """Write a figure as ``form``, and close it."""
     import matplotlib.pyplot as plt
 
     drawn = io.BytesIO()

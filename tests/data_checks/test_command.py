@@ -340,5 +340,8 @@ def test_beside_an_evaluation(files, capsys):
 
 
 def test_nothing_is_loaded_that_is_not_needed():
-    code = "import perplexity.cli, sys; assert not {'xxhash', 'transformers', 'rich', 'scipy'} & sys.modules.keys()"
+    code = (
+        "import perplexity.cli, sys\n"
+        "assert not {'xxhash', 'transformers', 'rich', 'scipy'} & sys.modules.keys()"
+    )
     subprocess.run([sys.executable, "-c", code], check=True)

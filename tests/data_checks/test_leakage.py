@@ -148,11 +148,20 @@ def test_short_documents_leak_as_a_whole_only():
 @pytest.mark.parametrize(
     ("valid", "train"),
     [
-        ("Na\u00efve caf\u00e9s \u2014 and \u201cquotes\u201d everywhere", "nai\u0308ve cafe\u0301s and quotes\u00a0everywhere"),
-        ("\u4eca\u5929\u5929\u6c14\u5f88\u597d\uff0c\u6211\u4eec\u3002", "\u4eca\u5929\u5929\u6c14\u5f88\u597d \u6211\u4eec"),
+        (
+            "Na\u00efve caf\u00e9s \u2014 and \u201cquotes\u201d everywhere",
+            "nai\u0308ve cafe\u0301s and quotes\u00a0everywhere",
+        ),
+        (
+            "\u4eca\u5929\u5929\u6c14\u5f88\u597d\uff0c\u6211\u4eec\u3002",
+            "\u4eca\u5929\u5929\u6c14\u5f88\u597d \u6211\u4eec",
+        ),
         ("\uff21\uff22\uff23 full width \uff11\uff12\uff13", "abc FULL width 123"),
         ("ПРИВЕТ, мир и друг!", "привет мир и друг"),
-        ("\u0939\u093f\u0928\u094d\u0926\u0940 a b c", "\u0939\u093f\u0928\u094d\u0926\u0940 A B C"),
+        (
+            "\u0939\u093f\u0928\u094d\u0926\u0940 a b c",
+            "\u0939\u093f\u0928\u094d\u0926\u0940 A B C",
+        ),
     ],
 )  # fmt: skip
 def test_any_script(valid, train):

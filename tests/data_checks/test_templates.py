@@ -139,10 +139,14 @@ COPIES = {
     "own part in another template": lambda t, own, whole: [f"{t.words(50)} {own} {t.words(10)}"],
     "own part inside": lambda t, own, whole: [f"{t.words(200)} {own} {t.words(200)}"],
     "exact, many": lambda t, own, whole: [whole] * 100,
-    "inside, many": lambda t, own, whole: [f"{t.words(30)} {whole} {t.words(30)}" for _ in range(60)],
+    "inside, many": lambda t, own, whole: [
+        f"{t.words(30)} {whole} {t.words(30)}" for _ in range(60)
+    ],
     "one changed, many": lambda t, own, whole: [changed(whole, t.generator)] * 100,
     "one changed inside, many": lambda t, own, whole: [
-        f"{t.words(30)} {copy} {t.words(30)}" for copy in [changed(whole, t.generator)] for _ in range(60)
+        f"{t.words(30)} {copy} {t.words(30)}"
+        for copy in [changed(whole, t.generator)]
+        for _ in range(60)
     ],
     "changed, 5": lambda t, own, whole: [changed(whole, t.generator) for _ in range(5)],
     "changed, 9": lambda t, own, whole: [changed(whole, t.generator) for _ in range(9)],

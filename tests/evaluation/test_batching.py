@@ -164,8 +164,9 @@ def test_a_window_is_equal_alone_and_beside_longer_ones_where_keys_are_chosen(to
 
     torch.manual_seed(0)
     config = transformers.DogeConfig(
-        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=64, keep_window_size=8, initializer_range=0.3, pad_token_id=0,
+        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=48, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=64,
+        keep_window_size=8, initializer_range=0.3, pad_token_id=0,
     )  # fmt: skip
     model = transformers.DogeForCausalLM(config).eval()
     with torch.no_grad():

@@ -74,7 +74,11 @@ def test_distributed_needs_a_process_group(model, tokenizer):
 
 def test_what_one_rank_cannot_do_stops_all_with_its_words(folder, tmp_path):
     # Only rank 0 writes; the unfinished file's name leads into a folder that does not exist.
-    broken = "import os, secrets\nif os.environ.get('RANK') == '0':\n    secrets.token_hex = lambda _: 'no/such'\n"
+    broken = (
+        "import os, secrets\n"
+        "if os.environ.get('RANK') == '0':\n"
+        "    secrets.token_hex = lambda _: 'no/such'\n"
+    )
     (tmp_path / "sitecustomize.py").write_text(broken)
     files = (folder / "model", folder / "text.jsonl", "--per-token", tmp_path / "t.parquet")
     done = over_ranks(2, *files, PYTHONPATH=str(tmp_path))

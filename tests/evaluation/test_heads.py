@@ -46,8 +46,9 @@ FAMILIES = {
     "positions of the decoder": (
         "WhisperForCausalLM", "WhisperConfig",
         dict(
-            d_model=16, decoder_layers=1, encoder_layers=1, decoder_attention_heads=2, decoder_ffn_dim=16,
-            max_target_positions=40, max_source_positions=90, pad_token_id=0, bos_token_id=1, eos_token_id=2,
+            d_model=16, decoder_layers=1, encoder_layers=1, decoder_attention_heads=2,
+            decoder_ffn_dim=16, max_target_positions=40, max_source_positions=90, pad_token_id=0,
+            bos_token_id=1, eos_token_id=2,
         ), 40,
     ),
     "positions by another name": (
