@@ -141,11 +141,11 @@ def test_a_killed_run_goes_on(model, tokenizer, tmp_path, monkeypatch):
     calls = []
     plain = Questioner._score
 
-    def counted(self, ids, target):
+    def counted(self, backend, ids, target):
         calls.append(len(ids))
         if len(calls) == 5:
             raise KeyboardInterrupt
-        return plain(self, ids, target)
+        return plain(self, backend, ids, target)
 
     monkeypatch.setattr(Questioner, "_score", counted)
     with pytest.raises(KeyboardInterrupt):
