@@ -1,4 +1,4 @@
-"""Where and of what results were measured, and how their files are written."""
+"""Machine, versions and commit of a benchmark's results, and how their files are written."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def one_line(error: Exception) -> str:
 
 
 def write(results: dict, path: Path) -> None:
-    """In one step: a run may be killed here, too."""
+    """Write a results file in one step, so that a killed run leaves a whole file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_suffix(".tmp")
     unfinished.write_text(json.dumps(results, indent=1) + "\n")
