@@ -7,6 +7,7 @@ import os
 import platform
 import re
 import subprocess
+import sys
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
@@ -60,6 +61,23 @@ def now() -> str:
 
 def one_line(error: Exception) -> str:
     return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
+
+
+def numbers_of(script: Path, *arguments: str, timeout: float = 1800) -> list[float]:
+    """Run a script in a process of its own, and return the numbers in its last line.
+
+    Raises:
+        RuntimeError: The script fails; the message is the last line of its stderr.
+    """
+    # With a fixed threshold freed blocks go back to the system: memory that the script measures is
+    # that of its calls, not of the allocator's history.
+    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": str(1 << 16)}
+    command = [sys.executable, script, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=timeout)
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or ["no output"])[-1]
+        raise RuntimeError(f"{script.name}: {last}")
+    return [float(number) for number in done.stdout.splitlines()[-1].split()]
 
 
 def write(results: dict, path: Path) -> None:

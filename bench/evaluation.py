@@ -10,30 +10,16 @@ from __future__ import annotations
 import argparse
 import os
 import statistics
-import subprocess
 import sys
 from pathlib import Path
 
-from environment import RESULTS, SUPPORT, commit, cpu_name, now, slug, version, write
+from environment import RESULTS, SUPPORT, commit, cpu_name, now, numbers_of, slug, version, write
 
 sys.path.insert(0, str(SUPPORT))
 from evaluation_cost import CONTEXT, LAYERS, PROVIDERS, VOCABULARY, WIDTH
 
+SCRIPT = SUPPORT / "evaluation_cost.py"  # prints bytes, seconds and loss
 NAMES = {"ours": "perplexity.evaluate", "plain": "model(input_ids, labels=input_ids)"}
-
-
-def measure(provider: str, windows: int) -> tuple[float, float, float]:
-    """Run a provider once; return bytes of memory, seconds and loss."""
-    command = [sys.executable, SUPPORT / "evaluation_cost.py", provider, str(windows)]
-    # With a fixed threshold freed blocks go back to the system: the memory is that of the run, not
-    # of the allocator's history.
-    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": str(1 << 16)}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=1800)
-    if done.returncode:
-        raise RuntimeError(
-            f"evaluation_cost.py: {(done.stderr.strip().splitlines() or ['no output'])[-1]}"
-        )
-    return tuple(map(float, done.stdout.split()[-3:]))
 
 
 def main() -> None:
@@ -47,7 +33,7 @@ def main() -> None:
     runs = {provider: [] for provider in PROVIDERS}
     for _ in range(options.rounds):
         for provider, measured in runs.items():
-            measured.append(measure(provider, options.windows))
+            measured.append(numbers_of(SCRIPT, provider, str(options.windows)))
     rows = [
         dict(
             provider=provider,

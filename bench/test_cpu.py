@@ -6,8 +6,6 @@ No time is asserted.
 from __future__ import annotations
 
 import gc
-import os
-import subprocess
 import sys
 import time
 from dataclasses import asdict, replace
@@ -17,7 +15,7 @@ import pytest
 import torch
 from cases import CASES, max_abs_error
 from cpu_cases import STATISTICS, TRAIN, Row, table
-from environment import one_line
+from environment import numbers_of, one_line
 
 MEASURED_MEMORY = ("shapes", "logits", "vocabulary", "float16")
 _inputs: dict[tuple, list[torch.Tensor]] = {}
@@ -37,24 +35,10 @@ def peak(row: Row) -> tuple[int, int] | None:
     """Return the bytes that a call adds to a process of its own, and those of its outputs alone."""
     if not sys.platform.startswith("linux"):
         return None
-    command = [
-        sys.executable,
-        Path(__file__).with_name("memory.py"),
-        row.case,
-        row.provider,
-        row.dtype,
-    ]
     size = [str(number) for number in (row.n, row.v, row.d) if number is not None]
-    # With a fixed threshold freed blocks go back to the system: the memory is that of the call, not
-    # of the allocator's history.
-    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": str(1 << 16)}
-    done = subprocess.run(
-        [*command, *size], capture_output=True, text=True, env=environment, timeout=900
-    )
-    if done.returncode:
-        raise RuntimeError(f"memory.py: {(done.stderr.strip().splitlines() or ['no output'])[-1]}")
-    extra, kept = map(int, done.stdout.split()[-2:])
-    return extra, kept
+    script = Path(__file__).with_name("memory.py")
+    extra, kept = numbers_of(script, row.case, row.provider, row.dtype, *size, timeout=900)
+    return int(extra), int(kept)
 
 
 @torch.no_grad()

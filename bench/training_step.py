@@ -10,26 +10,15 @@ from __future__ import annotations
 import argparse
 import os
 import statistics
-import subprocess
 import sys
 from pathlib import Path
 
-from environment import RESULTS, SUPPORT, commit, cpu_name, now, slug, version, write
+from environment import RESULTS, SUPPORT, commit, cpu_name, now, numbers_of, slug, version, write
 
 sys.path.insert(0, str(SUPPORT))
 from training_step_cost import LAYERS, LENGTH, PROVIDERS, ROWS, VOCABULARY, WIDTH
 
-
-def measure(provider: str) -> tuple[float, float, float]:
-    """Run a provider once; return bytes of memory, seconds and loss."""
-    command = [sys.executable, SUPPORT / "training_step_cost.py", provider]
-    # With a fixed threshold freed blocks go back to the system: the memory is that of the step, not
-    # of the allocator's history.
-    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": str(1 << 16)}
-    done = subprocess.run(
-        command, capture_output=True, text=True, env=environment, timeout=1800, check=True
-    )
-    return tuple(map(float, done.stdout.split()[-3:]))
+SCRIPT = SUPPORT / "training_step_cost.py"  # prints bytes, seconds and loss
 
 
 def main() -> None:
@@ -42,7 +31,7 @@ def main() -> None:
     runs = {provider: [] for provider in PROVIDERS}
     for _ in range(options.rounds):
         for provider, measured in runs.items():
-            measured.append(measure(provider))
+            measured.append(numbers_of(SCRIPT, provider))
     rows = [
         dict(
             provider=provider,
