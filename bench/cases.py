@@ -1,5 +1,6 @@
-"""What is measured: cases, and for each the functions of its inputs that provide it, one adapter a
-peer; how both are checked.
+"""Cases of the benchmarks: inputs, least work, and one function a provider (this library, a peer).
+
+The results of this library are checked here against plain PyTorch in float64.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from perplexity import (
 )
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
-PRODUCT_BYTES = 1 << 30  # of logits that the bare products hold at a time: N × V would not fit
+PRODUCT_BYTES = 1 << 30  # of logits that the bare products hold at a time: N × V may not fit
 PACKAGES = {"liger": "liger_kernel", "cce": "cut_cross_entropy"}
 
 
@@ -57,7 +58,7 @@ def plain_kl(x_p: Tensor, w_p: Tensor, x_q: Tensor, w_q: Tensor) -> Tensor:
 
 @cache
 def compiled(function: Callable) -> Callable:
-    # kernels of its own for every shape, as in training
+    # Compiled for each shape by itself, as in training.
     return torch.compile(function, dynamic=False)
 
 
@@ -74,15 +75,14 @@ def liger(loss: str, reduction: str) -> Callable:
 
 
 def cce(x: Tensor, w: Tensor, t: Tensor, reduction: str) -> Tensor:
-    # Its default skips blocks whose gradients are all small: nearly every one, for random logits as
-    # here.
+    # The default implementation skips blocks with small gradients: nearly all of random logits.
     implementation = "cce" if x.is_cuda else "torch_compile"
     function = importlib.import_module("cut_cross_entropy").linear_cross_entropy
     return function(x, w, t, reduction=reduction, impl=implementation)
 
 
 def torch_linear(x: Tensor, w: Tensor, t: Tensor, reduction: str) -> Tensor:
-    """PyTorch's chunked loss; None as options would be its plain path."""
+    """Return PyTorch's chunked loss; without options PyTorch would take its plain path."""
     options = torch.nn.LinearCrossEntropyOptions()
     return F.linear_cross_entropy(x, w, t, reduction=reduction, options=options)
 
@@ -96,13 +96,13 @@ def linear_peers(reduction: str) -> dict[str, Callable]:
 
 
 def logits_peers(reduction: str) -> dict[str, Callable]:
-    # Liger's gradient takes the place of the logits: inputs are made anew for every provider.
+    # Liger overwrites the logits with their gradient: every provider gets inputs of its own.
     peer = {"liger": lambda logits, t: liger("LigerCrossEntropyLoss", reduction)(logits, t)}
     return plain(plain_logits_nll, reduction) | peer
 
 
 def product_chunks(x: Tensor, w: Tensor) -> Iterator[tuple[slice, Tensor]]:
-    """Slices of tokens, and their rows of x @ w.T in one buffer."""
+    """Yield slices of tokens with their rows of x @ w.T, all in one buffer."""
     tokens = max(PRODUCT_BYTES // (w.shape[0] * x.element_size()), 1)
     tokens = min(1 << (tokens.bit_length() - 1), x.shape[0])  # a power of 2 suits every tile
     buffer = x.new_empty(tokens, w.shape[0])
@@ -138,16 +138,26 @@ def gradients(losses: dict[str, Callable]) -> dict[str, Callable]:
 
 @dataclass(frozen=True)
 class Case:
-    """What is measured: who provides it, its inputs and the least work it is."""
+    """Operation that is measured, with its providers, inputs and least work.
+
+    Attributes:
+        providers: Functions of the inputs, by the name of the provider.
+        operations: The least number of floating-point operations over N·V·D.
+        logit_moves: Reads and writes of N × V logits, where the inputs are logits.
+        heads: Pairs of hidden states and weight among the inputs; 0 for logits.
+        trains: The inputs need gradients.
+        nll: The output, or its first part, is the NLL of every token.
+    """
 
     providers: dict[str, Callable]
-    operations: int = 0  # times N·V·D
-    logit_moves: int = 0  # reads and writes of N × V logits, where they exist
-    heads: int = 1  # pairs of hidden states and weight among the inputs; 0: logits
+    operations: int = 0
+    logit_moves: int = 0
+    heads: int = 1
     trains: bool = False
-    nll: bool = False  # the output, or its first part, is the NLL of every token
+    nll: bool = False
 
     def work(self, n: int, d: int | None, v: int, dtype: torch.dtype) -> int:
+        """Return the least number of operations, or of bytes moved where the inputs are logits."""
         return (
             self.operations * n * v * d if self.heads else self.logit_moves * n * v * dtype.itemsize
         )
@@ -155,7 +165,7 @@ class Case:
     def inputs(
         self, n: int, d: int | None, v: int, dtype: torch.dtype, device: str
     ) -> list[Tensor]:
-        """Logits of standard deviation 1; the same numbers for every provider."""
+        """Draw inputs with logits of standard deviation 1, the same numbers in each call."""
         options = dict(generator=torch.Generator(device).manual_seed(0), device=device)
         shapes = [(n, d), (v, d)] * self.heads or [(n, v)]
         tensors = [torch.randn(shape, dtype=dtype, **options) for shape in shapes]
@@ -199,14 +209,16 @@ PROVIDERS = tuple(CASES["linear_nll_forward"].providers)
 
 
 def failed_check(device: str, dtype: torch.dtype) -> str | None:
-    """The first result of ours that is off from plain PyTorch in float64, on small shapes, or
-    None.
+    """Compare all results of this library with plain PyTorch in float64, on small shapes.
+
+    Returns:
+        A line on the first result that is off; None where there is none.
     """
     for size, (name, case) in itertools.product(
         ((300, 123, 5003), (512, 256, 8192)), CASES.items()
     ):
-        # Of the largest value: float32 arithmetic; for gradients in 16 bits, a rounding before the
-        # product and one after.
+        # Relative to the largest value. Float32 arithmetic is off by less than 1e-4; gradients in
+        # 16 bits are rounded before the product and after.
         tolerance = 1e-4 if not case.trains else 1e-3 if dtype == torch.float32 else 2e-2
         inputs = case.inputs(*size, dtype, device)
         doubled = [tensor.double() if tensor.is_floating_point() else tensor for tensor in inputs]
@@ -222,13 +234,16 @@ def failed_check(device: str, dtype: torch.dtype) -> str | None:
                     error = ((got.double() - expected).abs().max() / expected.abs().max()).item()
                     if not error <= tolerance:
                         where = f"{name} {provider}, output {index}, (n, d, v) = {size}, {dtype}"
-                        return f"{where}: expected a relative error of at most {tolerance:.0e}, got {error:.1e}"
+                        return (
+                            f"{where}: expected a relative error of at most {tolerance:.0e}, "
+                            f"got {error:.1e}"
+                        )
     return None
 
 
 @torch.no_grad()
 def max_abs_error(nll: Tensor, inputs: list[Tensor]) -> float:
-    """Against float64, over at most 256 tokens that are spread over all."""
+    """Return the largest error of NLL [N] against float64, over at most 256 tokens."""
     tokens = torch.linspace(0, len(nll) - 1, min(len(nll), 256)).long().to(nll.device)
     first, target = inputs[0][tokens].double(), inputs[-1][tokens]
     if len(inputs) == 2:

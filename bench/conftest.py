@@ -1,4 +1,4 @@
-"""Options of ``make bench`` and its results file, which is written anew after every row."""
+"""Options of ``make bench`` and its results file, which is rewritten after every row."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ PATH = pytest.StashKey[Path]()
 
 @pytest.fixture(scope="session")
 def results(request):
-    """What the file holds; call ``results.add(row)``."""
+    """Return an object whose ``add(row)`` writes a row into the results file."""
     name = cpu_name()
     path = request.config.stash[PATH] = Path(
         request.config.getoption("--out") or RESULTS / f"cpu-{slug(name)}.json"

@@ -1,6 +1,4 @@
-"""The table of ``make bench``: what is measured on a CPU, by whom, at which sizes and in which
-dtype.
-"""
+"""Rows of ``make bench``: the cases, providers, sizes and dtypes that are measured on a CPU."""
 
 from __future__ import annotations
 
@@ -18,19 +16,16 @@ from perplexity import token_nll
 
 # N, V, D
 SHAPES = ((2048, 50257, 768), (512, 128256, 2048), (256, 262144, 1152), (2048, 32000, 4096))
-PEERS = (
-    "torch_compile",
-    "torch_linear",
-    "cce",
-    "liger",
-)  # at the first shape: some take a minute to compile, or a step
+# Measured at the first shape only: some take a minute to compile, or a minute a step.
+PEERS = ("torch_compile", "torch_linear", "cce", "liger")
 FORWARD, TRAIN, STATISTICS = "linear_nll_forward", "linear_nll_train", "token_statistics"
 
 
 @dataclass
 class BestProduct:
-    """The matrix product of hidden states and weight alone, in the blocks that take least time;
-    logits are overwritten.
+    """Matrix product of hidden states and weight alone, in the fastest blocks of vocabulary rows.
+
+    A block's logits overwrite those of the block before.
     """
 
     rows: int = 0
@@ -44,10 +39,10 @@ class BestProduct:
     @staticmethod
     def candidates(x: Tensor, w: Tensor) -> list[int]:
         limit = max(64 << 20, x.shape[0] * 256 * 4)  # bytes of the buffer
-        found = [
+        sizes = [
             rows for rows in (256, 512, 1024, 2048, 4096, 8192) if rows * x.shape[0] * 4 <= limit
         ]
-        return [rows for rows in found if rows < w.shape[0]] or [w.shape[0]]
+        return [rows for rows in sizes if rows < w.shape[0]] or [w.shape[0]]
 
     @staticmethod
     def multiply(x: Tensor, w: Tensor, rows: int) -> None:

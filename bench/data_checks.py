@@ -1,9 +1,8 @@
-"""``python bench/data_checks.py``: what ``ppl check-data`` costs at 10, 100 and 1,000 MB of
-training text: time and peak memory.
+"""Time and memory of ``ppl check-data``: ``python bench/data_checks.py``.
 
-The text is sentences of the standard library's sources in random order, a tenth of a percent of the
-documents copies of validation. Written to bench/results/cpu-<name>-data-checks.json; asserts
-nothing.
+It is run on 10, 100 and 1,000 MB of training text: lines of the standard library's sources in
+random order. A tenth of a percent of the documents are copies of validation documents. The results
+go to bench/results/cpu-<name>-data-checks.json. Nothing is asserted.
 """
 
 from __future__ import annotations
@@ -25,11 +24,11 @@ from corpus import documentation, sources
 
 SIZES = (10, 100, 1000)  # MB
 DOCUMENT = 3000  # bytes, or a little more
-LEAKED = 0.001
+LEAKED = 0.001  # share of the documents
 
 
 def generate(path: Path, megabytes: int, valid: list[str]) -> int:
-    """JSON lines; how many validation documents are among them."""
+    """Write JSON lines of training text; return how many validation documents are among them."""
     generator, lines = random.Random(megabytes), []
     for text in sources():
         lines += [line.strip() for line in re.split(r"\n", text) if len(line) > 30]
@@ -70,19 +69,30 @@ def main() -> None:
                 begin = time.perf_counter()
                 mib = peak_mib(*command, "--workers", str(workers), "--json", str(out))
                 seconds = time.perf_counter() - begin
-                found = json.loads(out.read_text())
+                check, megabytes_read = json.loads(out.read_text()), path.stat().st_size / 1e6
                 rows.append(
                     dict(
-                        megabytes=path.stat().st_size / 1e6, workers=workers, seconds=seconds,
-                        megabytes_a_second=path.stat().st_size / 1e6 / seconds, peak_mib=mib, documents=found["documents"],
-                        seeded=leaked, exact_duplicates=found["exact_duplicates"], near_duplicates=found["near_duplicates"],
+                        megabytes=megabytes_read,
+                        workers=workers,
+                        seconds=seconds,
+                        megabytes_a_second=megabytes_read / seconds,
+                        peak_mib=mib,
+                        documents=check["documents"],
+                        seeded=leaked,
+                        exact_duplicates=check["exact_duplicates"],
+                        near_duplicates=check["near_duplicates"],
                     )
-                )  # fmt: skip
+                )
                 print(rows[-1], flush=True)
     results = dict(
-        device=cpu_name(), command="python bench/data_checks.py", date=now(), commit=commit(), xxhash=version("xxhash"),
-        numpy=version("numpy"), rows=rows,
-    )  # fmt: skip
+        device=cpu_name(),
+        command="python bench/data_checks.py",
+        date=now(),
+        commit=commit(),
+        xxhash=version("xxhash"),
+        numpy=version("numpy"),
+        rows=rows,
+    )
     write(results, options.out)
 
 

@@ -1,4 +1,4 @@
-"""Where and of what results were measured, and how their files are written."""
+"""Machine, versions and commit of a benchmark's results, and how their files are written."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import platform
 import re
 import subprocess
+import sys
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
@@ -62,8 +63,25 @@ def one_line(error: Exception) -> str:
     return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
 
 
+def numbers_of(script: Path, *arguments: str, timeout: float = 1800) -> list[float]:
+    """Run a script in a process of its own, and return the numbers in its last line.
+
+    Raises:
+        RuntimeError: The script fails; the message is the last line of its stderr.
+    """
+    # With a fixed threshold freed blocks go back to the system: memory that the script measures is
+    # that of its calls, not of the allocator's history.
+    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": str(1 << 16)}
+    command = [sys.executable, script, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=timeout)
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or ["no output"])[-1]
+        raise RuntimeError(f"{script.name}: {last}")
+    return [float(number) for number in done.stdout.splitlines()[-1].split()]
+
+
 def write(results: dict, path: Path) -> None:
-    """In one step: a run may be killed here, too."""
+    """Write a results file in one step, so that a killed run leaves a whole file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_suffix(".tmp")
     unfinished.write_text(json.dumps(results, indent=1) + "\n")

@@ -1,9 +1,8 @@
-"""``python bench/evaluation.py``: a whole evaluation beside ``model(input_ids, labels=input_ids)``
-on this CPU.
+"""Time and memory of an evaluation against the model's own loss: ``python bench/evaluation.py``.
 
-Each provider runs in a process of its own on the same windows (support/evaluation_cost.py), in
-turn: tokens a second, and the memory a run takes beyond the model. Written to
-bench/results/cpu-<name>-evaluation.json; asserts nothing.
+The providers run in turn on the same windows on this CPU, each in a process of its own
+(support/evaluation_cost.py). Measured are tokens a second, and the memory beyond the model. The
+results go to bench/results/cpu-<name>-evaluation.json. Nothing is asserted.
 """
 
 from __future__ import annotations
@@ -11,30 +10,16 @@ from __future__ import annotations
 import argparse
 import os
 import statistics
-import subprocess
 import sys
 from pathlib import Path
 
-from environment import RESULTS, SUPPORT, commit, cpu_name, now, slug, version, write
+from environment import RESULTS, SUPPORT, commit, cpu_name, now, numbers_of, slug, version, write
 
 sys.path.insert(0, str(SUPPORT))
 from evaluation_cost import CONTEXT, LAYERS, PROVIDERS, VOCABULARY, WIDTH
 
+SCRIPT = SUPPORT / "evaluation_cost.py"  # prints bytes, seconds and loss
 NAMES = {"ours": "perplexity.evaluate", "plain": "model(input_ids, labels=input_ids)"}
-
-
-def measure(provider: str, windows: int) -> tuple[float, float, float]:
-    """Bytes, seconds, loss."""
-    command = [sys.executable, SUPPORT / "evaluation_cost.py", provider, str(windows)]
-    # A fixed threshold: freed blocks go back to the system, and the figure is the run's, not the
-    # allocator's history.
-    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": str(1 << 16)}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=1800)
-    if done.returncode:
-        raise RuntimeError(
-            f"evaluation_cost.py: {(done.stderr.strip().splitlines() or ['no output'])[-1]}"
-        )
-    return tuple(map(float, done.stdout.split()[-3:]))
 
 
 def main() -> None:
@@ -47,17 +32,17 @@ def main() -> None:
     options = parser.parse_args()
     runs = {provider: [] for provider in PROVIDERS}
     for _ in range(options.rounds):
-        for provider, found in runs.items():
-            found.append(measure(provider, options.windows))
+        for provider, measured in runs.items():
+            measured.append(numbers_of(SCRIPT, provider, str(options.windows)))
     rows = [
         dict(
             provider=provider,
-            seconds=statistics.median(seconds for _, seconds, _ in found),
-            peak_bytes=int(statistics.median(peak for peak, _, _ in found)),
-            loss=found[0][2],
+            seconds=statistics.median(seconds for _, seconds, _ in measured),
+            peak_bytes=int(statistics.median(peak for peak, _, _ in measured)),
+            loss=measured[0][2],
             tokens=options.windows * (CONTEXT - 1),
         )
-        for provider, found in runs.items()
+        for provider, measured in runs.items()
     ]
     write(
         dict(
@@ -77,10 +62,12 @@ def main() -> None:
     )
     plain = next(row for row in rows if row["provider"] == "plain")
     for row in rows:
+        seconds, peak = row["seconds"], row["peak_bytes"]
         print(
-            f"{NAMES[row['provider']]:36} {row['seconds']:7.2f} s  {row['seconds'] / plain['seconds']:5.2f} of plain  "
-            f"{row['tokens'] / row['seconds']:8,.0f} tokens/s  {row['peak_bytes'] / 2**20:7,.0f} MiB "
-            f"({plain['peak_bytes'] / max(1, row['peak_bytes']):.1f} times less)  loss {row['loss']:.6f}"
+            f"{NAMES[row['provider']]:36} {seconds:7.2f} s  "
+            f"{seconds / plain['seconds']:5.2f} of plain  "
+            f"{row['tokens'] / seconds:8,.0f} tokens/s  {peak / 2**20:7,.0f} MiB "
+            f"({plain['peak_bytes'] / max(1, peak):.1f} times less)  loss {row['loss']:.6f}"
         )
     print(options.out)
 

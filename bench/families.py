@@ -1,9 +1,9 @@
-"""``python bench/families.py``: transformers' causal families beside their own logits and losses.
+"""Comparison of transformers' causal families with their own logits: ``python bench/families.py``.
 
 Each family is built small (family_configs.py) in a process of its own. The loss of ``evaluate`` is
 compared with the model's own logits in float64, and the loss and gradients of ``use_fused_loss``
-with the model's own. The rows go to bench/results/families.json and the table to docs/families.md:
-three minutes of one core. ``--table`` writes the table anew from the results file alone.
+with the model's own. The rows go to bench/results/families.json and the table to docs/families.md.
+A sweep takes three minutes of one core. ``--table`` rewrites the table from the results file alone.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ from family_configs import build, families, tokenizer
 
 RESULT = RESULTS / "families.json"
 TABLE = HERE.parent / "docs" / "families.md"
-SECONDS, BYTES = 90, 12 << 30  # of one family; nothing is built that needs more
+SECONDS, BYTES = 90, 12 << 30  # the most that one family may take
 TEXTS = [
     "The cat sat on the mat, and the dog lay by the door until the rain had gone over the hills.",
     "A loss of three nats is a choice among twenty.",
     "caf\u00e9, na\u00efve, \u4f60\u597d: bytes are not characters",
 ]
-# context and stride of ``evaluate``; None: its own choice for the model
+# Context and stride of ``evaluate``; None: the defaults for the model.
 WINDOWS = [(None, None), (24, 24 - 1), (16, 8)]
-# Float32: a row in a batch beside one alone is off by 1e-6 of the loss, a gradient by 1e-5 of the
-# largest. A rule of the head that is not known is off by 1e-2 and more at these weights.
+# In float32 the loss of a row in a batch is off by 1e-6 from that of the row alone, a gradient by
+# 1e-5 of the largest. A head with an unknown rule is off by 1e-2 and more at these weights.
 LOSS_TOLERANCE, GRADIENT_TOLERANCE = 2e-5, 1e-3
 
 
@@ -42,24 +42,24 @@ def own_nll(model, ids: list[int], context: int, stride: int) -> list[float]:
     """Return −log p of every token but the first, from the model's own logits, in float64."""
     import torch
 
-    found, scored, begin = [], 1, 0
+    nll, scored, begin = [], 1, 0
     while scored < len(ids):
         end = min(begin + context, len(ids))
         read = torch.tensor([ids[begin : end - 1]])
         logits = model(input_ids=read).logits
-        if logits.shape[1] != read.shape[1]:  # of the last position alone
+        if logits.shape[1] != read.shape[1]:  # the model returns those of the last position alone
             parts = [model(input_ids=read[:, : k + 1]).logits for k in range(read.shape[1])]
             logits = torch.cat(parts, 1)
         target = torch.tensor(ids[scored:end])
-        found += torch.nn.functional.cross_entropy(
+        nll += torch.nn.functional.cross_entropy(
             logits[0, scored - begin - 1 :].double(), target, reduction="none"
         ).tolist()
         begin, scored = begin + stride, end
-    return found
+    return nll
 
 
 def compare_evaluate(model) -> dict:
-    """Compare ``evaluate``'s loss with the model's own logits, at several windows."""
+    """Compare the loss of ``evaluate`` with the model's own logits, at several windows."""
     import torch
 
     from perplexity import evaluate
@@ -86,7 +86,7 @@ def compare_evaluate(model) -> dict:
 
 
 def batch() -> dict:
-    """Return two rows of bytes with labels, some of which are left out."""
+    """Return two rows of bytes with labels, some of which are ignored."""
     import torch
 
     tokens = tokenizer()
@@ -97,13 +97,13 @@ def batch() -> dict:
     return dict(input_ids=ids, labels=labels)
 
 
-def training_step(model, **given) -> tuple:
-    """Return the loss of ``batch`` and all gradients; dropout draws the same in each call."""
+def training_step(model, **arguments) -> tuple:
+    """Return the loss of ``batch`` and all gradients, with the same dropout in each call."""
     import torch
 
     torch.manual_seed(1)
     model.zero_grad(set_to_none=True)
-    loss = getattr(model(**batch(), **given), "loss", None)
+    loss = getattr(model(**batch(), **arguments), "loss", None)
     if loss is None:
         raise TypeError("no loss of labels")
     loss.backward()
@@ -119,24 +119,24 @@ def compare_fused(model) -> dict:
 
     model.train()
     cases, own = [{}, dict(num_items_in_batch=torch.tensor(50))], []
-    for given in [*cases]:
+    for arguments in [*cases]:
         try:
-            own.append(training_step(model, **given))
+            own.append(training_step(model, **arguments))
         except Exception as error:
-            if not given:
+            if not arguments:
                 message = f"the model's own loss fails: {said(error)}"
                 return dict(outcome="not comparable", message=message)
-            cases.remove(given)  # Trainer gives such a model no number of items either
+            cases.remove(arguments)  # Trainer passes such a model no number of items either
     largest = 0.0
     with use_fused_loss(model):
-        for given, (expected, gradients) in zip(cases, own, strict=True):
-            loss, found = training_step(model, **given)
+        for arguments, (expected, gradients) in zip(cases, own, strict=True):
+            loss, fused = training_step(model, **arguments)
             difference = abs(loss - expected) / max(1.0, abs(expected))
             what = "loss"
             scale = max(gradient.abs().max().item() for gradient in gradients.values())
-            for name in gradients.keys() | found.keys():
-                pair = found.get(name), gradients.get(name)
-                # Left out by one way and zero by the other: the same gradient.
+            for name in gradients.keys() | fused.keys():
+                pair = fused.get(name), gradients.get(name)
+                # No gradient in one of them and zeros in the other are equal.
                 one, other = (torch.zeros(()) if part is None else part for part in pair)
                 off = (one - other).abs().max().item() / scale
                 if not off <= GRADIENT_TOLERANCE:
@@ -200,7 +200,7 @@ def _child(family: str, pipe) -> None:
 
 
 def in_a_process(family: str) -> dict:
-    """Return ``study``'s row from a process that is ended after ``SECONDS``."""
+    """Return the row of ``study`` from a process that is killed after ``SECONDS``."""
     context = multiprocessing.get_context("fork")
     ours, theirs = context.Pipe(duplex=False)
     process = context.Process(target=_child, args=(family, theirs))
@@ -224,7 +224,7 @@ OUTCOMES = ("equal", "refused", "not comparable", "crashed", "wrong")
 
 
 def table(results: dict) -> str:
-    """Return docs/families.md, of the results file's content."""
+    """Return the text of docs/families.md for the content of a results file."""
     rows = results["rows"]
     built = [row for row in rows if not row["built"]]
     lines = [
@@ -255,10 +255,10 @@ def table(results: dict) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _cell(found: dict) -> str:
-    if found["outcome"] == "equal":
-        return f"{found['difference']:.0e}"
-    return f"{found['outcome']}: {_escaped(found['message'])}"
+def _cell(compared: dict) -> str:
+    if compared["outcome"] == "equal":
+        return f"{compared['difference']:.0e}"
+    return f"{compared['outcome']}: {_escaped(compared['message'])}"
 
 
 def _escaped(message: str) -> str:
@@ -286,9 +286,9 @@ def line(row: dict) -> str:
         return f"{row['family']:24} not built: {row['built']}"
     parts = []
     for name in ("evaluate", "fused"):
-        found = row[name]
-        difference = f" {found['difference']:.1e}" if "difference" in found else ""
-        parts.append(f"{name} {found['outcome']}{difference} {found.get('message', '')}")
+        compared = row[name]
+        difference = f" {compared['difference']:.1e}" if "difference" in compared else ""
+        parts.append(f"{name} {compared['outcome']}{difference} {compared.get('message', '')}")
     return f"{row['family']:26} {row['seconds']:4.1f} s  " + " | ".join(parts)
 
 
@@ -314,8 +314,8 @@ def main() -> None:
         write(results, options.out or RESULT)
     if everything and not options.out:
         TABLE.write_text(table(results))
-    found = [row[name]["outcome"] for row in rows for name in COMPARED if name in row]
-    sys.exit("wrong" in found)
+    outcomes = [row[name]["outcome"] for row in rows for name in COMPARED if name in row]
+    sys.exit("wrong" in outcomes)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,10 @@
-"""``make bench-gpu``: time, memory and error of this library and of its peers on one GPU, beside
-what that GPU can do.
+"""Time, memory and error of this library and of its peers on one GPU: ``make bench-gpu``.
 
-Two ceilings come first, through PyTorch: a bfloat16 matrix product and a copy within the device's
-memory. ``tflops`` is the least number of operations a case needs over its median time, whatever a
-provider computes (a gradient that recomputes the logits takes 8·N·V·D operations, 6·N·V·D are
-counted); ``tb_s`` likewise counts the reads and writes of logits alone. Results are rewritten after
-every row: a run that is killed keeps what it had.
+Two ceilings of the GPU are measured first, through PyTorch: a bfloat16 matrix product, and a copy
+within the device's memory. ``tflops`` is the least number of operations of a case over its median
+time, whatever a provider computes. (A gradient that recomputes the logits takes 8·N·V·D operations,
+of which 6·N·V·D count.) ``tb_s`` likewise counts the reads and writes of the logits alone. The
+results file is rewritten after every row, so that a killed run keeps its rows.
 """
 
 from __future__ import annotations
@@ -32,34 +31,20 @@ from rich.table import Table
 from perplexity.kernels.fingerprint import kernels_hash
 
 STARTED = time.perf_counter()
-# In the order they are run: the most telling sizes, then the cheap ones, then what the budget may
-# leave out.
+# In the order of the run: the most telling sizes first, those that the budget may leave out last.
 TOKENS = (8192, 1024, 32768)
 SHAPES = ((4096, 128256), (2304, 256000), (2048, 32768), (8192, 128256))  # D, V
-TINY = ((32,), ((16, 97),))  # on a CPU, unless told otherwise
-ROW_SECONDS = 4.0  # a row's repeats are fewer where they would take longer
+TINY = ((32,), ((16, 97),))  # N and (D, V) on a CPU, by default
+ROW_SECONDS = 4.0  # a row is repeated less often where its repeats would take longer
 OVER_BUDGET = "left out for the budget"
 FIELDS = (
-    *(
-        "case",
-        "provider",
-        "n",
-        "d",
-        "v",
-        "dtype",
-        "median_ms",
-        "min_ms",
-        "max_ms",
-        "repeats",
-        "tflops",
-        "tb_s",
-    ),
-    *("peak_temporary_bytes", "max_abs_error", "error"),
+    *("case", "provider", "n", "d", "v", "dtype", "median_ms", "min_ms", "max_ms", "repeats"),
+    *("tflops", "tb_s", "peak_temporary_bytes", "max_abs_error", "error"),
 )
 
 
 def milliseconds(call: Callable, device: str, repeats: int) -> list[float]:
-    """Of every call; on a GPU between events, the host running ahead as in training."""
+    """Return the time of every call; on a GPU between events, with the host running ahead."""
     if device == "cpu":
         times = [time.perf_counter()]
         for _ in range(repeats):
@@ -76,24 +61,24 @@ def milliseconds(call: Callable, device: str, repeats: int) -> list[float]:
 
 
 def ceilings(device: str) -> dict[str, float]:
-    """TFLOP/s of a square bfloat16 product and TB/s of a copy, bytes read plus bytes written."""
+    """Measure TFLOP/s of a square bfloat16 product, and TB/s (read plus written) of a copy."""
     size, copied = (8192, 2 << 30) if device == "cuda" else (256, 1 << 20)
     a, b = (torch.randn(size, size, device=device, dtype=torch.bfloat16) for _ in range(2))
     source, target = (torch.zeros(copied, dtype=torch.uint8, device=device) for _ in range(2))
-    found = {}
+    rates = {}
     for name, call, work in (
         ("matmul_tflops", lambda: a @ b, 2 * size**3),
         ("copy_tb_s", lambda: target.copy_(source), 2 * copied),
     ):
         milliseconds(call, device, 3)  # warm-up
-        found[name] = work / statistics.median(milliseconds(call, device, 20)) / 1e9
-    return found
+        rates[name] = work / statistics.median(milliseconds(call, device, 20)) / 1e9
+    return rates
 
 
 def measure(
     case: Case, provider: str, size: tuple, dtype: torch.dtype, device: str, repeats: int
 ) -> dict:
-    """The measured fields of a row."""
+    """Return the measured fields of a row."""
     gpu = device == "cuda"
     inputs = case.inputs(*size, dtype, device)
     call = partial(case.providers[provider], *inputs)
@@ -106,7 +91,7 @@ def measure(
     if gpu:
         torch.cuda.synchronize()
     seconds = time.perf_counter() - start
-    # What is allocated now is what was before and the outputs.
+    # The memory allocated now is that of the inputs and of the outputs.
     peak = torch.cuda.max_memory_allocated() - torch.cuda.memory_allocated() if gpu else None
     fields = dict(peak_temporary_bytes=peak)
     nll = output[0] if isinstance(output, tuple) else output
@@ -127,7 +112,7 @@ def measure_or_error(case: Case, provider: str, *arguments) -> dict:
     gc.collect()
     torch.cuda.empty_cache()  # does nothing where there is no GPU
     if provider == "torch_compile":
-        torch.compiler.reset()  # past 8 shapes it would run uncompiled without a word
+        torch.compiler.reset()  # after 8 shapes it would silently run uncompiled
     try:
         return measure(case, provider, *arguments)
     except torch.OutOfMemoryError:
@@ -172,7 +157,7 @@ def parse() -> argparse.Namespace:
 
 
 def plan(options: argparse.Namespace) -> list[tuple[str, tuple, str]]:
-    """(case, (n, d, v), provider), the most important first; logits that exist have no D."""
+    """Return (case, (n, d, v), provider) of each row, important ones first; logits have no D."""
     rows = {
         (name, (n, d if CASES[name].heads else None, v), provider): None
         for n in options.n
@@ -181,7 +166,7 @@ def plan(options: argparse.Namespace) -> list[tuple[str, tuple, str]]:
         for provider in options.providers
         if provider in CASES[name].providers
     }
-    # Compiling takes seconds a row: at other sizes than the first it comes last.
+    # Rows of torch.compile take seconds to compile: those beyond the first N come last.
     return sorted(rows, key=lambda row: row[2] == "torch_compile" and row[1][0] != options.n[0])
 
 
@@ -227,17 +212,17 @@ def table(results: dict) -> Table:
 
 
 def run(results: dict, options: argparse.Namespace, path: Path) -> str | None:
-    """Fill the rows; returns what ended the run early, or None."""
-    # the least seen: what is compiled is compiled once
+    """Fill the rows; return the reason why the run ended early, or None."""
+    # The least of all rows, since a row may include the time of compiling.
     seconds_per_work: dict[tuple[str, str], float] = {}
     for name, size, provider in plan(options):
         case, dtype, began = CASES[name], DTYPES[options.dtype], time.perf_counter()
         work = case.work(*size, dtype)
         if began - STARTED + seconds_per_work.get((name, provider), 0.0) * work > options.budget:
-            found = dict(error=OVER_BUDGET)
+            fields = dict(error=OVER_BUDGET)
         else:
-            found = measure_or_error(case, provider, size, dtype, options.device, options.repeats)
-            if "error" not in found:
+            fields = measure_or_error(case, provider, size, dtype, options.device, options.repeats)
+            if "error" not in fields:
                 rate = (time.perf_counter() - began) / work
                 seconds_per_work[name, provider] = min(
                     rate, seconds_per_work.get((name, provider), rate)
@@ -246,7 +231,7 @@ def run(results: dict, options: argparse.Namespace, path: Path) -> str | None:
         row = (
             dict.fromkeys(FIELDS)
             | dict(case=name, provider=provider, n=n, d=d, v=v, dtype=options.dtype)
-            | found
+            | fields
         )
         results["rows"].append(row)
         write(results, path)
@@ -261,9 +246,8 @@ def run(results: dict, options: argparse.Namespace, path: Path) -> str | None:
         if row["error"] and options.device == "cuda":
             try:
                 torch.cuda.synchronize()
-            except (
-                Exception
-            ) as error:  # after an illegal access nothing runs any more in this process
+            # After an illegal access nothing runs in this process any more.
+            except Exception as error:
                 return f"the device is lost after {name} {size} {provider}: {one_line(error)}"
     return None
 
@@ -278,7 +262,7 @@ def main() -> int:
             file=sys.stderr,
         )
         return 2
-    os.environ.pop("PERPLEXITY_BACKEND", None)  # "ours" is what a user gets who chooses nothing
+    os.environ.pop("PERPLEXITY_BACKEND", None)  # "ours" is the default of the library
     try:
         failure = failed_check(options.device, DTYPES[options.dtype])
     except Exception as error:
@@ -302,10 +286,11 @@ def main() -> int:
     write(results, path)
     ended = run(results, options, path)
     width = None if sys.stdout.isatty() else 160
-    Console(width=width, markup=False).print(table(results))  # errors have brackets of their own
+    Console(width=width, markup=False).print(table(results))  # errors may have brackets
     left_out = sum(row["error"] == OVER_BUDGET for row in results["rows"])
     print(
-        f"{path.name}: {len(results['rows'])} rows, {left_out} left out for the budget of {options.budget:g} s"
+        f"{path.name}: {len(results['rows'])} rows, "
+        f"{left_out} left out for the budget of {options.budget:g} s"
     )
     if ended:
         print(f"bench-gpu: {ended}", file=sys.stderr)

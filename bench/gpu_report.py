@@ -1,8 +1,7 @@
-"""``python bench/gpu_report.py``: README's table of what ``make bench-gpu`` measured, from every
-file of it in bench/results/.
+"""Table of the GPU results in README: ``python bench/gpu_report.py``.
 
-Says so where the device code has changed since, and where nothing was measured. Run it after a
-change of device code.
+It is made from every file of ``make bench-gpu`` in bench/results/. It says where the device code
+has changed since the measurement, so run it after a change of device code.
 """
 
 from __future__ import annotations
@@ -29,22 +28,22 @@ NOTHING = "They have not been run or timed on a GPU yet: `make bench-gpu` is rea
 
 
 def measured(folder: Path = RESULTS) -> list[tuple[str, dict]]:
-    """Names and contents of the files that ``bench/gpu.py`` wrote on a GPU."""
-    found = [(path.name, json.loads(path.read_text())) for path in sorted(folder.glob("*.json"))]
+    """Return the names and contents of the files that ``bench/gpu.py`` wrote on a GPU."""
+    files = [(path.name, json.loads(path.read_text())) for path in sorted(folder.glob("*.json"))]
     return [
         (name, results)
-        for name, results in found
+        for name, results in files
         if "ceilings" in results and results["device"] != "cpu"
     ]
 
 
 def _cell(row: dict | None, unit: float | None) -> str:
-    """Time over ``unit`` milliseconds and temporary MiB, or why there is none."""
+    """Return time over ``unit`` milliseconds and temporary MiB, or the error of the row."""
     if row is None:
         return ""
     if row["error"]:
         return row["error"][:24]
-    if not unit:  # what times are multiples of failed
+    if not unit:  # the row that times are multiples of has failed
         return f"{row['median_ms']:.3f} ms"
     return f"{row['median_ms'] / unit:.2f} ({row['peak_temporary_bytes'] / 2**20:,.0f})"
 
@@ -54,10 +53,11 @@ def table(results: dict, source: str) -> str:
     for row in results["rows"]:
         rows.setdefault((row["case"], row["v"], row["d"] or 0, row["n"]), {})[row["provider"]] = row
     lines = [
-        f"{results['device']}, torch {results['torch']}, triton {results['triton']}, commit {results['commit']}, from "
-        f"[{source}](bench/results/{source}): product {limits['matmul_tflops']:.0f} TFLOP/s, copy {limits['copy_tb_s']:.2f} TB/s. "
-        "Time as a multiple of cuBLAS's products alone (three for training), or for logits of the time that copy takes for their "
-        "bytes; in brackets the temporary memory in MiB.",
+        f"{results['device']}, torch {results['torch']}, triton {results['triton']}, "
+        f"commit {results['commit']}, from [{source}](bench/results/{source}): "
+        f"product {limits['matmul_tflops']:.0f} TFLOP/s, copy {limits['copy_tb_s']:.2f} TB/s. "
+        "Time as a multiple of cuBLAS's products alone (three for training), or for logits of the "
+        "time that copy takes for their bytes; in brackets the temporary memory in MiB.",
         "",
     ]
     if results["kernels_hash"] != kernels_hash():
@@ -89,7 +89,7 @@ def section(folder: Path = RESULTS) -> str:
 
 
 def placed(text: str) -> str:
-    """README with the section between its two markers."""
+    """Return README's text with the tables between their two markers."""
     before, rest = text.split(BEGIN)
     return f"{before}{BEGIN}\n{section()}\n{END}{rest.split(END)[1]}"
 

@@ -1,8 +1,7 @@
-"""Peak memory of one row, in a process of its own: ``python bench/memory.py CASE PROVIDER DTYPE N V
-[D]`` prints two counts.
+"""Peak memory of one row: ``python bench/memory.py CASE PROVIDER DTYPE N V [D]``.
 
-Bytes by which the high-water mark of resident memory rises in a call, and bytes of what it returns.
-Linux only.
+It prints the bytes by which a call raises the high-water mark of resident memory in this process,
+and the bytes of the call's results. Linux only.
 """
 
 import sys
@@ -16,8 +15,8 @@ from peak_memory import high_water, reset_high_water
 
 def main(case: str, provider: str, dtype: str, n: str, v: str, d: str | None = None) -> None:
     row = Row("", case, provider, int(n), int(v), int(d) if d else None, dtype)
-    # Libraries, threads and their buffers are there after a tiny call; what is compiled, only after
-    # one of the same shape.
+    # A tiny call loads libraries and starts threads. What is compiled takes a call of the same
+    # shape.
     small = (
         row
         if provider in ("torch_compile", "cce")

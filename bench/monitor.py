@@ -1,7 +1,8 @@
-"""``python bench/monitor.py``: what the monitor costs: a million points read and judged, a call of
-``log``, an update.
+"""Time and memory of the monitor: ``python bench/monitor.py``.
 
-Written to bench/results/cpu-<name>-monitor.json; asserts nothing.
+Measured are the reading and the diagnosis of a million points, a call of ``log``, and an update of
+the view that follows a file. The results go to bench/results/cpu-<name>-monitor.json. Nothing is
+asserted.
 """
 
 from __future__ import annotations
@@ -23,8 +24,9 @@ POINTS = 1_000_000
 
 
 def peak_mib(*arguments: str) -> float:
-    """High-water mark of a ``ppl`` process; a fresh image's own, which getrusage of a child is
-    not.
+    """Run ``ppl`` and return the high-water mark of its memory, which it reads from its own status.
+
+    getrusage would count the memory of this process before the child's start, too.
     """
     code = "import sys; from perplexity.cli import main; from peak_memory import high_water; "
     code += "main(sys.argv[1:]); print(high_water(), file=sys.stderr)"
@@ -69,12 +71,12 @@ def main() -> None:
         start = time.perf_counter()
         history = read_history(path)
         read = time.perf_counter()
-        found = diagnose(history.digest(), vocabulary_size=50_257)
+        diagnosis = diagnose(history.digest(), vocabulary_size=50_257)
         judged = time.perf_counter()
         begin = time.perf_counter()
         assert len(read_history(lines)) == len(history)
         read_lines = time.perf_counter() - begin
-        mib = {  # of the whole command, imports and all
+        mib = {  # of the whole command, its imports included
             "command_of_few_points_mib": peak_mib("monitor", str(few)),
             "command_mib": peak_mib("monitor", str(path)),
             "command_json_lines_mib": peak_mib("monitor", str(lines)),
@@ -90,7 +92,7 @@ def main() -> None:
         monitor.log(step, train_loss=loss, val_loss=loss)
     evaluation = (time.perf_counter() - begin) / 20_000
     updates = []
-    for _ in range(20):  # of the view that follows a file: one more point, and the diagnosis
+    for _ in range(20):  # one more point and the diagnosis, as the view that follows a file
         begin = time.perf_counter()
         monitor.log(2 * len(calls), train_loss=3.0)
         monitor.diagnose()
@@ -101,7 +103,7 @@ def main() -> None:
         date=now(),
         commit=commit(),
         points=POINTS,
-        verdict=found.verdict,
+        verdict=diagnosis.verdict,
         read_seconds=read - start,
         judge_seconds=judged - read,
         json_lines_read_seconds=read_lines,

@@ -1,8 +1,9 @@
-"""``python bench/report.py RESULTS.json [--readme README.md]``: the table and the plot of a file
-that ``make bench`` wrote.
+"""Table and plot of a file of ``make bench``: ``python bench/report.py RESULTS.json``.
 
-Ratios are of medians within one run. ``of limit``: for the forward the matrix product alone, in its
-best blocks and the inputs' dtype, over the time; for training three such products.
+``--readme README.md`` puts the table into that file.
+
+Ratios are of medians within one run. ``of limit`` is the time of the matrix product alone, in its
+fastest blocks and the inputs' dtype, over the row's time; for training, of three such products.
 """
 
 from __future__ import annotations
@@ -40,14 +41,15 @@ class Results:
     def __init__(self, path: Path):
         self.content = json.loads(path.read_text())
         self.rows = self.content["rows"]
-        self._found = {tuple(row[key] for key in KEYS): row for row in self.rows}
+        self._by_key = {tuple(row[key] for key in KEYS): row for row in self.rows}
 
     def find(self, row: dict, **changes) -> dict | None:
-        found = self._found.get(tuple((row | changes)[key] for key in KEYS))
-        return found if found and found["median_ms"] else None
+        """Return the row that differs from ``row`` by ``changes``; None where it has no time."""
+        other = self._by_key.get(tuple((row | changes)[key] for key in KEYS))
+        return other if other and other["median_ms"] else None
 
     def ratio(self, row: dict) -> float | None:
-        """Time over that of plain PyTorch."""
+        """Return a row's time over that of plain PyTorch."""
         plain = self.find(row, provider="torch")
         return row["median_ms"] / plain["median_ms"] if plain and row["median_ms"] else None
 
@@ -58,14 +60,14 @@ class Results:
         return (3 if row["case"] == TRAIN else 1) * product["median_ms"] / row["median_ms"]
 
     def extra_mib(self, row: dict) -> float | None:
-        """Peak memory beyond what is returned."""
+        """Return a row's peak memory without the results of the call."""
         return (
             None if row["peak_bytes"] is None else (row["peak_bytes"] - row["output_bytes"]) / 2**20
         )
 
     def exponents(self) -> dict[tuple[str, str], float]:
-        """Fitted d log(time) / d log(size) as N, V and D are doubled four times, for every case."""
-        found = {}
+        """Fit d log(time) / d log(size) over four doublings of N, V and D, for each case."""
+        slopes = {}
         for case, axis in itertools.product((FORWARD, TRAIN), ("n", "v", "d")):
             rows = [
                 row
@@ -80,10 +82,10 @@ class Results:
                 if all(row[name] == base[name] for name in others)
             ]
             if len(points) > 1:
-                found[case, axis.upper()] = float(
+                slopes[case, axis.upper()] = float(
                     numpy.polyfit(*zip(*points, strict=True), deg=1)[0]
                 )
-        return found
+        return slopes
 
 
 def _cell(value: float | None, form: str) -> str:
@@ -140,7 +142,7 @@ def show(results: Results) -> None:
 
 
 def plot(results: Results, path: Path) -> None:
-    """Time and memory against V, if those rows were measured."""
+    """Plot time and memory against V, where the results have such rows."""
     rows = [row for row in results.rows if row["group"] == "vocabulary" and row["median_ms"]]
     if not rows:
         return
@@ -174,22 +176,24 @@ def plot(results: Results, path: Path) -> None:
     )
     n, d = rows[0]["n"], rows[0]["d"]
     figure.suptitle(
-        f"{n} tokens, hidden size {d}, float32; {results.content['device']}, {results.content['cores']} cores"
+        f"{n} tokens, hidden size {d}, float32; "
+        f"{results.content['device']}, {results.content['cores']} cores"
     )
     figure.savefig(path, dpi=130)
     plt.close(figure)
 
 
 def of_commits(results: Results) -> str:
-    found = sorted({row.get("commit") or results.content["commit"] for row in results.rows})
-    return ("commit " if len(found) == 1 else "commits ") + ", ".join(found)
+    commits = sorted({row.get("commit") or results.content["commit"] for row in results.rows})
+    return ("commit " if len(commits) == 1 else "commits ") + ", ".join(commits)
 
 
 def markdown(results: Results, source: str, picture: str) -> str:
     content = results.content
     lines = [
-        f"{content['device']}, {content['cores']} cores, torch {content['torch']}, {of_commits(results)}: medians of "
-        f"`make bench`, from [{source}]({source}). Memory is beyond what is returned.",
+        f"{content['device']}, {content['cores']} cores, torch {content['torch']}, "
+        f"{of_commits(results)}: medians of `make bench`, from [{source}]({source}). "
+        "Memory is beyond what is returned.",
         "",
         "| " + " | ".join(HEADINGS[:-1]) + " |",
         "| --- | --- | --- | --- |" + " ---: |" * 5,

@@ -1,9 +1,8 @@
-"""``python bench/roofline.py``: what the kernels should cost on an H200, from what they compile to;
-nothing is measured.
+"""Prediction of the kernels' time on an H200, from compiled code: ``python bench/roofline.py``.
 
-Compiles the launches ahead of time for sm_90, counts registers, shared memory and instructions, and
-predicts each case's time beside the bfloat16 product alone. Written to
-bench/results/roofline-h200.json and into docs/performance.md.
+Nothing is measured. The launches are compiled ahead of time for sm_90. From registers, shared
+memory and instructions follows the time of each case as a multiple of the bfloat16 product alone.
+The results go to bench/results/roofline-h200.json and into docs/performance.md.
 """
 
 from __future__ import annotations
@@ -30,8 +29,8 @@ from perplexity.kernels.fingerprint import kernels_hash
 from perplexity.kernels.gpu.launch import Target
 from perplexity.kernels.gpu.linear_nll import SPAN
 
-# Product and copy (read plus written) through PyTorch on one; multiprocessors, their clock under
-# load and lanes by its sheet.
+# Product and copy (read plus written) are measured through PyTorch. Multiprocessors, lanes and the
+# clock under load are from the data sheet.
 DEVICE = dict(
     name="H200",
     product_flops=790e12,
@@ -52,14 +51,12 @@ KERNELS = {
 }
 BEGIN, END = "<!-- roofline: begin -->", "<!-- roofline: end -->"
 TRAIN_BEGIN, TRAIN_END = "<!-- training roofline: begin -->", "<!-- training roofline: end -->"
-
-
-# of a bfloat16 logit: read, and written in its place
+# Bytes of a bfloat16 logit that are moved: read, and for the gradient written in its place.
 ROW_BYTES = {"_nll_kernel": 2, "_nll_grad_kernel": 4}
 
 
 def sass(cubin: bytes) -> list[tuple[int, str]]:
-    """Addresses and texts of a program's instructions."""
+    """Return the addresses and texts of a program's instructions."""
     tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
@@ -68,16 +65,18 @@ def sass(cubin: bytes) -> list[tuple[int, str]]:
             [tool, "-sass", file.name], capture_output=True, text=True, check=True
         ).stdout
     return [
-        (int(found[1], 16), found[2])
-        for found in re.finditer(r"/\*([0-9a-f]{4,})\*/\s+([@A-Z][^;]*);", text)
+        (int(match[1], 16), match[2])
+        for match in re.finditer(r"/\*([0-9a-f]{4,})\*/\s+([@A-Z][^;]*);", text)
     ]
 
 
 def row_kernels() -> dict[str, dict]:
-    """Of the kernels over logits that exist: instructions of a thread in the loop over a row,
-    beside what the memory allows.
+    """Count a thread's instructions a logit in the kernels over logits.
+
+    Instructions are those of the longest loop, which is over a row. The memory allows as many as
+    are executed in the time that the row's bytes take.
     """
-    found = {}
+    kernels = {}
     for built, options in launches(Case("nll", "sm_90", "bfloat16", "aligned", frozenset())):
         name = built.fn.__name__
         kernel = triton.compile(built, target=GPUTarget("cuda", 90, 32), options=options)
@@ -103,47 +102,55 @@ def row_kernels() -> dict[str, dict]:
         lanes = DEVICE["multiprocessors"] * DEVICE["lanes"] * DEVICE["clock"]
         registers, spilled = nvidia_resources(kernel.asm["cubin"])
         bytes_a_logit = ROW_BYTES[name]
-        found[name.strip("_")] = dict(
-            registers=registers, spilled_bytes=spilled, instructions_a_logit=per_logit, bytes_a_logit=bytes_a_logit,
+        kernels[name.strip("_")] = dict(
+            registers=registers,
+            spilled_bytes=spilled,
+            instructions_a_logit=per_logit,
+            bytes_a_logit=bytes_a_logit,
             instructions_the_memory_allows=bytes_a_logit / DEVICE["copy_bytes"] * lanes,
-        )  # fmt: skip
-    return found
+        )
+    return kernels
 
 
 def trained(kernel: dict, n: int, d: int, v: int) -> dict:
-    """Times the three products alone: gradients made with the loss, and logits recomputed in the
-    backward.
+    """Predict a training step as a multiple of its three products alone.
 
-    What goes through memory is added to the products as if nothing of it happened at the same time.
+    ``ahead``: gradients are made with the loss. ``recomputed``: the backward computes the logits
+    again. Time for memory is added to that of the products, as if the two never overlapped.
     """
     hidden, weight = (torch.empty(rows, d, device="meta", dtype=torch.bfloat16) for rows in (n, v))
     chunk = ahead_chunk(Target("cuda", 90), hidden, weight, True)
     chunks = math.ceil(n / chunk)
     forward = predicted(kernel, n, d, v)
     product = forward["product_ms"] / 1e3
-    logits = 8 * n * v  # written, read for the sums, read and overwritten by their gradient
-    # float32, from zeros to the weight's 16 bits
+    # Bytes: logits are written, read for the sums, read again and overwritten by their gradient.
+    logits = 8 * n * v
+    # Bytes of the weight gradient's float32 sums: from zeros, over all chunks, to 16 bits.
     sums = (8 * chunks + 10) * v * d if chunks > 1 else 0
     recomputed = 2 * forward["fused"] + 2 + 2 * n * v / DEVICE["copy_bytes"] / product
     return dict(
-        n=n, d=d, v=v, products_ms=3e3 * product, chunk=chunk, logits=logits / DEVICE["copy_bytes"] / product / 3,
+        n=n,
+        d=d,
+        v=v,
+        products_ms=3e3 * product,
+        chunk=chunk,
+        logits=logits / DEVICE["copy_bytes"] / product / 3,
         weight_sums=sums / DEVICE["copy_bytes"] / product / 3,
-        ahead=1 + (logits + sums) / DEVICE["copy_bytes"] / product / 3, recomputed=recomputed / 3,
-    )  # fmt: skip
+        ahead=1 + (logits + sums) / DEVICE["copy_bytes"] / product / 3,
+        recomputed=recomputed / 3,
+    )
 
 
 def compiled(operation: str) -> dict:
-    """What the sweep over the vocabulary takes: tile, registers, bytes, and instructions a thread
-    executes for a tile's sums.
-    """
+    """Compile the sweep over the vocabulary; return its tile, registers, bytes and instructions."""
     case = Case(operation, "sm_90", "bfloat16", "aligned", frozenset())
     built, options = next(
         pair
         for pair in launches(case)
         if pair[0].fn.__name__ in ("_partials_kernel", "_kl_partials_kernel")
     )
-    found = triton.compile(built, target=GPUTarget("cuda", 90, 32), options=options)
-    registers, spilled = nvidia_resources(found.asm["cubin"])
+    kernel = triton.compile(built, target=GPUTarget("cuda", 90, 32), options=options)
+    registers, spilled = nvidia_resources(kernel.asm["cubin"])
     constants = {built.fn.arg_names[key[0]]: value for key, value in built.constants.items()}
     n, v, d = (constants[f"BLOCK_{axis}"] for axis in "NVD")
     return dict(
@@ -152,59 +159,69 @@ def compiled(operation: str) -> dict:
         stages=options["num_stages"],
         registers=registers,
         spilled_bytes=spilled,
-        shared_bytes=found.metadata.shared,
-        wgmma=found.asm["ptx"].count("wgmma.mma_async"),
-        tma_loads=found.asm["ptx"].count("cp.async.bulk.tensor"),
-        instructions=len(sass(found.asm["cubin"])),  # of the whole program: an upper bound
+        shared_bytes=kernel.metadata.shared,
+        wgmma=kernel.asm["ptx"].count("wgmma.mma_async"),
+        tma_loads=kernel.asm["ptx"].count("cp.async.bulk.tensor"),
+        instructions=len(sass(kernel.asm["cubin"])),  # of the whole program: an upper bound
         logits_a_thread=n * v // (32 * options["num_warps"]),
         bytes_a_step=2 * (n + v) * d,
         flops_a_step=2 * n * v * d,
         products=2 if operation == "linear_kl" else 1,
         programs=programs_a_multiprocessor(
-            "sm_90", registers, found.metadata.shared, options["num_warps"]
+            "sm_90", registers, kernel.metadata.shared, options["num_warps"]
         ),
     )
 
 
 def predicted(kernel: dict, n: int, d: int, v: int) -> dict:
-    """Milliseconds of the products alone, and times them: the fused sweep, and chunks of float32
-    logits through memory.
+    """Predict a forward as a multiple of its products alone, whose milliseconds are returned, too.
+
+    ``fused``: the sweep over the vocabulary. ``chunked``: chunks of float32 logits through memory.
     """
     product = kernel["products"] * 2 * n * v * d / DEVICE["product_flops"]
     programs = math.ceil(n / kernel["tile"][0]) * math.ceil(v / SPAN)
     busy = programs / (math.ceil(programs / DEVICE["multiprocessors"]) * DEVICE["multiprocessors"])
-    # Hopper's sums wait for the tile's products and the next tile's for them; only the reads run
-    # on.
+    # On Hopper the sums wait for a tile's products, and the next products for the sums. Only reads
+    # overlap.
     issued = n * v * kernel["instructions"] / kernel["logits_a_thread"]
     sums = issued / (DEVICE["multiprocessors"] * DEVICE["lanes"] * DEVICE["clock"])
     moved = 8 * n * v / DEVICE["copy_bytes"]
     return dict(
-        n=n, d=d, v=v, product_ms=1e3 * product, busy=busy, sums=sums / product,
-        fused=(1 + sums / product) / busy, chunked=1 + moved / product,
-    )  # fmt: skip
+        n=n,
+        d=d,
+        v=v,
+        product_ms=1e3 * product,
+        busy=busy,
+        sums=sums / product,
+        fused=(1 + sums / product) / busy,
+        chunked=1 + moved / product,
+    )
 
 
 def markdown(results: dict) -> str:
     lines = [
-        "| kernel | tile N × V × D | registers | spilled | shared bytes | programs | wgmma | TMA loads "
-        "| instructions a tile and thread |",
+        "| kernel | tile N × V × D | registers | spilled | shared bytes | programs | wgmma "
+        "| TMA loads | instructions a tile and thread |",
         "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for name, kernel in results["kernels"].items():
         tile = " × ".join(map(str, kernel["tile"]))
         lines.append(
-            f"| `{name}` | {tile} | {kernel['registers']} | {kernel['spilled_bytes']} | {kernel['shared_bytes']:,} | "
-            f"{kernel['programs']} | {kernel['wgmma']} | {kernel['tma_loads']} | {kernel['instructions']:,} |"
+            f"| `{name}` | {tile} | {kernel['registers']} | {kernel['spilled_bytes']} | "
+            f"{kernel['shared_bytes']:,} | {kernel['programs']} | {kernel['wgmma']} | "
+            f"{kernel['tma_loads']} | {kernel['instructions']:,} |"
         )
     lines += [
         "",
-        "| D | V | N | product ms | busy | fused: sums | fused | statistics | divergence | chunked |",
+        "| D | V | N | product ms | busy | fused: sums | fused | statistics | divergence "
+        "| chunked |",
         "| ---: " * 10 + "|",
     ]
     for row, statistics, divergence in zip(*(results[name] for name in KERNELS), strict=True):
         lines.append(
-            f"| {row['d']:,} | {row['v']:,} | {row['n']:,} | {row['product_ms']:.3f} | {row['busy']:.0%} | "
-            f"{row['sums']:.1%} | {row['fused']:.2f} | {statistics['fused']:.2f} | "
+            f"| {row['d']:,} | {row['v']:,} | {row['n']:,} | {row['product_ms']:.3f} | "
+            f"{row['busy']:.0%} | {row['sums']:.1%} | {row['fused']:.2f} | "
+            f"{statistics['fused']:.2f} | "
             f"{divergence['fused']:.2f} | {row['chunked']:.2f} |"
         )
     return "\n".join(lines) + "\n"
@@ -212,13 +229,15 @@ def markdown(results: dict) -> str:
 
 def training_markdown(results: dict) -> str:
     lines = [
-        "| D | V | N | three products ms | chunk | logits | weight's sums | made ahead | recomputed |",
+        "| D | V | N | three products ms | chunk | logits | weight's sums | made ahead "
+        "| recomputed |",
         "| ---: " * 9 + "|",
     ]
     for row in results["training"]:
         lines.append(
-            f"| {row['d']:,} | {row['v']:,} | {row['n']:,} | {row['products_ms']:.3f} | {row['chunk']:,} | "
-            f"{row['logits']:.1%} | {row['weight_sums']:.1%} | {row['ahead']:.2f} | {row['recomputed']:.2f} |"
+            f"| {row['d']:,} | {row['v']:,} | {row['n']:,} | {row['products_ms']:.3f} | "
+            f"{row['chunk']:,} | {row['logits']:.1%} | {row['weight_sums']:.1%} | "
+            f"{row['ahead']:.2f} | {row['recomputed']:.2f} |"
         )
     lines += [
         "",
@@ -227,14 +246,14 @@ def training_markdown(results: dict) -> str:
     ]
     for name, row in results["row_kernels"].items():
         lines.append(
-            f"| `{name}` | {row['registers']} | {row['spilled_bytes']} | {row['instructions_a_logit']:.1f} | "
-            f"{row['instructions_the_memory_allows']:.1f} |"
+            f"| `{name}` | {row['registers']} | {row['spilled_bytes']} | "
+            f"{row['instructions_a_logit']:.1f} | {row['instructions_the_memory_allows']:.1f} |"
         )
     return "\n".join(lines) + "\n"
 
 
 def placed(text: str, results: dict) -> str:
-    """The document with both tables between their markers."""
+    """Return a document's text with both tables between their markers."""
     for begin, end, table in ((BEGIN, END, markdown), (TRAIN_BEGIN, TRAIN_END, training_markdown)):
         before, after = text.split(begin)[0], text.split(end)[1]
         text = f"{before}{begin}\n{table(results)}{end}{after}"

@@ -1,9 +1,8 @@
-"""``python bench/steps.py``: what each step of a block costs on this CPU, and what it would cost
-done otherwise.
+"""Time of each step of a block on this CPU, and of alternatives: ``python bench/steps.py``.
 
-Every variant streams the same weight, block by block, through a matrix product and the sweeps that
-follow it: a step is timed where it happens, with the caches as the steps before it left them.
-Milliseconds a 2²⁰ logits, medians over blocks.
+Every variant streams the same weight, block by block, through a matrix product and the sweeps after
+it. So a step is timed in its place, with the caches as the steps before have left them. Times are
+milliseconds for 2²⁰ logits, medians over blocks.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ Step = tuple[str, Callable]
 
 
 def row_steps(z: torch.Tensor, state: dict) -> list[Step]:
-    """What ``blockwise.py`` does to a block of logits [tokens, columns] on the way to their sum."""
+    """Return the steps of ``blockwise.py`` from a block of logits [tokens, columns] to its sum."""
     return [
         ("amax", lambda: state.update(maximum=z.amax(1)[:, None])),
         ("subtract the maximum", lambda: z.sub_(state["maximum"])),
@@ -53,13 +52,13 @@ def variants() -> dict[str, tuple[torch.dtype, Callable[[dict], list[Step]]]]:
         return replaced(steps, {"times log2 e": [], "exp2": [("exp", rows.exp_)]})
 
     def argmax(state):
-        found = [
+        gather = [
             (
                 "argmax and gather",
                 lambda: state.update(maximum=rows.gather(1, rows.argmax(1)[:, None])),
             )
         ]
-        return replaced(product(state) + row_steps(rows, state), {"amax": found})
+        return replaced(product(state) + row_steps(rows, state), {"amax": gather})
 
     def transposed(state):
         return [
@@ -127,7 +126,7 @@ def variants() -> dict[str, tuple[torch.dtype, Callable[[dict], list[Step]]]]:
 
 @torch.no_grad()
 def measure() -> dict[str, dict[str, float]]:
-    found = {}
+    milliseconds = {}
     for name, (dtype, steps_of) in variants().items():
         weight, times = (torch.randn(BLOCKS * R, D) * D**-0.5).to(dtype), {}
         for _ in range(2):
@@ -137,11 +136,11 @@ def measure() -> dict[str, dict[str, float]]:
                     start = time.perf_counter()
                     call()
                     times.setdefault(step, []).append(time.perf_counter() - start)
-        found[name] = {
+        milliseconds[name] = {
             step: 1e3 * statistics.median(values) * 2**20 / (T * R)
             for step, values in times.items()
         }
-    return found
+    return milliseconds
 
 
 def main() -> None:

@@ -1,12 +1,11 @@
-"""``make bench``: every row of ``cpu_cases.table`` timed, its memory and error measured. Reports;
-asserts no time.
+"""Time, memory and error of every row of ``cpu_cases.table``: ``make bench``.
+
+No time is asserted.
 """
 
 from __future__ import annotations
 
 import gc
-import os
-import subprocess
 import sys
 import time
 from dataclasses import asdict, replace
@@ -16,14 +15,14 @@ import pytest
 import torch
 from cases import CASES, max_abs_error
 from cpu_cases import STATISTICS, TRAIN, Row, table
-from environment import one_line
+from environment import numbers_of, one_line
 
 MEASURED_MEMORY = ("shapes", "logits", "vocabulary", "float16")
 _inputs: dict[tuple, list[torch.Tensor]] = {}
 
 
 def inputs_of(row: Row) -> list[torch.Tensor]:
-    """Of the last size asked for they are kept: some take seconds to make."""
+    """Return the inputs of a row, kept for rows of the same size: some take seconds to draw."""
     key = CASES[row.case].trains, CASES[row.case].heads, row.size, row.dtype
     if key not in _inputs:
         _inputs.clear()
@@ -33,35 +32,22 @@ def inputs_of(row: Row) -> list[torch.Tensor]:
 
 
 def peak(row: Row) -> tuple[int, int] | None:
-    """Bytes a call adds to a process of its own, outputs included, and bytes of the outputs."""
+    """Return the bytes that a call adds to a process of its own, and those of its outputs alone."""
     if not sys.platform.startswith("linux"):
         return None
-    command = [
-        sys.executable,
-        Path(__file__).with_name("memory.py"),
-        row.case,
-        row.provider,
-        row.dtype,
-    ]
     size = [str(number) for number in (row.n, row.v, row.d) if number is not None]
-    # A fixed threshold: freed blocks go back to the system, and the figure is the call's, not the
-    # allocator's history.
-    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": str(1 << 16)}
-    done = subprocess.run(
-        [*command, *size], capture_output=True, text=True, env=environment, timeout=900
-    )
-    if done.returncode:
-        raise RuntimeError(f"memory.py: {(done.stderr.strip().splitlines() or ['no output'])[-1]}")
-    extra, kept = map(int, done.stdout.split()[-2:])
-    return extra, kept
+    script = Path(__file__).with_name("memory.py")
+    extra, kept = numbers_of(script, row.case, row.provider, row.dtype, *size, timeout=900)
+    return int(extra), int(kept)
 
 
 @torch.no_grad()
 def gradient_error(
     gradient: torch.Tensor, x: torch.Tensor, w: torch.Tensor, t: torch.Tensor
 ) -> float:
-    """Of the hidden states' gradient of the mean loss, against float64 at 16 tokens, relative to
-    its largest entry.
+    """Return the largest error of the hidden states' gradient of the mean loss against float64.
+
+    It is relative to the largest entry, over at most 16 tokens.
     """
     tokens = torch.linspace(0, len(t) - 1, min(len(t), 16)).long()
     first = x[tokens].double()
@@ -95,7 +81,7 @@ def pytest_generate_tests(metafunc):
 
 
 def test_row(row, results, benchmark, request):
-    found = dict(
+    fields = dict(
         median_ms=None,
         min_ms=None,
         rounds=0,
@@ -107,7 +93,7 @@ def test_row(row, results, benchmark, request):
     try:
         inputs, function = inputs_of(row), row.function()
         result = function(*inputs)  # compiles, chooses blocks
-        found["max_error"] = error_of(row, result, inputs)
+        fields["max_error"] = error_of(row, result, inputs)
         del result
         gc.collect()
         start = time.perf_counter()
@@ -116,13 +102,13 @@ def test_row(row, results, benchmark, request):
         rounds = max(1, min(9, int(request.config.getoption("--seconds") / seconds)))
         benchmark.pedantic(function, args=inputs, rounds=rounds, iterations=1)
         stats = benchmark.stats.stats
-        found |= dict(median_ms=1e3 * stats.median, min_ms=1e3 * stats.min, rounds=rounds)
+        fields |= dict(median_ms=1e3 * stats.median, min_ms=1e3 * stats.min, rounds=rounds)
         if row.group in MEASURED_MEMORY and row.provider != "product":
-            found["peak_bytes"], found["output_bytes"] = peak(row) or (None, None)
-    except Exception as error:  # a peer may raise anything, and what it raised is its result
+            fields["peak_bytes"], fields["output_bytes"] = peak(row) or (None, None)
+    except Exception as error:  # a peer may raise anything: the error is the row's result
         if row.provider.startswith("ours"):
             raise
-        found["error"] = one_line(error)
-    results.add(asdict(row) | found)
-    if found["error"]:
-        pytest.skip(found["error"])
+        fields["error"] = one_line(error)
+    results.add(asdict(row) | fields)
+    if fields["error"]:
+        pytest.skip(fields["error"])

@@ -1,8 +1,8 @@
-"""``python bench/training_step.py``: a training step of a transformers model, before and after
-``use_fused_loss``, V = 128,256.
+"""Time and memory of a training step with ``use_fused_loss``: ``python bench/training_step.py``.
 
-Each in a process of its own (support/training_step_cost.py). Asserts nothing; writes
-bench/results/cpu-<name>-training-step.json.
+A transformers model with V = 128,256 is trained with its own loss and with the fused one, each in a
+process of its own (support/training_step_cost.py). The results go to
+bench/results/cpu-<name>-training-step.json. Nothing is asserted.
 """
 
 from __future__ import annotations
@@ -10,26 +10,15 @@ from __future__ import annotations
 import argparse
 import os
 import statistics
-import subprocess
 import sys
 from pathlib import Path
 
-from environment import RESULTS, SUPPORT, commit, cpu_name, now, slug, version, write
+from environment import RESULTS, SUPPORT, commit, cpu_name, now, numbers_of, slug, version, write
 
 sys.path.insert(0, str(SUPPORT))
 from training_step_cost import LAYERS, LENGTH, PROVIDERS, ROWS, VOCABULARY, WIDTH
 
-
-def measure(provider: str) -> tuple[float, float, float]:
-    """Bytes, seconds, loss."""
-    command = [sys.executable, SUPPORT / "training_step_cost.py", provider]
-    # A fixed threshold: freed blocks go back to the system, and the figure is the step's, not the
-    # allocator's history.
-    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": str(1 << 16)}
-    done = subprocess.run(
-        command, capture_output=True, text=True, env=environment, timeout=1800, check=True
-    )
-    return tuple(map(float, done.stdout.split()[-3:]))
+SCRIPT = SUPPORT / "training_step_cost.py"  # prints bytes, seconds and loss
 
 
 def main() -> None:
@@ -41,25 +30,37 @@ def main() -> None:
     options = parser.parse_args()
     runs = {provider: [] for provider in PROVIDERS}
     for _ in range(options.rounds):
-        for provider, found in runs.items():
-            found.append(measure(provider))
+        for provider, measured in runs.items():
+            measured.append(numbers_of(SCRIPT, provider))
     rows = [
         dict(
-            provider=provider, seconds=statistics.median(seconds for _, seconds, _ in found),
-            peak_bytes=int(statistics.median(peak for peak, _, _ in found)), loss=found[0][2],
+            provider=provider,
+            seconds=statistics.median(seconds for _, seconds, _ in measured),
+            peak_bytes=int(statistics.median(peak for peak, _, _ in measured)),
+            loss=measured[0][2],
         )
-        for provider, found in runs.items()
-    ]  # fmt: skip
+        for provider, measured in runs.items()
+    ]
     write(
         dict(
-            device=cpu_name(), cores=os.cpu_count(), torch=version("torch"), transformers=version("transformers"), date=now(),
-            commit=commit(), vocabulary=VOCABULARY, hidden_size=WIDTH, layers=LAYERS, tokens=ROWS * LENGTH, rows=rows,
+            device=cpu_name(),
+            cores=os.cpu_count(),
+            torch=version("torch"),
+            transformers=version("transformers"),
+            date=now(),
+            commit=commit(),
+            vocabulary=VOCABULARY,
+            hidden_size=WIDTH,
+            layers=LAYERS,
+            tokens=ROWS * LENGTH,
+            rows=rows,
         ),
         options.out,
-    )  # fmt: skip
+    )
     for row in rows:
         print(
-            f"{row['provider']:6} {row['seconds']:6.2f} s  {row['peak_bytes'] / 2**20:7,.0f} MiB  loss {row['loss']:.6f}"
+            f"{row['provider']:6} {row['seconds']:6.2f} s  "
+            f"{row['peak_bytes'] / 2**20:7,.0f} MiB  loss {row['loss']:.6f}"
         )
 
 

@@ -1,10 +1,10 @@
-"""``python bench/tune.py``: the forward kernel's time over its tile configurations, on one GPU,
-beside the bfloat16 product.
+"""Time of the forward kernel over its tile configurations, on one GPU: ``python bench/tune.py``.
 
-The one place where configurations are searched: what wins is written by hand into
-``kernels/gpu/logit_tile.py``, so that a user's first call searches nothing. Each is checked against
-the default's sums before it is timed. Rewrites bench/results/tune-<device>.json after every row;
-``--device cpu`` with TRITON_INTERPRET=1 tries the code path.
+Configurations are searched nowhere else: the fastest is written into ``kernels/gpu/logit_tile.py``
+by hand, so that a user's first call searches nothing. The sums of each configuration are checked
+against those of the default before it is timed. The bfloat16 product alone is timed for comparison.
+bench/results/tune-<device>.json is rewritten after every row. ``--device cpu`` with
+TRITON_INTERPRET=1 tries the code path.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ TINY = [
 
 @contextmanager
 def configured(configuration: dict):
-    """Inside, the forward kernel is launched so."""
+    """Launch the forward kernel with a configuration within the ``with`` block."""
     tiles = {name: configuration[name] for name in ("BLOCK_N", "BLOCK_V", "BLOCK_D")}
     options = {name: configuration[name] for name in ("num_warps", "num_stages")}
     shape = {name: configuration[name] for name in ("FLATTEN", "PARTS")}
@@ -102,9 +102,7 @@ def timed(call, device: str, repeats: int) -> dict:
 def tune_shape(
     n: int, d: int, v: int, options: argparse.Namespace, began: float, results: dict, path: Path
 ) -> None:
-    """One shape's rows: the product, what a user gets, chunks, and every configuration while the
-    budget lasts.
-    """
+    """Add the rows of a shape: product, default, chunks, and the configurations in budget."""
     generator = torch.Generator(options.device).manual_seed(0)
     hidden, weight = (
         torch.randn(rows, d, device=options.device, generator=generator).to(torch.bfloat16)
@@ -120,9 +118,9 @@ def tune_shape(
 
     def add(what: str, call, fields: dict) -> None:
         try:
-            found = call()
+            sums = call()
             if what != "product":
-                torch.testing.assert_close(sums_to_nll(found), expected, rtol=1e-4, atol=1e-3)
+                torch.testing.assert_close(sums_to_nll(sums), expected, rtol=1e-4, atol=1e-3)
             row = timed(call, options.device, options.repeats) | dict(error=None)
         except Exception as error:  # a configuration may ask for more than the device has
             row = dict(median_ms=None, min_ms=None, max_ms=None, error=one_line(error))
@@ -162,9 +160,14 @@ def main() -> int:
     began = time.perf_counter()
     name = torch.cuda.get_device_name() if gpu else "cpu"
     results = dict(
-        device=name, torch=torch.__version__, triton=version("triton"), date=now(), commit=commit(),
-        kernels_hash=kernels_hash(), rows=[],
-    )  # fmt: skip
+        device=name,
+        torch=torch.__version__,
+        triton=version("triton"),
+        date=now(),
+        commit=commit(),
+        kernels_hash=kernels_hash(),
+        rows=[],
+    )
     path = options.out / f"tune-{slug(name)}.json"
     for n, (d, v) in itertools.product(options.n if gpu else [64], SHAPES if gpu else [(64, 256)]):
         tune_shape(n, d, v, options, began, results, path)

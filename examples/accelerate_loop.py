@@ -1,6 +1,4 @@
-"""An Accelerate loop: ``accelerate launch examples/accelerate_loop.py [--steps N]``, or plain
-python.
-"""
+"""Training loop with Accelerate: ``accelerate launch examples/accelerate_loop.py [--steps N]``."""
 
 import argparse
 

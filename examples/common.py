@@ -1,4 +1,4 @@
-"""What the examples share: real text as bytes, and a small model."""
+"""Text and model of the examples: real text as bytes, and a small Llama."""
 
 import torch
 
@@ -6,8 +6,10 @@ VOCABULARY, LENGTH = 256, 64
 
 
 class Text(torch.utils.data.Dataset):
-    """Stretches of CPython's documentation, a byte a token; topics are in training or in
-    validation, never in both.
+    """Stretches of CPython's documentation, a byte a token.
+
+    Args:
+        side: "train" or "valid", which have different topics.
     """
 
     def __init__(self, side: str) -> None:

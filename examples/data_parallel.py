@@ -1,6 +1,4 @@
-"""DDP or FSDP2 by torchrun: ``torchrun --nproc-per-node 2 examples/data_parallel.py [--fsdp]
-[--steps N]``.
-"""
+"""DDP or FSDP2: ``torchrun --nproc-per-node 2 examples/data_parallel.py [--fsdp] [--steps N]``."""
 
 import argparse
 import os
@@ -30,7 +28,7 @@ if options.fsdp:
     mesh = init_device_mesh("cuda" if gpu else "cpu", (ranks,))
     for layer in model.model.layers:
         fully_shard(layer, mesh=mesh)
-    # the head with the root: its rows are gathered while the loss is computed
+    # The head belongs to the root: its rows are gathered while the loss is computed.
     fully_shard(model, mesh=mesh)
     wrapped = model
 else:
@@ -51,7 +49,7 @@ with torch.no_grad():
         loss = wrapped(input_ids=tokens, labels=tokens).loss
         target = tokens[:, 1:]
         metric.update(loss.expand(target.shape), target=target)
-found = metric.sync().compute()  # one collective: a perplexity of all tokens, not a mean over ranks
+measured = metric.sync().compute()  # the perplexity of all tokens, not a mean over ranks
 if rank == 0:
-    print(f"perplexity {found['perplexity']:.2f} a byte over {ranks} ranks")
+    print(f"perplexity {measured['perplexity']:.2f} a byte over {ranks} ranks")
 dist.destroy_process_group()

@@ -1,5 +1,6 @@
-"""A student from a teacher, two heads of unequal width, no logits: ``python
-examples/distillation.py [--steps N]``.
+"""Distillation without logits in memory: ``python examples/distillation.py [--steps N]``.
+
+The heads of teacher and student have different widths.
 """
 
 import argparse

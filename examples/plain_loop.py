@@ -1,5 +1,6 @@
-"""A plain PyTorch loop, as nanoGPT's: one line is another, and a monitor: ``python
-examples/plain_loop.py [--steps N]``.
+"""Plain PyTorch loop with a monitor: ``python examples/plain_loop.py [--steps N]``.
+
+The loop is that of nanoGPT with another line for the loss.
 """
 
 import argparse
@@ -23,7 +24,7 @@ class Model(nn.Module):
         self.head = nn.Linear(width, VOCABULARY, bias=False)
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        return self.body(self.embedding(tokens))[0]  # hidden states: the head is the loss's
+        return self.body(self.embedding(tokens))[0]  # hidden states: the loss applies the head
 
 
 device = "cuda" if torch.cuda.is_available() else "cpu"

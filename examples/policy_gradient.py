@@ -1,5 +1,6 @@
-"""Log-probabilities and entropy of sampled tokens, with gradient, for RL: ``python
-examples/policy_gradient.py``.
+"""Policy gradient without logits in memory: ``python examples/policy_gradient.py [--steps N]``.
+
+The log-probabilities of sampled tokens and the entropy have gradients.
 """
 
 import argparse
@@ -25,7 +26,7 @@ for step in range(1, options.steps + 1):
     reward = torch.isin(answers[:, 1:], vowels).float().mean(1)  # of each answer; here: vowels
     model.train()
     hidden = model.model(answers[:, :-1]).last_hidden_state
-    # No logits [16, 16, V]: log-probabilities of what was sampled, and the entropy, in one pass.
+    # One pass gives the log-probabilities of the sampled tokens and the entropy, without logits.
     log_p, entropy = token_log_probabilities(
         hidden, model.lm_head.weight, answers[:, 1:], with_entropy=True
     )

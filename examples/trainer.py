@@ -1,6 +1,4 @@
-"""Hugging Face Trainer through the fused loss, watched by the monitor: ``python examples/trainer.py
-[--steps N]``.
-"""
+"""Hugging Face Trainer with the fused loss and the monitor: ``python examples/trainer.py``."""
 
 import argparse
 import tempfile
@@ -39,6 +37,5 @@ with tempfile.TemporaryDirectory() as folder:
     callback.attach(trainer)
     trainer.train()
     metrics = trainer.evaluate()
-print(
-    f"perplexity {metrics['eval_perplexity']:.2f} of all tokens; {callback.monitor.diagnose().verdict}"
-)
+verdict = callback.monitor.diagnose().verdict
+print(f"perplexity {metrics['eval_perplexity']:.2f} of all tokens; {verdict}")

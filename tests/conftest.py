@@ -1,6 +1,4 @@
-"""Give every test the same environment, seeds and drawn examples, and report the processor time of
-the tests.
-"""
+"""Environment, seeds and drawn examples that are the same for every test, and the tests' times."""
 
 import io
 import os
@@ -89,9 +87,7 @@ def ppl_here(capsys, monkeypatch):
 
 @pytest.fixture
 def fails(ppl_here):
-    """Return a function that asserts exit status 2 and one line with ``words`` on stderr, and
-    returns standard output.
-    """
+    """Return a function that asserts exit status 2 with one line on stderr, and returns stdout."""
 
     def check(folder, arguments, words) -> str:
         done = ppl_here(*arguments, cwd=folder)
@@ -155,8 +151,9 @@ STARTED, FINISHED = pytest.StashKey[float](), pytest.StashKey[float]()
 
 
 def pytest_terminal_summary(terminalreporter, config) -> None:
-    """Print hypothesis' seed, and the tests that took the most processor time: wall time means
-    little on shared cores.
+    """Print hypothesis' seed, and the tests that took most processor time.
+
+    Wall time says little on shared cores.
     """
     if config.getoption("hypothesis_profile") == "slow":
         number = config.getoption("hypothesis_seed")

@@ -1,6 +1,4 @@
-"""Mutants that change nothing a test could observe, each with the reason; `mutants.py` matches them
-by text.
-"""
+"""Mutants that no test can notice, each with the reason; ``mutants.py`` matches source lines."""
 
 NVIDIA = " # type: ignore[operator] # an int"
 
@@ -11,7 +9,7 @@ EQUIVALENT = [
             "perplexity/data_checks/index.py",
             "inside = ((keys >> np.uint64(20)) & np.uint64(self._mask)) == 0",
             f"inside = ((keys >> np.uint64({bits})) & np.uint64(self._mask)) == 0",
-            "all bits of a hash are equally random: another part of the n-grams is kept, of the same size",
+            "all bits of a hash are equally random: other n-grams are kept, as many as before",
         )
         for bits in (19, 21)
     ),
@@ -31,25 +29,25 @@ EQUIVALENT = [
         "kernels/gpu/linear_nll.py",
         'FLATTEN=target.backend == "cuda" and target.arch < 100,' + NVIDIA,
         'FLATTEN=target.backend != "cuda" and target.arch < 100,' + NVIDIA,
-        "whether the compiler flattens a loop: the interpreter has no such choice, results are the same",
+        "whether the compiler flattens a loop: the interpreter never does, results are the same",
     ),
     (
         "perplexity/monitor/signals.py",
         "return now - before > max(digest.settings.rise, digest.settings.standard_errors * error)",
         "return now - before >= max(digest.settings.rise, digest.settings.standard_errors * error)",
-        "a mean of losses equals a threshold with probability zero, and either verdict is right there",
+        "a mean of losses equals a threshold with probability zero; either verdict is right there",
     ),
     (
         "perplexity/monitor/readers.py",
         "while place + 12 <= size:",
         "while place + 12 < size:",
-        "a file that ends 12 bytes behind a record holds no further whole one: read or not, its end is missed",
+        "a file that ends 12 bytes behind a record holds no further whole one, read or not",
     ),
     (
         "perplexity/monitor/history.py",
         "if at > place:",
         "if at >= place:",
-        "no losses are given on in a call of its own: time only",
+        "a call with no losses changes nothing: time only",
     ),
     (
         "kernels/gpu/linear_kl.py",

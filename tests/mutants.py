@@ -1,5 +1,4 @@
-"""Mutation testing: `make mutants SEED=n` breaks the product on purpose and asks which test
-notices.
+"""Mutation testing: ``make mutants SEED=n`` changes the product and runs the tests that may notice.
 
 A seed draws statements that the tests run, and one edit for each (the operators are `Finder`'s).
 Each edit is applied to a copy of the tree. The tests that run the statement are run there until one
@@ -157,7 +156,10 @@ ARITHMETIC = {
     ast.BitAnd: ("&", "|"),
     ast.BitOr: ("|", "&"),
 }
-OPPOSITES = "min max, minimum maximum, amin amax, argmin argmax, all any, floor ceil, zeros ones, startswith endswith"
+OPPOSITES = (
+    "min max, minimum maximum, amin amax, argmin argmax, all any, floor ceil, zeros ones, "
+    "startswith endswith"
+)
 SWAPPED_CALLS = {
     name: other
     for pair in map(str.split, OPPOSITES.split(","))
@@ -848,8 +850,7 @@ class Mutant:
 
 
 def order_tests(covering: set[str], record: Record, file: str) -> dict[str, float]:
-    """Return the tests that run a statement, then the other tests of their files, in the order to
-    run them.
+    """Return the tests that run a statement, then the other tests of their files.
 
     Test functions take turns, for the cases of one function notice much the same: of each its
     cheapest case first, then twice as many, and so on. Within a turn a file's tests stay together,
@@ -1052,8 +1053,9 @@ def run(seed: int, count: int, workers: int, seconds: float) -> int:
         shutil.rmtree(folder)
     caught = sum(mutant.caught is not None for mutant in mutants)
     print(
-        f"seed {seed}: {len(mutants)} mutants, {caught} caught, {len(mutants) - caught - len(lived)} equivalent, "
-        f"{len(lived)} lived; {(seconds - budget.left) / 60:.1f} minutes of processor time, "
+        f"seed {seed}: {len(mutants)} mutants, {caught} caught, "
+        f"{len(mutants) - caught - len(lived)} equivalent, {len(lived)} lived; "
+        f"{(seconds - budget.left) / 60:.1f} minutes of processor time, "
         f"{(time.monotonic() - began) / 60:.1f} minutes"
     )
     return 1 if lived else 0

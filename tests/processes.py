@@ -21,7 +21,8 @@ def run(*command, **options) -> subprocess.CompletedProcess:
 
 
 def ppl(*arguments, **options) -> subprocess.CompletedProcess:
-    """Run ``ppl`` in a process of its own. Fixture ``ppl_here`` costs a tenth where the process is
-    not what is tested.
+    """Run ``ppl`` in a process of its own.
+
+    The fixture ``ppl_here`` costs a tenth of that, for tests that are not about a process.
     """
     return run(sys.executable, "-m", "perplexity", *arguments, **options)

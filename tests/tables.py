@@ -119,8 +119,9 @@ def derived(sums, with_logit_sum):
 
 
 def oracle(case: Case, inputs: Inputs, dtype: torch.dtype):
-    """Derived quantities and gradients from full logits in ``dtype``; in 16 bits, logits as the
-    plain path rounds them.
+    """Compute sums, derived quantities and gradients from full logits in ``dtype``.
+
+    In 16 bits the logits are rounded as the plain path rounds them.
     """
     leaves = [
         None if tensor is None else tensor.detach().to(dtype).contiguous().requires_grad_()
@@ -144,9 +145,7 @@ def oracle(case: Case, inputs: Inputs, dtype: torch.dtype):
 
 
 def assert_close(name, ours, plain, exact, tolerance):
-    """|ours − exact| ≤ |plain − exact| + tolerance · max(1, |exact|), NaN and inf where exact has
-    them.
-    """
+    """Assert |ours − exact| ≤ |plain − exact| + tolerance · max(1, |exact|), NaN and inf alike."""
     ours, plain, exact = (tensor.double().cpu() for tensor in (ours, plain, exact))
     assert ours.shape == exact.shape, (name, ours.shape, exact.shape)
     finite = exact.isfinite()
@@ -168,8 +167,9 @@ def implementation(backend: str):
 def check_linear(
     case: Case, backend: str, device: str, kept: torch.Tensor | None = None, **plan
 ) -> None:
-    """Sums and gradients from hidden states against float64; ``kept`` and ``plan`` for the forward
-    and the backward.
+    """Check sums and gradients from hidden states against float64.
+
+    ``kept`` and ``plan`` are passed to the forward and the backward.
     """
     forward, backward = implementation(backend)
     inputs = build(case, device)

@@ -1,6 +1,4 @@
-"""What users of the other fused losses were bitten by, a named test each; in brackets the reports
-it comes from.
-"""
+"""Defects that users of other fused losses reported, a named test each; brackets have reports."""
 
 import pytest
 import torch
@@ -63,9 +61,7 @@ def test_01_none_with_a_gradient_that_differs_by_token(backend, device):
 
 @both
 def test_02_weight_gradients_in_16_bits_do_not_drift(backend, device):
-    """Chunks added up in bfloat16 lose what is small against the sum (Liger 512, 827, 830;
-    OLMo-core 370).
-    """
+    """Sums of chunks in bfloat16 lose small summands (Liger 512, 827, 830; OLMo-core 370)."""
     hidden, weight, target = problem(1024, 48, 16, device, torch.bfloat16)
     nll, leaves = exact(hidden, weight, target)
     expected = torch.autograd.grad(nll.sum(), leaves)
@@ -120,9 +116,7 @@ def test_04_no_positive_log_probability_beside_a_block(V, backend, device):
 
 @both
 def test_05_softcap_comes_before_the_mask(backend, device):
-    """A padded lane capped to −softcap is a finite term of the sum: off by up to log1p(P / V)
-    (unsloth 10616).
-    """
+    """A padded lane capped to −softcap adds up to log1p(P / V) to the loss (unsloth 10616)."""
     hidden, weight, target = problem(9, 41, 7, device)
     ours = perplexity.token_nll(hidden, weight, target, softcap=0.5, backend=backend)
     nll, _ = exact(hidden, weight, target, softcap=0.5)
@@ -155,9 +149,7 @@ def test_05_few_classes_and_many_rows(backend, device):
 
 
 def spread(matrix, row_stride):
-    """The same values in rows ``row_stride`` elements apart; only the pages they lie on are ever
-    touched.
-    """
+    """Return the same values in rows ``row_stride`` elements apart; other pages stay untouched."""
     out = torch.empty(matrix.shape[0] * row_stride, dtype=matrix.dtype, device=matrix.device)
     out = out.as_strided(matrix.shape, (row_stride, 1))
     out.copy_(matrix)
@@ -169,9 +161,7 @@ def spread(matrix, row_stride):
     "row_stride", [2**26 - 16, 2**26 + 8], ids=["within a tile", "past a tile"]
 )
 def test_06_offsets_past_2_to_the_31(row_stride, backend, device):
-    """32-bit offsets wrap (CCE PR 39, flash-attention 714): the last rows lie 2.6 · 10⁹ elements
-    from the first.
-    """
+    """32-bit offsets wrap (CCE PR 39, flash-attention 714): rows lie 2.6 · 10⁹ elements apart."""
     generator = torch.Generator().manual_seed(0)
     small, large = (torch.randn(n, 10, generator=generator).half().to(device) for n in (9, 40))
     target = torch.tensor([39, 38, 0, 5, 35, 33, 39, 1, 2], device=device)
@@ -265,8 +255,9 @@ def test_07_a_label_out_of_range_gives_no_finite_loss(label, backend, device):
 
 @both
 def test_08_all_ignored_and_only_the_last_turn(backend, device):
-    """torchtune 2341, unsloth 5230: the mean of nothing is NaN as torch's, its gradient must not
-    touch anything else.
+    """The mean of no token is NaN as torch's, and its gradient touches nothing else.
+
+    (torchtune 2341, unsloth 5230)
     """
     hidden, weight, target = problem(2 * 30, 50, 8, device)
     labels = torch.full_like(target, -100)
@@ -288,8 +279,9 @@ def test_08_all_ignored_and_only_the_last_turn(backend, device):
 @both
 @pytest.mark.parametrize("frozen", [(0,), (1,), (2,), (0, 1), (1, 2), (0, 1, 2)], ids=str)
 def test_09_a_frozen_side_costs_nothing_and_loses_nothing(frozen, backend, device, monkeypatch):
-    """Decided by what needs a gradient (prime-rl 3011, verl 6913); Liger loses the weight's when
-    the input is frozen.
+    """Gradients are computed for each side that needs one (prime-rl 3011, verl 6913).
+
+    Liger loses the weight's gradient where the input is frozen.
     """
     hidden, weight, target = problem(12, 30, 8, device)
     leaves = [hidden, weight, torch.randn(30, device=device, requires_grad=True)]
@@ -320,8 +312,9 @@ def test_09_a_frozen_side_costs_nothing_and_loses_nothing(frozen, backend, devic
 
 @both
 def test_10_a_second_backward(backend, device):
-    """Gradients scaled in place are wrong the second time (Liger, quack); more:
-    test_torch_citizens.py.
+    """Gradients scaled in place are wrong the second time (Liger, quack).
+
+    test_torch_citizens.py has more of such tests.
     """
     hidden, weight, target = problem(12, 30, 8, device)
     loss = perplexity.linear_cross_entropy(hidden, weight, target, backend=backend)
@@ -333,8 +326,9 @@ def test_10_a_second_backward(backend, device):
 
 @both
 def test_11_the_caller_caps_temporaries(backend, device):
-    """Temporaries of V × H and no control (Liger 1323, 1429, 1439); the peak itself:
-    test_memory.py.
+    """Temporaries of V × H could not be limited (Liger 1323, 1429, 1439).
+
+    test_memory.py measures the peak itself.
     """
     hidden, weight, target = problem(7, 20, 4, device)
     results = []
@@ -350,8 +344,9 @@ def test_11_the_caller_caps_temporaries(backend, device):
 
 @both
 def test_12_a_head_that_is_no_leaf(backend, device):
-    """PEFT's merged adapter and a tied embedding (CCE PR 32, Liger 674, 826); DTensor, FSDP and
-    shards: test_parallel.py.
+    """The head may be PEFT's merged adapter or a tied embedding (CCE PR 32, Liger 674, 826).
+
+    test_parallel.py has DTensor, FSDP and shards.
     """
     hidden, weight, target = problem(12, 30, 8, device)
     a = torch.randn(30, 2, device=device, requires_grad=True)
@@ -373,9 +368,7 @@ def test_12_a_head_that_is_no_leaf(backend, device):
 @both
 @pytest.mark.parametrize("scale", [0.0625, 1 / 8.0, -1.5])
 def test_13_scale_and_divisor_of_the_logits(scale, backend, device):
-    """Cohere's logit_scale, Granite's divisor: forgotten, the loss is another model's (unsloth-zoo
-    930, TRL 5575).
-    """
+    """Cohere's logit_scale or Granite's divisor was forgotten (unsloth-zoo 930, TRL 5575)."""
     hidden, weight, target = problem(12, 30, 8, device, scale=20.0)
     loss = perplexity.linear_cross_entropy(
         hidden, weight, target, logit_scale=scale, backend=backend
@@ -391,8 +384,9 @@ def test_13_scale_and_divisor_of_the_logits(scale, backend, device):
 
 
 def test_14_a_token_does_not_depend_on_its_batch(device):
-    """PyTorch 181574. The kernel: the same bits. The plain path is as its matrix product is: the
-    same to rounding.
+    """A token's loss has the same bits in every batch of the kernel (PyTorch 181574).
+
+    On the plain path it is equal up to the rounding of the matrix product.
     """
     hidden, weight, target = problem(70, 4201, 40, device)
     for backend in BACKENDS:
@@ -433,8 +427,9 @@ def test_14_entropy_along_with_log_probability(backend, device):
 
 @both
 def test_15_log_likelihood_and_whether_it_is_greedy(backend, device):
-    """What a harness asks of a continuation, where full logits run out of memory (lm-eval 2800,
-    2698, 1628).
+    """A harness needs both of a continuation, without the memory of full logits.
+
+    (lm-eval 2800, 2698, 1628)
     """
     hidden, weight, target = problem(40, 200, 16, device, scale=4.0)
     target[:20] = (hidden @ weight.T).argmax(1)[:20]
@@ -477,9 +472,7 @@ def test_17_an_offset_of_all_logits_costs_no_precision(kind, backend, device):
 
 @both
 def test_18_a_wide_softcap_is_exact(backend, device):
-    """1 − exp cancels in tanh of small arguments: logits of 50 under a cap of 1,000 were off by
-    5e-5.
-    """
+    """1 − exp cancels in tanh of small arguments: logits of 50 under a cap of 1,000 lost 5e-5."""
     z = torch.rand(64, 500, generator=torch.Generator().manual_seed(0)).to(device) * 40 + 20
     target = torch.arange(64, device=device)
     for cap in (100.0, 300.0, 1000.0):

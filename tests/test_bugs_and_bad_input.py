@@ -1,6 +1,4 @@
-"""Exit statuses: bad input is one line and status 2 whatever the file holds, a bug of ours a
-traceback and status 3.
-"""
+"""Exit statuses: bad input is one line and status 2, a bug of ours a traceback and status 3."""
 
 import copy
 import gzip
@@ -49,16 +47,15 @@ def folder(tmp_path_factory):
         for arguments in (
             "eval model good.jsonl --json eval.json",
             "check-data --train prompts.txt --valid good.jsonl --json data.json",
-            "probe model good.jsonl --samples 1 --max-new-tokens 4 --prompt-tokens 4 --json probe.json",
+            "probe model good.jsonl --samples 1 --max-new-tokens 4 --prompt-tokens 4 "
+            "--json probe.json",
         ):
             assert main(arguments.split()) == 0
     return folder
 
 
 def run(capsys, arguments):
-    """Exit status of the command in this process, what it wrote to stderr, and its own lines of
-    that.
-    """
+    """Run a command in this process; return its status, its stderr, and its own lines in that."""
     capsys.readouterr()
     try:
         status = main(arguments.split())
@@ -105,9 +102,7 @@ def run(capsys, arguments):
 def test_a_bug_is_a_traceback_and_exit_status_3(
     folder, arguments, broken, error, monkeypatch, capsys
 ):
-    """Once every ValueError was one line and status 2: a wrong figure's bug looked like the
-    user's.
-    """
+    """Once every ValueError was one line and status 2: a bug in a plot looked like bad input."""
     if isinstance(error, OSError) and broken.endswith("._row"):
         pytest.skip("an OSError while a file is read is told of that file")
     monkeypatch.chdir(folder)
@@ -121,7 +116,8 @@ def test_a_bug_is_a_traceback_and_exit_status_3(
     assert status == 3
     assert errors.startswith("Traceback") and type(error).__name__ in errors and "in fail" in errors
     assert lines == [
-        f"ppl {command}: this is a bug in fused-perplexity, not in your input; please report it with the traceback above"
+        f"ppl {command}: this is a bug in fused-perplexity, not in your input; "
+        "please report it with the traceback above"
     ]
     assert errors.splitlines()[-1] == lines[0]
 
@@ -206,9 +202,7 @@ def test_a_model_that_fails_is_named(folder, monkeypatch, fails):
 
 
 def test_a_tokenizer_that_fails_is_named(folder, tmp_path, fails):
-    """A word-level tokenizer without an unknown token raises a bare Exception at the first word it
-    has not.
-    """
+    """A word-level tokenizer without an unknown token raises a bare Exception at a new word."""
     import shutil
 
     from tokenizers import Tokenizer, models, pre_tokenizers
@@ -472,9 +466,7 @@ READERS = [
 def test_a_wrong_file_is_one_line_and_exit_status_2(
     folder, command, kinds, tmp_path, monkeypatch, capsys
 ):
-    """Once an archive named .npy was a traceback and null before a JSON object a segmentation
-    fault.
-    """
+    """Once an archive named .npy was a traceback, and null before JSON a segmentation fault."""
     monkeypatch.chdir(folder)
     bad = {}
     for suffix in kinds:
@@ -519,9 +511,7 @@ def test_standard_input_that_cannot_be_read(folder, monkeypatch, capsys):
 
 @linux_only
 def test_a_full_disk_behind_standard_output(folder):
-    """A write error without a file's name; the interpreter's own word about it at its end is left
-    out, too.
-    """
+    """The write error names no file; the interpreter's own message about it is left out, too."""
     import subprocess
     import sys
 
@@ -639,8 +629,9 @@ def test_a_report_reads_every_result_or_says_where_it_goes(
 
 
 def test_a_report_of_infinite_values(folder, tmp_path, fails, ppl_here):
-    """An interval whose bound is "inf", as the evaluation itself wrote it, was refused; a table is
-    told from JSON.
+    """An interval with the bound "inf", which the evaluation itself had written, was refused.
+
+    A table is told from JSON.
     """
     record = json.loads((folder / "eval.json").read_text())
     record |= {"perplexity": "inf", "perplexity_interval": [3.5, "inf"], "stderr": "nan"}
@@ -682,9 +673,7 @@ def test_a_report_of_infinite_values(folder, tmp_path, fails, ppl_here):
 def test_a_result_with_a_value_of_another_kind(
     folder, source, command, tmp_path, monkeypatch, capsys
 ):
-    """Every key with another kind of value: it is told, or it is not read; never a bug of ours, nor
-    a line on the page.
-    """
+    """Every key with a value of another kind is named or unused: no bug, no text on the page."""
     monkeypatch.chdir(folder)
     monkeypatch.setattr("plotly.offline.get_plotlyjs", lambda: "")  # megabytes a page
     record, path, wrong = json.loads(Path(source).read_text()), tmp_path / "changed.json", {}

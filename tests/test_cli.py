@@ -60,9 +60,9 @@ def test_eval_writes_every_key(folder, tmp_path, ppl_here):
     assert "perplexity" in done.stdout and "bits per byte" in done.stdout
     record = json.loads(out.read_text())
     keys = (
-        "loss perplexity bits_per_byte byte_perplexity word_perplexity tokens bytes words documents stderr "
-        "perplexity_interval protocol context_length stride tokenizer_fingerprint text_fingerprint backend precision "
-        "domains per_document"
+        "loss perplexity bits_per_byte byte_perplexity word_perplexity tokens bytes words "
+        "documents stderr perplexity_interval protocol context_length stride "
+        "tokenizer_fingerprint text_fingerprint backend precision domains per_document"
     )
     assert set(keys.split()) <= set(record)
     assert record["documents"] == 3 and record["stride"] == 20 and record["protocol"] == "sliding"
@@ -142,9 +142,7 @@ def test_a_process_says_nothing_else(folder, arguments, words):
 
 
 def test_everything_at_once(folder, tmp_path, ppl_here, monkeypatch):
-    """Protocols, tables, journal, baseline, standard input, the comparison of two results and of
-    two models.
-    """
+    """Protocols, tables, journal, baseline, standard input, and both comparisons in one go."""
     monkeypatch.setenv("COLUMNS", "200")  # no cell is wrapped
     first, second = tmp_path / "a.json", tmp_path / "b.json"
     common = (
@@ -317,9 +315,7 @@ def test_help_imports_nothing_heavy(arguments):
 
 
 def test_exports():
-    """Editors and ``from perplexity import *`` see every name; each is the one of its module,
-    imported when it is used.
-    """
+    """Editors and ``from perplexity import *`` see every name; each is imported when it is used."""
     code = (
         "import sys, perplexity\n"
         "assert 'torch' not in sys.modules\n"
@@ -357,15 +353,14 @@ def test_a_saved_program_loads_after_the_kernels_are_imported(tmp_path):
 
 
 def test_import_needs_torch_alone():
-    code = "import sys, perplexity; print(sorted({'transformers', 'triton', 'matplotlib', 'rich'} & set(sys.modules)))"
+    code = "import sys, perplexity; heavy = {'transformers', 'triton', 'matplotlib', 'rich'}; "
+    code += "print(sorted(heavy & set(sys.modules)))"
     done = run(sys.executable, "-c", code)
     assert done.stdout.strip() == "[]", done.stdout + done.stderr
 
 
 def test_transformers_imports_from_the_repository_root():
-    """The folder of the kernels stands in for the Hugging Face library of that name: it must not
-    register operators again.
-    """
+    """transformers imports ``kernels/`` as the library of that name: it registers no operator."""
     root = __file__.rsplit("/tests/", 1)[0]
     code = (
         "import perplexity.kernels, torch, transformers.models.llama.modeling_llama, kernels\n"

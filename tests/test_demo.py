@@ -1,6 +1,4 @@
-"""``ppl demo`` in a few steps: the whole road, and its evaluation against full logits computed
-here.
-"""
+"""Command ``ppl demo`` in a few steps, its evaluation compared with full logits."""
 
 import json
 import math

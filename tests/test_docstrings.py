@@ -17,7 +17,6 @@ ROOT = Path(perplexity.__file__).parents[1]
 # Exports whose docstrings are not complete yet, by the room that has them.
 NOT_YET = {
     "evaluation": {"Comparison", "Evaluation", "compare", "evaluate"},
-    "monitor": {"Diagnosis", "Monitor"},
 }
 # Summaries that begin with one of these say what a function is about, not what it does.
 NO_VERBS = {

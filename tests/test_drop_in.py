@@ -1,6 +1,4 @@
-"""What torch's cross_entropy and linear_cross_entropy take is taken, with their values and
-gradients.
-"""
+"""Arguments of torch's cross_entropy and linear_cross_entropy give torch's values and gradients."""
 
 import itertools
 

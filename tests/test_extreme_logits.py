@@ -1,6 +1,4 @@
-"""Rows of logits at the ends of a dtype's range, and zeros that must be exact, beside torch on the
-same logits.
-"""
+"""Logits at the ends of a dtype's range, and zeros that must be exact, compared with torch."""
 
 import pytest
 import torch
@@ -18,8 +16,9 @@ INF = torch.inf
 
 
 def rows(dtype, V=V, last_from=2048):
-    """Logits [V] by name. A fused loss that starts its maximum at a finite number sees none of
-    those below it.
+    """Return logits [V] by name.
+
+    A fused loss whose maximum starts at a finite number sees no logit below it.
     """
     low, generator = torch.finfo(dtype).min, torch.Generator().manual_seed(0)
     half, last = slice(0, V // 2), slice(last_from, V)
@@ -80,8 +79,9 @@ def entropy(z):
 
 
 def close(what, ours, plain, exact, tolerance=1e-5):
-    """Infinite or no number where torch is on the same logits, elsewhere at most ``tolerance``
-    further from float64 than torch.
+    """Assert that values are infinite or NaN where torch's are, else nearly as close to float64.
+
+    They may be ``tolerance`` further from float64 than torch's.
 
     1e-5: sums of 2,100 float32 terms, as ``tables.FORWARD``.
     """
@@ -95,9 +95,7 @@ def close(what, ours, plain, exact, tolerance=1e-5):
 
 
 def beside_torch(what, ours, theirs, *leaves):
-    """Values and gradients of ``ours(*leaves)`` against ``theirs``, in float32 (or wider) and in
-    float64.
-    """
+    """Compare values and gradients of ``ours(*leaves)`` with ``theirs``, and with float64."""
     results = []
     wide = torch.promote_types(leaves[0].dtype, torch.float32)
     for function, dtype in ((ours, leaves[0].dtype), (theirs, wide), (theirs, torch.float64)):
@@ -261,9 +259,7 @@ PAIRS = [
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_divergences(backend, device):
-    """Gradients too, where the divergence is finite: elsewhere torch's are no numbers, or are, by
-    how it multiplies.
-    """
+    """Gradients are compared where the divergence is finite: elsewhere torch's may be NaN."""
     # three tiles of the interpreter; spans are merged in plain PyTorch
     table = rows(torch.float32, 300, 256)
     table["one lowest elsewhere"] = table["one lowest"].roll(7)
@@ -291,9 +287,7 @@ def test_divergences(backend, device):
     "shards", [((0, 900), (900, V)), ((0, 0), (0, 900), (900, V))], ids=["two", "one empty"]
 )
 def test_a_shard_that_is_masked(shards, masked, backend, device):
-    """All of a rank's rows: merged as ``VocabularyShard.merge`` does, without the processes,
-    gradients included.
-    """
+    """All rows of a rank are masked: shards are merged without processes, gradients included."""
     generator = torch.Generator().manual_seed(3)
     for hidden_from in (0, 900):  # the masked shard is the first one or the last one
         bias = torch.randn(V, generator=generator)
@@ -340,9 +334,7 @@ def is_zero(tensor):
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("offset", [0.0, 1.0, -30.0, 1e4, 1e6, -1e6])
 def test_zeros_are_exact_and_positive(offset, backend, device):
-    """−log p of a log p of +0 was −0 at ignored positions, of one class, and in rows with one class
-    far above the rest.
-    """
+    """−log p of probability 1 was −0: at ignored positions, of one class, of a dominant class."""
     target = torch.tensor([0, -100, 0], device=device)
     for classes in (1, 5):
         z = torch.full((3, classes), offset, device=device)

@@ -1,6 +1,4 @@
-"""Every feature of both losses, in combination, against torch in float64 on full logits; and the
-forms of their inputs.
-"""
+"""Pairs of features of both losses against torch in float64, and the forms of their inputs."""
 
 import itertools
 import random
@@ -35,8 +33,9 @@ FACTORS = {
 
 
 def excluded(case):
-    """What makes no sense: class probabilities know no ignored index and are not shifted, a single
-    token neither.
+    """Return whether features exclude each other.
+
+    Class probabilities know no ignored index and no shards, nor does a single token.
     """
     soft, shift = case["target"] == "probabilities", case["shift"]
     return (soft and (shift or case["ignore_index"] != -100)) or (
@@ -124,8 +123,9 @@ def torchs(case, z, target, weight):
 
 
 def compare(case, ours, leaves, formula):
-    """Loss and gradients: |ours − float64| ≤ |torch in that dtype − float64| + tolerance, relative
-    above 1.
+    """Assert |ours − float64| ≤ |torch in that dtype − float64| + tolerance of loss and gradients.
+
+    Differences above 1 are relative.
     """
     forward, gradient = TOLERANCE[case["dtype"]]
     results = []
@@ -390,9 +390,7 @@ def test_statistics_of_nothing_and_of_everything_ignored(backend, device):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_what_an_attack_found(backend, device):
-    """memory_limit reached kernels that take none; no position at all; ranks under autocast;
-    ignored first labels.
-    """
+    """Once these failed: memory_limit, no positions, ranks under autocast, ignored first labels."""
     logits, labels = (
         torch.randn(9, 3, device=device, requires_grad=True),
         torch.zeros(9, dtype=torch.int64, device=device),

@@ -1,6 +1,4 @@
-"""Files: outputs whole or as they were, through links and into pipes, never over an input; inputs
-that are no files.
-"""
+"""Outputs are whole or as they were, through links and into pipes; inputs that are no files."""
 
 import errno
 import json
@@ -133,9 +131,7 @@ def test_a_device_of_ones_own_stays(tmp_path):
 
 
 def test_standard_output_that_is_a_file(tmp_path):
-    """/dev/stdout leads to a regular file there, which the shell holds open: a file in its place
-    would be lost.
-    """
+    """/dev/stdout may be a regular file that the shell holds open: a replacement would be lost."""
     out, kept = tmp_path / "both", os.dup(1)
     with out.open("wb") as stream:
         os.dup2(stream.fileno(), 1)
@@ -262,7 +258,8 @@ def test_outputs_are_apart_from_inputs_and_from_each_other(tmp_path, monkeypatch
         ("eval model text.jsonl --journal model", "--journal"),
         ("compare model model text.jsonl --json model/config.json", "--json"),
         (
-            "check-data --train text.jsonl --valid text.jsonl --tokenizer model --json model/tokenizer.json",
+            "check-data --train text.jsonl --valid text.jsonl --tokenizer model "
+            "--json model/tokenizer.json",
             "--json",
         ),
         (
@@ -370,9 +367,7 @@ def test_a_full_disk_under_every_command(folder, arguments, names, tmp_path, fai
 
 
 def test_evaluate_tells_of_an_output_before_the_work(folder):
-    """A folder as ``per_token`` was told of when the file was to get its name, after all the
-    work.
-    """
+    """A folder as ``per_token`` was reported after all the work, when the file got its name."""
     tokenizer = build_tokenizer(bos=True)
     with pytest.raises(InputError, match="per_token: expected a file, got the folder"):
         evaluate(None, tokenizer, [Document("a", "the cat")], per_token=folder)
@@ -404,9 +399,7 @@ def standing_at(folder):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="Linux's devices and its words for errors")
 def test_what_is_no_file_is_named(tmp_path):
-    """A pipe, a device and a link that leads to itself were "no such file"; a result file without
-    an end filled the memory.
-    """
+    """A pipe, a device and a link to itself were "no such file"; an endless file filled memory."""
     for name, expected in standing_at(tmp_path).items():
         path = tmp_path / f"{name}.txt"
         assert other_than_file(path) == expected
@@ -440,9 +433,7 @@ def test_a_tar_archive_is_no_text(tmp_path, name):
 
 @pytest.mark.parametrize("command", ["ask", "probe"])
 def test_a_template_is_named_by_its_file(tmp_path, command, capsys):
-    """The line said that a template had no place for a text, and not which file; a pipe was waited
-    for.
-    """
+    """The error did not name the file of the template, and a pipe was waited for."""
     text, template = tmp_path / "text.jsonl", tmp_path / "question.txt"
     text.write_text('{"text": "the cat sat"}\n')
     template.write_text("Is it good?")

@@ -1,6 +1,4 @@
-"""Losses whose gradients are made with them, a chunk of logits at a time: the same numbers,
-whatever is done with them.
-"""
+"""Losses that make their gradients in the forward, chunk by chunk of logits: the same numbers."""
 
 import pytest
 import torch
@@ -142,9 +140,7 @@ def test_a_second_derivative_is_an_error(ahead, device):
 
 
 def test_nothing_is_made_where_nobody_asks(ahead, device):
-    """Without gradients, one value a token, class probabilities, or the other backend: the fused
-    kernel.
-    """
+    """The fused kernel runs without gradients, a value a token, with probabilities, on torch."""
     leaves, target = leaves_of(device)
     with torch.no_grad():
         perplexity.linear_cross_entropy(*leaves, target, backend="triton")
@@ -175,9 +171,7 @@ def test_a_training_step_under_autocast(ahead, device):
 
 
 def test_a_checkpoint_runs_its_region_twice(ahead, device):
-    """Once forward and once backward: the loss's own small graphs are nothing to a checkpoint
-    around it.
-    """
+    """A checkpoint runs the loss twice; the loss's own small graphs are not the checkpoint's."""
     from torch.utils.checkpoint import checkpoint
 
     leaves, target = leaves_of(device)

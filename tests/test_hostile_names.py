@@ -98,9 +98,7 @@ class Page(HTMLParser):
 
 
 def test_a_page_shows_names(folder, tmp_path, monkeypatch, ppl_here):
-    """Plotly reads links in the name of a curve, which is the name of a scorer in a probe's
-    file.
-    """
+    """Plotly reads links in the name of a curve, which a probe's file gives to a scorer."""
     monkeypatch.setattr("plotly.offline.get_plotlyjs", lambda: "")
     run = [f"run {FILE_NAME}", "--output", tmp_path / "page.html"]
     assert ppl_here("report", *run, cwd=folder).returncode == 0

@@ -83,9 +83,7 @@ def exact(leaves, target, options):
 
 
 def upstream_like(loss):
-    """A gradient that differs from token to token: scaling all by the first must be seen (Liger
-    968).
-    """
+    """Return a gradient that differs by token: scaling all by the first must show (Liger 968)."""
     return torch.linspace(0.3, 2.0, loss.numel(), dtype=loss.dtype, device=loss.device).reshape(
         loss.shape
     )
@@ -169,9 +167,7 @@ def test_16_bit_inputs_give_a_float32_loss(dtype, backend, device):
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_rounded_logits_are_no_worse_than_the_plain_path(dtype, backend, device):
-    """By default a loss may round products as torch.nn.functional.linear does; everything after
-    them is float32.
-    """
+    """A loss may round products as torch.nn.functional.linear does; everything else is float32."""
     leaves, target, _ = case({}, device, dtype)
     nll = perplexity.linear_cross_entropy(
         *leaves, target, backend=backend, reduction="none"
@@ -258,9 +254,7 @@ def test_autocast(device):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_counting_bigrams(backend, device):
-    """The exact end-to-end oracle: one-hot of the previous token times log probabilities is plain
-    counting.
-    """
+    """One-hot states times log probabilities are an end-to-end oracle: plain counting."""
     from pydoc_data.topics import topics
 
     text = torch.tensor(list(topics["assignment"].encode()[:1500]))
@@ -282,9 +276,7 @@ def test_counting_bigrams(backend, device):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_class_weights_of_any_stride(backend, device):
-    """A kernel reads class weights as consecutive floats: a column of a table gave its neighbours'
-    values.
-    """
+    """Kernels read class weights as consecutive floats: a column gave its neighbours' values."""
     leaves, target, keywords = case({"class_weight": True, "label_smoothing": 0.5}, device)
     strided = torch.stack([keywords["weight"], keywords["weight"] + 5.0], 1)[:, 0]
     losses = [
@@ -307,9 +299,7 @@ def test_class_weights_of_any_stride(backend, device):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_autocast_reaches_no_sum(backend, device):
-    """Inside an operator autocast is still on: it rounded logits · class weights to bfloat16, 0.4
-    off in a sum of 300.
-    """
+    """Autocast in an operator rounded logits · class weights to bfloat16: 0.4 off in 300."""
     leaves, target, keywords = case(
         {"class_weight": True, "label_smoothing": 0.5, "reduction": "none"}, device
     )
@@ -323,9 +313,7 @@ def test_autocast_reaches_no_sum(backend, device):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_bias_and_target_of_any_stride(backend, device):
-    """A column of a table as bias or as target: read as consecutive values it gave its
-    neighbours'.
-    """
+    """A column as bias or as target, read as consecutive values, gave its neighbours' values."""
     (*leaves, bias), target, _ = case({"bias": True}, device)
     results = []
     for b, t in (
@@ -342,9 +330,7 @@ def test_bias_and_target_of_any_stride(backend, device):
 @pytest.mark.parametrize("backend", ["torch", "triton"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_a_float32_head_on_a_16_bit_body(dtype, backend):
-    """RL trainers keep the head in float32: the products are float32's and no gradient of the head
-    is rounded.
-    """
+    """RL trainers keep the head in float32: neither products nor the head's gradient is rounded."""
     hidden, weight = (
         torch.randn(9, 16).to(dtype).requires_grad_(),
         torch.randn(31, 16).requires_grad_(),

@@ -78,9 +78,7 @@ perplexity.evaluate, perplexity.compare, perplexity.probe.Questioner
 
 
 def test_without_the_extras():
-    """Losses, statistics and metric need torch alone, the monitor numpy; others name their
-    extra.
-    """
+    """Losses, statistics and metric need torch alone, the monitor numpy; others name an extra."""
     done = run(sys.executable, "-c", WITHOUT)
     assert done.returncode == 0, done.stdout + done.stderr
     lines = done.stdout.splitlines()
@@ -140,9 +138,7 @@ def test_text_without_an_encoding_is_found():
 
 
 def test_the_extras_bring_what_commands_need():
-    """Each module that a command asks for comes with the extra that its error names, by the
-    package's metadata.
-    """
+    """Each module that a command needs is in the extra of its error, by the package's metadata."""
     brought = _brought()
     asked = 0
     for path in sorted((ROOT / "perplexity" / "cli").glob("*.py")):

@@ -1,6 +1,4 @@
-"""``memory_limit`` is kept: by every tensor alive at once inside the operators, and by a process as
-the system sees it.
-"""
+"""``memory_limit`` is kept: by all live tensors inside the operators, and by the process."""
 
 import os
 import sys
@@ -128,9 +126,7 @@ LARGE_HEAD = (256, 60_000, 256)
 
 @pytest.fixture(scope="module", params=["float32", "bfloat16"])
 def taken(request):
-    """A dtype, and the bytes that every case took, as the system saw them, from one process:
-    ``{(name, N, V, D, limit): bytes}``.
-    """
+    """Measure all cases in one process; return a dtype and ``{(name, N, V, D, limit): bytes}``."""
     if not sys.platform.startswith("linux"):
         pytest.skip("reads /proc")
     cases = [(name, *SIZE, limit) for name in NAMES for limit in LIMITS] + [
@@ -169,8 +165,9 @@ def test_the_process_takes_no_more(taken, name, limit):
 
 
 def test_training_takes_its_gradients_and_little_more(taken):
-    """No second [V, D], 59 MiB in float32: neither zeros for what autograd was not asked for, nor a
-    copy of the gradient.
+    """Training holds no second [V, D]: no zeros for unwanted gradients, no copy of the gradient.
+
+    One has 59 MiB in float32.
     """
     dtype, bytes_of = taken
     allowed = 32 * MIB + float32_sums(dtype, "train", *LARGE_HEAD)

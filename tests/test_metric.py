@@ -23,9 +23,7 @@ def test_not_a_mean_of_batch_means():
 
 
 def test_torchevals_docstring_merge():
-    """torcheval's documented example: perplexities 4.5051 and 2.7593 over equal counts merge to
-    3.5257.
-    """
+    """torcheval's documented example: 4.5051 and 2.7593 over equal counts merge to 3.5257."""
     a, b = Perplexity(), Perplexity()
     a.update(torch.full((2,), math.log(4.5051), dtype=torch.float64))
     b.update(torch.full((2,), math.log(2.7593), dtype=torch.float64))

@@ -1,6 +1,4 @@
-"""The vocabulary sharded over ranks, in real processes over gloo: loss, gradients and statistics
-equal one process's.
-"""
+"""The vocabulary sharded over ranks, in real processes over gloo: numbers equal one process's."""
 
 import os
 import tempfile
@@ -47,9 +45,7 @@ def worker(rank, ranks, meeting, body, arguments, failures):
 
 
 def in_processes(ranks, body, *arguments):
-    """Run ``body(rank, ranks, *arguments)`` in ``ranks`` processes; fail with the first
-    traceback.
-    """
+    """Run ``body(rank, ranks, *arguments)`` in processes; fail with the first traceback."""
     context = mp.get_context("spawn")
     failures = context.SimpleQueue()
     # Ranks meet in a file: a port that was free a moment ago may be another process's by now.
@@ -157,9 +153,7 @@ def frozen_input(rank, ranks):
 
 
 def equal_rows_tie(rank, ranks):
-    """The first of equal largest logits is on rank 0; its copies on the other rank are not above
-    it.
-    """
+    """Check that copies of the largest logit on another rank are not ranked above the first."""
     hidden = torch.randn(5, D, generator=torch.Generator().manual_seed(2)).repeat(8, 1)
     weight = hidden[:1].repeat(V, 1)
     target = torch.arange(40)
@@ -249,9 +243,7 @@ def dtensors(rank, ranks):
 
 
 def fully_sharded(rank, ranks):
-    """FSDP2 gathers the head for its forward: each rank's own tokens, gradients averaged over
-    ranks.
-    """
+    """Train under FSDP2, which gathers the head: own tokens on each rank, gradients averaged."""
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 

@@ -40,9 +40,7 @@ def gradients(loss, arguments):
 
 
 def check(function, reference, arguments, keywords, dtype, peer=None):
-    """Compare with float64; ``peer`` in the arguments' own dtype may be as far off, and a tolerance
-    more.
-    """
+    """Compare with float64, where ``peer`` in the arguments' dtype may be nearly as far off."""
     ours = function(*arguments, **keywords)
     exact_arguments = [wide(one) for one in arguments]
     exact = reference(*exact_arguments, **{name: wide(value) for name, value in keywords.items()})

@@ -1,6 +1,4 @@
-"""What must hold for any input: invariances, signs, sums; shapes, dtypes, strides and magnitudes
-drawn by hypothesis.
-"""
+"""Invariances, signs and sums for drawn inputs: shapes, dtypes, strides and magnitudes."""
 
 import pytest
 import torch
@@ -193,8 +191,7 @@ def rows_with_an_offset(draw):
 
 
 def no_worse_than_torch(name, ours, plain, exact, terms=0.0):
-    """Float32's own rounding of a logarithm and of sums of 300 terms comes on top, 1e-6 of what
-    they are.
+    """Assert an error of at most torch's and 2e-6, relative, for float32's logarithm and sums.
 
     terms: the size of what cancels in the result, each rounded twice at most.
     """
@@ -204,9 +201,7 @@ def no_worse_than_torch(name, ours, plain, exact, terms=0.0):
 
 
 def an_offset_costs_no_precision(problem, backend):
-    """Of float32 logits as they are, after the scale: what their rounding at the offset loses,
-    nobody has.
-    """
+    """Compare float32 logits with an offset, rounded after the scale, with float64 of the same."""
     row, target, scale = problem
     counted = target != -100
     N, V = len(target), len(row)

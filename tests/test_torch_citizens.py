@@ -1,6 +1,4 @@
-"""The operators as torch wants them: opcheck, gradcheck, compile, second and double backward,
-nothing that waits.
-"""
+"""The operators under opcheck, gradcheck, compile, second and double backward; nothing waits."""
 
 import re
 
@@ -211,9 +209,7 @@ def test_compiled_by_inductor_with_changing_lengths():
 
 
 def test_compiled_with_dynamic_numbers_and_shapes():
-    """Every size and number traced as a symbol, or as a new constant: arguments are checked by
-    comparisons alone.
-    """
+    """Sizes and numbers are traced as symbols or constants: comparisons alone check arguments."""
     leaves, target = problem()
     for module in (
         perplexity.LinearCrossEntropyLoss(D, V),
@@ -310,9 +306,7 @@ def test_torch_func(name, backend, monkeypatch):
 
 @pytest.mark.parametrize("name", ["mean", "cross_entropy", "linear_kl_divergence"])
 def test_torch_func_compiled(name):
-    """The transform is traced with the loss in it: Dynamo does not see which of two ways an
-    operator would take.
-    """
+    """The transform is traced with the loss, so Dynamo does not see which way an operator takes."""
     function, weight = scalar(name), torch.linspace(0.5, 2.0, V)
     leaves, target = problem()
     leaves = [torch.stack([leaf.detach(), 2 * leaf.detach()]) for leaf in leaves]
@@ -412,9 +406,7 @@ def test_double_backward_is_an_error_that_says_so(name, backend, device, monkeyp
 
 
 def test_the_gradient_takes_the_place_of_the_kept_products(monkeypatch):
-    """Three products where a step needs one backward, four where another may follow; the same
-    gradients in both.
-    """
+    """One backward takes three products, a possible second one four; the gradients are the same."""
     (hidden, weight, *_), target = problem()
     calls, original = [], operators.linear_nll_grad_kept
     monkeypatch.setattr(
@@ -491,9 +483,7 @@ def test_batched_gradients_on_the_torch_backend():
 
 
 class NoWaiting(TorchDispatchMode):
-    """Fails on what makes the host wait for a device: reading a value, shapes that depend on
-    values.
-    """
+    """Mode that fails where the host waits for a device, to read a value or to know a shape."""
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         assert function.overloadpacket not in (
@@ -522,9 +512,7 @@ class NoWaiting(TorchDispatchMode):
     ],
 )
 def test_no_operator_waits_for_the_device(name, backend, device, monkeypatch):
-    """A wait inside a CUDA graph is an error: the operators' own code is run under a mode that
-    refuses them.
-    """
+    """A wait inside a CUDA graph is an error: operators run under a mode that refuses to wait."""
     for module in (blockwise, chunks, logit_blocks):
         monkeypatch.setattr(module, "values_are_here", lambda tensor: False)
     call = operator_calls(device, backend)[name]
@@ -534,9 +522,7 @@ def test_no_operator_waits_for_the_device(name, backend, device, monkeypatch):
 
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_no_loss_waits_for_the_device(name):
-    """Everything around the operators, on tensors without data: whatever reads a value fails. As a
-    GPU, they are no CPU.
-    """
+    """Losses run on tensors without data, where reading a value fails; they count as a GPU's."""
     leaves = [
         torch.empty(shape, device="meta", requires_grad=True)
         for shape in ((N, D), (V, D), (V,)) * 2

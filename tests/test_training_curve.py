@@ -79,8 +79,7 @@ def test_the_curves_agree_within_the_spread_of_two_seeds(device):
 
 @pytest.mark.parametrize("vocabulary", [256, pytest.param(256_000, marks=pytest.mark.gpu)])
 def test_many_chunks_drift_no_further_than_one(vocabulary, device, monkeypatch):
-    """The weight's gradient is summed in float32: 64 chunks of bfloat16 gradients are no further
-    from float64 than one.
+    """The weight's gradient is summed in float32: 64 chunks are as close to float64 as one.
 
     (On a CPU every chunk's product is rounded to bfloat16 before it is added, which no GPU does;
     sums in bfloat16 are half as far off again.)

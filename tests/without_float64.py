@@ -4,9 +4,7 @@ import torch
 
 
 class WithoutFloat64(torch.Tensor):
-    """A CPU tensor that says it is on MPS, and raises TypeError as MPS does when a result would be
-    float64.
-    """
+    """CPU tensor that claims to be on MPS, and raises MPS's TypeError for a float64 result."""
 
     @classmethod
     def hold(cls, values) -> "WithoutFloat64":
@@ -24,6 +22,7 @@ class WithoutFloat64(torch.Tensor):
         found = super().__torch_function__(function, types, args, kwargs or {})
         if isinstance(found, cls) and found.dtype is torch.float64:
             raise TypeError(
-                "Cannot convert a MPS Tensor to float64 dtype as the MPS framework doesn't support float64"
+                "Cannot convert a MPS Tensor to float64 dtype "
+                "as the MPS framework doesn't support float64"
             )
         return found

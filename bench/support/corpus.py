@@ -1,4 +1,4 @@
-"""Real disjoint text, and what is done to a copy before it is put into the other."""
+"""Real disjoint texts, and the kinds of copies that are planted in one of them."""
 
 import glob
 import os
@@ -7,26 +7,14 @@ import re
 from functools import cache
 
 WORDS = (
-    "amber",
-    "brook",
-    "cedar",
-    "delta",
-    "ember",
-    "fjord",
-    "grove",
-    "heath",
-    "inlet",
-    "joint",
-    "knoll",
-    "ledge",
+    *("amber", "brook", "cedar", "delta", "ember", "fjord"),
+    *("grove", "heath", "inlet", "joint", "knoll", "ledge"),
 )
 
 
 @cache
 def topics() -> list[str]:
-    """CPython's documentation, but for the debugger's, which the source of pdb has word for
-    word.
-    """
+    """Return CPython's documentation, without the topic that pdb's source has word for word."""
     from pydoc_data import topics
 
     return [text for name, text in topics.topics.items() if name != "debugger"]
@@ -34,16 +22,16 @@ def topics() -> list[str]:
 
 @cache
 def documentation() -> list[str]:
-    """Its paragraphs of 20 words or more."""
-    found = (
+    """Return the documentation's paragraphs of 20 words or more."""
+    paragraphs = (
         part for text in topics() for part in re.split(r"\n\s*\n", text) if len(part.split()) >= 20
     )
-    return list(dict.fromkeys(found))
+    return list(dict.fromkeys(paragraphs))
 
 
 @cache
 def sources() -> list[str]:
-    """The standard library's sources without pydoc_data."""
+    """Return the standard library's sources without pydoc_data."""
     root = os.path.dirname(os.__file__)
     paths = [
         path
@@ -67,7 +55,7 @@ def respaced(text: str, generator: random.Random) -> str:
 
 
 def changed(text: str, generator: random.Random) -> str:
-    """One word in ten another."""
+    """Return a text with one word in ten replaced."""
     words = text.split()
     for place in generator.sample(range(len(words)), max(1, len(words) // 10)):
         words[place] = generator.choice(WORDS)
@@ -75,7 +63,7 @@ def changed(text: str, generator: random.Random) -> str:
 
 
 def inside(text: str, generator: random.Random) -> str:
-    """A paragraph of a longer document."""
+    """Return a longer document with the text as one of its paragraphs."""
     around = generator.choice(sources())
     middle = around.find("\n", len(around) // 2) + 1
     return f"{around[:middle]}\n\n{text}\n\n{around[middle:]}"

@@ -1,9 +1,8 @@
-"""Cost of an evaluation in a process of its own: ``python evaluation_cost.py PROVIDER [WINDOWS]``
-prints bytes, seconds, loss.
+"""Cost of an evaluation: ``python evaluation_cost.py PROVIDER [WINDOWS]``.
 
-A model with V = 128,256, D = 256, 2 layers on windows of 1,024 tokens. Bytes: rise of the
-high-water mark of resident memory after a run on a short text, so that libraries and threads are
-there.
+It prints bytes, seconds and loss. The model has V = 128,256, D = 256 and 2 layers; windows have
+1,024 tokens. Bytes are the rise of the high-water mark of resident memory in this process, after a
+first run on a short text, which loads libraries and starts threads.
 """
 
 import sys
@@ -35,7 +34,7 @@ def build():
 
 
 class Tokens:
-    """A tokenizer for documents that are tokens already."""
+    """Stand-in for a tokenizer, for documents that come as tokens."""
 
     bos_token_id = eos_token_id = unk_token_id = None
     special_tokens_map = ()
@@ -63,9 +62,7 @@ def ours(model, ids: np.ndarray) -> float:
 
 @torch.inference_mode()
 def plain(model, ids: np.ndarray) -> float:
-    """model(input_ids, labels=input_ids), one window at a time: rows are of one length, so the mean
-    of means is the mean.
-    """
+    """Return the mean of ``model(input_ids, labels=input_ids).loss`` over windows of one length."""
     return float(
         np.mean(
             [

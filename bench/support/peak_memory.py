@@ -1,10 +1,9 @@
-"""Peak extra memory of calls, in a process of its own: ``python peak_memory.py DTYPE
-NAME,N,V,D,LIMIT ...`` prints bytes.
+"""Peak extra memory of calls: ``python peak_memory.py DTYPE NAME,N,V,D,LIMIT ...`` prints bytes.
 
-The high-water mark of resident memory after a call less that before it, results not counted; a tiny
-call first, so that libraries, threads and their buffers are there. Of two calls the lesser figure
-counts: what a call takes it takes every time, but pages of code that the system dropped for another
-process come back only once. Linux only. LIMIT 0 is the default.
+The figure is the rise of the high-water mark of resident memory over a call, without the call's
+results. A tiny call comes first, which loads libraries and starts threads. The lesser of two calls
+counts: pages of code that the system dropped for another process are read again only once. Linux
+only. LIMIT 0 is the default.
 """
 
 import ctypes
@@ -16,12 +15,14 @@ import perplexity
 
 
 def high_water() -> int:
+    """Return the high-water mark of this process's resident memory, in bytes."""
     with open("/proc/self/status") as status:
         return next(int(line.split()[1]) << 10 for line in status if line.startswith("VmHWM"))
 
 
 def reset_high_water() -> None:
-    # Freed blocks the allocator keeps would hide what a call takes.
+    """Set the high-water mark to the memory in use."""
+    # Freed blocks that the allocator keeps would hide the memory of a call.
     ctypes.CDLL(None).malloc_trim(0)
     with open("/proc/self/clear_refs", "w") as file:
         file.write("5")
@@ -62,23 +63,21 @@ def measure(name: str, dtype: torch.dtype, N: int, V: int, D: int, limit: int | 
         )
 
     CALLS[name](*inputs(64, 600, D), limit)
-    given = inputs(N, V, D)
-    taken = []
+    arguments = inputs(N, V, D)
+    rises = []
     for _ in range(2):
         reset_high_water()
         before = high_water()
-        result = CALLS[name](*given, limit)
+        result = CALLS[name](*arguments, limit)
         results = result if isinstance(result, tuple) else (result,)
         kept = sum(tensor.nbytes for tensor in results)
-        taken.append(high_water() - before - kept)
+        rises.append(high_water() - before - kept)
         del result, results
-    return min(taken)
+    return min(rises)
 
 
 def small_pages() -> None:
-    """Ask for no huge pages: the system would round what is taken up to 2 MiB where it has such
-    pages free.
-    """
+    """Disable huge pages, with which the system would round memory up to 2 MiB."""
     PR_SET_THP_DISABLE = 41
     ctypes.CDLL(None).prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0)
 

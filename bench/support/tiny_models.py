@@ -1,4 +1,4 @@
-"""A tiny Llama and its tokenizer."""
+"""Tiny Llama and its tokenizer."""
 
 import torch
 

@@ -1,8 +1,7 @@
-"""A training step of a transformers model, V = 128,256: ``python training_step_cost.py PROVIDER``
-prints bytes, seconds, loss.
+"""Cost of a training step: ``python training_step_cost.py PROVIDER`` prints bytes, seconds, loss.
 
-"plain" is the model's own loss from labels, "fused" the same model after ``use_fused_loss``. Peak
-memory beyond the model and its gradients, which are there before.
+"plain" is a transformers model's own loss from labels, with V = 128,256; "fused" is the same model
+after ``use_fused_loss``. Bytes are the peak memory beyond the model and its gradients.
 """
 
 import sys
@@ -20,9 +19,13 @@ def main(provider: str, rounds: int = 3) -> None:
 
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=VOCABULARY, hidden_size=WIDTH, intermediate_size=2 * WIDTH, num_hidden_layers=LAYERS,
-        num_attention_heads=4, max_position_embeddings=LENGTH,
-    )  # fmt: skip
+        vocab_size=VOCABULARY,
+        hidden_size=WIDTH,
+        intermediate_size=2 * WIDTH,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=4,
+        max_position_embeddings=LENGTH,
+    )
     model = LlamaForCausalLM(config)
     if provider == "fused":
         from perplexity.integrations.transformers import use_fused_loss

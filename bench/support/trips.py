@@ -1,9 +1,9 @@
-"""Count what a reader has to follow: `python bench/support/trips.py [--list TRIP]`.
+"""Count of the functions and files that a reader has to follow: `python bench/support/trips.py`.
 
-A trip is one call of the public API. Counted on its second run, with `sys.setprofile`: the distinct
-functions of the project that are called, the files they are in, and the changes of file from one
-call to the next. Comprehensions and lambdas belong to the function around them. `--list` prints the
-calls.
+A trip is one call of the public API. Its second run is observed with `sys.setprofile`. Counted are
+the distinct functions of the project that are called, the files they are in, and the changes of
+file from one call to the next. Comprehensions and lambdas belong to the function around them.
+`--list TRIP` prints the calls of a trip.
 """
 
 from __future__ import annotations

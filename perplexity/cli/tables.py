@@ -87,9 +87,9 @@ def findings(of: list, *, with_steps: bool = False) -> Table | Text:
         words = plain(finding.evidence)
         words.append(f"\n{finding.advice}", style="italic")
         seen = (f"{finding.first_step:,.0f} – {finding.last_step:,.0f}",) if with_steps else ()
-        rows.add_row(
-            plain(f"{finding.signal}\n{finding.severity}", COLOURS[finding.severity]), *seen, words
-        )
+        of_set = getattr(finding, "set", None)  # the monitor's, of several validation sets
+        what = f"{finding.signal}\n{finding.severity}" + (f"\n{of_set}" if of_set else "")
+        rows.add_row(plain(what, COLOURS[finding.severity]), *seen, words)
     return rows
 
 

@@ -1,5 +1,6 @@
-"""What joins this library to the tools people train with; each module needs its own package and is
-imported by name.
+"""Integrations with training tools: transformers, Lightning, torchmetrics, TensorBoard and W&B.
+
+Each module needs the package of its tool, and is imported by its own name.
 """
 
 from __future__ import annotations
@@ -10,15 +11,20 @@ from ..monitor import Monitor
 
 
 def given_monitor(monitor: Monitor | None) -> Monitor:
-    """Return the monitor that a callback was given, a new one for None."""
+    """Return a callback's argument ``monitor``, or a new ``Monitor`` for None.
+
+    Raises:
+        InputTypeError: It is something else.
+    """
     checks.optional(checks.instance, "monitor", monitor, Monitor, "a Monitor or None")
     return Monitor() if monitor is None else monitor
 
 
 def over_ranks(sums) -> dict[str, float | None]:
-    """Return ``Perplexity.compute`` of float64 [2] sums, Σ nll and tokens, over all ranks.
+    """Return ``Perplexity.compute`` of sums over all ranks, each of which has to call it.
 
-    Every rank has to call it; None is a rank without tokens.
+    Args:
+        sums: float64 [2]: Σ NLL (nats) and the number of tokens; None for a rank without tokens.
     """
     metric = Perplexity()
     if sums is not None:

@@ -1,6 +1,4 @@
-"""PyTorch Lightning: validation loss and perplexity of all tokens, and the monitor, as a
-callback.
-"""
+"""PyTorch Lightning: a callback for perplexity over all tokens and the monitor."""
 
 from __future__ import annotations
 
@@ -16,24 +14,40 @@ from . import given_monitor, over_ranks
 
 with needing(__name__, "integrations"):
     if importlib.util.find_spec("pytorch_lightning") and not importlib.util.find_spec("lightning"):
-        import pytorch_lightning as pl  # the same under its former name
+        import pytorch_lightning as pl  # Lightning's former name
     else:
         import lightning.pytorch as pl  # type: ignore[no-redef]  # one library, two names
 
 
 class PerplexityCallback(pl.Callback):
-    """Logs ``train_perplexity`` beside the training loss, ``val_loss_token`` and ``val_perplexity``
-    of all of an epoch's tokens.
+    """Callback that logs perplexities of training and validation, and feeds the monitor.
 
-    ``training_step`` returns the loss as always, a tensor or a dict with "loss". The loss has to be
-    the mean of −log p over tokens. A loss with other terms or label smoothing comes with that mean
-    as "token_loss" beside "loss": the perplexity and the monitor read "token_loss". A training loss
-    of exactly 0 has no perplexity.
+    It logs ``train_perplexity`` after each training batch, and ``val_loss_token`` (nats a token)
+    and ``val_perplexity`` over all tokens of a validation epoch and all ranks. Several validation
+    loaders count as one. The monitor receives every loss, and stops the trainer where its
+    ``stop_on`` is met.
 
-    ``validation_step`` returns a dict: "loss", a mean of −log p, with "tokens", the number of
-    scored tokens; or "nll" with "target" or "mask", as ``perplexity.Perplexity.update`` takes them.
-    ``monitor`` gets every loss, and stops the trainer where its ``stop_on`` says so. Several
-    validation loaders are taken as one.
+    ``training_step`` returns the loss, or a dict with "loss". The loss has to be the mean of −log p
+    over tokens, in nats. A dict with a loss of other terms or of label smoothing needs that mean as
+    "token_loss". A training loss of exactly 0 has no perplexity.
+
+    ``validation_step`` returns a dict: "loss" (the mean of −log p) and "tokens" (the number of
+    scored tokens), or "nll" with "target" or "mask", as ``perplexity.Perplexity.update`` takes
+    them.
+
+    Args:
+        monitor: A ``Monitor``; None makes a new one.
+
+    Raises:
+        InputTypeError: ``monitor`` is something else.
+        InputError: ``validation_step`` returned neither form.
+
+    Example:
+        >>> from perplexity import Monitor
+        >>> callback = PerplexityCallback(Monitor(stop_on="danger"))
+        >>> trainer = pl.Trainer(callbacks=[callback], logger=False, accelerator="cpu")
+        >>> callback.monitor.should_stop
+        False
     """
 
     def __init__(self, monitor: Monitor | None = None) -> None:
@@ -44,7 +58,8 @@ class PerplexityCallback(pl.Callback):
         loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
         if loss is None:
             return
-        value = float(loss.detach()) * trainer.accumulate_grad_batches  # Lightning has divided it
+        # Lightning has divided the loss by the number of accumulated batches.
+        value = float(loss.detach()) * trainer.accumulate_grad_batches
         if isinstance(outputs, dict) and outputs.get("token_loss") is not None:
             value = float(outputs["token_loss"])
         perplexity = logged_perplexity(value)
@@ -85,11 +100,11 @@ class PerplexityCallback(pl.Callback):
     def on_validation_epoch_end(self, trainer, pl_module) -> None:
         if self._sums is None:
             return
-        found = over_ranks(self._sums)
-        if found["loss"] is None:
+        measured = over_ranks(self._sums)
+        if measured["loss"] is None:
             return
-        pl_module.log("val_loss_token", found["loss"])
-        pl_module.log("val_perplexity", found["perplexity"], prog_bar=True)
+        pl_module.log("val_loss_token", measured["loss"])
+        pl_module.log("val_perplexity", measured["perplexity"], prog_bar=True)
         if not trainer.sanity_checking:
-            self.monitor.log(trainer.global_step, val_loss=found["loss"])
+            self.monitor.log(trainer.global_step, val_loss=measured["loss"])
             trainer.should_stop = trainer.should_stop or self.monitor.should_stop

@@ -1,4 +1,4 @@
-"""Terms beside the token loss in a model's forward, read from the forward's source code."""
+"""Search for terms that a model's forward adds to its token loss, in the forward's source code."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import textwrap
 from collections.abc import Iterator
 
 LOSS = re.compile(r"(^|_)loss(es)?$")
-# Calls that combine losses; ``a + b`` and its like are found as operators.
+# Calls that combine losses; ``a + b`` and the like are operators.
 COMBINING = {"sum", "stack", "cat", "add", "add_", "sub", "sub_", "mul", "mul_", "div", "div_"}
-ROUTER = "output_router_logits"  # what switches a router's loss on, for each forward
+ROUTER = "output_router_logits"  # the argument of a forward that switches a router's loss on
 
 
 def extra_terms(model) -> Iterator[str]:
@@ -22,6 +22,14 @@ def extra_terms(model) -> Iterator[str]:
     under ``if output_router_logits`` are left out: that switch is an argument of each forward.
     Methods of the model with "loss" in their names and the forwards of parent classes are read as
     well. A forward without source code yields nothing.
+
+    Args:
+        model: A transformers model.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> list(extra_terms(SimpleNamespace(forward=len)))  # no source code
+        []
     """
     name = type(model).__name__
     for tree in _trees(model):
@@ -33,15 +41,16 @@ def extra_terms(model) -> Iterator[str]:
             code = code if len(code) <= 100 else code[:100] + "..."
             if len(coefficients) == 1:
                 ((coefficient, value),) = coefficients.items()
-                yield f"{coefficient}: expected 0, got {value}: {name} adds to its token loss by `{code}`"
+                yield (
+                    f"{coefficient}: expected 0, got {value}: "
+                    f"{name} adds to its token loss by `{code}`"
+                )
             else:
                 yield f"model: expected the mean loss of next tokens alone, {name} has `{code}`"
 
 
 def _trees(model) -> Iterator[ast.AST]:
-    """Yield the code of the forward, of forwards it calls by ``super()``, and of methods about
-    losses.
-    """
+    """Yield the code of the forward, of parents' forwards it calls, and of methods on losses."""
     seen, pending = set(), [inspect.unwrap(model.forward)]
     while pending:
         function = pending.pop()
@@ -59,19 +68,19 @@ def _trees(model) -> Iterator[ast.AST]:
                 continue
             owner, method = call.func.value, call.func.attr
             if isinstance(owner, ast.Call) and getattr(owner.func, "id", None) == "super":
-                # Which class the function is of does not matter: all that are seen are read once.
+                # The class of ``super()`` does not matter: each function is read once.
                 parents = [vars(kind).get(method) for kind in type(model).__mro__]
                 pending += [
                     inspect.unwrap(parent) for parent in parents if inspect.isfunction(parent)
                 ]
             elif getattr(owner, "id", None) == "self" and "loss" in method:
-                found = getattr(model, method, None)
-                if method != "loss_function" and inspect.ismethod(found):
-                    pending.append(inspect.unwrap(found))
+                bound = getattr(model, method, None)
+                if method != "loss_function" and inspect.ismethod(bound):
+                    pending.append(inspect.unwrap(bound))
 
 
 def _changes(node: ast.AST) -> Iterator[tuple[ast.AST, ast.AST]]:
-    """Yield statements that change a loss, each with the expression that the change is made of."""
+    """Yield each statement that changes a loss, with the expression of the change."""
     if isinstance(node, ast.If) and any(_name(part) == ROUTER for part in ast.walk(node.test)):
         for part in node.orelse:
             yield from _changes(part)
@@ -93,7 +102,7 @@ def _changes(node: ast.AST) -> Iterator[tuple[ast.AST, ast.AST]]:
 
 
 def _combines(expression: ast.AST) -> bool:
-    """Return whether an expression computes with a loss, other than to call or convert it."""
+    """Return whether an expression combines a loss with something else."""
     for node in ast.walk(expression):
         if isinstance(node, ast.BinOp):
             counted = isinstance(node.op, ast.Div) and _name(node.right) == "num_items_in_batch"
@@ -109,11 +118,12 @@ def _combines(expression: ast.AST) -> bool:
 
 
 def _reads_loss(expression: ast.AST) -> bool:
+    """Return whether the value of an expression depends on a loss."""
     if isinstance(expression, ast.Attribute) and expression.attr in ("dtype", "device", "shape"):
         return False
     if isinstance(expression, ast.Tuple):  # ``(loss,) + outputs`` is no sum
         return False
-    if isinstance(expression, ast.Call):  # a function of that name makes a loss, and is none
+    if isinstance(expression, ast.Call):  # a function that is called a loss returns one
         inner = expression.func.value if isinstance(expression.func, ast.Attribute) else None
         words = [word.value for word in expression.keywords]
         return any(
@@ -133,15 +143,15 @@ def _name(node: ast.AST) -> str | None:
     if isinstance(node, ast.Subscript):
         node = node.slice
     for attribute in ("id", "attr", "value"):
-        found = getattr(node, attribute, None)
-        if isinstance(found, str):
-            return found
+        name = getattr(node, attribute, None)
+        if isinstance(name, str):
+            return name
     return None
 
 
 def _coefficients(expression: ast.AST, model) -> dict[str, float]:
     """Return the numbers among the model's attributes in an expression, by their last name."""
-    found = {}
+    coefficients = {}
     for node in ast.walk(expression):
         path = ast.unparse(node) if isinstance(node, ast.Attribute) else ""
         if re.fullmatch(r"self(\.\w+)+", path):
@@ -150,5 +160,5 @@ def _coefficients(expression: ast.AST, model) -> dict[str, float]:
             except AttributeError:
                 continue
             if value is None or isinstance(value, int | float):
-                found[path.rpartition(".")[2]] = value or 0
-    return found
+                coefficients[path.rpartition(".")[2]] = value or 0
+    return coefficients

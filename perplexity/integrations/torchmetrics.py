@@ -1,6 +1,4 @@
-"""Perplexity as a ``torchmetrics.Metric``: works in a ``MetricCollection``, in checkpoints and over
-ranks.
-"""
+"""Perplexity as a ``torchmetrics.Metric``, for collections, checkpoints and several ranks."""
 
 from __future__ import annotations
 
@@ -17,18 +15,27 @@ with needing(__name__, "integrations"):
 
 
 class Perplexity(torchmetrics.Metric):
-    """exp(Σ NLL / Σ tokens) of all that was seen, as ``torchmetrics.text.Perplexity``, in float64
-    sums, no softmax in memory.
+    """Metric exp(Σ NLL / Σ tokens), the interface of ``torchmetrics.text.Perplexity``.
 
-    ``update(preds, target)`` takes logits [..., V] and target [...]. ``update_nll(nll,
-    target=target)`` takes known NLL, of ``token_nll`` for example, and needs no logits. Targets of
-    ``ignore_index`` (None: −100) do not count. ``compute`` gives a 0-dimensional float64 tensor,
-    NaN before the first token. The sum stays on the CPU where the metric's device has no float64
-    (MPS).
+    Sums are in float64, and no softmax is held in memory. The sum stays on the CPU where the
+    metric's device has no float64 (MPS).
+
+    Args:
+        ignore_index: Target of tokens that do not count; None: −100.
+        kwargs: Of ``torchmetrics.Metric``.
+
+    Raises:
+        InputError: ``ignore_index`` is no whole number.
+
+    Example:
+        >>> metric = Perplexity()
+        >>> metric.update(torch.zeros(2, 3, 8), torch.tensor([[1, 5, 7], [0, 2, -100]]))
+        >>> metric.compute()  # of a uniform guess among 8
+        tensor(8.0000, dtype=torch.float64)
     """
 
-    nll: Tensor  # added as states
-    tokens: Tensor
+    nll: Tensor  # a state of the metric
+    tokens: Tensor  # likewise
     is_differentiable, higher_is_better, full_state_update = False, False, False
 
     def __init__(self, ignore_index: int | None = None, **kwargs) -> None:
@@ -39,13 +46,23 @@ class Perplexity(torchmetrics.Metric):
 
     @torch.no_grad()
     def update(self, preds: Tensor, target: Tensor) -> None:
+        """Add the tokens of logits.
+
+        Args:
+            preds: Logits [..., V], floating.
+            target: Class indices [...], integer.
+
+        Raises:
+            InputError: Shapes or dtypes do not fit, or a target is no class.
+        """
         checks.floating("preds", preds)
         checks.dense("target", target)
         if not preds.dim():
             raise InputError("preds: expected logits [..., V], got a scalar")
         if preds.shape[:-1] != target.shape:
             raise InputError(
-                f"target: expected the shape {tuple(preds.shape[:-1])} of preds' tokens, got {tuple(target.shape)}"
+                f"target: expected the shape {tuple(preds.shape[:-1])} of preds' tokens, "
+                f"got {tuple(target.shape)}"
             )
         target = target.reshape(-1)
         nll = cross_entropy(
@@ -63,9 +80,24 @@ class Perplexity(torchmetrics.Metric):
         *,
         target: Tensor | None = None,
     ) -> None:
-        """Add known NLL of any shape; ``target`` and ``mask`` as in ``Perplexity.update``."""
+        """Add the known NLL of tokens, such as ``token_nll`` returns, without logits.
+
+        Args:
+            nll: NLL in nats, of any shape.
+            mask: Tokens that count, of the same shape; None: all.
+            target: Class indices of the same shape: those of ``ignore_index`` do not count.
+
+        Raises:
+            InputError: Shapes or dtypes do not fit.
+
+        Example:
+            >>> metric = Perplexity()
+            >>> metric.update_nll(torch.full((4,), 2.0), target=torch.tensor([3, 1, -100, 0]))
+            >>> metric.compute()
+            tensor(7.3891, dtype=torch.float64)
+        """
         kept = scored("nll", nll, target, self.ignore_index, mask)
-        # as torchmetrics does around update
+        # torchmetrics does the same around ``update``.
         self._computed, self._update_count = None, self._update_count + 1
         self._add(nll, torch.ones_like(nll, dtype=torch.bool) if kept is None else kept)
 
@@ -79,4 +111,5 @@ class Perplexity(torchmetrics.Metric):
         return super()._apply(fn, exclude_state if has_float64(device) else (*exclude_state, "nll"))
 
     def compute(self) -> Tensor:
+        """Return the perplexity, a float64 scalar; NaN before the first token."""
         return (self.nll / self.tokens.to(self.nll.device)).exp()

@@ -35,11 +35,29 @@ def counted(number: int, noun: str) -> str:
 
 @dataclass(frozen=True)
 class Diagnosis(Judged):
-    """What a run's curves say; fields are the keys of ``ppl monitor --json``.
+    """The verdict of a run's curves; its fields are the keys of ``ppl monitor --json``.
 
-    verdict: "healthy", "watch", "unhealthy", by the worst finding, or "insufficient-data";
-    health_score: 0 to 100, None where there is too little; components: each part's share, what is
-    left of it, and which findings took the rest.
+    Args:
+        verdict: "healthy", "watch" or "unhealthy", by the worst finding, or "insufficient-data".
+        health_score: 0 to 100; None where there is too little to judge.
+        components: each part's share of the score, what is left of it, and which findings took the
+            rest.
+        findings: what the signals found, the most severe first.
+        points: training losses that were finite.
+        evaluations: validation losses of the main set that were finite.
+        first_step: the first step that was logged; None where none was.
+        last_step: the last step.
+        train_loss: mean of the last training losses, in nats a token.
+        train_perplexity: its exponential.
+        val_loss: the last validation loss, in nats a token.
+        val_perplexity: its exponential.
+        best_val_loss: the lowest validation loss.
+        best_val_step: the step of it.
+        notes: what was left out or repaired.
+
+    >>> from perplexity import Monitor
+    >>> Monitor().diagnose().health_score is None
+    True
     """
 
     verdict: str

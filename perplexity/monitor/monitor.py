@@ -32,12 +32,25 @@ MEASURES = (
 
 
 class Monitor:
-    """Losses in, a diagnosis out; a call of ``log`` costs a few microseconds.
+    """A judge of a training run that reads its losses as they are logged.
 
-    vocabulary_size: for losses worse than uniform. total_steps: the budget, for projections. unit:
-    of the losses given. path: a JSON-lines file to write the history to; where it exists it is read
-    first, so that a run that restarts goes on with it. stop_on: findings that make ``should_stop``
-    true, by severity or signal. on_finding: called with each new ``Finding``.
+    A call of ``log`` costs a few microseconds.
+
+    Args:
+        vocabulary_size: V, for losses worse than uniform; None leaves that signal out.
+        total_steps: the steps of the whole run, for projections and the last evaluation.
+        unit: of the losses: "nats" a token, "bits" a token or "perplexity".
+        path: a file in JSON lines that the history is written to, and that ``ppl monitor`` reads.
+            Where it exists it is read first, so that a run that restarts goes on with it.
+        stop_on: severities or signals of findings that make ``should_stop`` true.
+        on_finding: called with each new ``Finding``; ``print`` shows one line.
+        check_every: calls of ``log`` between two diagnoses, where ``stop_on`` or ``on_finding``
+            asks for them; each validation loss is followed by one, too.
+        settings: every threshold of the signals; None is the tested ones.
+
+    Raises:
+        InputError: an argument that is not one of these, or a path that cannot be written.
+        InputTypeError: an argument of another type.
 
     >>> monitor = Monitor(vocabulary_size=50_257)
     >>> for step in range(3):
@@ -224,9 +237,17 @@ class Monitor:
         file.write(json.dumps(row) + "\n")
 
     def check(self) -> Diagnosis:
-        """Diagnose now: tell ``on_finding`` what is new and set ``should_stop``. ``log`` does it
-        every ``check_every`` calls, after each validation loss, and at the first loss that is no
-        number."""
+        """Return the diagnosis of now; report what is new to ``on_finding``, set ``should_stop``.
+
+        ``log`` does it every ``check_every`` calls, after each validation loss, and at the first
+        loss that is no number.
+
+        Returns:
+            The verdict, the score and the findings.
+
+        >>> Monitor(stop_on="danger").check().findings
+        []
+        """
         diagnosis = self.diagnose()
         for finding in diagnosis.findings:
             # By its name a spike stops a run where it is one, not at an odd batch; so do losses
@@ -244,7 +265,14 @@ class Monitor:
         return diagnosis
 
     def diagnose(self) -> Diagnosis:
-        """What the curves say so far."""
+        """Return what the curves say so far.
+
+        Returns:
+            The verdict, the score and the findings.
+
+        >>> Monitor().diagnose().evaluations
+        0
+        """
         return diagnose(
             self.digest,
             vocabulary_size=self.vocabulary_size,
@@ -258,11 +286,23 @@ class Monitor:
         """Return a function to call with each step, which evaluates by ``fn`` and logs the loss.
 
         It does so past every multiple of ``steps``, and at the last step where ``total_steps`` is
-        known.
+        known. A NaN is logged as one. ``evaluation_share`` is the share of the time it took.
 
-        ``fn`` returns a validation loss in the monitor's unit, or a dict of ``log``'s measures. The
-        share of the run's time that evaluations took is in ``evaluation_share``. A NaN is logged as
-        one; what ``fn`` raises is raised.
+        Args:
+            steps: steps between two evaluations, at least 1.
+            fn: returns a validation loss in the monitor's unit, or a dict of ``log``'s measures.
+
+        Returns:
+            A function of the step that returns the validation loss, or None where none was due.
+
+        Raises:
+            InputError: ``steps`` below 1, or, when called, a result of ``fn`` without a loss; what
+                ``fn`` raises is raised.
+            InputTypeError: ``fn`` is no function.
+
+        >>> validate = Monitor().evaluate_every(2, lambda: 3.0)
+        >>> [validate(step) for step in (1, 2, 3)]
+        [None, 3.0, None]
         """
         steps = checks.integer("steps", steps, least=1)
         if not callable(fn):
@@ -300,12 +340,14 @@ class Monitor:
 
     @property
     def evaluation_share(self) -> float:
-        """Share of the time since the monitor was made that went into ``evaluate_every``'s
-        evaluations.
-        """
+        """Return the share of the monitor's lifetime that ``evaluate_every``'s evaluations took."""
         return self._evaluation_seconds / max(time.perf_counter() - self._started, 1e-9)
 
     def close(self) -> None:
+        """Close the file of the history; the monitor takes no more.
+
+        >>> Monitor().close()
+        """
         if self._file is not None:
             self._file.close()
 

@@ -1,12 +1,13 @@
-"""Beyond perplexity: what a model writes, whether others find it good, and whether it knows what it
-knows.
+"""Measures beyond perplexity: of generated texts, and of a judge's answers about texts.
+
+``probe`` generates texts and measures them, ``Questioner`` asks a model yes or no about texts.
 """
 
 import importlib
 
 from ..errors import needing
 
-# Imported where they are used: a report of probes needs no model, and Ask-LLM none of the measures.
+# Each module is imported when one of its names is first used: a report of probes needs no model.
 _HOME = {
     "ask": ("Answer", "Questioner"),
     "prober": ("Probe", "probe"),

@@ -1,12 +1,13 @@
 """Ask-LLM: a model is asked yes or no about a text, and its probability of yes is the text's score.
 
-Sachdeva et al. 2024, How to Train Data-Efficient LLMs (arXiv:2402.09668). The two answers' negative
-log-likelihoods come from the hidden state of the prompt's last position by ``token_statistics``: no
-logits.
+Source: Sachdeva et al. 2024, How to Train Data-Efficient LLMs (arXiv:2402.09668). The negative
+log-likelihoods of the two answers are computed from the hidden state of the prompt's last position
+by ``token_statistics``, without logits in memory.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 from array import array
@@ -22,6 +23,8 @@ from torch import Tensor
 
 from .. import checks, models
 from ..errors import InputError, check_unicode
+from ..inputs import choose_backend
+from ..scoring.batching import Batching
 from ..scoring.protocols import Positions
 from ..scoring.run import ScoringRun
 from ..scoring.stream import IGNORED, continuations
@@ -35,25 +38,36 @@ TEMPLATE = """Text:
 
 Is the text above fluent, coherent and informative, without repeating itself? Answer yes or no.
 Answer:"""
-# Of a probe, where it is known what the text was to continue or to answer.
+# The question of a probe, where the text's prompt is known.
 PROBE_TEMPLATE = """Prompt:
 {prompt}
 
 Continuation, which may be cut off at its end:
 {text}
 
-Does the continuation go on from the prompt fluently, sensibly and truthfully, without repeating itself? Answer yes or no.
+Does the continuation go on from the prompt fluently, sensibly and truthfully, \
+without repeating itself? Answer yes or no.
 Answer:"""
 PLACE, PROMPT = "{text}", "{prompt}"
-# Tokens that a text loses beyond what is too much, each time: cutting may change how the rest is
-# cut into tokens.
+# Tokens that a long text loses each time beyond its excess: the shorter text may be tokenised into
+# more tokens than were kept.
 SHORTER = 8
 
 
 @dataclass(frozen=True)
 class Answer:
-    """``p_yes``, ``p_no``: probabilities of the two tokens among the whole vocabulary; ``first``:
-    the model's own first choice.
+    """Answer of a judge about one text.
+
+    Attributes:
+        id: The text's id; the position of a plain string among the texts.
+        p_yes: Probability of the token of yes, among the whole vocabulary.
+        p_no: Probability of the token of no, likewise.
+        first: The token that the judge holds most probable, as text.
+        shortened: Whether a part of the text or its prompt did not fit into the judge's context.
+
+    Example:
+        >>> Answer("a", p_yes=0.375, p_no=0.125, first=" yes", shortened=False).yes_of_two
+        0.75
     """
 
     id: str
@@ -64,15 +78,26 @@ class Answer:
 
     @property
     def yes_of_two(self) -> float | None:
-        """p_yes / (p_yes + p_no): the answer, were it one of the two; None where neither has any
-        probability.
-        """
+        """Return p_yes / (p_yes + p_no); None where both probabilities are 0."""
         both = self.p_yes + self.p_no
         return self.p_yes / both if both > 0 else None
 
 
 def check_template(name: str, template: str) -> None:
-    """Raise InputError that begins with ``name`` unless a question has one place for a text."""
+    """Check that a question has one place for a text, and at most one for a prompt.
+
+    Args:
+        name: Name of the argument or option, for the message.
+        template: The question.
+
+    Raises:
+        InputError: The template holds ``{text}`` not once, or ``{prompt}`` more than once.
+
+    Example:
+        >>> check_template("template", "Is this good?")
+        Traceback (most recent call last):
+        perplexity.errors.InputError: template: expected {text} in it once, got it 0 times
+    """
     if template.count(PLACE) != 1:
         raise InputError(
             f"{name}: expected {PLACE} in it once, got it {template.count(PLACE)} times"
@@ -84,12 +109,37 @@ def check_template(name: str, template: str) -> None:
 
 
 class Questioner:
-    """A model, its tokenizer and a question; ``ask`` answers it for texts.
+    """Judge of texts: a model that answers yes or no to one question.
 
-    template: holds ``{text}`` once, and may hold ``{prompt}``; where the tokenizer has a chat
-    template (``chat`` None) it goes in as a user's message. yes, no: the answers, scored by their
-    first tokens; behind a prompt that is no chat and does not end in white space a space comes
-    first.
+    Each answer is scored by its first token. It is preceded by a space, unless the question is a
+    chat message or ends in white space.
+
+    Args:
+        model: A transformers causal model, or another ``LanguageModel``.
+        tokenizer: The model's tokenizer, of transformers.
+        template: The question. It holds ``{text}`` once, and may hold ``{prompt}`` once.
+        yes: The answer whose probability is the score, "yes" by default.
+        no: The other answer, "no" by default. Its first token has to differ.
+        chat: Whether the question is a user's message in the tokenizer's chat template; None (the
+            default): where the tokenizer has one.
+        backend: "triton" or "torch"; None chooses by the model's device.
+
+    Raises:
+        InputError: An argument cannot be used; the message names it.
+
+    Example:
+        >>> from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+        >>> from tokenizers import Tokenizer, models, pre_tokenizers
+        >>> words = {word: id for id, word in enumerate("yes no a cat good? <unk>".split())}
+        >>> tokens = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
+        >>> tokens.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+        >>> tokenizer = PreTrainedTokenizerFast(tokenizer_object=tokens, unk_token="<unk>")
+        >>> sizes = dict(vocab_size=6, n_embd=8, n_layer=1, n_head=1, n_positions=16)
+        >>> config = GPT2Config(**sizes, bos_token_id=None, eos_token_id=None)
+        >>> model = GPT2LMHeadModel(config).eval()
+        >>> judge = Questioner(model, tokenizer, template="{text} good?")
+        >>> [(answer.id, 0 < answer.p_yes < 1) for answer in judge.ask(["a cat", "a a cat"])]
+        [('0', True), ('1', True)]
     """
 
     def __init__(
@@ -112,23 +162,31 @@ class Questioner:
         check_tokenizer(tokenizer)
         self.tokenizer, self.template = tokenizer, template
         self.chat = bool(getattr(tokenizer, "chat_template", None)) if chat is None else chat
+        choose_backend(backend, self.network.head.weight)  # raises for one that cannot run
         self.backend = backend
-        self.run = ScoringRun([self.network], tokenizer, backend=backend)  # the last ``ask``'s
+        self._batching: Batching | None = None  # of the last ``ask``
         self.answers = yes, no
         self.tokens = self._answer(yes, "yes"), self._answer(no, "no")
         if self.tokens[0] == self.tokens[1]:
             raise InputError(
-                f"yes, no: expected answers that differ in their first token, got {yes!r} and {no!r}"
+                "yes, no: expected answers that differ in their first token, "
+                f"got {yes!r} and {no!r}"
             )
 
     def prompt(self, text: str, before: str = "") -> str:
-        """What the model reads before it answers about ``text``, which follows ``before``."""
-        put = {PLACE: text, PROMPT: before}
-        filled = re.sub("|".join(map(re.escape, put)), lambda place: put[place[0]], self.template)
+        """Return the question about a text, as the model reads it.
+
+        Args:
+            text: Takes the place of ``{text}``.
+            before: The prompt of the text; takes the place of ``{prompt}``.
+        """
+        values = {PLACE: text, PROMPT: before}
+        places = "|".join(map(re.escape, values))
+        filled = re.sub(places, lambda place: values[place[0]], self.template)
         return chat_text(self.tokenizer, filled) if self.chat else filled
 
     def _answer(self, answer: str, name: str) -> int:
-        """First token of an answer as it follows the prompt."""
+        """Return the first token of an answer where it follows the question."""
         before = self.prompt("")
         if not self.chat and answer and not (before[-1:].isspace() or answer[0].isspace()):
             answer = " " + answer
@@ -140,25 +198,37 @@ class Questioner:
         return int(tokens[0])
 
     def _ids(self, prompt: str) -> np.ndarray:
-        """A chat template puts BOS where it belongs."""
+        """Return a question's tokens, behind BOS unless the chat template writes BOS itself."""
         return (plain if self.chat else encode)(self.tokenizer, prompt)
 
     @property
     def words(self) -> tuple[str, str]:
-        """The two answers as they are scored: of a longer one the first token, which may begin
-        other words, too.
-        """
+        """Return the texts of the two tokens that are scored: the first token of each answer."""
         yes, no = (text_of(self.tokenizer, [token]) for token in self.tokens)
         return yes, no
 
     @property
     def notes(self) -> list[str]:
-        """What a reader must know of the model's weights and of the last ``ask``'s batches."""
-        return [*models.loading_notes(self.network), *self.run.batching.notes]
+        """Return the notes on the model's weights, and on the batches of the last ``ask``."""
+        batches = [] if self._batching is None else self._batching.notes
+        return [*models.loading_notes(self.network), *batches]
 
     def ids(self, text: str, before: str = "") -> tuple[np.ndarray, bool]:
-        """The prompt's tokens, and whether something was left out to make it fit the model's
-        context: the beginning of ``before``, then the end of ``text``, never the question."""
+        """Return the tokens of the question about a text, and whether a part was left out.
+
+        A question longer than the model's context loses the beginning of ``before`` first, then the
+        end of ``text``, and never its own words.
+
+        Args:
+            text: The text.
+            before: The prompt of the text.
+
+        Returns:
+            Token ids [n], and whether the text or its prompt is shortened.
+
+        Raises:
+            InputError: The question has no tokens, or leaves no room for a text.
+        """
         limit = self.network.context_length
         ids = self._ids(self.prompt(text, before))
         if not len(ids):
@@ -175,7 +245,8 @@ class Questioner:
                 kept = kept[: max(0, len(kept) - more)]
             else:
                 raise InputError(
-                    f"template: expected one that leaves room for a text, got {len(ids)} tokens of {limit}"
+                    f"template: expected one that leaves room for a text, "
+                    f"got {len(ids)} tokens of {limit}"
                 )
             ids = self._ids(
                 self.prompt(text_of(self.tokenizer, kept), text_of(self.tokenizer, ahead))
@@ -190,11 +261,19 @@ class Questioner:
         batch_size: int | None = None,
         journal: str | Path | None = None,
     ) -> Iterator[Answer]:
-        """An ``Answer`` for each text, in order, as they come; ``batch_size`` prompts at a time, by
-        default a few thousand tokens.
+        """Ask the question about each text, and yield the answers in the order of the texts.
 
-        prompts: what each text follows, for a template with ``{prompt}``.
-        journal: a folder; the same call again goes on where a killed one stopped, to the same bits.
+        Args:
+            texts: Strings, or ``Document``s with ids of their own.
+            prompts: The prompt of each text, for a template with ``{prompt}``.
+            batch_size: Questions at a time; None: a few thousand tokens.
+            journal: A folder; the same call resumes a killed one there, with bitwise equal results.
+
+        Returns:
+            An iterator over one ``Answer`` a text. Texts are read as the iterator advances.
+
+        Raises:
+            InputError: An argument or a text cannot be used, or the model gives NaN.
         """
         batch_size = checks.optional(checks.integer, "batch_size", batch_size, least=1)
         checks.several("texts", texts, "them", (Document,))
@@ -209,26 +288,29 @@ class Questioner:
         batch_size: int | None,
         journal: str | Path | None,
     ) -> Iterator[Answer]:
-        self.run = run = ScoringRun(
+        run = ScoringRun(
             [self.network], self.tokenizer, backend=self.backend, batch_size=batch_size
         )
+        self._batching = run.batching
+        score = functools.partial(self._score, run.backend)
         with run:
             run.keep_in(journal, self._settings() if journal is not None else {})
             scored = run.stream(
-                continuations(self._positions(run, texts, prompts)), self._score, fields=3
+                continuations(self._positions(run, texts, prompts)), score, fields=3
             )
             for item in scored:
                 nll_yes, nll_no, first = item.values[:, 0].tolist()
+                document = item.positions.document
                 if math.isnan(nll_yes) or math.isnan(nll_no):
                     raise InputError(
-                        f"model: expected probabilities, got NaN for text {item.positions.document.id}"
+                        f"model: expected probabilities, got NaN for text {document.id}"
                     )
-                document = item.positions.document
                 token = text_of(self.tokenizer, [int(first)])
                 shortened = bool(item.positions.skipped["shortened"])
                 yield Answer(document.id, math.exp(-nll_yes), math.exp(-nll_no), token, shortened)
 
     def _settings(self) -> dict:
+        """Return what an answer depends on: a journal resumes only where these settings agree."""
         return {
             "model": models.fingerprint(self.network),
             "template": self.prompt(PLACE),
@@ -238,6 +320,7 @@ class Questioner:
     def _positions(
         self, run: ScoringRun, texts: Iterable[Document | str], prompts: Iterable[str] | None
     ) -> Iterator[tuple[Positions, int]]:
+        """Yield the tokens of each question with the place of its answer."""
         for index, (text, before) in enumerate(_paired(texts, prompts)):
             document = checked_document(index, text)
             if document.ids is not None:
@@ -253,7 +336,7 @@ class Questioner:
             )
             if len(ids) > 1:
                 run.verify(ids, self.network.context_length)
-            # The answer's place is scored; what stands there is not read.
+            # The place of the answer is scored, whatever token stands there.
             positions = Positions(document, np.append(ids, self.tokens[0]), 0)
             positions.skipped["shortened"] = int(shortened)
             yield positions, len(ids)
@@ -264,28 +347,32 @@ class Questioner:
         return text_of(self.tokenizer, ids, skip_special_tokens=True)
 
     @torch.no_grad()
-    def _score(self, input_ids: Tensor, target: Tensor) -> Tensor:
-        """[3, rows]: NLL of yes, NLL of no, the model's own first choice."""
+    def _score(self, backend: str, input_ids: Tensor, target: Tensor) -> Tensor:
+        """Return NLL of yes, NLL of no (nats) and the most probable token, [3, rows]."""
         hidden = self.network.hidden_states(input_ids)[target != IGNORED]  # [rows, D]
         answers = torch.tensor(self.tokens, device=hidden.device).repeat(len(hidden))
         head = self.network.head
         with torch.autocast(hidden.device.type, enabled=False):
-            found = token_statistics(
+            statistics = token_statistics(
                 hidden.repeat_interleave(2, 0),
                 head.weight,
                 answers,
                 **head.arguments(),
-                backend=self.run.backend,
+                backend=backend,
             )
-        nll = found.nll.view(-1, 2)
-        return torch.stack([nll[:, 0], nll[:, 1], found.predicted.view(-1, 2)[:, 0].float()])
+        nll, first = statistics.nll.view(-1, 2), statistics.predicted.view(-1, 2)[:, 0]
+        return torch.stack([nll[:, 0], nll[:, 1], first.float()])
 
 
 def _paired(
     texts: Iterable[Document | str],
     prompts: Iterable[str] | None,
 ) -> Iterator[tuple[Document | str, str]]:
-    """Yield each text with its prompt ("" without ``prompts``); InputError where one is alone."""
+    """Yield each text with its prompt, or with "" where there are no prompts.
+
+    Raises:
+        InputError: There are more texts than prompts, or more prompts than texts.
+    """
     if prompts is None:
         yield from ((text, "") for text in texts)
         return
@@ -298,7 +385,7 @@ def _paired(
 
 
 class Tally:
-    """Sums over answers to a question, eight bytes a text."""
+    """Accumulator of a judge's answers, in eight bytes a text."""
 
     def __init__(self, judge: Questioner) -> None:
         self.answers = judge.words
@@ -309,6 +396,7 @@ class Tally:
         return len(self.p_yes)
 
     def add(self, answer: Answer) -> None:
+        """Add an answer to the sums."""
         self.p_yes.append(answer.p_yes)
         self.p_no += answer.p_no
         if answer.yes_of_two is not None:
@@ -317,9 +405,13 @@ class Tally:
         self.shortened += answer.shortened
 
     def summary(self) -> dict | None:
-        """answers: the two tokens that are scored. Means over texts: p_yes, p_no, yes_of_two (where
-        it is one), answered (p_yes + p_no); percentiles of p_yes; the most common first choices.
-        None without a text."""
+        """Return the means over all answers; None where there is no answer.
+
+        Returns:
+            texts: number of answers; answers: the two tokens that are scored; p_yes, p_no, answered
+            (p_yes + p_no) and yes_of_two (where it is defined): means; percentiles: of p_yes;
+            first_choices: the most common first choices; shortened: number of shortened questions.
+        """
         count = len(self)
         if not count:
             return None

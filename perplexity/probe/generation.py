@@ -1,4 +1,4 @@
-"""Texts that a model generates, by transformers' own ``generate``."""
+"""Generation of texts by transformers' ``generate``, under the stated settings alone."""
 
 from __future__ import annotations
 
@@ -19,18 +19,26 @@ from ..text.tokens import special_ids, text_of
 from .prompts import Asked
 from .settings import GenerationSettings
 
-CHECKED = 8  # tokens that are generated to see which batches a model can be trusted with
+CHECKED = 8  # tokens generated to find the batches that do not change a model's texts
 
-# Whether a model holds the tokens [n] after a prompt [tokens] for the likeliest, each after those
-# before it.
+# Takes a prompt [tokens] and the greedy tokens [n] after it; returns whether the model's forward
+# pass holds each of them most probable after those before it.
 FirstChoices = Callable[[np.ndarray, np.ndarray], bool]
 
 
 @dataclass(frozen=True)
 class Generated:
-    """``ids`` [tokens] after the prompt, without the end-of-text token; ``ended``: it came."""
+    """Generated text.
 
-    prompt: int  # place among the prompts
+    Attributes:
+        prompt: Place of the prompt among the prompts.
+        sample: Place of the text among the prompt's texts.
+        ids: Token ids after the prompt [tokens], without the end-of-text token.
+        text: The text.
+        ended: Whether the end-of-text token was generated.
+    """
+
+    prompt: int
     sample: int
     ids: np.ndarray
     text: str
@@ -38,24 +46,30 @@ class Generated:
 
 
 def ends_of_text(model, tokenizer) -> list[int]:
-    """Tokens that end a text: the tokenizer's, and of the model's own those that are no piece of
-    text.
+    """Return the ids of the tokens that end a text: the tokenizer's EOS and those of the model.
 
-    Both, because a tuned model ends its turns with another token than its configuration may say; no
-    piece of text, because architectures have ids for it by default, which in one's own vocabulary
-    are anything.
+    A tuned model may end its turns with another token than the tokenizer's EOS. An id in the
+    model's configuration counts only where the tokenizer has a special token there: the
+    configuration of an architecture has default ids, which may be any text in a user's vocabulary.
+
+    Args:
+        model: A transformers model.
+        tokenizer: Its tokenizer.
+
+    Returns:
+        Sorted ids below the number of the model's input embeddings.
     """
     rows = model.get_input_embeddings().weight.shape[0]
     no_text = special_ids(tokenizer) | set(getattr(tokenizer, "added_tokens_decoder", {}))
-    found = {getattr(tokenizer, "eos_token_id", None)}
+    tokens = {getattr(tokenizer, "eos_token_id", None)}
     for source in (getattr(model, "generation_config", None), model.config.get_text_config()):
         ends = getattr(source, "eos_token_id", None)
-        found.update(
+        tokens.update(
             token
             for token in (ends if isinstance(ends, list | tuple) else [ends])
             if token in no_text
         )
-    return sorted(token for token in found if isinstance(token, int) and 0 <= token < rows)
+    return sorted(token for token in tokens if isinstance(token, int) and 0 <= token < rows)
 
 
 def generate(
@@ -67,20 +81,32 @@ def generate(
     first_choices: FirstChoices | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> list[Generated]:
-    """``settings.samples`` texts for each prompt, in order of prompt and sample; ``progress`` is
-    told how many are there.
+    """Generate texts for prompts; the same call gives the same texts on the same machine.
 
-    first_choices: checks a few tokens first. Some models' batches, or padding before a prompt,
-    change what they write (recurrent ones, above all): they are given prompts of one length
-    together, or one at a time. The same call gives the same texts on the same machine. Raises
-    InputError where the model cannot generate.
+    Batches, or padding before a prompt, change the texts of some models, above all of recurrent
+    ones. ``first_choices`` finds such models by a few greedy tokens. Their prompts are batched by
+    equal length, or run one at a time.
+
+    Args:
+        model: A transformers model.
+        tokenizer: Its tokenizer.
+        asked: The prompts.
+        settings: Of the generation: ``samples`` texts for each prompt.
+        first_choices: The check of a few greedy tokens; None trusts padded batches.
+        progress: Called with the number of texts that are done.
+
+    Returns:
+        The texts in the order of prompts and samples.
+
+    Raises:
+        InputError: The model cannot generate, or runs out of memory.
     """
     if not (hasattr(model, "generate") and hasattr(model, "generation_config")):
         raise InputError(
             f"model: expected a transformers model that generates, got {type(model).__name__}"
         )
     writer = _Writer(model, tokenizer, settings)
-    found: list[Generated] = []
+    generated: list[Generated] = []
     written: Counter = Counter()
     with torch.random.fork_rng(devices=_cuda(writer.device)), torch.no_grad():
         together = "padded" if first_choices is None else _together(writer, asked, first_choices)
@@ -92,17 +118,17 @@ def generate(
             for number, (ids, ended) in enumerate(texts):
                 place = places[number // copies]
                 text = text_of(tokenizer, ids, skip_special_tokens=True)
-                found.append(Generated(place, written[place], ids, text, ended))
+                generated.append(Generated(place, written[place], ids, text, ended))
                 written[place] += 1
             if progress is not None:
-                progress(len(found))
-    return sorted(found, key=lambda text: (text.prompt, text.sample))
+                progress(len(generated))
+    return sorted(generated, key=lambda text: (text.prompt, text.sample))
 
 
 def _batches(
     asked: list[Asked], settings: GenerationSettings, together: str
 ) -> Iterator[tuple[list[int], int]]:
-    """Places of prompts to be given at once, and how many texts each gets, by length."""
+    """Yield batches by length: the places of prompts, and the number of texts for each of them."""
     order = sorted(range(len(asked)), key=lambda place: len(asked[place].ids))
     if together == "alone":
         for place in order:
@@ -118,14 +144,18 @@ def _batches(
 
 
 def _together(writer: _Writer, asked: list[Asked], first_choices: FirstChoices) -> str:
-    """ "padded", "equal" or "alone": the largest batches whose greedy tokens are the model's own
-    first choices.
+    """Return the kind of the largest batches that do not change the model's greedy tokens.
+
+    The kinds are "padded", "equal" (prompts of one length) and "alone".
+
+    Raises:
+        InputError: Greedy tokens of a prompt alone are not the first choices of the forward pass.
     """
     by_length = sorted((prompt.ids for prompt in asked), key=len)
     tokens = min(CHECKED, writer.settings.most)
     longest = len(by_length[-1]) + writer.settings.most
-    # A rotary embedding that changes with the longest row's length changes for a shorter one too
-    # early.
+    # In a padded batch a rotary embedding that depends on the longest row's length changes too
+    # early for the shorter rows.
     rules = length_rules(as_language_model(writer.model))
     one_rule = all(rule.group(len(by_length[0])) == rule.group(longest) for rule in rules)
     for name, prompts in (
@@ -141,13 +171,13 @@ def _together(writer: _Writer, asked: list[Asked], first_choices: FirstChoices) 
         ):
             return name
     raise InputError(
-        f"model: expected greedy tokens that {type(writer.model).__name__} holds for the likeliest, got others: its generate and "
-        "its forward pass disagree"
+        f"model: expected greedy tokens that {type(writer.model).__name__} holds for the "
+        "likeliest, got others: its generate and its forward pass disagree"
     )
 
 
 class _Writer:
-    """``generate`` with nothing but the stated settings."""
+    """Writer of texts: the model's ``generate`` with nothing but the stated settings."""
 
     def __init__(self, model, tokenizer, settings: GenerationSettings) -> None:
         self.model, self.settings = model, settings
@@ -165,29 +195,32 @@ class _Writer:
     def write(
         self, prompts: Sequence[np.ndarray], tokens: int, *, copies: int = 1, greedy: bool = False
     ) -> list[tuple[np.ndarray, bool]]:
-        """``copies`` texts after each prompt, as tokens up to the end-of-text token, and whether it
-        came.
+        """Generate ``copies`` texts after each prompt.
+
+        Returns:
+            The tokens of each text up to the end-of-text token, and whether that was generated.
         """
         longest = max(map(len, prompts))
         ids = np.full((len(prompts), longest), self.padding, dtype=np.int64)
         mask = np.zeros_like(ids)
         for row, prompt in enumerate(prompts):
             ids[row, longest - len(prompt) :], mask[row, longest - len(prompt) :] = prompt, 1
-        given = {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(mask)}
+        inputs = {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(mask)}
         with _no_other_settings(
             self.model, self._config(tokens, copies, greedy or self.settings.greedy)
         ):
             try:
-                # Probabilities that are no numbers, above all.
+                # Most often the model's probabilities are NaN.
                 with theirs(
                     f"model: cannot be sampled from by {type(self.model).__name__}.generate"
                 ):
                     out = self.model.generate(
-                        **{name: tensor.to(self.device) for name, tensor in given.items()}
+                        **{name: tensor.to(self.device) for name, tensor in inputs.items()}
                     )
             except torch.OutOfMemoryError:
                 raise InputError(
-                    f"batch_size: {len(prompts) * copies} texts at once do not fit in the memory of {self.device}"
+                    f"batch_size: {len(prompts) * copies} texts at once do not fit in the memory "
+                    f"of {self.device}"
                 )
         texts = []
         for row in out[:, longest:].cpu().numpy():
@@ -216,8 +249,10 @@ class _Writer:
 
 @contextmanager
 def _no_other_settings(model, config):
-    """``generate`` fills what a configuration leaves open from the model's own, a repetition
-    penalty say: not here.
+    """Replace the model's generation settings within the ``with`` block.
+
+    ``generate`` takes every setting that a call leaves open, such as a repetition penalty, from the
+    model's own.
     """
     own = model.generation_config
     model.generation_config = config
@@ -228,6 +263,7 @@ def _no_other_settings(model, config):
 
 
 def _cuda(device: torch.device) -> list[int]:
+    """Return the number of a CUDA device in a list, empty for any other device."""
     return (
         [torch.cuda.current_device() if device.index is None else device.index]
         if device.type == "cuda"

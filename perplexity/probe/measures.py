@@ -1,6 +1,4 @@
-"""What is measured on texts, each alone and all together: on a model's own and, to compare with, on
-the references.
-"""
+"""Measures of texts, one by one and together: of generated texts and of references."""
 
 from __future__ import annotations
 
@@ -16,17 +14,26 @@ from ..metric import exp
 from ..text.words import words
 from .repetition import N, compression_ratio, distinct, longest_loop, ngrams, repeated, shared
 
-COPIED = 8  # words in a row that are no coincidence: of n-grams shared with a reference
-LOOPING = 0.25  # of a text's tokens in one loop, and
-LOOP_TOKENS = 16  # as many at least: a text that loops
-JUDGED = 16  # tokens of a text that is long enough to repeat itself
-NOVEL = 8  # n-grams that are not the prompt's, at least, for a share of them
+COPIED = 8  # words of an n-gram that a text shares with its reference by more than coincidence
+LOOPING = 0.25  # a text loops where at least this share of its tokens is in one loop, and
+LOOP_TOKENS = 16  # at least as many tokens
+JUDGED = 16  # fewer tokens are too short a text to repeat itself
+NOVEL = 8  # fewer n-grams that are not the prompt's give no share
 
 
 @dataclass(frozen=True)
 class Source:
-    """A text to measure: ``prompt`` and ``references`` as texts, ``ids`` [tokens], ``values`` [5,
-    tokens], ``collect.DETAILS``.
+    """Text to measure, with its tokens and their values under the model.
+
+    Attributes:
+        id: Of the prompt.
+        sample: Place among the texts of the prompt.
+        prompt: The prompt's text.
+        text: The text.
+        ids: Token ids of the text [tokens].
+        ended: Whether the text ended by itself, not at the limit of tokens.
+        values: [5, tokens]: the rows of ``scoring.run.DETAILS``.
+        references: Good continuations of the prompt.
     """
 
     id: str
@@ -41,15 +48,31 @@ class Source:
 
 @dataclass(frozen=True)
 class Measured:
-    """A text and its measures; shares are of 1, None where the text is too short for one.
+    """Text and its measures; a share is from 0 to 1, or None for a text that is too short.
 
-    nll, entropy: sums over its tokens, nats; non_finite: tokens left out of them, whose NLL or
-    entropy is NaN or infinite; early_entropy, late_entropy: nats a token of its two halves.
-    repeated: of 4-grams of words, those that were in the text before; loop: of tokens, those in its
-    longest loop, of loop_tokens with a period of loop_period; compression: bytes over zlib's. Of
-    n-grams that are not the prompt's: same_prompt, 4-grams that another sample of the prompt has,
-    too; other_prompts, that the text of another prompt has (the sample of the same number); copied,
-    8-grams of the reference. p_yes: the judge's.
+    Attributes:
+        id: Of the prompt.
+        sample: Place among the texts of the prompt.
+        text: The text.
+        tokens: Number of its tokens.
+        ended: Whether the text ended by itself.
+        non_finite: Number of tokens with a NaN or infinite NLL or entropy, left out of the sums.
+        nll: Sum over tokens, nats.
+        entropy: Sum over tokens, nats.
+        early_entropy: Of the text's first half, nats a token.
+        late_entropy: Of the text's second half, nats a token.
+        repeated: Share of the 4-grams of words that occurred before in the text.
+        loop: Share of the tokens that are in the longest loop.
+        loop_tokens: Tokens of the longest loop.
+        loop_period: Tokens of its period.
+        compression: UTF-8 bytes over the bytes of the zlib-compressed text.
+        same_prompt: Share of the 4-grams that are also in another sample of the prompt.
+        other_prompts: Share of the 4-grams that are also in the sample of the same number of
+            another prompt.
+        copied: Share of the 8-grams that are in a reference.
+        p_yes: The judge's probability of yes.
+
+    The last three shares are of n-grams that are not the prompt's own.
     """
 
     id: str
@@ -74,79 +97,87 @@ class Measured:
 
     @property
     def scored(self) -> int:
-        """Tokens whose NLL is a number."""
+        """Return the number of tokens in the sums."""
         return self.tokens - self.non_finite
 
     @property
     def repetition(self) -> float:
-        """The worse of the two: words that come again, tokens in a loop."""
+        """Return the larger of the shares ``repeated`` and ``loop``."""
         return max(self.repeated or 0.0, self.loop)
 
     @property
     def looping(self) -> bool:
+        """Return whether a loop is a large part of the text."""
         return self.loop >= LOOPING and self.loop_tokens >= LOOP_TOKENS
 
 
 def measure(sources: Sequence[Source]) -> list[Measured]:
-    """Each of ``sources`` measured, alone and beside the others."""
+    """Measure each text, alone and against the others.
+
+    Args:
+        sources: All texts of a probe, or all references.
+
+    Returns:
+        The measures in the order of ``sources``.
+    """
     of_words = [words(source.text) for source in sources]
     of_prompts = {
         prompt: set(ngrams(words(prompt), 2)) for prompt in {source.prompt for source in sources}
     }
     novel = [
-        _novel(found, N, of_prompts[source.prompt])
-        for found, source in zip(of_words, sources, strict=True)
+        _novel(text, N, of_prompts[source.prompt])
+        for text, source in zip(of_words, sources, strict=True)
     ]
-    same: dict[str, list[int]] = defaultdict(list)  # by prompt: its texts
-    # by sample: in how many prompts' texts a 4-gram is
+    same: dict[str, list[int]] = defaultdict(list)  # by prompt: the places of its texts
+    # By sample: the number of prompts whose text has a 4-gram.
     spread: dict[int, Counter] = defaultdict(Counter)
     seen: dict[int, dict[str, set]] = defaultdict(lambda: defaultdict(set))
     for place, source in enumerate(sources):
         same[source.prompt].append(place)
         seen[source.sample][source.prompt] |= set(novel[place])
     for sample, by_prompt in seen.items():
-        for found in by_prompt.values():
-            spread[sample].update(found)
+        for grams in by_prompt.values():
+            spread[sample].update(grams)
     measured = []
     for place, source in enumerate(sources):
         siblings = [set(novel[other]) for other in same[source.prompt] if other != place]
         elsewhere = {gram for gram in novel[place] if spread[source.sample][gram] > 1}
-        said = {
+        expected = {
             gram for reference in source.references for gram in ngrams(words(reference), COPIED)
         }
-        measured.append(
-            _measured(
-                source,
-                of_words[place],
-                same_prompt=shared(novel[place], set().union(*siblings), NOVEL)
-                if siblings
-                else None,
-                other_prompts=shared(novel[place], elsewhere, NOVEL)
-                if len(seen[source.sample]) > 1
-                else None,
-                copied=shared(
-                    _novel(of_words[place], COPIED, of_prompts[source.prompt]), said, NOVEL
-                )
-                if said
-                else None,
-            )
-        )
+        shares: dict[str, float | None] = dict.fromkeys(("same_prompt", "other_prompts", "copied"))
+        if siblings:
+            shares["same_prompt"] = shared(novel[place], set().union(*siblings), NOVEL)
+        if len(seen[source.sample]) > 1:
+            shares["other_prompts"] = shared(novel[place], elsewhere, NOVEL)
+        if expected:
+            longer = _novel(of_words[place], COPIED, of_prompts[source.prompt])
+            shares["copied"] = shared(longer, expected, NOVEL)
+        measured.append(_measured(source, of_words[place], shares))
     return measured
 
 
-def _novel(found: Sequence, n: int, said: set) -> list[tuple]:
-    """n-grams of a text but for the prompt's: those of which all but one of the bigrams, or all,
-    are in the prompt.
+def _novel(of_words: Sequence, n: int, of_prompt: set) -> list[tuple]:
+    """Return the n-grams of a text without those that are made of the prompt's bigrams.
 
-    The one is a seam: a summary of the prompt's own sentences says nothing of its own there either.
+    One bigram of an n-gram may be missing in the prompt: the seam between two of its sentences, as
+    in a summary of them.
+
+    Args:
+        of_words: Words of the text.
+        n: Words of an n-gram.
+        of_prompt: The prompt's bigrams.
     """
-    if not said:
-        return ngrams(found, n)
-    known = [gram in said for gram in ngrams(found, 2)]
-    return [gram for at, gram in enumerate(ngrams(found, n)) if sum(known[at : at + n - 1]) < n - 2]
+    if not of_prompt:
+        return ngrams(of_words, n)
+    known = [gram in of_prompt for gram in ngrams(of_words, 2)]
+    return [
+        gram for at, gram in enumerate(ngrams(of_words, n)) if sum(known[at : at + n - 1]) < n - 2
+    ]
 
 
-def _measured(source: Source, of_words: list, **shares) -> Measured:
+def _measured(source: Source, of_words: list, shares: dict[str, float | None]) -> Measured:
+    """Measure a text alone; ``shares`` are its measures against other texts."""
     nll, entropy = source.values[0].astype(np.float64), source.values[1].astype(np.float64)
     finite = np.isfinite(nll) & np.isfinite(entropy)
     nll, entropy, tokens = nll[finite], entropy[finite], len(source.ids)
@@ -173,19 +204,31 @@ def _measured(source: Source, of_words: list, **shares) -> Measured:
 
 
 def mean(values: Iterable, least: int = 1) -> float | None:
-    """Of those that are numbers; None where there are fewer than ``least``."""
+    """Return the mean of values that are not None; None for fewer than ``least`` of them.
+
+    Example:
+        >>> mean([1.0, None, 2.0])
+        1.5
+    """
     kept = [value for value in values if value is not None]
     return math.fsum(kept) / len(kept) if len(kept) >= least else None
 
 
 def totals(texts: Sequence[Measured], least: int) -> dict:
-    """Of all texts: counts, lengths, and means over the texts that have a measure, ``least`` of
-    them at least, else None.
+    """Return counts and means over texts; a mean of fewer than ``least`` texts is None.
 
-    judged: texts of 16 tokens or more, which alone say something of repetition; empty: that ended
-    without a word. distinct_n: of the texts of one sample a prompt, mean over the samples: as many
-    texts as there are references. entropy: nats a token; entropy_per_byte: the same by byte of
-    text, which no tokenizer changes.
+    Args:
+        texts: The texts.
+        least: The fewest texts that make a mean.
+
+    Returns:
+        texts, tokens: counts; judged: number of texts with 16 tokens or more, whose repetition is
+        averaged; mean_tokens, ended and empty (ended without a word): means over all texts;
+        longest_loop: its text, tokens and period; entropy: nats a token; entropy_per_byte: nats a
+        byte of text, which compares across tokenizers; distinct_n: of one text a prompt together,
+        as many as there are references, averaged over the samples; repeated, repetition, looping,
+        compression, same_prompt, other_prompts, copied: means over judged texts; early_entropy,
+        late_entropy: means over texts that have them.
     """
     judged = [text for text in texts if text.tokens >= JUDGED]
     by_sample: dict[int, list] = defaultdict(list)
@@ -195,7 +238,7 @@ def totals(texts: Sequence[Measured], least: int) -> dict:
     bytes_ = sum(len(text.text.encode(errors="replace")) for text in texts)
     entropy = math.fsum(text.entropy for text in texts)
     longest = max(texts, key=lambda text: text.loop_tokens, default=None)
-    found: dict[str, Any] = {
+    summary: dict[str, Any] = {
         "texts": len(texts),
         "judged": len(judged),
         "tokens": tokens,
@@ -207,12 +250,12 @@ def totals(texts: Sequence[Measured], least: int) -> dict:
         "entropy_per_byte": entropy / bytes_ if bytes_ and scored == tokens else None,
     }
     if longest is not None and longest.loop_tokens:
-        found["longest_loop"] = {
+        summary["longest_loop"] = {
             **{"id": longest.id, "sample": longest.sample},
             **{"tokens": longest.loop_tokens, "period": longest.loop_period},
         }
     for n in (1, 2, 4):
-        found[f"distinct_{n}"] = mean(distinct(of_words, n) for of_words in by_sample.values())
+        summary[f"distinct_{n}"] = mean(distinct(of_words, n) for of_words in by_sample.values())
     for name in (
         "repeated",
         "repetition",
@@ -222,10 +265,10 @@ def totals(texts: Sequence[Measured], least: int) -> dict:
         "other_prompts",
         "copied",
     ):
-        found[name] = mean((getattr(text, name) for text in judged), least)
+        summary[name] = mean((getattr(text, name) for text in judged), least)
     for name in ("early_entropy", "late_entropy"):
-        found[name] = mean((getattr(text, name) for text in texts), least)
-    return found
+        summary[name] = mean((getattr(text, name) for text in texts), least)
+    return summary
 
 
 def perplexities(
@@ -234,10 +277,20 @@ def perplexities(
     reference_ids: Sequence[np.ndarray],
     vocabulary: int,
 ) -> dict:
-    """Loss and perplexity of the model on its own texts and on the references, nats a token, and
-    beside the references what a guess without context would have: ``unigram_loss``, by their own
-    tokens' frequencies, which no such guess can beat; and ``left_out_loss``, each token by the
-    frequencies of all the others, which a guess can have."""
+    """Return losses and perplexities of the model and of guesses without context.
+
+    Args:
+        texts: The generated texts.
+        references: The references.
+        reference_ids: Token ids of each reference.
+        vocabulary: Entries of the vocabulary.
+
+    Returns:
+        Losses in nats a token. self_*: of the model on its own texts; reference_*: of the model on
+        the references; unigram_*: of the references' own token frequencies, which no guess without
+        context can beat; left_out_loss: of each token under the frequencies of all others, which
+        such a guess can have; uniform_loss: ln V; non_finite: number of tokens left out.
+    """
 
     def loss(of: Sequence[Measured]) -> float | None:
         tokens = sum(text.scored for text in of)
@@ -263,8 +316,12 @@ def perplexities(
 def _without_context(
     ids: Sequence[np.ndarray], vocabulary: int
 ) -> tuple[float | None, float | None]:
-    """Entropy of the tokens' own frequencies; and each token under those of the others, a half
-    added to all V (Krichevsky and Trofimov 1981), at most log V."""
+    """Return the losses of two guesses without context, nats a token; None without a token.
+
+    The first is the entropy of the tokens' own frequencies. The second is the mean loss of each
+    token under the frequencies of all others, with a half added to each of the V counts (Krichevsky
+    and Trofimov 1981), and at most ln V.
+    """
     tokens = np.concatenate(ids) if ids else np.empty(0, np.int64)
     if not len(tokens):
         return None, None

@@ -1,4 +1,4 @@
-"""``probe``: a model writes, and what it wrote is measured beside its perplexity."""
+"""``probe``: texts that a model generates, measured and compared with its perplexity."""
 
 from __future__ import annotations
 
@@ -40,24 +40,44 @@ from .references import Embeddings, overlap
 from .scores import WEIGHTS, Checkpoint, Part, Scorer
 from .settings import GenerationSettings
 
-# of the likeliest token's probability: 16-bit arithmetic in a batch chooses the other of two that
-# are as likely
+# A greedy token counts as a first choice from this share of the largest probability on: in 16-bit
+# arithmetic a batch decides between two tokens that are nearly as likely.
 NEARLY = 0.9
 
-Progress = Callable[[str, int, int], None]
+Progress = Callable[[str, int, int], None]  # activity, number done, number in all
 
 
 @dataclass(frozen=True)
 class Probe(Judged):
-    """What a model's own texts say; fields are the keys of ``ppl probe --json``, explained in
-    docs/probe.md.
+    """Result of ``probe``; the fields are the keys of ``ppl probe --json`` (docs/probe.md).
 
-    model: ``models.described``: its name, fingerprint and configuration.
-    verdict: "healthy", "watch" or "unhealthy" by the worst finding, "insufficient-data" where
-    nothing could be judged; health_score: 0 to 100 or None; health: its parts, weights and
-    coverage. generation, reference_texts: measures of all texts and of the references; perplexity:
-    on both, and without context; references: BLEU, chrF, ROUGE; ask: the judge's answers;
-    calibration: on the references. texts: each generated one with its measures.
+    Attributes:
+        model: Name, fingerprint and configuration, as ``models.described`` gives them.
+        step: Training step of the checkpoint; None where it is unknown.
+        verdict: "healthy", "watch" or "unhealthy" by the worst finding; "insufficient-data" where
+            nothing could be judged.
+        health_score: 0 to 100; None where nothing could be judged.
+        health: The parts of the score, their weights, and their coverage.
+        prompts: Number of prompts.
+        settings: Of the generation.
+        generation: Measures of all generated texts together.
+        reference_texts: The same measures of the references; None without references.
+        perplexity: Losses and perplexities on the texts, on the references and without context.
+        references: BLEU, chrF and ROUGE; None for documents and without references.
+        coherence: Cosines of embeddings; None without ``embeddings``.
+        ask: Means of the judge's answers; None without a judge.
+        calibration: On the references; None without references.
+        findings: The most severe first.
+        notes: What limits the result.
+        tokenizer_fingerprint: Of the tokenizer.
+        backend: Of the losses.
+        seconds: Time that the call took.
+        texts: The generated texts with their measures.
+
+    Example:
+        >>> from dataclasses import fields
+        >>> [field.name for field in fields(Probe)][:4]
+        ['model', 'step', 'verdict', 'health_score']
     """
 
     model: dict
@@ -99,13 +119,45 @@ def probe(
     step: int | None = None,
     progress: Progress | None = None,
 ) -> Probe:
-    """``Probe`` of a transformers causal model: it continues ``prompts`` as ``settings`` say, and
-    its texts are measured.
+    """Generate texts with a model, measure them and compute a health score.
 
-    judge: asks another model about each text. embeddings: a sentence-transformers folder, for
-    coherence. evaluation: a result of ``ppl eval --json`` of this model, where the prompts have no
-    references; diagnosis: of ``ppl monitor --json``, of its run. scorers, weights: of the health
-    score. progress: told what is done, how many of how many. Raises InputError.
+    Args:
+        model: A transformers causal model.
+        tokenizer: Its tokenizer.
+        prompts: Strings or ``Prompt``s for the model to continue.
+        settings: Of the generation; None takes the defaults of ``GenerationSettings``.
+        judge: A model that is asked yes or no about each text.
+        embeddings: Folder of a sentence-transformers model, for the coherence.
+        evaluation: Content of ``ppl eval --json`` of this model: its loss judges the perplexity
+            where the prompts have no references.
+        diagnosis: Content of ``ppl monitor --json`` of the training run.
+        scorers: The user's own benchmarks, each a part of the health score.
+        weights: Weights of the health score's parts, by name; by default ``scores.WEIGHTS``.
+        backend: Of the losses, "triton" or "torch"; None chooses by the model's device.
+        name: Name of the model in the result.
+        step: Training step of the checkpoint.
+        progress: Called with the activity, the number done, and the number in all.
+
+    Returns:
+        The measures, findings, verdict and health score.
+
+    Raises:
+        InputError: An argument cannot be used; the message names it.
+
+    Example:
+        >>> from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+        >>> from tokenizers import Tokenizer, models, pre_tokenizers
+        >>> words = {word: id for id, word in enumerate("the cat sat on a mat <unk>".split())}
+        >>> tokens = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
+        >>> tokens.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+        >>> tokenizer = PreTrainedTokenizerFast(tokenizer_object=tokens, unk_token="<unk>")
+        >>> sizes = dict(vocab_size=7, n_embd=8, n_layer=1, n_head=1, n_positions=32)
+        >>> config = GPT2Config(**sizes, bos_token_id=None, eos_token_id=None)
+        >>> model = GPT2LMHeadModel(config).eval()
+        >>> settings = GenerationSettings(samples=2, max_new_tokens=8)
+        >>> result = probe(model, tokenizer, ["the cat", "a mat"], settings=settings)
+        >>> len(result.texts), result.verdict
+        (4, 'insufficient-data')
     """
     started = time.perf_counter()
     checks.several("prompts", prompts, "them", (Prompt,))
@@ -175,21 +227,21 @@ def probe(
     losses = perplexities(
         texts, references, [source.ids for source in sources], len(network.head.weight)
     )
-    texts, beside = _beside_others(asked, texts, generated, encoder, judge, tell)
+    texts, compared = _compared(asked, texts, generated, encoder, judge, tell)
     measured: dict[str, Any] = {
         "generation": totals(texts, LEAST_TEXTS),
         "reference_texts": totals(references, LEAST_TEXTS) if references else None,
         "perplexity": losses | {"judged_by": evaluated or _by_references(losses)},
-        **beside,
+        **compared,
         "calibration": bins.summary(),
     }
-    found = [*find(measured, asking), *of_the_run(diagnosis)]
-    found += failed({name: part.evidence for name, part in own.items() if part.failed})
-    found.sort(key=lambda finding: -SEVERITIES.index(finding.severity))
+    findings = [*find(measured, asking), *of_the_run(diagnosis)]
+    findings += failed({name: part.evidence for name, part in own.items() if part.failed})
+    findings.sort(key=lambda finding: -SEVERITIES.index(finding.severity))
     parts = _parts(measured, asking, diagnosis) | own
-    verdict = _verdict(found, parts, measured)
+    verdict = _verdict(findings, parts, measured)
     health = scores.health(
-        parts, own_weights | dict(weights or {}), [finding.severity for finding in found]
+        parts, own_weights | dict(weights or {}), [finding.severity for finding in findings]
     )
     if verdict == "insufficient-data":
         health = replace(health, score=None)
@@ -201,7 +253,7 @@ def probe(
         health=health.to_dict(),
         prompts=len(asked),
         settings=vars(settings) | {"in_words": str(settings)},
-        findings=found,
+        findings=findings,
         notes=[
             *models.loading_notes(network),
             *run.batching.notes,
@@ -218,6 +270,7 @@ def probe(
 
 
 def _of_texts(run: ScoringRun, asked: list[Asked], generated: list[Generated]) -> list[Source]:
+    """Score the generated texts."""
     scored = _scored(run, [(asked[text.prompt].ids, text.ids) for text in generated])
     return [
         Source(
@@ -237,9 +290,11 @@ def _of_texts(run: ScoringRun, asked: list[Asked], generated: list[Generated]) -
 
 
 def _of_references(run: ScoringRun, referred: list[Asked]) -> list[Source]:
-    """The references as they are scored; ``ended``: whole, and no piece of a document. Each is
-    measured beside the next one's: what two texts of the kind have in common, one that is written
-    may have in common with its reference."""
+    """Score the references.
+
+    Each has the next one as its own reference. So its share ``copied`` is the share that two texts
+    of this kind have in common: a generated text may have as much in common with its reference.
+    """
     scored = _scored(run, [(of.ids, of.reference) for of in referred])
     texts = [text_of(run.tokenizer, of.reference, skip_special_tokens=True) for of in referred]
     following = (
@@ -254,13 +309,13 @@ def _of_references(run: ScoringRun, referred: list[Asked]) -> list[Source]:
             of.reference,
             not (of.cut or of.prompt.document),
             values,
-            beside,
+            next_text,
         )
-        for of, text, values, beside in zip(referred, texts, scored, following, strict=True)
+        for of, text, values, next_text in zip(referred, texts, scored, following, strict=True)
     ]
 
 
-def _beside_others(
+def _compared(
     asked: list[Asked],
     texts: list[Measured],
     generated: list[Generated],
@@ -268,35 +323,40 @@ def _beside_others(
     judge: Questioner | None,
     tell: Progress,
 ) -> tuple[list[Measured], dict]:
-    """The texts with the judge's p_yes, and what libraries, embeddings and the judge say of them;
-    None where nobody was asked.
+    """Compare the texts with references and prompts, and ask the judge about them.
+
+    Returns:
+        The texts with the judge's p_yes; and "references", "coherence" and "ask", None each where
+        the comparison was not possible or not wanted.
     """
     of_texts = [asked[text.prompt] for text in generated]
-    meant = [
+    with_references = [
         (text.text, of.references)
         for text, of in zip(texts, of_texts, strict=True)
         if of.references and not of.prompt.document
     ]
-    wrote = [place for place, text in enumerate(texts) if text.text.strip()]
-    before, said = [of_texts[place].text for place in wrote], [texts[place].text for place in wrote]
-    beside: dict[str, Any] = {"references": None, "coherence": None, "ask": None}
-    if meant:
-        beside["references"] = overlap(*zip(*meant, strict=True))
+    places = [place for place, text in enumerate(texts) if text.text.strip()]
+    prompts = [of_texts[place].text for place in places]
+    written = [texts[place].text for place in places]
+    compared: dict[str, Any] = {"references": None, "coherence": None, "ask": None}
+    if with_references:
+        compared["references"] = overlap(*zip(*with_references, strict=True))
     if encoder is not None:
-        beside["coherence"] = encoder.coherence(
-            before, said, [of_texts[place].references for place in wrote]
+        compared["coherence"] = encoder.coherence(
+            prompts, written, [of_texts[place].references for place in places]
         )
     if judge is not None:
         tally, texts = Tally(judge), list(texts)
-        for place, answer in zip(wrote, judge.ask(said, prompts=before), strict=True):
+        for place, answer in zip(places, judge.ask(written, prompts=prompts), strict=True):
             tally.add(answer)
             texts[place] = replace(texts[place], p_yes=answer.p_yes)
-            tell("asking", len(tally), len(wrote))
-        beside["ask"] = tally.summary()
-    return texts, beside
+            tell("asking", len(tally), len(places))
+        compared["ask"] = tally.summary()
+    return texts, compared
 
 
 def _parts(measured: Mapping, asking: Asking, diagnosis: Mapping | None) -> dict[str, Part]:
+    """Return the parts of the health score, without the user's own."""
     return {
         "monitor": scores.monitor_part(diagnosis),
         "perplexity": scores.perplexity_part(measured["perplexity"], LEAST_TOKENS),
@@ -314,16 +374,17 @@ def _asked(
     settings: GenerationSettings,
     context_length: int | None,
 ):
-    """The prompts as tokens, and notes on what was left out."""
-    given = [checked_prompt(place, prompt) for place, prompt in enumerate(prompts)]
-    asked, short = tokenize(tokenizer, given, settings, context_length)
+    """Return the prompts as tokens, and notes on what was left out."""
+    checked = [checked_prompt(place, prompt) for place, prompt in enumerate(prompts)]
+    asked, short = tokenize(tokenizer, checked, settings, context_length)
     if not asked:
         why = f"{short} documents too short to cut" if short else "none"
         raise InputError(f"prompts: expected at least one, got {why}")
     notes = []
     if short:
         notes.append(
-            f"{short:,} documents are too short to cut a prompt of {settings.prompt_tokens} tokens from and are left out"
+            f"{short:,} documents are too short to cut a prompt of {settings.prompt_tokens} tokens "
+            "from and are left out"
         )
     if shortened := sum(prompt.shortened for prompt in asked):
         notes.append(
@@ -333,10 +394,11 @@ def _asked(
 
 
 def _evaluated(evaluation: Mapping | None, fingerprint: str, model: Mapping) -> dict | None:
-    """Return loss, the unigram's and tokens of a result of ``ppl eval --json``.
+    """Return the losses and the number of tokens of a result of ``ppl eval --json``.
 
-    InputError where they are none, or of another tokenizer or model. A result of schema_version 1
-    names no model.
+    Raises:
+        InputError: A number is missing, or the result is of another tokenizer or model. (A result
+            of schema_version 1 names no model.)
     """
     if evaluation is None:
         return None
@@ -354,24 +416,25 @@ def _evaluated(evaluation: Mapping | None, fingerprint: str, model: Mapping) -> 
     unigram = evaluation.get("baselines")
     for key in ("unigram", "loss"):
         unigram = unigram.get(key) if isinstance(unigram, Mapping) else None
-    found = {
+    numbers = {
         "loss": evaluation.get("loss"),
         "unigram_loss": unigram,
         "tokens": evaluation.get("tokens"),
     }
-    for key, value in found.items():
+    for key, value in numbers.items():
         if (
             not isinstance(value, int | float)
             or isinstance(value, bool)
             or not math.isfinite(value)
         ):
             raise InputError(f"evaluation: expected a number for {key}, got {value!r:.40}")
-    return found | {"of": "the evaluation's text", "guess_loss": unigram}
+    return numbers | {"of": "the evaluation's text", "guess_loss": unigram}
 
 
 def _first_choices(run: ScoringRun, prompt: np.ndarray, ids: np.ndarray) -> bool:
-    """Whether each of ``ids`` is the likeliest after those before it, or all but; NaN is told
-    elsewhere.
+    """Return whether each of ``ids`` is the most probable token after those before it, or nearly.
+
+    NaN counts as such: it is reported elsewhere.
     """
     nll, _, _, _, confidence = _scored(run, [(prompt, ids)])[0]
     return not (np.exp(-nll) < NEARLY * confidence).any()
@@ -384,12 +447,12 @@ def _scored(run: ScoringRun, pairs: list[tuple[np.ndarray, np.ndarray]]) -> list
         for place, pair in enumerate(pairs)
     ]
     scorer = token_scorer(run.networks[0], run.backend, details=True)
-    found = run.stream(continuations(sequences), scorer, fields=len(DETAILS))
-    return [item.values for item in found]
+    scored = run.stream(continuations(sequences), scorer, fields=len(DETAILS))
+    return [item.values for item in scored]
 
 
 def _by_references(losses: Mapping) -> dict | None:
-    """What the perplexity is judged by where no evaluation is given: ``findings.known_good``."""
+    """Return the losses on the references, for ``findings.known_good``; None without references."""
     if losses["reference_loss"] is None:
         return None
     bounds = {"unigram_loss": losses["unigram_loss"], "guess_loss": losses["left_out_loss"]}
@@ -400,11 +463,12 @@ def _by_references(losses: Mapping) -> dict | None:
     } | bounds
 
 
-def _verdict(found: list[Finding], parts: Mapping[str, Part], measured: Mapping) -> str:
-    """By the worst finding; a model whose texts alone are known, or too few of them, is not called
-    healthy: noise is varied.
+def _verdict(findings: list[Finding], parts: Mapping[str, Part], measured: Mapping) -> str:
+    """Return the verdict by the worst finding.
+
+    A model is not called healthy by its texts alone, nor by too few of them: random text is varied.
     """
-    gravest = worst(finding.severity for finding in found)
+    gravest = worst(finding.severity for finding in findings)
     others = [
         name
         for name, part in parts.items()
@@ -415,23 +479,26 @@ def _verdict(found: list[Finding], parts: Mapping[str, Part], measured: Mapping)
 
 
 def _notes(measured: dict, settings: GenerationSettings) -> list[str]:
+    """Return notes on what the measures cannot show."""
     notes, generation, judged_by = [], measured["generation"], measured["perplexity"]["judged_by"]
     if generation["judged"] < LEAST_TEXTS:
         notes.append(
-            f"{generation['judged']} of {generation['texts']} texts are long enough to judge repetition by; "
-            f"{LEAST_TEXTS} are the least"
+            f"{generation['judged']} of {generation['texts']} texts are long enough to judge "
+            f"repetition by; {LEAST_TEXTS} are the least"
         )
     if judged_by is None or judged_by["tokens"] < LEAST_TOKENS:
         notes.append(
-            "the perplexity is not known well enough to tell the low-perplexity trap: it takes references (or an evaluation) of "
-            f"{LEAST_TOKENS} tokens"
+            "the perplexity is not known well enough to tell the low-perplexity trap: "
+            f"it takes references (or an evaluation) of {LEAST_TOKENS} tokens"
         )
     elif known_good(judged_by) is None:
         notes.append(
-            f"whether the perplexity on {judged_by['of']} is better than a guess without context cannot be told"
+            f"whether the perplexity on {judged_by['of']} is better than a guess without context "
+            "cannot be told"
         )
     if not settings.unchanged:
         notes.append(
-            f"texts were not drawn from the model's own distribution ({settings}): self-perplexity says little"
+            f"texts were not drawn from the model's own distribution ({settings}): "
+            "self-perplexity says little"
         )
     return notes

@@ -1,6 +1,4 @@
-"""What a model is asked to continue, and what good continuations would be: from files, then as
-tokens.
-"""
+"""Prompts and their references: read from files, then turned into tokens."""
 
 from __future__ import annotations
 
@@ -11,9 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import InputError, check_encoding, check_unicode, spelled, theirs
-from ..files import other_than_file
+from ..files import STANDARD_INPUT, other_than_file
 from ..text.readers import (
-    STANDARD_INPUT,
     ReadOptions,
     decoded,
     json_lines,
@@ -25,14 +22,23 @@ from ..text.readers import (
 from ..text.tokens import text_of, token_ids
 from .settings import GenerationSettings
 
-# tokens that are left of a document for a reference; a shorter one is passed over
-LEAST_REFERENCE = 16
+LEAST_REFERENCE = 16  # a document that leaves fewer tokens for a reference is skipped
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """``references``: good continuations, the first of which is scored. ``document``: the text is a
-    whole one, whose first tokens are the prompt and whose next are the reference."""
+    """Prompt for a model to continue.
+
+    Attributes:
+        id: Name of the prompt in results.
+        text: The prompt, or a whole document.
+        references: Good continuations; the first is scored by the model.
+        document: The text is a document: its first tokens are the prompt, the next the reference.
+
+    Example:
+        >>> Prompt("capital", "The capital of France is", references=("Paris.",)).document
+        False
+    """
 
     id: str
     text: str
@@ -42,8 +48,16 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Asked:
-    """A prompt as the model reads it: ``text``, ``ids`` [tokens]; ``reference`` [tokens] to score,
-    ``references`` as texts.
+    """Prompt as the model reads it.
+
+    Attributes:
+        prompt: The prompt that this one is made from.
+        text: The prompt's text.
+        ids: Token ids of the prompt [tokens].
+        reference: Token ids of the reference that is scored [tokens]; empty without one.
+        references: All references as texts.
+        shortened: The prompt's beginning is left out.
+        cut: The end of ``reference`` is left out.
     """
 
     prompt: Prompt
@@ -51,8 +65,8 @@ class Asked:
     ids: np.ndarray
     reference: np.ndarray
     references: tuple[str, ...]
-    shortened: bool  # the prompt's beginning is left out
-    cut: bool  # the reference's end is
+    shortened: bool
+    cut: bool
 
 
 def read_prompts(
@@ -62,11 +76,30 @@ def read_prompts(
     prompt_column: str = "prompt",
     reference_column: str = "reference",
 ) -> Iterator[Prompt]:
-    """Prompts of a file: of .txt each line, of .jsonl each object with ``prompt_column`` (and a
-    text or a list of texts in ``reference_column``); an object without, and every other format that
-    ``ppl eval`` reads, is a document to cut.
+    """Read the prompts of a file.
 
-    Raises InputError that names file and line.
+    A line of .txt is a prompt. An object of .jsonl is a prompt where it has ``prompt_column``, else
+    a document to cut. Every other format that ``ppl eval`` reads holds documents.
+
+    Args:
+        path: The file or datasets folder; "-" reads standard input.
+        options: Column names and formats; None takes the defaults of ``ReadOptions``.
+        prompt_column: Key of the prompt in .jsonl, "prompt" by default.
+        reference_column: Key of a text or a list of texts in .jsonl, "reference" by default.
+
+    Returns:
+        An iterator over the prompts, in the order of the file.
+
+    Raises:
+        InputError: The file or a line cannot be read; the message names file and line.
+
+    Example:
+        >>> import os, tempfile
+        >>> path = os.path.join(tempfile.mkdtemp(), "prompts.txt")
+        >>> with open(path, "w") as file:
+        ...     _ = file.write("Once upon a time\\nThe sea\\n")
+        >>> [(prompt.id, prompt.text) for prompt in read_prompts(path)]
+        [('prompts.txt:1', 'Once upon a time'), ('prompts.txt:2', 'The sea')]
     """
     options = options or ReadOptions()
     name = str(path)
@@ -93,6 +126,7 @@ def read_prompts(
 def _lines(
     stream, path: Path, options: ReadOptions, prompt_column: str, reference_column: str
 ) -> Iterator[Prompt]:
+    """Yield a prompt for each line of text that is not blank."""
     empty = True
     for number, raw in enumerate(stream, 1):
         if number == 1:
@@ -111,6 +145,7 @@ def _lines(
 def _objects(
     stream, path: Path, options: ReadOptions, prompt_column: str, reference_column: str
 ) -> Iterator[Prompt]:
+    """Yield a prompt for each object of JSON lines."""
     for number, where, record in json_lines(stream, path, prompt_column):
         named = record.get(options.id_column)
         name = f"{spelled(path.name)}:{number}" if named is None else str(named)
@@ -118,14 +153,15 @@ def _objects(
         if prompt_column not in record and isinstance(record.get(options.text_column), str):
             yield Prompt(name, text_in(record, options.text_column, where), document=True)
             continue
-        found = record.get(reference_column)
-        found = [] if found is None else [found] if isinstance(found, str) else found
-        if not isinstance(found, list) or not all(isinstance(text, str) for text in found):
+        texts = record.get(reference_column)
+        texts = [] if texts is None else [texts] if isinstance(texts, str) else texts
+        if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
             raise InputError(
-                f"{where}: expected a text or a list of texts in {reference_column!r}, got {found!r:.60}"
+                f"{where}: expected a text or a list of texts in {reference_column!r}, "
+                f"got {texts!r:.60}"
             )
         references = tuple(
-            text_in({reference_column: text}, reference_column, where) for text in found
+            text_in({reference_column: text}, reference_column, where) for text in texts
         )
         yield Prompt(
             name,
@@ -135,8 +171,14 @@ def _objects(
 
 
 def checked_prompt(place: int, prompt: Prompt | str) -> Prompt:
-    """``prompt`` with references that are not blank; InputError naming it unless all of it is
-    Unicode text.
+    """Return a prompt without its blank references; a string becomes a prompt.
+
+    Args:
+        place: Place among the prompts, the id of a string.
+        prompt: The prompt.
+
+    Raises:
+        InputError: It is no prompt, or one of its texts is no Unicode text.
     """
     prompt = Prompt(str(place), prompt) if isinstance(prompt, str) else prompt
     if not isinstance(prompt, Prompt):
@@ -145,7 +187,8 @@ def checked_prompt(place: int, prompt: Prompt | str) -> Prompt:
         )
     if not isinstance(prompt.references, tuple | list):
         raise InputError(
-            f"prompt {prompt.id}: expected references as a tuple, got {type(prompt.references).__name__}"
+            f"prompt {prompt.id}: expected references as a tuple, "
+            f"got {type(prompt.references).__name__}"
         )
     for text in (prompt.text, *prompt.references):
         if not isinstance(text, str):
@@ -159,7 +202,12 @@ def checked_prompt(place: int, prompt: Prompt | str) -> Prompt:
 
 
 def spread(prompts: Sequence[Prompt], most: int) -> list[Prompt]:
-    """At most ``most`` of them, evenly over the file."""
+    """Return at most ``most`` prompts, evenly spaced over all of them.
+
+    Example:
+        >>> [prompt.id for prompt in spread([Prompt(str(id), "") for id in range(9)], 3)]
+        ['0', '4', '8']
+    """
     if len(prompts) <= most:
         return list(prompts)
     return [
@@ -171,18 +219,30 @@ def spread(prompts: Sequence[Prompt], most: int) -> list[Prompt]:
 def tokenize(
     tokenizer, prompts: Iterable[Prompt], settings: GenerationSettings, context_length: int | None
 ) -> tuple[list[Asked], int]:
-    """The prompts as tokens, behind the tokenizer's BOS where it has one, and how many documents
-    were too short to cut.
+    """Tokenise prompts and their references, behind BOS where the tokenizer has one.
 
-    A prompt that leaves no room for ``max_new_tokens`` loses its beginning, a reference that is
-    longer its end. Where neither a prompt's end nor its reference's beginning is white space, a
-    space is put between them, as lm-evaluation-harness does.
+    A prompt too long for the context and ``max_new_tokens`` loses its beginning. A reference longer
+    than ``max_new_tokens`` loses its end. A space is put between prompt and reference where neither
+    has white space there, as lm-evaluation-harness does.
+
+    Args:
+        tokenizer: The model's tokenizer.
+        prompts: The prompts.
+        settings: Of the generation.
+        context_length: The most tokens that the model reads; None: any number.
+
+    Returns:
+        The prompts as the model reads them, and the number of documents too short to cut.
+
+    Raises:
+        InputError: A prompt has no tokens, a document is to be a chat message, or the context has
+            no room for a prompt.
     """
     room = None if context_length is None else context_length - settings.most
     if context_length is not None and room is not None and room < 1:
         raise InputError(
-            f"max_new_tokens: expected at most {context_length - 1}, the model's context of {context_length} and a prompt, "
-            f"got {settings.max_new_tokens}"
+            f"max_new_tokens: expected at most {context_length - 1}, "
+            f"the model's context of {context_length} and a prompt, got {settings.max_new_tokens}"
         )
     asked, short = [], 0
     for prompt in prompts:
@@ -223,7 +283,7 @@ def tokenize(
 
 
 def _shortened(tokenizer, ids: np.ndarray, room: int | None) -> tuple[np.ndarray, bool]:
-    """The last ``room`` tokens, behind BOS where it was there."""
+    """Return the last ``room`` tokens, BOS kept, and whether tokens were left out."""
     if room is None or len(ids) <= room:
         return ids, False
     bos = ids[:1] if _starts_with_bos(tokenizer, ids) and room > 1 else ids[:0]
@@ -231,15 +291,17 @@ def _shortened(tokenizer, ids: np.ndarray, room: int | None) -> tuple[np.ndarray
 
 
 def _chat(tokenizer, text: str, room: int | None) -> tuple[np.ndarray, bool]:
-    """A user's message in the template, which puts BOS where it belongs; one too long loses its
-    beginning, not the template.
+    """Return the tokens of a chat message, and whether the beginning of its text was left out.
+
+    The chat template writes BOS itself, and is never shortened.
     """
     ids, kept = plain(tokenizer, chat_text(tokenizer, text)), None
     while room is not None and len(ids) > room:
         kept = plain(tokenizer, text) if kept is None else kept
         if not len(kept):
             raise InputError(
-                f"max_new_tokens: expected room for the chat template, got {len(ids)} tokens of it, and {room} left"
+                "max_new_tokens: expected room for the chat template, "
+                f"got {len(ids)} tokens of it, and {room} left"
             )
         kept = kept[len(ids) - room :]
         ids = plain(tokenizer, chat_text(tokenizer, text_of(tokenizer, kept)))
@@ -255,14 +317,16 @@ def _starts_with_bos(tokenizer, ids: np.ndarray) -> bool:
 
 
 def encode(tokenizer, text: str) -> np.ndarray:
-    """Tokens of ``text`` behind BOS, never two."""
+    """Return the tokens of a text behind one BOS, where the tokenizer has BOS."""
     ids, bos = plain(tokenizer, text), tokenizer.bos_token_id
     return ids if bos is None or _starts_with_bos(tokenizer, ids) else np.concatenate([[bos], ids])
 
 
 def chat_text(tokenizer, text: str) -> str:
-    """``text`` as a user's message in the tokenizer's chat template, up to where the answer begins;
-    InputError without one.
+    """Return a text as a user's message in the chat template, up to the beginning of the answer.
+
+    Raises:
+        InputError: The tokenizer has no chat template, or the template fails.
     """
     if not getattr(tokenizer, "chat_template", None):
         raise InputError("chat: expected a tokenizer with a chat template, got one without")
@@ -272,22 +336,33 @@ def chat_text(tokenizer, text: str) -> str:
 
 
 def plain(tokenizer, text: str) -> np.ndarray:
-    """Tokens of ``text`` and nothing else."""
+    """Return the tokens of a text, without special tokens around it."""
     return token_ids(tokenizer, [text])[0]
 
 
 def _continuation(tokenizer, text: str, ids: np.ndarray, reference: str) -> np.ndarray:
-    """Tokens of ``reference`` after the prompt ``ids``: those that follow them in the whole, where
-    it begins with them.
-    """
+    """Return the tokens of a reference after the prompt's ``ids``, with a space where needed."""
     apart = bool(text) and not text[-1].isspace() and not reference[0].isspace()
     reference = " " + reference if apart else reference
     return following(ids, encode(tokenizer, text + reference), plain(tokenizer, reference))
 
 
 def following(ids: np.ndarray, whole: np.ndarray, alone: np.ndarray) -> np.ndarray:
-    """Tokens of a text after a prompt's ``ids``: what follows them in the ``whole``, where it
-    begins with them, else its own.
+    """Return the tokens of a text that follows a prompt.
+
+    Args:
+        ids: Tokens of the prompt.
+        whole: Tokens of prompt and text together.
+        alone: Tokens of the text alone.
+
+    Returns:
+        The rest of ``whole`` after ``ids``, where ``whole`` begins with them; else ``alone``.
+
+    Example:
+        >>> following(np.array([1, 2]), np.array([1, 2, 3]), np.array([4]))
+        array([3])
+        >>> following(np.array([1, 2]), np.array([1, 5]), np.array([4]))
+        array([4])
     """
     begins = len(whole) > len(ids) and np.array_equal(whole[: len(ids)], ids)
     return whole[len(ids) :] if begins else alone

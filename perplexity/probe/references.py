@@ -1,5 +1,6 @@
-"""Generated texts beside what should have been said: BLEU and chrF by sacrebleu, ROUGE by
-rouge-score, embeddings on request.
+"""Measures of generated texts against references: BLEU, chrF, ROUGE and cosines of embeddings.
+
+BLEU and chrF are sacrebleu's, ROUGE is rouge-score's.
 """
 
 from __future__ import annotations
@@ -17,35 +18,51 @@ ROUGE = ("rouge1", "rouge2", "rougeL")
 
 
 def overlap(texts: Sequence[str], references: Sequence[Sequence[str]]) -> dict:
-    """BLEU and chrF (0 to 100, of the corpus, with sacrebleu's signatures) and ROUGE F1 (0 to 1,
-    mean over texts) of ``texts`` against one or more references each.
+    """Compute BLEU, chrF and ROUGE of texts against their references.
 
-    Chinese is cut as sacrebleu's "zh" does, other scripts without spaces by "char". ROUGE is None
-    where most letters of the references are not ASCII: rouge-score reads no others.
+    sacrebleu's tokenizer is "zh" for Chinese, "char" for other scripts without spaces, else "13a".
+
+    Args:
+        texts: The generated texts.
+        references: One or more references of each text.
+
+    Returns:
+        texts: their number; bleu, chrf: of the corpus, 0 to 100; bleu_signature, chrf_signature:
+        sacrebleu's; rouge1, rouge2, rougeL: mean F1 over texts, 0 to 1, or None where most letters
+        of the references are not ASCII, which is all that rouge-score reads.
+
+    Raises:
+        InputError: sacrebleu or rouge-score is not installed.
+
+    Example:
+        >>> scores = overlap(["the cat sat"], [["the cat sat", "a cat sat"]])
+        >>> scores["chrf"], scores["rougeL"]
+        (100.0, 1.0)
     """
     try:
         from rouge_score.rouge_scorer import RougeScorer
         from sacrebleu.metrics import BLEU, CHRF
     except ImportError as error:
         raise InputError(f"references: needs {error.name}; install fused-perplexity[probe]")
-    streams = [list(stream) for stream in zip_longest(*references)]  # None where a text has fewer
+    # One stream a place among the references: None where a text has fewer.
+    streams = [list(stream) for stream in zip_longest(*references)]
     letters = [letter for of in references for text in of for letter in text if letter.isalpha()]
     bleu, chrf = BLEU(tokenize=_cut_by(letters)), CHRF()
-    found: dict[str, Any] = {"texts": len(texts)}
+    measures: dict[str, Any] = {"texts": len(texts)}
     for name, metric in (("bleu", bleu), ("chrf", chrf)):
-        found[name] = metric.corpus_score(list(texts), streams).score
-        found[f"{name}_signature"] = str(metric.get_signature())
+        measures[name] = metric.corpus_score(list(texts), streams).score
+        measures[f"{name}_signature"] = str(metric.get_signature())
     if sum(letter.isascii() for letter in letters) < 0.5 * len(letters):
-        return found | dict.fromkeys(ROUGE)
+        return measures | dict.fromkeys(ROUGE)
     rouge = RougeScorer(list(ROUGE), use_stemmer=False)
     scores = [rouge.score_multi(list(of), text) for text, of in zip(texts, references, strict=True)]
-    return found | {
+    return measures | {
         name: sum(score[name].fmeasure for score in scores) / len(scores) for name in ROUGE
     }
 
 
 def _cut_by(letters: Sequence[str]) -> str:
-    """sacrebleu's tokenizer for a text of such letters."""
+    """Return the name of sacrebleu's tokenizer for a text of such letters."""
     unspaced = [letter for letter in letters if UNSPACED.match(letter)]
     if len(unspaced) < 0.3 * len(letters):
         return "13a"
@@ -53,7 +70,14 @@ def _cut_by(letters: Sequence[str]) -> str:
 
 
 class Embeddings:
-    """A sentence-transformers model on disk; InputError where ``folder`` is none."""
+    """Sentence embeddings by a sentence-transformers model on disk.
+
+    Args:
+        folder: Folder of the model.
+
+    Raises:
+        InputError: sentence-transformers is not installed, or the folder holds no model of it.
+    """
 
     def __init__(self, folder: str) -> None:
         try:
@@ -65,7 +89,7 @@ class Embeddings:
         self.folder = str(folder)
 
     def encode(self, texts: Sequence[str]) -> np.ndarray:
-        """[texts, D] of length 1."""
+        """Return the embeddings of texts, [texts, D], each of length 1."""
         with theirs(
             f"embeddings: expected a model that encodes the texts, got {self.folder}, which fails"
         ):
@@ -76,26 +100,31 @@ class Embeddings:
     def coherence(
         self, prompts: Sequence[str], texts: Sequence[str], references: Sequence[Sequence[str]]
     ) -> dict:
-        """Mean cosine of each text with its prompt and with its nearest reference; blank prompts
-        and texts are left out.
+        """Return the mean cosines of texts with their prompts and with their nearest references.
+
+        Pairs with a blank prompt or a blank text are left out.
+
+        Returns:
+            embeddings: the folder; texts: the number of pairs; with_prompt, with_reference: mean
+            cosines, −1 to 1, None where there is no pair or no reference.
         """
         kept = [
             at
             for at, pair in enumerate(zip(prompts, texts, strict=True))
             if pair[0].strip() and pair[1].strip()
         ]
-        found: dict = {
+        means: dict = {
             "embeddings": self.folder,
             "texts": len(kept),
             "with_prompt": None,
             "with_reference": None,
         }
         if not kept:
-            return found
+            return means
         prompts, texts = ([of[at] for at in kept] for of in (prompts, texts))
         references = [references[at] for at in kept]
         of_texts = self.encode(texts)
-        found["with_prompt"] = float((of_texts * self.encode(prompts)).sum(-1).mean())
+        means["with_prompt"] = float((of_texts * self.encode(prompts)).sum(-1).mean())
         paired = [(place, text) for place, of in enumerate(references) for text in of]
         if paired:
             nearest: dict[int, float] = {}
@@ -103,5 +132,5 @@ class Embeddings:
                 paired, self.encode([text for _, text in paired]), strict=True
             ):
                 nearest[place] = max(nearest.get(place, -1.0), float(of_texts[place] @ other))
-            found["with_reference"] = sum(nearest.values()) / len(nearest)
-        return found
+            means["with_reference"] = sum(nearest.values()) / len(nearest)
+        return means

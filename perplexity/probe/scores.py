@@ -1,6 +1,4 @@
-"""One health score from several kinds of evidence: what each part gives, what it weighs, and what
-is missing.
-"""
+"""Health score from 0 to 100: a weighted mean of parts, each from one kind of evidence."""
 
 from __future__ import annotations
 
@@ -14,15 +12,25 @@ from .. import checks
 from ..errors import InputError, theirs
 from ..findings import CEILING, SEVERITIES, worst
 
-# Of 100, where nothing else is said. A scorer of one's own weighs OWN_WEIGHT beside them.
+# Default weights of the parts, of 100 together. A user's scorer has OWN_WEIGHT in addition.
 WEIGHTS = {"monitor": 25.0, "perplexity": 20.0, "generation": 30.0, "references": 10.0, "ask": 15.0}
 OWN_WEIGHT = 10.0
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a ``Scorer`` is given: the model and its tokenizer, ready to run, and what it wrote when
-    it was probed.
+    """Checkpoint that is probed, as a ``Scorer`` receives it.
+
+    Attributes:
+        name: Of the model, as ``probe`` was given it.
+        step: Training step of the checkpoint; None where it is unknown.
+        model: The transformers model, in evaluation mode.
+        tokenizer: The model's tokenizer.
+        texts: The generated texts, a ``measures.Measured`` each.
+
+    Example:
+        >>> Checkpoint("run/checkpoint-500", 500, model=None, tokenizer=None, texts=[]).step
+        500
     """
 
     name: str
@@ -33,19 +41,37 @@ class Checkpoint:
 
 
 class Scorer(Protocol):
-    """A benchmark of one's own: 0 (worst) to 1, or None where it does not apply.
+    """Interface of a user's benchmark, whose score becomes a part of the health score.
 
-    The class's name is the part's; attributes ``name`` and ``weight``, where it has them, are used
-    instead.
+    The part is called after the class and weighs 10, unless the object has attributes ``name``
+    and ``weight``.
+
+    Example:
+        >>> class ShortTexts:
+        ...     name, weight = "short texts", 5.0
+        ...
+        ...     def score(self, checkpoint):
+        ...         short = [text for text in checkpoint.texts if text.tokens < 50]
+        ...         return len(short) / len(checkpoint.texts)
     """
 
-    def score(self, checkpoint: Checkpoint) -> float | None: ...
+    def score(self, checkpoint: Checkpoint) -> float | None:
+        """Return the score of a checkpoint, 0 (worst) to 1; None where there is none."""
+        ...
 
 
 @dataclass(frozen=True)
 class Part:
-    """``score``: 0 to 1, None where it is missing; ``evidence``: what it is made of, or why it is
-    missing (``failed``).
+    """Part of a health score.
+
+    Attributes:
+        score: 0 (worst) to 1; None where the part is missing.
+        evidence: The measures that the score is made of, or the reason why it is missing.
+        failed: The part is missing because its scorer failed.
+
+    Example:
+        >>> Part(0.8, "chrF 80.0 over 64 texts").failed
+        False
     """
 
     score: float | None
@@ -55,9 +81,18 @@ class Part:
 
 @dataclass(frozen=True)
 class Health:
-    """score: 0 to 100, None where no part was measured; coverage: share of the weight that was, 0
-    to 1; ceiling: the most that the worst finding allows; parts: weight, score and evidence by
-    name."""
+    """Health score with the parts that it is made of.
+
+    Attributes:
+        score: 0 to 100; None where no part was measured.
+        coverage: Share of the weight whose parts were measured, 0 to 1.
+        ceiling: The most that the worst finding allows, 0 to 100.
+        parts: "weight", "score" and "evidence" of each part, by name.
+
+    Example:
+        >>> Health(80.0, 0.5, 100.0, {}).to_dict()
+        {'score': 80.0, 'coverage': 0.5, 'ceiling': 100.0, 'parts': {}}
+    """
 
     score: float | None
     coverage: float
@@ -65,17 +100,36 @@ class Health:
     parts: dict[str, dict]
 
     def to_dict(self) -> dict:
+        """Return the fields by name."""
         return asdict(self)
 
 
 def health(
     parts: Mapping[str, Part], weights: Mapping[str, float], severities: Iterable[str] = ()
 ) -> Health:
-    """Σ weight · score / Σ weight over the parts that were measured, times 100, at most the worst
-    severity's ceiling.
+    """Compute the health score 100 · Σ weight · score / Σ weight over the measured parts.
 
-    Missing parts are left out of both sums and shown; ``coverage`` says how much of the weight is
-    left. The ceilings are the monitor's: 70 with a warning, 30 with a danger.
+    Missing parts are left out of both sums and lower ``coverage``. The score is at most 70 with a
+    warning and at most 30 with a danger, as the monitor's.
+
+    Args:
+        parts: The parts by name.
+        weights: Weights of parts by name, 0 or more; by default ``WEIGHTS``, 10 for other names.
+        severities: Of the findings: "info", "warning" or "danger" each.
+
+    Returns:
+        The score, its coverage and its parts.
+
+    Raises:
+        InputError: A part, weight or severity is none.
+
+    Example:
+        >>> parts = {"generation": Part(0.9, "9 of 10"), "ask": Part(None, "no judge was given")}
+        >>> result = health(parts, {"generation": 30.0, "ask": 10.0})
+        >>> result.score, result.coverage
+        (90.0, 0.75)
+        >>> health(parts, {}, ["warning"]).score
+        70.0
     """
     checks.mapping("parts", parts, "a dict of Parts by name")
     for name, part in parts.items():
@@ -98,7 +152,7 @@ def health(
 
 
 def check_weights(weights: Mapping[str, float], parts: Iterable[str]) -> None:
-    """InputError unless each weight is a number of 0 or more and of a part."""
+    """Raise InputError unless each weight is a number of 0 or more and belongs to a part."""
     parts = list(parts)
     for name, weight in weights.items():
         if name not in parts:
@@ -108,10 +162,17 @@ def check_weights(weights: Mapping[str, float], parts: Iterable[str]) -> None:
 
 
 def own_weights(scorers: Iterable[Scorer], taken: Iterable[str]) -> dict[str, float]:
-    """Weights by name; InputError where one is no ``Scorer``, its weight no number, or its name
-    among ``taken`` or another's.
+    """Return the weights of users' scorers by name.
+
+    Args:
+        scorers: The scorers.
+        taken: Names of other parts.
+
+    Raises:
+        InputError: An object has no method ``score``, a weight is no number of 0 or more, or two
+            parts have one name.
     """
-    found: dict[str, float] = {}
+    weights: dict[str, float] = {}
     taken = set(taken)
     for scorer in scorers:
         with theirs(
@@ -123,25 +184,27 @@ def own_weights(scorers: Iterable[Scorer], taken: Iterable[str]) -> dict[str, fl
             raise InputError(
                 f"scorers: expected objects with a method score, got {type(scorer).__name__}"
             )
-        if name in taken or name in found:
+        if name in taken or name in weights:
             raise InputError(f"scorers: expected a name of its own, got {name!r} twice")
         if not _number(weight, math.inf):
             raise InputError(f"scorer {name}: expected a weight of 0 or more, got {weight!r}")
-        found[name] = float(weight)
-    return found
+        weights[name] = float(weight)
+    return weights
 
 
 def name_of(scorer: Scorer) -> str:
+    """Return the name of a scorer's part: its attribute ``name``, else the name of its class."""
     return str(getattr(scorer, "name", type(scorer).__name__))
 
 
 def own_part(scorer: Scorer, checkpoint: Checkpoint) -> Part:
-    """A scorer's part: missing, with the reason, where it has no score, fails, or gives something
-    else than 0 to 1.
+    """Return the part of a user's scorer.
+
+    The part is missing, with the reason, where the scorer fails or returns no number from 0 to 1.
     """
     try:
         value = scorer.score(checkpoint)
-    except (Exception, SystemExit) as error:  # theirs: anything; the probe is not lost by it
+    except (Exception, SystemExit) as error:  # a user's code may raise anything: the probe goes on
         return Part(None, f"it failed: {type(error).__name__}: {error}", failed=True)
     if value is None:
         return Part(None, "it has no score")
@@ -151,7 +214,7 @@ def own_part(scorer: Scorer, checkpoint: Checkpoint) -> Part:
 
 
 def _number(value, most: float) -> bool:
-    """Whether it is a finite number from 0 to ``most``."""
+    """Return whether a value is a finite number from 0 to ``most``."""
     if isinstance(value, bool) or not isinstance(value, Real):
         return False
     real: Any = value  # numbers.Real declares no comparison with a float
@@ -159,7 +222,7 @@ def _number(value, most: float) -> bool:
 
 
 def monitor_part(diagnosis: Mapping | None) -> Part:
-    """Of ``ppl monitor --json``."""
+    """Return the part of the training run's curves, from the JSON of ``ppl monitor``."""
     if diagnosis is None:
         return Part(None, "no history was given")
     score, verdict = diagnosis.get("health_score"), diagnosis.get("verdict")
@@ -169,8 +232,11 @@ def monitor_part(diagnosis: Mapping | None) -> Part:
 
 
 def perplexity_part(losses: Mapping, least: int) -> Part:
-    """Of what a guess without context lacks, the share that the model knows: 1 − loss / the
-    guess's, at least 0.
+    """Return the part of the perplexity: 1 − loss / loss of a guess without context, at least 0.
+
+    Args:
+        losses: "perplexity" of a probe's measures.
+        least: The fewest tokens that give a score.
     """
     judged_by = losses["judged_by"]
     if losses["non_finite"]:
@@ -183,17 +249,24 @@ def perplexity_part(losses: Mapping, least: int) -> Part:
             f"{judged_by['tokens']:,} tokens of {judged_by['of']} are too few, {least} are needed",
         )
     loss, guess = judged_by["loss"], judged_by["guess_loss"]
-    told = (
+    evidence = (
         f"loss {loss:.3f} nats a token on {judged_by['of']}, {guess:.3f} of a guess without context"
     )
-    return Part(min(1.0, max(0.0, 1 - loss / guess)) if guess > 0 else 0.0, told)
+    return Part(min(1.0, max(0.0, 1 - loss / guess)) if guess > 0 else 0.0, evidence)
 
 
 def generation_part(generation: Mapping, least: int, collapsed: float, answers: bool) -> Part:
-    """Product of what is not repeated, not the same as other texts, not copied and not empty, and
-    of the entropy left.
+    """Return the part of the generated texts: a product of shares that are sound.
 
-    answers: samples of one prompt may agree, and be certain: neither is held against them.
+    The factors are the shares of text that is not repeated, not in other texts, not copied and not
+    empty, and the entropy over ``collapsed``.
+
+    Args:
+        generation: "generation" of a probe's measures.
+        least: The fewest texts that give a score.
+        collapsed: Entropy that counts as collapsed, nats a byte.
+        answers: Prompts have answers, so that samples may rightly agree and be certain: the factors
+            of one prompt's samples and of the entropy are left out.
     """
     if generation["judged"] < least:
         return Part(
@@ -217,8 +290,14 @@ def generation_part(generation: Mapping, least: int, collapsed: float, answers: 
 
 
 def references_part(references: Mapping | None, documents: bool, least: int) -> Part:
-    """chrF of texts that were asked for; what happens to follow in a document is one of many good
-    continuations.
+    """Return the part of the references: chrF / 100.
+
+    It is missing for documents, whose continuation is only one of many good ones.
+
+    Args:
+        references: "references" of a probe's measures; None without references.
+        documents: Whether all prompts are cut from documents.
+        least: The fewest texts that give a score.
     """
     if references is None:
         return Part(
@@ -236,6 +315,13 @@ def references_part(references: Mapping | None, documents: bool, least: int) -> 
 
 
 def ask_part(asked: Mapping | None, answered: float, least: int) -> Part:
+    """Return the part of the judge: the mean of p_yes / (p_yes + p_no).
+
+    Args:
+        asked: ``Tally.summary``; None without a judge.
+        answered: The least probability that the judge has to put on yes and no.
+        least: The fewest texts that give a score.
+    """
     if asked is None:
         return Part(None, "no judge was given")
     if asked["texts"] < least:

@@ -1,6 +1,4 @@
-"""How text is generated: stated in full, since repetition and self-perplexity mean nothing without
-it.
-"""
+"""Settings of text generation, stated in full: the measures of a probe depend on all of them."""
 
 from __future__ import annotations
 
@@ -10,22 +8,40 @@ from .. import checks
 from ..errors import InputError
 
 LEAST_TEMPERATURE = 0.01  # below it logits overflow
-MOST = 128  # tokens of a text, where nothing else is said
+MOST = 128  # tokens of a text, by default
 
 
 @dataclass(frozen=True)
 class GenerationSettings:
-    """What a model's own generation settings say is not used, so that two models are asked the same
-    way.
+    """Settings of the generation of texts, the same for every model that is probed.
 
-    max_new_tokens: a text ends there, or at the end-of-text token (None: 128, or half of a smaller
-    context); samples: texts a prompt; temperature: 0 is greedy; top_p, top_k: 1 and 0 leave nothing
-    out; seed: of the sampling; prompt_tokens: how much of a document is prompt; chat: prompts go
-    through the tokenizer's chat template; batch_size: texts at a time.
+    A model's own generation settings are ignored, so that the measures of two models compare. The
+    defaults sample from the model's unchanged distribution. Greedy decoding and sharp sampling loop
+    in nearly every model (Holtzman et al. 2020, arXiv:1904.09751). A model's perplexity on its own
+    texts compares with its perplexity on references only under the unchanged distribution.
 
-    The defaults sample from the model's own distribution, unchanged: greedy decoding and sharp
-    sampling loop in nearly every model (Holtzman et al. 2020, arXiv:1904.09751), and only under the
-    model's own distribution does its perplexity on its own text compare with that on others'.
+    Args:
+        max_new_tokens: Tokens at which a text is cut off, unless the end-of-text token comes
+            before. None: 128, or half of a smaller context.
+        samples: Texts of each prompt, 4 by default.
+        temperature: Of sampling, 1 by default; 0 is greedy decoding.
+        top_p: Probability that is sampled from, 0 to 1; 1, the default, leaves no token out.
+        top_k: Number of tokens that are sampled from; 0, the default, leaves no token out.
+        seed: Of sampling, 0 by default.
+        prompt_tokens: Tokens of a document that are its prompt, 32 by default.
+        chat: Whether prompts are user's messages in the tokenizer's chat template.
+        batch_size: Texts generated at a time, 64 by default.
+
+    Raises:
+        InputError: A value is out of its range; the message names it.
+
+    Example:
+        >>> str(GenerationSettings(max_new_tokens=96, samples=2))
+        'temperature 1, top-p 1, seed 0, at most 96 tokens, 2 a prompt'
+        >>> GenerationSettings(temperature=0)
+        Traceback (most recent call last):
+        perplexity.errors.InputError: samples: expected 1 with temperature 0, \
+which gives the same text again, got 4
     """
 
     max_new_tokens: int | None = None
@@ -56,12 +72,19 @@ class GenerationSettings:
         checks.flag("chat", self.chat)
         if self.greedy and self.samples > 1:
             raise InputError(
-                f"samples: expected 1 with temperature 0, which gives the same text again, got {self.samples}"
+                "samples: expected 1 with temperature 0, which gives the same text again, "
+                f"got {self.samples}"
             )
 
     def of(self, context_length: int | None) -> GenerationSettings:
-        """With ``max_new_tokens`` a number, for a model that reads ``context_length`` tokens (None:
-        any).
+        """Return the settings for a model, with a number for ``max_new_tokens``.
+
+        Args:
+            context_length: The most tokens that the model reads; None: any number.
+
+        Example:
+            >>> GenerationSettings().of(64).max_new_tokens
+            32
         """
         if self.max_new_tokens is not None:
             return self
@@ -69,25 +92,22 @@ class GenerationSettings:
 
     @property
     def most(self) -> int:
-        """Return the most new tokens of a text: ``max_new_tokens``, or 128 before ``of`` settles
-        None.
-        """
+        """Return the most new tokens of a text: ``max_new_tokens``, or 128 for None."""
         return MOST if self.max_new_tokens is None else self.max_new_tokens
 
     @property
     def greedy(self) -> bool:
+        """Return whether decoding is greedy."""
         return self.temperature == 0
 
     @property
     def sharp(self) -> bool:
-        """Likely tokens come more often than the model holds them likely enough to make texts
-        loop.
-        """
+        """Return whether likely tokens are favoured so much that sound models loop, too."""
         return self.temperature < 0.9 or 0 < self.top_k < 20 or self.top_p < 0.8
 
     @property
     def unchanged(self) -> bool:
-        """Texts are drawn from the model's own distribution."""
+        """Return whether texts are drawn from the model's own distribution."""
         return self.temperature == 1 and self.top_p == 1 and self.top_k == 0
 
     def __str__(self) -> str:

@@ -1,6 +1,4 @@
-"""``make bench``'s code path at sizes of a few dozen: rows, file, table, plot; no time is
-asserted.
-"""
+"""Code path of ``make bench`` at sizes of a few dozen: rows, file, table, plot, and no times."""
 
 import json
 import math
@@ -56,7 +54,8 @@ def test_rows_file_table_and_plot(tmp_path):
     out = tmp_path / "cpu.json"
     done = run(
         out,
-        "float32 and (forward and (shapes or vocabulary) or statistics-ours) and not compile and not cce",
+        "float32 and (forward and (shapes or vocabulary) or statistics-ours) "
+        "and not compile and not cce",
     )
     assert done.returncode == 0, done.stdout + done.stderr
     content = json.loads(out.read_text())

@@ -1,6 +1,4 @@
-"""The sweep over transformers' causal families: its committed results, and a draw of it that is
-run.
-"""
+"""Sweep over transformers' causal families: its committed results, and a draw that is run again."""
 
 import json
 import os

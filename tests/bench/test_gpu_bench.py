@@ -1,6 +1,4 @@
-"""The GPU benchmark's code path on CPU tensors of tiny shapes: rows, file and exit codes; no time
-is asserted.
-"""
+"""Code path of the GPU benchmark on small CPU tensors: rows, file, exit status, and no times."""
 
 import importlib.util
 import json
@@ -54,8 +52,9 @@ TINY = ("--device", "cpu", "--n", "32", "--shapes", "16x97", "--repeats", "2")
 
 
 def run(*arguments, **environment):
-    """In a process of its own: kernels are interpreted in this one. torch.compile is off, it would
-    take a minute.
+    """Run the benchmark in a process of its own, since kernels are interpreted in this one.
+
+    torch.compile is off: it would take a minute.
     """
     base = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
     environment = base | {"TORCHDYNAMO_DISABLE": "1"} | environment
@@ -210,9 +209,7 @@ def test_the_tuner_checks_what_it_times(tmp_path):
 
 
 def test_the_roofline_is_of_this_device_code(monkeypatch):
-    """docs/performance.md shows the committed file, and that was computed for the kernels as they
-    are.
-    """
+    """docs/performance.md shows the committed file, computed for the present device code."""
     from perplexity.kernels.fingerprint import kernels_hash
 
     results = json.loads((BENCH / "results" / "roofline-h200.json").read_text())
@@ -251,7 +248,11 @@ def test_the_readme_shows_what_was_measured_and_whether_it_still_holds(monkeypat
     forward = size | dict(case="linear_nll_forward")
     logits = size | dict(case="nll_logits", d=None)
     results = dict(
-        device="NVIDIA H200", torch="2.11.0", triton="3.6.0", commit="abc", kernels_hash=report.kernels_hash(),
+        device="NVIDIA H200",
+        torch="2.11.0",
+        triton="3.6.0",
+        commit="abc",
+        kernels_hash=report.kernels_hash(),
         ceilings=dict(matmul_tflops=790.0, copy_tb_s=4.0),
         rows=[
             forward | dict(provider="cublas", median_ms=10.0),
@@ -260,7 +261,7 @@ def test_the_readme_shows_what_was_measured_and_whether_it_still_holds(monkeypat
             logits | dict(provider="ours", median_ms=2.0, tb_s=3.6),
             logits | dict(provider="torch", median_ms=3.6, tb_s=2.0),
         ],
-    )  # fmt: skip
+    )
     (tmp_path / "nvidia-h200.json").write_text(json.dumps(results))
     (tmp_path / "roofline.json").write_text("{}")
     shown = report.section(tmp_path)

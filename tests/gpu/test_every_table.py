@@ -1,6 +1,4 @@
-"""Every table of the kernels and losses again, compiled: their `device` is the GPU where there is
-one.
-"""
+"""All tables of the kernels and losses again, compiled, with the GPU as their ``device``."""
 
 import pytest
 import torch

@@ -61,9 +61,16 @@ def data(count, seed):
 
 def fit(model, callback, tmp_path, **options):
     run = pl.Trainer(
-        accelerator="cpu", max_epochs=2, callbacks=[callback], logger=False, enable_checkpointing=False,
-        enable_progress_bar=False, enable_model_summary=False, default_root_dir=tmp_path, **options,
-    )  # fmt: skip
+        accelerator="cpu",
+        max_epochs=2,
+        callbacks=[callback],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=tmp_path,
+        **options,
+    )
     run.fit(model, data(16, 0), data(9, 1))
     return run
 

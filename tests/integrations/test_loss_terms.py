@@ -26,7 +26,8 @@ class Plain(Parts):
         if labels is not None:
             loss = self.loss_function(logits, labels)
             loss = loss.to(logits.dtype)
-        return (loss,) + logits if loss is not None else logits  # noqa: RUF005 (as transformers has it)
+        # written as in transformers
+        return (loss,) + logits if loss is not None else logits  # noqa: RUF005
 
 
 class Added(Parts):
@@ -99,7 +100,8 @@ class Averaged(Parts):
         (Inherits, "some: expected 0, got 0.0001"),
         (
             InTraining,
-            "model: expected the mean loss of next tokens alone, InTraining has `loss = torch.stack",
+            "model: expected the mean loss of next tokens alone, "
+            "InTraining has `loss = torch.stack",
         ),
         (OfAnotherMethod, "has `return loss \\+ 1.0`"),
         (Keyword, "has `return dict\\(loss=found.loss \\* 2\\)`"),

@@ -13,8 +13,10 @@ class Hidden:
             raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
 sys.meta_path.insert(0, Hidden())
 import importlib.util
-found = importlib.util.find_spec
-importlib.util.find_spec = lambda name, package=None: None if name.split(".")[0] in {hidden!r} else found(name, package)
+find = importlib.util.find_spec
+importlib.util.find_spec = lambda name, package=None: (
+    None if name.split(".")[0] in {hidden!r} else find(name, package)
+)
 try:
     import perplexity.integrations.{module}
 except ImportError as error:
@@ -39,6 +41,7 @@ def test_the_extra_is_named(module, hidden, named):
 
 
 def test_trackers_need_nothing():
-    code = "import perplexity.integrations.tracking, sys; assert not {'wandb', 'tensorboard'} & sys.modules.keys()"
+    code = "import perplexity.integrations.tracking, sys; "
+    code += "assert not {'wandb', 'tensorboard'} & sys.modules.keys()"
     done = run(sys.executable, "-c", code)
     assert done.returncode == 0, done.stderr

@@ -1,5 +1,6 @@
-"""A transformers model with the fused loss over ranks, in real processes over gloo: loss and
-gradients equal one process's.
+"""A transformers model with the fused loss over ranks, in real processes over gloo.
+
+Loss and gradients equal those of one process.
 """
 
 import pytest
@@ -36,9 +37,7 @@ def close(found, gradients):
 
 
 def share(rank, ranks):
-    """This rank's rows, and the number of labels that makes an average over ranks the mean over
-    all.
-    """
+    """Return this rank's rows, and the number of labels that makes rank means the overall mean."""
     ids, labels = batch()
     mine = slice(rank * ROWS // ranks, (rank + 1) * ROWS // ranks)
     return dict(
@@ -93,9 +92,7 @@ def fully_sharded(rank, ranks):
 
 
 def vocabulary_parallel(rank, ranks):
-    """The head's rows over the ranks, as tensor parallelism has them: every rank has the same
-    batch.
-    """
+    """Spread the head's rows over the ranks: every rank has the same batch (tensor parallelism)."""
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_module
 

@@ -1,6 +1,4 @@
-"""PreTrainedModels of one's own under the fused loss: equal to their own loss in evaluation and in
-training, or refused.
-"""
+"""A user's own PreTrainedModels under the fused loss: equal to their own loss, or refused."""
 
 import pytest
 import torch
@@ -172,9 +170,7 @@ REFUSED = {
 
 @pytest.mark.parametrize(("methods", "message"), REFUSED.values(), ids=REFUSED)
 def test_refused_where_their_loss_is_another(methods, message):
-    """The check was of one sequence, in evaluation, without special tokens among its labels: all of
-    these passed it.
-    """
+    """All of these models passed a check of one sequence in evaluation, without special tokens."""
     model = own(**methods)
     with pytest.raises(InputError, match=message):
         use_fused_loss(model)

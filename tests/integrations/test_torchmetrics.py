@@ -1,6 +1,4 @@
-"""The metric beside torchmetrics' and torcheval's own, in collections, checkpoints and over
-ranks.
-"""
+"""The metric against torchmetrics' and torcheval's, in collections, checkpoints and over ranks."""
 
 import math
 import os

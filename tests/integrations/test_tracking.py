@@ -61,8 +61,8 @@ def test_wandb_offline(tmp_path, monkeypatch):
     tracker = WandbTracker(run)
     for step in range(1, 4):
         tracker.log(step, train_loss=3.0 / step, val_loss=3.5 / step)
-    tracker.finding(Finding("spike", "danger", 2.0, 2.0, "a jump", "look"))
-    tracker.finding(Finding("restart", "info", 2.0, 2.0, "again", "nothing"))
+    tracker.finding(Finding("spike", "danger", "a jump", "look", first_step=2.0, last_step=2.0))
+    tracker.finding(Finding("restart", "info", "again", "nothing", first_step=2.0, last_step=2.0))
     run.finish()
     wandb.teardown()
     assert alerts == [dict(title="spike", text="a jump. look", level="ERROR")]

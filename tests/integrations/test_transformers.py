@@ -1,6 +1,4 @@
-"""Models of transformers with the fused loss: the same loss and gradients as their own, whatever
-surrounds them.
-"""
+"""Models of transformers with the fused loss: the same loss and gradients as their own."""
 
 import copy
 import math
@@ -164,9 +162,7 @@ def test_a_copy_has_its_own():
 
 
 def test_a_forward_that_was_wrapped_since_falls_through():
-    """accelerate wraps forward for mixed precision: undone underneath, the model's own loss is
-    back.
-    """
+    """accelerate wraps a forward for mixed precision; ``undo`` works below the wrapper."""
     model = build_model(VOCABULARY)
     handle = use_fused_loss(model)
     inner = model.forward
@@ -208,10 +204,21 @@ def test_a_loss_that_does_not_shift(family, tmp_path):
 
     torch.manual_seed(0)
     config = getattr(transformers, f"{family}Config")(
-        vocab_size=VOCABULARY, d_model=16, decoder_layers=1, encoder_layers=1, decoder_attention_heads=2, encoder_attention_heads=2,
-        decoder_ffn_dim=16, encoder_ffn_dim=16, init_std=0.3, dropout=0.0, pad_token_id=0, bos_token_id=1, eos_token_id=2,
+        vocab_size=VOCABULARY,
+        d_model=16,
+        decoder_layers=1,
+        encoder_layers=1,
+        decoder_attention_heads=2,
+        encoder_attention_heads=2,
+        decoder_ffn_dim=16,
+        encoder_ffn_dim=16,
+        init_std=0.3,
+        dropout=0.0,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
         decoder_start_token_id=1,
-    )  # fmt: skip
+    )
     model = getattr(transformers, f"{family}ForCausalLM")(config)
     mask = {} if family != "Whisper" else dict(attention_mask=None)
     cases = [
@@ -257,10 +264,21 @@ def bamba(coefficient, dtype):
 
     torch.manual_seed(0)
     config = transformers.BambaConfig(
-        vocab_size=VOCABULARY, hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=4,
-        num_key_value_heads=2, attn_layer_indices=[0], mamba_n_heads=8, mamba_d_head=8, initializer_range=0.3,
-        z_loss_coefficient=coefficient, pad_token_id=None, bos_token_id=0, eos_token_id=None,
-    )  # fmt: skip
+        vocab_size=VOCABULARY,
+        hidden_size=32,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        attn_layer_indices=[0],
+        mamba_n_heads=8,
+        mamba_d_head=8,
+        initializer_range=0.3,
+        z_loss_coefficient=coefficient,
+        pad_token_id=None,
+        bos_token_id=0,
+        eos_token_id=None,
+    )
     return transformers.BambaForCausalLM(config).to(dtype).eval()
 
 
@@ -297,9 +315,7 @@ def forward(self, *args, **given):
     ],
 )
 def test_terms_without_source_code_are_found_by_comparison(dtype, term, message):
-    """The loss is compared with that of the same logits in float32, where 16 bits do not hide a
-    term.
-    """
+    """The loss is compared with that of the same logits in float32: 16 bits would hide a term."""
     model = build_model(VOCABULARY).to(dtype)
     found = dict(base=type(model))
     exec(ADDED.format(term=term), found)  # code without a file
@@ -310,9 +326,7 @@ def test_terms_without_source_code_are_found_by_comparison(dtype, term, message)
 
 
 def test_a_float32_head_on_a_16_bit_body():
-    """Log-probabilities of reinforcement learning: the body rounds the gradient that the head gives
-    it.
-    """
+    """Reinforcement learning keeps the head in float32; the body rounds the head's gradient."""
     model = build("llama", VOCABULARY).to(torch.bfloat16)
     head = model.lm_head.float()
     head.forward = lambda hidden: torch.nn.functional.linear(hidden.float(), head.weight)
@@ -386,10 +400,20 @@ def trainer(model, folder, *callbacks, kind=None, given=None, **options):
     import transformers
 
     usual = dict(
-        per_device_train_batch_size=2, per_device_eval_batch_size=2, gradient_accumulation_steps=2,
-        max_steps=6, logging_steps=1, eval_strategy="steps", eval_steps=3, report_to=[], use_cpu=True, seed=3,
-        save_strategy="no", disable_tqdm=True, learning_rate=1e-2,
-    )  # fmt: skip
+        per_device_train_batch_size=2,
+        per_device_eval_batch_size=2,
+        gradient_accumulation_steps=2,
+        max_steps=6,
+        logging_steps=1,
+        eval_strategy="steps",
+        eval_steps=3,
+        report_to=[],
+        use_cpu=True,
+        seed=3,
+        save_strategy="no",
+        disable_tqdm=True,
+        learning_rate=1e-2,
+    )
     arguments = transformers.TrainingArguments(str(folder), **usual | options)
     data = dict(train_dataset=Rows(24, 0), eval_dataset=Rows(8, 1)) | (given or {})
     return (kind or transformers.Trainer)(
@@ -484,9 +508,7 @@ class AddsFive(__import__("transformers").Trainer):
     ],
 )
 def test_perplexity_is_of_token_losses_alone(tmp_path, family, config, kind, given, options):
-    """exp of the loss that trains, with a router's term or smoothed labels in it, was called
-    perplexity.
-    """
+    """Once the perplexity was exp of the training loss, with router's term and smoothing."""
     model = build(family, VOCABULARY)
     for name, value in config.items():
         setattr(model.config, name, value)
@@ -527,9 +549,17 @@ def test_a_model_that_takes_labels_as_they_are(tmp_path):
 
     torch.manual_seed(0)
     config = transformers.BartConfig(
-        vocab_size=VOCABULARY, d_model=16, decoder_layers=1, encoder_layers=1, decoder_attention_heads=2,
-        decoder_ffn_dim=16, dropout=0.0, pad_token_id=0, bos_token_id=1, eos_token_id=2,
-    )  # fmt: skip
+        vocab_size=VOCABULARY,
+        d_model=16,
+        decoder_layers=1,
+        encoder_layers=1,
+        decoder_attention_heads=2,
+        decoder_ffn_dim=16,
+        dropout=0.0,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
     run = trainer(transformers.BartForCausalLM(config), tmp_path, PerplexityCallback())
     exact = token_loss(run.model, run.eval_dataset.rows, shift=0)
     assert run.evaluate()["eval_token_loss"] == pytest.approx(exact, rel=1e-5)

@@ -141,11 +141,11 @@ def test_a_killed_run_goes_on(model, tokenizer, tmp_path, monkeypatch):
     calls = []
     plain = Questioner._score
 
-    def counted(self, ids, target):
+    def counted(self, backend, ids, target):
         calls.append(len(ids))
         if len(calls) == 5:
             raise KeyboardInterrupt
-        return plain(self, ids, target)
+        return plain(self, backend, ids, target)
 
     monkeypatch.setattr(Questioner, "_score", counted)
     with pytest.raises(KeyboardInterrupt):
@@ -264,9 +264,7 @@ def test_a_model_that_gives_no_number(model, tokenizer):
 
 
 def test_a_prompt_outside_the_model_is_refused(tokenizer):
-    """PEFT's prompt and prefix tuning put tokens before the text that the base model does not know
-    of.
-    """
+    """PEFT's prompt and prefix tuning put tokens before the text, which the base model lacks."""
     from peft import LoraConfig, PrefixTuningConfig, PromptTuningConfig, get_peft_model
 
     for config in (

@@ -44,8 +44,9 @@ def test_greedy_is_the_largest_logit_whatever_the_padding(model, tokenizer):
 
 
 def test_the_models_own_settings_are_not_used(model, tokenizer):
-    """A repetition penalty or a top-k in a model's folder would hide what is probed; and it is put
-    back.
+    """A repetition penalty or a top-k in a model's folder would hide repetition.
+
+    The model has its settings back afterwards.
     """
     settings = GenerationSettings(max_new_tokens=16, samples=2)
     given = asked(tokenizer, settings)
@@ -58,9 +59,7 @@ def test_the_models_own_settings_are_not_used(model, tokenizer):
 
 
 def test_all_tokens_are_drawn_from(tokenizer):
-    """transformers' default top-k is 50: with a nearly flat head more than 50 different first
-    tokens must come.
-    """
+    """transformers' default top-k is 50: a nearly flat head must give more first tokens."""
     model = build_model(len(tokenizer))
     model.lm_head.weight.data.mul_(1e-3)
     settings = GenerationSettings(max_new_tokens=1, samples=400, batch_size=400)
@@ -151,9 +150,7 @@ def test_numbers_are_arrays_of_whole_numbers(model, tokenizer):
 
 
 def first_choices(model):
-    """By full logits, one prompt at a time: whether each token is the likeliest after those before
-    it.
-    """
+    """Return whether full logits of each prompt alone hold each token most probable."""
 
     def agrees(prompt, ids):
         with torch.no_grad():
@@ -192,9 +189,7 @@ def recurrent(name, vocabulary):
 
 @pytest.mark.parametrize("name", ["rwkv", "recurrent_gemma", "llama"])
 def test_models_that_padding_or_a_batch_disturbs_write_what_they_would_alone(name, tokenizer):
-    """RWKV's state is shared over a batch and RecurrentGemma reads padding: their texts were not
-    the model's own.
-    """
+    """Batches changed texts: RWKV shares its state over a batch, RecurrentGemma reads padding."""
     model = build_model(len(tokenizer)) if name == "llama" else recurrent(name, len(tokenizer))
     settings = GenerationSettings(max_new_tokens=10, temperature=0, samples=1)
     given = asked(tokenizer, settings, [*PROMPTS, Prompt("d", "the dog lay by"), Prompt("e", "b")])

@@ -1,6 +1,4 @@
-"""Human text in a model's place: whoever writes as people do, repetitive kinds included, is not
-convicted.
-"""
+"""Human text in place of a model's: no finding convicts people, whatever they write."""
 
 import json
 import random
@@ -27,9 +25,10 @@ def templated():
     """Files made from one template, as configurations and generated code are."""
     drawn = random.Random(0)
     names = [path.stem for path in sorted(Path(sysconfig.get_path("stdlib")).glob("*.py"))]
-    text = "class {name}Settings : def __init__ ( self , {a} = {n} , {b} = {m} ) : self . {a} = {a} ; self . {b} = {b} "
-    text += "# the {a} of a {name} , {n} at most , is taken from the file of settings where it is not given here . Licensed under "
-    text += "the terms of the project , without any warranty "
+    text = "class {name}Settings : def __init__ ( self , {a} = {n} , {b} = {m} ) : "
+    text += "self . {a} = {a} ; self . {b} = {b} "
+    text += "# the {a} of a {name} , {n} at most , is taken from the file of settings where it is "
+    text += "not given here . Licensed under the terms of the project , without any warranty "
     return [
         " ".join(
             text.format(name=name, a=a, b=b, n=drawn.randrange(999), m=drawn.randrange(999))
@@ -60,9 +59,7 @@ KINDS = {
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_people_are_not_convicted(kind):
-    """A document's own next words are the reference; what the "model" writes is from other
-    documents of the same kind.
-    """
+    """References are a document's own next words; the "model" writes those of other documents."""
     drawn = random.Random(2)
     texts = [pieces for text in KINDS[kind]() if len(pieces := text.split()) >= PROMPT + LENGTH]
     numbers: dict[str, int] = {}

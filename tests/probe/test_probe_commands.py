@@ -1,6 +1,4 @@
-"""``ppl probe`` and ``ppl ask`` as they are called: files in, numbers out, bad input in one
-line.
-"""
+"""Commands ``ppl probe`` and ``ppl ask``: files in, numbers out, bad input in one line."""
 
 import io
 import json
@@ -322,8 +320,10 @@ class Hidden:
         if name.split(".")[0] in HIDDEN:
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 sys.meta_path.insert(0, Hidden())
-found = importlib.util.find_spec
-importlib.util.find_spec = lambda name, package=None: None if name.split(".")[0] in HIDDEN else found(name, package)
+find = importlib.util.find_spec
+importlib.util.find_spec = lambda name, package=None: (
+    None if name.split(".")[0] in HIDDEN else find(name, package)
+)
 from perplexity.cli import main
 sys.exit(main(sys.argv[1:]))
 """

@@ -1,6 +1,4 @@
-"""Prompts of files, and as tokens: BOS once, references where they follow, what does not fit
-said.
-"""
+"""Prompts of files and their tokens: one BOS, references after prompts, notes on what is cut."""
 
 import gzip
 import json

@@ -1,6 +1,4 @@
-"""BLEU, chrF and ROUGE are the libraries' own; coherence is the cosine of a real
-sentence-transformers model's embeddings.
-"""
+"""BLEU, chrF and ROUGE against their libraries, coherence against a real model's embeddings."""
 
 import numpy as np
 import pytest
@@ -18,6 +16,11 @@ REFERENCES = [
     ("Something else entirely", "quite another", "thing"),
     ("an empty answer is a bad one",),
 ]
+# "One, two, three, five, peace".
+RUSSIAN = (
+    "\u0440\u0430\u0437 \u0434\u0432\u0430 \u0442\u0440\u0438 "
+    "\u043f\u044f\u0442\u044c \u043c\u0438\u0440"
+)
 
 
 def test_overlap_is_the_libraries():
@@ -56,14 +59,8 @@ def test_the_best_there_is():
             "char",
         ),
         (
-            [
-                "\u0440\u0430\u0437 \u0434\u0432\u0430 \u0442\u0440\u0438 \u043f\u044f\u0442\u044c \u043c\u0438\u0440"
-            ],
-            [
-                (
-                    "\u0440\u0430\u0437 \u0434\u0432\u0430 \u0442\u0440\u0438 \u043f\u044f\u0442\u044c \u043c\u0438\u0440!",
-                )
-            ],
+            [RUSSIAN],
+            [(f"{RUSSIAN}!",)],
             "13a",
         ),
     ],
@@ -82,9 +79,7 @@ def test_scripts_that_rouge_does_not_read(texts, references, cut):
 
 @pytest.fixture(scope="module")
 def embeddings(tmp_path_factory):
-    """A folder of a real sentence-transformers model, random weights: mean of a tiny transformer's
-    hidden states.
-    """
+    """Save a sentence-transformers model: the mean of a tiny random transformer's hidden states."""
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
 

@@ -1,6 +1,4 @@
-"""Models really trained: the trap is found for the one that loops and the one that memorised, not
-for the healthy one.
-"""
+"""Trained models: the trap is found in the looping and the memorising one, not the healthy one."""
 
 import pytest
 from trained import KINDS, trained

@@ -1,6 +1,4 @@
-"""Small Llamas really trained, each in seconds: a healthy one, one that learns to loop, one that
-memorises.
-"""
+"""Small Llamas that are trained in seconds: a healthy, a looping and a memorising one."""
 
 from __future__ import annotations
 
@@ -66,8 +64,7 @@ def train(model, draw, steps: int, rate: float = 3e-3) -> float:
 
 @lru_cache(maxsize=1)
 def trained(kind: str, seed: int):
-    """Model, tokenizer and the prompts it is probed with: documents of the kind its owner would
-    validate it on.
+    """Return a model, its tokenizer and its prompts: documents of the kind it is validated on.
 
     healthy: topics that are not in training. loop: other sentences repeated as in training.
     memorised: passages that leaked.
@@ -84,7 +81,8 @@ def trained(kind: str, seed: int):
     if kind == "healthy":
         held_out, training = topics[:12], topics[12:]
         sizes = [len(ids) for ids in training]
-        draw = lambda: [[0, *window(ids, LENGTH)] for ids in drawn.choices(training, sizes, k=16)]  # noqa: E731
+        drawn_topics = lambda: drawn.choices(training, sizes, k=16)  # noqa: E731
+        draw = lambda: [[0, *window(ids, LENGTH)] for ids in drawn_topics()]  # noqa: E731
         texts = [ids[: 2 * LENGTH] for ids in held_out]
         steps = 300
     elif kind == "loop":
