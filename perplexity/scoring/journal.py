@@ -1,9 +1,8 @@
-"""What has been scored, on disk: a run that was killed at any moment goes on where it stopped, to
-the same bits.
+"""The journal of a run, which resumes a killed run where it stopped, to the same bits.
 
-A SQLite file a rank: a batch's values are found by a hash of the batch itself (its tokens and
-targets), so that nothing that differs can be taken for it. The documents' hashes are kept to tell
-another text from the same one. Every row has a checksum: a damaged one is scored again.
+Each rank has a SQLite file. A batch's values are stored by a hash of the batch itself (its tokens
+and targets), so that no other batch can be mistaken for it. The documents' hashes are stored to
+tell another text. Every row has a checksum; a damaged row is scored again.
 """
 
 from __future__ import annotations
@@ -17,23 +16,29 @@ import numpy as np
 
 from ..errors import InputError
 
-# Changes with what a file holds; SQLite keeps it as the file's user_version.
+# Changes with the content of a file; SQLite stores it as the file's user_version.
 FORMAT = 2
 
 
 def _checksum(*parts: bytes) -> bytes:
-    """Return 8 bytes that a row keeps of its key and value: a flipped bit passes with probability
-    2⁻⁶⁴.
+    """Return the 8 bytes that a row stores as the checksum of its key and value.
+
+    A flipped bit passes with probability 2⁻⁶⁴.
     """
-    digest = hashlib.blake2b(digest_size=8)
+    blake2b = hashlib.blake2b(digest_size=8)
     for part in parts:
-        digest.update(len(part).to_bytes(8, "little") + part)
-    return digest.digest()
+        blake2b.update(len(part).to_bytes(8, "little") + part)
+    return blake2b.digest()
 
 
 class Journal:
-    """``identity``: what decides a batch's values and is not in the batch; every run on this folder
-    must have the same.
+    """Stored values of a run.
+
+    Args:
+        folder: Folder of the ranks' files.
+        identity: What decides a batch's values and is not in the batch; every run on this folder
+            must have an equal one.
+        rank: This process's rank. Default: 0.
     """
 
     def __init__(self, folder: str | Path, identity: dict, rank: int = 0) -> None:
@@ -46,7 +51,7 @@ class Journal:
             )
         self.identity = json.dumps(identity, sort_keys=True)
         own = self.folder / f"rank{rank}.sqlite"
-        # Another run's folder is refused before anything is written into it.
+        # Another run's folder is refused before anything is written there.
         others = [
             self._open(path) for path in sorted(set(self.folder.glob("rank*.sqlite")) - {own})
         ]
@@ -57,25 +62,28 @@ class Journal:
         self.files = [self.own, *others]
 
     def _open(self, path: Path) -> sqlite3.Connection:
+        """Return a connection to a rank's file, whose tables are created if necessary."""
         try:
             connection = sqlite3.connect(path, timeout=60, isolation_level=None)
-            # Each statement is whole after SIGKILL; after a power cut the last ones may be gone,
-            # and are scored again.
+            # Each statement is whole after SIGKILL. A power cut may lose the last ones, and then
+            # their batches are scored again.
             connection.execute("PRAGMA journal_mode=WAL")
             connection.execute("PRAGMA synchronous=NORMAL")
-            found = self._format(connection)
-            if found is None:
+            version = self._format(connection)
+            if version is None:
                 connection.execute(
-                    "CREATE TABLE IF NOT EXISTS agreed (name TEXT PRIMARY KEY, value TEXT, checksum BLOB)"
+                    "CREATE TABLE IF NOT EXISTS agreed (name TEXT PRIMARY KEY, value TEXT, "
+                    "checksum BLOB)"
                 )
                 connection.execute(
-                    "CREATE TABLE IF NOT EXISTS batches (key BLOB PRIMARY KEY, scored BLOB, checksum BLOB)"
+                    "CREATE TABLE IF NOT EXISTS batches (key BLOB PRIMARY KEY, scored BLOB, "
+                    "checksum BLOB)"
                 )
                 connection.execute(f"PRAGMA user_version = {FORMAT}")
-            elif found != FORMAT:
+            elif version != FORMAT:
                 raise InputError(
-                    f"journal: expected format {FORMAT}, got format {found} in {self.folder}, which another version of "
-                    "fused-perplexity wrote; give it an empty folder"
+                    f"journal: expected format {FORMAT}, got format {version} in {self.folder}, "
+                    "which another version of fused-perplexity wrote; give it an empty folder"
                 )
         except sqlite3.Error as error:
             raise InputError(
@@ -96,8 +104,9 @@ class Journal:
         return None
 
     def _agree(self, name: str, value: str) -> None:
-        """Write ``value`` where no run did, or its row is damaged; InputError where an earlier run
-        wrote another.
+        """Write ``value`` where no run did, or its row is damaged.
+
+        Raises InputError where an earlier run wrote another value.
         """
         known = self._agreed(self.own, name)
         if known is None:
@@ -106,16 +115,19 @@ class Journal:
         self._compare(name, value, known)
 
     def _agreed(self, connection: sqlite3.Connection, name: str) -> str | None:
+        """Return an earlier run's value of ``name``; None for no row or a damaged one."""
         row = self._query(connection, "SELECT value, checksum FROM agreed WHERE name = ?", name)
-        # The batches' keys hold the identity: where a damaged row is written anew, no value of
-        # another run is read.
+        # The batches' keys contain the identity. So no value of another run is read after a damaged
+        # row was written anew.
         intact = (
             row and isinstance(row[0], str) and row[1] == _checksum(name.encode(), row[0].encode())
         )
         return row[0] if row and intact else None
 
     def _compare(self, name: str, value: str, known: str | None) -> None:
-        if known in (None, value):  # None: a rank that was killed before it wrote, or a damaged row
+        """Raise InputError, naming the differences, if an earlier run's value is another."""
+        # None: a rank was killed before it wrote, or the row is damaged.
+        if known in (None, value):
             return
         if name == "identity":
             then, now = _object(known), json.loads(value)
@@ -128,6 +140,7 @@ class Journal:
         )
 
     def _write(self, statement: str, values: tuple) -> None:
+        """Execute a statement that writes into this rank's file."""
         try:
             self.own.execute(statement, values)
         except sqlite3.Error as error:
@@ -136,18 +149,19 @@ class Journal:
             )
 
     def document(self, index: int, text_hash: str) -> None:
-        """InputError where an earlier run read another document here."""
+        """Record a document's hash; raise InputError where an earlier run read another document."""
         self._agree(f"document {index}", text_hash)
 
     def key(self, *arrays: np.ndarray) -> bytes:
-        digest = hashlib.sha256(self.identity.encode())
+        """Return the key of a batch: a hash of its arrays and of the identity."""
+        sha256 = hashlib.sha256(self.identity.encode())
         for array in arrays:
-            digest.update(repr(array.shape).encode())
-            digest.update(np.ascontiguousarray(array).data)
-        return digest.digest()
+            sha256.update(repr(array.shape).encode())
+            sha256.update(np.ascontiguousarray(array).data)
+        return sha256.digest()
 
     def read(self, key: bytes, count: int) -> np.ndarray | None:
-        """The ``count`` float32 values that were written for ``key``, by any rank."""
+        """Return the ``count`` float32 values that any rank wrote for ``key``, or None."""
         for connection in self.files:
             row = self._query(connection, "SELECT scored, checksum FROM batches WHERE key = ?", key)
             # A damaged row is scored again.
@@ -161,26 +175,29 @@ class Journal:
         return None
 
     def _query(self, connection: sqlite3.Connection, statement: str, value) -> tuple | None:
+        """Return the row of a statement that reads; None where there is none."""
         try:
             return connection.execute(statement, (value,)).fetchone()
         except sqlite3.Error as error:
             raise InputError(f"journal: {self.folder} cannot be read ({error})")
 
     def write(self, key: bytes, scored: np.ndarray) -> None:
+        """Write the values of a batch."""
         values = scored.astype(np.float32).tobytes()
         self._write(
             "INSERT OR REPLACE INTO batches VALUES (?, ?, ?)", (key, values, _checksum(key, values))
         )
 
     def close(self) -> None:
+        """Close the files."""
         for connection in self.files:
             connection.close()
 
 
 def _object(text) -> dict:
-    """A JSON object; empty where a damaged journal holds something else."""
+    """Return a JSON object; an empty one where a damaged journal holds something else."""
     try:
-        found = json.loads(text)
+        value = json.loads(text)
     except (ValueError, TypeError, RecursionError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return value if isinstance(value, dict) else {}
