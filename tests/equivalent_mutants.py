@@ -11,7 +11,8 @@ EQUIVALENT = [
             "perplexity/data_checks/index.py",
             "inside = ((found >> np.uint64(20)) & np.uint64(self._mask)) == 0",
             f"inside = ((found >> np.uint64({bits})) & np.uint64(self._mask)) == 0",
-            "all bits of a hash are equally random: another part of the n-grams is kept, of the same size",
+            "all bits of a hash are equally random: another part of the n-grams is kept, "
+            "of the same size",
         )
         for bits in (19, 21)
     ),
@@ -31,19 +32,22 @@ EQUIVALENT = [
         "kernels/gpu/linear_nll.py",
         'FLATTEN=target.backend == "cuda" and target.arch < 100,' + NVIDIA,
         'FLATTEN=target.backend != "cuda" and target.arch < 100,' + NVIDIA,
-        "whether the compiler flattens a loop: the interpreter has no such choice, results are the same",
+        "whether the compiler flattens a loop: the interpreter has no such choice, "
+        "results are the same",
     ),
     (
         "perplexity/monitor/signals.py",
         "return now - before > max(digest.settings.rise, digest.settings.standard_errors * error)",
         "return now - before >= max(digest.settings.rise, digest.settings.standard_errors * error)",
-        "a mean of losses equals a threshold with probability zero, and either verdict is right there",
+        "a mean of losses equals a threshold with probability zero, "
+        "and either verdict is right there",
     ),
     (
         "perplexity/monitor/readers.py",
         "while place + 12 <= size:",
         "while place + 12 < size:",
-        "a file that ends 12 bytes behind a record holds no further whole one: read or not, its end is missed",
+        "a file that ends 12 bytes behind a record holds no further whole one: read or not, "
+        "its end is missed",
     ),
     (
         "perplexity/monitor/history.py",

@@ -157,7 +157,10 @@ ARITHMETIC = {
     ast.BitAnd: ("&", "|"),
     ast.BitOr: ("|", "&"),
 }
-OPPOSITES = "min max, minimum maximum, amin amax, argmin argmax, all any, floor ceil, zeros ones, startswith endswith"
+OPPOSITES = (
+    "min max, minimum maximum, amin amax, argmin argmax, all any, floor ceil, zeros ones, "
+    "startswith endswith"
+)
 SWAPPED_CALLS = {
     name: other
     for pair in map(str.split, OPPOSITES.split(","))
@@ -1052,7 +1055,8 @@ def run(seed: int, count: int, workers: int, seconds: float) -> int:
         shutil.rmtree(folder)
     caught = sum(mutant.caught is not None for mutant in mutants)
     print(
-        f"seed {seed}: {len(mutants)} mutants, {caught} caught, {len(mutants) - caught - len(lived)} equivalent, "
+        f"seed {seed}: {len(mutants)} mutants, {caught} caught, "
+        f"{len(mutants) - caught - len(lived)} equivalent, "
         f"{len(lived)} lived; {(seconds - budget.left) / 60:.1f} minutes of processor time, "
         f"{(time.monotonic() - began) / 60:.1f} minutes"
     )

@@ -77,7 +77,8 @@ CALLS = [
     ),
     (
         lambda: perplexity.linear_cross_entropy(HIDDEN.to(FP8), WEIGHT.to(FP8), LABELS),
-        "input: expected float32, float64, bfloat16 or float16 (dequantise it first), got torch.float8",
+        "input: expected float32, float64, bfloat16 or float16 (dequantise it first), "
+        "got torch.float8",
     ),
     (
         lambda: perplexity.token_nll(HIDDEN, WEIGHT.to_sparse(), LABELS),
@@ -262,7 +263,8 @@ CALLS = [
     ),
     (
         lambda: tracking.scalars({"train_los": 1.0}),
-        "log: expected measures of train_loss, val_loss, train_eval_loss, lr, grad_norm, tokens, got "
+        "log: expected measures of train_loss, val_loss, train_eval_loss, lr, grad_norm, tokens, "
+        "got "
         "'train_los'; did you mean 'train_loss'?",
     ),
 ]

@@ -24,6 +24,7 @@ class WithoutFloat64(torch.Tensor):
         found = super().__torch_function__(function, types, args, kwargs or {})
         if isinstance(found, cls) and found.dtype is torch.float64:
             raise TypeError(
-                "Cannot convert a MPS Tensor to float64 dtype as the MPS framework doesn't support float64"
+                "Cannot convert a MPS Tensor to float64 dtype as the MPS framework doesn't support "
+                "float64"
             )
         return found

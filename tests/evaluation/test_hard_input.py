@@ -208,7 +208,8 @@ def test_ids_out_of_range(model, tokenizer, bad):
     document = Document("d7", "", ids=np.array([1, 2, bad, 3], dtype=np.int64))
     with pytest.raises(
         InputError,
-        match=rf"document d7: token id {bad} at position 2, expected below {model.config.vocab_size}",
+        match=rf"document d7: token id {bad} at position 2, "
+        rf"expected below {model.config.vocab_size}",
     ):
         evaluate(model, tokenizer, [document])
 

@@ -139,7 +139,10 @@ def test_nothing_to_score(model, tokenizer):
 
 
 def test_an_id_that_the_head_cannot_score(tokenizer):
-    words = r"document 0: token id 2\d\d \('.+'\) at position \d+, expected below 270, .* has \d+ entries"
+    words = (
+        r"document 0: token id 2\d\d \('.+'\) at position \d+, "
+        r"expected below 270, .* has \d+ entries"
+    )
     with pytest.raises(InputError, match=words):
         evaluate(build_model(270), tokenizer, TEXTS)
 
