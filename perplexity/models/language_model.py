@@ -74,7 +74,9 @@ class HuggingFaceModel:
         self.model = getattr(model, "_orig_mod", model)  # torch.compile's wrapper
         # The part whose last hidden states are the head's input; None: the whole model is called.
         self.body = None
-        self.head = head_of(self.model)
+        with torch.no_grad():
+            held = weight_and_bias(self.model)
+        self.head = head_of(self.model, held)
         self._rotary = [
             part for part in model.modules() if "dynamic" in str(getattr(part, "rope_type", ""))
         ]
@@ -90,11 +92,14 @@ class HuggingFaceModel:
         ):
             self.body = _body(self.model)  # no values to compute with yet
         else:
-            self._study()
+            self._study(held)
 
     @torch.no_grad()
-    def _study(self) -> None:
-        """Find the head's input and the rule that follows it, by a pass over a few positions."""
+    def _study(self, held: tuple[Tensor, Tensor | None, bool]) -> None:
+        """Find the head's input and the rule that follows it, by a pass over a few positions.
+
+        ``held`` is the head's ``weight_and_bias``.
+        """
         model, count = self.model, min(STUDIED_POSITIONS, self.context_length or STUDIED_POSITIONS)
         # From the middle of the vocabulary, where no family has its special tokens.
         rows = self.head.weight.shape[0]
@@ -117,7 +122,7 @@ class HuggingFaceModel:
                     "(hidden_states, head, logits)"
                 )
             logits = self.logits(input_ids)
-        weight, bias, quantised = held = weight_and_bias(model)
+        weight, bias, quantised = held
         if isinstance(logits, Tensor) and logits.dim() == 3 and hidden is not None:
             if hidden.shape[-1] != weight.shape[1] or logits.shape[-1] > len(weight):
                 raise InputError(
