@@ -70,8 +70,8 @@ def check_encoding(name: str, raw: bytes) -> None:
         for order, zeros, letters in (("LE", odd, even), ("BE", even, odd)):
             if 2 * zeros.count(0) > len(zeros) and not letters.count(0):
                 kind = (
-                    "UTF-16 without a byte order mark; "
-                    f"convert it (iconv -f UTF-16{order} -t UTF-8)"
+                    f"UTF-16 without a byte order mark; convert it (iconv -f UTF-16{order} -t "
+                    "UTF-8)"
                 )
     if kind is not None:
         raise InputError(f"{name}: expected UTF-8, got {kind}")

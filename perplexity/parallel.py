@@ -215,18 +215,16 @@ class VocabularyShard:
         )
         if not bool((parts[:, 2:] == parts[0, 2:]).all()):
             raise InputError(
-                "input and target: expected the same on every rank of a sharded linear_weight, "
-                "got different ones; "
-                "a weight that is sharded over data-parallel ranks (FSDP) is to be gathered first, "
-                "by full_tensor()"
+                "input and target: expected the same on every rank of a sharded linear_weight, got "
+                "different ones; a weight that is sharded over data-parallel ranks (FSDP) is to be "
+                "gathered first, by full_tensor()"
             )
         counts = parts[:, 1].tolist()
         starts = [sum(counts[:rank]) for rank in range(len(counts))]
         if parts[:, 0].tolist() != starts or sum(counts) != self.size:
             raise InputError(
                 f"shard: expected starts {starts} and size {sum(counts)} for ranks of {counts} "
-                "rows, "
-                f"got {parts[:, 0].tolist()} and {self.size}"
+                f"rows, got {parts[:, 0].tolist()} and {self.size}"
             )
 
 
@@ -304,10 +302,9 @@ def _localised(
     mesh = linear_weight.device_mesh
     if mesh.ndim != 1 or linear_weight.placements[0] != Shard(0):
         raise InputError(
-            "linear_weight: expected a DTensor sharded over its rows, "
-            "[Shard(0)] on a mesh of one dimension, "
-            f"got {list(linear_weight.placements)} on {mesh.ndim}; "
-            "gather it with full_tensor() or take to_local()"
+            "linear_weight: expected a DTensor sharded over its rows, [Shard(0)] on a mesh of one "
+            f"dimension, got {list(linear_weight.placements)} on {mesh.ndim}; gather it with "
+            "full_tensor() or take to_local()"
         )
     for name, tensor, placement in (
         ("input", input, Replicate()),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple, overload
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypedDict, overload
 
 import torch
 from torch import Tensor
@@ -21,6 +21,29 @@ from .losses import (
     token_log_probability,
 )
 from .parallel import IGNORED, VocabularyShard
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack  # typing's from Python 3.11 on
+
+
+class _HeadOptions(TypedDict, total=False):
+    """Keywords that the overloads below share."""
+
+    linear_bias: Tensor | None
+    ignore_index: int | None
+    softcap: float | None
+    logit_scale: float
+    shift: int
+    backend: str | None
+    memory_limit: int | None
+    validate: bool | None
+    shard: VocabularyShard | None
+
+
+class _RoundedHeadOptions(_HeadOptions, total=False):
+    """``_HeadOptions`` of a function that may round products."""
+
+    round_logits: bool
 
 
 class TokenStatistics(NamedTuple):
@@ -128,16 +151,8 @@ def token_statistics(
     linear_weight: Tensor,
     target: Tensor,
     *,
-    linear_bias: Tensor | None = None,
-    ignore_index: int | None = -100,
-    softcap: float | None = None,
-    logit_scale: float = 1.0,
-    shift: int = 0,
     with_confidence: Literal[False] = ...,
-    backend: str | None = None,
-    memory_limit: int | None = None,
-    validate: bool | None = None,
-    shard: VocabularyShard | None = None,
+    **options: Unpack[_HeadOptions],
 ) -> TokenStatistics: ...
 @overload
 def token_statistics(
@@ -145,16 +160,8 @@ def token_statistics(
     linear_weight: Tensor,
     target: Tensor,
     *,
-    linear_bias: Tensor | None = None,
-    ignore_index: int | None = -100,
-    softcap: float | None = None,
-    logit_scale: float = 1.0,
-    shift: int = 0,
     with_confidence: Literal[True],
-    backend: str | None = None,
-    memory_limit: int | None = None,
-    validate: bool | None = None,
-    shard: VocabularyShard | None = None,
+    **options: Unpack[_HeadOptions],
 ) -> tuple[TokenStatistics, Tensor]: ...
 @torch.no_grad()
 def token_statistics(
@@ -261,17 +268,8 @@ def token_log_probabilities(
     linear_weight: Tensor,
     target: Tensor,
     *,
-    linear_bias: Tensor | None = None,
-    ignore_index: int | None = -100,
-    softcap: float | None = None,
-    logit_scale: float = 1.0,
-    shift: int = 0,
     with_entropy: Literal[False] = ...,
-    round_logits: bool = False,
-    backend: str | None = None,
-    memory_limit: int | None = None,
-    validate: bool | None = None,
-    shard: VocabularyShard | None = None,
+    **options: Unpack[_RoundedHeadOptions],
 ) -> Tensor: ...
 @overload
 def token_log_probabilities(
@@ -279,17 +277,8 @@ def token_log_probabilities(
     linear_weight: Tensor,
     target: Tensor,
     *,
-    linear_bias: Tensor | None = None,
-    ignore_index: int | None = -100,
-    softcap: float | None = None,
-    logit_scale: float = 1.0,
-    shift: int = 0,
     with_entropy: Literal[True],
-    round_logits: bool = False,
-    backend: str | None = None,
-    memory_limit: int | None = None,
-    validate: bool | None = None,
-    shard: VocabularyShard | None = None,
+    **options: Unpack[_RoundedHeadOptions],
 ) -> tuple[Tensor, Tensor]: ...
 def token_log_probabilities(
     input: Tensor,

@@ -1,6 +1,4 @@
-"""Models: a checkpoint to hidden states and a head, whatever its class, checked by its own
-logits.
-"""
+"""Models: a checkpoint of any class as hidden states and a head, verified by its own logits."""
 
 from .heads import Head, head_of, no_rounding
 from .language_model import (

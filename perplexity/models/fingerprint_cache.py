@@ -1,6 +1,4 @@
-"""Fingerprints of models that were hashed before, found by the path, size and times of their
-files.
-"""
+"""A cache of models' fingerprints, by the path, size and times of their files."""
 
 from __future__ import annotations
 
@@ -16,20 +14,21 @@ from pathlib import Path
 from ..errors import InputError
 from ..files import write_text
 
-# Changes with what a fingerprint is a hash of.
+# Changes when fingerprints hash something else.
 FORMAT = 1
-# A file changed twice within one tick of the file system's clock looks the same: younger files are
-# not cached.
+# Files younger than this are not cached: two changes within a tick of the file system's clock look
+# like one.
 SETTLED = 2.0  # seconds
 
 
 def files_key(name: str | Path, dtype: str, revision: str | None = None) -> str | None:
-    """Return a key of the files of a model folder, or of a name in Hugging Face's cache, as they
-    are now.
+    """Return a key of the files of a model folder, or of a name in Hugging Face's cache.
 
-    Path, size, inode, and the times of the last change of content and of status, which no tool sets
-    back; with the dtype and the versions that decide what is read from them. None where there is no
-    such folder, or a file changed a moment ago.
+    The key has path, size, inode, and the times of the last change of content and of status, which
+    no tool sets back. It also has the dtype and the versions of the libraries that read the files.
+
+    Returns:
+        The key; None where there is no such folder, or a file changed a moment ago.
     """
     folder = Path(name)
     if not folder.is_dir():
@@ -65,14 +64,14 @@ def installed(package: str) -> str | None:
 
 
 class FingerprintCache:
-    """One model's entry in the user's cache folder; a folder that cannot be used is no error."""
+    """An entry of the cache in the user's cache folder; an unusable folder is no error."""
 
     def __init__(self, key: str) -> None:
         base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
         self.path = Path(base) / "fused-perplexity" / "models" / key
 
     def read(self) -> str | None:
-        """Return the fingerprint; None where it is not known, or the entry is damaged."""
+        """Return the fingerprint; None where there is no entry, or the entry is damaged."""
         with suppress(OSError, UnicodeDecodeError):
             value = self.path.read_text(encoding="utf-8")
             if re.fullmatch(r"[0-9a-f]{16}", value):
@@ -80,7 +79,7 @@ class FingerprintCache:
         return None
 
     def write(self, value: str) -> None:
-        """Keep ``value``; readers see the whole entry or none."""
+        """Store ``value``; readers see the whole entry or none."""
         with suppress(OSError, InputError):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             write_text(self.path, value)

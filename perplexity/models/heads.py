@@ -19,7 +19,7 @@ from ..parallel import is_dtensor
 
 @dataclass(frozen=True)
 class Head:
-    """logits = softcap · tanh((logit_scale · (hidden @ weightᵀ + bias)) / softcap)."""
+    """A head: logits = softcap · tanh((logit_scale · (hidden @ weightᵀ + bias)) / softcap)."""
 
     weight: Tensor  # [V, D]
     bias: Tensor | None = None  # [V]
@@ -28,18 +28,18 @@ class Head:
     quantised: bool = False  # the model's own layer may compute in 16 bits inside
 
     def arguments(self) -> dict:
-        """Keywords of ``token_nll`` and ``token_statistics``."""
+        """Return the keywords of ``token_nll`` and ``token_statistics``."""
         return {"linear_bias": self.bias, "softcap": self.softcap, "logit_scale": self.logit_scale}
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Return the float32 logits [n, V] of ``hidden`` [n, D]; for a few positions."""
+        """Return the float32 logits [n, V] of ``hidden`` [n, D]; meant for a few positions."""
         bias = None if self.bias is None else self.bias.float()
         rule = dict(softcap=self.softcap, logit_scale=self.logit_scale)
         with torch.autocast(hidden.device.type, enabled=False):
             return reference.logits(hidden.float(), self.weight.float(), bias, **rule)
 
 
-# A configuration's names of the logits' factor (Cohere, Falcon H1), divisor (Granite), softcap
+# Names in configurations of the logits' factor (Cohere, Falcon H1), divisor (Granite) and softcap
 # (Gemma, RecurrentGemma, xLSTM).
 FACTORS = ("logit_scale", "lm_head_multiplier")
 DIVISORS = ("logits_scaling",)
@@ -54,7 +54,7 @@ class Rule:
 
     powers: tuple[tuple[str, int], ...]
     softcap: str | None
-    columns: str | None = None  # the field that says how many of the head's rows the logits have
+    columns: str | None = None  # field with the number of the head's rows that the logits have
 
     def head(self, config, weight: Tensor, bias: Tensor | None, quantised: bool = False) -> Head:
         """Return the head of these numbers under ``config``."""
@@ -73,30 +73,30 @@ class Rule:
         )
 
 
-# Rules that a model's own logits showed, by its class, where the usual reading of its configuration
-# is another.
+# Rules by model class, where a model's own logits showed another one than its configuration's usual
+# reading.
 SHOWN: WeakKeyDictionary[type, Rule] = WeakKeyDictionary()
 
 
 def usual_rule(config) -> Rule:
-    """Return the rule that ``config`` says by the names that most families use."""
-    given = [(name, 1) for name in FACTORS] + [(name, -1) for name in DIVISORS]
-    powers = tuple((name, power) for name, power in given if getattr(config, name, None))
+    """Return the rule of ``config`` by the names that most families use."""
+    candidates = [(name, 1) for name in FACTORS] + [(name, -1) for name in DIVISORS]
+    powers = tuple((name, power) for name, power in candidates if getattr(config, name, None))
     return Rule(powers, next((name for name in SOFTCAPS if getattr(config, name, None)), None))
 
 
 def find_rule(model, head: Head, hidden: Tensor, logits: Tensor) -> None:
-    """Find out which rule makes ``logits`` of ``hidden``, and keep it for the model's class.
+    """Find the rule that explains ``logits`` by ``hidden``, and store it for the model's class.
 
-    The usual one stays where it explains the logits. Else each numeric field of the configuration
-    whose name speaks of a factor or a softcap is tried. Logits that none of them
-    explains are left to ``verify``.
+    The usual rule stays where it explains the logits. Otherwise each numeric field of the
+    configuration is tried whose name speaks of a factor or a softcap. Logits that no rule explains
+    are left to ``verify``.
 
     Args:
-        model: transformers model.
-        head: the whole weight and bias; its rule is not looked at.
-        hidden: hidden states [n, D] of some positions.
-        logits: the model's own logits [n, at most V] of the same positions.
+        model: A transformers model.
+        head: The whole weight and bias; its rule is not used.
+        hidden: Hidden states [n, D] of some positions.
+        logits: The model's own logits [n, at most V] of the same positions.
     """
     config, rows = model.config.get_text_config(), head.weight.shape[0]
     usual, columns = usual_rule(config), None
@@ -130,6 +130,7 @@ def _rules(config, usual: Rule, columns: str | None) -> Iterator[Rule]:
 
 
 def _numbers(config) -> list[tuple[str, float]]:
+    """Return the numeric fields of a configuration, flags excluded."""
     kinds = (int, float)
     return [
         (k, v) for k, v in vars(config).items() if isinstance(v, kinds) and not isinstance(v, bool)
@@ -137,17 +138,18 @@ def _numbers(config) -> list[tuple[str, float]]:
 
 
 def _explains(head: Head, hidden: Tensor, logits: Tensor) -> bool:
+    """Return whether the head's logits of ``hidden`` are ``logits``, but for rounding."""
     return difference(head, hidden, logits)[0] <= tolerance(head, hidden, logits)
 
 
 def difference(head: Head, hidden: Tensor, logits: Tensor) -> tuple[float, float]:
-    """Return the largest relative and absolute difference of ``logits`` [n, V] from the head's of
-    ``hidden`` [n, D].
+    """Return the largest relative and absolute difference of ``logits`` [n, V] from the head's.
 
-    Relative to the largest logit, and infinite where the two are finite at different places.
+    The head's logits are those of ``hidden`` [n, D]. The relative difference refers to the largest
+    logit, and is infinite where the two are finite at different places.
     """
     got, expected = head.logits(hidden), logits.to(hidden.device).float()
-    finite = expected.isfinite()  # a model that gives NaN by both roads is reported by its tokens
+    finite = expected.isfinite()  # a model with NaN both ways is reported by its tokens
     apart = (got - expected).where(finite, 0).abs().max().item()
     largest = expected.where(finite, 0).abs().max().item()
     if not torch.equal(finite, got.isfinite()):
@@ -168,11 +170,9 @@ def tolerance(head: Head, *tensors: Tensor) -> float:
 
 
 def output_layer(model) -> torch.nn.Module:
-    """Return a transformers model's last linear layer: its output embedding, or the last layer of
-    it.
-    """
+    """Return a transformers model's last linear layer: its output embedding, or its last part."""
     layer = model.get_output_embeddings()
-    if layer is None:  # some classes do not say what it is (Clvp)
+    if layer is None:  # some classes (Clvp) do not define it
         layer = getattr(model, "lm_head", None)
     if not isinstance(layer, torch.nn.Module):
         raise InputError(
@@ -183,8 +183,8 @@ def output_layer(model) -> torch.nn.Module:
         layer = layer[-1]
     if isinstance(layer, torch.nn.ModuleList):
         raise InputError(
-            f"model: expected one output embedding, {type(model).__name__} has {len(layer)}: give a LanguageModel "
-            "(hidden_states, head, logits) that chooses one"
+            f"model: expected one output embedding, {type(model).__name__} has {len(layer)}: give "
+            "a LanguageModel (hidden_states, head, logits) that chooses one"
         )
     return layer
 
@@ -192,8 +192,8 @@ def output_layer(model) -> torch.nn.Module:
 def head_of(model, held: tuple | None = None) -> Head:
     """Return weight, bias and logit rule of a transformers model; differentiable.
 
-    They come from its modules and its configuration. What a configuration does not say is caught by
-    ``verify``. ``held`` is ``weight_and_bias``'s result, where it is known.
+    They come from its modules and its configuration. ``verify`` finds what a configuration does not
+    say. ``held`` is ``weight_and_bias``'s result, where it is known.
     """
     config = model.config.get_text_config()
     rule = SHOWN.get(type(model)) or usual_rule(config)
@@ -234,12 +234,13 @@ def _held(layer, model) -> tuple[Tensor, Tensor | None, bool]:
         if _plain(weight) and (bias is None or _plain(bias)):
             if weight.dim() != 2:
                 raise InputError(
-                    f"model: expected a last linear layer with a weight [V, D], got {type(layer).__name__} with a "
-                    f"weight of shape {tuple(weight.shape)}; give a LanguageModel (hidden_states, head, logits)"
+                    "model: expected a last linear layer with a weight [V, D], got "
+                    f"{type(layer).__name__} with a weight of shape {tuple(weight.shape)}; give a "
+                    "LanguageModel (hidden_states, head, logits)"
                 )
             return weight, bias, False
         width = getattr(model.config.get_text_config(), "hidden_size", None)
-        # bitsandbytes computes otherwise in training
+        # bitsandbytes computes differently in training.
         training, layer.training = layer.training, False
         try:
             return *_dequantised(
@@ -259,9 +260,7 @@ def _plain(tensor) -> TypeGuard[Tensor]:
 
 
 def fetched(layer):
-    """Return a context in which accelerate's offloaded weights of ``layer`` are where it
-    computes.
-    """
+    """Return a context in which accelerate's offloaded weights of ``layer`` are on its device."""
     if not any(parameter.is_meta for parameter in layer.parameters(recurse=False)) or not hasattr(
         layer, "_hf_hook"
     ):
@@ -272,16 +271,16 @@ def fetched(layer):
 
 
 COLUMNS_AT_ONCE = 256
-# Root mean squares, relative: a layer that rounds inputs and results to bfloat16 is off by 2e-3 at
-# most, one that rounds its inputs to 8 bits by 6e-3 or more.
+# Relative root mean square: a layer that rounds inputs and results to bfloat16 differs by at most
+# 2e-3, a layer that rounds its inputs to 8 bits by 6e-3 or more.
 ROUNDS_INPUTS = 3.5e-3
 
 
 @torch.no_grad()
 def _dequantised(layer, width: int | None, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
-    """Return the weight of a quantised layer: its products with unit vectors, block by block.
+    """Return the weight and bias of a quantised layer, from its products with unit vectors.
 
-    So every quantiser's own kernel says what the weight is.
+    So every quantiser's own kernel decides what the weight is.
     """
     kind = type(layer).__name__
     if width is None:
@@ -289,19 +288,20 @@ def _dequantised(layer, width: int | None, dtype: torch.dtype) -> tuple[Tensor, 
     weight = getattr(layer, "weight", None)
     held = [t for t in (weight, *layer.parameters(), *layer.buffers()) if isinstance(t, Tensor)]
     device = held[0].device if held else torch.device("cpu")
-    # The model's dtype, that of torchao's tensors, or one that the layer takes.
+    # Candidates: the dtype of torchao's tensors, the model's, any other that the layer accepts.
     scaled = isinstance(weight, Tensor) and weight.is_floating_point() and weight.element_size() > 1
     first = [weight.dtype] if weight is not None and scaled else []
     wanted = list(dict.fromkeys([*first, dtype, torch.float32, torch.bfloat16, torch.float16]))
     expected = (
-        f"model: expected a head whose weight can be read, got {kind}: if it is quantised, load the "
-        "model with the head kept out of that (lm_head among modules_to_not_convert or llm_int8_skip_modules); "
-        "if it is not one linear layer, give a LanguageModel (hidden_states, head, logits)"
+        f"model: expected a head whose weight can be read, got {kind}: if it is quantised, load "
+        "the model with the head kept out of that (lm_head among modules_to_not_convert or "
+        "llm_int8_skip_modules); if it is not one linear layer, give a LanguageModel "
+        "(hidden_states, head, logits)"
     )
     dtype = _taken(layer, width, device, wanted, expected)
     with theirs(expected), _without_bias(layer) as bias:
         zeros = layer(torch.zeros(1, width, dtype=dtype, device=device))[0]
-        rest = zeros.float() if zeros.any() else 0.0  # a bias by another name
+        rest = zeros.float() if zeros.any() else 0.0  # a bias under another name
         weight = torch.empty(len(zeros), width, dtype=zeros.dtype, device=zeros.device)
         for begin in range(0, width, COLUMNS_AT_ONCE):
             units = torch.zeros(
@@ -318,15 +318,15 @@ def _dequantised(layer, width: int | None, dtype: torch.dtype) -> tuple[Tensor, 
     ).norm().item() / own.float().norm().item()
     if not apart <= ROUNDS_INPUTS:
         raise InputError(
-            f"{expected}; its products differ from those with its dequantised weight by {apart:.2g}, for it "
-            "rounds its inputs, too, or is not linear"
+            f"{expected}; its products differ from those with its dequantised weight by "
+            f"{apart:.2g}, for it rounds its inputs, too, or is not linear"
         )
     return weight, bias
 
 
 @contextmanager
 def _without_bias(layer) -> Iterator[Tensor | None]:
-    """Take a layer's bias off, and yield it: a 16-bit sum has the bias's digits only."""
+    """Remove a layer's bias for a while, and yield it: a 16-bit sum has the bias's digits only."""
     bias = getattr(layer, "bias", None)
     if not (isinstance(bias, Tensor) and _plain(bias)):
         yield None
@@ -339,7 +339,7 @@ def _without_bias(layer) -> Iterator[Tensor | None]:
 
 
 def _taken(layer, width: int, device, dtypes: list[torch.dtype], expected: str) -> torch.dtype:
-    """Return the first of ``dtypes`` that a layer takes; the last one's error says why none."""
+    """Return the first of ``dtypes`` that a layer accepts, or raise the last one's error."""
     *first, last = dtypes
     for dtype in first:
         try:
@@ -353,12 +353,12 @@ def _taken(layer, width: int, device, dtypes: list[torch.dtype], expected: str) 
 
 
 class _Reached(BaseException):
-    """Ends a forward pass where its head begins; no handler of a model's own catches it."""
+    """The end of a forward pass where its head begins; no handler of a model catches it."""
 
 
 @contextmanager
 def _watched(layer, seen: list[Tensor], stop: bool) -> Iterator[None]:
-    """Put what ``layer`` is called with into ``seen``; ``stop`` ends the forward pass there."""
+    """Append the input of ``layer`` to ``seen``; ``stop`` ends the forward pass there."""
 
     def watch(module, args, kwargs):
         seen.append(args[0] if args else next(iter(kwargs.values())))
@@ -375,16 +375,15 @@ def _watched(layer, seen: list[Tensor], stop: bool) -> Iterator[None]:
 
 
 def before_head(model, forward: Callable | None = None, **inputs) -> Tensor | None:
-    """Return what a transformers model calls its output layer with, [B, T, D]; None if it does not
-    call it.
+    """Return the input of a transformers model's output layer [B, T, D]; None if it is not called.
 
-    Everything between the body and the last linear layer is in it, whatever the architecture: a
-    dense layer and a norm, or a factor. The product itself is not computed.
+    The input includes everything between the body and the last linear layer, whatever the
+    architecture: a dense layer and a norm, or a factor. The product itself is not computed.
 
     Args:
-        model: transformers model.
-        forward: what to call instead of the model, inside its own call.
-        inputs: of the forward pass.
+        model: A transformers model.
+        forward: Function called instead of the model, within the model's own call. Default: None.
+        inputs: Keywords of the forward pass.
     """
     seen: list[Tensor] = []
     with _watched(output_layer(model), seen, stop=True):
@@ -393,7 +392,7 @@ def before_head(model, forward: Callable | None = None, **inputs) -> Tensor | No
 
 
 def options(call: Callable, **wanted: Any) -> dict:
-    """Return those of ``wanted`` that ``call`` takes."""
+    """Return those of the keywords ``wanted`` that ``call`` accepts."""
     parameters = inspect.signature(call).parameters
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
         return wanted

@@ -1,4 +1,4 @@
-"""A causal language model as hidden states and a head, so that the logits never have to exist."""
+"""A causal language model as hidden states and a head, so that full logits are never needed."""
 
 from __future__ import annotations
 
@@ -40,16 +40,16 @@ STUDIED_POSITIONS = 8
 
 @runtime_checkable
 class LanguageModel(Protocol):
-    """What ``evaluate`` asks of a model. A Hugging Face causal model is wrapped; anything else
-    gives these four.
+    """The interface of a model that ``evaluate`` scores.
 
-    ``logits`` is called once a run, on a few positions, to compare the head with the model's own.
+    A Hugging Face causal model is wrapped; any other model has these four attributes. ``logits`` is
+    called once a run, on a few positions, to verify the head.
     """
 
     head: Head
     context_length: int | None  # the most positions it reads; None: any
 
-    # [B, T] -> [B, T, D], what the head multiplies
+    # [B, T] -> [B, T, D], the head's input
     def hidden_states(self, input_ids: Tensor) -> Tensor: ...
 
     def logits(self, input_ids: Tensor) -> Tensor: ...  # [B, T] -> [B, T, V]
@@ -58,21 +58,25 @@ class LanguageModel(Protocol):
 class HuggingFaceModel:
     """``LanguageModel`` of a transformers causal model.
 
-    Rows of a batch may be padded on the right and no mask is given: causal attention keeps padding
-    out of sight.
+    Rows of a batch may be padded on the right, without a mask: causal attention does not see the
+    padding.
     """
 
     def __init__(self, model) -> None:
-        if hasattr(model, "get_base_model"):  # PEFT's wrapper, whose base_model has the head, too
+        if hasattr(model, "get_base_model"):  # PEFT's wrapper: its base_model contains the head
             if getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False):
                 kind = type(model.active_peft_config).__name__
                 raise InputError(
-                    f"model: expected adapters inside the model, as LoRA's, got {kind}, whose prompt is outside it"
+                    f"model: expected adapters inside the model, as LoRA's, got {kind}, "
+                    "whose prompt is outside it"
                 )
             model = model.get_base_model()
         self.model = getattr(model, "_orig_mod", model)  # torch.compile's wrapper
-        self.body = None  # whose last hidden states are the head's; None: asked of the whole model
-        self.head = head_of(self.model)
+        # The part whose last hidden states are the head's input; None: the whole model is called.
+        self.body = None
+        with torch.no_grad():
+            held = weight_and_bias(self.model)
+        self.head = head_of(self.model, held)
         self._rotary = [
             part for part in model.modules() if "dynamic" in str(getattr(part, "rope_type", ""))
         ]
@@ -86,17 +90,18 @@ class HuggingFaceModel:
             for module in model.modules()
             for part in _own(module)
         ):
-            self.body = _body(self.model)  # nothing to compute with yet
+            self.body = _body(self.model)  # no values to compute with yet
         else:
-            self._study()
+            self._study(held)
 
     @torch.no_grad()
-    def _study(self) -> None:
-        """Find out what the head multiplies and which rule follows, by a pass over a few
-        positions.
+    def _study(self, held: tuple[Tensor, Tensor | None, bool]) -> None:
+        """Find the head's input and the rule that follows it, by a pass over a few positions.
+
+        ``held`` is the head's ``weight_and_bias``.
         """
         model, count = self.model, min(STUDIED_POSITIONS, self.context_length or STUDIED_POSITIONS)
-        # From the middle of the vocabulary, where no family keeps its special tokens.
+        # From the middle of the vocabulary, where no family has its special tokens.
         rows = self.head.weight.shape[0]
         input_ids = (torch.arange(count, device=self.head.weight.device)[None] + rows // 2) % rows
         with evaluation_mode(self):
@@ -105,33 +110,33 @@ class HuggingFaceModel:
             if body is not None:
                 try:
                     own = self._last_of(body, input_ids)
-                except InputError:  # a body that asks for more than tokens
+                except InputError:  # a body that needs more than tokens
                     own = None
                 if own is not None and (hidden is None or not whole or _equal(hidden, own)):
                     self.body, hidden = body, own
             if self.body is None and not whole:
                 shape = "none" if hidden is None else tuple(hidden.shape)
                 raise InputError(
-                    f"model: expected hidden states of all {count} positions before the output embedding of "
-                    f"{type(model).__name__}, got {shape}; give a LanguageModel (hidden_states, head, logits)"
+                    f"model: expected hidden states of all {count} positions before the output "
+                    f"embedding of {type(model).__name__}, got {shape}; give a LanguageModel "
+                    "(hidden_states, head, logits)"
                 )
             logits = self.logits(input_ids)
-        weight, bias, quantised = held = weight_and_bias(model)
+        weight, bias, quantised = held
         if isinstance(logits, Tensor) and logits.dim() == 3 and hidden is not None:
             if hidden.shape[-1] != weight.shape[1] or logits.shape[-1] > len(weight):
                 raise InputError(
-                    f"model: expected a last linear layer with a weight [V, D] = [{logits.shape[-1]}, "
-                    f"{hidden.shape[-1]}], as logits and hidden states are, got {type(output_layer(model)).__name__} "
-                    f"with {list(weight.shape)}; give a LanguageModel (hidden_states, head, logits)"
+                    "model: expected a last linear layer with a weight [V, D] = "
+                    f"[{logits.shape[-1]}, {hidden.shape[-1]}], as logits and hidden states are, "
+                    f"got {type(output_layer(model)).__name__} with {list(weight.shape)}; give a "
+                    "LanguageModel (hidden_states, head, logits)"
                 )
             seen = hidden[0, -logits.shape[1] :].to(weight.device)
             find_rule(model, Head(weight, bias, quantised=quantised), seen, logits[0])
             self.head = head_of(model, held)
 
     def _forget(self) -> None:
-        """Put dynamic rotary embeddings back: they keep the frequencies of the longest call before,
-        whoever made it.
-        """
+        """Reset dynamic rotary embeddings, which keep the frequencies of the longest call."""
         for part in self._rotary:
             for name in [name for name in part._buffers if name.endswith("original_inv_freq")]:
                 prefix = name.removesuffix("original_inv_freq")
@@ -140,24 +145,28 @@ class HuggingFaceModel:
                     setattr(part, f"{prefix}max_seq_len_cached", part.original_max_seq_len)
 
     def hidden_states(self, input_ids: Tensor) -> Tensor:
+        """Return the head's input [B, T, D] for input_ids [B, T]."""
         if self.body is None:
-            found: Any = self._before_head(input_ids)  # not None: ``_study`` looked
+            hidden: Any = self._before_head(input_ids)  # not None, as ``_study`` checked
         else:
-            found = self._last_of(self.body, input_ids)
-        return found.to(self.head.weight.device)  # layers on several devices end elsewhere
+            hidden = self._last_of(self.body, input_ids)
+        # Layers may be on several devices.
+        return hidden.to(self.head.weight.device)
 
     def _before_head(self, input_ids: Tensor) -> Tensor | None:
+        """Return the input of the output layer [B, T, D]; None where it is no hidden states."""
         self._forget()
         with self._forward():
-            found = before_head(
+            hidden = before_head(
                 self.model, input_ids=input_ids, **options(self.model.forward, use_cache=False)
             )
-        if not (isinstance(found, Tensor) and found.is_floating_point()):
+        if not (isinstance(hidden, Tensor) and hidden.is_floating_point()):
             return None  # the input embedding is the output layer, and was called with ids
-        rows = found.dim() == 2 and len(found) == input_ids.numel()
-        return found.unflatten(0, tuple(input_ids.shape)) if rows else found
+        rows = hidden.dim() == 2 and len(hidden) == input_ids.numel()
+        return hidden.unflatten(0, tuple(input_ids.shape)) if rows else hidden
 
     def _last_of(self, body, input_ids: Tensor) -> Tensor:
+        """Return the last hidden states [B, T, D] of a body."""
         self._forget()
         with self._forward():
             return last_hidden_state(
@@ -165,21 +174,24 @@ class HuggingFaceModel:
             )
 
     def logits(self, input_ids: Tensor) -> Tensor:
+        """Return the model's own logits [B, T, V] for input_ids [B, T]."""
         self._forget()
         with self._forward():
-            found: Any = self.model(
+            outputs: Any = self.model(
                 input_ids=input_ids, **options(self.model.forward, use_cache=False)
             )
-            if isinstance(found, tuple):  # of a class that gives no names
-                found = next((t for t in found if isinstance(t, Tensor) and t.dim() == 3), found[0])
-            found = (
-                found.get("logits")
-                if isinstance(found, Mapping)
-                else getattr(found, "logits", found)
+        if isinstance(outputs, tuple):  # of a class without names of outputs
+            logits = next(
+                (t for t in outputs if isinstance(t, Tensor) and t.dim() == 3), outputs[0]
             )
-        return found.to(self.head.weight.device) if isinstance(found, Tensor) else found
+        elif isinstance(outputs, Mapping):
+            logits = outputs.get("logits")
+        else:
+            logits = getattr(outputs, "logits", outputs)
+        return logits.to(self.head.weight.device) if isinstance(logits, Tensor) else logits
 
     def _forward(self):
+        """Return a context that names the model in errors of its forward pass."""
         return theirs(
             f"model: expected a forward pass of {type(self.model).__name__}, got one that fails"
         )
@@ -195,6 +207,7 @@ def last_hidden_state(outputs) -> Tensor:
 
 
 def _own(module) -> list[Tensor]:
+    """Return the parameters of a module without those of its submodules."""
     return list(module.parameters(recurse=False))
 
 
@@ -205,7 +218,7 @@ def _body(model):
 
 
 def _equal(hidden: Tensor, other) -> bool:
-    """Return whether two ways to hidden states [B, T, D] give the same, but for rounding."""
+    """Return whether two hidden states [B, T, D] are equal, but for rounding."""
     if not isinstance(other, Tensor) or hidden.shape != other.shape:
         return False
     one, other = hidden.float(), other.to(hidden.device).float()
@@ -217,15 +230,15 @@ def _equal(hidden: Tensor, other) -> bool:
 
 
 def positions_of(model, config) -> int | None:
-    """Return how many positions a model reads; None for any number.
+    """Return the number of positions a model reads; None for any number.
 
-    The configuration's number, or fewer where a table of positions has fewer: RoBERTa's begins
-    behind its padding, a Whisper decoder's is not the encoder's.
+    It is the configuration's number, or fewer where a table of positions has fewer: RoBERTa's
+    begins after its padding, a Whisper decoder's is not the encoder's.
     """
-    given = (
+    numbers = (
         getattr(config, name, None) for name in ("max_position_embeddings", "n_ctx", "max_seq_len")
     )
-    limits = [limit for limit in given if isinstance(limit, int) and limit > 0][:1]
+    limits = [limit for limit in numbers if isinstance(limit, int) and limit > 0][:1]
     for name, part in model.named_modules():
         words = name.split(".")
         positions = (
@@ -242,12 +255,13 @@ def positions_of(model, config) -> int | None:
 
 
 def scaled_positions(config, limit: int | None) -> tuple[int | None, str]:
-    """Return the positions to which RoPE scaling extends ``limit``, and its name; ``limit`` and ""
-    without.
+    """Return the positions to which RoPE scaling extends ``limit``, and the scaling's name.
+
+    Without scaling they are ``limit`` and "".
     """
-    found, by = limit, ""
-    given = [getattr(config, name, None) for name in ("rope_parameters", "rope_scaling")]
-    ropes = [rope for rope in given if isinstance(rope, dict)]
+    extended, by = limit, ""
+    settings = [getattr(config, name, None) for name in ("rope_parameters", "rope_scaling")]
+    ropes = [rope for rope in settings if isinstance(rope, dict)]
     by_layer = [part for rope in ropes for part in rope.values() if isinstance(part, dict)]
     for rope in ropes + by_layer:
         kind = str(rope.get("rope_type") or rope.get("type") or "default")
@@ -259,15 +273,13 @@ def scaled_positions(config, limit: int | None) -> tuple[int | None, str]:
             or limit is None
         ):
             continue
-        if (longest := int(original * factor)) > (found or 0):
-            found, by = longest, f"{kind}, factor {factor:g}"
-    return found, by
+        if (longest := int(original * factor)) > (extended or 0):
+            extended, by = longest, f"{kind}, factor {factor:g}"
+    return extended, by
 
 
 def context_limit(model: LanguageModel, asked: int | None) -> int | None:
-    """Return the most positions of a window: the model's, or RoPE scaling's where ``asked`` is
-    more.
-    """
+    """Return a window's most positions: the model's, or RoPE scaling's if ``asked`` is more."""
     limit, extended = model.context_length, getattr(model, "extended_context_length", None)
     return extended if limit and extended and asked and asked > limit else limit
 
@@ -277,19 +289,20 @@ def context_notes(model: LanguageModel, context_length: int) -> list[str]:
     limit = model.context_length
     if not limit or context_length <= limit:
         return []
-    scaled: Any = model  # others read no more than their limit
+    scaled: Any = model  # only a model with scaling reads more than its limit
     return [
-        f"windows of {context_length} tokens are longer than the configuration's {limit} positions: RoPE scaling "
-        f"({scaled.extended_by}) extends these to {scaled.extended_context_length}"
+        f"windows of {context_length} tokens are longer than the configuration's {limit} "
+        f"positions: RoPE scaling ({scaled.extended_by}) extends these to "
+        f"{scaled.extended_context_length}"
     ]
 
 
 @contextmanager
 def mode(network: LanguageModel, training: bool):
-    """Every module behind ``network`` in training or in evaluation mode, and each put back as it
-    was.
+    """Put every module of ``network`` into training or evaluation mode for a while.
 
-    Running statistics (batch norm) are never trained: their modules stay in evaluation.
+    Each module is restored afterwards. Modules with running statistics (batch norm) stay in
+    evaluation mode: the statistics are never trained.
     """
     parts = [part for module in modules(network) for part in module.modules()]
     before = [part.training for part in parts]
@@ -303,13 +316,13 @@ def mode(network: LanguageModel, training: bool):
 
 
 def evaluation_mode(network: LanguageModel):
-    """Every module behind ``network`` in evaluation mode, and each put back as it was."""
+    """Put every module of ``network`` into evaluation mode for a while, as ``mode`` does."""
     return mode(network, training=False)
 
 
 @contextmanager
 def seeded(network: HuggingFaceModel):
-    """The same random numbers each time, and afterwards those that were next before."""
+    """Fix the random numbers for a while; the generators are restored afterwards."""
     weight = network.head.weight
     with torch.random.fork_rng([weight.device] if weight.is_cuda else []):
         torch.manual_seed(0)
@@ -318,9 +331,7 @@ def seeded(network: HuggingFaceModel):
 
 @torch.no_grad()
 def same_body_in_training(network: HuggingFaceModel, ids: np.ndarray) -> bool:
-    """Return whether in training, too, nothing lies between the body's hidden states of ``ids`` [n]
-    and the head.
-    """
+    """Return whether the body's hidden states of ``ids`` [n] are the head's input in training."""
     if network.body is None:
         return True
     input_ids = torch.from_numpy(ids[None]).to(network.head.weight.device)
@@ -329,13 +340,15 @@ def same_body_in_training(network: HuggingFaceModel, ids: np.ndarray) -> bool:
             own = network._before_head(input_ids)
         with seeded(network):
             of_body = network._last_of(network.body, input_ids)
-    # A head that is called by parts, or on other axes, shows nothing: the losses are compared next.
+    # A head that is called in parts, or on other axes, shows nothing: the caller compares losses.
     return own is None or own.shape != of_body.shape or _equal(own, of_body)
 
 
 def as_language_model(model) -> LanguageModel:
-    """``model`` itself where it is a ``LanguageModel``, a wrapped transformers model, or
-    InputError.
+    """Return ``model`` as a ``LanguageModel``: itself, or a wrapped transformers model.
+
+    Raises:
+        InputError: The model is neither; the message names the missing attributes.
     """
     if isinstance(model, LanguageModel):
         return model
@@ -347,27 +360,32 @@ def as_language_model(model) -> LanguageModel:
         if not hasattr(model, name)
     ]
     raise InputError(
-        f"model: expected a transformers causal model or a LanguageModel, got {type(model).__name__} "
-        f"without {', '.join(missing)}"
+        "model: expected a transformers causal model or a LanguageModel, got "
+        f"{type(model).__name__} without {', '.join(missing)}"
     )
 
 
 @torch.no_grad()
 def verify(model: LanguageModel, ids: np.ndarray, context_length: int) -> None:
-    """InputError unless the head on the hidden states gives the model's own logits, causally; on
-    the first of ``ids`` [n].
+    """Raise InputError unless the head gives the model's own logits, and the model is causal.
 
-    The one place where logits are asked for: a few positions, once a run. The second check needs no
-    logits: a model that looks ahead (an encoder, say) would be told what it is scored on.
+    This is the one place that computes logits: of a few positions, once a run. The check of
+    causality needs none: a model that looks ahead (an encoder, for example) would read the tokens
+    that it is scored on.
+
+    Args:
+        model: The model.
+        ids: Token ids [n], of which the first few are read.
+        context_length: The most positions of a window.
     """
     head, name = model.head, type(getattr(model, "model", model)).__name__
     if head.weight.is_meta:
         raise InputError(
-            f"model: expected weights with values, got {name}'s head on the meta device: load them first"
+            f"model: expected weights with values, got {name}'s head on the meta device: "
+            "load them first"
         )
     rows = head.weight.shape[0]
-    # A short text is followed by other ids, all different: a rule that shows on some logits only is
-    # found, too.
+    # A short text is extended by different ids, since a rule may show on some logits only.
     count = min(VERIFIED_POSITIONS, context_length)
     few = np.concatenate([ids[:count], np.arange(count) % rows])[:count]
     input_ids = torch.from_numpy(few[None]).to(head.weight.device)
@@ -377,7 +395,7 @@ def verify(model: LanguageModel, ids: np.ndarray, context_length: int) -> None:
         ("hidden_states", hidden, head.weight.shape[1]),
     ):
         shape = tuple(tensor.shape) if isinstance(tensor, Tensor) else type(tensor).__name__
-        # Some models give the logits of the last position alone.
+        # Some models return the logits of the last position only.
         if shape not in ((1, count, last), (1, 1, last) if what == "logits" else None):
             raise InputError(f"model: expected {what} of shape {(1, count, last)}, got {shape}")
     seen = hidden[0, -expected.shape[1] :]
@@ -385,8 +403,9 @@ def verify(model: LanguageModel, ids: np.ndarray, context_length: int) -> None:
     if relative > tolerance(head, expected, hidden):
         raise InputError(
             f"model: {name}'s own logits differ from its head on its hidden states by {apart:.3g}; "
-            "it applies a rule after the head that is not known here (or drops out, or rounds to 16 bits inside): "
-            "its perplexity would be wrong; a LanguageModel (hidden_states, head, logits) can say the rule"
+            "it applies a rule after the head that is not known here (or drops out, or rounds to "
+            "16 bits inside): its perplexity would be wrong; a LanguageModel (hidden_states, head, "
+            "logits) can say the rule"
         )
     wide = no_rounding(head.weight, expected, hidden)
     half = count // 2
@@ -396,13 +415,13 @@ def verify(model: LanguageModel, ids: np.ndarray, context_length: int) -> None:
     ahead = (model.hidden_states(changed)[0, :half].float() - hidden).abs().max().item()
     if ahead > (1e-4 if wide else 2e-2) * max(1.0, hidden.abs().max().item()):
         raise InputError(
-            f"model: {name}'s hidden states depend on later tokens (by {ahead:.3g}): it is not a causal model, "
-            f"and its perplexity would mean nothing{_causal_hint(model)}"
+            f"model: {name}'s hidden states depend on later tokens (by {ahead:.3g}): it is not a "
+            f"causal model, and its perplexity would mean nothing{_causal_hint(model)}"
         )
 
 
 def _causal_hint(model: LanguageModel) -> str:
-    """Return what to set where a configuration says itself that its model is not causal."""
+    """Return a hint for a configuration that says itself that its model is not causal."""
     config = getattr(getattr(model, "model", None), "config", None)
     name = next(
         (name for name in ("is_decoder", "causal") if getattr(config, name, None) is False), None
@@ -413,13 +432,10 @@ def _causal_hint(model: LanguageModel) -> str:
 
 
 def modules(model: LanguageModel) -> list[torch.nn.Module]:
-    """Modules a ``LanguageModel`` is, or has as attributes."""
-    found = model if isinstance(model, torch.nn.Module) else None
-    return (
-        [found]
-        if found
-        else [part for part in vars(model).values() if isinstance(part, torch.nn.Module)]
-    )
+    """Return the modules that a ``LanguageModel`` is, or has as attributes."""
+    if isinstance(model, torch.nn.Module):
+        return [model]
+    return [part for part in vars(model).values() if isinstance(part, torch.nn.Module)]
 
 
 @dataclass(frozen=True)
@@ -428,27 +444,27 @@ class Source:
 
     name: str
     notes: list[str]
-    # the fingerprint cache's key, where the weights stay as they were read
+    # Key in the fingerprint cache, where the weights stay as they were read.
     files: str | None = None
 
 
-# Of the models that ``load`` returned, as long as they live.
+# Sources of the models that ``load`` returned, as long as these live.
 SOURCES: WeakKeyDictionary[torch.nn.Module, Source] = WeakKeyDictionary()
 
 
 def source(model: LanguageModel) -> Source | None:
-    """Return where ``load`` found ``model``; None for one that was made otherwise."""
+    """Return the source of a model that ``load`` returned; None for any other."""
     return next((SOURCES[module] for module in modules(model) if module in SOURCES), None)
 
 
 def loading_notes(model: LanguageModel) -> list[str]:
-    """Return what a reader must know of how the model's weights were loaded."""
-    found = source(model)
-    return [] if found is None else found.notes
+    """Return notes on how the model's weights were loaded."""
+    loaded = source(model)
+    return [] if loaded is None else loaded.notes
 
 
-# What a configuration says of the software and the place, and what its class and its tensors say
-# themselves.
+# Fields of a configuration about the software and the place, or about what the model's class and
+# tensors show themselves.
 NOT_OF_THE_MODEL = (
     "_name_or_path",
     "transformers_version",
@@ -460,9 +476,7 @@ NOT_OF_THE_MODEL = (
 
 
 def configuration(model: LanguageModel) -> str | None:
-    """Return the JSON of a transformers model's configuration, without the place and the software's
-    version.
-    """
+    """Return a transformers model's configuration as JSON, without its place and versions."""
     config = getattr(getattr(model, "model", None), "config", None)
     if config is None or not hasattr(config, "to_json_string"):
         return None
@@ -473,9 +487,7 @@ def configuration(model: LanguageModel) -> str | None:
 
 
 def _tensors(model: LanguageModel) -> Iterator[tuple[str, Tensor]]:
-    """Yield every tensor behind ``model``: the head's, parameters, all buffers, attributes of its
-    own.
-    """
+    """Yield every tensor of ``model``: the head's, parameters, all buffers, its own attributes."""
     yield "head.weight", model.head.weight
     if model.head.bias is not None:
         yield "head.bias", model.head.bias
@@ -493,7 +505,7 @@ def _tensors(model: LanguageModel) -> Iterator[tuple[str, Tensor]]:
                 yield name, tensor
                 continue
             owner, _, leaf = name.rpartition(".")
-            # accelerate's offloaded weights, one module's at a time
+            # accelerate's offloaded weights, of one module at a time.
             with fetched(module.get_submodule(owner)):
                 yield name, getattr(module.get_submodule(owner), leaf, tensor)
     if model not in parts:
@@ -503,9 +515,7 @@ def _tensors(model: LanguageModel) -> Iterator[tuple[str, Tensor]]:
 
 
 def _last_calls_frequencies(module: torch.nn.Module) -> set[str]:
-    """Return the buffers of dynamic rotary embeddings that the last call left, beside the original
-    ones.
-    """
+    """Return the buffers of dynamic rotary embeddings that the last call left."""
     return {
         f"{prefix}.{name}" if prefix else name
         for prefix, part in module.named_modules()
@@ -516,9 +526,7 @@ def _last_calls_frequencies(module: torch.nn.Module) -> set[str]:
 
 
 def _adapters_state(model: LanguageModel) -> list:
-    """Return the settings of PEFT's layers that are no tensors: which adapters are active, and
-    their factors.
-    """
+    """Return PEFT's settings that are no tensors: active adapters and their factors."""
     names = ("scaling", "active_adapters", "disable_adapters", "merged_adapters")
     return [
         (name, [repr(getattr(layer, setting, None)) for setting in names])
@@ -532,16 +540,17 @@ def _adapters_state(model: LanguageModel) -> list:
 def fingerprint(model: LanguageModel) -> str:
     """Return a hash of the configuration, the head's rule and every bit of the weights and buffers.
 
-    It tells one model from another: a model of which one weight differs has another fingerprint.
-    Code is not looked at. The commands, whose models nobody changes between loading and scoring,
-    keep it by the path, size and times of the files (``load``'s ``unchanged``).
+    A model of which one weight differs has another fingerprint. Code is not part of it. The
+    commands, whose models stay unchanged between loading and scoring, cache it by the path, size
+    and times of the files (``load``'s ``unchanged``).
     """
     return _fingerprint(model, configuration(model))
 
 
 def _fingerprint(model: LanguageModel, config: str | None) -> str:
-    found = source(model)
-    cached = None if found is None or found.files is None else FingerprintCache(found.files)
+    """Return the fingerprint of a model with this configuration, if possible from the cache."""
+    loaded = source(model)
+    cached = None if loaded is None or loaded.files is None else FingerprintCache(loaded.files)
     if cached is not None and (known := cached.read()):
         return known
     head = model.head
@@ -555,17 +564,20 @@ def _fingerprint(model: LanguageModel, config: str | None) -> str:
 
 @torch.no_grad()
 def described(model: LanguageModel, name: str | None = None) -> dict:
-    """Return what a result file says of its model.
+    """Return a result file's record of its model.
 
     Returns:
-        name: the folder or name, None where the model was not loaded from one; fingerprint;
-        architecture: the class; parameters: their number; dtype: of the head's weight;
-        config: a hash of the configuration, None where there is none.
+        name: Folder or name; None where the model was not loaded from one.
+        fingerprint: Result of ``fingerprint``.
+        architecture: Name of the model's class.
+        parameters: Number of parameters.
+        dtype: Dtype of the head's weight.
+        config: Hash of the configuration; None where there is none.
     """
-    found, config = source(model), configuration(model)
+    loaded, config = source(model), configuration(model)
     counted = {id(p): p.numel() for module in modules(model) for p in module.parameters()}
     return {
-        "name": name or (None if found is None else found.name),
+        "name": name or (None if loaded is None else loaded.name),
         "fingerprint": _fingerprint(model, config),
         "architecture": type(getattr(model, "model", model)).__name__,
         "parameters": sum(counted.values()),
@@ -575,10 +587,10 @@ def described(model: LanguageModel, name: str | None = None) -> dict:
 
 
 def _cached(name: str | Path, revision: str | None) -> bool:
-    """Whether Hugging Face's cache holds the model; asks its hub once where it does not, and
-    InputError if that has none.
+    """Return whether Hugging Face's cache holds the model; otherwise ask its hub once.
 
-    Asked before transformers does: it tries for a minute where there is no network.
+    transformers would try for a minute without a network. Raises InputError where the hub has no
+    such model.
     """
     from huggingface_hub import HfApi, try_to_load_from_cache
 
@@ -586,10 +598,11 @@ def _cached(name: str | Path, revision: str | None) -> bool:
         if isinstance(try_to_load_from_cache(str(name), "config.json", revision=revision), str):
             return True
         HfApi().model_info(str(name), revision=revision, timeout=10)
-    except Exception as error:  # of httpx, of the hub's own kinds, or a name it does not take
+    except Exception as error:  # httpx's, the hub's own, or one for an invalid name
         of = "" if revision is None else f" with revision {revision}"
         raise InputError(
-            f"{name}: expected a model folder or name, got no such folder and no such model{of} ({first_line(error)})"
+            f"{name}: expected a model folder or name, got no such folder and no such model{of} "
+            f"({first_line(error)})"
         )
     return False
 
@@ -600,8 +613,9 @@ def _source(
     needs: str = "config.json",
     revision: str | None = None,
 ) -> dict:
-    """Options of ``from_pretrained`` for a local folder with the file ``needs``, or a name of the
-    hub or its cache.
+    """Return options of ``from_pretrained`` for a local folder, or a name of the hub or its cache.
+
+    ``needs`` is a file that a folder has to have.
     """
     path = Path(name)
     local = path.is_dir()
@@ -611,7 +625,8 @@ def _source(
         path.exists() or len(path.parts) > 2 or path.is_absolute() or str(name).startswith(".")
     ):
         raise InputError(
-            f"{name}: expected a local model folder, got {'a file' if path.exists() else 'no such folder'}"
+            f"{name}: expected a local model folder, got "
+            f"{'a file' if path.exists() else 'no such folder'}"
         )
     if local and revision is not None:
         raise InputError(
@@ -624,16 +639,19 @@ def _source(
 
 
 def _tokenizer(name: str | Path, rest: dict):
+    """Return the tokenizer of a name; ``rest`` are options of ``from_pretrained``."""
     from transformers import AutoTokenizer
 
-    # transformers raises anything here, from OSError to KeyError and SafetensorError.
+    # transformers raises many kinds here, from OSError to KeyError and SafetensorError.
     with theirs(f"{name}: expected a tokenizer (tokenizer.json) there, got none that can be read"):
         return AutoTokenizer.from_pretrained(name, **rest)
 
 
 def load_tokenizer(name: str | Path, *, trust_remote_code: bool):
-    """The tokenizer of a folder, with or without a model beside it, or of a name. Raises
-    InputError.
+    """Return the tokenizer of a folder, with or without a model, or of a name.
+
+    Raises:
+        InputError: There is none that can be read.
     """
     return _tokenizer(name, _source(name, trust_remote_code, needs=""))
 
@@ -648,15 +666,25 @@ def load(
     revision: str | None = None,
     device_map: str | None = None,
 ):
-    """Model and tokenizer of a Hugging Face folder, or of a name in its cache or on its hub.
+    """Return model and tokenizer of a Hugging Face folder, or of a name in its cache or on its hub.
 
-    Weights are read as safetensors (whole or sharded), never unpickled; a model's own code runs
-    only with ``trust_remote_code``. Raises InputError where something is missing or cannot be
-    loaded: a weight of the model that its files lack, above all. Weights that the model does not
-    use become a note in what is measured of it. revision: branch, tag or commit of a name on the
-    hub. device_map: as in ``from_pretrained``, "auto" for what fits where (accelerate's);
-    ``device`` is then left out. unchanged: the caller does not change the weights; their
-    fingerprint is then kept by the path, size and times of the files.
+    Weights are read as safetensors (whole or sharded), never unpickled. Weights that the model does
+    not use become a note in its results.
+
+    Args:
+        name: Folder or name.
+        device: Device of the model. Default: None, a GPU if there is one.
+        dtype: As in ``from_pretrained``. Default: "auto".
+        trust_remote_code: Whether a model's own code may run. Default: False.
+        unchanged: Whether the caller leaves the weights as they are: their fingerprint is then
+            cached by the path, size and times of the files. Default: False.
+        revision: Branch, tag or commit of a name on the hub. Default: None.
+        device_map: As in ``from_pretrained``, "auto" for what fits where (accelerate's); ``device``
+            is then None. Default: None.
+
+    Raises:
+        InputError: Something is missing or cannot be loaded, above all a weight that the files
+            lack.
     """
     rest = _source(name, trust_remote_code, revision=revision)
     if device_map is not None:
@@ -664,15 +692,13 @@ def load(
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
         torch.zeros(1, device=device).item()
-    except (
-        RuntimeError,
-        AssertionError,
-    ) as error:  # an unknown name, one that holds no numbers, or not built in
+    # For an unknown device, one without values (meta), or one that is not built in.
+    except (RuntimeError, AssertionError) as error:
         raise InputError(
             f"device: expected one that this torch can use, got {device!r} ({first_line(error)})"
         )
     tokenizer = _tokenizer(name, rest)
-    # A model's own code may put anything into its weights: its files do not say what.
+    # A model's own code may put anything into its weights, whatever its files hold.
     files = files_key(name, dtype, revision) if unchanged and not trust_remote_code else None
     try:
         with theirs("expected the weights of a causal language model, got none that can be read"):
@@ -682,7 +708,7 @@ def load(
     if device_map is None:
         _move(model, name, device)
     model.eval()
-    # they changed under the reading
+    # The files changed during the reading.
     if files is not None and files != files_key(name, dtype, revision):
         files = None
     SOURCES[model] = Source(str(name) if revision is None else f"{name}@{revision}", notes, files)
@@ -690,6 +716,7 @@ def load(
 
 
 def _device_map(device_map: str, device: str | None) -> str:
+    """Return ``device_map``; raise InputError if ``device`` is set or accelerate is missing."""
     if device is not None:
         raise InputError(
             f"device: expected none with device_map, which places the model, got {device!r}"
@@ -702,6 +729,7 @@ def _device_map(device_map: str, device: str | None) -> str:
 
 
 def _move(model, name: str | Path, device: str) -> None:
+    """Move a model to a device; raise InputError where it does not fit."""
     try:
         with theirs(
             f"{name}: expected a model that runs on {device}, got one that cannot be moved there"
@@ -709,6 +737,6 @@ def _move(model, name: str | Path, device: str) -> None:
             model.to(device)
     except torch.OutOfMemoryError:
         raise InputError(
-            f"{name}: the weights do not fit in the memory of {device}: take a smaller dtype (bfloat16), "
-            "device_map 'auto', or another device"
+            f"{name}: the weights do not fit in the memory of {device}: take a smaller dtype "
+            "(bfloat16), device_map 'auto', or another device"
         )

@@ -1,4 +1,4 @@
-"""The weights of a checkpoint: all of them read, or an error that names those that are missing."""
+"""The weights of a checkpoint: all of them read, or an error that names the missing ones."""
 
 from __future__ import annotations
 
@@ -13,34 +13,34 @@ from typing import Any
 
 from ..errors import InputError
 
-NAMED = 5  # weights that a message names; their number says how many there are
+NAMED = 5  # most weights that a message names; it also has their number
 ADAPTERS, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 
 def read_model(name: str | Path, dtype: str, options: dict):
     """Read a transformers causal model with every weight from its files.
 
-    transformers draws missing weights at random and says so in a warning. Such a model would be
-    evaluated as if it were the checkpoint.
+    transformers initialises missing weights at random and says so in a warning. Such a model would
+    be evaluated as if it were the checkpoint.
 
     Args:
-        name: folder, or name in the Hugging Face cache or on the hub.
-        dtype: as in ``from_pretrained``.
-        options: further keywords of ``from_pretrained``.
+        name: Folder, or name in the Hugging Face cache or on the hub.
+        dtype: As in ``from_pretrained``.
+        options: Further keywords of ``from_pretrained``.
 
     Returns:
         The model on the CPU, and notes on weights that its files hold and it does not use.
 
     Raises:
-        InputError: weights are missing or have another shape than the configuration asks for.
-        Exception: whatever transformers raises for files that it cannot read.
+        InputError: Weights are missing or have another shape than the configuration asks for.
+        Exception: Whatever transformers raises for files that it cannot read.
     """
     adapters = _adapters(name, options)
     if adapters is None:
         return _read(name, dtype, options)
-    # ``from_pretrained`` reports on the adapters alone: the weights below them are read first.
+    # ``from_pretrained`` reports on the adapters only: the weights below them are read first.
     options = dict(options)
-    # the adapters', not the base's
+    # The adapters' own revision, not the base's.
     own = {key: options.pop(key) for key in ("revision",) if key in options}
     with _base(name, adapters) as base:
         base_revision = (
@@ -55,7 +55,8 @@ def read_model(name: str | Path, dtype: str, options: dict):
 
 
 def _read(name: str | Path, dtype: str, options: dict):
-    # Shapes that differ are ignored there because transformers' own error does not name them.
+    """Return a model without adapters, and the notes on its weights."""
+    # Different shapes are ignored there, since transformers' own error does not name the weights.
     model, report = _class(name, options).from_pretrained(
         name,
         dtype=dtype,
@@ -70,7 +71,7 @@ def _read(name: str | Path, dtype: str, options: dict):
 def _class(name: str | Path, options: dict):
     """Return the automatic class that reads a model: a causal one, or one that reads images, too.
 
-    InputError where transformers knows the kind of model and has no class that continues a text.
+    Raises InputError where transformers has no class for the kind of model that continues a text.
     """
     import transformers
 
@@ -84,33 +85,34 @@ def _class(name: str | Path, options: dict):
         return transformers.AutoModelForCausalLM
     classes = [transformers.AutoModelForCausalLM]
     if not getattr(config, "is_encoder_decoder", False):
-        beside = (
+        multimodal = (
             getattr(transformers, f"AutoModelFor{kind}", None)
             for kind in ("ImageTextToText", "MultimodalLM")
         )
-        classes += [auto for auto in beside if auto is not None]
+        classes += [auto for auto in multimodal if auto is not None]
     mapped: dict[Any, Any] = {auto: auto._model_mapping.get(type(config), None) for auto in classes}
-    found = {
+    readers = {
         auto: model if isinstance(model, tuple) else (model,)
         for auto, model in mapped.items()
         if model
     }
     named = config.architectures or [type(config).__name__]
-    # The class that wrote the checkpoint, where several read it: its weights have that class's
+    # Where several classes read the checkpoint, take the class that wrote it: the weights have its
     # names.
-    for auto, models in found.items():
+    for auto, models in readers.items():
         if any(model.__name__ in named for model in models):
             return auto
-    if found:
-        return next(iter(found))
+    if readers:
+        return next(iter(readers))
     raise InputError(
-        f"expected a causal language model, got {', '.join(named)} (model_type {config.model_type!r}), for which "
-        "transformers has no class that reads a text from left to right: take a decoder-only model"
+        f"expected a causal language model, got {', '.join(named)} (model_type "
+        f"{config.model_type!r}), for which transformers has no class that reads a text from left "
+        "to right: take a decoder-only model"
     )
 
 
 def _checked(architecture: str, report: dict) -> list[str]:
-    """Return notes on unexpected weights; InputError naming weights that are missing or mis-shaped.
+    """Return notes on unexpected weights; raise InputError for missing or mis-shaped ones.
 
     ``report`` is transformers' loading info. Weights that the configuration ties to others, and
     those that the architecture derives, are not in it.
@@ -120,8 +122,8 @@ def _checked(architecture: str, report: dict) -> list[str]:
         wrong.append(f"{_named(missing)} missing")
     if mismatched := report.get("mismatched_keys"):
         shapes = (
-            f"{key} {list(found)} instead of {list(expected)}"
-            for key, found, expected in sorted(mismatched, key=str)
+            f"{key} {list(shape)} instead of {list(expected)}"
+            for key, shape, expected in sorted(mismatched, key=str)
         )
         wrong.append(f"{_named(list(shapes))} of another shape")
     wrong += list(report.get("error_msgs") or ())
@@ -161,12 +163,12 @@ def _adapters(name: str | Path, options: dict) -> dict | None:
         "local_files_only": options.get("local_files_only", False),
         "revision": options.get("revision"),
     }
-    found = find_adapter_config_file(str(name), **only)
-    if found is None:
+    file = find_adapter_config_file(str(name), **only)
+    if file is None:
         return None
     if folder.is_dir() and not (folder / ADAPTER_WEIGHTS).is_file():
         raise InputError(f"expected the adapters' weights in {ADAPTER_WEIGHTS}, got no such file")
-    return json.loads(Path(found).read_text(encoding="utf-8"))
+    return json.loads(Path(file).read_text(encoding="utf-8"))
 
 
 @contextmanager

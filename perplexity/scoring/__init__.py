@@ -1,3 +1,1 @@
-"""Scoring: documents to windows, windows to batches, batches to values of each token, over ranks
-and kills.
-"""
+"""Scoring of documents: windows, batches, values of each token, over ranks and resumed runs."""

@@ -1,10 +1,10 @@
-"""Which windows may share a batch: a window's loss must not depend on its neighbours.
+"""The windows that may share a batch: a window's loss must not depend on its neighbours.
 
 Four things make it depend on them: a rotary embedding that changes with the batch's longest row
-(LongRoPE, dynamic NTK), attention to the k best keys alone (which of equally good ones it takes
+(LongRoPE, dynamic NTK), attention to the k best keys alone (the choice among equally good ones
 depends on the row's length), padding that a recurrent or a custom layer sees, and layers that look
-across the batch (expert capacities, batch statistics). The first two are read from the
-configuration, the others are found by a comparison once a run.
+across the batch (expert capacities, batch statistics). The configuration shows the first two; a
+comparison once a run shows the others.
 """
 
 from __future__ import annotations
@@ -20,15 +20,16 @@ from torch import Tensor
 
 from ..models.language_model import LanguageModel, no_rounding
 
-# Positions in a batch where no batch size is given: enough to keep the machine busy, little beside
-# a model.
+# Positions in a batch without a batch size: enough to keep the machine busy, little memory compared
+# with a model's.
 POSITIONS_AT_ONCE = {"cpu": 2048, "other": 32_768}
-# In the order of care. "padded": any that the rotary embedding allows; "equal": of one length;
-# "alone": one a batch.
+# Windows that share a batch, in the order of care. "padded": any that the rotary embedding allows;
+# "equal": those of one length; "alone": none.
 MODES = ("padded", "equal", "alone")
 NOTES = {
     "equal": "the model's values depend on padding: only windows of one length share a batch",
-    "alone": "the model's values depend on the other windows of a batch: windows are scored one at a time",
+    "alone": "the model's values depend on the other windows of a batch: "
+    "windows are scored one at a time",
 }
 
 
@@ -43,39 +44,39 @@ class LengthRule:
     exact: bool
 
     def group(self, length: int) -> int:
-        """Return equal numbers for lengths that are read by one rule."""
+        """Return equal numbers for lengths that are computed alike."""
         if length <= self.border:
             return 0
         return length if self.exact else 1
 
 
 def length_rules(model: LanguageModel) -> list[LengthRule]:
-    """Return the rules in a transformers model's configuration, of all its layer types."""
+    """Return the rules of a transformers model's configuration, for all its layer types."""
     config = getattr(getattr(model, "model", None), "config", None)
     if config is None or not hasattr(config, "get_text_config"):
         return []
     config = config.get_text_config()
     most = getattr(config, "max_position_embeddings", None)
-    found = []
+    rules = []
     for name in ("rope_parameters", "rope_scaling"):
-        given = getattr(config, name, None)
-        if not isinstance(given, dict):
+        settings = getattr(config, name, None)
+        if not isinstance(settings, dict):
             continue
-        for rope in [given, *(value for value in given.values() if isinstance(value, dict))]:
+        for rope in [settings, *(part for part in settings.values() if isinstance(part, dict))]:
             kind = str(rope.get("rope_type", rope.get("type", "")))
             original = getattr(config, "original_max_position_embeddings", None) or rope.get(
                 "original_max_position_embeddings", most
             )
             if kind in ("longrope", "su") and original:
-                found.append(LengthRule(original, exact=False))
+                rules.append(LengthRule(original, exact=False))
             elif "dynamic" in kind and most:
-                found.append(LengthRule(most, exact=True))
-    found += [LengthRule(most, exact=True) for most in _best_keys(config)]
-    return list(dict.fromkeys(found))
+                rules.append(LengthRule(most, exact=True))
+    rules += [LengthRule(most, exact=True) for most in _best_keys(config)]
+    return list(dict.fromkeys(rules))
 
 
-# What configurations call the number of keys, or of blocks of keys and a block's size, that
-# attention chooses.
+# Fields of configurations for the number of keys that attention chooses, or for the number of
+# blocks of keys and a block's size.
 BEST_KEYS = (
     ("index_topk",),
     ("keep_window_size",),
@@ -85,19 +86,15 @@ BEST_KEYS = (
 
 
 def _best_keys(config) -> list[int]:
-    """Return the most positions that attention to the best keys reads whole: up to so many it
-    leaves none out.
-    """
+    """Return the limits up to which attention to the best keys reads all positions."""
     numbers: list[list[Any]] = [
         [getattr(config, name, None) for name in names] for names in BEST_KEYS
     ]
-    return [
-        math.prod(found) for found in numbers if all(isinstance(number, int) for number in found)
-    ]
+    return [math.prod(sizes) for sizes in numbers if all(isinstance(size, int) for size in sizes)]
 
 
 class Batching:
-    """The windows that may share a batch under ``networks``, all of which score each of them."""
+    """The windows that may share a batch of ``networks``, all of which score every window."""
 
     def __init__(self, networks: Sequence[LanguageModel], batch_size: int | None) -> None:
         self.networks, self.batch_size = networks, batch_size
@@ -111,25 +108,24 @@ class Batching:
         return length if self.mode != "padded" else tuple(rule.group(length) for rule in self.rules)
 
     def rows(self, longest: int) -> int:
-        """Return how many windows of ``longest`` positions or fewer go in at once."""
+        """Return how many windows of at most ``longest`` positions a batch has."""
         return 1 if self.mode == "alone" else self.batch_size or max(1, self.positions // longest)
 
     @property
     def notes(self) -> list[str]:
-        """Return the notes that a result carries about its batches."""
+        """Return a result's notes about its batches."""
         return [NOTES[self.mode]] if self.mode in NOTES else []
 
     @torch.no_grad()
     def check(self, ids: np.ndarray, context_length: int | None) -> None:
-        """Compare half a window alone with itself beside others, and be as careful as the model
-        asks.
+        """Compare half a window alone and in a batch; choose the mode that the models need.
 
-        The other window is the longest that may share a batch with it: at most as much work as one
-        batch. Nothing is compared where windows go in one at a time.
+        The other window is the longest that may share a batch with it, so this is at most the work
+        of one batch. Nothing is compared where a batch has one window.
 
         Args:
-            ids: token ids [n], n ≥ 1, of the text.
-            context_length: the most positions of a window; None: any.
+            ids: Token ids [n], n ≥ 1, of the text.
+            context_length: The most positions of a window; None for any number.
         """
         if self.batch_size == 1:
             return
@@ -146,34 +142,32 @@ class Batching:
             self.mode = max(self.mode, _mode_that_fits(network, ids, longest), key=MODES.index)
 
     def agree(self) -> None:
-        """Take the most careful mode that a rank of ``torch.distributed`` found."""
+        """Take the most careful mode of all ranks of ``torch.distributed``."""
         modes: list[str] = [self.mode] * torch.distributed.get_world_size()
         torch.distributed.all_gather_object(modes, self.mode)
         self.mode = max(modes, key=MODES.index)
 
 
 def _mode_that_fits(network: LanguageModel, ids: np.ndarray, longest: int) -> str:
-    """Return the mode of a model, by shorter windows where two of ``longest`` positions do not
-    fit.
-    """
+    """Return the mode of a model, from shorter windows where two long ones do not fit."""
     while longest >= 2:
         try:
             return _mode(network, np.resize(ids, longest))
         except torch.OutOfMemoryError:
             longest //= 2
-        # Outside the handler: the exception holds the frames, and these the tensors that did not
-        # fit.
+        # Outside the handler: the exception holds the frames, and the frames hold the tensors.
         if network.head.weight.device.type == "cuda":
             torch.cuda.empty_cache()
-    return "padded"  # scoring finds out what fits, and names the window that does not
+    return "padded"  # scoring halves batches and names a window that does not fit
 
 
 def _mode(network: LanguageModel, ids: np.ndarray) -> str:
-    # Long as well: attention to the k best keys depends on padding only where a window has more
-    # than k.
+    """Return the mode of a model, from a window alone, in a padded batch and in an equal one."""
+    # Padded to the full length: attention to the k best keys depends on padding only where a window
+    # has more than k positions.
     short = ids[: len(ids) // 2]
     padded = np.concatenate([short, np.full(len(ids) - len(short), short[-1])])
-    # Other tokens at every position: rows that are equal somewhere are no others there.
+    # The other row differs at every position.
     other = (ids + 1) % network.head.weight.shape[0]
     expected = _hidden(network, short)
     if _same(_hidden(network, padded, other)[: len(short)], expected, network):
@@ -194,9 +188,9 @@ def _hidden(network: LanguageModel, *rows: np.ndarray) -> Tensor:
 def _same(got: Tensor, expected: Tensor, network: LanguageModel) -> bool:
     """Return whether the two [T, D] differ by rounding alone.
 
-    float32: by 1e-4 of the largest value, as in ``models.verify``, at any position. 16 bits: a
-    router that is near a tie sends a token or two elsewhere by rounding alone, so that the median
-    over the positions decides, by 2e-2.
+    float32: by at most 1e-4 of the largest value, as in ``models.verify``, at any position. 16
+    bits: a router near a tie sends a token or two elsewhere by rounding alone, so the median over
+    the positions decides, by 2e-2.
     """
     wide = no_rounding(network.head.weight, expected)
     got, expected = got.float(), expected.float()

@@ -1,4 +1,4 @@
-"""How a text becomes the positions a model reads: protocol, BOS policy, special tokens."""
+"""Protocols: how a text becomes the positions a model reads; BOS policy, special tokens."""
 
 from __future__ import annotations
 
@@ -21,20 +21,24 @@ BOS_POLICIES = ("auto", "always", "never")
 SPECIAL_TEXTS = ("tokens", "text")
 LLAMA_CPP_CONTEXT = 512
 
-# Why a token that was read is not scored.
-NO_CONTEXT = "no-context"  # the first of a document that starts without BOS
-FIRST_HALF = "first-half"  # of a llama.cpp chunk: context only
+# Reasons why a token that was read is not scored.
+NO_CONTEXT = "no-context"  # the first token of a document that starts without BOS
+FIRST_HALF = "first-half"  # the first half of a llama.cpp chunk is context only
 TAIL = "tail"  # after the last whole llama.cpp chunk
-SPECIAL = "special"  # BOS, EOS, padding and the like, spelled in the text
-NON_FINITE = "non-finite"  # the model gave NaN or an infinite loss
+SPECIAL = "special"  # BOS, EOS, padding and other special tokens, spelled in the text
+NON_FINITE = "non-finite"  # the model's loss is NaN or infinite
 
 
 @dataclass
 class Positions:
-    """A document as the model reads it: ``ids`` with what the protocol puts before them.
+    """A document as the model reads it.
 
-    added: 1 where a BOS was put before the document's own tokens, else 0. spans: of the document's
-    own tokens; None where nobody asks for bytes.
+    Args:
+        document: The document.
+        ids: Token ids with the protocol's prefix, int64.
+        added: 1 where a BOS was put before the document's own tokens, else 0.
+        skipped: Number of tokens that are read and not scored, by reason.
+        spans: Spans of the document's own tokens; None where bytes are not needed.
     """
 
     document: Document
@@ -45,17 +49,25 @@ class Positions:
 
     @property
     def tokens_read(self) -> int:
+        """Return the number of the document's own tokens."""
         return len(self.ids) - self.added
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """A protocol made ready for one tokenizer and one context length.
+    """A protocol prepared for one tokenizer and one context length.
 
-    prefix: the token before each document (None: none); first_of_window: replaces the first token
-    of every window, as llama.cpp does with BOS; unscored: ids that are read and never scored.
-    special_text: "tokens" where a special token spelled in a text is read as that token, "text"
-    where its characters are read.
+    Args:
+        name: Name of the protocol.
+        context_length: The most positions of a window.
+        stride: Distance of the windows' first positions.
+        prefix: Token before each document; None for none.
+        first_of_window: Token that replaces the first one of every window, as llama.cpp does with
+            BOS; None for none.
+        unscored: Ids that are read and never scored.
+        special_text: "tokens" where a special token spelled in a text is read as that token, "text"
+            where its characters are read.
+        bos: The BOS policy that was asked for.
     """
 
     name: str
@@ -65,10 +77,10 @@ class Protocol:
     first_of_window: int | None
     unscored: np.ndarray
     special_text: str = "tokens"
-    bos: str = "auto"  # the policy that was asked for
+    bos: str = "auto"
 
     def settings(self) -> dict[str, Any]:
-        """Return what a journal asks of a protocol."""
+        """Return a protocol's settings for the journal."""
         return {
             "protocol": self.name,
             "context_length": self.context_length,
@@ -83,8 +95,9 @@ class Protocol:
         ids: np.ndarray,
         spans: Spans | None = None,
     ) -> Positions:
-        """The document's tokens with its prefix, never a second BOS where the text spells one;
-        skips are counted.
+        """Return a document's tokens with the prefix, and count what is not scored.
+
+        A BOS that the text spells itself is not doubled.
         """
         ids = np.asarray(ids, dtype=np.int64)
         doubled = (
@@ -104,11 +117,12 @@ class Protocol:
             scored = sum(window.end - window.first_scored for window in self.windows(length))
             positions.skipped[FIRST_HALF] = max(0, whole - scored - added)
             positions.skipped[TAIL] = length - whole - (added if not whole else 0)
-        elif length and not added and not doubled:  # a BOS of the text's own counts as special
+        elif length and not added and not doubled:  # a BOS spelled in the text counts as special
             positions.skipped[NO_CONTEXT] = 1
         return positions
 
     def windows(self, length: int) -> Iterator[Window]:
+        """Return the windows over ``length`` positions."""
         return WINDOWS[self.name](length, self.context_length, self.stride)
 
 
@@ -123,8 +137,10 @@ def choose_protocol(
     score_special: bool | None,
     special_text: str | None = None,
 ) -> Protocol:
-    """``Protocol`` for a model that reads ``limit`` positions (None: any); InputError naming what
-    cannot be.
+    """Return the ``Protocol`` of a name for a model that reads ``limit`` positions (None: any).
+
+    Raises:
+        InputError: The model or the tokenizer does not allow an option; the message names it.
     """
     checks.choice("protocol", name, PROTOCOLS)
     checks.choice("bos", bos, BOS_POLICIES)
@@ -136,13 +152,14 @@ def choose_protocol(
     if context_length is None:
         context_length = {
             "sliding": min(limit or 1024, 1024),
-            # As HFLM: the model's, else the tokenizer's, else 2,048.
+            # As HFLM: the model's limit, else the tokenizer's, else 2,048.
             "lm-eval": limit or _tokenizer_limit(tokenizer) or 2048,
             "llama.cpp": LLAMA_CPP_CONTEXT,
         }[name]
     if context_length < 2 or (limit and context_length > limit):
         raise InputError(
-            f"context_length: expected 2 to {limit or 'any'}, the model's limit, got {context_length}"
+            f"context_length: expected 2 to {limit or 'any'}, the model's limit, "
+            f"got {context_length}"
         )
     if name != "sliding":
         if stride not in (None, context_length):
@@ -168,17 +185,18 @@ def choose_protocol(
         prefix = tokenizer.eos_token_id if own is None else own
         if prefix is None:
             raise InputError(
-                "tokenizer: expected a BOS or EOS token, which lm-eval puts before each document, got none"
+                "tokenizer: expected a BOS or EOS token, which lm-eval puts before each document, "
+                "got none"
             )
     elif name == "llama.cpp" and bos == "auto":
-        # llama.cpp goes by the model's add_bos flag, which its converter reads from what the
+        # llama.cpp follows the model's add_bos flag, which its converter derives from what the
         # tokenizer does.
         with theirs("tokenizer: expected one that takes every Unicode text, got one that fails"):
             first = list(tokenizer("a")["input_ids"][:1])
         prefix = own if own is not None and first == [own] else None
     special_text = _special_text(name, tokenizer, special_text)
     if score_special is None:
-        score_special = name != "sliding"  # the other tools do
+        score_special = name != "sliding"  # the other tools score them
     return Protocol(
         name,
         context_length,
@@ -205,5 +223,6 @@ def _special_text(protocol: str, tokenizer, asked: str | None) -> str:
 
 
 def _tokenizer_limit(tokenizer) -> int | None:
+    """Return the tokenizer's longest text in tokens; None where it has no limit."""
     limit = getattr(tokenizer, "model_max_length", None)
     return limit if limit and limit < 10**9 else None

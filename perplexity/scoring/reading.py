@@ -25,16 +25,17 @@ TOKENIZED_AT_ONCE = 64
 def read_positions(
     run: ScoringRun, documents: Iterable[Document | str], protocol: Protocol
 ) -> Iterator[Positions]:
-    """Yield documents as the models of ``run`` read them; the first with two positions is what they
-    are verified on.
+    """Yield documents as the models of ``run`` read them.
+
+    The models are verified on the first document with two positions.
     """
     for token in (protocol.prefix, protocol.first_of_window):
         if token is None or token < run.vocabulary:
             continue
         raise InputError(
-            f"bos: token id {token} ({run.tokenizer.convert_ids_to_tokens(token)!r}), which the protocol puts before "
-            f"each document, is not below {run.vocabulary}, the model's vocabulary: check that the tokenizer is this "
-            "model's, or leave it out (bos='never')"
+            f"bos: token id {token} ({run.tokenizer.convert_ids_to_tokens(token)!r}), which the "
+            f"protocol puts before each document, is not below {run.vocabulary}, the model's "
+            "vocabulary: check that the tokenizer is this model's, or leave it out (bos='never')"
         )
     for index, (document, ids, spans) in enumerate(_tokenized(run.tokenizer, documents, protocol)):
         run.read(index, document.text)
@@ -48,6 +49,7 @@ def read_positions(
 def _tokenized(
     tokenizer, documents: Iterable[Document | str], protocol: Protocol
 ) -> Iterator[tuple[Document, np.ndarray, Spans]]:
+    """Yield documents with their text, token ids and spans."""
     checks.several("documents", documents, "them", (Document,))
     special = np.array(sorted(special_ids(tokenizer)), dtype=np.int64)
     checked = (checked_document(index, document) for index, document in enumerate(documents))
@@ -63,8 +65,9 @@ def _tokenized(
                 yield document, ids, _spans(tokenizer, document.text, ids, encoding, unknown)
                 continue
             ids = np.asarray(document.ids).astype(np.int64)
-            # What starts and ends a document in a token file is no text; what is spelled inside is.
-            kept = (ids >= 0) & (ids < len(tokenizer))  # others are refused by position, further on
+            # Special tokens at the start and end of a document in a token file are no text; those
+            # within the document are.
+            kept = (ids >= 0) & (ids < len(tokenizer))  # ``check_ids`` refuses others
             text = np.flatnonzero(~np.isin(ids, special) & kept)
             kept[: text[0] if len(text) else None] = False
             kept[text[-1] + 1 if len(text) else 0 :] = False
@@ -80,16 +83,16 @@ def _tokenized(
 
 
 def _spans(tokenizer, text: str, ids: np.ndarray, encoding, unknown: int | None) -> Spans:
-    """Return which bytes of ``text`` its tokens stand for, and what they lost of it."""
+    """Return which bytes of ``text`` its tokens stand for, and what the tokens lost of the text."""
     known = ids if unknown is None else ids[ids != unknown]
     if encoding is None:
         spans = _estimated_spans(tokenizer, text, ids)
-        if len(known) < len(ids):  # which characters they stand for is not known
+        if len(known) < len(ids):  # the characters of unknown tokens are not known
             return spans
     else:
         offsets = encoding.offsets
         spans = spans_of(text, offsets, _first(tokenizer, ids))
-        # Unknown tokens are counted and noted by themselves: what they cover is not deleted.
+        # Unknown tokens are counted and noted separately: their characters are not deleted.
         for place in np.flatnonzero(ids == unknown)[::-1].tolist() if len(known) < len(ids) else []:
             text = text[: offsets[place][0]] + text[offsets[place][1] :]
     as_read = dict(skip_special_tokens=False, clean_up_tokenization_spaces=False)
@@ -99,8 +102,10 @@ def _spans(tokenizer, text: str, ids: np.ndarray, encoding, unknown: int | None)
 
 
 def _first(tokenizer, ids: np.ndarray) -> str:
+    """Return the first token as its vocabulary spells it; "" without tokens."""
     return tokenizer.convert_ids_to_tokens(int(ids[0])) if len(ids) else ""
 
 
 def _estimated_spans(tokenizer, text: str, ids: np.ndarray) -> Spans:
+    """Return spans in proportion to the bytes that each token decodes to."""
     return estimated_spans(text, ids, lambda token: text_of(tokenizer, [token]))

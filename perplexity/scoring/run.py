@@ -1,4 +1,4 @@
-"""One pass of models over texts: what every scoring shares, and how a model scores tokens."""
+"""A pass of models over texts: the shared state of every scoring, and the scorer of tokens."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ from .batching import Batching
 from .journal import ScoringJournal
 from .stream import IGNORED, Score, Scored, Task, stream
 
-# What a token's statistics are, in the order of ``Scored.values``.
+# Names of a token's statistics, in the order of ``Scored.values``.
 DETAILS = ("nll", "entropy", "rank", "predicted", "confidence")
 
 
 class ScoringRun:
-    """One pass of models over texts: tokenizer, backend, batches, journal and ranks.
+    """A pass of models over texts: tokenizer, backend, batches, journal and ranks.
 
     Within its ``with`` block every model is in evaluation mode. The journal is closed at the end of
     the block.
 
     Args:
         networks: The models, which read the same positions: of one vocabulary, on one device.
-        tokenizer: Of all of them.
-        backend: Of the losses; None chooses by device.
-        batch_size: Windows at a time; None: as many as hold a few thousand positions.
-        rank: This process of ``ranks``, which share the batches.
-        ranks: Processes of ``torch.distributed``.
+        tokenizer: The models' tokenizer.
+        backend: "torch" or "triton" for the losses. Default: None, by device.
+        batch_size: Windows in a batch. Default: None, as many as hold a few thousand positions.
+        rank: This process's number among ``ranks``, which share the batches. Default: 0.
+        ranks: Number of processes of ``torch.distributed``. Default: 1.
     """
 
     def __init__(
@@ -70,9 +70,9 @@ class ScoringRun:
         """Read and write the values in a journal's ``folder``, unless it is None.
 
         Args:
-            folder: Of the journal.
-            settings: What decides the bits of a value beside models, tokenizer, backend and
-            batches.
+            folder: Folder of the journal, or None.
+            settings: What decides the bits of a value besides models, tokenizer, backend and
+                batches.
         """
         if folder is not None:
             self.journal = ScoringJournal(folder, self.identity() | settings, self.rank)
@@ -84,7 +84,7 @@ class ScoringRun:
         return tokenizer_fingerprint(self.tokenizer)
 
     def identity(self) -> dict[str, Any]:
-        """Return what decides the bits of a value, but the text, the weights and a protocol."""
+        """Return what decides the bits of a value, without text, weights and protocol."""
         configs = [
             getattr(getattr(network, "model", None), "config", None) for network in self.networks
         ]
@@ -102,10 +102,10 @@ class ScoringRun:
         }
 
     def read(self, index: int, text: str) -> None:
-        """Take a document's text into the fingerprint and the journal."""
-        found = self._text.add(text)
+        """Add a document's text to the fingerprint and the journal."""
+        text_hash = self._text.add(text)
         if self.journal is not None:
-            self.journal.document(index, found)
+            self.journal.document(index, text_hash)
 
     @property
     def text_fingerprint(self) -> str:
@@ -113,11 +113,11 @@ class ScoringRun:
         return self._text.value()
 
     def verify(self, ids: np.ndarray, context_length: int | None) -> None:
-        """Compare heads and batches with the models' own logits on ids [n], once a run.
+        """Compare heads and batches with the models' own logits, once a run.
 
         Args:
-            ids: Token ids as the models read them.
-            context_length: The most positions of a window; None: any.
+            ids: Token ids [n] as the models read them.
+            context_length: The most positions of a window; None for any number.
         """
         if self._verified:
             return
@@ -134,7 +134,7 @@ class ScoringRun:
         fields: int,
         first_of_window: int | None = None,
     ) -> Iterator[Scored]:
-        """Return what ``score`` gives for each window, in order; ``fields`` values a token."""
+        """Yield the values of ``score`` for each window, in order; ``fields`` values a token."""
         return stream(
             tasks,
             score,
@@ -151,18 +151,20 @@ class ScoringRun:
 def token_scorer(
     network: models.LanguageModel, backend: str, details: bool
 ) -> Callable[[Tensor, Tensor], Tensor]:
-    """input_ids, targets -> [1, n] NLL of the scored tokens, or with ``details`` [5, n],
-    ``DETAILS``.
+    """Return a function of input_ids and targets that scores a batch.
+
+    The function returns the NLL [1, n] of the scored tokens, or with ``details`` their ``DETAILS``
+    [5, n].
     """
     head = network.head
 
-    # Not inference_mode: a table that a model makes on first use would be of no use in training
-    # after it.
+    # Not inference_mode: a model's table that is created on first use could not be used in training
+    # afterwards.
     @torch.no_grad()
     def score(input_ids: Tensor, target: Tensor) -> Tensor:
         chosen = target != IGNORED
         arguments = (network.hidden_states(input_ids)[chosen], head.weight, target[chosen])
-        # float32 logits, whatever surrounds the call
+        # float32 logits, also within the caller's autocast.
         with torch.autocast(input_ids.device.type, enabled=False):
             if not details:
                 return token_nll(*arguments, **head.arguments(), backend=backend)[None]
@@ -170,7 +172,7 @@ def token_scorer(
                 *arguments, **head.arguments(), backend=backend, with_confidence=True
             )
         nll, _, entropy, rank, predicted = statistics
-        # Ranks and columns are whole numbers below 2²⁴: exact in float32.
+        # Ranks and columns are integers below 2²⁴, exact in float32.
         return torch.stack([nll, entropy, rank.float(), predicted.float(), confidence])
 
     return score

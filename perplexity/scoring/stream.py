@@ -1,5 +1,6 @@
-"""Windows in, per-token values out, in order: batched by length, shared over ranks, kept in a
-journal, halved where memory ends.
+"""Windows to per-token values, in order: batched by length, shared over ranks, journalled.
+
+A batch that does not fit in memory is halved.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,7 +23,7 @@ from .protocols import Positions, Protocol
 from .windows import Window
 
 IGNORED = -100
-# Batches looked at together: windows of one length share a batch, so that little is padded.
+# Batches that are formed together: windows of one length share a batch, so that little is padded.
 BATCHES_AHEAD = 16
 
 # input_ids [B, T] and targets [B, T] (IGNORED where nothing is scored) -> values [fields, scored
@@ -31,15 +33,13 @@ Score = Callable[[Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Scored:
-    """What a window gave: ``values`` [fields, n] float32 at ``places`` [n], positions among the
-    document's ids.
-    """
+    """Values of a window: float32 [fields, n] at ``places`` [n] among the document's ids."""
 
-    index: int  # of the document
+    index: int  # the document's
     positions: Positions
     places: np.ndarray
     values: np.ndarray
-    last: bool  # of the document
+    last: bool  # the document's last window
 
 
 @dataclass(frozen=True)
@@ -48,27 +48,27 @@ class Task:
 
     index: int
     positions: Positions
-    window: Window | None  # None: a document of which nothing is scored
+    window: Window | None  # None: nothing of the document is scored
     places: np.ndarray  # positions to score
     last: bool
 
 
 def tasks(documents: Iterable[Positions], protocol: Protocol) -> Iterator[Task]:
-    """Every window of every document, each with the positions it scores."""
+    """Yield every window of every document, each with the positions it scores."""
     nothing = np.empty(0, dtype=np.int64)
     for index, positions in enumerate(documents):
-        previous = None
+        previous: tuple[Window | None, np.ndarray] = None, nothing
         for window in protocol.windows(len(positions.ids)):
-            if previous is not None:
+            if previous[0] is not None:
                 yield Task(index, positions, *previous, last=False)
             places = np.arange(window.first_scored, window.end)
             places = places[~np.isin(positions.ids[places], protocol.unscored)]
             previous = window, places
-        yield Task(index, positions, *(previous or (None, nothing)), last=True)  # type: ignore[misc]  # two values
+        yield Task(index, positions, *previous, last=True)
 
 
 def continuations(sequences: Iterable[tuple[Positions, int]]) -> Iterator[Task]:
-    """Each sequence as one window that scores from a position on: a prompt and what follows it."""
+    """Yield each sequence as one window that scores from a position on: what follows a prompt."""
     for index, (positions, first) in enumerate(sequences):
         length = len(positions.ids)
         yield Task(index, positions, Window(0, length, first), np.arange(first, length), last=True)
@@ -86,14 +86,13 @@ def stream(
     rank: int = 0,
     ranks: int = 1,
 ) -> Iterator[Scored]:
-    """``Scored`` for every window, in order; as many at a time as ``batching`` allows.
+    """Yield ``Scored`` for every window, in order; a batch is as large as ``batching`` allows.
 
-    first_of_window: what the model reads in the first place of every window instead of what stands
-    there.
+    ``first_of_window`` replaces the first token of every window.
 
-    Which windows share a batch depends on the windows, the model and the options, and on nothing
-    else, and a rank takes every ``ranks``-th batch: so any number of ranks, and a run that was cut
-    off, give the same bits (with the same threads a process).
+    Which windows share a batch depends only on the windows, the model and the options, and a rank
+    takes every ``ranks``-th batch. So any number of ranks, and a resumed run, give the same bits
+    (with the same number of threads in a process).
     """
     scorer = _Scorer(first_of_window, score, device, fields, journal)
     while group := _ahead(windows, batching):
@@ -101,19 +100,19 @@ def stream(
             batching.agree()
         batches = _batches(group, batching)
         with raise_together(ranks):
-            mine = {
+            own = {
                 number: scorer([group[place] for place in batch])
                 for number, batch in enumerate(batches)
                 if number % ranks == rank
             }
         if ranks > 1:
             gathered: list[dict] = [{}] * ranks
-            torch.distributed.all_gather_object(gathered, mine)
-            mine = {number: values for part in gathered for number, values in part.items()}
+            torch.distributed.all_gather_object(gathered, own)
+            own = {number: values for part in gathered for number, values in part.items()}
         values: list[np.ndarray] = [np.empty((fields, 0), np.float32)] * len(group)
         for number, batch in enumerate(batches):
             ends = np.cumsum([len(group[place].places) for place in batch])[:-1]
-            for place, part in zip(batch, np.split(mine[number], ends, axis=1), strict=True):
+            for place, part in zip(batch, np.split(own[number], ends, axis=1), strict=True):
                 values[place] = part
         for task, part in zip(group, values, strict=True):
             yield Scored(task.index, task.positions, task.places, part, task.last)
@@ -121,9 +120,7 @@ def stream(
 
 @contextmanager
 def raise_together(ranks: int) -> Iterator[None]:
-    """What one rank cannot do stops all of them, with its words: else the others would wait for
-    it.
-    """
+    """Raise one rank's error on all ranks, which would otherwise wait for it."""
     if ranks == 1:
         yield
         return
@@ -132,18 +129,18 @@ def raise_together(ranks: int) -> Iterator[None]:
         yield
     except Exception as raised:
         error = raised
-    said: list[str | None] = [None] * ranks
+    messages: list[str | None] = [None] * ranks
     torch.distributed.all_gather_object(
-        said, None if error is None else f"{type(error).__name__}: {error}"
+        messages, None if error is None else f"{type(error).__name__}: {error}"
     )
     if error is not None:
         raise error
-    if other := next((words for words in said if words is not None), None):
+    if other := next((message for message in messages if message is not None), None):
         raise InputError(f"distributed: another rank stopped ({other})")
 
 
 def _ahead(windows: Iterator[Task], batching: Batching) -> list[Task]:
-    """The next windows, for about ``BATCHES_AHEAD`` batches."""
+    """Return the next windows, for about ``BATCHES_AHEAD`` batches."""
     if batching.batch_size is not None:
         return list(islice(windows, min(BATCHES_AHEAD * batching.batch_size, sys.maxsize)))
     group, positions = [], 0
@@ -156,7 +153,7 @@ def _ahead(windows: Iterator[Task], batching: Batching) -> list[Task]:
 
 
 def _batches(group: list[Task], batching: Batching) -> list[list[int]]:
-    """Places in ``group`` of the windows that share a batch, the longest first."""
+    """Return the places in ``group`` of the windows that share a batch, the longest first."""
     to_score = [place for place, task in enumerate(group) if len(task.places)]
     to_score.sort(key=lambda place: -_length(group[place]))
     kinds: dict[Hashable, list[int]] = {}
@@ -172,11 +169,13 @@ def _batches(group: list[Task], batching: Batching) -> list[list[int]]:
 
 
 def _length(task: Task) -> int:
-    """Positions the model reads."""
+    """Return the number of positions the model reads."""
     return 0 if task.window is None else task.window.end - 1 - task.window.begin
 
 
 class _Scorer:
+    """A scorer of batches, by the journal or the model."""
+
     def __init__(
         self,
         first_of_window: int | None,
@@ -187,18 +186,20 @@ class _Scorer:
     ) -> None:
         self.first_of_window, self.score, self.device = first_of_window, score, device
         self.fields, self.journal = fields, journal
-        # the most windows that went through at once after memory ended
+        # Most windows that fitted into memory at once, after a batch did not.
         self.fits: int | None = None
 
     def __call__(self, batch: list[Task]) -> np.ndarray:
+        """Return the values [fields, n] of a batch."""
         longest = max(map(_length, batch))
         ids = np.zeros((len(batch), longest), dtype=np.int64)
         target = np.full((len(batch), longest), IGNORED, dtype=np.int64)
         for row, task in enumerate(batch):
-            begin, end = task.window.begin, task.window.end  # type: ignore[union-attr]  # only windows are batched
+            window: Any = task.window  # not None: only windows are batched
+            begin, end = window.begin, window.end
             read = task.positions.ids[begin : end - 1]
             ids[row, : len(read)] = read
-            ids[row, len(read) :] = read[-1]  # padding, out of sight of causal attention
+            ids[row, len(read) :] = read[-1]  # padding, which causal attention does not see
             if self.first_of_window is not None:
                 ids[row, 0] = self.first_of_window
             # The hidden state at a position predicts the next one.
@@ -213,6 +214,7 @@ class _Scorer:
         return known.reshape(self.fields, -1)
 
     def _values(self, ids: np.ndarray, target: np.ndarray) -> np.ndarray:
+        """Return the model's values [fields, n]; a batch that does not fit is halved."""
         if self.fits is not None and len(ids) > self.fits:
             return self._halves(ids, target)
         try:
@@ -226,17 +228,18 @@ class _Scorer:
         except torch.OutOfMemoryError:
             if len(ids) == 1:
                 raise InputError(
-                    f"context_length: one window of {ids.shape[1]} tokens does not fit in the memory of {self.device}: "
-                    "lower the context length, or load the model in bfloat16 or with device_map 'auto'"
+                    f"context_length: one window of {ids.shape[1]} tokens does not fit in the "
+                    f"memory of {self.device}: lower the context length, or load the model in "
+                    "bfloat16 or with device_map 'auto'"
                 )
-        # Outside the handler: the exception holds the frames, and those the tensors that did not
-        # fit.
+        # Outside the handler: the exception holds the frames, and the frames hold the tensors.
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
         self.fits = len(ids) // 2
         return self._halves(ids, target)
 
     def _halves(self, ids: np.ndarray, target: np.ndarray) -> np.ndarray:
+        """Return the values of both halves of a batch."""
         half = len(ids) // 2
         return np.concatenate(
             [self._values(ids[:half], target[:half]), self._values(ids[half:], target[half:])],

@@ -1,4 +1,4 @@
-"""Which tokens a window shows the model and which it scores: one pure function a protocol."""
+"""Windows: the tokens that a model reads and those it scores, one function a protocol."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from ..errors import InputError
 
 @dataclass(frozen=True)
 class Window:
-    """The model reads positions [begin, end − 1) and is scored on [first_scored, end): each
-    predicts the next.
+    """Positions [begin, end − 1) that the model reads, and [first_scored, end) that are scored.
+
+    The hidden state of a position predicts the next one.
     """
 
     begin: int
@@ -20,14 +21,15 @@ class Window:
 
 
 def sliding_windows(length: int, context_length: int, stride: int) -> Iterator[Window]:
-    """Windows over ``length`` positions in which each position but the first is scored exactly
-    once.
+    """Yield windows over ``length`` positions; each position but the first is scored exactly once.
 
-    Window k begins at k · stride and scores what the one before did not: they overlap by
-    context_length − stride, the last one too, which ends where the text does (Hugging Face's
-    perplexity guide, corrected: a window scores its first new position too, whose predecessor is in
-    the window because stride < context_length). Raises ValueError unless 1 ≤ stride <
-    context_length.
+    Window k begins at k · stride and scores what the window before did not. Windows overlap by
+    context_length − stride, the last one too, which ends where the text does. This is Hugging
+    Face's perplexity guide, corrected: a window scores its first new position too, whose
+    predecessor is in the window because stride < context_length.
+
+    Raises:
+        InputError: Unless 1 ≤ stride < context_length.
     """
     if context_length < 2:
         raise InputError(f"context_length: expected at least 2, got {context_length}")
@@ -43,12 +45,12 @@ def sliding_windows(length: int, context_length: int, stride: int) -> Iterator[W
 
 
 def rolling_windows(length: int, context_length: int, stride: int) -> Iterator[Window]:
-    """lm-evaluation-harness 0.4's rolling windows: each position but the first is scored exactly
-    once.
+    """Yield lm-evaluation-harness 0.4's rolling windows.
 
-    A window reads ``context_length`` positions and scores as many, one further on: the next one
-    reads from the last position scored. The last is moved left to read ``context_length``, too, and
-    scores what is new. ``stride`` is ``context_length``.
+    Each position but the first is scored exactly once. A window reads ``context_length`` positions
+    and scores as many, one further on: the next one reads from the last position scored. The last
+    window is moved left to read ``context_length``, too, and scores what is new. ``stride`` is
+    ``context_length``.
     """
     scored = 1
     while scored < length:
@@ -58,10 +60,9 @@ def rolling_windows(length: int, context_length: int, stride: int) -> Iterator[W
 
 
 def chunk_windows(length: int, context_length: int, stride: int) -> Iterator[Window]:
-    """llama.cpp's chunks: disjoint, each scored on what follows its first half and one more; the
-    tail dropped.
+    """Yield llama.cpp's chunks: disjoint windows without the tail.
 
-    ``stride`` is ``context_length``.
+    Each is scored from one position after its middle on. ``stride`` is ``context_length``.
     """
     for begin in range(0, length - context_length + 1, context_length):
         yield Window(begin, begin + context_length, begin + context_length // 2 + 1)

@@ -1,5 +1,6 @@
-"""Documents of files: text, JSON lines, Parquet, datasets folders, token files, standard input;
-plain or compressed.
+"""Readers of documents: text, JSON lines, Parquet, datasets folders, token files, standard input.
+
+Text and JSON lines may be compressed.
 """
 
 from __future__ import annotations
@@ -23,22 +24,28 @@ from ..files import STANDARD_INPUT, other_than_file
 from .documents import Document
 
 LLM_C_MAGIC = 20240520  # the first of 256 int32 before the tokens of an llm.c file
-# A compressed file is refused that unpacks to more than both: text packs to a third, logs of equal
-# lines to a fiftieth.
-PIECE = 1 << 18  # bytes that are unpacked at a time
+LLM_C_32_BITS = 7  # the second of them, the version, in files with uint32 tokens
+PIECE = 1 << 18  # bytes that are decompressed at a time
+# A compressed file is refused if it unpacks to more than both. Text is compressed to a third, logs
+# of equal lines to a fiftieth.
 UNPACKED = 1 << 30  # bytes
 RATIO = 100  # times the file's size
-LLM_C_32_BITS = 7  # its second, the version, of files with uint32 tokens
 
 
 @dataclass(frozen=True)
 class ReadOptions:
-    """What a file's format leaves open.
+    """Options for what a file's format does not say.
 
-    text_column, domain_column, id_column: names in JSON lines, Parquet and datasets folders; a
-    domain that is absent is the file's stem, an id its position. split: of a datasets folder that
-    has several. token_dtype: of .bin files. split_before, split_after: the token that starts, or
-    ends, a document in .bin and .npy files. standard_input: "txt" or "jsonl".
+    Args:
+        text_column: Name of the text's column in JSON lines, Parquet and datasets folders.
+        domain_column: Name of the domain's column. Without the column, the domain is the file's
+            stem.
+        id_column: Name of the id's column. Without the column, the id is the position.
+        split: Split of a datasets folder that has several. Default: None.
+        token_dtype: Dtype of .bin files. Default: "uint16".
+        split_before: Token that starts a document in .bin and .npy files. Default: None.
+        split_after: Token that ends a document in .bin and .npy files. Default: None.
+        standard_input: Format of standard input, "txt" (default) or "jsonl".
     """
 
     text_column: str = "text"
@@ -62,11 +69,15 @@ class ReadOptions:
 def read_documents(
     paths: Iterable[str | Path], options: ReadOptions | None = None
 ) -> Iterator[Document]:
-    """Documents of ``paths`` in order; "-" is standard input. Formats by name: README, or
-    ``FORMATS``.
+    """Yield the documents of ``paths``, in order.
 
-    Raises InputError that names the file, and the line, row or byte, where one is missing, empty,
-    truncated or not UTF-8.
+    Args:
+        paths: Names of files; "-" is standard input. The suffix decides the format (``FORMATS``).
+        options: Options of the formats. Default: None, ``ReadOptions()``.
+
+    Raises:
+        InputError: A file is missing, empty, truncated or not UTF-8; the message names it, and the
+            line, row or byte.
     """
     checks.several("paths", paths, "them")
     checks.optional(checks.instance, "options", options, ReadOptions, "ReadOptions or None")
@@ -74,20 +85,21 @@ def read_documents(
 
 
 def _read(paths: Iterable[str | Path], options: ReadOptions) -> Iterator[Document]:
-    for given in paths:
-        if str(given) == STANDARD_INPUT:
+    """Yield the documents of checked arguments."""
+    for name in paths:
+        if str(name) == STANDARD_INPUT:
             read = _read_text if options.standard_input == "txt" else _read_json_lines
             with standard_input() as stream:
                 yield from read(stream, Path("stdin"), options)
             continue
-        path = Path(given)
+        path = Path(name)
         if path.is_dir():
             yield from _read_datasets_folder(path, options)
             continue
         if (other := other_than_file(path)) is not None:
             raise InputError(f"{path}: expected a text file, got {other}")
-        name, read = _format(path)
-        if name in _FILES:
+        suffix, read = _format(path)
+        if suffix in _FILES:
             yield from read(path, options)
             continue
         with opened(path) as stream:
@@ -96,26 +108,29 @@ def _read(paths: Iterable[str | Path], options: ReadOptions) -> Iterator[Documen
 
 @contextmanager
 def standard_input() -> Iterator[io.BufferedIOBase]:
-    """The bytes of standard input; InputError where it is closed, or a folder, say."""
+    """Yield the stream of standard input; raise InputError where it is closed or unreadable."""
     if sys.stdin is None:
         raise InputError("-: expected standard input, got it closed")
     try:
-        yield sys.stdin.buffer  # type: ignore[misc]  # a BufferedReader, which typeshed calls BinaryIO
+        # A BufferedReader, which typeshed calls BinaryIO.
+        yield sys.stdin.buffer  # type: ignore[misc]
     except OSError as error:
         raise _unreadable("-", error) from error
 
 
 @contextmanager
 def opened(path: Path) -> Iterator[io.BufferedIOBase]:
-    """The bytes of a file, unpacked where its name ends in .gz or .zst; InputError where they are
-    not whole.
+    """Yield the stream of a file, decompressed where its name ends in .gz or .zst.
+
+    Raises InputError where the compressed data is not whole.
     """
     with _open(path) as stream:
         try:
             yield stream
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
             raise InputError(
-                f"{path}: expected a whole {path.suffix} file, got a broken or truncated one ({error})"
+                f"{path}: expected a whole {path.suffix} file, got a broken or truncated one "
+                f"({error})"
             )
         except OSError as error:
             if path.suffix == ".zst":
@@ -126,12 +141,12 @@ def opened(path: Path) -> Iterator[io.BufferedIOBase]:
 
 
 def _unreadable(name: str, error: OSError) -> InputError:
-    """An error of reading, not of opening: the system's own names no file."""
+    """Return the error of a failed read; the system's own error names no file."""
     return InputError(f"{name}: cannot be read ({error.strerror or error})")
 
 
 def _format(path: Path) -> tuple[str, Callable]:
-    """The format's suffix and its reader."""
+    """Return a file's suffix and the reader of its format."""
     suffixes = path.suffixes
     if (
         suffixes
@@ -144,12 +159,13 @@ def _format(path: Path) -> tuple[str, Callable]:
     if last in FORMATS:
         return last, FORMATS[last]
     raise InputError(
-        f"{path}: expected a name that ends in {', '.join(FORMATS)} ({', '.join(_STREAMS)} also with .gz or .zst), "
-        f"got {last or 'no suffix'!r}"
+        f"{path}: expected a name that ends in {', '.join(FORMATS)} ({', '.join(_STREAMS)} also "
+        f"with .gz or .zst), got {last or 'no suffix'!r}"
     )
 
 
 def _open(path: Path) -> io.BufferedIOBase:
+    """Return the stream of a file, decompressed by its suffix."""
     if path.suffix == ".gz":
         return io.BufferedReader(_Unpacked(gzip.open(path, "rb"), path), PIECE)
     if path.suffix == ".zst":
@@ -160,13 +176,14 @@ def _open(path: Path) -> io.BufferedIOBase:
 
 
 def _arrow_file(path: Path):
-    """Arrow's file of any name: as a text it takes UTF-8 alone."""
+    """Return Arrow's file of any name: Arrow takes a str as UTF-8 only."""
     return _pyarrow(path).OSFile(os.fsencode(path))
 
 
 class _Unpacked(io.RawIOBase):
-    """Stream of what a compressed file unpacks to, limited by the file's size: a bomb would fill
-    the memory.
+    """Stream of a compressed file's content, limited by the file's size.
+
+    A decompression bomb would fill the memory.
     """
 
     def __init__(self, stream, path: Path) -> None:
@@ -174,24 +191,28 @@ class _Unpacked(io.RawIOBase):
         self.most = max(UNPACKED, RATIO * path.stat().st_size)
 
     def readable(self) -> bool:
+        """Return True, as streams that are read do."""
         return True
 
     def readinto(self, buffer) -> int:
+        """Read bytes into ``buffer`` and return their number."""
         count = self.stream.readinto(buffer)
         self.count += count
         if self.count > self.most:
             raise InputError(
-                f"{self.path}: expected text, got a file that unpacks to more than {self.most >> 20:,} MiB, "
-                f"{RATIO} times its size or more; unpack it to read it"
+                f"{self.path}: expected text, got a file that unpacks to more than "
+                f"{self.most >> 20:,} MiB, {RATIO} times its size or more; unpack it to read it"
             )
         return count
 
     def close(self) -> None:
+        """Close the stream."""
         self.stream.close()
         super().close()
 
 
 def _pyarrow(path: Path):
+    """Return pyarrow; raise InputError, naming the extra, where it is not installed."""
     try:
         import pyarrow
         import pyarrow.parquet
@@ -201,16 +222,19 @@ def _pyarrow(path: Path):
 
 
 def decoded(raw: bytes, where: str, offset: int = 0) -> str:
+    """Return the text of UTF-8 bytes; raise InputError with the offset of the first wrong byte."""
     try:
         return raw.decode()
     except UnicodeDecodeError as error:
         raise InputError(
-            f"{where}: expected UTF-8, got byte 0x{error.object[error.start]:02x} at offset {offset + error.start}"
+            f"{where}: expected UTF-8, got byte 0x{error.object[error.start]:02x} at offset "
+            f"{offset + error.start}"
         )
 
 
 def _read_text(stream: io.BufferedIOBase, path: Path, options: ReadOptions) -> Iterator[Document]:
-    # No translation of line endings: what is scored is what is in the file.
+    """Yield a text file as one document."""
+    # Line endings are not translated: the text in the file is scored.
     raw = stream.read()
     check_encoding(str(path), raw)
     text = decoded(raw, str(path))
@@ -222,6 +246,7 @@ def _read_text(stream: io.BufferedIOBase, path: Path, options: ReadOptions) -> I
 def _read_json_lines(
     stream: io.BufferedIOBase, path: Path, options: ReadOptions
 ) -> Iterator[Document]:
+    """Yield a document for each line."""
     for number, where, record in json_lines(stream, path, options.text_column):
         yield _row(record, path, number, where, options)
 
@@ -229,10 +254,11 @@ def _read_json_lines(
 def json_lines(
     stream: io.BufferedIOBase, path: Path, needs: str
 ) -> Iterator[tuple[int, str, dict]]:
-    """Number of the line, where it is, and its object; ``needs`` is the column that an error
-    names.
+    """Yield each line's number, place for messages and object.
+
+    ``needs`` is the column that an error names.
     """
-    # Lines end in "\n" and nothing else: JSON strings may hold U+2028 and its like unescaped.
+    # Lines end in "\n" only: JSON strings may hold U+2028 and similar characters unescaped.
     empty = True
     for number, raw in enumerate(stream, 1):
         where = f"{path}, line {number}"
@@ -244,10 +270,7 @@ def json_lines(
         empty = False
         try:
             record = json.loads(line)
-        except (
-            ValueError,
-            RecursionError,
-        ) as error:  # also of numbers too long and brackets too deep
+        except (ValueError, RecursionError) as error:  # also for long numbers and deep brackets
             raise InputError(f"{where}: expected a JSON object, got broken JSON ({error})")
         if not isinstance(record, dict):
             raise InputError(
@@ -259,7 +282,7 @@ def json_lines(
 
 
 def text_in(record: dict, column: str, where: str) -> str:
-    """The Unicode text in a column of a row; InputError where it is none."""
+    """Return the text in a column of a row; raise InputError where there is none."""
     text = record.get(column)
     if not isinstance(text, str):
         names = ", ".join(repr(name) for name in record) or "no column"
@@ -270,6 +293,7 @@ def text_in(record: dict, column: str, where: str) -> str:
 
 
 def _row(record: dict, path: Path, number: int, where: str, options: ReadOptions) -> Document:
+    """Return the document of a row."""
     text = text_in(record, options.text_column, where)
     identity, domain = record.get(options.id_column), record.get(options.domain_column)
     for column, name in ((options.id_column, identity), (options.domain_column, domain)):
@@ -283,7 +307,7 @@ def _row(record: dict, path: Path, number: int, where: str, options: ReadOptions
 
 
 def stem(path: Path) -> str:
-    """The name before its suffixes: wiki.test.jsonl.gz gives wiki.test."""
+    """Return a file's name before its suffixes: wiki.test.jsonl.gz gives wiki.test."""
     name = spelled(path.name)
     for suffix in (".gz", ".zst"):
         name = name.removesuffix(suffix)
@@ -291,10 +315,11 @@ def stem(path: Path) -> str:
 
 
 def _read_parquet(path: Path, options: ReadOptions) -> Iterator[Document]:
+    """Yield a document for each row of a Parquet file."""
     pyarrow = _pyarrow(path)
     whole = f"{path}: expected a whole Parquet file, got a broken or truncated one"
-    # Arrow's errors are of many kinds, and Python's of what it makes of a cell: text that is not
-    # UTF-8, a date too late.
+    # Arrow raises errors of many kinds, and so does the conversion of a cell: text that is not
+    # UTF-8, a date out of range.
     with theirs(whole):
         source = _arrow_file(path)
         file = pyarrow.parquet.ParquetFile(source)
@@ -331,8 +356,9 @@ def _read_parquet(path: Path, options: ReadOptions) -> Iterator[Document]:
 
 
 def _check_column_texts(batch, path: Path, before: int) -> None:
-    """Raise InputError that names the row where a text of the batch is not UTF-8; ``before``: rows
-    before the batch.
+    """Raise InputError, naming the row, where a text of the batch is not UTF-8.
+
+    ``before`` is the number of rows before the batch.
     """
     import pyarrow
 
@@ -347,16 +373,18 @@ def _check_column_texts(batch, path: Path, before: int) -> None:
 
 
 def _read_datasets_folder(path: Path, options: ReadOptions) -> Iterator[Document]:
+    """Yield a document for each row of a folder that datasets' save_to_disk wrote."""
     if not any((path / name).is_file() for name in ("dataset_info.json", "dataset_dict.json")):
         raise InputError(
-            f"{path}: expected a file or a folder written by datasets' save_to_disk, got another folder"
+            f"{path}: expected a file or a folder written by datasets' save_to_disk, "
+            "got another folder"
         )
     try:
         import datasets
     except ImportError:
         raise InputError(f"{path}: needs datasets; install it beside fused-perplexity[eval]")
     broken = f"{path}: expected a datasets folder, got one that cannot be read"
-    # FileNotFoundError, ArrowInvalid, KeyError of its own metadata: whatever is broken
+    # FileNotFoundError, ArrowInvalid, or KeyError for its own metadata.
     with theirs(broken):
         loaded = datasets.load_from_disk(str(path))
     if isinstance(loaded, datasets.DatasetDict):
@@ -367,7 +395,8 @@ def _read_datasets_folder(path: Path, options: ReadOptions) -> Iterator[Document
         loaded = loaded[options.split]
     if options.text_column not in loaded.column_names:
         raise InputError(
-            f"{path}: expected a column {options.text_column!r}, got {', '.join(loaded.column_names) or 'none'}"
+            f"{path}: expected a column {options.text_column!r}, got "
+            f"{', '.join(loaded.column_names) or 'none'}"
         )
     if not len(loaded):
         raise InputError(f"{path}: expected text, got no rows")
@@ -376,16 +405,17 @@ def _read_datasets_folder(path: Path, options: ReadOptions) -> Iterator[Document
 
 
 def _read_token_file(path: Path, options: ReadOptions) -> Iterator[Document]:
+    """Yield the documents of a file of tokens."""
     if path.suffix == ".npy":
-        # Not np.load, which opens other formats, too: an archive of arrays (.npz) whatever its
-        # name, a pickle.
+        # Not np.load, which also opens other formats under this name: .npz archives, pickles.
         with theirs(
             f"{path}: expected a whole .npy file, got a broken or truncated one, or another format"
         ):
             tokens: np.ndarray = np.lib.format.open_memmap(path, mode="r")
         if tokens.dtype.kind not in "iu" or tokens.ndim not in (1, 2):
             raise InputError(
-                f"{path}: expected integers [tokens] or [documents, tokens], got {tokens.dtype} {list(tokens.shape)}"
+                f"{path}: expected integers [tokens] or [documents, tokens], "
+                f"got {tokens.dtype} {list(tokens.shape)}"
             )
     else:
         tokens = _memory_map(path, options.token_dtype)
@@ -399,6 +429,7 @@ def _read_token_file(path: Path, options: ReadOptions) -> Iterator[Document]:
 
 
 def _memory_map(path: Path, token_dtype: str) -> np.ndarray:
+    """Return the tokens of a .bin file, which may have llm.c's header."""
     size, header, begin = path.stat().st_size, np.fromfile(path, "<i4", 3), 0
     if len(header) == 3 and header[0] == LLM_C_MAGIC:
         begin, token_dtype = 1024, "uint32" if header[1] == LLM_C_32_BITS else "uint16"
@@ -407,7 +438,8 @@ def _memory_map(path: Path, token_dtype: str) -> np.ndarray:
         begin and size - begin != int(header[2]) * dtype.itemsize
     ):
         raise InputError(
-            f"{path}: expected whole {token_dtype} tokens, got {size} bytes: truncated, or another token dtype"
+            f"{path}: expected whole {token_dtype} tokens, got {size} bytes: truncated, "
+            "or another token dtype"
         )
     tokens = np.memmap(path, dtype, "r", offset=begin) if size > begin else np.empty(0, dtype)
     odd = tokens[1:100_001:2]
@@ -419,10 +451,11 @@ def _memory_map(path: Path, token_dtype: str) -> np.ndarray:
 
 
 def _split(tokens: np.ndarray, before: int | None, after: int | None) -> Iterator[np.ndarray]:
-    """Slices of ``tokens`` that start at ``before`` or end with ``after``; the whole where neither
-    is given.
+    """Yield slices of ``tokens`` that start at ``before`` or end with ``after``.
+
+    Without either, all tokens are one slice.
     """
-    begin, span = 0, 1 << 24  # looked through in pieces: a memory map may be larger than memory
+    begin, span = 0, 1 << 24  # tokens at a time: a memory map may be larger than memory
     for offset in range(0, len(tokens), span):
         piece = tokens[offset : offset + span]
         cuts = []

@@ -1,4 +1,4 @@
-"""Which bytes and words of a document's text each token stands for, and what a tokenizer loses."""
+"""The bytes and words that each token stands for, and what a tokenizer loses of a text."""
 
 from __future__ import annotations
 
@@ -14,14 +14,18 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Spans:
-    """The text's bytes, each given to one token.
+    """The bytes of a text, each assigned to one token.
 
-    ends: int64 [tokens], never falling. Token i holds the bytes from the end of the token before to
-    its own end, so that white space between tokens belongs to the token that follows.
-    groups: int64 [tokens]. The tokens that one character was cut into are a group, and the last of
-    them holds its bytes; −1 is a token that stands for no text, as a BOS in a token file.
-    exact: False where ``ends`` are an estimate.
-    deleted, changed: characters of the text that its tokens lost, or replaced by others.
+    Args:
+        ends: int64 [tokens], never falling. Token i holds the bytes from the end of the token
+            before to its own end, so that white space between tokens belongs to the token that
+            follows.
+        groups: int64 [tokens]. The tokens that one character was cut into are a group, and the last
+            of them holds its bytes; −1 is a token that stands for no text, as a BOS in a token
+            file.
+        exact: False where ``ends`` are an estimate.
+        deleted: Number of characters of the text that its tokens lost.
+        changed: Number of characters of the text that its tokens replaced by others.
     """
 
     ends: np.ndarray
@@ -51,8 +55,8 @@ class Spans:
         """
         if not text:
             return 0, 0
-        # The pieces of re.split(r"\s+", text), each by its end: where white space begins.
-        ends = [found.start() for found in re.finditer(r"\s+", text)] + [len(text)]
+        # The ends of the pieces of re.split(r"\s+", text): white space begins there.
+        ends = [match.start() for match in re.finditer(r"\s+", text)] + [len(text)]
         last_bytes = _byte_places(text, np.maximum(ends, 1)) - 1
         holders = np.searchsorted(self.ends, last_bytes, side="right")
         counts = self.whole(scored)[self.groups[holders]]
@@ -68,14 +72,14 @@ def spans_of(text: str, offsets: Sequence[tuple[int, int]], first: str = "") -> 
     if not count:
         return Spans(np.empty(0, np.int64), np.empty(0, np.int64))
     begins, ends = np.fromiter(chain.from_iterable(offsets), np.int64, 2 * count).reshape(-1, 2).T
-    # A token of no characters stands where the text has been read to.
+    # A token without characters is placed where the text has been read to.
     read = np.maximum.accumulate(ends)
     empty = begins >= ends
     begins, ends = np.where(empty, read, begins), np.where(empty, read, ends)
     if empty[0] and count > 1:
-        # White space trimmed off a first token of nothing else is that token's, a letter each.
+        # White space trimmed off a first token of only white space belongs to that token.
         ends[0] = min(len(first), begins[1])
-    # Tokens that share a character overlap: the later one holds it.
+    # Tokens that share a character overlap: the later token holds the character.
     ends[:-1] = np.minimum(ends[:-1], begins[1:])
     ends = np.maximum.accumulate(ends)
     ends[-1] = len(text)
@@ -98,9 +102,7 @@ def estimated_spans(text: str, ids: np.ndarray, decode: Callable[[int], str]) ->
 
 
 def inside(spans: Spans, kept: np.ndarray) -> Spans:
-    """Return ``spans`` of the tokens where ``kept``, bool [tokens]; the others stand for no
-    text.
-    """
+    """Return ``spans`` of the tokens where ``kept``, bool [tokens]; others stand for no text."""
     sizes, groups = np.zeros(len(kept), np.int64), np.full(len(kept), -1, np.int64)
     sizes[kept], groups[kept] = np.diff(spans.ends, prepend=0), spans.groups
     return Spans(np.cumsum(sizes), groups, spans.exact)
@@ -137,5 +139,6 @@ def lost_characters(text: str, decoded: str) -> tuple[int, int]:
 
 
 def _folded(text: str) -> str:
+    """Return letters without case, accents and normal form."""
     apart = unicodedata.normalize("NFKD", text.casefold())
     return "".join(letter for letter in apart if not unicodedata.combining(letter))

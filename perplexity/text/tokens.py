@@ -1,4 +1,4 @@
-"""Text to token ids and back; what a tokenizer of the user's raises names the tokenizer."""
+"""Text to token ids and back; errors of a user's tokenizer name the tokenizer."""
 
 from __future__ import annotations
 
@@ -11,41 +11,39 @@ import numpy as np
 from .. import checks
 from ..errors import InputTypeError, theirs
 
-# Cuneiform, a hieroglyph, a rare ideograph: no vocabulary has all, but for one with bytes.
+# Cuneiform, a hieroglyph, a rare ideograph: only a vocabulary with bytes has all of them.
 UNKNOWN_TEXT = "\U00012000 \U00013000 \U0002a6a5"
 
 
 def check_tokenizer(tokenizer) -> None:
-    """Raise InputError unless ``tokenizer`` has what this package asks of a transformers
-    tokenizer.
-    """
-    asked = ("bos_token_id", "eos_token_id", "decode", "__len__", "__call__")
-    if not all(hasattr(tokenizer, name) for name in asked):
+    """Raise InputError unless ``tokenizer`` has what is used of a transformers tokenizer."""
+    needed = ("bos_token_id", "eos_token_id", "decode", "__len__", "__call__")
+    if not all(hasattr(tokenizer, name) for name in needed):
         raise checks.wrong(
             "tokenizer", "a transformers tokenizer", type(tokenizer).__name__, InputTypeError
         )
 
 
 def encoded(tokenizer, texts: Sequence[str], **options) -> list[tuple[np.ndarray, Any]]:
-    """Return the int64 ids of each text, no BOS and no padding, with the tokenizers library's
-    encoding.
+    """Return the int64 ids of each text, without BOS and padding, and its encoding.
+
+    The encoding is the tokenizers library's.
 
     Args:
         tokenizer: A transformers tokenizer. Only a fast one knows which characters its tokens
-        cover:
-            the encoding of another is None.
+            cover; the encoding of another is None.
         texts: Any texts.
         options: Further keywords of the tokenizer's call.
 
     Raises:
-        InputError: The tokenizer cannot, as a word-level one without an entry for unknown words.
+        InputError: The tokenizer fails, as a word-level one without an entry for unknown words.
     """
     if not texts:
         return []
     with theirs("tokenizer: expected one that takes every Unicode text, got one that fails"):
-        found = tokenizer(list(texts), add_special_tokens=False, verbose=False, **options)
-        ids = [np.array(ids, dtype=np.int64) for ids in found["input_ids"]]
-    return list(zip(ids, getattr(found, "encodings", None) or [None] * len(ids), strict=True))
+        encoding = tokenizer(list(texts), add_special_tokens=False, verbose=False, **options)
+        ids = [np.array(ids, dtype=np.int64) for ids in encoding["input_ids"]]
+    return list(zip(ids, getattr(encoding, "encodings", None) or [None] * len(ids), strict=True))
 
 
 def token_ids(tokenizer, texts: Sequence[str]) -> list[np.ndarray]:
@@ -54,13 +52,13 @@ def token_ids(tokenizer, texts: Sequence[str]) -> list[np.ndarray]:
 
 
 def text_of(tokenizer, ids: Sequence[int] | np.ndarray, **options) -> str:
-    """Return what ``ids`` decode to; ``options`` are those of the tokenizer's ``decode``."""
+    """Return the text that ``ids`` decode to, with ``options`` of the tokenizer's ``decode``."""
     with theirs("tokenizer: expected one that decodes the model's tokens, got one that fails"):
         return tokenizer.decode([int(token) for token in ids], **options)
 
 
 def special_ids(tokenizer) -> set[int]:
-    """Ids of the tokenizer's special tokens; not the unknown one, which stands for text."""
+    """Return the ids of special tokens, without the unknown token, which stands for text."""
     added = getattr(tokenizer, "added_tokens_decoder", {})
     ids = {index for index, token in added.items() if getattr(token, "special", False)}
     ids.update(getattr(tokenizer, "all_special_ids", []))
@@ -92,7 +90,7 @@ def _unknown_of_backend(tokenizer) -> int | None:
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         return None
-    if type(backend.model).__name__ == "Unigram":  # which has no attribute for its unknown id
+    if type(backend.model).__name__ == "Unigram":  # has no attribute for its unknown id
         return json.loads(backend.to_str())["model"].get("unk_id")
     name = getattr(backend.model, "unk_token", None)
     return None if name is None else backend.token_to_id(name)

@@ -326,6 +326,15 @@ def test_a_quantised_head(tokenizer, dtype, bias, monkeypatch):
     assert evaluated(model, tokenizer).loss == pytest.approx(own_loss(model, tokenizer), rel=rel)
 
 
+def test_a_quantised_head_is_dequantised_once(tokenizer, monkeypatch):
+    """It takes a pass over every unit vector: a second one doubled that time."""
+    model, calls, dequantised = build_model(len(tokenizer)), [], heads._dequantised
+    model.lm_head = Packed(model.lm_head)
+    monkeypatch.setattr(heads, "_dequantised", lambda *a: calls.append(a) or dequantised(*a))
+    models.HuggingFaceModel(model)
+    assert len(calls) == 1
+
+
 def test_a_head_that_quantises_its_inputs(tokenizer):
     model = build_model(len(tokenizer))
     model.lm_head = Packed(model.lm_head, inputs=True)
