@@ -32,7 +32,7 @@ EQUIVALENT = [
         "whether the compiler flattens a loop: the interpreter never does, results are the same",
     ),
     (
-        "perplexity/monitor/signals.py",
+        "perplexity/monitor/validation.py",
         "return now - before > max(digest.settings.rise, digest.settings.standard_errors * error)",
         "return now - before >= max(digest.settings.rise, digest.settings.standard_errors * error)",
         "a mean of losses equals a threshold with probability zero; either verdict is right there",
