@@ -93,7 +93,7 @@ def test_verdict_and_exit_status(folder, tmp_path, ppl_here, name, options, stat
         (["report", "healthy.csv", "--png", "."], ["--png: expected a file, got the folder ."]),
         (
             ["report", "healthy.csv", "-o", "x.html", "--eval", "odd.json"],
-            ["odd.json", "tokens is broken", "number"],
+            ["odd.json", "whole number for tokens", "got [1]"],
         ),
         (["report", "healthy.csv"], ["-o", "--png"]),
         (["report", "healthy.csv", "-o", "no/such.html"], ["--output", "existing folder"]),
