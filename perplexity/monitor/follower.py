@@ -115,7 +115,9 @@ class Follower:
         for file in files:
             stat = file.stat()
             found.append((str(file), stat.st_size, stat.st_mtime_ns, stat.st_ino))
-        if files and self.path.is_file() and _is_sqlite(self.path):  # what its log holds is not in it
+        if (
+            files and self.path.is_file() and _is_sqlite(self.path)
+        ):  # what its log holds is not in it
             log = self.path.with_name(f"{self.path.name}-wal")
             found.append((str(log), log.stat().st_size if log.exists() else 0, 0, 0))
         return tuple(found)

@@ -33,7 +33,9 @@ MEASURES = (
     "train_eval_loss",
     "eval_seconds",
 )
-OF_RUN = "\0"  # between a run's name and a column's, where the columns of several runs are in a table
+OF_RUN = (
+    "\0"  # between a run's name and a column's, where the columns of several runs are in a table
+)
 SET = "val_loss/"  # before the name of a further validation set
 
 # The spelling of a pattern: `_` stands for any blanks and _ / . : | - or for nothing, so that
@@ -119,7 +121,11 @@ TABLE: tuple[tuple[str, str, tuple[str, ...]], ...] = (
             "{loss}_(?:avg|average|total)",
         ),
     ),
-    ("train_loss", "nats", ("{train}_loss_epoch", "{train}_epoch_loss", "(?:epoch_loss|loss_epoch)")),
+    (
+        "train_loss",
+        "nats",
+        ("{train}_loss_epoch", "{train}_epoch_loss", "(?:epoch_loss|loss_epoch)"),
+    ),
     ("train_loss", "perplexity", ("(?:metrics_)?{train}_{ppl}", "{ppl}_{train}")),
     ("train_loss", "bits per byte", ("{train}_{bpb}", "{bpb}_{train}")),
     (
@@ -205,7 +211,14 @@ TABLE: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     (
         "seconds",
         "",
-        ("seconds", "elapsed", "elapsed_time", "elapsed_seconds", "{underscore}runtime", "wall_?clock"),
+        (
+            "seconds",
+            "elapsed",
+            "elapsed_time",
+            "elapsed_seconds",
+            "{underscore}runtime",
+            "wall_?clock",
+        ),
     ),
     ("train_eval_loss", "nats", ("train_eval_loss", "{val}_train_loss")),
     ("eval_seconds", "", ("eval_seconds", "eval_runtime", "{val}_runtime")),
@@ -218,7 +231,9 @@ NO_SET = re.compile(
     r"dpo|sft|distill\w*|contrastive|commit\w*|recon\w*|mse|l1|l2|hinge|weighted)(?:$|[\W_])"
 )
 # Names that look like losses; those after `but` are no loss of their own.
-LOOKS_LIKE = re.compile(r"(?i)loss|nll|ppl|perplexity|cross.?entropy|\bbpb\b|_bpb|\bxent|(?:^|[\W_])ce(?:$|[\W_])")
+LOOKS_LIKE = re.compile(
+    r"(?i)loss|nll|ppl|perplexity|cross.?entropy|\bbpb\b|_bpb|\bxent|(?:^|[\W_])ce(?:$|[\W_])"
+)
 BUT = re.compile(r"(?i)__(?:min|max)$|loss.?scale|_weight$|_coef\w*$|skipped|nan_|best")
 NO_MEASUREMENT = {"", "none", "n/a", "na", "null", "no log", "-", "--", "?", "undefined", "<na>"}
 
@@ -253,9 +268,7 @@ def spelled_out(pattern: str) -> str:
         for name, text in WORDS.items()
     }
     parts = re.split(r"(\{\w+\})", pattern)
-    made = (
-        words[part[1:-1]] if part.startswith("{") else _separated(part) for part in parts
-    )
+    made = (words[part[1:-1]] if part.startswith("{") else _separated(part) for part in parts)
     return "(?i)" + "".join(made)
 
 

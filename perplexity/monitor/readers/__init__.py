@@ -123,7 +123,9 @@ def read_histories(
     else:
         logs = read_file(path, names, tuple(patterns))
     if len(logs) > 1:
-        logs = {title: log for title, log in logs.items() if has_loss(log, names)} or {"": _whole(logs)}
+        logs = {title: log for title, log in logs.items() if has_loss(log, names)} or {
+            "": _whole(logs)
+        }
     if run is not None:
         if run not in logs and [*logs] != [""]:
             raise InputError(f"run: expected one of {listed(logs)}, got {run!r}")

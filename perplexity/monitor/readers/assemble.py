@@ -352,7 +352,9 @@ def _say_unread(history: History, names: Names, seen: dict[str, bool]) -> None:
     unread = [
         name
         for name, numeric in seen.items()
-        if numeric and names.reading(name) is None and looks_like_loss(name)
+        if numeric
+        and names.reading(name) is None
+        and looks_like_loss(name)
         and name not in names.tagged
     ]
     if not unread:

@@ -24,8 +24,12 @@ _GROUPED = re.compile(r"[-+]?\d{1,3}(?:,\d{3})+(?:\.\d+)?")
 _SUFFIXED = re.compile(r"([-+]?\d+(?:\.\d+)?)\s*([kKmMbBgGtT])")
 _OF_ALL = re.compile(r"(\d+)\s*/\s*\d+")
 _CLOCK = re.compile(r"(?:(\d+) days?, *)?(\d+):(\d\d)(?::(\d\d(?:\.\d+)?))?")
-_SPOKEN = re.compile(r"(?:(\d+)\s*d)?\s*(?:(\d+)\s*h)?\s*(?:(\d+)\s*m(?:in)?)?\s*(?:(\d+(?:\.\d+)?)\s*s)?")
-_TENSOR = re.compile(r"(?:tensor|array|Array|np\.float\d+)\(\[?\s*([-+.\w]+)\s*\]?[,)].*|\[\s*([-+.\w]+)\s*\]")
+_SPOKEN = re.compile(
+    r"(?:(\d+)\s*d)?\s*(?:(\d+)\s*h)?\s*(?:(\d+)\s*m(?:in)?)?\s*(?:(\d+(?:\.\d+)?)\s*s)?"
+)
+_TENSOR = re.compile(
+    r"(?:tensor|array|Array|np\.float\d+)\(\[?\s*([-+.\w]+)\s*\]?[,)].*|\[\s*([-+.\w]+)\s*\]"
+)
 
 
 def number(value: object) -> float | None:

@@ -22,30 +22,57 @@ N = r"[-+]?(?:\d[\d,]*\.?\d*|\.\d+)(?:[eE][-+]?\d+)?|[-+]?(?:nan|inf(?:inity)?)\
 # (logger, regular expression). A group is named by the measure that it holds; VALUE stands for a
 # number. `set` is the validation set's name. Others than these are found by their names alone.
 PATTERNS: tuple[tuple[str, str], ...] = (
-    ("Megatron-LM, NeMo, GPT-NeoX", r"validation (?:loss|results) at iteration (?P<step>\d+).*?lm[ _]loss(?: value)?: (?P<val_loss>VALUE)"),
-    ("Megatron-LM, by set", r"validation loss at iteration (?P<step>\d+) on (?P<set>[\w -]+?) set.*?loss value: (?P<val_loss>VALUE)"),
-    ("nanoGPT", r"step (?P<step>\d+): train loss (?P<train_eval_loss>VALUE), val loss (?P<val_loss>VALUE)"),
+    (
+        "Megatron-LM, NeMo, GPT-NeoX",
+        r"validation (?:loss|results) at iteration (?P<step>\d+).*?lm[ _]loss(?: value)?: (?P<val_loss>VALUE)",
+    ),
+    (
+        "Megatron-LM, by set",
+        r"validation loss at iteration (?P<step>\d+) on (?P<set>[\w -]+?) set.*?loss value: (?P<val_loss>VALUE)",
+    ),
+    (
+        "nanoGPT",
+        r"step (?P<step>\d+): train loss (?P<train_eval_loss>VALUE), val loss (?P<val_loss>VALUE)",
+    ),
     ("llm.c, main.log", r"\bs:(?P<step>\d+) tel:(?P<val_loss>VALUE)"),
-    ("llm.c, main.log", r"\bs:(?P<step>\d+) trl:(?P<train_loss>VALUE)(?: lr:(?P<lr>VALUE))?(?: norm:(?P<grad_norm>VALUE))?"),
+    (
+        "llm.c, main.log",
+        r"\bs:(?P<step>\d+) trl:(?P<train_loss>VALUE)(?: lr:(?P<lr>VALUE))?(?: norm:(?P<grad_norm>VALUE))?",
+    ),
     ("llm.c, main.log", r"\bs:\d+ eval:"),
     ("build-nanogpt", r"^(?P<step>\d+) train (?P<train_loss>VALUE)$"),
     ("build-nanogpt", r"^(?P<step>\d+) val (?P<val_loss>VALUE)$"),
     ("torchtitan", r"\bvalidate step: *(?P<step>\d+) +loss: *(?P<val_loss>VALUE)"),
     ("nanochat", r"Step (?P<step>\d+) \| Validation bpb: (?P<val_bpb>VALUE)"),
-    ("Keras", r"^(?P<progress_bar>\d+)/\d+ .*?- loss: (?P<train_loss>VALUE)(?:.*? - val_loss: (?P<val_loss>VALUE))"),
+    (
+        "Keras",
+        r"^(?P<progress_bar>\d+)/\d+ .*?- loss: (?P<train_loss>VALUE)(?:.*? - val_loss: (?P<val_loss>VALUE))",
+    ),
 )
 ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\x1b\][^\x07]*\x07")
 BAR = re.compile(r"(\d+)/(\d+) \[[\d:?]+<")
 DICT = re.compile(r"\{.*\}")
 PAIR = re.compile(
-    r"(?P<name>[A-Za-z_](?:[\w/.()@-]| (?=[A-Za-z(]))*?)(?:\s*[:=]+\s*|\s+)(?P<value>" + N + r")(?P<more>\s*/\s*\d+)?(?P<unit>[KMBTkm]\b|%|[A-Za-z]+)?"
+    r"(?P<name>[A-Za-z_](?:[\w/.()@-]| (?=[A-Za-z(]))*?)(?:\s*[:=]+\s*|\s+)(?P<value>"
+    + N
+    + r")(?P<more>\s*/\s*\d+)?(?P<unit>[KMBTkm]\b|%|[A-Za-z]+)?"
 )
-VALIDATES = re.compile(r"(?i)(?<![\w/])(?:val|valid|validat(?:ion|e|ing)|eval|evaluat(?:ion|e|ing))(?![\w/])")
+VALIDATES = re.compile(
+    r"(?i)(?<![\w/])(?:val|valid|validat(?:ion|e|ing)|eval|evaluat(?:ion|e|ing))(?![\w/])"
+)
 # Words that may not be dropped from the front of a name.
-CHANGES = re.compile(r"(?i)^(?:best|min|max|lowest|highest|last|prev(?:ious)?|initial|final|aux|target|moving|ema|smooth\w*|old|new|loss|kl|total|valid\w*|val|eval\w*|test|dev|reward|policy|value|mtp|z)$")
+CHANGES = re.compile(
+    r"(?i)^(?:best|min|max|lowest|highest|last|prev(?:ious)?|initial|final|aux|target|moving|ema|smooth\w*|old|new|loss|kl|total|valid\w*|val|eval\w*|test|dev|reward|policy|value|mtp|z)$"
+)
 HEADING = re.compile(r"\[(?:step|batch)=(\d+)(?:/\d+)?")
 BATCH_HEADING = re.compile(r"\[epoch=(\d+)\]\[batch=(\d+)")
-PLAIN = {"train": "train_loss", "val": "val_loss", "valid": "val_loss", "trl": "train_loss", "tel": "val_loss"}
+PLAIN = {
+    "train": "train_loss",
+    "val": "val_loss",
+    "valid": "val_loss",
+    "trl": "train_loss",
+    "tel": "val_loss",
+}
 
 
 class ConsoleReader:
@@ -99,7 +126,7 @@ class ConsoleReader:
 
     def _matched(self, text: str) -> dict[str, Any] | None:
         """Return the row of the first pattern that matches; {} for a line that holds none."""
-        for mine, pattern in [*((True, p) for p in self.mine), *((False, p) for p in self.table)]:
+        for _mine, pattern in [*((True, p) for p in self.mine), *((False, p) for p in self.table)]:
             if (found := pattern.search(text)) is None:
                 continue
             record = {k: v for k, v in found.groupdict().items() if v is not None}
@@ -168,7 +195,10 @@ class ConsoleReader:
             reading = self.names.reading(name)
             assert reading is not None
             value: Any = pair["value"] + (pair["unit"] or "" if reading.measure == "tokens" else "")
-            is_loss = reading.measure in ("train_loss", "train_eval_loss") or reading.measure.startswith("val_loss")
+            is_loss = reading.measure in (
+                "train_loss",
+                "train_eval_loss",
+            ) or reading.measure.startswith("val_loss")
             if is_loss and pair["unit"] and pair["unit"].lower() not in ("nats",):
                 continue  # a time, a share
             losses |= is_loss
@@ -199,7 +229,9 @@ class ConsoleReader:
                 found["step"] = self.step
         else:
             self.step = next(
-                _value(found[n]) for n in found if (r := self.names.reading(n)) and r.measure == "step" and r.unit == ""
+                _value(found[n])
+                for n in found
+                if (r := self.names.reading(n)) and r.measure == "step" and r.unit == ""
             )
         if "stepepoch" not in given and self.epoch is not None:
             found["epoch"] = self.epoch
@@ -255,7 +287,9 @@ def compiled(pattern: str) -> re.Pattern[str]:
     return made
 
 
-def read_console(path: Path, names: Names, log: Log, patterns: tuple[str, ...] = ()) -> ConsoleReader:
+def read_console(
+    path: Path, names: Names, log: Log, patterns: tuple[str, ...] = ()
+) -> ConsoleReader:
     """Read a file of console text.
 
     Args:

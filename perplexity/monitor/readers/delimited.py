@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -191,8 +192,12 @@ class TableReader:
                 self.header = ["train_loss"]
             else:
                 self.header = ["step", "train_loss", *(f"column {n}" for n in range(3, width + 1))]
-                steps = [float(row[0]) for row, is_good in zip(rows, good, strict=True) if is_good and row]
-                if any(later < earlier for earlier, later in zip(steps, steps[1:], strict=False)):
+                steps = [
+                    float(row[0])
+                    for row, is_good in zip(rows, good, strict=True)
+                    if is_good and row
+                ]
+                if any(later < earlier for earlier, later in itertools.pairwise(steps)):
                     break
             if width > 2:
                 self.log.say(
@@ -360,9 +365,9 @@ def _is_numeric(cell: str) -> bool:
 
 
 def _decimal_commas(raw: bytes) -> bool:
-    return bool(re.search(rb"(?:^|[;\t|\n])\s*-?\d+,\d+\s*(?:$|[;\t|\r\n])", raw)) and not re.search(
-        rb"\d\.\d", raw
-    )
+    return bool(
+        re.search(rb"(?:^|[;\t|\n])\s*-?\d+,\d+\s*(?:$|[;\t|\r\n])", raw)
+    ) and not re.search(rb"\d\.\d", raw)
 
 
 def ends(raw: bytes, delimiter: str = ",") -> bool:

@@ -54,9 +54,7 @@ def read_file(path: Path, names: Names, patterns: tuple[str, ...] = ()) -> dict[
     return by_run(_read_text(path, head, names, patterns))
 
 
-def _read_text(
-    path: Path, head: bytes, names: Names, patterns: tuple[str, ...]
-) -> dict[str, Log]:
+def _read_text(path: Path, head: bytes, names: Names, patterns: tuple[str, ...]) -> dict[str, Log]:
     if patterns:
         log = Log()
         read_console(path, names, log, patterns)
@@ -215,7 +213,9 @@ def by_run(logs: dict[str, Log]) -> dict[str, Log]:
     for title, log in logs.items():
         runs: dict[str, None] = {}
         for table in log.tables:
-            runs |= dict.fromkeys(name.partition(OF_RUN)[0] for name in table.columns if OF_RUN in name)
+            runs |= dict.fromkeys(
+                name.partition(OF_RUN)[0] for name in table.columns if OF_RUN in name
+            )
             if table.runs is not None:
                 runs |= dict.fromkeys(table.runs.tolist())
         if not runs:

@@ -75,8 +75,11 @@ def state_of(path: Path) -> Path | None:
     """
     if (path / STATE).is_file():
         return path / STATE
-    found = [(int(at[1]), file) for file in path.glob(f"checkpoint-*/{STATE}")
-             if (at := re.fullmatch(r"checkpoint-(\d+)", file.parent.name))]
+    found = [
+        (int(at[1]), file)
+        for file in path.glob(f"checkpoint-*/{STATE}")
+        if (at := re.fullmatch(r"checkpoint-(\d+)", file.parent.name))
+    ]
     return max(found)[1] if found else None
 
 
@@ -123,7 +126,9 @@ def _dvclive(path: Path, names: Names) -> Logs:
         for root in roots:
             files = sorted(root.rglob("*.tsv")) if root.is_dir() else []
             for file in files:
-                log = logs.setdefault(_title(path, root.parent.parent if pattern != "." else path), Log())
+                log = logs.setdefault(
+                    _title(path, root.parent.parent if pattern != "." else path), Log()
+                )
                 place = file.relative_to(root).with_suffix("").as_posix()
                 _add_series(file, place, names, log)
         if logs:
@@ -147,7 +152,10 @@ def _add_series(file: Path, place: str, names: Names, log: Log) -> None:
         if last in table.columns and last != place:
             table.columns[place] = table.columns.pop(last)
             table.seen[place] = table.seen.pop(last)
-        if any(names.reading(n) is not None and names.reading(n).measure != "step" for n in table.columns):  # type: ignore[union-attr]
+        if any(
+            names.reading(n) is not None and names.reading(n).measure != "step"
+            for n in table.columns
+        ):  # type: ignore[union-attr]
             log.tables.append(table)
     log.notes += [note for note in part.notes if note not in log.notes]
 
@@ -166,7 +174,9 @@ def _mlruns(path: Path, names: Names) -> Logs:
                 log.tables.append(mlflow_metric(file, name, names))
         if log.tables and any(len(table) for table in log.tables):
             title = folder.parent / "tags" / "mlflow.runName"
-            name = title.read_text(errors="replace").strip() if title.is_file() else folder.parent.name
+            name = (
+                title.read_text(errors="replace").strip() if title.is_file() else folder.parent.name
+            )
             logs[name if name not in logs else f"{name} ({folder.parent.name[:8]})"] = log
     return logs
 

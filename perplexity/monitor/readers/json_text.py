@@ -214,7 +214,11 @@ def read_json(path: Path, names: Names, log: Log) -> dict[str, Log]:
     log.where = "row"
     tables = _tables(record, names, path, "", 0)
     if not tables:
-        got = f"an object of {', '.join(map(str, record))[:80]}" if isinstance(record, dict) and record else f"{record!r:.60}"
+        got = (
+            f"an object of {', '.join(map(str, record))[:80]}"
+            if isinstance(record, dict) and record
+            else f"{record!r:.60}"
+        )
         raise InputError(
             f"{path}: expected rows, a log_history or lists of losses (as trainer_state.json has), got {got}"
         )
@@ -244,7 +248,9 @@ def _tables(value: Any, names: Names, path: Path, name: str, depth: int) -> list
         found
         for key, each in value.items()
         if isinstance(each, (dict, list))
-        for found in _tables(each, names, path, key if depth == 0 or key in SPLITS else name, depth + 1)
+        for found in _tables(
+            each, names, path, key if depth == 0 or key in SPLITS else name, depth + 1
+        )
     ]
 
 
@@ -254,7 +260,9 @@ def _listed(value: list, names: Names, path: Path, name: str) -> list[tuple[str,
     for count, each in enumerate(value, 1):
         if isinstance(each, dict):
             rows.add(one_record(each, names, "" if prefix == "train/" else prefix), count)
-        elif isinstance(each, list) and len(each) == 3:  # TensorBoard's export: wall time, step, value
+        elif (
+            isinstance(each, list) and len(each) == 3
+        ):  # TensorBoard's export: wall time, step, value
             rows.add({"step": each[1], series_name(path, names): each[2]}, count)
         elif isinstance(each, list):
             return [] if count == 1 else [(name, rows.table())]
@@ -274,7 +282,11 @@ def _columns(value: dict, names: Names, name: str) -> Table | None:
     for key, each in value.items():
         if isinstance(each, dict) and each and all(str(k).isdigit() for k in each):
             each = list(each.values())
-        if isinstance(each, list) and len(each) > 1 and not any(isinstance(e, (dict, list)) for e in each):
+        if (
+            isinstance(each, list)
+            and len(each) > 1
+            and not any(isinstance(e, (dict, list)) for e in each)
+        ):
             lists[f"{name}/{key}" if name in SPLITS else str(key)] = each
     if not any(is_a_loss(names, key) for key in lists):
         return None

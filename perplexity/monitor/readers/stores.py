@@ -45,9 +45,7 @@ def read_sqlite(path: Path, names: Names) -> dict[str, Log]:
             else:
                 _read_any(base, tables, names, logs)
     except (sqlite3.Error, ValueError, OverflowError) as error:
-        raise InputError(
-            f"{path}: expected an SQLite file that can be read ({first_line(error)})"
-        )
+        raise InputError(f"{path}: expected an SQLite file that can be read ({first_line(error)})")
     if not logs:
         listed = ", ".join(tables)[:200] or "none"
         raise InputError(
