@@ -340,7 +340,11 @@ class Monitor:
 
     @property
     def evaluation_share(self) -> float:
-        """Return the share of the monitor's lifetime that ``evaluate_every``'s evaluations took."""
+        """Return the share of the monitor's lifetime that ``evaluate_every``'s evaluations took.
+
+        >>> Monitor().evaluation_share
+        0.0
+        """
         return self._evaluation_seconds / max(time.perf_counter() - self._started, 1e-9)
 
     def close(self) -> None:

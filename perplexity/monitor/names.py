@@ -450,6 +450,14 @@ class Names:
                 chosen[measure] = kept
         return chosen
 
+    def unit_of(self, unit: str) -> str:
+        """Return a loss's unit: the user's own where the table says nats.
+
+        Args:
+            unit: That of the name's line in ``TABLE``.
+        """
+        return self.unit if unit == "nats" else unit
+
     def nats(self, values: np.ndarray, unit: str, measure: str) -> np.ndarray:
         """Return losses in nats a token; a perplexity of 0 or less is NaN.
 
@@ -458,7 +466,7 @@ class Names:
             unit: That of their name's line in ``TABLE``; for "nats" the user's own unit holds.
             measure: For the scale of bits per byte.
         """
-        unit = self.unit if unit == "nats" else unit
+        unit = self.unit_of(unit)
         if unit == "bits":
             return values * math.log(2)
         if unit == "perplexity":

@@ -192,7 +192,9 @@ def extend(history: History, more: History) -> None:
     places = len(history.train_step)
     history.train_step.extend(more.train_step)
     history.train_loss.extend(more.train_loss)
-    history.events += [(place + places, *rest) for place, *rest in more.events]
+    history.events += [
+        (place + places, step, measure, value) for place, step, measure, value in more.events
+    ]
     history.main_set = history.main_set or more.main_set
     history.unscaled |= more.unscaled
     for note in more.notes:

@@ -45,12 +45,12 @@ def history_of(log: Log, names: Names, source: str, *, ordered: bool = True) -> 
     strange = _strange(log.tables)
     columns = _columns(log.tables, names, history)
     _say_strange(log, names, strange, history)
-    if not any(is_loss(measure) for measure in columns):
-        raise InputError(nothing_read(source, log, seen, strange))
+    if not any(is_loss(measure) and there.any() for measure, (_, there) in columns.items()):
+        raise InputError(nothing_read(source, log, seen, strange, history))
     steps, known = _steps(log, columns, history)
     columns = {measure: column for measure, column in columns.items() if not _is_step(measure)}
     if not _is_any_loss(columns, known):
-        raise InputError(nothing_read(source, log, seen, strange))
+        raise InputError(nothing_read(source, log, seen, strange, history))
     _choose_main_set(columns, history, names.memory)
     _scale(columns, steps, known, names, history)
     _fill(history, steps, known, columns)
@@ -86,7 +86,9 @@ def _strange(tables: list[Table]) -> Strange:
     return found
 
 
-def nothing_read(source: str, log: Log, seen: dict[str, bool], strange: Strange) -> str:
+def nothing_read(
+    source: str, log: Log, seen: dict[str, bool], strange: Strange, history: History
+) -> str:
     """Return the message of a source without a loss: the first thing that went wrong, and names.
 
     Args:
@@ -94,12 +96,14 @@ def nothing_read(source: str, log: Log, seen: dict[str, bool], strange: Strange)
         log: What was left out.
         seen: Names, and whether each holds a number.
         strange: Cells that are no numbers.
+        history: Its notes say what else was left out.
     """
     problems = [f", {log.where} {line}: {why}" for line, why in log.broken[:1]]
     problems += [
         f", {log.where} {line}: expected a number for {name}, got {text}"
         for name, (_, line, text) in strange.items()
     ]
+    problems += [f": {note}" for note in history.notes if "left out" in note]
     what = problems[0] if problems else ": expected a training loss or a validation loss, got none"
     candidates = [name for name in seen if looks_like_loss(name)] or list(seen)
     hint = f"; --tag train_loss={candidates[0]} reads it" if candidates else ""
@@ -139,6 +143,7 @@ def _columns(tables: list[Table], names: Names, history: History) -> dict[str, C
         for name, unit in entries:
             more, has = _joined(tables, kept, name)
             if unit:
+                has = _above_zero(more, has, names.unit_of(unit), name, history)
                 more = names.nats(more, unit, measure)
             if unit == "bits per byte" and not names.bytes_per_token:
                 history.unscaled.add(measure)
@@ -156,6 +161,18 @@ def _columns(tables: list[Table], names: Names, history: History) -> dict[str, C
         if values is not None and known is not None:
             found[measure] = values, known
     return found
+
+
+def _above_zero(
+    values: np.ndarray, known: np.ndarray, unit: str, name: str, history: History
+) -> np.ndarray:
+    """Return which values count: a perplexity of 0 or less is none."""
+    if unit != "perplexity" or not (wrong := known & (values <= 0)).any():
+        return known
+    at = int(np.argmax(wrong))
+    cell = "1 cell" if wrong.sum() == 1 else f"{int(wrong.sum()):,} cells"
+    history.say(f"expected perplexities above 0 for {name}, got {values[at]:g}; {cell} left out")
+    return known & ~wrong
 
 
 def _kept(table: Table, history: History) -> np.ndarray | None:

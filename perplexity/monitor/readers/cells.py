@@ -272,7 +272,8 @@ def arrow_table(table, names: Names, first_line: int, lines: np.ndarray | None =
             for name in table.column_names
         ]
         table = table.rename_columns(after)
-    columns, seen = {}, {}
+    columns: dict = {}
+    seen: dict = {}
     runs, rank = None, len(RUN_NAMES)
     for place, each in enumerate(table.schema):
         name, kind, column = each.name, each.type, table.column(place)

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+import numpy as np
+
 from ...errors import InputError, check_encoding
 from ..names import OF_RUN, Names, is_loss
 from .cells import RUN_NAMES, Log, Rows, Table, arrow_table, number
@@ -422,4 +424,7 @@ def read_table(path: Path, names: Names, log: Log, prefix: str = "") -> TableRea
                 if not raw.strip():
                     continue
             reader.add(raw)
+    if reader.header is not None and not log.tables:  # a header alone: for the names in a message
+        empty = dict.fromkeys(reader.header, False)
+        log.tables.append(Table({}, empty, np.empty(0, dtype=np.int64)))
     return reader

@@ -206,10 +206,10 @@ def _sort_evaluations(history: History) -> None:
     if back:
         history.events.sort(key=lambda event: event[1])
         _say_sorted(history, back, len(history.events))
-    elif len(by_measure) > 1 and all(steps_rise(each) for each in by_measure.values()):
-        if not steps_rise(steps):  # one set after another
-            history.events.sort(key=lambda event: event[1])
-            history.repaired = True
+    elif not steps_rise(steps) and all(steps_rise(each) for each in by_measure.values()):
+        # One measure after another.
+        history.events.sort(key=lambda event: event[1])
+        history.repaired = True
 
 
 def steps_rise(steps: list[float]) -> bool:
