@@ -9,6 +9,7 @@ from ..errors import InputError, check_encoding
 from .history import History
 from .names import Memory, Names
 from .readers import extend, files_of, history_of, read_histories, read_history
+from .readers.assemble import say_left_out
 from .readers.cells import Log
 from .readers.console import ConsoleReader
 from .readers.delimited import TableReader, blocks_of_lines, prefix_of
@@ -145,6 +146,8 @@ class Follower:
                     offset, tail = self._feed(reader, file)
                 except InputError:
                     continue
+                if isinstance(reader, LineReader) and reader.log.broken_count >= reader.objects:
+                    break
                 runs = by_run({"": reader.log})
                 if [*runs] != [""] or self.run is not None:
                     return self._all()
@@ -199,9 +202,7 @@ class Follower:
         log, reader.log = reader.log, Log()
         if not has_loss(log, self.names):
             history = History(str(self.path))
-            if log.broken:
-                line, why = log.broken[0]
-                history.say(f"line {line}: {why}; left out")
+            say_left_out(log, self.names, history)
             return history
         return history_of(log, self.names, str(self.path))
 

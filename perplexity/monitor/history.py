@@ -161,7 +161,9 @@ def feed(
             digest.validation(step, value, beside.get(number))
         elif name == "eval_seconds":
             digest.evaluated_for(value)
-        elif name != "train_eval_loss" and not is_set(name):
+        elif is_set(name):
+            digest.validation(step, value, name=name.removeprefix(SET))
+        elif name != "train_eval_loss":
             digest.other(step, name, value)
     digest.train_many(steps[place:], losses[place:])
     return len(steps), len(history.events)

@@ -14,7 +14,6 @@ import pytest
 from faults import runs
 from processes import HANG, ppl
 
-from perplexity.errors import InputError
 from perplexity.monitor import read_history
 from perplexity.monitor.follower import Follower, NotYet
 from perplexity.monitor.history import feed

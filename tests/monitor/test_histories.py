@@ -337,8 +337,8 @@ def test_json_lines_at_once_are_the_lines_one_by_one(tmp_path, monkeypatch):
     assert at_once.arrays()[1][-1] == 1.5
     assert at_once.events == one_by_one.events and at_once.notes == one_by_one.notes
     assert at_once.notes == [
-        "rows without a step are left out",
         "rows hold train_loss under more than one name: the first is read (--tag train_loss=NAME chooses)",
+        "rows without a step are left out",
     ]
 
 

@@ -41,13 +41,15 @@ def history_of(log: Log, names: Names, source: str, *, ordered: bool = True) -> 
             missing = f"tag: expected a name that {source} logs for {measure}, got {name!r}"
             if names.memory is None:
                 raise InputError(f"{missing}{_listed(seen)}")
-    _say_broken(log, history)
-    strange = _strange(log.tables)
+    strange = say_left_out(log, names, history)
     columns = _columns(log.tables, names, history)
-    _say_strange(log, names, strange, history)
     if not any(is_loss(measure) and there.any() for measure, (_, there) in columns.items()):
         raise InputError(nothing_read(source, log, seen, strange, history))
-    steps, known = _steps(log, columns, history)
+    has_step = any(
+        found is not None and (found.measure, found.unit) == ("step", "")
+        for found in map(names.reading, seen)
+    )
+    steps, known = _steps(log, columns, history, has_step)
     columns = {measure: column for measure, column in columns.items() if not _is_step(measure)}
     if not _is_any_loss(columns, known):
         raise InputError(nothing_read(source, log, seen, strange, history))
@@ -219,8 +221,10 @@ def _one_step(of: list[Column], kind: str) -> Column:
     return values, known
 
 
-def _steps(log: Log, columns: dict[str, Column], history: History) -> Column:
-    """Return each row's step; what stands in for one is said."""
+def _steps(log: Log, columns: dict[str, Column], history: History, has_step: bool) -> Column:
+    """Return each row's step; what stands in for one is said. ``has_step``: there is a name for it,
+    of which a cell that is no number does not make the rows' numbers the steps.
+    """
     rows = len(next(iter(columns.values()))[0])
     losses = np.zeros(rows, bool)
     train = np.zeros(rows, bool)
@@ -245,7 +249,7 @@ def _steps(log: Log, columns: dict[str, Column], history: History) -> Column:
         if epoch is not None:
             steps = continued_over_epochs(steps, known & losses, *epoch, history)
         return steps, known
-    return numbered(columns, losses, train, history)
+    return numbered(columns, losses, train, history, has_step)
 
 
 def _line(log: Log, row: int) -> int:
@@ -345,6 +349,20 @@ def _fill(
         events += [(row, order, place, step, measure, value) for row, place, step, value in found]
     events.sort(key=lambda event: event[:2])
     history.events += [event[2:] for event in events]
+
+
+def say_left_out(log: Log, names: Names, history: History) -> Strange:
+    """Say which lines and which cells of measures could not be read; returns the cells.
+
+    Args:
+        log: What was read.
+        names: What names mean.
+        history: Takes the notes.
+    """
+    strange = _strange(log.tables)
+    _say_broken(log, history)
+    _say_strange(log, names, strange, history)
+    return strange
 
 
 def _say_broken(log: Log, history: History) -> None:

@@ -56,6 +56,7 @@ def numbered(
     losses: np.ndarray,
     train: np.ndarray,
     history: History,
+    has_step: bool = False,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return steps for rows that have none: a progress bar's count, whole epochs, an index, or the
     number of the row.
@@ -65,6 +66,7 @@ def numbered(
         losses: (N,) which rows hold a loss.
         train: (N,) which rows hold a training loss.
         history: Takes the note.
+        has_step: Rows have a step by name: theirs is broken, and their numbers are none.
     """
     of = train if train.any() else losses
     history.repaired = True
@@ -90,6 +92,9 @@ def numbered(
             return values, known
         if kind == "epoch":
             return _numbered_by_epoch(values, known & losses, of, history)
+    if has_step:
+        history.say("rows without a step are left out")
+        return np.zeros(len(losses)), np.zeros(len(losses), bool)
     history.say("no step was logged: rows with a loss are numbered")
     return np.maximum(np.cumsum(of), 1).astype(float), losses
 

@@ -103,7 +103,7 @@ def named(folder: str, tag: str, names: Names) -> tuple[str, str]:
 
     Example:
         >>> named("a/eval", "loss", Names()), named("loss_val", "loss", Names())
-        (('a', 'eval/loss'), ('.', 'val/loss'))
+        (('a', 'a/eval/loss'), ('.', 'loss_val/loss'))
     """
     parent, _, last = folder.rpartition("/")
     part = last.removeprefix(f"{tag.replace('/', '_')}_")
