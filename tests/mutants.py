@@ -61,7 +61,7 @@ MUTATED = (
         )
     ),
     *(
-        f"perplexity/{name}/*.py"
+        f"perplexity/{name}/**/*.py"
         for name in ("text", "models", "scoring", "evaluation", "monitor", "data_checks")
     ),
 )
