@@ -162,6 +162,7 @@ class Digest:
         self.first_step = self.last_step = math.nan
         self.blocks: list[Block] = []
         self.evaluations: list[Evaluated] = []
+        self.main_set: str | None = None  # the name of the validation set of ``evaluations``
         self.sets: dict[str, list[Evaluated]] = {}  # further validation sets, by name
         self.spikes: deque[Spike] = deque(maxlen=KEPT_EVENTS)
         self.spikes_seen = 0
@@ -356,14 +357,14 @@ class Digest:
             loss: the validation loss.
             rescored: the loss of training text in evaluation mode, where it was measured.
             seconds: what the evaluation took.
-            name: a further validation set; None is the main one.
+            name: of the validation set; None is the main one.
         """
         if seconds is not None:
             self.evaluated_for(seconds)
-        evaluations = self.evaluations if name is None else self.sets.setdefault(name, [])
+        evaluations = self._evaluations_of(name)
         if evaluations and step < evaluations[-1].step and step < self.last_step:
             self._restart(step)
-            evaluations = self.evaluations if name is None else self.sets.setdefault(name, [])
+            evaluations = self._evaluations_of(name)
         elif evaluations and step < evaluations[-1].step:
             evaluations[:] = [e for e in evaluations if e.step < step]
         # a history of evaluations alone
@@ -384,6 +385,10 @@ class Digest:
             best = min(evaluations[:old], key=lambda e: e.loss)
             thinned = [e for i, e in enumerate(evaluations[:old]) if i % 2 == 0 or e is best]
             evaluations[:old] = thinned
+
+    def _evaluations_of(self, name: str | None) -> list[Evaluated]:
+        """Return the evaluations of a validation set, to append to."""
+        return self.evaluations if name in (None, self.main_set) else self.sets.setdefault(name, [])
 
     def evaluated_for(self, seconds: float) -> None:
         """What an evaluation took."""

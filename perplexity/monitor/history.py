@@ -149,6 +149,7 @@ def feed(
     digest: Digest, history: History, train_from: int = 0, events_from: int = 0
 ) -> tuple[int, int]:
     """Give ``digest`` what the history holds beyond these counts; returns the new ones."""
+    digest.main_set = digest.main_set or history.main_set or None
     steps, losses = history.arrays()
     place = train_from
     events = history.events[events_from:]

@@ -174,6 +174,9 @@ class Monitor:
             for name in val_loss:
                 checks.text("val_loss's names", name)
             sets = {name: self._loss(f"val_loss[{name!r}]", of) for name, of in val_loss.items()}
+            # As in a file that is read: the first set is the main one.
+            if digest.main_set is None and not digest.evaluations:
+                digest.main_set = next(iter(sets), None)
             val_loss = None
         val_loss = self._nats("val_loss", val_loss)
         train_eval_loss = self._nats("train_eval_loss", train_eval_loss)

@@ -167,13 +167,13 @@ def all_findings(
     if any(finding.signal == "not-cross-entropy" for finding in findings):
         return _by_severity([*findings, *restarts(digest)])
     judged = digest
-    for name, evaluations in [(None, digest.evaluations), *digest.sets.items()]:
+    for name, evaluations in [(digest.main_set, digest.evaluations), *digest.sets.items()]:
         one = digest.with_evaluations(evaluations)
         broken = list(validation.broken_evaluation(one))
         of_set = broken or [finding for signal in SET for finding in signal(one)]
         of_set += [] if broken else validation_worse_than_uniform(one, vocabulary_size)
         findings += [dataclasses.replace(finding, set=name) for finding in of_set]
-        if broken and name is None:
+        if broken and evaluations is digest.evaluations:
             judged = digest.with_evaluations([])
     signals = {finding.signal for finding in findings}
     if "divergence" not in signals:

@@ -200,6 +200,28 @@ def test_each_validation_set_is_judged():
     assert "overfitting of code" in str(findings[0])
 
 
+def test_sets_are_the_same_live_and_read_back(tmp_path):
+    """The first set logged was no main set: the run seemed to have no validation loss at all."""
+
+    def seen(diagnosis):
+        findings = [(f.signal, f.severity, f.set) for f in diagnosis.findings]
+        return diagnosis.verdict, diagnosis.evaluations, diagnosis.val_loss, findings
+
+    path = tmp_path / "run.jsonl"
+    monitor = Monitor(path=path)
+    for step, loss in enumerate(falls(600), 1):
+        monitor.log(step, train_loss=loss)
+        if step % 100 == 0:
+            rise = 0.5 * max(0, step / 100 - 2)
+            monitor.log(step, val_loss={"wiki": loss + rise, "code": loss})
+    live = monitor.diagnose()
+    monitor.close()
+    assert live.evaluations == 6
+    assert ("generalisation-gap", "wiki") in [(f.signal, f.set) for f in live.findings]
+    assert seen(live) == seen(diagnose(read_history(path).digest()))
+    assert seen(live) == seen(Monitor(path=path).diagnose())
+
+
 def test_evaluate_every_takes_the_last_step():
     monitor = Monitor(total_steps=250)
     at = monitor.evaluate_every(100, lambda: 2.0)
