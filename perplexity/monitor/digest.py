@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import math
+import statistics
 from collections import deque
 from dataclasses import dataclass, field
 from itertools import islice, pairwise
@@ -50,7 +51,7 @@ class Block:
         return self.total / self.count if self.count else math.nan
 
     def until(self, step: float) -> Block | None:
-        """What of it comes before a step: a share of its sums where it holds both."""
+        """Return the part before a step: a share of the sums where the block holds both sides."""
         if self.last < step:
             return self
         share = (step - self.first) / (self.last - self.first + 1e-9)
@@ -84,8 +85,9 @@ class Block:
 
 
 def _piece(points: list[tuple[float, float]]) -> Block:
+    """Return points as a block whose mean is their median."""
     losses = [loss for _, loss in points]
-    middle, count = float(np.median(losses)), len(losses)
+    middle, count = statistics.median(losses), len(losses)
     return Block(
         points[0][0],
         points[-1][0],
@@ -100,9 +102,7 @@ def _piece(points: list[tuple[float, float]]) -> Block:
 
 @dataclass
 class Spike:
-    """Outliers in a row, upwards: ``points`` from ``first`` to ``last`` step, at most ``excess``
-    nats above the baseline.
-    """
+    """Outliers in a row, ``points`` of them, at most ``excess`` nats above the baseline."""
 
     first: float
     last: float
@@ -114,8 +114,9 @@ class Spike:
 
 @dataclass(frozen=True)
 class Evaluated:
-    """A validation loss and the training losses just before it: their mean, its standard error, how
-    far they fell meanwhile.
+    """A validation loss with the training losses just before it.
+
+    ``near`` is their mean, ``near_error`` its standard error, ``near_fall`` how far they fell.
     """
 
     step: float
@@ -129,9 +130,7 @@ class Evaluated:
 
 @dataclass(frozen=True)
 class Restart:
-    """Steps went back from ``left`` to ``to``; the mean training loss of the last points before
-    ``to`` and of the first after.
-    """
+    """Steps that went back from ``left`` to ``to``, with the training loss on both sides."""
 
     left: float
     to: float
@@ -152,9 +151,7 @@ LARGEST = 1e30  # a loss beyond it is taken for infinite: its square would be
 
 
 class Digest:
-    """State of one run. ``train``, ``validation`` and the rest take points in the order they were
-    logged.
-    """
+    """State of one run; its methods take points in the order in which they were logged."""
 
     def __init__(self, settings: Settings | None = None) -> None:
         self.settings = settings or Settings()
@@ -195,14 +192,14 @@ class Digest:
     # --- training losses ---------------------------------------------------------------------------------------------
 
     def threshold(self) -> tuple[float, float]:
-        """(baseline, deviation) that the next point is compared with; NaN while there is none."""
+        """Return the (baseline, deviation) that the next point is compared with; NaN without one."""
         if len(self._medians) < 2:
             return math.nan, math.nan
         centre = sum(self._medians) / len(self._medians)
         return centre, MAD_TO_SIGMA * sum(self._deviations) / len(self._deviations)
 
     def train(self, step: float, loss: float) -> None:
-        """One training loss, in nats."""
+        """Take one training loss, in nats."""
         if step < self.last_step:
             self._restart(step)
         if math.isnan(self.first_step):
@@ -272,19 +269,7 @@ class Digest:
     def _close_block(self) -> None:
         values = self._open_block
         if values:
-            total = math.fsum(values)
-            self.blocks.append(
-                Block(
-                    self._open_first,
-                    self.last_step,
-                    len(values),
-                    total,
-                    sum(value * value for value in values),
-                    min(values),
-                    self._highest,
-                    self._outliers,
-                )
-            )
+            self.blocks.append(self._so_far())
             if len(self.blocks) > MOST_BLOCKS:
                 self._merge_blocks()
         # A block of mostly outliers is no baseline.
@@ -298,17 +283,19 @@ class Digest:
         self._open_block, self._outliers, self._highest = [], 0, -math.inf
 
     def _merge_blocks(self) -> None:
-        """The older three quarters in pairs: the end of the run keeps its detail."""
+        """Merge the older three quarters in pairs: the end of the run keeps its detail."""
         old = len(self.blocks) * 3 // 4 // 2 * 2
         pairs = [self.blocks[i].merged(self.blocks[i + 1]) for i in range(0, old, 2)]
         self.blocks = pairs + self.blocks[old:]
 
     def all_blocks(self) -> list[Block]:
-        """With the one that is not full yet."""
+        """Return the blocks with the one that is not full yet."""
+        return [*self.blocks, self._so_far()] if self._open_block else self.blocks
+
+    def _so_far(self) -> Block:
+        """Return the block that is not full yet."""
         values = self._open_block
-        if not values:
-            return self.blocks
-        open_block = Block(
+        return Block(
             self._open_first,
             self.last_step,
             len(values),
@@ -318,7 +305,6 @@ class Digest:
             self._highest,
             self._outliers,
         )
-        return [*self.blocks, open_block]
 
     def pieces(self) -> list[Block]:
         """Return the run in equal parts, finer than blocks while it is short.
@@ -391,7 +377,7 @@ class Digest:
         return self.evaluations if name in (None, self.main_set) else self.sets.setdefault(name, [])
 
     def evaluated_for(self, seconds: float) -> None:
-        """What an evaluation took."""
+        """Add the seconds that an evaluation took."""
         if math.isfinite(seconds):
             self.evaluation_seconds += seconds
 
@@ -440,9 +426,7 @@ class Digest:
         return loss, error, max(0.0, earlier[0][1] - loss) if earlier else 0.0, False
 
     def train_at(self, step: float) -> float:
-        """About what the training loss was at a step, also where few were logged: a median of
-        three, else of its block.
-        """
+        """Return about the training loss at a step: the median of three, else its block's mean."""
         values = sorted([loss for at, loss in self._recent if at <= step][-3:])
         if values:
             return values[len(values) // 2]
@@ -450,7 +434,7 @@ class Digest:
         return blocks[-1].mean if blocks else math.nan
 
     def other(self, step: float, name: str, value: float) -> None:
-        """lr, tokens, seconds or grad_norm."""
+        """Take one value of lr, tokens, seconds or grad_norm."""
         if name == "lr":
             if not self.learning_rate or self.learning_rate[-1][1] != value:
                 self.learning_rate.append((step, value))
@@ -473,7 +457,7 @@ class Digest:
         self.non_finite.setdefault(name, [0, step])[0] += 1
 
     def _restart(self, step: float) -> None:
-        """Steps went back to ``step``: what was logged from it on is replaced by what comes."""
+        """Go back to ``step``: what was logged from it on is replaced by what comes."""
         # The last points before it, replaced ones as well: they are of the same stage as those to
         # come. Unless they are what the run went back from, a spike or a divergence: then the last
         # blocks that stay.
@@ -515,9 +499,7 @@ class Digest:
     # --- many points at once -----------------------------------------------------------------------------------------
 
     def train_many(self, steps: np.ndarray, losses: np.ndarray) -> None:
-        """As ``train`` for each, with whole blocks taken at once where nothing in them stands
-        out.
-        """
+        """Take training losses as ``train`` does, whole blocks at once where nothing stands out."""
         place = 0
         while place < len(steps):
             if (
@@ -537,8 +519,9 @@ class Digest:
                 place += 1
 
     def _plain_blocks(self, steps: np.ndarray, losses: np.ndarray) -> int:
-        """Take whole blocks while they hold no outlier, nothing that is not finite and no step
-        back; returns their points.
+        """Take whole blocks that hold nothing special, and return the number of their points.
+
+        Special are an outlier, a loss that is not finite, and a step back.
         """
         count = min(len(steps) // BLOCK, 4096)
         if (
@@ -556,7 +539,7 @@ class Digest:
         all_deviations = np.concatenate([list(self._deviations), deviations])
 
         def baseline(of: np.ndarray) -> np.ndarray:
-            """Of the ``BASELINE`` blocks before each."""
+            """Return means over the ``BASELINE`` blocks before each."""
             sums = np.concatenate([[0.0], np.cumsum(of)])
             return (sums[BASELINE : BASELINE + count] - sums[:count]) / BASELINE
 

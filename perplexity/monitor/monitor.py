@@ -15,20 +15,8 @@ from ..findings import SEVERITIES
 from .digest import DEAD, LARGEST, Digest
 from .findings import SIGNALS, Finding
 from .health import Diagnosis, diagnose
-from .history import UNITS
+from .names import MEASURES, UNITS
 from .settings import Settings
-
-# In the order of `log`'s keywords.
-MEASURES = (
-    "train_loss",
-    "val_loss",
-    "lr",
-    "grad_norm",
-    "tokens",
-    "seconds",
-    "train_eval_loss",
-    "eval_seconds",
-)
 
 
 class Monitor:
@@ -168,18 +156,19 @@ class Monitor:
                 "train_eval_loss, eval_seconds: expected beside a val_loss of the same step, got none"
             )
         # All are numbers before the first is counted: a call that raises leaves no trace.
-        train_loss = self._nats("train_loss", train_loss)
+        nats = self._nats
+        train_loss = checks.optional(nats, "train_loss", train_loss)
         sets: dict[str, float] = {}
         if isinstance(val_loss, Mapping):
             for name in val_loss:
                 checks.text("val_loss's names", name)
-            sets = {name: self._loss(f"val_loss[{name!r}]", of) for name, of in val_loss.items()}
+            sets = {name: nats(f"val_loss[{name!r}]", of) for name, of in val_loss.items()}
             # As in a file that is read: the first set is the main one.
             if digest.main_set is None and not digest.evaluations:
                 digest.main_set = next(iter(sets), None)
             val_loss = None
-        val_loss = self._nats("val_loss", val_loss)
-        train_eval_loss = self._nats("train_eval_loss", train_eval_loss)
+        main_loss: float | None = checks.optional(nats, "val_loss", val_loss)
+        train_eval_loss = checks.optional(nats, "train_eval_loss", train_eval_loss)
         others = [
             (name, checks.measured(name, value))
             for name, value in (
@@ -195,8 +184,8 @@ class Monitor:
             digest.train(step, train_loss)
         for name, value in others:
             digest.other(step, name, value)
-        if val_loss is not None:
-            digest.validation(step, val_loss, train_eval_loss, eval_seconds)
+        if main_loss is not None:
+            digest.validation(step, main_loss, train_eval_loss, eval_seconds)
         for name, loss in sets.items():
             digest.validation(step, loss, name=name)
         if self._file is not None:
@@ -204,7 +193,7 @@ class Monitor:
                 self._file,
                 step,
                 train_loss,
-                val_loss,
+                main_loss,
                 lr,
                 grad_norm,
                 tokens,
@@ -218,20 +207,16 @@ class Monitor:
             lost = train_loss is not None and not abs(train_loss) < LARGEST
             broken = (lost or DEAD in digest.non_finite) and not self._broken
             self._broken = self._broken or broken
-            if broken or val_loss is not None or sets or self._calls % self.check_every == 0:
+            if broken or main_loss is not None or sets or self._calls % self.check_every == 0:
                 self.check()
 
-    def _nats(self, name: str, loss: float | None) -> float | None:
-        if loss is None:
-            return None
-        return self._loss(name, loss)
-
-    def _loss(self, name: str, loss: float) -> float:
+    def _nats(self, name: str, loss: float) -> float:
         loss = checks.measured(name, loss)
         return loss if self._convert is None else self._convert(loss)
 
-    def _write(self, file: TextIO, step: float, *values, sets: dict[str, float]) -> None:
-        row = {"step": step} | {
+    def _write(self, file: TextIO, *values, sets: dict[str, float]) -> None:
+        """Write a row of ``values``, which are in the order of ``MEASURES``."""
+        row = {
             name: float(value)
             for name, value in zip(MEASURES, values, strict=True)
             if value is not None

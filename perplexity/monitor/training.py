@@ -230,7 +230,8 @@ def _least_loss(digest: Digest) -> float:
 
 def _falls_by_epoch(digest: Digest, pieces: list[Block]) -> Iterator[Finding]:
     s = digest.settings
-    if any(e.loss < digest.evaluations[0].loss for e in digest.evaluations[-1:]):
+    evaluations = digest.evaluations
+    if evaluations and evaluations[-1].loss < evaluations[0].loss:
         return  # validation gains: what is learnt is not only remembered
     falls = _sudden_falls(digest, pieces) if digest.points >= s.epoch_points else []
     steps = [pieces[at].first - digest.first_step for at, _ in falls]

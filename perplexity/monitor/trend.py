@@ -195,9 +195,7 @@ def _thinned(steps: np.ndarray, losses: np.ndarray) -> tuple[np.ndarray, np.ndar
 
 
 def _gains(steps: np.ndarray | None, losses: np.ndarray | None, s: Settings) -> bool:
-    """Whether more is gained than on a plateau for certain: at the pessimistic end of the slope's
-    95 % interval.
-    """
+    """Return whether more is gained than on a plateau, at the pessimistic end of the interval."""
     if steps is None or losses is None or len(np.unique(steps)) < 4:
         return False
     steps, losses = _thinned(steps, losses)
@@ -206,9 +204,7 @@ def _gains(steps: np.ndarray | None, losses: np.ndarray | None, s: Settings) -> 
 
 
 def _no_gain(digest: Digest) -> Flat | None:
-    """As ``_flat``, of a noisy curve: the last doubling's mean training loss beside that of the
-    doubling before.
-    """
+    """Return the plateau of a noisy curve: the last doubling's mean beside the doubling before."""
     s, last = digest.settings, digest.last_step
     halves = []
     for begin, end in ((last / 4, last / 2), (last / 2, math.inf)):
@@ -229,33 +225,35 @@ def _no_gain(digest: Digest) -> Flat | None:
 
 
 def _stuck(digest: Digest) -> Flat | None:
-    """As ``_flat``, of a run that never learnt: its last quarter lies no lower than its first.
+    """Return the plateau of a run that never learnt: its last quarter is no lower than its first.
 
     The first twentieth is left out. The gain, with two standard errors, is under a share of the
     loss.
     """
     s = digest.settings
-    pieces = digest.pieces()
-    pieces = pieces[len(pieces) // 20 :]
+    whole = digest.pieces()
+    pieces = whole[len(whole) // 20 :]
     quarter = len(pieces) // 4
     if digest.points < s.stuck_points or quarter < 4 or pieces[0].first > 0.2 * digest.last_step:
         return None
     means = np.array([piece.mean for piece in pieces])
     first, last = means[:quarter], means[-quarter:]
     # A run that fell at first and settled has learnt what it could.
-    start = float(np.median([piece.mean for piece in digest.pieces()[:3]]))
+    start = float(np.median([piece.mean for piece in whole[:3]]))
     if start - last.mean() > s.stuck_fall * abs(float(last.mean())):
         return None
     error = math.sqrt((first.var(ddof=1) + last.var(ddof=1)) / quarter)
     gain, now = float(first.mean() - last.mean()), float(last.mean())
-    if gain + 2 * error > s.plateau_gain * 2 * abs(now):
+    if gain + 2 * error > 2 * s.plateau_gain * abs(now):
         return None
     return "training", pieces[0].first, now, gain, gain + 2 * error
 
 
 def _late_evaluations(digest: Digest) -> tuple[np.ndarray | None, np.ndarray | None]:
-    """Steps and losses of the later evaluations but for the last few: a rise there is no gain, but
-    would blur the slope and hide a plateau."""
+    """Return steps and losses of the later evaluations without the last few.
+
+    A rise at the end is no gain, but would blur the slope and hide a plateau.
+    """
     s = digest.settings
     before = digest.evaluations[: -s.evaluations_in_a_row]
     late = [e for e in before if e.step >= max(0.55 * before[-1].step, 1)]
@@ -265,9 +263,7 @@ def _late_evaluations(digest: Digest) -> tuple[np.ndarray | None, np.ndarray | N
 
 
 def _binned(digest: Digest) -> tuple[np.ndarray | None, np.ndarray | None]:
-    """Medians of blocks in bins of equal width in the logarithm of the step, over the last doubling
-    of the run.
-    """
+    """Return medians of blocks over the last doubling, in bins of equal width in log2 step."""
     s = digest.settings
     last = digest.last_step
     blocks = [
@@ -289,8 +285,9 @@ def _binned(digest: Digest) -> tuple[np.ndarray | None, np.ndarray | None]:
 
 
 def healthy_decline(digest: Digest, total_steps: int | None = None) -> Iterator[Finding]:
-    """The fall of the loss as a power law, L(s) = E + A·s^−α (Kaplan et al., 2020; Hoffmann et al.,
-    2022), and where it leads.
+    """Fit the fall of the loss by a power law, and project it.
+
+    L(s) = E + A·s^−α (Kaplan et al., 2020; Hoffmann et al., 2022).
 
     Wrong as a projection where the learning rate is about to change; the exponent is a description,
     not a promise.
@@ -330,8 +327,9 @@ def healthy_decline(digest: Digest, total_steps: int | None = None) -> Iterator[
 
 
 def _power_law(steps: np.ndarray, losses: np.ndarray) -> tuple[float, float, float] | None:
-    """(E, A, α) of least squares with E ≥ 0: a search over α with E and A solved for each, which
-    cannot fail to converge.
+    """Return (E, A, α) of least squares with E ≥ 0.
+
+    The search over α solves for E and A at each, which cannot fail to converge.
     """
     best = None
     for exponent in np.geomspace(0.02, 2.0, 40):

@@ -69,8 +69,7 @@ def read_history(
     )
     if len(found) > 1:
         raise InputError(
-            f"{path}: expected one run, got {len(found)}: {listed(found)}; "
-            "--run NAME chooses one, --all judges each"
+            f"{path}: expected one run, got {len(found)}: {listed(found)}; --run NAME chooses one"
         )
     return next(iter(found.values()))
 
