@@ -40,7 +40,7 @@ EQUIVALENT = [
         "a mean of losses equals a threshold with probability zero, and either verdict is right there",
     ),
     (
-        "perplexity/monitor/readers.py",
+        "perplexity/monitor/readers/tensorboard.py",
         "while place + 12 <= size:",
         "while place + 12 < size:",
         "a file that ends 12 bytes behind a record holds no further whole one: read or not, its end is missed",

@@ -197,21 +197,43 @@ class Curves:
         "what a measure was logged as, e.g. val_loss=dev/ce", metavar="MEASURE=NAME", repeated=True
     )
 
+    pattern: list[str] | None = option(
+        "how a line of console text is read, e.g. 'step (?P<step>\\d+) .* loss (?P<train_loss>\\S+)'",
+        metavar="REGEX",
+        repeated=True,
+    )
+    bytes_per_token: float | None = option(
+        "of the validation text, for losses in bits per byte", metavar="B"
+    )
+    run: str | None = option("which of several runs in the file or folder", metavar="NAME")
+
     def how(self) -> dict[str, Any]:
-        """Return the readers' keywords: tags by measure, and the unit."""
+        """Return the readers' keywords: tags by measure, the unit, and which run."""
         tags = {}
         for tag in self.tag or []:
             measure, equals, name = tag.partition("=")
             if not equals or not name:
                 raise InputError(f"--tag: expected MEASURE=NAME, got {tag!r}")
             tags[measure] = name
-        return {"tags": tags, "unit": self.unit}
+        return {
+            "tags": tags,
+            "unit": self.unit,
+            "run": self.run,
+            "patterns": tuple(self.pattern or ()),
+            "bytes_per_token": self.bytes_per_token,
+        }
 
     def read(self, path: str) -> History:
         """Return the history in a file or folder."""
         from ..monitor.readers import read_history
 
         return read_history(path, **self.how())
+
+    def read_all(self, path: str) -> dict[str, History]:
+        """Return every run's history in a file or folder by the run's name."""
+        from ..monitor.readers import read_histories
+
+        return read_histories(path, **self.how())
 
     def judged(self) -> dict[str, int | None]:
         """Return the keywords of ``diagnose``."""

@@ -1,99 +1,22 @@
-"""A training history as it was logged, and which logged names are which measure.
+"""A training history as it was logged.
 
-Losses become nats a token; an empty cell is no measurement, NaN is one. What is repaired on the way
-is said in ``notes``.
+Losses are nats a token; an empty cell is no measurement, NaN is one. What was repaired while it was
+read is said in ``notes``.
 """
 
 from __future__ import annotations
 
 import math
 from array import array
-from collections.abc import Callable
 
 import numpy as np
 
-from ..errors import InputError
 from .digest import Digest
+from .names import LOSSES, SET, UNITS, Names, is_set
 from .settings import Settings
 
-# What a measure is called by the programs that log it; of two in one row the first here is read.
-# `--tag measure=name` puts another in their place.
-NAMES = {
-    "step": (
-        "step",
-        "global_step",
-        "train/global_step",
-        "trainer/global_step",
-        "_step",
-        "iteration",
-        "iter",
-    ),
-    "train_loss": (
-        *(
-            "train_loss",
-            "train/loss",
-            "loss",
-            "train/CrossEntropyLoss",
-            "train/ce_loss",
-            "training_loss",
-            "Loss/train",
-        ),
-        *("train_loss_step", "train/lm_loss", "lm loss", "train_cross_entropy"),
-    ),
-    "val_loss": (
-        *(
-            "val_loss",
-            "eval_loss",
-            "valid_loss",
-            "validation_loss",
-            "eval/loss",
-            "val/loss",
-            "valid/loss",
-            "Loss/val",
-        ),
-        *(
-            "test/loss",
-            "dev/loss",
-            "validation/loss",
-            "eval/lm/CE loss",
-            "eval/validation/CrossEntropyLoss",
-            "test_loss",
-            "lm loss validation",
-        ),
-    ),
-    "lr": (
-        "lr",
-        "learning_rate",
-        "train/lr",
-        "train/learning_rate",
-        "optim/learning_rate_group0",
-        "optim/LR (group 0)",
-        "lr-AdamW",
-    ),
-    "grad_norm": (
-        "grad_norm",
-        "train/grad_norm",
-        "optim/total_grad_norm",
-        "optim/grad_norm",
-        "total grad norm",
-    ),
-    "tokens": (
-        "tokens",
-        "num_input_tokens_seen",
-        "train/tokens",
-        "throughput/total_tokens",
-        "tokens_seen",
-    ),
-    "seconds": ("seconds", "elapsed", "_runtime"),
-    "train_eval_loss": ("train_eval_loss",),
-    "eval_seconds": ("eval_seconds", "eval_runtime", "eval/runtime"),
-}
-UNITS: dict[str, Callable[[float], float]] = {
-    "nats": lambda value: value,
-    "bits": lambda value: value * math.log(2),
-    "perplexity": lambda value: math.log(value) if value > 0 else math.nan,
-}
-LOSSES = ("train_loss", "val_loss", "train_eval_loss")
+__all__ = ["EVENTS", "LOSSES", "UNITS", "History", "Names", "feed"]
+
 # What is not a training loss, in the order in which a row's measures are told: a validation loss
 # after what belongs to it.
 EVENTS = ("lr", "grad_norm", "tokens", "seconds", "eval_seconds", "train_eval_loss", "val_loss")
@@ -104,6 +27,24 @@ class History:
 
     train_step, train_loss: the training losses. Everything else is ``events``: (place, step,
     measure, value), where ``place`` is how many training losses came before.
+
+    Of several validation sets one is the main set: the one without a name, else the first. Its
+    losses are the measure ``val_loss``; those of a further set are the measure ``val_loss/SET``.
+    main_set: the main set's name, "" where it has none. unscaled: the measures of validation losses
+    that were logged in bits per byte while the bytes of a token are not known. These are scaled to
+    the training loss of their first evaluations, so that their trend counts and their level does
+    not. repaired: steps were made or rows moved by what only the whole source tells.
+
+    Args:
+        source: The file or folder, for messages.
+
+    Example:
+        >>> history = History()
+        >>> history.add(10, {"train_loss": 3.0, "val_loss": 3.1, "val_loss/wiki": 3.4})
+        >>> history.sets()
+        ['', 'wiki']
+        >>> history.validation["wiki"][1].tolist()
+        [3.4]
     """
 
     def __init__(self, source: str = "") -> None:
@@ -111,9 +52,17 @@ class History:
         self.train_step, self.train_loss = array("d"), array("d")
         self.events: list[tuple[int, float, str, float]] = []
         self.notes: list[str] = []
+        self.main_set = ""
+        self.unscaled: set[str] = set()
+        self.repaired = False
 
     def add(self, step: float, measures: dict[str, float]) -> None:
-        """One logged row, losses in nats."""
+        """Add one logged row.
+
+        Args:
+            step: Finite.
+            measures: Measure to value, losses in nats.
+        """
         step = float(step)
         if "train_loss" in measures:
             self.train_step.append(step)
@@ -122,6 +71,56 @@ class History:
         for name in EVENTS:
             if name in measures:
                 self.events.append((place, step, name, measures[name]))
+        for name, value in measures.items():
+            if is_set(name):
+                self.events.append((place, step, name, value))
+
+    def sets(self) -> list[str]:
+        """Return the names of the validation sets, the main set first.
+
+        Returns:
+            Names in the order in which their losses come; [] without a validation loss.
+        """
+        measures = dict.fromkeys(
+            measure for _, _, measure, _ in self.events if measure == "val_loss" or is_set(measure)
+        )
+        names = [measure.removeprefix(SET) for measure in measures if measure != "val_loss"]
+        return [self.main_set, *names] if "val_loss" in measures else names
+
+    @property
+    def validation(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        """Steps and losses of each validation set by its name, the main set first."""
+        return {
+            name: self.of("val_loss" if name == self.main_set else SET + name)
+            for name in self.sets()
+        }
+
+    def for_set(self, name: str) -> History:
+        """Return the history with another set's losses as its ``val_loss``, and no other set.
+
+        Args:
+            name: One of ``sets()``.
+
+        Returns:
+            A history that shares this one's training losses.
+
+        Example:
+            >>> history = History()
+            >>> history.add(10, {"val_loss": 3.1, "val_loss/wiki": 3.4})
+            >>> history.for_set("wiki").of("val_loss")[1].tolist()
+            [3.4]
+        """
+        wanted = "val_loss" if name == self.main_set else SET + name
+        made = History(self.source)
+        made.train_step, made.train_loss, made.notes = self.train_step, self.train_loss, self.notes
+        made.main_set = name
+        made.unscaled = {"val_loss"} if wanted in self.unscaled else set()
+        for place, step, measure, value in self.events:
+            if measure == wanted:
+                made.events.append((place, step, "val_loss", value))
+            elif measure != "val_loss" and not is_set(measure):
+                made.events.append((place, step, measure, value))
+        return made
 
     def say(self, note: str) -> None:
         if note not in self.notes:
@@ -156,14 +155,16 @@ def feed(
     events = history.events[events_from:]
     beside = _beside(events)
     for number, (at, step, name, value) in enumerate(events):
-        if at > place:
+        # A finite measure beside the losses changes nothing of theirs: blocks of these stay whole.
+        apart = name not in ("val_loss", "eval_seconds", "train_eval_loss") and math.isfinite(value)
+        if at > place and not apart:
             digest.train_many(steps[place:at], losses[place:at])
             place = at
         if name == "val_loss":
             digest.validation(step, value, beside.get(number))
         elif name == "eval_seconds":
             digest.evaluated_for(value)
-        elif name != "train_eval_loss":
+        elif name != "train_eval_loss" and not is_set(name):
             digest.other(step, name, value)
     digest.train_many(steps[place:], losses[place:])
     return len(steps), len(history.events)
@@ -187,78 +188,3 @@ def _beside(events: list[tuple]) -> dict[int, float]:
             else:
                 waiting[step] = value
     return found
-
-
-class Names:
-    """Which logged names are which measure."""
-
-    def __init__(self, tags: dict[str, str] | None = None, unit: str = "nats") -> None:
-        if unit not in UNITS:
-            raise InputError(f"unit: expected one of {', '.join(UNITS)}, got {unit!r}")
-        self.unit, self.convert = unit, UNITS[unit]
-        self.tags = dict(tags or {})
-        # names that were there, to tell which of the tags is nowhere
-        self.present: set[str] = set()
-        self.doubled: set[str] = set()  # measures that a row held under two names
-        self.measure = {name: measure for measure, names in NAMES.items() for name in names}
-        for measure, name in (tags or {}).items():
-            if measure not in NAMES:
-                raise InputError(
-                    f"tag: expected one of {', '.join(NAMES)} before =, got {measure!r}"
-                )
-            self.measure = {
-                known: what for known, what in self.measure.items() if what != measure
-            } | {name: measure}
-        self.rank = {name: place for place, name in enumerate(self.measure)}
-
-    def row(self, record: dict, where: str) -> tuple[float | None, dict[str, float]]:
-        """Step and measures of a logged record; names that are unknown are passed over."""
-        given = [
-            name
-            for name, value in record.items()
-            if name in self.measure and value is not None and value != ""
-        ]
-        found: dict[str, float] = {}
-        for measure, names in self.columns(given).items():
-            found[measure] = self.number(record[names[0]], measure, where)
-            if len(names) > 1:
-                self.doubled.add(measure)
-        return found.pop("step", None), found
-
-    def columns(self, header: list[str]) -> dict[str, list[str]]:
-        """Measures to the names of a header or a row that hold them, in order of preference."""
-        found: dict[str, list[str]] = {}
-        self.present.update(header)
-        for name in sorted(
-            {name for name in header if name in self.measure}, key=self.rank.__getitem__
-        ):
-            found.setdefault(self.measure[name], []).append(name)
-        return found
-
-    def tell(self, history: History) -> None:
-        """Say which measures came under two names in one row; InputError for a name asked for that
-        is nowhere.
-        """
-        for measure, name in self.tags.items():
-            if name not in self.present:
-                raise InputError(
-                    f"tag: expected a name that {history.source} logs for {measure}, got {name!r}"
-                )
-        for measure in sorted(self.doubled - {"step"}):
-            history.say(
-                f"rows hold {measure} under more than one name: the first is read (--tag {measure}=NAME chooses)"
-            )
-
-    def number(self, value, measure: str, where: str) -> float:
-        try:
-            number = math.nan if isinstance(value, bool) else float(value)
-        except (TypeError, ValueError, OverflowError):
-            raise InputError(f"{where}: expected a number for {measure}, got {value!r:.60}")
-        if isinstance(value, bool):
-            raise InputError(f"{where}: expected a number for {measure}, got {value}")
-        return self.nats(number, measure, where) if measure in LOSSES else number
-
-    def nats(self, loss: float, measure: str, where: str) -> float:
-        if self.unit == "perplexity" and loss <= 0:
-            raise InputError(f"{where}: expected perplexities above 0 for {measure}, got {loss:g}")
-        return self.convert(loss)

@@ -14,7 +14,6 @@ import pytest
 from faults import runs
 from processes import HANG, ppl
 
-from perplexity.errors import InputError
 from perplexity.monitor import read_history
 from perplexity.monitor.follower import Follower, NotYet
 from perplexity.monitor.history import feed
@@ -74,7 +73,10 @@ def test_verdict_and_exit_status(folder, tmp_path, ppl_here, name, options, stat
     ("arguments", "words"),
     [
         (["monitor", "absent.csv"], ["absent.csv", "no such file"]),
-        (["monitor", "broken.csv"], ["broken.csv", "expected numbers"]),
+        (
+            ["monitor", "broken.csv"],
+            ["broken.csv, line 2", "expected a number for train_loss, got 'x'"],
+        ),
         (["monitor", "healthy.csv", "--vocabulary-size", "1"], ["--vocabulary-size"]),
         (["monitor", "healthy.csv", "--tag", "x"], ["--tag", "MEASURE=NAME"]),
         (["monitor", "healthy.csv", "--json", "no/such"], ["--json", "existing folder"]),
@@ -230,7 +232,7 @@ def test_a_process_that_follows_ends_when_it_is_interrupted(folder, tmp_path):
 
 
 @pytest.mark.parametrize("suffix", ["csv", "jsonl"])
-def test_a_whole_line_that_is_broken_ends_the_following(tmp_path, suffix):
+def test_a_whole_line_that_is_broken_costs_a_note_and_the_following_goes_on(tmp_path, suffix):
     path = tmp_path / f"a.{suffix}"
     path.write_text(
         "step,train_loss\n1,3\n" if suffix == "csv" else '{"step": 1, "train_loss": 3}\n'
@@ -242,9 +244,13 @@ def test_a_whole_line_that_is_broken_ends_the_following(tmp_path, suffix):
     assert len(follower.new()[0]) == 0  # being written
     with path.open("a") as file:
         file.write("yz\n")
-    with pytest.raises(InputError, match=r"a\..*, after byte \d+.*: expected") as raised:
-        follower.new()
-    assert not isinstance(raised.value, NotYet)
+    history, whole = follower.new()
+    assert len(history) == 0 and not whole and "expected" in history.notes[0]
+    assert "left out" in history.notes[0]
+    with path.open("a") as file:
+        file.write("3,2.5\n" if suffix == "csv" else '{"step": 3, "train_loss": 2.5}\n')
+    history, whole = follower.new()
+    assert history.arrays()[1].tolist() == [2.5] and not whole
     path.unlink()
     with pytest.raises(NotYet, match="no such file"):
         follower.new()

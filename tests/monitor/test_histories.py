@@ -127,14 +127,14 @@ def test_names_of_ones_own(tmp_path):
         (
             "a.csv",
             "a,b\n1,2\n",
-            "a.csv: expected columns step and train_loss or val_loss, got a, b",
+            "a.csv: expected a training loss or a validation loss, got none .names seen: a, b.; --tag",
         ),
         (
             "a.csv",
-            "step,train_loss\n1,3.0\n2,abc\n",
-            "a.csv: expected numbers in step, train_loss.*abc",
+            "step,train_loss\n1,\n2,abc\n",
+            "a.csv, line 3: expected a number for train_loss, got 'abc'",
         ),
-        ("a.csv", "step,train_loss\n1,3.0\n2,3.0,4.0\n", "a.csv: expected numbers"),
+        ("a.csv", "step,train_loss\n1,2,3\n", "a.csv, line 2: expected 2 cells, got 3"),
         (
             "a.csv",
             "step,train_loss\n",
@@ -142,8 +142,8 @@ def test_names_of_ones_own(tmp_path):
         ),
         (
             "a.jsonl",
-            '{"step": 1, "train_loss": 3}\n{"step":\n',
-            "a.jsonl, line 2: expected a JSON object, got broken JSON",
+            '{"step":\n{"step": 1, "train_loss": 3}\n',
+            "a.jsonl, line 1: expected a JSON object, got broken JSON",
         ),
         (
             "a.jsonl",
@@ -151,13 +151,14 @@ def test_names_of_ones_own(tmp_path):
             "a.jsonl, line 1: expected a number for train_loss, got 'x'",
         ),
         ("a.jsonl", "[1]\n", "a.jsonl, line 1: expected a JSON object"),
-        ("trainer_state.json", "{}", "expected trainer_state.json with a log_history"),
+        ("trainer_state.json", "{}", "expected rows, a log_history or lists of losses"),
         (
             "trainer_state.json",
             '{"log_history": [3]}',
-            "expected objects in log_history, got 3 at 1",
+            "expected rows, a log_history or lists of losses",
         ),
-        ("a.txt", "x", "expected .csv, .jsonl"),
+        ("a.txt", "x\n", "expected columns step and train_loss or val_loss, got 'x'"),
+        ("a.log", "a word\nand more\n", "expected columns step and train_loss"),
         ("a.wandb", "this is no run of theirs", "a.wandb: expected a W&B run"),
     ],
 )
@@ -311,7 +312,7 @@ def test_json_lines_at_once_are_the_lines_one_by_one(tmp_path, monkeypatch):
     """Arrow's reader gives what Python's gives: NaN, null, integers, measures under two names, rows
     of other things.
     """
-    from perplexity.monitor import readers
+    from perplexity.monitor.readers import json_text
 
     lines = []
     for step in range(900):
@@ -329,15 +330,15 @@ def test_json_lines_at_once_are_the_lines_one_by_one(tmp_path, monkeypatch):
     ]
     (tmp_path / "a.jsonl").write_text("\n".join(lines) + "\n")
     at_once = read_history(tmp_path / "a.jsonl")
-    monkeypatch.setattr(readers, "_json_table", lambda raw: None)
+    monkeypatch.setattr(json_text, "json_table", lambda raw: None)
     one_by_one = read_history(tmp_path / "a.jsonl")
     assert at_once.arrays()[0].tolist() == one_by_one.arrays()[0].tolist() == [*range(901), 902]
     assert np.array_equal(at_once.arrays()[1], one_by_one.arrays()[1], equal_nan=True)
     assert at_once.arrays()[1][-1] == 1.5
     assert at_once.events == one_by_one.events and at_once.notes == one_by_one.notes
     assert at_once.notes == [
-        "rows without a step are left out",
         "rows hold train_loss under more than one name: the first is read (--tag train_loss=NAME chooses)",
+        "rows without a step are left out",
     ]
 
 
@@ -356,9 +357,10 @@ def test_rows_without_a_step_are_said(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_text('{"loss": 9}\n{"step": 1, "loss": 3}\n')
     assert read_history(path).notes == ["rows without a step are left out"]
-    path.write_text('{"loss": 9}\n')
-    with pytest.raises(InputError, match="rows without a step are left out"):
-        read_history(path)
+    path.write_text('{"loss": 9}\n{"loss": 8}\n')
+    history = read_history(path)
+    assert history.arrays()[0].tolist() == [1, 2]
+    assert history.notes == ["no step was logged: rows with a loss are numbered"]
 
 
 @pytest.mark.parametrize("text", ['{"step": NaN, "loss": 3}', '{"step": 1e400, "loss": 3}'])
@@ -394,9 +396,9 @@ def test_losses_beyond_all_measure_and_one_step_for_all(tmp_path, recwarn):
         ({"loss_train": "loss", "loss_val": "loss"}, (2.0, 7.0)),  # what add_scalars makes
         (
             {"a/train": "loss", "b/train": "loss"},
-            "train_loss in 2 folders; name one of a/train, b/train",
+            "expected one run, got 2: a, b; --run NAME chooses one",
         ),
-        ({"a": "loss", "b": "loss"}, "train_loss in 2 folders"),
+        ({"a": "loss", "b": "loss"}, "expected one run, got 2: a, b"),
     ],
 )
 def test_tensorboard_folders_say_which_loss_it_is(tmp_path, writers, expected):
@@ -520,11 +522,11 @@ def test_a_tag_that_is_nowhere(tmp_path, kind):
 @pytest.mark.parametrize(
     ("text", "unit", "message"),
     [
-        ('{"step": 1, "loss": true}', "nats", "expected a number for train_loss, got True"),
+        ('{"step": 1, "loss": true}', "nats", "expected a number for loss, got True"),
         (
             '{"step": 1, "loss": 0}',
             "perplexity",
-            "expected perplexities above 0 for train_loss, got 0",
+            "expected perplexities above 0 for loss, got 0",
         ),
     ],
 )
@@ -534,5 +536,6 @@ def test_values_that_are_no_losses(tmp_path, text, unit, message):
         read_history(tmp_path / "a.jsonl", unit=unit)
     if unit == "perplexity":
         (tmp_path / "a.csv").write_text("step,loss\n1,5\n2,-3\n")
-        with pytest.raises(InputError, match="above 0 for train_loss, got -3"):
-            read_history(tmp_path / "a.csv", unit=unit)
+        history = read_history(tmp_path / "a.csv", unit=unit)
+        assert history.arrays()[1].tolist() == [pytest.approx(math.log(5))]
+        assert "above 0 for loss, got -3; 1 cell left out" in history.notes[0]

@@ -9,36 +9,44 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from ..errors import InputError, theirs
-from .history import History, Names
+from ...errors import InputError, theirs
+from ..names import Names
+from .cells import Log, Rows
 
 
-def read_wandb(path: Path, names: Names) -> History:
-    """The history of a run."""
+def read_wandb(path: Path, names: Names) -> tuple[str, Log]:
+    """Read an offline run.
+
+    Args:
+        path: The ``.wandb`` file.
+        names: What is read.
+
+    Returns:
+        The run's id (its file's name says it) and its log.
+
+    Raises:
+        InputError: wandb is absent, or the file is no run of it.
+    """
     try:
         from wandb.proto.wandb_internal_pb2 import Record  # type: ignore[attr-defined]  # protobuf makes it at run time
     except ImportError:
         raise InputError(f"{path}: needs wandb; install it beside fused-perplexity[monitor]")
-    history = History(str(path))
-    for data in _wandb_records(path, history):
+    log = Log(where="row")
+    rows = Rows(names)
+    for data in _wandb_records(path, log):
         record = Record()
         with theirs(f"{path}: expected W&B's records, got one that cannot be read"):
             record.ParseFromString(data)
         if record.WhichOneof("record_type") != "history":
             continue
         values = {
-            ".".join(item.nested_key) or item.key: item.value_json for item in record.history.item
+            ".".join(item.nested_key) or item.key: _json_number(item.value_json, path)
+            for item in record.history.item
         }
-        known = {
-            name: _json_number(value, path)
-            for name, value in values.items()
-            if name in names.measure
-        }
-        step, measures = names.row(known, str(path))
-        step = float(record.history.step.num) if step is None else step
-        if measures.keys() - {"seconds"}:  # which every row has
-            history.add(step, measures)
-    return history
+        values.setdefault("_step", float(record.history.step.num))
+        rows.add(values, len(rows.lines) + 1)
+    log.tables.append(rows.table())
+    return path.stem.removeprefix("run-"), log
 
 
 def _json_number(value: str, path: Path):
@@ -56,7 +64,7 @@ LOG_BLOCK, LOG_HEADER = 32_768, 7  # bytes; a record's header: checksum (4), len
 WHOLE, FIRST, MIDDLE, LAST = 1, 2, 3, 4
 
 
-def _wandb_records(path: Path, history: History) -> Iterator[bytes]:
+def _wandb_records(path: Path, log: Log) -> Iterator[bytes]:
     """Records of the log (leveldb/doc/log_format.md); a cut-off end is noted and left out."""
     raw = path.read_bytes()
     if raw[:4] != b":W&B":
@@ -81,6 +89,4 @@ def _wandb_records(path: Path, history: History) -> Iterator[bytes]:
         if kind in (WHOLE, LAST):
             yield b"".join(parts)
     if place < len(raw):
-        history.notes.append(
-            "the last record has no end (being written, or cut off) and is left out"
-        )
+        log.say("the last record has no end (being written, or cut off) and is left out")

@@ -1,0 +1,321 @@
+"""Console text: what programs print while they train, by a table of patterns.
+
+A line gives a row by the first pattern that it matches; else by its dict, as transformers prints
+one, or by its pairs of a name and a number (``step: 10  loss: 3.2``). A step, an epoch or a progress
+bar that stands alone holds for the lines below it.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from ...errors import InputError, check_encoding
+from ..names import MEASURES, Names, is_set, looks_like_loss
+from .cells import Log, Rows, number
+from .delimited import blocks_of_lines
+
+N = r"[-+]?(?:\d[\d,]*\.?\d*|\.\d+)(?:[eE][-+]?\d+)?|[-+]?(?:nan|inf(?:inity)?)\b"
+# (logger, regular expression). A group is named by the measure that it holds; VALUE stands for a
+# number. `set` is the validation set's name. Others than these are found by their names alone.
+PATTERNS: tuple[tuple[str, str], ...] = (
+    (
+        "Megatron-LM, NeMo, GPT-NeoX",
+        r"validation (?:loss|results) at iteration (?P<step>\d+).*?lm[ _]loss(?: value)?: (?P<val_loss>VALUE)",
+    ),
+    (
+        "Megatron-LM, by set",
+        r"validation loss at iteration (?P<step>\d+) on (?P<set>[\w -]+?) set.*?loss value: (?P<val_loss>VALUE)",
+    ),
+    (
+        "nanoGPT",
+        r"step (?P<step>\d+): train loss (?P<train_eval_loss>VALUE), val loss (?P<val_loss>VALUE)",
+    ),
+    ("llm.c, main.log", r"\bs:(?P<step>\d+) tel:(?P<val_loss>VALUE)"),
+    (
+        "llm.c, main.log",
+        r"\bs:(?P<step>\d+) trl:(?P<train_loss>VALUE)(?: lr:(?P<lr>VALUE))?(?: norm:(?P<grad_norm>VALUE))?",
+    ),
+    ("llm.c, main.log", r"\bs:\d+ eval:"),
+    ("build-nanogpt", r"^(?P<step>\d+) train (?P<train_loss>VALUE)$"),
+    ("build-nanogpt", r"^(?P<step>\d+) val (?P<val_loss>VALUE)$"),
+    ("torchtitan", r"\bvalidate step: *(?P<step>\d+) +loss: *(?P<val_loss>VALUE)"),
+    ("nanochat", r"Step (?P<step>\d+) \| Validation bpb: (?P<val_bpb>VALUE)"),
+    (
+        "Keras",
+        r"^(?P<progress_bar>\d+)/\d+ .*?- loss: (?P<train_loss>VALUE)(?:.*? - val_loss: (?P<val_loss>VALUE))",
+    ),
+)
+ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\x1b\][^\x07]*\x07")
+BAR = re.compile(r"(\d+)/(\d+) \[[\d:?]+<")
+DICT = re.compile(r"\{.*\}")
+PAIR = re.compile(
+    r"(?P<name>[A-Za-z_](?:[\w/.()@-]| (?=[A-Za-z(]))*?)(?:\s*[:=]+\s*|\s+)(?P<value>"
+    + N
+    + r")(?P<more>\s*/\s*\d+)?(?P<unit>[KMBTkm]\b|%|[A-Za-z]+)?"
+)
+VALIDATES = re.compile(
+    r"(?i)(?<![\w/])(?:val|valid|validat(?:ion|e|ing)|eval|evaluat(?:ion|e|ing))(?![\w/])"
+)
+# Words that may not be dropped from the front of a name.
+CHANGES = re.compile(
+    r"(?i)^(?:best|min|max|lowest|highest|last|prev(?:ious)?|initial|final|aux|target|moving|ema|smooth\w*|old|new|loss|kl|total|valid\w*|val|eval\w*|test|dev|reward|policy|value|mtp|z)$"
+)
+HEADING = re.compile(r"\[(?:step|batch)=(\d+)(?:/\d+)?")
+BATCH_HEADING = re.compile(r"\[epoch=(\d+)\]\[batch=(\d+)")
+PLAIN = {
+    "train": "train_loss",
+    "val": "val_loss",
+    "valid": "val_loss",
+    "trl": "train_loss",
+    "tel": "val_loss",
+}
+
+
+class ConsoleReader:
+    """Rows of console text, block by block.
+
+    Args:
+        names: What is read.
+        log: Takes the tables.
+        patterns: The user's own regular expressions, tried first; see ``compiled``.
+    """
+
+    def __init__(self, names: Names, log: Log, patterns: tuple[str, ...] = ()) -> None:
+        self.names, self.log = names, log
+        self.mine = [compiled(pattern) for pattern in patterns]
+        self.table = [
+            re.compile(pattern.replace("VALUE", N), re.IGNORECASE if "Step" in pattern else 0)
+            for _, pattern in PATTERNS
+        ]
+        self.line = 0
+        self.step: float | None = None
+        self.epoch: float | None = None
+        self.bars: dict[str, int] = {}  # a bar's length to where it was last
+        self.seen: set[str] = set()
+
+    def add(self, raw: bytes) -> None:
+        """Read whole lines.
+
+        Args:
+            raw: Ends with a line break.
+        """
+        rows = Rows(self.names)
+        lines = raw.decode(errors="replace").split("\n")
+        for line in lines[:-1] if raw.endswith(b"\n") else lines:
+            self.line += 1
+            if "\x1b" in line:
+                line = ANSI.sub("", line)
+            for part in line.split("\r") if "\r" in line else (line,):
+                if part.strip() and len(part) < 100_000:
+                    self._add_part(rows, part.strip())
+        if rows.lines:
+            self.log.tables.append(rows.table())
+
+    def _add_part(self, rows: Rows, text: str) -> None:
+        record = self._matched(text)
+        if record is None:
+            record = self._of_dict(text)
+        if record is None:
+            record = self._pairs(text)
+        if record:
+            rows.add(record, self.line)
+
+    def _matched(self, text: str) -> dict[str, Any] | None:
+        """Return the row of the first pattern that matches; {} for a line that holds none."""
+        for _mine, pattern in [*((True, p) for p in self.mine), *((False, p) for p in self.table)]:
+            if (found := pattern.search(text)) is None:
+                continue
+            record = {k: v for k, v in found.groupdict().items() if v is not None}
+            of = record.pop("set", None)
+            if of is not None and "val_loss" in record and of.strip().lower() != "validation":
+                record[f"val_loss/{of}"] = record.pop("val_loss")
+            if not record:
+                return {}
+            if "step" not in record and "progress_bar" not in record and self.step is not None:
+                record["step"] = self.step
+            elif "step" in record:
+                self.step = _value(record["step"])
+            return record
+        return None
+
+    def _of_dict(self, text: str) -> dict[str, Any] | None:
+        """Return the row of a dict in the line, as transformers prints it, or of JSON."""
+        if "{" not in text or (found := DICT.search(text)) is None or len(found[0]) > 20_000:
+            return None
+        inside = found[0]
+        try:
+            record = json.loads(inside)
+        except (ValueError, RecursionError):
+            try:
+                record = ast.literal_eval(re.sub(r"\b(nan|inf)\b(?!['\"])", r"'\1'", inside))
+            except (ValueError, SyntaxError, RecursionError, MemoryError):
+                return None
+        if not isinstance(record, dict) or not all(isinstance(name, str) for name in record):
+            return None
+        self._bar(text[: found.start()])
+        record = dict(record)
+        if not self._has_step(record):
+            if (at := HEADING.search(text)) is not None:
+                record["step"] = int(at[1])
+            elif (longest := max(self.bars, key=lambda of: int(of), default=None)) is not None:
+                record["progress_bar"] = self.bars[longest]
+        return record if any(self.names.reading(name) for name in record) else None
+
+    def _has_step(self, record: dict[str, Any]) -> bool:
+        found = (self.names.reading(name) for name in record)
+        return any(r is not None and r.measure == "step" and r.unit == "" for r in found)
+
+    def _bar(self, text: str) -> bool:
+        found = None
+        for found in BAR.finditer(text):
+            if len(found[2]) < 12:
+                self.bars[found[2]] = int(found[1])
+        return found is not None
+
+    def _pairs(self, text: str) -> dict[str, Any] | None:
+        """Return the row of a line's pairs of a name and a number, with a step from above."""
+        is_bar = "[" in text and self._bar(text)
+        if (heading := BATCH_HEADING.search(text)) is not None:
+            self.epoch, self.step = float(heading[1]), float(heading[2])
+        elif (heading := HEADING.search(text)) is not None:
+            self.step = float(heading[1])
+        found: dict[str, Any] = {}
+        losses = False
+        for pair in PAIR.finditer(text):
+            name = self._known(pair["name"])
+            if name is None:
+                spoken = pair["name"].split(" ")[-1]
+                if looks_like_loss(spoken):
+                    found.setdefault(spoken, pair["value"])
+                continue
+            reading = self.names.reading(name)
+            assert reading is not None
+            value: Any = pair["value"] + (pair["unit"] or "" if reading.measure == "tokens" else "")
+            is_loss = reading.measure in (
+                "train_loss",
+                "train_eval_loss",
+            ) or reading.measure.startswith("val_loss")
+            if is_loss and pair["unit"] and pair["unit"].lower() not in ("nats",):
+                continue  # a time, a share
+            losses |= is_loss
+            found.setdefault(name, value)
+        if not found:
+            return None
+        given = {r.measure + r.unit for n in found if (r := self.names.reading(n)) is not None}
+        if not losses:
+            for name in found:
+                r = self.names.reading(name)
+                if r is not None and r.measure == "step" and r.unit in ("", "epoch"):
+                    value = _value(found[name])
+                    if r.unit == "epoch":
+                        self.epoch = value
+                    elif not is_bar:
+                        self.step = value
+            return None
+        if VALIDATES.search(text) and not any(g.startswith("val_loss") for g in given):
+            found = {
+                f"val/{n}" if (r := self.names.reading(n)) and r.measure == "train_loss" else n: v
+                for n, v in found.items()
+            }
+        if "step" not in given:
+            bar = BAR.search(text)
+            if bar is not None:
+                found["progress_bar" if "stepepoch" not in given else "step"] = int(bar[1])
+            elif self.step is not None:
+                found["step"] = self.step
+        else:
+            self.step = next(
+                _value(found[n])
+                for n in found
+                if (r := self.names.reading(n)) and r.measure == "step" and r.unit == ""
+            )
+        if "stepepoch" not in given and self.epoch is not None:
+            found["epoch"] = self.epoch
+        return found
+
+    def _known(self, name: str) -> str | None:
+        """Return the longest end of a name that is a measure: "INFO train loss" is "train loss"."""
+        words = name.split(" ")
+        for place in range(len(words)):
+            end = " ".join(words[place:])
+            if self.names.reading(end) is not None:
+                return end
+            if place == len(words) - 1 and end.lower() in PLAIN:
+                return PLAIN[end.lower()]
+            if CHANGES.match(words[place]):
+                return None
+        return None
+
+
+def _value(text: Any) -> float | None:
+    try:
+        return number(text)
+    except ValueError:
+        return None
+
+
+def compiled(pattern: str) -> re.Pattern[str]:
+    r"""Return a user's pattern, checked.
+
+    Args:
+        pattern: A regular expression whose groups are named by measures: ``step``, ``train_loss``,
+            ``val_loss``, ``lr``, ...; ``set`` is a validation set's name.
+
+    Raises:
+        InputError: It is none, or has no group of that kind.
+
+    Example:
+        >>> compiled(r"at (?P<step>\d+): (?P<train_loss>\S+)").groupindex["step"]
+        1
+    """
+    allowed = (*MEASURES, "set", "epoch")
+    try:
+        made = re.compile(pattern)
+    except (re.error, RecursionError, OverflowError) as error:
+        raise InputError(f"--pattern: expected a regular expression, got {pattern!r:.80} ({error})")
+    wrong = [name for name in made.groupindex if name not in allowed and not is_set(name)]
+    if wrong or not set(made.groupindex) & {"train_loss", "val_loss", "train_eval_loss"}:
+        got = ", ".join(wrong) or "none of a loss"
+        raise InputError(
+            f"--pattern: expected groups named (?P<train_loss>...), (?P<val_loss>...), (?P<step>...) "
+            f"or another of {', '.join(allowed)}, got {got} in {pattern!r:.80}"
+        )
+    return made
+
+
+def read_console(
+    path: Path, names: Names, log: Log, patterns: tuple[str, ...] = ()
+) -> ConsoleReader:
+    """Read a file of console text.
+
+    Args:
+        path: The file.
+        names: What is read.
+        log: Takes what is found.
+        patterns: The user's own, see ``compiled``.
+
+    Returns:
+        The reader, which can go on with what is added to the file.
+
+    Raises:
+        InputError: It is empty, no text, or a pattern is none.
+    """
+    reader = ConsoleReader(names, log, patterns)
+    with path.open("rb") as file:
+        for place, raw in enumerate(blocks_of_lines(file)):
+            if place == 0:
+                if not raw.strip():
+                    raise InputError(f"{path}: expected a history, got an empty file")
+                check_encoding(str(path), raw)
+            if not raw.endswith(b"\n"):
+                end = raw.rfind(b"\n") + 1
+                if raw[end:].strip():
+                    log.say("the last line has no end (being written, or cut off) and is left out")
+                raw = raw[:end]
+            if raw:
+                reader.add(raw)
+    return reader
