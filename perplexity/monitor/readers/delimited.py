@@ -15,7 +15,7 @@ from ...errors import InputError, check_encoding
 from ..names import OF_RUN, Names, is_loss
 from .cells import RUN_NAMES, Log, Rows, Table, arrow_table, number
 
-BLOCK = 1 << 23  # bytes that are read at a time
+BLOCK = 1 << 22  # bytes that are read at a time
 LOOKED_AT = 100  # lines among which the header is looked for
 LEAST_BARE = 3  # lines of numbers that are a table without a header
 DELIMITERS = (",", "\t", ";", "|")
@@ -245,6 +245,7 @@ class TableReader:
                     null_values=EMPTY,
                     strings_can_be_null=False,
                 ),
+                memory_pool=pyarrow.system_memory_pool(),  # gives memory back, block by block
             )
         except pyarrow.ArrowException:
             return None
