@@ -45,7 +45,7 @@ SEPARATOR = r"[\s_/.:|-]"
 WORDS = {
     "train": "train(?:ing)?",
     "val": "(?:valid(?:ation)?|val|eval(?:uation)?|dev|held_?out)",
-    "loss": "(?:(?:lm_|ce_|xent_|token_)?loss|(?:language_)?cross_entropy(?:_loss)?)",
+    "loss": "(?:(?:lm_|ce_|xent_|token_)?loss(?:es)?|(?:language_)?cross_entropy(?:_loss)?)",
     "ppl": "(?:language_)?(?:ppl|perplexity)",
     "bpb": "(?:bpb|bits_per_byte)",
     "set": rf"{SEPARATOR}+(?P<set>\w[\w.+@ /-]*?){SEPARATOR}+",
@@ -164,7 +164,7 @@ TABLE: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ),
     ("val_loss", "nats", ("{val}_loss_step",)),
     ("val_loss", "perplexity", ("(?:metrics_)?{val}_{ppl}", "{ppl}_{val}")),
-    ("val_loss", "perplexity", ("metrics{set}{ppl}", "{val}{set}{ppl}")),
+    ("val_loss", "perplexity", ("{val}_lm{set}{ppl}", "metrics{set}{ppl}", "{val}{set}{ppl}")),
     ("val_loss", "bits per byte", ("{val}_{bpb}", "{bpb}_{val}")),
     ("val_loss", "bits per byte", ("{val}{set}{bpb}",)),
     (

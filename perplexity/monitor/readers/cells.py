@@ -302,7 +302,10 @@ def arrow_table(table, names: Names, first_line: int, lines: np.ndarray | None =
             coded = column.combine_chunks().dictionary_encode()
             if len(coded.dictionary) > 1 and not coded.indices.null_count:
                 of = np.array(coded.dictionary.to_pylist(), dtype=object)
-                runs, rank = of[np.array(coded.indices.to_pylist(), dtype=np.int64)], RUN_NAMES.index(name.lower())
+                runs, rank = (
+                    of[np.array(coded.indices.to_pylist(), dtype=np.int64)],
+                    RUN_NAMES.index(name.lower()),
+                )
             continue
         numeric = (
             pyarrow.types.is_integer(kind)

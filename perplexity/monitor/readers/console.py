@@ -18,17 +18,23 @@ from ..names import MEASURES, Names, is_set, looks_like_loss
 from .cells import Log, Rows, number
 from .delimited import blocks_of_lines
 
-N = r"[-+]?(?:\d[\d,]*\.?\d*|\.\d+)(?:[eE][-+]?\d+)?|[-+]?(?:nan|inf(?:inity)?)\b"
+N = (
+    r"[-+]?(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d+)?"
+    r"|[-+]?(?:nan|inf(?:inity)?)\b"
+)
 # (logger, regular expression). A group is named by the measure that it holds; VALUE stands for a
-# number. `set` is the validation set's name. Others than these are found by their names alone.
+# number. `set` is the validation set's name; a pattern without a group drops the line. What is not
+# here is found by its names alone.
 PATTERNS: tuple[tuple[str, str], ...] = (
     (
-        "Megatron-LM, NeMo, GPT-NeoX",
-        r"validation (?:loss|results) at iteration (?P<step>\d+).*?lm[ _]loss(?: value)?: (?P<val_loss>VALUE)",
+        "Megatron-LM, by set",
+        r"validation loss at iteration (?P<step>\d+) on (?P<set>[\w -]+?) set.*?"
+        r"lm loss value: (?P<val_loss>VALUE)",
     ),
     (
-        "Megatron-LM, by set",
-        r"validation loss at iteration (?P<step>\d+) on (?P<set>[\w -]+?) set.*?loss value: (?P<val_loss>VALUE)",
+        "Megatron-LM, NeMo, GPT-NeoX",
+        r"validation (?:loss|results) at iteration (?P<step>\d+).*?"
+        r"lm[ _]loss(?: value)?: (?P<val_loss>VALUE)",
     ),
     (
         "nanoGPT",
@@ -37,17 +43,23 @@ PATTERNS: tuple[tuple[str, str], ...] = (
     ("llm.c, main.log", r"\bs:(?P<step>\d+) tel:(?P<val_loss>VALUE)"),
     (
         "llm.c, main.log",
-        r"\bs:(?P<step>\d+) trl:(?P<train_loss>VALUE)(?: lr:(?P<lr>VALUE))?(?: norm:(?P<grad_norm>VALUE))?",
+        r"\bs:(?P<step>\d+) trl:(?P<train_loss>VALUE)(?: lr:(?P<lr>VALUE))?"
+        r"(?: norm:(?P<grad_norm>VALUE))?",
     ),
     ("llm.c, main.log", r"\bs:\d+ eval:"),
     ("build-nanogpt", r"^(?P<step>\d+) train (?P<train_loss>VALUE)$"),
     ("build-nanogpt", r"^(?P<step>\d+) val (?P<val_loss>VALUE)$"),
     ("torchtitan", r"\bvalidate step: *(?P<step>\d+) +loss: *(?P<val_loss>VALUE)"),
-    ("nanochat", r"Step (?P<step>\d+) \| Validation bpb: (?P<val_bpb>VALUE)"),
+    ("nanochat", r"\bStep (?P<step>\d+) \| Validation bpb: (?P<val_bpb>VALUE)"),
     (
-        "Keras",
-        r"^(?P<progress_bar>\d+)/\d+ .*?- loss: (?P<train_loss>VALUE)(?:.*? - val_loss: (?P<val_loss>VALUE))",
+        "Levanter",
+        r"Progress on: *train (?P<step>[\d.]+[kM]?)it/.*postfix: *loss=(?P<train_loss>VALUE)",
     ),
+    (
+        "Keras, at an epoch's end",
+        r"^(\d+)/\1 .*- loss: (?P<train_loss>VALUE)(?:.* - val_loss: (?P<val_loss>VALUE))?",
+    ),
+    ("Keras, within an epoch", r"^\d+/\d+ +[\[━].*- loss: VALUE"),
 )
 ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\x1b\][^\x07]*\x07")
 BAR = re.compile(r"(\d+)/(\d+) \[[\d:?]+<")
@@ -59,8 +71,12 @@ PAIR = re.compile(
 )
 VALIDATES = re.compile(
     r"(?i)(?<![\w/])(?:val|valid|validat(?:ion|e|ing)|eval|evaluat(?:ion|e|ing))(?![\w/])"
+    r"(?!\s*[:=]\s*(?:n/a|none|nan|-)\b)"
 )
-# Words that may not be dropped from the front of a name.
+FIRST_EVALUATION = re.compile(rf"(?i)^\W*(?:val|valid|validation|eval)[ _]loss:?\s+(?:{N})\W*$")
+CODE = re.compile(r"^\s*[\w.]+\s*(?:[-+*/]?=\s|:\s*\w+\s*=)")  # a program that a log begins with
+COMPOSER = re.compile(r"^(?:Train|Eval) (?=\w+/)")
+# A name's own words, which may not be dropped from its front.
 CHANGES = re.compile(
     r"(?i)^(?:best|min|max|lowest|highest|last|prev(?:ious)?|initial|final|aux|target|moving|ema|smooth\w*|old|new|loss|kl|total|valid\w*|val|eval\w*|test|dev|reward|policy|value|mtp|z)$"
 )
@@ -87,15 +103,12 @@ class ConsoleReader:
     def __init__(self, names: Names, log: Log, patterns: tuple[str, ...] = ()) -> None:
         self.names, self.log = names, log
         self.mine = [compiled(pattern) for pattern in patterns]
-        self.table = [
-            re.compile(pattern.replace("VALUE", N), re.IGNORECASE if "Step" in pattern else 0)
-            for _, pattern in PATTERNS
-        ]
+        self.table = [re.compile(pattern.replace("VALUE", f"(?:{N})")) for _, pattern in PATTERNS]
         self.line = 0
         self.step: float | None = None
         self.epoch: float | None = None
         self.bars: dict[str, int] = {}  # a bar's length to where it was last
-        self.seen: set[str] = set()
+        self.shown: dict[str, str] = {}  # the validation losses that a line of training repeats
 
     def add(self, raw: bytes) -> None:
         """Read whole lines.
@@ -119,8 +132,8 @@ class ConsoleReader:
         record = self._matched(text)
         if record is None:
             record = self._of_dict(text)
-        if record is None:
-            record = self._pairs(text)
+        if record is None and not CODE.match(text):
+            record = self._pairs(COMPOSER.sub("", text))
         if record:
             rows.add(record, self.line)
 
@@ -135,10 +148,12 @@ class ConsoleReader:
                 record[f"val_loss/{of}"] = record.pop("val_loss")
             if not record:
                 return {}
-            if "step" not in record and "progress_bar" not in record and self.step is not None:
-                record["step"] = self.step
-            elif "step" in record:
+            if "step" in record:
                 self.step = _value(record["step"])
+            elif self.step is not None:
+                record["step"] = self.step
+            elif self.epoch is not None:
+                record["epoch"] = self.epoch
             return record
         return None
 
@@ -227,6 +242,8 @@ class ConsoleReader:
                 found["progress_bar" if "stepepoch" not in given else "step"] = int(bar[1])
             elif self.step is not None:
                 found["step"] = self.step
+            elif FIRST_EVALUATION.match(text):
+                found["step"] = 0
         else:
             self.step = next(
                 _value(found[n])
@@ -235,6 +252,21 @@ class ConsoleReader:
             )
         if "stepepoch" not in given and self.epoch is not None:
             found["epoch"] = self.epoch
+        return self._fresh(found)
+
+    def _fresh(self, found: dict[str, Any]) -> dict[str, Any]:
+        """Return a row without the last evaluation's loss, which a line of training repeats."""
+        readings = {name: self.names.reading(name) for name in found}
+        measures = {reading.measure for reading in readings.values() if reading}
+        counted = "step" in measures and ("epoch" not in found or "step" in found)
+        if "train_loss" not in measures or not counted:
+            return found
+        for name, reading in readings.items():
+            if reading is not None and reading.measure.startswith("val_loss"):
+                repeated = self.shown.get(name) == found[name] and _value(found[name]) != 0
+                self.shown[name] = found[name]
+                if repeated:
+                    del found[name]
         return found
 
     def _known(self, name: str) -> str | None:
@@ -246,7 +278,7 @@ class ConsoleReader:
                 return end
             if place == len(words) - 1 and end.lower() in PLAIN:
                 return PLAIN[end.lower()]
-            if CHANGES.match(words[place]):
+            if "/" in words[place] or any(map(CHANGES.match, words[place].split("_"))):
                 return None
         return None
 
