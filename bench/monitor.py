@@ -22,18 +22,20 @@ from perplexity.monitor import Monitor, diagnose, read_history
 POINTS = 1_000_000
 
 
-def peak_mib(*arguments: str) -> float:
-    """High-water mark of a ``ppl`` process; a fresh image's own, which getrusage of a child is
-    not.
+def cost(*arguments: str) -> tuple[float, float]:
+    """Return the high-water mark of a ``ppl`` process in MiB, a fresh image's own, which getrusage
+    of a child is not, and its processor time in seconds.
     """
     code = "import sys; from perplexity.cli import main; from peak_memory import high_water; "
-    code += "main(sys.argv[1:]); print(high_water(), file=sys.stderr)"
+    code += "main(sys.argv[1:]); import time; "
+    code += "print(high_water(), time.process_time(), file=sys.stderr)"
     path = os.pathsep.join([str(SUPPORT), *sys.path])
     command = [sys.executable, "-c", code, *arguments]
     done = subprocess.run(
         command, check=True, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": path}
     )
-    return int(done.stderr.split()[-1]) / 2**20
+    peak, seconds = done.stderr.split()[-2:]
+    return int(peak) / 2**20, float(seconds)
 
 
 def main() -> None:
@@ -53,9 +55,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "run.csv"
         with path.open("w") as file:
-            file.write("step,train_loss,val_loss\n")
+            file.write("step,train_loss,val_loss,lr,grad_norm,tokens\n")
+            rest = lambda s: f"{3e-4 * (1 - s / POINTS):.6e},{0.5 + s % 7 / 10},{8192 * s}"  # noqa: E731
             file.writelines(
-                f"{s},{x:.5f},{f'{x:.5f}' if s % 1000 == 0 else ''}\n" for s, x in points
+                f"{s},{x:.5f},{f'{x:.5f}' if s % 1000 == 0 else ''},{rest(s)}\n" for s, x in points
             )
         few = Path(folder) / "few.csv"
         few.write_text("step,train_loss\n" + "".join(f"{s},{x:.5f}\n" for s, x in points[:1000]))
@@ -74,11 +77,11 @@ def main() -> None:
         begin = time.perf_counter()
         assert len(read_history(lines)) == len(history)
         read_lines = time.perf_counter() - begin
-        mib = {  # of the whole command, imports and all
-            "command_of_few_points_mib": peak_mib("monitor", str(few)),
-            "command_mib": peak_mib("monitor", str(path)),
-            "command_json_lines_mib": peak_mib("monitor", str(lines)),
-        }
+        costs = {}  # of the whole command, imports and all
+        for name, history_file in (("of_few_points", few), ("", path), ("json_lines", lines)):
+            mib, seconds = cost("monitor", str(history_file))
+            of = f"command_{name}".rstrip("_")
+            costs |= {f"{of}_mib": mib, f"{of}_processor_seconds": seconds}
     calls = losses[:200_000].tolist()
     monitor = Monitor()
     begin = time.perf_counter()
@@ -105,7 +108,7 @@ def main() -> None:
         read_seconds=read - start,
         judge_seconds=judged - read,
         json_lines_read_seconds=read_lines,
-        **mib,
+        **costs,
         log_microseconds=1e6 * log,
         log_with_validation_microseconds=1e6 * evaluation,
         diagnose_milliseconds=1e3 * sorted(updates)[len(updates) // 2],

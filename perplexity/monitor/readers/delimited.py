@@ -17,6 +17,7 @@ from .cells import RUN_NAMES, Log, Rows, Table, arrow_table, number
 
 BLOCK = 1 << 22  # bytes that are read at a time
 LOOKED_AT = 100  # lines among which the header is looked for
+LONGEST = 50_000  # characters of a header
 LEAST_BARE = 3  # lines of numbers that are a table without a header
 DELIMITERS = (",", "\t", ";", "|")
 BLANKS = ""  # any white space
@@ -132,6 +133,8 @@ class TableReader:
     def _header(self, line: str) -> tuple[list[str], str] | None:
         """Return a line's names and delimiter, if it is a header: two names or more, one known."""
         text = line.lstrip("# ")
+        if len(text) > LONGEST:
+            return None
         candidates = []
         for rank, delimiter in enumerate((*DELIMITERS, BLANKS)):
             found = _split(text, delimiter)
@@ -364,6 +367,8 @@ def _split(line: str, delimiter: str) -> list[str] | None:
         return line.split()
     if delimiter == "|":
         line = line.strip().strip("|")
+    if '"' not in line:
+        return line.split(delimiter)
     try:
         return next(csv.reader([line], delimiter=delimiter), [])
     except csv.Error:

@@ -174,7 +174,7 @@ def mlflow_metric(path: Path, name: str, names: Names) -> Table:
         names: What is read.
     """
     found = []
-    for count, line in enumerate(path.read_text(errors="replace").split("\n"), 1):
+    for count, line in enumerate(path.read_text(encoding="utf-8", errors="replace").split("\n"), 1):
         parts = line.split()
         if len(parts) in (2, 3) and parts[0].isdigit():
             found.append((int(parts[0]), count, parts))

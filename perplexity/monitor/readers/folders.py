@@ -173,7 +173,9 @@ def _mlruns(path: Path, names: Names) -> Logs:
         if log.tables and any(len(table) for table in log.tables):
             title = folder.parent / "tags" / "mlflow.runName"
             name = (
-                title.read_text(errors="replace").strip() if title.is_file() else folder.parent.name
+                title.read_text(encoding="utf-8", errors="replace").strip()
+                if title.is_file()
+                else folder.parent.name
             )
             logs[name if name not in logs else f"{name} ({folder.parent.name[:8]})"] = log
     return logs
