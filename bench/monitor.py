@@ -38,6 +38,11 @@ def cost(*arguments: str) -> tuple[float, float]:
     return int(peak) / 2**20, float(seconds)
 
 
+def peak_mib(*arguments: str) -> float:
+    """Return the high-water mark of a ``ppl`` process in MiB."""
+    return cost(*arguments)[0]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
@@ -66,7 +71,9 @@ def main() -> None:
         with lines.open("w") as file:
             val = lambda s, x: f', "val_loss": {x:.5f}' if s % 1000 == 0 else ""  # noqa: E731
             file.writelines(
-                f'{{"step": {s}, "train_loss": {x:.5f}{val(s, x)}}}\n' for s, x in points
+                f'{{"step": {s}, "train_loss": {x:.5f}{val(s, x)}, "lr": {3e-4 * (1 - s / POINTS):.6e}, '
+                f'"grad_norm": {0.5 + s % 7 / 10}, "tokens": {8192 * s}}}\n'
+                for s, x in points
             )
         del points
         start = time.perf_counter()

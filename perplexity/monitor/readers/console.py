@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import InputError, check_encoding
-from ..names import MEASURES, Names, is_loss, is_set, looks_like_loss
+from ..names import MEASURES, SET, Names, is_loss, is_set, looks_like_loss
 from .cells import Log, Rows, number
 from .delimited import blocks_of_lines
 
@@ -209,63 +209,56 @@ class ConsoleReader:
     def _pairs(self, text: str) -> dict[str, Any] | None:
         """Return the row of a line's pairs of a name and a number, with a step from above."""
         is_bar = "<" in text and self._bar(text)
-        if "=" not in text or "[" not in text:
-            pass
-        elif (heading := BATCH_HEADING.search(text)) is not None:
+        self._headings(text)
+        found: dict[str, Any] = {}
+        kinds: dict[str, str] = {}  # measure and unit to the name
+        for name, number, unit in self._named(text):
+            reading = self.names.reading(name)
+            if reading is None:  # looks like a loss
+                found.setdefault(name, number)
+                continue
+            if is_loss(reading.measure) and unit and unit.lower() != "nats":
+                continue  # a time, a share
+            found.setdefault(name, number + unit if reading.measure == "tokens" else number)
+            kinds.setdefault(f"{reading.measure} {reading.unit}".strip(), name)
+        step, epoch = kinds.get("step"), kinds.get("step epoch")
+        if not any(is_loss(kind.split(" ")[0]) or kind.startswith(SET) for kind in kinds):
+            if epoch is not None:
+                self.epoch = _value(found[epoch])
+            if step is not None and not is_bar:
+                self.step = _value(found[step])
+            return None
+        if not any(kind.startswith("val_loss") for kind in kinds) and _validates(text):
+            found = self._of_validation(found)
+        if step is not None:
+            self.step = _value(found[step])
+        elif is_bar and (bar := BAR.search(text)) is not None:
+            found["progress_bar" if epoch is None else "step"] = int(bar[1])
+        elif self.step is not None:
+            found["step"] = self.step
+        elif FIRST_EVALUATION.match(text):
+            found["step"] = 0
+        if epoch is None and self.epoch is not None:
+            found["epoch"] = self.epoch
+        return self._fresh(found)
+
+    def _headings(self, text: str) -> None:
+        """Take the step of a heading such as ``[step=10/400,epoch=1]`` or ``[epoch=1][batch=3]``."""
+        if "[" not in text or "=" not in text:
+            return
+        if (heading := BATCH_HEADING.search(text)) is not None:
             self.epoch, self.step = float(heading[1]), float(heading[2])
         elif (heading := HEADING.search(text)) is not None:
             self.step = float(heading[1])
-        found: dict[str, Any] = {}
-        losses = False
-        for name, value, unit in self._named(text):
+
+    def _of_validation(self, found: dict[str, Any]) -> dict[str, Any]:
+        """Return a row whose plain loss is one of validation, as its line says."""
+        made = {}
+        for name, value in found.items():
             reading = self.names.reading(name)
-            if reading is None:  # looks like a loss
-                found.setdefault(name, value)
-                continue
-            if is_loss(reading.measure):
-                if unit and unit.lower() != "nats":
-                    continue  # a time, a share
-                losses = True
-            found.setdefault(name, value + unit if reading.measure == "tokens" else value)
-        if not found:
-            return None
-        given = {r.measure + r.unit for n in found if (r := self.names.reading(n)) is not None}
-        if not losses:
-            for name in found:
-                r = self.names.reading(name)
-                if r is not None and r.measure == "step" and r.unit in ("", "epoch"):
-                    value = _value(found[name])
-                    if r.unit == "epoch":
-                        self.epoch = value
-                    elif not is_bar:
-                        self.step = value
-            return None
-        if (
-            "val" in text.lower()
-            and VALIDATES.search(text)
-            and not any(g.startswith("val_loss") for g in given)
-        ):
-            found = {
-                f"val/{n}" if (r := self.names.reading(n)) and r.measure == "train_loss" else n: v
-                for n, v in found.items()
-            }
-        if "step" not in given:
-            bar = BAR.search(text)
-            if bar is not None:
-                found["progress_bar" if "stepepoch" not in given else "step"] = int(bar[1])
-            elif self.step is not None:
-                found["step"] = self.step
-            elif FIRST_EVALUATION.match(text):
-                found["step"] = 0
-        else:
-            self.step = next(
-                _value(found[n])
-                for n in found
-                if (r := self.names.reading(n)) and r.measure == "step" and r.unit == ""
-            )
-        if "stepepoch" not in given and self.epoch is not None:
-            found["epoch"] = self.epoch
-        return self._fresh(found)
+            plain = reading is not None and reading.measure == "train_loss"
+            made[f"val/{name}" if plain else name] = value
+        return made
 
     def _fresh(self, found: dict[str, Any]) -> dict[str, Any]:
         """Return a row without the last evaluation's loss, which a line of training repeats."""
@@ -322,6 +315,10 @@ class ConsoleReader:
             if "/" in words[place] or any(map(CHANGES.match, words[place].split("_"))):
                 return None
         return None
+
+
+def _validates(text: str) -> bool:
+    return "val" in text.lower() and VALIDATES.search(text) is not None
 
 
 def _value(text: Any) -> float | None:
