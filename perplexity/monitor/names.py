@@ -228,7 +228,8 @@ NO_SET = re.compile(
     r"(?i)(?:^|[\W_])(?:aux|auxiliary|kl|kld|z|router|balanc\w*|moe|mtp|rewards?|value|vf|policy|pg|critic|"
     r"actor|entropy|regulari[sz]ation|reg|best|min|max|lowest|highest|smooth\w*|ema|std|var|delta|"
     r"downstream|step|scale|vs|samples|macro|micro|mean|avg|total|train|training|ppl|perplexity|"
-    r"dpo|sft|distill\w*|contrastive|commit\w*|recon\w*|mse|l1|l2|hinge|weighted)(?:$|[\W_])"
+    r"every|freq\w*|interval|steps|iters?|batch(?:es|_?size)?|size|patience|weight|coef\w*|tokens|"
+    r"time|seconds|limit|threshold|improve\w*|dpo|sft|distill\w*|contrastive|commit\w*|recon\w*|mse|l1|l2|hinge|weighted)(?:$|[\W_])"
 )
 # Names that look like losses; those after `but` are no loss of their own.
 LOOKS_LIKE = re.compile(

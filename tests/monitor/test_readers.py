@@ -297,6 +297,24 @@ FILES = [
         {"": [3.1]},
         [1, 2, 3],
     ),
+    (
+        "steps without a name",
+        "a.log",
+        lines("177614235N.542 N000/20000 train_loss: X train_time: 0.1m tok/s: 8000")
+        + "1776143229.403 3000/20000 val_loss: 3.1 val_bpb: 1.1\n"
+        "1776143355.743 diagnostic quantized val_loss:3.5 val_bpb:1.2 eval_time:6424ms\n",
+        TRAIN,
+        {"": [3.1]},
+        [1000, 2000, 3000],
+    ),
+    (
+        "counts in brackets",
+        "a.log",
+        lines("Train: 0 [  N0/400 (  2%)]  Loss: X  LR: 1e-4"),
+        TRAIN,
+        {},
+        [10, 20, 30],
+    ),
     # --- tables
     (
         "transformers in a notebook",
@@ -796,6 +814,9 @@ def test_ranks_that_write_one_file(tmp_path):
     history = read_history(path)
     assert "2 writers of one run" in history.notes[0]
     assert history.digest().restarts_seen == 0 and len(history.train_step) == 102
+    runs = [(step, 3 - step / 1000) for _ in range(20) for step in range(0, 360, 10)]
+    path.write_text("step,val_loss\n" + "".join(f"{step},{loss}\n" for step, loss in runs))
+    assert read_history(path).notes == []  # 20 runs behind each other
 
 
 def test_bits_per_byte(tmp_path):

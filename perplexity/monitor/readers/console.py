@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import InputError, check_encoding
-from ..names import MEASURES, SET, Names, is_loss, is_set, looks_like_loss
+from ..names import MEASURES, Names, is_loss, is_set, looks_like_loss
 from .cells import Log, Rows, number
 from .delimited import blocks_of_lines
 
@@ -64,6 +64,8 @@ PATTERNS: tuple[tuple[str, str], ...] = (
 )
 ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\x1b\][^\x07]*\x07")
 BAR = re.compile(r"(\d+)/(\d+) \[[\d:?]+<")
+# A count at the front of a line, or in brackets: 10/400, [10/400], [ 10/400 (2%)].
+OF_ALL = re.compile(r"(?:^(?:[\d.:-]+ )?|\[\s*)(\d+)/\d+(?=[\s\]):,|])")
 DICT = re.compile(r"\{.*\}")
 # Without one of these a line, in lower case, holds neither a step nor a loss; without one of the
 # second kind, or a digit at its front, no pattern of the table. Looked for as text: a line costs
@@ -119,6 +121,7 @@ class ConsoleReader:
         self.epoch: float | None = None
         self.bars: dict[str, int] = {}  # a bar's length to where it was last
         self.known: dict[str, str | None] = {}  # text before a number to the name in it
+        self.own: set[str] = set()  # measures that came with a step on their line
         self.shown: dict[str, str] = {}  # the validation losses that a line of training repeats
 
     def add(self, raw: bytes) -> None:
@@ -165,6 +168,7 @@ class ConsoleReader:
                 return {}
             if "step" in record:
                 self.step = _value(record["step"])
+                self.own |= record.keys()
             elif self.step is not None:
                 record["step"] = self.step
             elif self.epoch is not None:
@@ -212,28 +216,35 @@ class ConsoleReader:
         self._headings(text)
         found: dict[str, Any] = {}
         kinds: dict[str, str] = {}  # measure and unit to the name
-        for name, number, unit in self._named(text):
+        losses: set[str] = set()
+        for name, shown, unit in self._named(text):
             reading = self.names.reading(name)
             if reading is None:  # looks like a loss
-                found.setdefault(name, number)
+                found.setdefault(name, shown)
                 continue
             if is_loss(reading.measure) and unit and unit.lower() != "nats":
                 continue  # a time, a share
-            found.setdefault(name, number + unit if reading.measure == "tokens" else number)
+            found.setdefault(name, shown + unit if reading.measure == "tokens" else shown)
+            if is_loss(reading.measure):
+                losses.add(reading.measure)
             kinds.setdefault(f"{reading.measure} {reading.unit}".strip(), name)
         step, epoch = kinds.get("step"), kinds.get("step epoch")
-        if not any(is_loss(kind.split(" ")[0]) or kind.startswith(SET) for kind in kinds):
+        if not losses:
             if epoch is not None:
                 self.epoch = _value(found[epoch])
             if step is not None and not is_bar:
                 self.step = _value(found[step])
             return None
-        if not any(kind.startswith("val_loss") for kind in kinds) and _validates(text):
-            found = self._of_validation(found)
+        if losses == {"train_loss"} and _validates(text):
+            found, losses = self._of_validation(found), {"val_loss"}
         if step is not None:
             self.step = _value(found[step])
-        elif is_bar and (bar := BAR.search(text)) is not None:
-            found["progress_bar" if epoch is None else "step"] = int(bar[1])
+            self.own |= losses
+        elif self.own & losses and not is_bar and not OF_ALL.search(text):
+            return None  # a summary: the losses of this program have a step of their own
+        elif (bar := (BAR if is_bar else OF_ALL).search(text)) is not None:
+            found["progress_bar" if is_bar and epoch is None else "step"] = int(bar[1])
+            self.own |= losses
         elif self.step is not None:
             found["step"] = self.step
         elif FIRST_EVALUATION.match(text):
@@ -287,7 +298,10 @@ class ConsoleReader:
                 if len(self.known) > MOST_NAMES:
                     self.known.clear()
                 self.known[before] = self._name(before)
-            if (name := self.known[before]) is not None:
+            name = self.known[before]
+            if name in PLAIN and "." in found["value"]:  # a whole number is a count
+                name = PLAIN[name]
+            if name is not None and name not in PLAIN:
                 yield name, found["value"], found["unit"] or ""
 
     def _name(self, before: str) -> str | None:
@@ -311,10 +325,33 @@ class ConsoleReader:
             if self.names.reading(end) is not None:
                 return end
             if place == len(words) - 1 and end.lower() in PLAIN:
-                return PLAIN[end.lower()]
+                return end.lower()
             if "/" in words[place] or any(map(CHANGES.match, words[place].split("_"))):
                 return None
         return None
+
+
+def is_whole(raw: bytes) -> bool:
+    """Return whether a last line without a line break looks whole: as a line before it but for the
+    digits, and with as many of these at its end.
+
+    Args:
+        raw: A file, or its end.
+
+    Example:
+        >>> is_whole(b"s:1 trl:3.51\\ns:2 trl:3.25"), is_whole(b"s:1 trl:3.51\\ns:2 trl:3.2")
+        (True, False)
+    """
+    *before, last = raw[-65_536:].split(b"\n")
+    if not last.strip():
+        return False
+    wanted = _shape(last)
+    return any(_shape(line) == wanted for line in before[-200:])
+
+
+def _shape(line: bytes) -> tuple[bytes, int]:
+    end = len(line) - len(line.rstrip(b"0123456789"))
+    return re.sub(rb"\d+", b"0", line), end
 
 
 def _validates(text: str) -> bool:
@@ -383,9 +420,14 @@ def read_console(
                 check_encoding(str(path), raw)
             if not raw.endswith(b"\n"):
                 end = raw.rfind(b"\n") + 1
-                if raw[end:].strip():
-                    log.say("the last line has no end (being written, or cut off) and is left out")
-                raw = raw[:end]
+                if is_whole(raw):
+                    raw += b"\n"
+                else:
+                    if raw[end:].strip():
+                        log.say(
+                            "the last line has no end (being written, or cut off) and is left out"
+                        )
+                    raw = raw[:end]
             if raw:
                 reader.add(raw)
     return reader

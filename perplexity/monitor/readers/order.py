@@ -173,9 +173,8 @@ def _writers(steps: np.ndarray) -> int:
     same = np.diff(steps[ordered]) == 0
     distance = np.median(np.diff(ordered)[same])
     back = int((np.diff(steps) < 0).sum())
-    if distance <= count or (back >= 3 and back >= 0.2 * len(each)):
-        return count
-    return 1
+    # Runs behind each other go back once a run.
+    return count if distance <= count or back >= 3 * count else 1
 
 
 def _sort(history: History) -> None:
