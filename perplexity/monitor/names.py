@@ -86,7 +86,7 @@ TABLE: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     # Where no row has a step: a progress bar's count, an epoch, an index without a name.
     ("step", "progress", ("progress_bar",)),
     ("step", "batch", ("batch(?:_idx|_num|_number)?", "{train}_batch(?:_idx)?")),
-    ("step", "epoch", ("epochs?", "{train}_epoch", "trainer_epoch", "epoch_num")),
+    ("step", "epoch", ("epochs?", "ep", "{train}_epoch", "trainer_epoch", "epoch_num")),
     ("step", "index", ("index", "unnamed_0")),
     (
         "train_loss",

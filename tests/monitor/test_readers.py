@@ -315,6 +315,56 @@ FILES = [
         {},
         [10, 20, 30],
     ),
+    (
+        "PyTorch's language model",
+        "a.log",
+        "".join(
+            f"| epoch   {epoch} |   {n}00/ 500 batches | lr 20.00 | ms/batch 1.2 | loss {loss} | ppl 9.0\n"
+            + (
+                f"----\n| end of epoch   {epoch} | time: 1.2s | valid loss {loss} | valid ppl 9\n"
+                if n == 2
+                else ""
+            )
+            for epoch, n, loss in ((1, 1, 3.5), (1, 2, 3.25), (2, 1, 3.0), (2, 2, 2.75))
+        ),
+        [3.5, 3.25, 3.0, 2.75],
+        {"": [3.25, 2.75]},
+        [100, 200, 300, 400],
+    ),
+    (
+        "batches of an epoch",
+        "a.log",
+        "".join(
+            f"ep: {ep}, batch: {n}, time: 9.17, loss: {4 - ep / 2 - n / 80}\n"
+            for ep in (0, 1)
+            for n in (20, 40)
+        ),
+        [3.75, 3.5, 3.25, 3.0],
+        {},
+        [20, 40, 60, 80],
+    ),
+    (
+        "MLX",
+        "a.log",
+        "Iter 1: Val loss 3.6, Val took 0.010s\n"
+        + lines(
+            "Iter N: Train loss X, Learning Rate 1.000e-05, It/sec 1.2, Trained Tokens 123, Peak mem 3.2 GB"
+        ),
+        TRAIN,
+        {"": [3.6]},
+        [1, 2, 3],
+    ),
+    (
+        "BigScience's Megatron",
+        "a.log",
+        lines(
+            "[default7]: iteration  N/  115311 | consumed tokens: 8192 | lm loss: X | grad norm: 0.1 |"
+        )
+        + "[default7]:valid loss at iteration 3 | lm loss value: 3.1E+00 | lm loss PPL: 1E+01 |\n",
+        TRAIN,
+        {"": [3.1]},
+        [1, 2, 3],
+    ),
     # --- tables
     (
         "transformers in a notebook",

@@ -34,7 +34,7 @@ PATTERNS: tuple[tuple[str, str], ...] = (
     ),
     (
         "Megatron-LM, NeMo, GPT-NeoX",
-        r"validation (?:loss|results) at iteration (?P<step>\d+).*?"
+        r"valid(?:ation)? (?:loss|results) at iteration (?P<step>\d+).*?"
         r"lm[ _]loss(?: value)?: (?P<val_loss>VALUE)",
     ),
     (
@@ -64,8 +64,8 @@ PATTERNS: tuple[tuple[str, str], ...] = (
 )
 ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\x1b\][^\x07]*\x07")
 BAR = re.compile(r"(\d+)/(\d+) \[[\d:?]+<")
-# A count at the front of a line, or in brackets: 10/400, [10/400], [ 10/400 (2%)].
-OF_ALL = re.compile(r"(?:^(?:[\d.:-]+ )?|\[\s*)(\d+)/\d+(?=[\s\]):,|])")
+# A count at the front of a line, or behind a bracket or a bar: 10/400, [ 10/400 (2%)], | 10/ 400 |.
+OF_ALL = re.compile(r"(?:^(?:[\d.:-]+ )?|[\[|]\s*)(\d+)/ *\d+(?=[\s\]):,|])")
 DICT = re.compile(r"\{.*\}")
 # Without one of these a line, in lower case, holds neither a step nor a loss; without one of the
 # second kind, or a digit at its front, no pattern of the table. Looked for as text: a line costs
@@ -74,7 +74,16 @@ SPEAKS = (
     *("loss", "entropy", "ppl", "perplexity", "bpb", "bits", "step", "iter", "epoch", "batch"),
     *("update", "train", "val", "trl:", "tel:", "it/s"),
 )
-SPECIAL = ("validation ", "train loss", " trl:", " tel:", " eval:", "validate step", "progress on")
+SPECIAL = (
+    "validation ",
+    "valid loss",
+    "train loss",
+    " trl:",
+    " tel:",
+    " eval:",
+    "validate step",
+    "progress on",
+)
 NUMBER = re.compile(rf"(?<![\w.(-])(?P<value>{N})(?:\s*/\s*\d+)?(?P<unit>[KMBTkm]\b|%|[A-Za-z]+)?")
 BETWEEN = re.compile(r"[|,;:\[\]{}\t<>]|  +| - ")
 WORD = re.compile(r"[A-Za-z_(][\w/.()@-]*")
@@ -120,6 +129,7 @@ class ConsoleReader:
         self.step: float | None = None
         self.epoch: float | None = None
         self.bars: dict[str, int] = {}  # a bar's length to where it was last
+        self.bar: int | None = None  # the count of the last line that was a bar and held a loss
         self.known: dict[str, str | None] = {}  # text before a number to the name in it
         self.own: set[str] = set()  # measures that came with a step on their line
         self.shown: dict[str, str] = {}  # the validation losses that a line of training repeats
@@ -243,10 +253,15 @@ class ConsoleReader:
         elif self.own & losses and not is_bar and not OF_ALL.search(text):
             return None  # a summary: the losses of this program have a step of their own
         elif (bar := (BAR if is_bar else OF_ALL).search(text)) is not None:
-            found["progress_bar" if is_bar and epoch is None else "step"] = int(bar[1])
+            if is_bar and epoch is None:
+                found["progress_bar"] = self.bar = int(bar[1])
+            else:
+                found["step"] = self.step = float(bar[1])
             self.own |= losses
         elif self.step is not None:
             found["step"] = self.step
+        elif self.bar is not None:
+            found["progress_bar"] = self.bar
         elif FIRST_EVALUATION.match(text):
             found["step"] = 0
         if epoch is None and self.epoch is not None:

@@ -36,7 +36,9 @@ def continued_over_epochs(
     back = np.flatnonzero(np.diff(here) < 0) + 1
     if not len(back) or not np.array_equal(back, np.flatnonzero(np.diff(whole) > 0) + 1):
         return steps
-    if here[back].max() > 0.25 * here.max():  # not the beginning of an epoch
+    rise = np.diff(here)
+    stride = float(np.median(rise[rise > 0])) if (rise > 0).any() else 0.0
+    if here[back].max() > here[0] + stride:  # not the beginning of an epoch
         return steps
     first = 1 if here.min() < 1 else 0
     made, offset, begin = steps.copy(), 0.0, 0
