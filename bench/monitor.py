@@ -23,19 +23,27 @@ from perplexity.monitor import Monitor, diagnose, read_history
 POINTS = 1_000_000
 
 
-def peak_mib(*arguments: str) -> float:
-    """Run ``ppl`` and return the high-water mark of its memory, which it reads from its own status.
+def cost(*arguments: str) -> tuple[float, float]:
+    """Return the high-water mark of a ``ppl`` process in MiB and its processor time in seconds.
 
-    getrusage would count the memory of this process before the child's start, too.
+    The process reads the mark from its own status: getrusage would count the memory of this
+    process before the child's start, too.
     """
     code = "import sys; from perplexity.cli import main; from peak_memory import high_water; "
-    code += "main(sys.argv[1:]); print(high_water(), file=sys.stderr)"
+    code += "main(sys.argv[1:]); import time; "
+    code += "print(high_water(), time.process_time(), file=sys.stderr)"
     path = os.pathsep.join([str(SUPPORT), *sys.path])
     command = [sys.executable, "-c", code, *arguments]
     done = subprocess.run(
         command, check=True, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": path}
     )
-    return int(done.stderr.split()[-1]) / 2**20
+    peak, seconds = done.stderr.split()[-2:]
+    return int(peak) / 2**20, float(seconds)
+
+
+def peak_mib(*arguments: str) -> float:
+    """Return the high-water mark of a ``ppl`` process in MiB."""
+    return cost(*arguments)[0]
 
 
 def main() -> None:
@@ -55,9 +63,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "run.csv"
         with path.open("w") as file:
-            file.write("step,train_loss,val_loss\n")
+            file.write("step,train_loss,val_loss,lr,grad_norm,tokens\n")
+            rest = lambda s: f"{3e-4 * (1 - s / POINTS):.6e},{0.5 + s % 7 / 10},{8192 * s}"  # noqa: E731
             file.writelines(
-                f"{s},{x:.5f},{f'{x:.5f}' if s % 1000 == 0 else ''}\n" for s, x in points
+                f"{s},{x:.5f},{f'{x:.5f}' if s % 1000 == 0 else ''},{rest(s)}\n" for s, x in points
             )
         few = Path(folder) / "few.csv"
         few.write_text("step,train_loss\n" + "".join(f"{s},{x:.5f}\n" for s, x in points[:1000]))
@@ -65,7 +74,9 @@ def main() -> None:
         with lines.open("w") as file:
             val = lambda s, x: f', "val_loss": {x:.5f}' if s % 1000 == 0 else ""  # noqa: E731
             file.writelines(
-                f'{{"step": {s}, "train_loss": {x:.5f}{val(s, x)}}}\n' for s, x in points
+                f'{{"step": {s}, "train_loss": {x:.5f}{val(s, x)}, "lr": {3e-4 * (1 - s / POINTS):.6e}, '
+                f'"grad_norm": {0.5 + s % 7 / 10}, "tokens": {8192 * s}}}\n'
+                for s, x in points
             )
         del points
         start = time.perf_counter()
@@ -76,11 +87,11 @@ def main() -> None:
         begin = time.perf_counter()
         assert len(read_history(lines)) == len(history)
         read_lines = time.perf_counter() - begin
-        mib = {  # of the whole command, its imports included
-            "command_of_few_points_mib": peak_mib("monitor", str(few)),
-            "command_mib": peak_mib("monitor", str(path)),
-            "command_json_lines_mib": peak_mib("monitor", str(lines)),
-        }
+        costs = {}  # of the whole command, imports and all
+        for name, history_file in (("of_few_points", few), ("", path), ("json_lines", lines)):
+            mib, seconds = cost("monitor", str(history_file))
+            of = f"command_{name}".rstrip("_")
+            costs |= {f"{of}_mib": mib, f"{of}_processor_seconds": seconds}
     calls = losses[:200_000].tolist()
     monitor = Monitor()
     begin = time.perf_counter()
@@ -107,7 +118,7 @@ def main() -> None:
         read_seconds=read - start,
         judge_seconds=judged - read,
         json_lines_read_seconds=read_lines,
-        **mib,
+        **costs,
         log_microseconds=1e6 * log,
         log_with_validation_microseconds=1e6 * evaluation,
         diagnose_milliseconds=1e3 * sorted(updates)[len(updates) // 2],

@@ -10,7 +10,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ..errors import InputError, theirs
+from ..errors import InputError, theirs, visible
 from ..files import check_outputs
 from . import tables
 from .extras import needs
@@ -34,11 +34,13 @@ class Options:
     """what the loss curves of a training run mean"""
 
     history: str = argument(
-        ".csv, .jsonl, trainer_state.json, a TensorBoard folder or a W&B offline run (.wandb)"
+        "a training log: a table, JSON, console text, a TensorBoard, W&B, MLflow, trackio, DVCLive "
+        "or Lightning file or folder"
     )
     curves: Curves = part(Curves)
     json: str | None = option("write verdict, score and findings to this file", metavar="OUT")
     fail_on: str | None = option(FAIL_ON_HELP, choices=SEVERITIES)
+    all: bool = option("judge each of several runs in the file or folder", False)
     follow: bool = option("go on reading as the file grows, until interrupted", False)
     interval: float = option("seconds between looks with --follow (%(default)g)", 5.0, metavar="S")
     polls: int | None = option("end --follow after so many looks", metavar="N")
@@ -53,6 +55,8 @@ def run(options: Options) -> int:
     from ..monitor import diagnose
 
     _check(options)
+    if options.all:
+        return _judge_all(options)
     if options.follow:
         diagnosis = _follow(options)
     else:
@@ -65,9 +69,38 @@ def run(options: Options) -> int:
     return int(diagnosis.fails(options.fail_on))
 
 
+def _judge_all(options: Options) -> int:
+    """Diagnose every run, print a verdict for each, and write ``{"runs": [...]}``."""
+    import json
+
+    from ..files import write_text
+    from ..monitor import diagnose
+
+    runs, failed = [], False
+    for name, history in options.curves.read_all(options.history).items():
+        diagnosis = diagnose(history.digest(), **options.curves.judged(), notes=history.notes)
+        failed |= diagnosis.fails(options.fail_on)
+        runs.append({"run": name, **json.loads(diagnosis.to_json())})
+        line = tables.plain(f"{name or visible(options.history)}: ")
+        line.append_text(tables.verdict(diagnosis.verdict, diagnosis.health_score))
+        if diagnosis.last_step is not None:
+            line.append(f"  step {diagnosis.last_step:,.0f}")
+        parts: list = [line]
+        if diagnosis.findings:
+            parts.append(tables.findings(diagnosis.findings, with_steps=True))
+        tables.console().print(tables.stacked(*parts, *tables.notes(diagnosis.notes)))
+    if options.json:
+        write_text(options.json, json.dumps({"runs": runs}, indent=2) + "\n")
+    return int(failed)
+
+
 def _check(options: Options) -> None:
     from ..monitor.readers import history_files
 
+    if options.all and options.follow:
+        raise InputError("--all: expected without --follow, which follows one run (--run NAME)")
+    if options.all and options.curves.run is not None:
+        raise InputError("--all: expected without --run, which chooses one")
     options.curves.how()  # a bad --tag comes before an output that is an input
     check_outputs({"--json": options.json}, history_files(options.history))
     for name, value in (("total_steps", options.curves.total_steps), ("polls", options.polls)):

@@ -6,6 +6,7 @@ read is said in ``notes``.
 
 from __future__ import annotations
 
+import math
 from array import array
 
 import numpy as np
@@ -155,7 +156,9 @@ def feed(
     events = history.events[events_from:]
     beside = _beside(events)
     for number, (at, step, name, value) in enumerate(events):
-        if at > place:
+        # A finite measure beside the losses changes nothing of theirs: blocks of these stay whole.
+        of_evaluation = is_set(name) or name in ("val_loss", "eval_seconds", "train_eval_loss")
+        if at > place and (of_evaluation or not math.isfinite(value)):
             digest.train_many(steps[place:at], losses[place:at])
             place = at
         if name == "val_loss":

@@ -45,7 +45,7 @@ SEPARATOR = r"[\s_/.:|-]"
 WORDS = {
     "train": "train(?:ing)?",
     "val": "(?:valid(?:ation)?|val|eval(?:uation)?|dev|held_?out)",
-    "loss": "(?:(?:lm_|ce_|xent_|token_)?loss|(?:language_)?cross_entropy(?:_loss)?)",
+    "loss": "(?:(?:lm_|ce_|xent_|token_)?loss(?:es)?|(?:language_)?cross_entropy(?:_loss)?)",
     "ppl": "(?:language_)?(?:ppl|perplexity)",
     "bpb": "(?:bpb|bits_per_byte)",
     "set": rf"{SEPARATOR}+(?P<set>\w[\w.+@ /-]*?){SEPARATOR}+",
@@ -86,7 +86,7 @@ TABLE: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     # Where no row has a step: a progress bar's count, an epoch, an index without a name.
     ("step", "progress", ("progress_bar",)),
     ("step", "batch", ("batch(?:_idx|_num|_number)?", "{train}_batch(?:_idx)?")),
-    ("step", "epoch", ("epochs?", "{train}_epoch", "trainer_epoch", "epoch_num")),
+    ("step", "epoch", ("epochs?", "ep", "{train}_epoch", "trainer_epoch", "epoch_num")),
     ("step", "index", ("index", "unnamed_0")),
     (
         "train_loss",
@@ -164,7 +164,7 @@ TABLE: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ),
     ("val_loss", "nats", ("{val}_loss_step",)),
     ("val_loss", "perplexity", ("(?:metrics_)?{val}_{ppl}", "{ppl}_{val}")),
-    ("val_loss", "perplexity", ("metrics{set}{ppl}", "{val}{set}{ppl}")),
+    ("val_loss", "perplexity", ("{val}_lm{set}{ppl}", "metrics{set}{ppl}", "{val}{set}{ppl}")),
     ("val_loss", "bits per byte", ("{val}_{bpb}", "{bpb}_{val}")),
     ("val_loss", "bits per byte", ("{val}{set}{bpb}",)),
     (
@@ -228,7 +228,8 @@ NO_SET = re.compile(
     r"(?i)(?:^|[\W_])(?:aux|auxiliary|kl|kld|z|router|balanc\w*|moe|mtp|rewards?|value|vf|policy|pg|critic|"
     r"actor|entropy|regulari[sz]ation|reg|best|min|max|lowest|highest|smooth\w*|ema|std|var|delta|"
     r"downstream|step|scale|vs|samples|macro|micro|mean|avg|total|train|training|ppl|perplexity|"
-    r"dpo|sft|distill\w*|contrastive|commit\w*|recon\w*|mse|l1|l2|hinge|weighted)(?:$|[\W_])"
+    r"every|freq\w*|interval|steps|iters?|batch(?:es|_?size)?|size|patience|weight|coef\w*|tokens|"
+    r"time|seconds|limit|threshold|improve\w*|dpo|sft|distill\w*|contrastive|commit\w*|recon\w*|mse|l1|l2|hinge|weighted)(?:$|[\W_])"
 )
 # Names that look like losses; those after `but` are no loss of their own.
 LOOKS_LIKE = re.compile(

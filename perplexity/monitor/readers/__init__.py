@@ -69,7 +69,8 @@ def read_history(
     )
     if len(found) > 1:
         raise InputError(
-            f"{path}: expected one run, got {len(found)}: {listed(found)}; --run NAME chooses one"
+            f"{path}: expected one run, got {len(found)}: {listed(found)}; "
+            "--run NAME chooses one, --all judges each"
         )
     return next(iter(found.values()))
 

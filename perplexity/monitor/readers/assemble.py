@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 
 import numpy as np
 
@@ -15,6 +16,7 @@ from .order import arrange, continued_over_epochs, numbered
 THINNED = ("lr", "grad_norm", "tokens", "seconds")  # slow measures: ten thousand values draw them
 MOST_THINNED = 10_000
 SHOWN = 5  # names in a note
+OF_THE_LOSS = re.compile(r"(?i)ppl|perplexity|bpb|bits.per")  # which was read
 
 Column = tuple[np.ndarray, np.ndarray]  # values and whether there is one
 
@@ -236,6 +238,7 @@ def _steps(log: Log, columns: dict[str, Column], history: History, has_step: boo
     steps, known = columns.get("step", (np.empty(0), np.zeros(0, bool)))
     epoch = columns.get("step epoch")
     if known.any() and (known & losses).any():
+        without = bool((losses & ~known).any())
         bad = known & ~np.isfinite(steps)
         if bad.any():
             at = int(np.argmax(bad))
@@ -244,7 +247,7 @@ def _steps(log: Log, columns: dict[str, Column], history: History, has_step: boo
             )
             log.broken.insert(0, (_line(log, at), f"expected a finite step, got {steps[at]}"))
             known = known & ~bad
-        if (losses & ~known).any():
+        if without:
             history.say("rows without a step are left out")
         if epoch is not None:
             steps = continued_over_epochs(steps, known & losses, *epoch, history)
@@ -391,6 +394,7 @@ def _say_unread(history: History, names: Names, seen: dict[str, bool]) -> None:
         and names.reading(name) is None
         and looks_like_loss(name)
         and name not in names.tagged
+        and not OF_THE_LOSS.search(name)
     ]
     if not unread:
         return

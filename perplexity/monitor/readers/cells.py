@@ -248,6 +248,27 @@ def _is_number(value: object) -> bool:
         return False
 
 
+def _arrow_numbers(column) -> Cells:
+    """Return an Arrow column of float64; its buffers are read here, because ``to_numpy`` imports
+    pandas where it is installed.
+    """
+    count = len(column)
+    values, known = np.full(count, math.nan), np.ones(count, bool)
+    place = 0
+    for chunk in column.chunks:
+        rows = slice(place, place + len(chunk))
+        valid, data = chunk.buffers()
+        begin, end = chunk.offset, chunk.offset + len(chunk)
+        if data is not None and len(chunk):
+            values[rows] = np.frombuffer(data, np.float64)[begin:end]
+        if valid is not None and chunk.null_count:
+            bits = np.unpackbits(np.frombuffer(valid, np.uint8), bitorder="little")
+            known[rows] = bits[begin:end].astype(bool)
+        place += len(chunk)
+    values[~known] = math.nan
+    return Cells(values, known)
+
+
 def arrow_table(table, names: Names, first_line: int, lines: np.ndarray | None = None) -> Table:
     """Return an Arrow table's columns that may be measures.
 
@@ -272,8 +293,8 @@ def arrow_table(table, names: Names, first_line: int, lines: np.ndarray | None =
             for name in table.column_names
         ]
         table = table.rename_columns(after)
-    columns: dict = {}
-    seen: dict = {}
+    columns: dict[str, Cells] = {}
+    seen: dict[str, bool] = {}
     runs, rank = None, len(RUN_NAMES)
     for place, each in enumerate(table.schema):
         name, kind, column = each.name, each.type, table.column(place)
@@ -281,7 +302,10 @@ def arrow_table(table, names: Names, first_line: int, lines: np.ndarray | None =
             coded = column.combine_chunks().dictionary_encode()
             if len(coded.dictionary) > 1 and not coded.indices.null_count:
                 of = np.array(coded.dictionary.to_pylist(), dtype=object)
-                runs, rank = of[coded.indices.to_numpy()], RUN_NAMES.index(name.lower())
+                runs, rank = (
+                    of[np.array(coded.indices.to_pylist(), dtype=np.int64)],
+                    RUN_NAMES.index(name.lower()),
+                )
             continue
         numeric = (
             pyarrow.types.is_integer(kind)
@@ -292,11 +316,7 @@ def arrow_table(table, names: Names, first_line: int, lines: np.ndarray | None =
         if name in columns or (names.reading(name) is None and name != SUMMARY):
             continue
         if numeric:
-            known = np.asarray(column.is_valid())
-            if pyarrow.types.is_decimal(kind):
-                column = column.cast(pyarrow.float64())
-            values = column.to_numpy().astype(np.float64)
-            columns[name] = Cells(values, known)
+            columns[name] = _arrow_numbers(column.cast(pyarrow.float64(), safe=False))
         elif not pyarrow.types.is_null(kind):
             columns[name] = cells(column.to_pylist())
         if name in columns:

@@ -15,13 +15,15 @@ from ...errors import InputError, check_encoding
 from ..names import OF_RUN, Names, is_loss
 from .cells import RUN_NAMES, Log, Rows, Table, arrow_table, number
 
-BLOCK = 1 << 23  # bytes that are read at a time
+BLOCK = 1 << 22  # bytes that are read at a time
 LOOKED_AT = 100  # lines among which the header is looked for
+LONGEST = 50_000  # characters of a header
 LEAST_BARE = 3  # lines of numbers that are a table without a header
 DELIMITERS = (",", "\t", ";", "|")
 BLANKS = ""  # any white space
 KEYS = ("key", "metric", "metric_name", "tag", "name", "series", "variable", "measure")
 VALUES = ("value", "metric_value", "scalar")
+RULE = re.compile(r"[\s|:+=-]+")  # between a head and its rows
 VALIDATION = {"val", "valid", "validation", "eval", "evaluation"}
 SPLITS = VALIDATION | {"train", "training", "dev", "test"}
 EMPTY = ["", "None", "none", "N/A", "n/a", "NA", "null", "No log", "-", "NULL"]
@@ -87,27 +89,37 @@ class TableReader:
             self._line_by_line(raw, first)
 
     def _begin(self, raw: bytes) -> tuple[bytes, int]:
-        """Find the header; returns the lines behind it and the number of their first."""
+        """Find the header; returns the lines behind it and the number of their first.
+
+        It is the first line of names among which a loss is, else the first line of names.
+        """
         place, bare = 0, []
+        candidate: tuple[list[str], str, int, int] | None = None
         for count in range(1, LOOKED_AT + 1):
             end = raw.find(b"\n", place) + 1
             if not end:
                 break
             line = _text(raw[place:end])
             place = end
-            if not line or (found := self._header(line)) is None:
-                if line and not line.startswith("#"):
-                    bare.append((line, count, end))
-                continue
-            self.header, self.delimiter = self._renamed(found[0]), found[1]
-            wanted = [name for name in self.header if self.names.reading(name) is not None]
-            if twice := sorted({name for name in wanted if self.header.count(name) > 1}):
-                raise InputError(
-                    f"{self.where}: expected one column of a name, got {', '.join(twice)} more than once"
-                )
-            self.decimal_comma = self.delimiter != "," and _decimal_commas(raw[end : end + 4096])
-            return raw[end:], count + 1
-        return self._bare(raw, bare)
+            if line and (found := self._header(line)) is not None:
+                names, self.delimiter = self._renamed(found[0]), found[1]
+                this = names, found[1], end, count
+                if self.long or any(is_a_loss(self.names, name) for name in names):
+                    candidate = this
+                    break
+                candidate = candidate or this
+            elif line and not line.startswith("#"):
+                bare.append((line, count, end))
+        if candidate is None:
+            return self._bare(raw, bare)
+        self.header, self.delimiter, end, count = candidate
+        wanted = [name for name in self.header if self.names.reading(name) is not None]
+        if twice := sorted({name for name in wanted if self.header.count(name) > 1}):
+            raise InputError(
+                f"{self.where}: expected one column of a name, got {', '.join(twice)} more than once"
+            )
+        self.decimal_comma = self.delimiter != "," and _decimal_commas(raw[end : end + 4096])
+        return raw[end:], count + 1
 
     def is_header(self, line: str) -> bool:
         """Return whether a line is a header.
@@ -121,6 +133,8 @@ class TableReader:
     def _header(self, line: str) -> tuple[list[str], str] | None:
         """Return a line's names and delimiter, if it is a header: two names or more, one known."""
         text = line.lstrip("# ")
+        if len(text) > LONGEST:
+            return None
         candidates = []
         for rank, delimiter in enumerate((*DELIMITERS, BLANKS)):
             found = _split(text, delimiter)
@@ -145,7 +159,7 @@ class TableReader:
         of_runs = [re.fullmatch(r"(.+?) - (.+?)(__M(?:IN|AX))?", name) for name in header]
         runs = {found[1] for found in of_runs if found and self.names.reading(found[2])}
         made = header
-        if runs and not any(is_a_loss(self.names, name) for name in header):
+        if runs - SPLITS:
             made = []
             for name, found in zip(header, of_runs, strict=True):
                 if found is None or found[1] not in runs or found[3]:
@@ -166,7 +180,7 @@ class TableReader:
     def _one_name(self, text: str) -> tuple[list[str], str] | None:
         found = _split(text, ",")
         name = self._name(found[0]) if found is not None and len(found) == 1 else ""
-        return ([name], ",") if name and self.names.reading(name) is not None else None
+        return ([name], ",") if name and is_a_loss(self.names, name) else None
 
     def _name(self, name: str) -> str:
         name = name.strip().strip("'\"")
@@ -245,6 +259,7 @@ class TableReader:
                     null_values=EMPTY,
                     strings_can_be_null=False,
                 ),
+                memory_pool=pyarrow.system_memory_pool(),  # gives memory back, block by block
             )
         except pyarrow.ArrowException:
             return None
@@ -257,7 +272,7 @@ class TableReader:
         rows = Rows(self.names)
         for count, line in enumerate(raw.split(b"\n"), first):
             text = _text(line)
-            if not text or text.startswith("#"):
+            if not text or text.startswith("#") or RULE.fullmatch(text):
                 continue
             row = _split(text, self.delimiter)
             if row is None:
@@ -320,9 +335,8 @@ def series_name(path: Path, names: Names) -> str:
     found = re.fullmatch(r"run-(.*?)-tag-(.*)", path.stem)
     run, tag = (found[1], found[2]) if found else ("", path.stem)
     last = re.split(r"[_.\\/-]", run)[-1]
-    for name in (f"{run}/{tag}", f"{last}/{tag}"):
-        if last in SPLITS and names.reading(name) is not None:
-            return name
+    if last in SPLITS and names.reading(f"{last}/{tag}") is not None:
+        return f"{last}/{tag}"
     return tag if names.reading(tag) is not None or found else "loss"
 
 
@@ -353,6 +367,8 @@ def _split(line: str, delimiter: str) -> list[str] | None:
         return line.split()
     if delimiter == "|":
         line = line.strip().strip("|")
+    if '"' not in line:
+        return line.split(delimiter)
     try:
         return next(csv.reader([line], delimiter=delimiter), [])
     except csv.Error:

@@ -17,6 +17,7 @@ from .stores import read_parquet, read_sqlite
 from .tensorboard import read_tensorboard
 from .wandb_log import read_wandb
 
+OWN = (".csv", ".tsv", ".json", ".jsonl", ".ndjson")  # whose first reader says what is wrong
 HEAD = 65_536  # bytes by which a file is known
 MLFLOW_LINE = re.compile(rb"\d{10,16} \S+(?: \d+)?\s*\n")  # time in ms, value, step
 EVENT = b"brain.Event:"  # in the first record of a TensorBoard file
@@ -77,7 +78,9 @@ def _read_text(path: Path, head: bytes, names: Names, patterns: tuple[str, ...])
             break
     if nothing is not None and (first is None or any(has_names(log) for log in nothing.values())):
         return nothing
-    raise first or InputError(
+    if first is not None and path.suffix.lower() in OWN:
+        raise first
+    raise InputError(
         f"{path}: expected a training history, got text without a loss that a known name or pattern "
         "finds; --pattern says how a line holds a step and a loss"
     )
@@ -103,7 +106,8 @@ def readers_of(path: Path, head: bytes) -> list[Callable[[Path, Names], dict[str
     if suffix == ".json":
         return [_json, _lines, _console]
     if suffix in (".csv", ".tsv"):
-        return [_table, _lines, _console] if text[:1] == b"{" else [_table, _console]
+        first = {b"{": [_lines], b"[": [_json]}.get(text[:1], [])
+        return [_table, *first, _console]
     if text[:1] == b"{":
         whole = _first_line_is_object(text)
         return [_lines, _console] if whole else [_json, _console]

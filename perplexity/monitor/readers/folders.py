@@ -152,8 +152,8 @@ def _add_series(file: Path, place: str, names: Names, log: Log) -> None:
         if last in table.columns and last != place:
             table.columns[place] = table.columns.pop(last)
             table.seen[place] = table.seen.pop(last)
-        readings = [names.reading(name) for name in table.columns]
-        if any(reading is not None and reading.measure != "step" for reading in readings):
+        measures = {found.measure for n in table.columns if (found := names.reading(n))}
+        if measures - {"step"}:
             log.tables.append(table)
     log.notes += [note for note in part.notes if note not in log.notes]
 

@@ -121,6 +121,7 @@ def json_table(raw: bytes):
         return pyarrow.json.read_json(
             pyarrow.py_buffer(raw),
             read_options=pyarrow.json.ReadOptions(use_threads=False, block_size=max(len(raw), 1)),
+            memory_pool=pyarrow.system_memory_pool(),
         )
     except pyarrow.ArrowException:
         return None

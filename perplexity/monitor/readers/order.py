@@ -36,7 +36,9 @@ def continued_over_epochs(
     back = np.flatnonzero(np.diff(here) < 0) + 1
     if not len(back) or not np.array_equal(back, np.flatnonzero(np.diff(whole) > 0) + 1):
         return steps
-    if here[back].max() > 0.25 * here.max():  # not the beginning of an epoch
+    rise = np.diff(here)
+    stride = float(np.median(rise[rise > 0])) if (rise > 0).any() else 0.0
+    if here[back].max() > here[0] + stride:  # not the beginning of an epoch
         return steps
     first = 1 if here.min() < 1 else 0
     made, offset, begin = steps.copy(), 0.0, 0
@@ -173,9 +175,8 @@ def _writers(steps: np.ndarray) -> int:
     same = np.diff(steps[ordered]) == 0
     distance = np.median(np.diff(ordered)[same])
     back = int((np.diff(steps) < 0).sum())
-    if distance <= count or (back >= 3 and back >= 0.2 * len(each)):
-        return count
-    return 1
+    # Runs behind each other go back once a run.
+    return count if distance <= count or back >= 3 * count else 1
 
 
 def _sort(history: History) -> None:
@@ -211,8 +212,8 @@ def _sort_evaluations(history: History) -> None:
     if back:
         history.events.sort(key=lambda event: event[1])
         _say_sorted(history, back, len(history.events))
-    elif not steps_rise(steps) and all(steps_rise(each) for each in by_measure.values()):
-        # One measure after another.
+    elif all(steps_rise(each) for each in by_measure.values()) and not steps_rise(steps):
+        # One set after another.
         history.events.sort(key=lambda event: event[1])
         history.repaired = True
 

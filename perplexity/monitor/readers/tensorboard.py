@@ -113,7 +113,8 @@ def named(folder: str, tag: str, names: Names) -> tuple[str, str]:
         if folder in ("", ".") or not names.tags or name not in names.tagged:
             return folder, tag
         return parent or ".", name
-    for name in (f"{folder}/{tag}", f"{split}/{tag}"):
+    whole = f"{folder}/{tag}"
+    for name in (*([whole] if whole in names.tagged else []), f"{split}/{tag}"):
         if names.reading(name) is not None and names.reading(tag) != names.reading(name):
             # A plain name that is already of a split stays.
             plain = names.reading(tag)
