@@ -30,7 +30,6 @@ SHORT = 64 * BLOCK
 PIECES = 48
 # New training losses, of the NEAR that a validation loss is compared with, that change the mean.
 NEW_NEAR = 16
-DEAD = "train_loss 0.0"  # beside a gradient norm that is no number
 
 
 @dataclass
@@ -166,6 +165,8 @@ class Digest:
         self.restarts: deque[Restart] = deque(maxlen=KEPT_EVENTS)
         self.restarts_seen = 0
         self.non_finite: dict[str, list] = {}  # measure -> [count, first step]
+        # Step of the first training loss of exactly 0.0 that stands for one that is no number.
+        self.zero_from = math.nan
         self.learning_rate: list[tuple[float, float]] = []  # thinned
         self.evaluation_seconds = self.seconds = 0.0
         self.tokens = math.nan
@@ -179,6 +180,10 @@ class Digest:
         # (step, loss) of every point, while the run is short
         self._whole: list[tuple[float, float]] = []
         self._last_loss = math.nan
+        # training losses of exactly 0.0 in a row: the first step, their number, the loss before
+        self._zeros = (math.nan, 0, math.nan)
+        self._gradients = 0  # gradient norms that are numbers
+        self._lost_gradients = (math.nan, 0)  # of NaN in a row: the first step, their number
         self._near_of: tuple[int, float, float, float, bool] | None = None
         # (step, loss), outliers left out
         self._recent: deque[tuple[float, float]] = deque(maxlen=NEAR)
@@ -216,6 +221,9 @@ class Digest:
             self.negative += 1
         else:
             self.zeros += 1
+            self._zero(step)
+        if loss != 0:
+            self._zeros = (math.nan, 0, math.nan)
         if len(self._whole) < SHORT:
             self._whole.append((step, loss))
         if self.restarts and len(self.restarts[-1].after) < NEAR // 2:
@@ -231,6 +239,25 @@ class Digest:
             self._usual(step, loss)
         if len(self._open_block) + self._outliers >= BLOCK:
             self._close_block()
+
+    def _zero(self, step: float) -> None:
+        """Take a training loss of exactly 0.0; from a loss far above it, no run gets there at once."""
+        first, count, before = self._zeros
+        if not count:
+            first, before = step, statistics.median([loss for _, loss in self._recent][-4:] or [0])
+        self._zeros = first, count + 1, before
+        enough = count + 1 >= self.settings.evaluations_in_a_row
+        if enough and before >= self.settings.lost_level and math.isnan(self.zero_from):
+            self.zero_from = first
+
+    def lost_gradients(self) -> tuple[float, int] | None:
+        """Return the first step and the number of the gradient norms of NaN that end the run.
+
+        A few in a row are a loss scale that is being found, in particular at a run's start.
+        """
+        first, count = self._lost_gradients
+        enough = self.settings.lost_gradients
+        return (first, count) if count >= (enough if self._gradients else 4 * enough) else None
 
     def _outlier(self, step: float, loss: float, centre: float, deviation: float) -> None:
         self._outliers += 1
@@ -447,11 +474,18 @@ class Digest:
             self.seconds = self._seconds_before + value
         elif name == "tokens":
             self.tokens = value
-        elif name == "grad_norm" and not math.isfinite(value):
+        elif name == "grad_norm":
+            first, count = self._lost_gradients
+            lost = math.isnan(value)
+            self._lost_gradients = (first if count else step, count + 1) if lost else (math.nan, 0)
+            if math.isfinite(value):
+                self._gradients += 1
+                return
             self._note_non_finite("grad_norm", step)
-            # transformers' Trainer logs a loss that is no number as 0.0 (logging_nan_inf_filter).
-            if self._last_loss == 0.0 and step == self.last_step and math.isnan(value):
-                self._note_non_finite(DEAD, step)
+            # transformers' Trainer logs a loss that is no number so (logging_nan_inf_filter).
+            zero = self._last_loss == 0.0 and step == self.last_step
+            if lost and zero and math.isnan(self.zero_from):
+                self.zero_from = step
 
     def _note_non_finite(self, name: str, step: float) -> None:
         self.non_finite.setdefault(name, [0, step])[0] += 1
@@ -486,7 +520,10 @@ class Digest:
         }
         self._whole = [(at, loss) for at, loss in self._whole if at < step]
         self._last_loss, self._near_of = math.nan, None
-        self.points = sum(block.count for block in self.blocks)
+        self._zeros, self._lost_gradients = (math.nan, 0, math.nan), (math.nan, 0)
+        if self.zero_from >= step:
+            self.zero_from = math.nan
+        self._recount()
         self.last_step = step
         if not self.blocks:
             self.first_step = step
@@ -495,6 +532,20 @@ class Digest:
         if self._spike is not None:
             self._spike.ended, self._spike = True, None
         self._open_block, self._outliers, self._highest = [], 0, -math.inf
+
+    def _recount(self) -> None:
+        """Count the points that stay, by sign: an old run's signs by their share of all."""
+        before = max(self.points, 1)
+        self.points = sum(block.count for block in self.blocks)
+        if len(self._whole) >= self.points:
+            losses = [loss for _, loss in self._whole]
+            self.positive = sum(loss > 0 for loss in losses)
+            self.negative = sum(loss < 0 for loss in losses)
+            self.zeros = len(losses) - self.positive - self.negative
+        else:
+            self.positive = self.positive * self.points // before
+            self.negative = self.negative * self.points // before
+            self.zeros = self.zeros * self.points // before
 
     # --- many points at once -----------------------------------------------------------------------------------------
 
@@ -553,7 +604,10 @@ class Digest:
             ).all(axis=1)
             # A hair below the limit: sums in another order must not decide.
             plain = (
-                (ordered[:, -1] < limit - 1e-9) & (np.abs(values) < LARGEST).all(axis=1) & steady
+                (ordered[:, -1] < limit - 1e-9)
+                & (np.abs(values) < LARGEST).all(axis=1)
+                & (values != 0).all(axis=1)
+                & steady
             )
         taken = count if plain.all() else int(np.argmin(plain))
         if not taken:
@@ -580,7 +634,6 @@ class Digest:
         self.points += taken * BLOCK
         self.positive += int((values > 0).sum())
         self.negative += int((values < 0).sum())
-        self.zeros += int((values == 0).sum())
         room = max(0, SHORT - len(self._whole))
         self._whole.extend(
             zip(at.ravel()[:room].tolist(), values.ravel()[:room].tolist(), strict=True)

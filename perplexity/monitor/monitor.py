@@ -12,7 +12,7 @@ from typing import TextIO
 from .. import checks
 from ..errors import InputError, InputTypeError
 from ..findings import SEVERITIES
-from .digest import DEAD, LARGEST, Digest
+from .digest import LARGEST, Digest
 from .findings import SIGNALS, Finding
 from .health import Diagnosis, diagnose
 from .names import MEASURES, UNITS
@@ -205,7 +205,8 @@ class Monitor:
         self._calls += 1
         if self.stop_on or self.on_finding:
             lost = train_loss is not None and not abs(train_loss) < LARGEST
-            broken = (lost or DEAD in digest.non_finite) and not self._broken
+            lost = lost or not math.isnan(digest.zero_from) or digest.lost_gradients() is not None
+            broken = lost and not self._broken
             self._broken = self._broken or broken
             if broken or main_loss is not None or sets or self._calls % self.check_every == 0:
                 self.check()

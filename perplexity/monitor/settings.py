@@ -108,6 +108,10 @@ class Settings:
     gap_single: float = 1.0  # nats that fewer than three evaluations suffice for
     uniform_margin: float = 0.05  # nats above ln V
 
+    # Lost weights: losses of exactly 0.0 in a row after one of at least as many nats ...
+    lost_level: float = 0.1
+    lost_gradients: int = 8  # or gradient norms of NaN in a row, up to the last
+
     # A loss at or below 0 is no cross-entropy: this share of the points below 0, or none above it.
     negative_share: float = 0.01
 

@@ -11,34 +11,56 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from ..findings import Severity
 from ..metric import exp
-from .digest import DEAD, Block, Digest, Spike
+from .digest import Block, Digest, Spike
 from .findings import Finding, nats
 from .noise import about_its_curve
 
 
 def non_finite(digest: Digest) -> Iterator[Finding]:
-    """Find losses that are NaN or infinite. Never wrong.
+    """Find losses that are NaN or infinite, and what shows that the weights are.
 
-    A gradient norm may be infinite for a step under loss scaling: that is info. transformers logs
-    a loss that is no number as 0.0 (``logging_nan_inf_filter``); a gradient norm of NaN beside it
-    shows that the weights are lost.
+    transformers logs a loss that is no number as 0.0 or as the mean of those before
+    (``logging_nan_inf_filter``). So losses of exactly 0.0 from one step to the next, or beside a
+    gradient norm of NaN, and gradient norms of NaN up to the run's end show lost weights. A few
+    gradient norms that are no numbers are a loss scale that is being found: info.
     """
+    gradients = digest.lost_gradients()
+    if not math.isnan(digest.zero_from):
+        what = "training losses of exactly 0.0, as some trainers log a loss that is no number"
+        yield _lost(digest, "train_loss", what, digest.zero_from, digest.zeros)
+    elif gradients is not None:
+        first, count = gradients
+        what = f"the last {count:,} gradient norms are NaN"
+        yield _lost(digest, "grad_norm", what, first, count)
     for name, (count, first) in digest.non_finite.items():
         times = "once" if count == 1 else f"{count:,} times"
         what = f"{name} is NaN or infinite {times}"
-        if name == DEAD:
-            what = f"a training loss of exactly 0.0 beside a gradient norm of NaN {times}"
-        yield Finding(
-            "non-finite",
-            "info" if name == "grad_norm" else "danger",
-            f"{what}, first at step {first:,.0f}",
-            "go back to a checkpoint before it; lower the learning rate, clip gradients, look for a "
-            "bad batch, check 16-bit overflow",
-            {"measure": name.split()[0], "count": count},
-            first_step=first,
-            last_step=digest.last_step,
-        )
+        if name != "grad_norm":
+            yield _lost(digest, name, what, first, count)
+        elif gradients is None:
+            yield _lost(digest, name, what, first, count, "info")
+
+
+def _lost(
+    digest: Digest,
+    measure: str,
+    what: str,
+    first: float,
+    count: int,
+    severity: Severity = "danger",
+) -> Finding:
+    return Finding(
+        "non-finite",
+        severity,
+        f"{what}, first at step {first:,.0f}",
+        "go back to a checkpoint before it; lower the learning rate, clip gradients, look for a "
+        "bad batch, check 16-bit overflow",
+        {"measure": measure, "count": count},
+        first_step=first,
+        last_step=digest.last_step,
+    )
 
 
 def not_cross_entropy(digest: Digest) -> Iterator[Finding]:
@@ -201,6 +223,8 @@ def memorised(digest: Digest) -> Iterator[Finding]:
     last = pieces[-max(1, len(pieces) // 10) :]
     # of the last piece too, which may hold few points of a long run
     loss = max((piece.mean for piece in last), default=math.inf)
+    if not math.isnan(digest.zero_from):  # these losses of 0.0 are no losses
+        return
     enough = sum(piece.count for piece in last) >= s.memorised_points or len(pieces) >= 40
     if digest.points >= s.memorised_least and enough and loss < _least_loss(digest):
         yield Finding(

@@ -172,6 +172,37 @@ def test_a_dead_run_is_danger_at_its_first_row():
     assert "exactly 0.0" in monitor.stopped_by.evidence
 
 
+def test_losses_of_zero_at_once_are_lost_weights():
+    """Without a gradient norm beside them they were called memorised text, a warning."""
+    diagnosis, found = judged([*falls(299, 5, 2), *np.zeros(300)], every=10)
+    assert found["non-finite"].severity == "danger" and diagnosis.verdict == "unhealthy"
+    assert found["non-finite"].first_step == 3000 and "memorised" not in found
+    # A text that is learned by heart comes near 0 first; a single 0.0 is a batch without labels.
+    assert "non-finite" not in judged([*np.geomspace(3, 1e-3, 200), *np.zeros(100)])[1]
+    assert not judged([*falls(200, 5, 2), 0.0, 0.0, *np.full(50, 2.0)])[1]
+
+
+def test_gradient_norms_of_nan_to_the_end_are_lost_weights():
+    """The losses that transformers' Trainer logs then are the mean of those before."""
+    monitor = Monitor(stop_on="danger", check_every=1000)
+    for step in range(1, 301):
+        norm = math.nan if step > 250 or step < 20 or step in (100, 101) else 1.0
+        monitor.log(step, train_loss=2 + 3 / step, grad_norm=norm)
+        assert monitor.should_stop == (step >= 258)
+    assert monitor.stopped_by.first_step == 251 and monitor.stopped_by.severity == "danger"
+    monitor.log(301, train_loss=2.0, grad_norm=1.0)
+    assert monitor.diagnose().verdict != "unhealthy"
+
+
+def test_signs_of_losses_are_counted_anew_after_steps_went_back():
+    digest = Monitor().digest
+    for step in range(1, 201):
+        digest.train(step, 1.0 if step < 100 else -1.0)
+    for step in range(90, 201):
+        digest.train(step, 1.0)
+    assert (digest.positive, digest.negative, digest.zeros) == (200, 0, 0)
+
+
 def test_validation_spikes():
     val = falls(100, 8, 2.3)
     for at in (40, 57, 72):

@@ -330,7 +330,7 @@ def series_name(path: Path, names: Names) -> str:
     Example:
         >>> from pathlib import Path
         >>> series_name(Path("run-logs_val-tag-loss.csv"), Names())
-        'logs_val/loss'
+        'val/loss'
     """
     found = re.fullmatch(r"run-(.*?)-tag-(.*)", path.stem)
     run, tag = (found[1], found[2]) if found else ("", path.stem)

@@ -103,7 +103,7 @@ def named(folder: str, tag: str, names: Names) -> tuple[str, str]:
 
     Example:
         >>> named("a/eval", "loss", Names()), named("loss_val", "loss", Names())
-        (('a', 'a/eval/loss'), ('.', 'loss_val/loss'))
+        (('a', 'eval/loss'), ('.', 'val/loss'))
     """
     parent, _, last = folder.rpartition("/")
     part = last.removeprefix(f"{tag.replace('/', '_')}_")
