@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import checks, parallel
-from .checks import IGNORE_INDEX, TRITON_DTYPES, wrong
+from . import checks, parallel, tensor_checks
+from .checks import IGNORE_INDEX, wrong
 from .errors import InputError, InputTypeError
 from .kernels import operators, reference
 from .kernels.dispatch import Plan, Rule, default_backend, triton_available
@@ -100,7 +100,7 @@ def choose_backend(backend: str | None, tensor: Tensor) -> str:
                 f"{source}: 'triton' needs a GPU, got CPU tensors; use 'torch', "
                 "or set TRITON_INTERPRET=1 before triton is imported to interpret the kernels"
             )
-    if backend == "triton" and tensor.dtype not in TRITON_DTYPES:
+    if backend == "triton" and tensor.dtype not in tensor_checks.TRITON_DTYPES:
         # The kernels raise a TypeError of their own, which a command line would report as a bug.
         raise InputTypeError(
             f"{source}: 'triton' takes an input of float32, float16 or bfloat16, "
@@ -146,8 +146,8 @@ def class_weights(weight: Tensor | None, entries: int, input: Tensor) -> Tensor 
     """Return class weights as the kernels read them: contiguous, in the dtype of the sums."""
     if weight is None:
         return None
-    checks.class_weights(weight, entries)
-    checks.vector("weight", weight, entries, input.device)
+    tensor_checks.class_weights(weight, entries)
+    tensor_checks.vector("weight", weight, entries, input.device)
     return weight.to(torch.promote_types(input.dtype, torch.float32)).contiguous()
 
 
@@ -193,7 +193,7 @@ def prepare_target(
     they are: the last ones of each sequence meet ``ignore_index``.
     """
     checks.validate(validate)
-    checks.target(target, classes, probabilities, device, options.ignore_index)
+    tensor_checks.target(target, classes, probabilities, device, options.ignore_index)
     shift = checks.shift(shift)
     if target.is_floating_point():
         if shift:
@@ -257,17 +257,19 @@ class LinearInputs:
     ) -> LinearInputs:
         """Check the arguments of a public function and return them as the kernels take them."""
         checks.flag("round_logits", round_logits)
-        checks.floating("input", input)
-        checks.floating("linear_weight", linear_weight)
+        tensor_checks.floating("input", input)
+        tensor_checks.floating("linear_weight", linear_weight)
         if linear_bias is not None:
-            checks.floating("linear_bias", linear_bias)
+            tensor_checks.floating("linear_bias", linear_bias)
         input, linear_weight, linear_bias, shard = parallel.local(
             input, linear_weight, linear_bias, shard
         )
         refuse_forward_mode(input, linear_weight, linear_bias)
         input, linear_weight = cast(input, linear_weight)
         input = widened(input, linear_weight)
-        checks.head(("input", "linear_weight", "linear_bias"), input, linear_weight, linear_bias)
+        tensor_checks.head(
+            ("input", "linear_weight", "linear_bias"), input, linear_weight, linear_bias
+        )
         vocabulary = linear_weight.shape[0] if shard is None else shard.size
         if vocabulary <= 0:
             raise wrong("linear_weight", "at least one row", tuple(linear_weight.shape))

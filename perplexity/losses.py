@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn._reduction import legacy_get_string
 
-from . import checks
+from . import checks, tensor_checks
 from .checks import IGNORE_INDEX, wrong
 from .inputs import (
     LinearInputs,
@@ -340,13 +340,13 @@ def _of_several_heads(
         raise wrong("linear_weight", "at least one head", tuple(linear_weight.shape))
     if input.dim() != 2:
         raise wrong("input", f"shape [N, D] {dimensions}", tuple(input.shape))
-    checks.dense("target", target)
+    tensor_checks.dense("target", target)
     soft, tokens = target.is_floating_point(), input.shape[0]
     wanted = (tokens, vocabulary, *places) if soft else (tokens, *places)
     if tuple(target.shape) != wanted:
         raise wrong("target", f"shape {wanted}", tuple(target.shape))
     if linear_bias is not None:
-        checks.floating("linear_bias", linear_bias)
+        tensor_checks.floating("linear_bias", linear_bias)
         if tuple(linear_bias.shape) != (vocabulary, *places):
             raise wrong("linear_bias", f"shape {(vocabulary, *places)}", tuple(linear_bias.shape))
     # One unbind: the gradient of a slice would be as large as the whole weight.
@@ -452,7 +452,7 @@ def linear_cross_entropy(
         reduction, ignore_index, label_smoothing, softcap, logit_scale, z_loss, memory_limit
     )
     if isinstance(linear_weight, Tensor) and linear_weight.dim() > 2:
-        checks.floating("input", input)
+        tensor_checks.floating("input", input)
         return _of_several_heads(
             input,
             linear_weight,
@@ -554,7 +554,7 @@ def cross_entropy(
     settings = LossOptions(
         reduction, ignore_index, label_smoothing, softcap, logit_scale, z_loss, memory_limit
     )
-    checks.floating("input", input)
+    tensor_checks.floating("input", input)
     refuse_forward_mode(input)
     if input.dim() < 1:
         raise wrong("input", "shape [C], [N, C] or [N, C, d1, ...]", "a scalar")

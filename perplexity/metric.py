@@ -5,14 +5,14 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Iterable
-from typing import overload
 
 import torch
 from torch import Tensor
 
-from . import checks
+from . import checks, tensor_checks
 from .checks import IGNORE_INDEX
 from .errors import InputError, InputTypeError
+from .nats import exp
 
 
 class Perplexity:
@@ -247,7 +247,7 @@ def scored(
     """
     if not isinstance(nll, Tensor) or not nll.is_floating_point():
         raise InputTypeError(f"{name}: expected a floating tensor, got {_kind(nll)}")
-    checks.floating(name, nll)
+    tensor_checks.floating(name, nll)
     if nll.is_meta:
         raise InputError(f"{name}: expected a tensor with values, got one on the meta device")
     ignored = checks.ignored_label(ignore_index)
@@ -291,7 +291,7 @@ def _check_labels(
         or (got.dtype is torch.bool and not bools)
     ):
         raise InputTypeError(f"{argument}: expected {expected}, got {_kind(got)}")
-    checks.dense(argument, got)
+    tensor_checks.dense(argument, got)
     if got.shape != nll.shape:
         shape = f"the shape of {name}, {tuple(nll.shape)}"
         raise InputError(f"{argument}: expected {shape}, got {tuple(got.shape)}")
@@ -317,25 +317,3 @@ def float64_sum(values: Tensor) -> Tensor:
     """Return the sum of ``values`` in float64, on the CPU where their device has no float64."""
     values = values.detach()
     return (values if has_float64(values.device.type) else values.cpu()).sum(dtype=torch.float64)
-
-
-@overload
-def exp(value: float) -> float: ...
-@overload
-def exp(value: None) -> None: ...
-@overload
-def exp(value: float | None) -> float | None: ...
-def exp(value: float | None) -> float | None:
-    """Return e to the power of ``value``: inf where float64 overflows, None for None."""
-    if value is None:
-        return None
-    return math.inf if value > 709.0 else math.exp(value)
-
-
-def logged_perplexity(loss: float | None) -> float | None:
-    """Return exp of a loss that somebody else logged, None for exactly 0.
-
-    Trainers log 0 where a loss was NaN (transformers' ``logging_nan_inf_filter``), and a dead model
-    is not a perfect one.
-    """
-    return None if loss == 0 else exp(loss)

@@ -6,8 +6,8 @@ import math
 
 from torch import Tensor, nn
 
-from . import checks
-from .checks import FLOATING_DTYPES, wrong
+from . import checks, tensor_checks
+from .checks import wrong
 from .errors import theirs
 from .inputs import LossOptions, check_backend
 from .losses import cross_entropy, linear_cross_entropy, named_reduction
@@ -43,7 +43,7 @@ class _Loss(nn.Module):
         checks.shift(shift)
         check_backend(backend)
         checks.validate(validate)
-        checks.class_weights(weight)
+        tensor_checks.class_weights(weight)
         self._names = (*vars(options), "shift", "backend", "validate")
         # Attributes as torch.nn's: with the caller's values, and settable.
         vars(self).update(
@@ -174,8 +174,8 @@ class LinearCrossEntropyLoss(_Loss):
         for name, value in (("in_features", in_features), ("num_classes", num_classes)):
             checks.integer(name, value, least=1)
         checks.flag("bias", bias)
-        dtypes = f"one of {', '.join(map(str, FLOATING_DTYPES))}"
-        if dtype is not None and dtype not in FLOATING_DTYPES:
+        dtypes = f"one of {', '.join(map(str, tensor_checks.FLOATING_DTYPES))}"
+        if dtype is not None and dtype not in tensor_checks.FLOATING_DTYPES:
             raise wrong("dtype", dtypes, checks.shown(dtype))
         if not isinstance(out_features, tuple | list):
             raise wrong("out_features", "a tuple of sizes", checks.shown(out_features))
@@ -187,7 +187,7 @@ class LinearCrossEntropyLoss(_Loss):
                 "None (torch's chunking options have no use here: see memory_limit)",
                 options,
             )
-        checks.class_weights(weight, num_classes)
+        tensor_checks.class_weights(weight, num_classes)
         super().__init__(weight, reduction, ignore_index, label_smoothing, **keywords)
         checks.flag("round_logits", round_logits)
         self.round_logits = round_logits

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, TypedDict, overload
 import torch
 from torch import Tensor
 
-from . import checks
+from . import checks, tensor_checks
 from .checks import wrong
 from .errors import InputTypeError
 from .inputs import LinearInputs, LossOptions, cast, choose_backend, refuse_forward_mode, widened
@@ -413,11 +413,11 @@ def linear_kl_divergence(
         names = f"input_{side}", f"weight_{side}", f"bias_{side}"
         for name, tensor in zip(names, (input, weight, bias), strict=True):
             if name[0] != "b" or tensor is not None:
-                checks.floating(name, tensor)
+                tensor_checks.floating(name, tensor)
         refuse_forward_mode(input, weight, bias)
         input, weight = cast(input, weight)
         input = widened(input, weight)
-        checks.head(names, input, weight, bias)
+        tensor_checks.head(names, input, weight, bias)
         heads.append((input.reshape(-1, input.shape[-1]), weight, bias))
     leading = tuple(input_p.shape[:-1])
     if tuple(input_q.shape[:-1]) != leading:

@@ -8,7 +8,7 @@ from without_float64 import WithoutFloat64
 
 from perplexity import Perplexity, token_nll
 from perplexity.errors import InputError
-from perplexity.metric import logged_perplexity
+from perplexity.nats import logged_perplexity
 
 
 def test_not_a_mean_of_batch_means():

@@ -22,8 +22,8 @@ from ..files import write_text
 from ..integrations.tracking import TensorBoardTracker
 from ..json_files import to_json
 from ..losses import linear_cross_entropy
-from ..metric import exp
 from ..monitor import Monitor, read_history
+from ..nats import exp
 from ..probe import GenerationSettings, probe, read_prompts
 from . import check_data as check_data_command
 from . import eval as eval_command

@@ -214,7 +214,7 @@ def _interval(interval: tuple[float, float]) -> str:
 def _beside(e: Evaluation, other: dict) -> tuple[str, str, str]:
     """Return the row of a baseline: its perplexity where the texts and tokenizers are the same."""
     from ..evaluation import compare
-    from ..metric import exp
+    from ..nats import exp
 
     name, perplexity = (
         "  beside the baseline",
@@ -269,7 +269,7 @@ def domains(evaluation: Evaluation) -> Table:
 
 def documents(title: str, of: list[dict]) -> Table:
     """Return a table of the first ``SHOWN`` of some documents."""
-    from ..metric import exp
+    from ..nats import exp
 
     table = tables.table(title, "document", "tokens", "loss", "perplexity", "domain")
     for d in of[:SHOWN]:
@@ -285,7 +285,7 @@ def documents(title: str, of: list[dict]) -> Table:
 
 def surprising(evaluation: Evaluation) -> Table:
     """Return a table of the tokens with the largest losses."""
-    from ..metric import exp
+    from ..nats import exp
 
     table = tables.table(
         "most surprising tokens", "document", "position", "nats", "probability", "after … the token"

@@ -42,7 +42,7 @@ def evaluation_progress(texts: Texts, visible: bool) -> Iterator[Callable[[Progr
     if not visible:
         yield None
         return
-    from ..metric import exp
+    from ..nats import exp
 
     started = time.monotonic()
     of = "" if texts.count is None else f"/{texts.count:,}"

@@ -15,7 +15,7 @@ import numpy as np
 from .. import checks
 from ..errors import InputError, InputTypeError
 from ..json_files import SCHEMA_VERSION, same_model
-from ..metric import exp
+from ..nats import exp
 from ..text.spans import Spans, groups_of
 from .results import Evaluation, checked_record, read_result
 from .uncertainty import (

@@ -19,7 +19,7 @@ from .. import checks, models
 from ..calibration import CalibrationBins
 from ..errors import InputError
 from ..files import check_outputs
-from ..metric import exp
+from ..nats import exp
 from ..scoring.protocols import choose_protocol
 from ..scoring.reading import read_positions
 from ..scoring.run import DETAILS, ScoringRun, token_scorer

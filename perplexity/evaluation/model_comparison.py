@@ -19,7 +19,7 @@ from torch import Tensor
 from .. import checks, models
 from ..errors import InputError
 from ..fingerprints import tokenizer_fingerprint
-from ..metric import exp
+from ..nats import exp
 from ..scoring.protocols import choose_protocol
 from ..scoring.reading import read_positions
 from ..scoring.run import ScoringRun

@@ -15,7 +15,8 @@ from .. import checks
 from ..errors import InputError
 from ..files import write_text
 from ..json_files import Count, Finite, Number, read_as, read_written, schema_of, to_json
-from ..metric import exp, measures
+from ..metric import measures
+from ..nats import exp
 from .uncertainty import uncertainty
 
 

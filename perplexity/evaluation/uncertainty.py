@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..errors import InputError
-from ..metric import exp
+from ..nats import exp
 
 CONFIDENCE = 0.95
 TRUSTED_CLUSTERS = 20  # with fewer the spread between clusters is itself a guess

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError, needing
-from ..metric import float64_sum, logged_perplexity, scored
+from ..metric import float64_sum, scored
 from ..monitor import Monitor
+from ..nats import logged_perplexity
 from . import given_monitor, over_ranks
 
 with needing(__name__, "integrations"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .. import checks
+from .. import checks, tensor_checks
 from ..errors import InputError, needing
 from ..losses import cross_entropy
 from ..metric import float64_sum, has_float64, scored
@@ -55,8 +55,8 @@ class Perplexity(torchmetrics.Metric):
         Raises:
             InputError: Shapes or dtypes do not fit, or a target is no class.
         """
-        checks.floating("preds", preds)
-        checks.dense("target", target)
+        tensor_checks.floating("preds", preds)
+        tensor_checks.dense("target", target)
         if not preds.dim():
             raise InputError("preds: expected logits [..., V], got a scalar")
         if preds.shape[:-1] != target.shape:

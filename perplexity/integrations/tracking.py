@@ -6,8 +6,8 @@ import math
 
 from .. import checks
 from ..errors import InputTypeError
-from ..metric import logged_perplexity
 from ..monitor import Finding
+from ..nats import logged_perplexity
 
 # The measures of ``Monitor.log``, with the tags of their values and of their perplexities.
 TAGS = {

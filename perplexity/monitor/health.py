@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 from ..findings import CEILING, VERDICTS, Judged, worst
-from ..metric import exp, logged_perplexity
+from ..nats import exp, logged_perplexity
 from .digest import Digest
 from .findings import Finding
 from .signals import all_findings

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from ..findings import Severity
-from ..metric import exp
+from ..nats import exp
 from .digest import Block, Digest, Spike
 from .findings import Finding, nats
 from .noise import about_its_curve

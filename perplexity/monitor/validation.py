@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..metric import exp
+from ..nats import exp
 from .digest import Digest, Evaluated
 from .findings import Finding, nats
 from .noise import validation_noise

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from ..findings import Finding
-from ..metric import exp
+from ..nats import exp
 from .settings import GenerationSettings
 
 LEAST_TEXTS = 8  # fewer texts make no mean

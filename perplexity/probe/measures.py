@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ..metric import exp
+from ..nats import exp
 from ..text.words import words
 from .repetition import N, compression_ratio, distinct, longest_loop, ngrams, repeated, shared
 

@@ -16,10 +16,10 @@ import numpy as np
 from ..errors import InputError
 from ..files import write_text
 from ..json_files import model_name, read_as
-from ..metric import exp
 from ..monitor.digest import Digest
 from ..monitor.health import Diagnosis
 from ..monitor.history import History
+from ..nats import exp
 from .shapes import DataCheckShape, EvaluationShape
 
 DRAWN = 3000  # points of a curve, more than a screen has columns

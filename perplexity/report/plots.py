@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ..errors import theirs, visible
 from ..files import write_bytes
-from ..metric import exp
+from ..nats import exp
 
 # What a loss is drawn as, from left to right: nats, and perplexity.
 CHANGES: tuple[Callable[[float], float], ...] = (float, exp)
