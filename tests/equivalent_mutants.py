@@ -45,8 +45,8 @@ EQUIVALENT = [
     ),
     (
         "perplexity/monitor/history.py",
-        "if at > place:",
-        "if at >= place:",
+        "if at > place and (of_evaluation or not math.isfinite(value)):",
+        "if at >= place and (of_evaluation or not math.isfinite(value)):",
         "a call with no losses changes nothing: time only",
     ),
     (

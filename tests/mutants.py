@@ -56,6 +56,8 @@ MUTATED = (
             "metric",
             "inputs",
             "checks",
+            "tensor_checks",
+            "nats",
             "calibration",
             "fingerprints",
         )
