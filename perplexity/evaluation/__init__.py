@@ -3,6 +3,7 @@
 from ..models.language_model import Head, LanguageModel
 from ..text.documents import Document
 from ..text.readers import ReadOptions, read_documents
+from ..text.tokenizers import Tokenizer
 from .comparison import Comparison, compare
 from .evaluator import Progress, evaluate
 from .model_comparison import ModelComparison, compare_models
@@ -18,6 +19,7 @@ __all__ = [
     "ModelComparison",
     "Progress",
     "ReadOptions",
+    "Tokenizer",
     "compare",
     "compare_models",
     "evaluate",
