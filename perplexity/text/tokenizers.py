@@ -265,8 +265,13 @@ def _of_sentencepiece(processor: Any) -> dict[str, Any]:
             pieces = processor.encode(text, return_type="proto").pieces
         except TypeError:  # before sentencepiece 0.2.2
             pieces = processor.encode(text, out_type="immutable_proto").pieces
-        ends = np.cumsum([len(piece.surface) for piece in pieces], dtype=np.int64).tolist()
-        return list(zip([0, *ends], ends, strict=False))
+        # Their places are bytes or characters, by the version; their surfaces are in order.
+        covered, place = [], 0
+        for piece in pieces:
+            begin = max(place, text.find(piece.surface, place))
+            place = begin + len(piece.surface)
+            covered.append((begin, place))
+        return covered
 
     return dict(
         size=processor.get_piece_size(),

@@ -125,7 +125,9 @@ def test_a_part_has_the_losses_of_the_whole(model, tokenizer, protocol, bos, tmp
         if any(first <= begin and end <= last for first, last in spans)
     ]
     assert rows["part"]["position"] == [place for place in asked if place in whole]
-    assert rows["part"]["nll"] == [whole[place] for place in rows["part"]["position"]]
+    expected = [whole[place] for place in rows["part"]["position"]]
+    # Other windows share the batch, whose float32 products round otherwise in the last bit.
+    assert rows["part"]["nll"] == pytest.approx(expected, rel=1e-6)
     assert got.skipped["context"] == len(offsets) - len(asked)
     assert got.tokens_read == len(offsets) == got.tokens + got.tokens_skipped
     assert got.bytes_read == len(text.encode()) == got.bytes + got.bytes_skipped
