@@ -56,6 +56,8 @@ class GPT(nn.Module):
         super().__init__()
         self.block_size = block_size
         self.wte, self.wpe = nn.Embedding(vocabulary, size), nn.Embedding(block_size, size)
+        for embedding in (self.wte, self.wpe):
+            nn.init.normal_(embedding.weight, std=0.02)  # nanoGPT's
         self.blocks = nn.Sequential(*(Block(size, heads=4) for _ in range(layers)))
         self.ln_f = nn.LayerNorm(size)
         self.lm_head = nn.Linear(size, vocabulary, bias=False)
