@@ -7,12 +7,10 @@ import os
 import select
 import signal
 import subprocess
-import sys
-from functools import partial
 
 import pytest
 from faults import runs
-from processes import HANG, ppl
+from processes import HANG, ppl, ppl_after
 
 from perplexity.monitor import read_history
 from perplexity.monitor.follower import Follower, NotYet
@@ -198,28 +196,15 @@ def test_a_process_that_follows_ends_when_it_is_interrupted(folder, tmp_path):
     told, out = tmp_path / "told", tmp_path / "out.json"
     os.mkfifo(told)
     reader = os.open(told, os.O_RDONLY | os.O_NONBLOCK)
-    command = [
-        sys.executable,
-        "-m",
-        "perplexity",
-        "monitor",
-        folder / "overfitting.csv",
-        "--follow",
-    ]
-    options = [
-        "--interval",
-        "3600",
-        "--fail-on",
-        "danger",
-        "--on-finding",
-        f"echo $PPL_SIGNAL > {told}",
-    ]
     # Tests that run in the background of a shell ignore SIGINT, and a process that they start
     # would, too.
-    heeds = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
-    process = subprocess.Popen(
-        [*command, *options, "--json", out], stdout=subprocess.PIPE, text=True, preexec_fn=heeds
+    heeds = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    history = folder / "overfitting.csv"
+    options = ["--follow", "--interval", 3600, "--fail-on", "danger", "--json", out]
+    command = ppl_after(
+        heeds, "monitor", history, *options, "--on-finding", f"echo $PPL_SIGNAL > {told}"
     )
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
         assert select.select([reader], [], [], HANG)[0]
         process.send_signal(signal.SIGINT)
