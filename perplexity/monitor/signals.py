@@ -150,9 +150,9 @@ SET: tuple[Signal, ...] = (
     validation.divergence,
     validation.overfitting,
     validation.validation_spikes,
-    validation.leakage,
-    validation.generalisation_gap,
 )
+# They compare a validation loss with the training loss: both must be in nats a token.
+LEVEL: tuple[Signal, ...] = (validation.leakage, validation.generalisation_gap)
 
 
 def all_findings(
@@ -170,8 +170,11 @@ def all_findings(
     for name, evaluations in [(digest.main_set, digest.evaluations), *digest.sets.items()]:
         one = digest.with_evaluations(evaluations)
         broken = list(validation.broken_evaluation(one))
-        of_set = broken or [finding for signal in SET for finding in signal(one)]
-        of_set += [] if broken else validation_worse_than_uniform(one, vocabulary_size)
+        level = "train_loss" not in digest.unscaled and name not in digest.unscaled
+        judges = () if broken else (*SET, *LEVEL) if level else SET
+        of_set = [*broken, *(finding for signal in judges for finding in signal(one))]
+        if level and not broken:
+            of_set += validation_worse_than_uniform(one, vocabulary_size)
         findings += [dataclasses.replace(finding, set=name) for finding in of_set]
         if broken and evaluations is digest.evaluations:
             judged = digest.with_evaluations([])
@@ -179,7 +182,8 @@ def all_findings(
     if "divergence" not in signals:
         findings += training.divergence(digest)
     findings += [finding for signal in RUN for finding in signal(judged)]
-    findings += worse_than_uniform(digest, vocabulary_size)
+    if "train_loss" not in digest.unscaled:
+        findings += worse_than_uniform(digest, vocabulary_size)
     findings += healthy_decline(digest, total_steps)
     return _by_severity(_without_echoes(findings))
 
