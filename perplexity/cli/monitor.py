@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING
 
 from ..errors import InputError, theirs, visible
 from ..files import check_outputs
+from ..json_files import to_json
 from . import tables
 from .extras import needs
 from .options import argument, option, part, typed
-from .parts import FAIL_ON_HELP, SEVERITIES, Curves
+from .parts import FAIL_ON_HELP, SEVERITIES, Curves, shortened
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -33,9 +34,10 @@ BARS = "▁▂▃▄▅▆▇█"
 class Options:
     """what the loss curves of a training run mean"""
 
-    history: str = argument(
+    history: list[str] = argument(
         "a training log: a table, JSON, console text, a TensorBoard, W&B, MLflow, trackio, DVCLive "
-        "or Lightning file or folder"
+        "or Lightning file or folder; of several, each is compared with the first",
+        nargs="+",
     )
     curves: Curves = part(Curves)
     json: str | None = option("write verdict, score and findings to this file", metavar="OUT")
@@ -55,12 +57,12 @@ def run(options: Options) -> int:
     from ..monitor import diagnose
 
     _check(options)
-    if options.all:
-        return _judge_all(options)
+    if options.all or len(options.history) > 1:
+        return _judge_several(options)
     if options.follow:
         diagnosis = _follow(options)
     else:
-        history = options.curves.read(options.history)
+        history = options.curves.read(options.history[0])
         digest = history.digest()
         diagnosis = diagnose(digest, **options.curves.judged(), notes=history.notes)
         tables.console().print(view(digest, diagnosis, options.curves.total_steps))
@@ -69,28 +71,48 @@ def run(options: Options) -> int:
     return int(diagnosis.fails(options.fail_on))
 
 
-def _judge_all(options: Options) -> int:
-    """Diagnose every run, print a verdict for each, and write ``{"runs": [...]}``."""
+def _judge_several(options: Options) -> int:
+    """Diagnose every run, compare those of several files, and write ``{"runs": [...]}``."""
     import json
+    from dataclasses import asdict
 
     from ..files import write_text
     from ..monitor import diagnose
+    from ..monitor.run_comparison import common_axis, compare_runs
 
-    runs, failed = [], False
-    for name, history in options.curves.read_all(options.history).items():
-        diagnosis = diagnose(history.digest(), **options.curves.judged(), notes=history.notes)
+    curves, console = options.curves, tables.console()
+    named = {}
+    for path in options.history:
+        runs = curves.read_all(path) if options.all else {"": curves.read(path)}
+        for name, history in runs.items():
+            named[f"{path}: {name}" if name and len(options.history) > 1 else name or path] = (
+                history
+            )
+    judged, failed = [], False
+    for name, history in named.items():
+        diagnosis = diagnose(history.digest(), **curves.judged(), notes=history.notes)
         failed |= diagnosis.fails(options.fail_on)
-        runs.append({"run": name, **json.loads(diagnosis.to_json())})
-        line = tables.plain(f"{name or visible(options.history)}: ")
+        judged.append({"run": name, **json.loads(diagnosis.to_json())})
+        line = tables.plain(f"{visible(name)}: ")
         line.append_text(tables.verdict(diagnosis.verdict, diagnosis.health_score))
         if diagnosis.last_step is not None:
             line.append(f"  step {diagnosis.last_step:,.0f}")
         parts: list = [line]
-        if diagnosis.findings:
-            parts.append(tables.findings(diagnosis.findings, with_steps=True))
-        tables.console().print(tables.stacked(*parts, *tables.notes(diagnosis.notes)))
+        if serious := [found for found in diagnosis.findings if found.severity != "info"]:
+            parts.append(tables.findings(serious, with_steps=True))
+        console.print(tables.stacked(*parts, *tables.notes(diagnosis.notes)))
+    written: dict[str, list] = {"runs": judged}
+    if not options.all:
+        (first, one), *others = zip(shortened(list(named)), named.values(), strict=True)
+        axis, notes = common_axis(list(named.values()), curves.by)
+        console.print(*tables.notes(notes))
+        written["comparisons"] = []
+        for second, other in others:
+            comparison = compare_runs(one, other, axis)
+            console.print(tables.run_comparison(first, second, comparison))
+            written["comparisons"].append({"first": first, "second": second} | asdict(comparison))
     if options.json:
-        write_text(options.json, json.dumps({"runs": runs}, indent=2) + "\n")
+        write_text(options.json, to_json(written) + "\n")
     return int(failed)
 
 
@@ -99,10 +121,13 @@ def _check(options: Options) -> None:
 
     if options.all and options.follow:
         raise InputError("--all: expected without --follow, which follows one run (--run NAME)")
+    if len(options.history) > 1 and options.follow:
+        raise InputError(f"--follow: expected one history, got {len(options.history)}")
     if options.all and options.curves.run is not None:
         raise InputError("--all: expected without --run, which chooses one")
     options.curves.how()  # a bad --tag comes before an output that is an input
-    check_outputs({"--json": options.json}, history_files(options.history))
+    inputs = [file for path in options.history for file in history_files(path)]
+    check_outputs({"--json": options.json}, inputs)
     for name, value in (("total_steps", options.curves.total_steps), ("polls", options.polls)):
         if value is not None and value < 1:
             raise InputError(f"{typed(name)}: expected at least 1, got {value}")
@@ -129,7 +154,7 @@ def _follow(options: Options) -> Diagnosis:
     reported: set[tuple[str, str]] = set()
     diagnosis, polls = None, 0
     notes: list[str] = []
-    follower, digest = Follower(options.history, **options.curves.how()), Digest()
+    follower, digest = Follower(options.history[0], **options.curves.how()), Digest()
     console = tables.console()
     # A terminal's view is redrawn. Elsewhere, in a log of a job, the view is printed when the
     # diagnosis is another one.
@@ -173,7 +198,7 @@ def _follow(options: Options) -> Diagnosis:
         console.print(last)  # what came since the diagnosis changed
     if diagnosis is None:
         raise InputError(
-            f"{options.history}: expected a history, nothing could be read until it was interrupted"
+            f"{options.history[0]}: expected a history, nothing could be read until it was interrupted"
         )
     return diagnosis
 
@@ -222,6 +247,8 @@ def view(digest: Digest, diagnosis: Diagnosis, total_steps: int | None = None) -
 
 
 def _curves(digest: Digest, diagnosis: Diagnosis) -> Table:
+    from ..nats import exp
+
     table = tables.table(
         None,
         "",
@@ -242,14 +269,16 @@ def _curves(digest: Digest, diagnosis: Diagnosis) -> Table:
             "n/a" if diagnosis.train_perplexity is None else f"{diagnosis.train_perplexity:,.2f}",
             f"{min(means):.4f}",
         )
-    if digest.evaluations:
-        table.add_row(
-            "validation",
-            sparkline([e.loss for e in digest.evaluations]),
-            f"{diagnosis.val_loss:.4f}",
-            f"{diagnosis.val_perplexity:,.2f}",
-            f"{diagnosis.best_val_loss:.4f} at {diagnosis.best_val_step:,.0f}",
-        )
+    for name, evaluations in [(digest.main_set, digest.evaluations), *digest.sets.items()]:
+        if evaluations:
+            last, best = evaluations[-1].loss, min(evaluations, key=lambda e: e.loss)
+            table.add_row(
+                tables.plain(f"validation {name}" if name else "validation"),
+                sparkline([e.loss for e in evaluations]),
+                f"{last:.4f}",
+                f"{exp(last):,.2f}",
+                f"{best.loss:.4f} at {best.step:,.0f}",
+            )
     return table
 
 
