@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 import time
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -19,6 +19,7 @@ from .options import argument, option, part, typed
 from .parts import FAIL_ON_HELP, SEVERITIES, Curves, shortened
 
 if TYPE_CHECKING:
+    from apprise import Apprise
     from rich.console import Group
     from rich.table import Table
     from rich.text import Text
@@ -48,6 +49,12 @@ class Options:
     polls: int | None = option("end --follow after so many looks", metavar="N")
     on_finding: str | None = option(
         "with --follow: run for each new finding (PPL_SIGNAL, ...)", metavar="COMMAND"
+    )
+    notify: list[str] | None = option(
+        "with --follow: tell each new warning and danger to Slack, Discord, e-mail, a webhook ... "
+        "(a URL of apprise)",
+        metavar="URL",
+        repeated=True,
     )
 
 
@@ -123,6 +130,8 @@ def _check(options: Options) -> None:
         raise InputError("--all: expected without --follow, which follows one run (--run NAME)")
     if len(options.history) > 1 and options.follow:
         raise InputError(f"--follow: expected one history, got {len(options.history)}")
+    if options.notify and not options.follow:
+        raise InputError("--notify: expected with --follow")
     if options.all and options.curves.run is not None:
         raise InputError("--all: expected without --run, which chooses one")
     options.curves.how()  # a bad --tag comes before an output that is an input
@@ -151,8 +160,10 @@ def _follow(options: Options) -> Diagnosis:
     from ..monitor.follower import Follower, NotYet
     from ..monitor.history import feed
 
-    reported: set[tuple[str, str]] = set()
-    diagnosis, polls = None, 0
+    notified = _notified(options.notify or [])
+    reported: set[tuple[str, str, str | None]] = set()
+    diagnosis: Diagnosis | None = None
+    polls = 0
     notes: list[str] = []
     follower, digest = Follower(options.history[0], **options.curves.how()), Digest()
     console = tables.console()
@@ -172,10 +183,12 @@ def _follow(options: Options) -> Diagnosis:
                         live.update(tables.plain(f"waiting: {error}"))
                 else:
                     if whole:
-                        digest, notes = Digest(), []
+                        digest, notes, diagnosis = Digest(), [], None
                     notes += [note for note in history.notes if note not in notes]
                     feed(digest, history)
-                    diagnosis = diagnose(digest, **options.curves.judged(), notes=notes)
+                    told = diagnosis.findings if diagnosis else ()
+                    judged = options.curves.judged()
+                    diagnosis = diagnose(digest, **judged, notes=notes, told=told)
                     last = view(digest, diagnosis, options.curves.total_steps)
                     found = (
                         diagnosis.verdict,
@@ -187,7 +200,7 @@ def _follow(options: Options) -> Diagnosis:
                         console.print(last)
                         console.file.flush()
                         printed, last = found, None
-                    _report(diagnosis.findings, reported, options.on_finding)
+                    _report(diagnosis.findings, reported, options, notified)
                 polls += 1
                 if options.polls and polls >= options.polls:
                     break
@@ -203,26 +216,60 @@ def _follow(options: Options) -> Diagnosis:
     return diagnosis
 
 
-def _report(findings: list[Finding], reported: set[tuple[str, str]], command: str | None) -> None:
-    """Run the command of --on-finding for each new finding, which stands in the command's
-    environment.
-    """
+def _notified(urls: list[str]) -> Apprise | None:
+    """Return whom to tell; None without a URL, which may hold a password and is never shown."""
+    if not urls:
+        return None
+    needs(notify=("apprise",))
+    from apprise import Apprise
+
+    notified = Apprise()
+    for number, url in enumerate(urls, 1):
+        with theirs("--notify: expected a URL of apprise"):
+            known = notified.add(url)
+        if not known:
+            raise InputError(
+                f"--notify: expected a URL of apprise, such as slack://..., got another as number "
+                f"{number} (github.com/caronc/apprise lists them)"
+            )
+    return notified
+
+
+def _report(
+    findings: list[Finding],
+    reported: set[tuple[str, str, str | None]],
+    options: Options,
+    notified: Apprise | None,
+) -> None:
+    """Tell each new finding: run the command of --on-finding, and send it to --notify."""
     for finding in findings:
-        key = finding.signal, finding.severity
+        key = finding.signal, finding.severity, finding.set
         if key in reported:
             continue
         reported.add(key)
-        if command is not None:
-            environment = os.environ | {
-                "PPL_SIGNAL": finding.signal,
-                "PPL_SEVERITY": finding.severity,
-                "PPL_STEP": f"{finding.first_step:g}",
-                "PPL_EVIDENCE": finding.evidence,
-            }
-            with theirs(f"--on-finding: expected a command that can be started, got {command!r}"):
-                done = subprocess.run(command, shell=True, env=environment)
-            if done.returncode:
-                print(f"--on-finding: {command!r} ended with {done.returncode}", file=sys.stderr)
+        if options.on_finding is not None:
+            _run_command(options.on_finding, finding)
+        if notified is not None and finding.severity != "info":
+            title = f"{shortened(options.history)[0]}: {finding.signal} ({finding.severity})"
+            sent = False
+            with suppress(Exception):  # of a service: the watching goes on
+                sent = bool(notified.notify(title=title, body=str(finding)))
+            if not sent:
+                print(f"--notify: {finding.signal} could not be told to all", file=sys.stderr)
+
+
+def _run_command(command: str, finding: Finding) -> None:
+    """Run a command with the finding in its environment."""
+    environment = os.environ | {
+        "PPL_SIGNAL": finding.signal,
+        "PPL_SEVERITY": finding.severity,
+        "PPL_STEP": f"{finding.first_step:g}",
+        "PPL_EVIDENCE": finding.evidence,
+    }
+    with theirs(f"--on-finding: expected a command that can be started, got {command!r}"):
+        done = subprocess.run(command, shell=True, env=environment)
+    if done.returncode:
+        print(f"--on-finding: {command!r} ended with {done.returncode}", file=sys.stderr)
 
 
 def view(digest: Digest, diagnosis: Diagnosis, total_steps: int | None = None) -> Group:

@@ -268,7 +268,7 @@ class Curves:
 
         return read_histories(path, **self.how())
 
-    def judged(self) -> dict[str, int | None]:
+    def judged(self) -> dict[str, Any]:
         """Return the keywords of ``monitor.diagnose``."""
         return {"vocabulary_size": self.vocabulary_size, "total_steps": self.total_steps}
 

@@ -174,6 +174,29 @@ def test_a_dead_run_is_danger_at_its_first_row():
     assert "exactly 0.0" in monitor.stopped_by.evidence
 
 
+def test_a_danger_that_was_told_stays_until_it_is_over():
+    """By noise alone, which raises what counts as chance, a rise is not over."""
+    losses = [*(3 - 0.1 * n for n in range(8)), *(2.3 + 0.1 * n for n in range(1, 8))]
+    digest = Digest()
+    for step, loss in enumerate(losses, 1):
+        digest.validation(100 * step, loss)
+    told = diagnose(digest)
+    assert "overfitting" in {f.signal for f in told.findings}
+    noisy_on = [2.5, 3.6, 2.5, 3.5, 2.5, 3.6]
+    for step, loss in enumerate(noisy_on, len(losses) + 1):
+        digest.validation(100 * step, loss)
+    assert "overfitting" not in {f.signal for f in diagnose(digest).findings}
+    still = diagnose(digest, told=told.findings)
+    assert still.verdict == "unhealthy" and still.findings[0] == told.findings[0]
+    digest.validation(100 * 30, 2.31)  # back at the best
+    assert diagnose(digest, told=still.findings).verdict != "unhealthy"
+    # or steps went back to before it
+    digest.validation(100 * 31, 3.4)
+    digest.train(3100, 3.0)
+    digest.train(700, 2.4)
+    assert diagnose(digest, told=told.findings).verdict != "unhealthy"
+
+
 def test_losses_of_zero_at_once_are_lost_weights():
     """Without a gradient norm beside them they were called memorised text, a warning."""
     diagnosis, found = judged([*falls(299, 5, 2), *np.zeros(300)], every=10)
