@@ -144,7 +144,10 @@ class FusedHFLM(HFLM):
     ) -> dict[int, tuple[float, bool]]:
         """Return (log-likelihood, whether greedy) by number of the requests that share a batch."""
         ids = pad_sequence([torch.tensor(tokens) for tokens in batch], batch_first=True)
-        rows, columns, targets, numbers, counts = [], [], [], [], []
+        rows: list[int] = []
+        columns: list[int] = []
+        targets: list[int] = []
+        numbers, counts = [], []
         for row, tokens in enumerate(batch):
             for number in sharing[tokens]:
                 continuation = requests[number][2]
