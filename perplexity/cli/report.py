@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 from ..errors import InputError, visible
 from ..files import check_outputs
@@ -78,6 +81,7 @@ def run(options: Options) -> int:
             data_checks=checks,
             probes=[read_written(path, "probe") | {"source": path} for path in options.probe or []],
             title=options.title,
+            command=_command(),
         )
         print(f"{visible(options.output)}: {diagnosis.verdict}")
     for form, path in (("png", options.png), ("svg", options.svg)):
@@ -95,6 +99,11 @@ def run(options: Options) -> int:
             )
             print(visible(path))
     return 0
+
+
+def _command() -> str:
+    """Return the command line as it may be typed again."""
+    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
 
 
 def _several(options: Options) -> int:
@@ -118,7 +127,7 @@ def _several(options: Options) -> int:
     comparisons = [
         (first, second, compare_runs(one, other, axis)) for second, (other, _, _) in others
     ]
-    write_runs(options.output, runs, comparisons, title=options.title)
+    write_runs(options.output, runs, comparisons, title=options.title, command=_command())
     for note in notes:
         print(f"note: {note}")
     verdicts = ", ".join(f"{name} {judged.verdict}" for name, (_, _, judged) in runs.items())

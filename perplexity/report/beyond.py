@@ -57,6 +57,7 @@ def beyond_section(records: Sequence[dict], diagnosis: Diagnosis) -> dict | None
         "overall_in_words": in_words(overall.to_dict()),
         "shown": SHOWN,
         "last": last,
+        "model": model_name(last["model"]),
         "rows": rows(last),
         "examples": [(title, text[:EXAMPLE]) for title, text in examples(last)],
         "checkpoints": [

@@ -9,9 +9,11 @@ import html
 import math
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from ..findings import SEVERITIES
 from ..json_files import model_name, read_as
 from ..monitor.digest import Digest, Evaluated
 from ..monitor.health import Diagnosis
@@ -20,6 +22,8 @@ from ..nats import exp
 from .page import write_page
 from .shapes import DataCheckShape, EvaluationShape
 
+# On logarithmic axes: 1, 2 and 5 of each power of ten.
+TICKS = [digit * 10.0**power for power in range(-2, 9) for digit in (1, 2, 5)]
 DRAWN = 3000  # points of a curve, more than a screen has columns
 MARKED = (
     "spike",
@@ -36,6 +40,8 @@ SEVERITY_COLOURS = {
     "danger": "rgba(200,40,40,.14)",
 }
 COLOURS = {"batch": "#9ab7d3", "train": "#2b6ca3", "val": "#c1440e", "other": "#7a6fa8"}
+# The same on a dark page: a line must be stronger than its noise.
+DARK = {"#9ab7d3": "#4a6078", "#2b6ca3": "#6fb1e8", "#c1440e": "#ff8a5c", "#7a6fa8": "#b0a4e3"}
 SETS = ("#d9812b", "#a3195b", "#6b8e23", "#8c564b", "#e0a100")  # further validation sets
 
 
@@ -81,7 +87,7 @@ def figures(
         vocabulary_size: for the line of a uniform guess; None: no line.
     """
     steps, losses = thinned(*history.arrays())
-    blocks = [block for block in digest.all_blocks() if block.count]
+    blocks = digest.pieces()  # finer than blocks while the run is short
     means = [(block.first + block.last) / 2 for block in blocks], [block.mean for block in blocks]
     lines = [("uniform guess, ln V", math.log(vocabulary_size))] if vocabulary_size else []
     drawn = {}
@@ -106,6 +112,7 @@ def figures(
                 for set_name, of_set, colour in validation_sets(digest)
             ),
         ]
+        traces[0] |= {"opacity": 0.6}
         shapes, notes = _marks(diagnosis)
         for words, level in lines:
             shapes.append(_line(change(level)))
@@ -116,7 +123,13 @@ def figures(
         if limits := _limits(digest):
             levels = [change(level) for level in limits]
             if all(map(math.isfinite, levels)):
-                drawn[name]["layout"]["yaxis"]["range"] = levels
+                axis = drawn[name]["layout"]["yaxis"]
+                axis["range"] = levels
+                if axis["type"] == "log":
+                    axis |= _ticks(
+                        [tick for tick in TICKS if levels[0] <= tick <= levels[1]], levels
+                    )
+                notes += _above_the_frame(traces, levels[1])
     gaps = [(e.step, e.loss - e.near) for e in digest.evaluations if not math.isnan(e.near)]
     if gaps:
         at, above = map(list, zip(*gaps, strict=True))
@@ -127,7 +140,40 @@ def figures(
         if len(seen) > 1:
             trace = trace_of(label, *thinned(seen, values), COLOURS["other"], width=1.5)
             drawn[name] = figure_of([trace], label, [], [], log=False)
+            # From 0: a rate that is constant stands at its value.
+            drawn[name]["layout"]["yaxis"]["rangemode"] = "tozero"
+    if digest.last_step > digest.first_step:
+        # One range of steps, so that what stands below each other is of one step.
+        room = 0.01 * (digest.last_step - digest.first_step)
+        for figure in drawn.values():
+            figure["first"] = max(digest.first_step, 1.0)  # where a logarithmic axis begins
+            figure["layout"]["xaxis"]["range"] = [
+                max(digest.first_step - room, min(digest.first_step, 0.0)),
+                digest.last_step + room,
+            ]
     return drawn
+
+
+def _ticks(ticks: list[float], limits: list[float] | None = None) -> dict:
+    """Return an axis's ticks in plain numbers; of fewer than three in ``limits``, equal steps."""
+    if limits and len(ticks) < 3:
+        rough = (limits[1] - limits[0]) / 5
+        power = 10.0 ** math.floor(math.log10(rough))
+        step = power * next(digit for digit in (1, 2, 5, 10) if digit * power >= rough)
+        first = math.ceil(limits[0] / step)
+        ticks = [step * place for place in range(first, int(limits[1] / step) + 1)]
+    return {"tickmode": "array", "tickvals": ticks, "ticktext": [f"{tick:,.6g}" for tick in ticks]}
+
+
+def _above_the_frame(traces: list[dict], top: float) -> list[dict]:
+    """Return a note at the upper edge where points lie above it."""
+    highest = max((y for trace in traces for y in trace["y"] if y is not None), default=top)
+    if highest <= top:
+        return []
+    most = f"{highest:,.0f}" if highest >= 1000 else f"{highest:.4g}"
+    words = f"↑ up to {most}; double-click shows all"
+    at = {"xref": "paper", "yref": "paper", "x": 1, "y": 1, "xanchor": "right", "yanchor": "bottom"}
+    return [{"text": plain(words), "showarrow": False, "font": {"size": 11}, **at}]
 
 
 def validation_sets(digest: Digest) -> Iterator[tuple[str, list[Evaluated], str]]:
@@ -182,9 +228,11 @@ def trace_of(
         "type": "scatter",
         "mode": "lines+markers" if markers else "lines",
         "name": plain(name),
-        "x": x,
-        "y": [value if math.isfinite(value) else None for value in y],
+        "x": [int(value) if value == int(value) else value for value in x],
+        # As a screen shows it: six digits.
+        "y": [float(f"{value:.6g}") if math.isfinite(value) else None for value in y],
         "line": {"color": colour, "width": width},
+        "dark": DARK.get(colour, colour),
         "marker": {"size": 5},
         "hovertemplate": place + ": %{y:.4f}<extra>" + plain(name) + "</extra>",
     }
@@ -243,12 +291,15 @@ def figure_of(
     traces: list[dict], label: str, shapes: list, notes: list, *, log: bool, x: str = "step"
 ) -> dict:
     """Return a Plotly figure with labels ``x`` and ``label`` and a linear or logarithmic y axis."""
+    axis: dict[str, Any] = {"title": {"text": label}, "type": "log" if log else "linear"}
+    if log:
+        axis |= _ticks(TICKS)
     return {
         "data": traces,
         "steps": x in ("step", "tokens"),
         "layout": {
             "xaxis": {"title": {"text": x}},
-            "yaxis": {"title": {"text": label}, "type": "log" if log else "linear"},
+            "yaxis": axis,
             "shapes": shapes,
             "annotations": notes,
             "margin": {"l": 60, "r": 12, "t": 12, "b": 44},
@@ -298,6 +349,7 @@ def write_report(
     data_checks: list[dict] | None = None,
     probes: list[dict] | None = None,
     title: str | None = None,
+    command: str | None = None,
 ) -> None:
     """Write one HTML file that needs no network; every string of a run is escaped.
 
@@ -311,6 +363,7 @@ def write_report(
         data_checks: results of ``ppl check-data --json``, likewise.
         probes: results of ``ppl probe --json``, a checkpoint each, likewise.
         title: of the page; default the name of the history.
+        command: what made the page, for its foot.
 
     Raises:
         InputError: a package is missing, a result has a value of another type, or the file cannot
@@ -325,7 +378,8 @@ def write_report(
         >>> write_report("/dev/null", history, digest, diagnose(digest))
     """
     drawn = figures(history, digest, diagnosis, vocabulary_size)
-    curves, beyond = list(drawn), None
+    curves = list(drawn)
+    beyond: dict | None = None
     if probes:
         from .beyond import beyond_section
 
@@ -337,6 +391,7 @@ def write_report(
         drawn,
         title=title or f"Training run {history.source}",
         diagnosis=diagnosis,
+        headline=_headline(diagnosis, beyond),
         figures=curves,
         beyond=beyond,
         evaluations=[
@@ -348,4 +403,34 @@ def write_report(
         ],
         tokens=None if math.isnan(digest.tokens) else digest.tokens,
         minutes=digest.seconds / 60 if digest.seconds else None,
+        command=command,
     )
+
+
+IN_WORDS = {
+    "healthy": "Healthy: nothing asks for attention",
+    "watch": "Watch: something is worth a look",
+    "unhealthy": "Unhealthy: act now",
+    "insufficient-data": "Too little yet to judge the run by",
+}
+
+
+def _headline(diagnosis: Diagnosis, beyond: dict | None) -> dict:
+    """Return the verdict in words, what to do, and one score with what it is measured on."""
+    findings = [(f.severity, f.evidence, f.advice) for f in diagnosis.findings]
+    verdicts, score, measured = [diagnosis.verdict], diagnosis.health_score, ""
+    if beyond:
+        last = beyond["last"]
+        findings += [(f["severity"], f["evidence"], f["advice"]) for f in last["findings"]]
+        verdicts.append(last["verdict"])
+        score = beyond["overall"]["score"]
+        measured = f"of the curves and of what the model writes, {beyond['overall_in_words']}"
+    worst_first = sorted(verdicts, key=("unhealthy", "watch", "insufficient-data", "healthy").index)
+    findings.sort(key=lambda found: -SEVERITIES.index(found[0]))
+    return {
+        "verdict": worst_first[0],
+        "words": IN_WORDS[worst_first[0]],
+        "score": score,
+        "measured": measured,
+        "todo": [found[1:] for found in findings if found[0] != "info"],
+    }

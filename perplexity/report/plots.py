@@ -57,7 +57,7 @@ def run_curves(
 
     shades = {"info": "#4682b4", "warning": "#e6a000", "danger": "#c82828"}
     steps, losses = thinned(*history.arrays())
-    blocks = [block for block in digest.all_blocks() if block.count]
+    blocks = digest.pieces()  # finer than blocks while the run is short
     figure, panels = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
     for panel, change, label in zip(
         panels, CHANGES, ("loss (nats a token)", "perplexity"), strict=True

@@ -25,6 +25,7 @@ def write_runs(
     comparisons: list[tuple[str, str, RunComparison]],
     *,
     title: str | None = None,
+    command: str | None = None,
 ) -> None:
     """Write one HTML file with the curves of several runs on one axis, and their differences.
 
@@ -33,6 +34,7 @@ def write_runs(
         runs: two or more, by their names.
         comparisons: (first, second, comparison) of names of ``runs``; they share one axis.
         title: of the page; default the names.
+        command: what made the page, for its foot.
 
     Raises:
         InputError: a package is missing, or the file cannot be written.
@@ -80,6 +82,7 @@ def write_runs(
             {"name": name, "colour": COLOURS[place % len(COLOURS)], "diagnosis": diagnosis}
             for place, (name, (_, _, diagnosis)) in enumerate(runs.items())
         ],
+        command=command,
         figures=list(drawn),
         comparisons=[
             {
