@@ -130,121 +130,18 @@ def summary(evaluation: Evaluation, baseline: dict | None = None) -> Table:
         evaluation: The evaluation.
         baseline: The JSON of another evaluation, which gets a row of its own.
     """
-    from ..calibration import rows
-    from ..json_files import model_name, same_model
+    from ..evaluation import summary
 
-    e = evaluation
-    table = tables.table(
-        f"{e.tokens:,} tokens scored of {e.documents:,} documents", "measure", "value", "meaning"
-    )
-    unit = "documents" if e.clusters["unit"] == "document" else "blocks of the document"
-    spread = (
-        ""
-        if e.stderr is None
-        else f", ± {e.stderr:.4f} (standard error over {e.clusters['count']:,} {unit})"
-    )
-    table.add_row("loss", f"{e.loss:.4f}", f"nats a token{spread}")
-    table.add_row("bits per token", f"{e.bits_per_token:.4f}", "the same in bits")
-    table.add_row(
-        "perplexity",
-        f"{e.perplexity:,.3f}",
-        f"as if choosing among about {e.perplexity:,.0f} equally likely tokens",
-    )
-    if e.perplexity_interval is not None:
-        table.add_row(
-            "  95 % interval", "", _interval(e.perplexity_interval) + ", by the delta method"
-        )
-    if e.perplexity_interval_bootstrap is not None:
-        table.add_row("", "", _interval(e.perplexity_interval_bootstrap) + ", by bootstrap")
-    for name, words in (
-        ("unigram", "of the best guess without context: how often each token comes in this text"),
-        ("uniform", "of a guess that knows nothing: the size of the vocabulary"),
-    ):
-        table.add_row(f"  beside {name}", f"{e.baselines[name]['perplexity']:,.1f}", words)
-    if baseline is not None:
-        table.add_row(*_beside(evaluation, baseline))
-        if (same := same_model({"model": e.model}, baseline)) is not None:
-            table.add_row(
-                "  baseline's model",
-                "",
-                "the same model" if same else tables.plain(model_name(baseline["model"])),
-            )
-    bytes_ = _scored(e.bytes, e.bytes_read, "bytes") + "; comparable across tokenizers"
-    words = _scored(e.words, e.words_read, "words")
-    if e.non_finite:
-        bytes_ = words = "a token's loss is NaN or infinite"
-    table.add_row("bits per byte", _defined(e.bits_per_byte, ".4f"), bytes_)
-    table.add_row(
-        "byte perplexity", _defined(e.byte_perplexity, ".4f"), "2 to the power of bits per byte"
-    )
-    table.add_row("word perplexity", _defined(e.word_perplexity, ",.1f"), words)
-    if e.calibration is not None:
-        for row in rows(e.calibration):
-            table.add_row(*row)
-    skipped = ", ".join(f"{count:,} {reason}" for reason, count in e.skipped.items())
-    table.add_row("tokens read", f"{e.tokens_read:,}", f"skipped: {skipped or 'none'}")
-    if e.model is not None:
-        words = f"{model_name(e.model)}: {e.model['architecture']}"
-        words += f", fingerprint {e.model['fingerprint']}"
-        table.add_row("model", "", tables.plain(words))
-    table.add_row(
-        "protocol", e.protocol, f"context {e.context_length:,}, stride {e.stride:,}, BOS {e.bos}"
-    )
-    table.add_row(
-        "computed",
-        e.backend,
-        f"{e.precision} logits, {e.seconds:.1f} s, "
-        f"{e.tokens / max(e.seconds, 1e-9):,.0f} tokens a second",
-    )
+    table = tables.table(summary.title(evaluation), "measure", "value", "meaning")
+    for row in summary.rows(evaluation, baseline):
+        table.add_row(*map(tables.plain, row))
     return table
-
-
-def _scored(count: int, of: int, unit: str) -> str:
-    return f"{count:,} {unit}" if count == of else f"{count:,} of {of:,} {unit}, those scored"
-
-
-def _defined(value: float | None, form: str) -> str:
-    return "undefined" if value is None else format(value, form)
-
-
-def _interval(interval: tuple[float, float]) -> str:
-    return f"{interval[0]:,.3f} to {interval[1]:,.3f}"
-
-
-def _beside(e: Evaluation, other: dict) -> tuple[str, str, str]:
-    """Return the row of a baseline: its perplexity where the texts and tokenizers are the same."""
-    from ..evaluation import compare
-    from ..nats import exp
-
-    name, perplexity = (
-        "  beside the baseline",
-        f"{other.get('perplexity', exp(other['loss'])):,.3f}",
-    )
-    if other["text_fingerprint"] != e.text_fingerprint:
-        return name, perplexity, "on another text: the two do not compare"
-    if other["tokenizer_fingerprint"] != e.tokenizer_fingerprint:
-        try:
-            bits = compare(other, e, measure="bits-per-byte")
-        except InputError as error:
-            return name, "", f"another tokenizer: not even bits per byte compare ({error})"
-        words = f"only bits per byte compare: {bits.a:.4f}, {bits.difference:+.4f} from it"
-        return name, "", f"another tokenizer: {words}"
-    words = f"{e.loss - other['loss']:+.4f} nats a token from it"
-    if other["tokens"] != e.tokens:
-        return (
-            name,
-            perplexity,
-            f"{other['tokens']:,} tokens of the same text scored: the two do not compare",
-        )
-    if (other.get("protocol"), other.get("context_length")) != (e.protocol, e.context_length):
-        words += (
-            f"; its windows differ ({other.get('protocol')}, context {other.get('context_length')})"
-        )
-    return name, perplexity, words
 
 
 def domains(evaluation: Evaluation) -> Table:
     """Return a table with a row for each of the largest domains."""
+    from ..evaluation.summary import defined
+
     more = len(evaluation.domains) - DOMAINS_SHOWN
     title = "by domain" + (f" (the largest; {more:,} more in the JSON)" if more > 0 else "")
     table = tables.table(
@@ -262,7 +159,7 @@ def domains(evaluation: Evaluation) -> Table:
             f"{d['loss']:.4f}",
             "" if d["stderr"] is None else f"{d['stderr']:.4f}",
             f"{d['perplexity']:,.2f}",
-            _defined(d["bits_per_byte"], ".4f"),
+            defined(d["bits_per_byte"], ".4f"),
         )
     return table
 

@@ -181,6 +181,12 @@ class Evaluation:
         """Return whether every token's loss is finite."""
         return self.non_finite is None
 
+    def __str__(self) -> str:
+        """Return the table of ``ppl eval`` and the notes as plain text."""
+        from .summary import text
+
+        return text(self)
+
     def to_json(self) -> str:
         """Return the fields as a JSON document.
 
