@@ -5,6 +5,7 @@ from ..text.documents import Document
 from ..text.readers import ReadOptions, read_documents
 from .comparison import Comparison, compare
 from .evaluator import Progress, evaluate
+from .many import ManyComparison
 from .model_comparison import ModelComparison, compare_models
 from .results import DocumentScore, Evaluation, read_result
 
@@ -15,6 +16,7 @@ __all__ = [
     "Evaluation",
     "Head",
     "LanguageModel",
+    "ManyComparison",
     "ModelComparison",
     "Progress",
     "ReadOptions",
