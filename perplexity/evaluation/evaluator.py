@@ -277,6 +277,7 @@ def _evaluation(collector: Collector, notes: list[str], **rest) -> Evaluation:
         calibration=None if collector.calibration is None else collector.calibration.summary(),
         per_document=collector.scores,
         first_tokens=collector.first_tokens,
+        loss_by_position=collector.by_position.result(),
         blocks=None if collector.blocks is None else np.stack(collector.blocks, 1).tolist(),
         **rest,
     )
