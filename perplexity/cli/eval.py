@@ -76,6 +76,7 @@ def run(options: Options) -> int:
                 tokenizer,
                 texts.documents(tokenizer),
                 **vars(options.scoring),
+                score=options.reading.score,
                 backend=options.running.backend,
                 score_special=options.score_special,
                 per_token=options.per_token,

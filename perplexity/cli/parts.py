@@ -1,16 +1,18 @@
 """Options that several commands share.
 
-``Reading`` (how text is read), ``Running`` (where a model runs), ``Scoring`` (windows and journal:
+``TextReading`` and ``Reading`` (how text is read, and which part is scored), ``Running`` (where a
+model runs), ``Scoring`` (windows and journal:
 ``--protocol``, ``--context-length``, ``--stride``, ``--journal``), ``Question`` (what a judge is
 asked) and ``Curves`` (how a training history is read).
 """
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from ..errors import InputError
+from ..errors import InputError, visible
 from ..files import other_than_file
 from ..findings import SEVERITIES as SEVERITIES  # beside its help, for the commands with --fail-on
 from .options import option
@@ -53,7 +55,7 @@ def expect_ending(option: str, path: str | None, *endings: str) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reading:
+class TextReading:
     """Options that say how text files are read."""
 
     text_column: str = option("of .jsonl, .parquet, datasets (%(default)s)", "text", metavar="NAME")
@@ -94,6 +96,42 @@ class Reading:
                 )
             before, after = (None, self.separator) if self.separator != bos else (bos, None)
         return replace(self.options(), split_before=before, split_after=after)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading(TextReading):
+    """Options that say how text files are read, and which part of a row is scored."""
+
+    score: str = option(
+        "part of a row to score (%(default)s: its spans, else its text, completion or turns)",
+        "auto",
+        choices=("auto", "all", "spans", "completion", "assistant"),
+    )
+    prompt_column: str = option(
+        "context of a completion, not scored (%(default)s)", "prompt", metavar="NAME"
+    )
+    completion_column: str = option(
+        "scored after its prompt (%(default)s)", "completion", metavar="NAME"
+    )
+    messages_column: str = option(
+        "a conversation; the assistant's turns are scored (%(default)s)", "messages", metavar="NAME"
+    )
+    spans_column: str = option(
+        "parts of the text to score, [begin, end) in characters (%(default)s)",
+        "spans",
+        metavar="NAME",
+    )
+
+    def options(self) -> ReadOptions:
+        """Return the readers' options that need no tokenizer."""
+        return replace(
+            super().options(),
+            score=self.score,
+            prompt_column=self.prompt_column,
+            completion_column=self.completion_column,
+            messages_column=self.messages_column,
+            spans_column=self.spans_column,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -230,6 +268,10 @@ class Curves:
         "of the validation text, for losses in bits per byte", metavar="B"
     )
     run: str | None = option("which of several runs in the file or folder", metavar="NAME")
+    by: str | None = option(
+        "axis on which runs of several files are compared (tokens where all logged them, else step)",
+        choices=("tokens", "step"),
+    )
 
     def how(self) -> dict[str, Any]:
         """Return the keywords of ``read_history``: tags by measure, unit, run and so on.
@@ -263,6 +305,17 @@ class Curves:
 
         return read_histories(path, **self.how())
 
-    def judged(self) -> dict[str, int | None]:
+    def judged(self) -> dict[str, Any]:
         """Return the keywords of ``monitor.diagnose``."""
         return {"vocabulary_size": self.vocabulary_size, "total_steps": self.total_steps}
+
+
+def shortened(paths: list[str]) -> list[str]:
+    """Return paths without the folders that all share, for a table.
+
+    Example:
+        >>> shortened(["runs/a/log.csv", "runs/b/log.csv"])
+        ['a/log.csv', 'b/log.csv']
+    """
+    folder = os.path.commonpath([os.path.dirname(os.path.abspath(path)) for path in paths])
+    return [visible(os.path.relpath(path, folder)) for path in paths]

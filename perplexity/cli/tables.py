@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
 
+    from ..monitor.run_comparison import RunComparison
     from ..terminal import Console
 
 
@@ -91,6 +92,35 @@ def findings(of: list, *, with_steps: bool = False) -> Table | Text:
         what = f"{finding.signal}\n{finding.severity}" + (f"\n{of_set}" if of_set else "")
         rows.add_row(plain(what, COLOURS[finding.severity]), *seen, words)
     return rows
+
+
+def run_comparison(first: str, second: str, comparison: RunComparison) -> Group:
+    """Return how far two runs lie apart, with a line for each loss that one reached earlier."""
+    upto = f"{'' if comparison.by == 'tokens' else 'step '}{comparison.end:,.0f}"
+    upto += " tokens" if comparison.by == "tokens" else ""
+    rows = table(
+        f"{second} − {first}, at {upto}",
+        "loss",
+        "first",
+        "second",
+        "difference (95 %)",
+        "",
+        right=("first", "second", "difference (95 %)"),
+    )
+    for found in comparison.differences:
+        half = (found.high - found.low) / 2
+        rows.add_row(
+            plain(found.curve),
+            f"{found.first:.4f}",
+            f"{found.second:.4f}",
+            f"{found.difference:+.4f} ± {half:.4f}",
+            "larger than their noise" if found.larger_than_noise else "within their noise",
+        )
+    lines = [plain(line) for line in comparison.in_words(first, second)]
+    noise = "noise within these runs; runs that differ in their seed alone may lie further apart"
+    if not comparison.differences:
+        return stacked(*notes(comparison.notes))
+    return stacked(rows, *lines, *notes([*comparison.notes, noise]))
 
 
 def notes(of: Iterable[str]) -> list[Text]:

@@ -142,6 +142,13 @@ def _spans(positions: Positions) -> Spans:
     return positions.spans
 
 
+def _first_asked(positions: Positions) -> int:
+    """Return the first of a document's own tokens that is to be scored, 0 of a whole document."""
+    if positions.asked is None:
+        return 0
+    return max(0, int(positions.asked.argmax()) - positions.added)
+
+
 def described(non_finite: dict) -> str:
     """Return what ``note_non_finite`` counted, as the beginning of a note."""
     return (
@@ -240,7 +247,7 @@ class Collector:
                 self._add_blocks(places, nll)
             self.by_position.add(places, nll, added=positions.added, begin=scored.begin)
             self._note_surprising(scored, places, nll)
-            first = places < positions.added + FIRST_TOKENS
+            first = places < positions.added + _first_asked(positions) + FIRST_TOKENS
             self._first.update(zip(places[first].tolist(), nll[first].tolist(), strict=True))
         if scored.last:
             self._finish(scored)
@@ -302,8 +309,7 @@ class Collector:
             skipped[SPECIAL] += unscored
         self.skipped.update(skipped)
         self.tokens_read += positions.tokens_read
-        bytes_, words = self._text_scored(positions)
-        bytes_skipped, words_skipped = document.bytes - bytes_, document.words - words
+        (bytes_, bytes_skipped), (words, words_skipped) = self._text_scored(positions)
         self.bytes_skipped += bytes_skipped
         self.words_skipped += words_skipped
         nll = math.fsum(self._sums)
@@ -345,19 +351,21 @@ class Collector:
             self._with_tokens += 1
         self._start()
 
-    def _text_scored(self, positions: Positions) -> tuple[int, int]:
-        """Return the bytes and words of a document that were scored."""
+    def _text_scored(self, positions: Positions) -> tuple[tuple[int, int], tuple[int, int]]:
+        """Return a document's bytes that were scored and the others, and likewise its words."""
         document, spans = positions.document, _spans(positions)
         self.characters += len(document.text)
         self.deleted += spans.deleted
         self.changed += spans.changed
         scored = self._scored[positions.added :]
         if scored.all():
-            return document.bytes, document.words
+            return (document.bytes, 0), (document.words, 0)
         self.estimated += not spans.exact
-        bytes_, words = spans.bytes(scored), spans.words(document.text, scored)
-        assert sum(bytes_) == document.bytes and sum(words) == document.words
-        return bytes_[0], words[0]
+        bytes_ = spans.bytes(scored)
+        words = spans.words(document.text, scored, document.spans or ())
+        assert sum(bytes_) == document.bytes
+        assert document.spans is not None or sum(words) == document.words
+        return bytes_, words
 
     def _first_tokens(self, positions: Positions) -> list[float | None]:
         """Return the ends in bytes and the losses of a document's first tokens, in turn."""
@@ -365,9 +373,15 @@ class Collector:
         first_tokens: list[float | None] = []
         if not spans.exact:
             return first_tokens
-        # Up to the first token that ends at FIRST_BYTES or later.
-        count = int(np.searchsorted(spans.ends, FIRST_BYTES)) + 1
-        for place, end in enumerate(spans.ends[: min(count, FIRST_TOKENS)].tolist()):
+        # A context counts as one token without a loss.
+        start = _first_asked(positions)
+        begin = int(spans.ends[start - 1]) if start else 0
+        if begin:
+            first_tokens += [begin, None]
+        # Up to the first token that ends FIRST_BYTES later, or beyond.
+        count = int(np.searchsorted(spans.ends, begin + FIRST_BYTES)) + 1
+        kept = spans.ends[start : min(count, start + FIRST_TOKENS)]
+        for place, end in enumerate(kept.tolist(), start):
             loss = self._first.get(positions.added + place)
             if spans.groups[place] >= 0:
                 first_tokens += [end, None if loss is None else round(loss, LOSS_DIGITS)]

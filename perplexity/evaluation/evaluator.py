@@ -21,10 +21,11 @@ from ..errors import InputError
 from ..files import check_outputs
 from ..nats import exp
 from ..scoring.protocols import choose_protocol
-from ..scoring.reading import read_positions
+from ..scoring.reading import Given, Score, read_positions
 from ..scoring.run import DETAILS, ScoringRun, token_scorer
 from ..scoring.stream import Scored, raise_together, tasks
 from ..text.documents import Document
+from ..text.readers import SCORES
 from .baselines import baseline_notes, unigram_losses
 from .collect import DOCUMENT_COLUMNS, TOKEN_COLUMNS, Collector, ParquetTable, described
 from .results import Evaluation, summarise
@@ -79,8 +80,9 @@ class Reporter:
 def evaluate(
     model,
     tokenizer,
-    documents: Iterable[Document | str],
+    documents: Iterable[Given],
     *,
+    score: Score = "auto",
     protocol: str = "sliding",
     context_length: int | None = None,
     stride: int | None = None,
@@ -103,7 +105,13 @@ def evaluate(
     Args:
         model: a transformers causal model, or a ``LanguageModel``.
         tokenizer: its transformers tokenizer.
-        documents: texts or ``Document``s, read once.
+        documents: texts, ``Document``s, or rows of a data set: dicts with "text" (and "spans"),
+            "prompt" and "completion", or "messages"; read once.
+        score: part of a document that is scored; the rest is context, shown and never scored.
+            "auto" (default): the spans of a document that has some, the completion of a row after
+            its prompt, the assistant's turns of messages, and else the whole text. "all": the
+            whole text of every document. "spans", "completion" and "assistant" refuse documents
+            without. A function of a Document that returns spans, [begin, end) in characters.
         protocol: "sliding" (default) scores every token once, in windows; "lm-eval" and "llama.cpp"
             give the numbers of those tools.
         context_length: positions of a window; default the model's, 1,024 at most.
@@ -143,10 +151,16 @@ def evaluate(
         >>> evaluation = evaluate(GPT2LMHeadModel(config), tokenizer, ["the cat the cat"])
         >>> evaluation.tokens, evaluation.skipped
         (3, {'no-context': 1})
+        >>> pair = {"prompt": "the cat", "completion": " the cat"}
+        >>> evaluation = evaluate(GPT2LMHeadModel(config), tokenizer, [pair])
+        >>> evaluation.tokens, evaluation.skipped
+        (2, {'context': 2})
     """
     started = time.perf_counter()
     batch_size = checks.optional(checks.integer, "batch_size", batch_size, least=1)
     checks.several("documents", documents, "them", (Document,))
+    if not callable(score):
+        checks.choice("score", score, SCORES)
     for name, flag in (("calibration", calibration), ("distributed", distributed)):
         checks.flag(name, flag)
     paths = {"per_token": per_token, "per_document": per_document, "journal": journal}
@@ -189,7 +203,7 @@ def evaluate(
             collector = Collector(tokenizer, run.vocabulary, calibration=bins, **tables)
             reporter = Reporter(progress)
             for item in run.stream(
-                tasks(read_positions(run, documents, chosen), chosen),
+                tasks(read_positions(run, documents, chosen, score), chosen),
                 token_scorer(network, run.backend, details),
                 fields=len(DETAILS) if details else 1,
                 first_of_window=chosen.first_of_window,

@@ -112,7 +112,8 @@ class Evaluation:
         surprising_tokens: up to ten, by loss.
         per_document: the score of each document.
         first_tokens: of each document the tokens of its first 32 bytes: end in bytes, loss in nats
-            (None: not scored), end, loss, ...; ``compare`` aligns different tokenizers by them.
+            (None: not scored), end, loss, ...; ``compare`` aligns different tokenizers by them. Of
+            a document with spans, the end of the context and then those of the first 32 bytes.
         blocks: sums of nll and of tokens over blocks of the only document.
         data_check: of ``ppl eval --train``, as the JSON of ppl check-data.
         calibration: ``calibration.CalibrationBins.summary`` where it was measured.

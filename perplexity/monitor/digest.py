@@ -160,6 +160,8 @@ class Digest:
         self.evaluations: list[Evaluated] = []
         self.main_set: str | None = None  # the name of the validation set of ``evaluations``
         self.sets: dict[str, list[Evaluated]] = {}  # further validation sets, by name
+        # "train_loss" and the validation sets whose losses are nats but for an unknown factor.
+        self.unscaled: set[str | None] = set()
         self.spikes: deque[Spike] = deque(maxlen=KEPT_EVENTS)
         self.spikes_seen = 0
         self.restarts: deque[Restart] = deque(maxlen=KEPT_EVENTS)

@@ -6,20 +6,18 @@ A browser shows the file without a network.
 from __future__ import annotations
 
 import html
-import json
 import math
-from importlib import resources
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
-from ..errors import InputError
-from ..files import write_text
 from ..json_files import model_name, read_as
-from ..monitor.digest import Digest
+from ..monitor.digest import Digest, Evaluated
 from ..monitor.health import Diagnosis
 from ..monitor.history import History
 from ..nats import exp
+from .page import write_page
 from .shapes import DataCheckShape, EvaluationShape
 
 DRAWN = 3000  # points of a curve, more than a screen has columns
@@ -38,6 +36,7 @@ SEVERITY_COLOURS = {
     "danger": "rgba(200,40,40,.14)",
 }
 COLOURS = {"batch": "#9ab7d3", "train": "#2b6ca3", "val": "#c1440e", "other": "#7a6fa8"}
+SETS = ("#d9812b", "#a3195b", "#6b8e23", "#8c564b", "#e0a100")  # further validation sets
 
 
 def thinned(steps: np.ndarray, values: np.ndarray, most: int = DRAWN) -> tuple[list, list]:
@@ -84,7 +83,6 @@ def figures(
     steps, losses = thinned(*history.arrays())
     blocks = [block for block in digest.all_blocks() if block.count]
     means = [(block.first + block.last) / 2 for block in blocks], [block.mean for block in blocks]
-    evaluations = [e.step for e in digest.evaluations], [e.loss for e in digest.evaluations]
     lines = [("uniform guess, ln V", math.log(vocabulary_size))] if vocabulary_size else []
     drawn = {}
     for name, change, label in (
@@ -96,13 +94,16 @@ def figures(
             trace_of(
                 "training", means[0], [change(x) for x in means[1]], COLOURS["train"], width=2
             ),
-            trace_of(
-                "validation",
-                evaluations[0],
-                [change(x) for x in evaluations[1]],
-                COLOURS["val"],
-                width=2,
-                markers=True,
+            *(
+                trace_of(
+                    set_name,
+                    [e.step for e in of_set],
+                    [change(e.loss) for e in of_set],
+                    colour,
+                    width=2,
+                    markers=True,
+                )
+                for set_name, of_set, colour in validation_sets(digest)
             ),
         ]
         shapes, notes = _marks(diagnosis)
@@ -129,6 +130,14 @@ def figures(
     return drawn
 
 
+def validation_sets(digest: Digest) -> Iterator[tuple[str, list[Evaluated], str]]:
+    """Yield (name, losses, colour) of each validation set, the main set first."""
+    main = f"validation {digest.main_set}" if digest.main_set else "validation"
+    yield main, digest.evaluations, COLOURS["val"]
+    for place, (name, of_set) in enumerate(digest.sets.items()):
+        yield f"validation {name}", of_set, SETS[place % len(SETS)]
+
+
 def _limits(digest: Digest) -> tuple[float, float] | None:
     """Return limits of the y axis: the lowest and highest mean loss, and a little room.
 
@@ -136,7 +145,7 @@ def _limits(digest: Digest) -> tuple[float, float] | None:
     """
     late = digest.first_step + 0.01 * (digest.last_step - digest.first_step)
     levels = [block.mean for block in digest.all_blocks() if block.count and block.first >= late]
-    levels += [e.loss for e in digest.evaluations if e.step >= late]
+    levels += [e.loss for _, of, _ in validation_sets(digest) for e in of if e.step >= late]
     if not levels:
         return None
     low, high = min(levels), max(levels)
@@ -158,9 +167,17 @@ def plain(text: str) -> str:
 
 
 def trace_of(
-    name: str, x: list, y: list, colour: str, *, width: float, markers: bool = False
+    name: str,
+    x: list,
+    y: list,
+    colour: str,
+    *,
+    width: float,
+    markers: bool = False,
+    over: str = "step",
 ) -> dict:
-    """Return a Plotly trace over steps, with gaps where ``y`` is not finite."""
+    """Return a Plotly trace over steps or tokens, with gaps where ``y`` is not finite."""
+    place = "step %{x:,.0f}" if over == "step" else "%{x:,.0f} tokens"
     return {
         "type": "scatter",
         "mode": "lines+markers" if markers else "lines",
@@ -169,7 +186,7 @@ def trace_of(
         "y": [value if math.isfinite(value) else None for value in y],
         "line": {"color": colour, "width": width},
         "marker": {"size": 5},
-        "hovertemplate": "step %{x:,.0f}: %{y:.4f}<extra>" + plain(name) + "</extra>",
+        "hovertemplate": place + ": %{y:.4f}<extra>" + plain(name) + "</extra>",
     }
 
 
@@ -228,7 +245,7 @@ def figure_of(
     """Return a Plotly figure with labels ``x`` and ``label`` and a linear or logarithmic y axis."""
     return {
         "data": traces,
-        "steps": x == "step",
+        "steps": x in ("step", "tokens"),
         "layout": {
             "xaxis": {"title": {"text": x}},
             "yaxis": {"title": {"text": label}, "type": "log" if log else "linear"},
@@ -307,17 +324,6 @@ def write_report(
         >>> digest = history.digest()
         >>> write_report("/dev/null", history, digest, diagnose(digest))
     """
-    try:
-        import jinja2
-        from plotly.offline import get_plotlyjs
-    except ImportError as error:
-        raise InputError(f"report: needs {error.name}; install fused-perplexity[report]")
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
-    environment.filters["n"] = lambda value, places=0: (
-        "–" if value is None else f"{float(value):,.{places}f}"
-    )
-    page = resources.files(__package__).joinpath("report.html")
-    template = environment.from_string(page.read_text(encoding="utf-8"))
     drawn = figures(history, digest, diagnosis, vocabulary_size)
     curves, beyond = list(drawn), None
     if probes:
@@ -325,15 +331,14 @@ def write_report(
 
         beyond = beyond_section(probes, diagnosis)
         drawn |= beyond["figures"] if beyond else {}
-    # The data stand inside <script>, which no text of theirs may end.
-    data = json.dumps(drawn, allow_nan=False).replace("<", "\\u003c")
-    text = template.render(
+    write_page(
+        path,
+        "report.html",
+        drawn,
         title=title or f"Training run {history.source}",
         diagnosis=diagnosis,
         figures=curves,
         beyond=beyond,
-        data=jinja2.utils.markupsafe.Markup(data),
-        library=jinja2.utils.markupsafe.Markup(get_plotlyjs().replace("</script", "<\\/script")),
         evaluations=[
             evaluation_section(record, str(record.get("source", "")))
             for record in evaluations or []
@@ -344,4 +349,3 @@ def write_report(
         tokens=None if math.isnan(digest.tokens) else digest.tokens,
         minutes=digest.seconds / 60 if digest.seconds else None,
     )
-    write_text(path, text)

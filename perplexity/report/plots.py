@@ -53,7 +53,7 @@ def run_curves(
     matplotlib.use("agg")
     import matplotlib.pyplot as plt
 
-    from .html import COLOURS, MARKED, thinned
+    from .html import COLOURS, MARKED, thinned, validation_sets
 
     shades = {"info": "#4682b4", "warning": "#e6a000", "danger": "#c82828"}
     steps, losses = thinned(*history.arrays())
@@ -73,12 +73,11 @@ def run_curves(
             lw=1.6,
             label="training",
         )
-        if digest.evaluations:
-            at = [e.step for e in digest.evaluations]
-            values = [change(e.loss) for e in digest.evaluations]
-            panel.plot(
-                at, values, color=COLOURS["val"], lw=1.6, marker="o", ms=3, label="validation"
-            )
+        for name, of_set, colour in validation_sets(digest):
+            if of_set:
+                at = [e.step for e in of_set]
+                values = [change(e.loss) for e in of_set]
+                panel.plot(at, values, color=colour, lw=1.6, marker="o", ms=3, label=visible(name))
         if vocabulary_size:
             panel.axhline(
                 change(math.log(vocabulary_size)),

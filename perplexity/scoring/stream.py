@@ -59,10 +59,12 @@ def tasks(documents: Iterable[Positions], protocol: Protocol) -> Iterator[Task]:
     nothing = np.empty(0, dtype=np.int64)
     for index, positions in enumerate(documents):
         previous: tuple[Window | None, np.ndarray] = None, nothing
-        for window in protocol.windows(len(positions.ids)):
+        for window in protocol.windows_of(positions):
             if previous[0] is not None:
                 yield Task(index, positions, *previous, last=False)
             places = np.arange(window.first_scored, window.end)
+            if positions.asked is not None:
+                places = places[positions.asked[places]]
             places = places[~np.isin(positions.ids[places], protocol.unscored)]
             previous = window, places
         yield Task(index, positions, *previous, last=True)
