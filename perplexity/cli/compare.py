@@ -174,6 +174,7 @@ def _by_bytes(options: Options, texts: Texts, models: dict[str, tuple]) -> Compa
                     tokenizer,
                     texts.documents(tokenizer),
                     **scoring | {"journal": journal},
+                    score=options.reading.score,
                     backend=options.running.backend,
                     progress=progress,
                 )

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from ..errors import InputError
@@ -28,12 +29,22 @@ DOMAINS_SHOWN = 20
 
 
 @dataclass(frozen=True, kw_only=True)
+class Contexts(Scoring):
+    """The options of ``Scoring``, with any number of context lengths."""
+
+    context_length: tuple[int, ...] | None = option(  # type: ignore[assignment]
+        "tokens a window shows (by protocol and model); 512,2048 compares both",
+        metavar="N",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class Options:
     """loss and perplexity of a model on text"""
 
     model: str = argument("Hugging Face model folder or name")
     text: list[str] = argument(TEXT_HELP, nargs="+")
-    scoring: Scoring = part(Scoring)
+    scoring: Contexts = part(Contexts)
     score_special: bool | None = option("score special tokens in the text, too")
     reading: Reading = part(Reading)
     running: Running = part(Running)
@@ -57,7 +68,7 @@ class Options:
 def run(options: Options) -> int:
     """Evaluate, write the files and print the tables; return 1 if a loss is not finite, else 0."""
     _check(options)
-    from ..evaluation import evaluate, read_result
+    from ..evaluation import evaluate, evaluate_contexts, read_result
     from .progress import evaluation_progress
     from .ranks import ranks, world_size
     from .texts import Texts
@@ -65,17 +76,22 @@ def run(options: Options) -> int:
     if STANDARD_INPUT in options.text and world_size() > 1:
         raise InputError("-: expected a file, standard input cannot be read by several processes")
     baseline = None if options.baseline is None else read_result(options.baseline)
+    lengths = options.scoring.context_length or ()
     texts = Texts(options.text, options.reading)
     with ranks(options.running.device) as (rank, size, device):
         model, tokenizer = options.running.load(
             options.model, device=device, revision=options.running.revision
         )
         with evaluation_progress(texts, rank == 0) as progress:
+            scoring = vars(options.scoring) | {"context_length": (lengths or (None,))[0]}
+            if len(lengths) > 1:
+                evaluate = partial(evaluate_contexts, context_lengths=lengths)
+                del scoring["context_length"]
             evaluation = evaluate(
                 model,
                 tokenizer,
                 texts.documents(tokenizer),
-                **vars(options.scoring),
+                **scoring,
                 score=options.reading.score,
                 backend=options.running.backend,
                 score_special=options.score_special,
@@ -165,6 +181,62 @@ def domains(evaluation: Evaluation) -> Table:
     return table
 
 
+def positions(evaluation: Evaluation) -> Table:
+    """Return a table of the loss by position in the document and in the window."""
+    from ..evaluation.positions import rows
+
+    table = tables.table(
+        "loss by position in the document, and by tokens of context in the window",
+        *("position", "document", "±", "tokens", "window", "±", "tokens"),
+        right=("position", "document", "±", "tokens", "window"),
+    )
+    for row in rows(evaluation.loss_by_position):
+        table.add_row(*row)
+    return table
+
+
+def contexts(evaluation: Evaluation) -> Table:
+    """Return a table of the loss under each context length, paired with the longest."""
+    table = tables.table(
+        "the same tokens by context length; difference: the longest's loss minus this one's",
+        *("context", "stride", "loss", "±", "perplexity", "difference", "±", "p (Holm)"),
+        right=("context", "stride", "loss", "±", "perplexity", "difference", "p (Holm)"),
+    )
+    for c in evaluation.contexts or []:
+        interval, p_holm = c["interval"], c["p_holm"]
+        table.add_row(
+            f"{c['context_length']:,}",
+            f"{c['stride']:,}",
+            f"{c['loss']:.4f}",
+            "" if c["stderr"] is None else f"{c['stderr']:.4f}",
+            f"{c['perplexity']:,.3f}",
+            "" if c["difference"] is None else f"{c['difference']:+.4f}",
+            "" if interval is None else f"{(interval[1] - interval[0]) / 2:.4f}",
+            "" if p_holm is None else f"{p_holm:.2g}",
+        )
+    return table
+
+
+def contexts_by_position(evaluation: Evaluation) -> Table:
+    """Return a table of the loss by position in the document, a column a context length."""
+    from ..evaluation.positions import span
+
+    found = [
+        {each["first"]: each for each in context["loss_by_position"]["document"]}
+        for context in evaluation.contexts or []
+    ]
+    names = [f"{context['context_length']:,}" for context in evaluation.contexts or []]
+    table = tables.table(
+        "loss by position in the document, by context length",
+        *("position", "tokens", *names),
+        right=("position", "tokens", *names),
+    )
+    for first, each in found[-1].items():
+        losses = (f"{by[first]['loss']:.4f}" if first in by else "" for by in found)
+        table.add_row(span(first), f"{each['tokens']:,}", *losses)
+    return table
+
+
 def documents(title: str, of: list[dict]) -> Table:
     """Return a table of the first ``SHOWN`` of some documents."""
     from ..nats import exp
@@ -206,8 +278,13 @@ def _visible(text: str) -> str:
 def show(evaluation: Evaluation, console: Console, baseline: dict | None = None) -> None:
     """Print all tables and notes of an evaluation to a terminal."""
     console.print(summary(evaluation, baseline))
+    if evaluation.contexts:
+        console.print(contexts(evaluation))
+        console.print(contexts_by_position(evaluation))
     if len(evaluation.domains) > 1:
         console.print(domains(evaluation))
+    if evaluation.loss_by_position:
+        console.print(positions(evaluation))
     if evaluation.documents > 1:
         console.print(documents("hardest documents", evaluation.worst_documents))
     if evaluation.documents > SHOWN:

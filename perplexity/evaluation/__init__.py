@@ -4,6 +4,7 @@ from ..models.language_model import Head, LanguageModel
 from ..text.documents import Document
 from ..text.readers import ReadOptions, read_documents
 from .comparison import Comparison, compare
+from .contexts import evaluate_contexts
 from .evaluator import Progress, evaluate
 from .many import ManyComparison
 from .model_comparison import ModelComparison, compare_models
@@ -23,6 +24,7 @@ __all__ = [
     "compare",
     "compare_models",
     "evaluate",
+    "evaluate_contexts",
     "read_documents",
     "read_result",
 ]

@@ -273,7 +273,7 @@ def several(
         measure: "loss" (default) or "bits-per-byte".
         plan: the difference to plan for; default 0.01.
         files: of the results, which tell models of one name apart; default None.
-        names: of the results; default by their models.
+        names: of the results, which are of one model; default by their models.
 
     Raises:
         InputError: the results do not compare.

@@ -300,7 +300,7 @@ def comparison_notes(
         sides: the results.
         names: of the results.
         paired: their sums.
-        same: note that two are of one model; default True.
+        same: note that two are of one model, or of other context lengths; default True.
     """
     notes = list(paired.notes)
     for place, name in enumerate(names if same else ()):
@@ -313,8 +313,8 @@ def comparison_notes(
     if paired.measure == "bits-per-byte" and sides[0].get("schema_version", 1) == 1:
         who = "both results are" if len(sides) == 2 else "all results are"
         notes.append(f"{who} of schema_version 1, whose bytes include text that was not scored")
-    windows = ("protocol", "context_length", "stride", "bos", "special_text")
-    for key in (*windows, "skipped", "precision"):
+    contexts = ("context_length", "stride") if same else ()
+    for key in ("protocol", *contexts, "bos", "special_text", "skipped", "precision"):
         values = [side.get(key) for side in sides]
         if any(value != values[0] for value in values):
             notes.append(

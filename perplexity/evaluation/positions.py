@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing_extensions import TypedDict
 
 import numpy as np
+from typing_extensions import TypedDict
 
 from ..json_files import Count, Number
 from .uncertainty import BLOCK, half_width
