@@ -198,21 +198,19 @@ def positions(evaluation: Evaluation) -> Table:
 def contexts(evaluation: Evaluation) -> Table:
     """Return a table of the loss under each context length, paired with the longest."""
     table = tables.table(
-        "the same tokens by context length; difference: the longest's loss minus this one's",
-        *("context", "stride", "loss", "±", "perplexity", "difference", "±", "p (Holm)"),
-        right=("context", "stride", "loss", "±", "perplexity", "difference", "p (Holm)"),
+        "the same tokens by context length; gain: what the longest context takes off the loss",
+        *("context", "loss", "±", "perplexity", "gain", "±", "p (Holm)"),
+        right=("context", "loss", "±", "perplexity", "gain", "p (Holm)"),
     )
     for c in evaluation.contexts or []:
-        interval, p_holm = c["interval"], c["p_holm"]
         table.add_row(
             f"{c['context_length']:,}",
-            f"{c['stride']:,}",
             f"{c['loss']:.4f}",
             "" if c["stderr"] is None else f"{c['stderr']:.4f}",
             f"{c['perplexity']:,.3f}",
-            "" if c["difference"] is None else f"{c['difference']:+.4f}",
-            "" if interval is None else f"{(interval[1] - interval[0]) / 2:.4f}",
-            "" if p_holm is None else f"{p_holm:.2g}",
+            "" if c["difference"] is None else f"{-c['difference']:+.4f}",
+            "" if c["difference_stderr"] is None else f"{c['difference_stderr']:.4f}",
+            "" if c["p_holm"] is None else f"{c['p_holm']:.2g}",
         )
     return table
 

@@ -153,21 +153,18 @@ def _sums(bins: list[np.ndarray], nll: np.ndarray) -> np.ndarray:
 
 
 def rows(of: LossByPosition) -> list[tuple[str, ...]]:
-    """Return rows of text: positions, then loss, ± and tokens by document and by window."""
+    """Return rows of text: positions, then loss, standard error and tokens, by document and window."""
     by = [{each["first"]: each for each in of[kind]} for kind in ("document", "window")]
     table = []
     for first in sorted({*by[0], *by[1]}):
-        cells = []
+        cells: list[str] = []
         for kind in by:
             each = kind.get(first)
-            half = None
-            if each is not None and each["interval"] is not None:
-                half = f"{(each['interval'][1] - each['interval'][0]) / 2:.4f}"
-            cells += (
-                ["", "", ""]
-                if each is None
-                else [f"{each['loss']:.4f}", half or "", f"{each['tokens']:,}"]
-            )
+            if each is None:
+                cells += ["", "", ""]
+                continue
+            stderr = "" if each["stderr"] is None else f"{each['stderr']:.4f}"
+            cells += [f"{each['loss']:.4f}", stderr, f"{each['tokens']:,}"]
         table.append((span(first), *cells))
     return table
 
