@@ -48,14 +48,20 @@ def tokenizer_fingerprint(tokenizer) -> str:
 
 
 class TextFingerprint:
-    """Hash of a sequence of documents' texts."""
+    """Hash of a sequence of documents' texts, and of the parts of them that are scored."""
 
     def __init__(self) -> None:
         self._sha256 = hashlib.sha256()
 
-    def add(self, text: str) -> str:
-        """Add a document's text; return the hash of this text alone."""
+    def add(self, text: str, spans: Sequence[tuple[int, int]] | None = None) -> str:
+        """Add a document's text; return the hash of this text alone.
+
+        ``spans`` are the scored parts, None for the whole text: equal texts with other parts
+        differ.
+        """
         alone = hashlib.sha256(text.encode())
+        if spans is not None:
+            alone = hashlib.sha256(alone.digest() + repr([*spans]).encode())
         self._sha256.update(alone.digest())
         return alone.hexdigest()[:16]
 

@@ -17,8 +17,8 @@ from .parts import (
     JOURNAL_HELP,
     TEXT_HELP,
     Question,
-    Reading,
     Running,
+    TextReading,
     expect_ending,
 )
 
@@ -47,7 +47,7 @@ class Options:
     question: Question = part(Question)
     plain: bool = option("no chat template, though the tokenizer has one", False)
     batch_size: int | None = option("texts at a time (by their length)", metavar="N")
-    reading: Reading = part(Reading)
+    reading: TextReading = part(TextReading)
     running: Running = part(Running)
     journal: str | None = option(JOURNAL_HELP, metavar="DIR")
     out: str | None = option(

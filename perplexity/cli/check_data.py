@@ -20,7 +20,7 @@ from .parts import (
     JOURNAL_HELP,
     JSON_HELP,
     TEXT_HELP,
-    Reading,
+    TextReading,
     expect_ending,
 )
 from .progress import LOG_EVERY, log_every
@@ -73,7 +73,7 @@ class Options:
     valid_fraction: float = option("of --write-split (%(default)g)", 0.02, metavar="F")
     json: str | None = option(JSON_HELP, metavar="OUT")
     fail_on: str | None = option(FAIL_ON_HELP, choices=SEVERITIES)
-    reading: Reading = part(Reading)
+    reading: TextReading = part(TextReading)
 
 
 def run(options: Options) -> int:

@@ -1,6 +1,7 @@
 """Options that several commands share.
 
-``Reading`` (how text is read), ``Running`` (where a model runs), ``Scoring`` (windows and journal:
+``TextReading`` and ``Reading`` (how text is read, and which part is scored), ``Running`` (where a
+model runs), ``Scoring`` (windows and journal:
 ``--protocol``, ``--context-length``, ``--stride``, ``--journal``), ``Question`` (what a judge is
 asked) and ``Curves`` (how a training history is read).
 """
@@ -54,7 +55,7 @@ def expect_ending(option: str, path: str | None, *endings: str) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reading:
+class TextReading:
     """Options that say how text files are read."""
 
     text_column: str = option("of .jsonl, .parquet, datasets (%(default)s)", "text", metavar="NAME")
@@ -95,6 +96,42 @@ class Reading:
                 )
             before, after = (None, self.separator) if self.separator != bos else (bos, None)
         return replace(self.options(), split_before=before, split_after=after)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading(TextReading):
+    """Options that say how text files are read, and which part of a row is scored."""
+
+    score: str = option(
+        "part of a row to score (%(default)s: its spans, else its text, completion or turns)",
+        "auto",
+        choices=("auto", "all", "spans", "completion", "assistant"),
+    )
+    prompt_column: str = option(
+        "context of a completion, not scored (%(default)s)", "prompt", metavar="NAME"
+    )
+    completion_column: str = option(
+        "scored after its prompt (%(default)s)", "completion", metavar="NAME"
+    )
+    messages_column: str = option(
+        "a conversation; the assistant's turns are scored (%(default)s)", "messages", metavar="NAME"
+    )
+    spans_column: str = option(
+        "parts of the text to score, [begin, end) in characters (%(default)s)",
+        "spans",
+        metavar="NAME",
+    )
+
+    def options(self) -> ReadOptions:
+        """Return the readers' options that need no tokenizer."""
+        return replace(
+            super().options(),
+            score=self.score,
+            prompt_column=self.prompt_column,
+            completion_column=self.completion_column,
+            messages_column=self.messages_column,
+            spans_column=self.spans_column,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,7 +16,7 @@ from ..findings import SEVERITIES
 from . import tables
 from .extras import needs
 from .options import argument, by_option, option, part
-from .parts import FAIL_ON_HELP, Question, Reading, Running
+from .parts import FAIL_ON_HELP, Question, Running, TextReading
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -102,7 +102,7 @@ class Options:
     prompting: Prompting = part(Prompting, "prompts")
     generation: Generation = part(Generation, "generation")
     comparing: Comparing = part(Comparing, "beside it")
-    reading: Reading = part(Reading, "reading")
+    reading: TextReading = part(TextReading, "reading")
     running: Running = part(Running, "the models")
     output: Output = part(Output, "output")
 

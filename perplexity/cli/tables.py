@@ -130,5 +130,7 @@ def notes(of: Iterable[str]) -> list[Text]:
 
 def print_notes(of: Iterable[str], to: Console) -> None:
     """Print each note in one line, whatever the width of the terminal."""
+    from ..evaluation.text_tables import noted
+
     for note in of:
-        to.print(f"note: {note}", highlight=False, soft_wrap=True)
+        to.print(noted(note), highlight=False, soft_wrap=True)

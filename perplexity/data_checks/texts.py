@@ -103,7 +103,7 @@ def text_of(document: Document, tokenizer) -> Text:
     Raises:
         InputError: an id is beyond the tokenizer's entries.
     """
-    text = document.text
+    text = document.plain_text
     if document.ids is not None:
         check_ids(document, document.ids, len(tokenizer), "the tokenizer's entries")
         text = decoded(tokenizer, document.ids, skip_special_tokens=True)

@@ -4,7 +4,9 @@ from ..models.language_model import Head, LanguageModel
 from ..text.documents import Document
 from ..text.readers import ReadOptions, read_documents
 from .comparison import Comparison, compare
+from .contexts import evaluate_contexts
 from .evaluator import Progress, evaluate
+from .many import ManyComparison
 from .model_comparison import ModelComparison, compare_models
 from .results import DocumentScore, Evaluation, read_result
 
@@ -15,12 +17,14 @@ __all__ = [
     "Evaluation",
     "Head",
     "LanguageModel",
+    "ManyComparison",
     "ModelComparison",
     "Progress",
     "ReadOptions",
     "compare",
     "compare_models",
     "evaluate",
+    "evaluate_contexts",
     "read_documents",
     "read_result",
 ]

@@ -19,6 +19,7 @@ from ..scoring.protocols import NON_FINITE, SPECIAL, Positions
 from ..scoring.stream import Scored
 from ..text.spans import Spans
 from ..text.tokens import text_of, unknown_id
+from .positions import PositionSums
 from .results import DocumentScore
 from .uncertainty import BLOCK
 
@@ -141,6 +142,13 @@ def _spans(positions: Positions) -> Spans:
     return positions.spans
 
 
+def _first_asked(positions: Positions) -> int:
+    """Return the first of a document's own tokens that is to be scored, 0 of a whole document."""
+    if positions.asked is None:
+        return 0
+    return max(0, int(positions.asked.argmax()) - positions.added)
+
+
 def described(non_finite: dict) -> str:
     """Return what ``note_non_finite`` counted, as the beginning of a note."""
     return (
@@ -179,6 +187,7 @@ class Collector:
         self.bytes_skipped = self.words_skipped = 0
         self.characters = self.deleted = self.changed = 0  # of the texts
         self.estimated = 0  # documents whose scored bytes are an estimate
+        self.by_position = PositionSums()
         self.counts = np.zeros(vocabulary, dtype=np.int64)  # of scored tokens, by id
         self.squares = 0.0
         self.tokens_read = self.tokens = 0
@@ -236,8 +245,9 @@ class Collector:
                 self.unknown_nll += float(nll[ids == self.unknown].sum())
             if self._with_tokens == 0:
                 self._add_blocks(places, nll)
+            self.by_position.add(places, nll, added=positions.added, begin=scored.begin)
             self._note_surprising(scored, places, nll)
-            first = places < positions.added + FIRST_TOKENS
+            first = places < positions.added + _first_asked(positions) + FIRST_TOKENS
             self._first.update(zip(places[first].tolist(), nll[first].tolist(), strict=True))
         if scored.last:
             self._finish(scored)
@@ -299,8 +309,7 @@ class Collector:
             skipped[SPECIAL] += unscored
         self.skipped.update(skipped)
         self.tokens_read += positions.tokens_read
-        bytes_, words = self._text_scored(positions)
-        bytes_skipped, words_skipped = document.bytes - bytes_, document.words - words
+        (bytes_, bytes_skipped), (words, words_skipped) = self._text_scored(positions)
         self.bytes_skipped += bytes_skipped
         self.words_skipped += words_skipped
         nll = math.fsum(self._sums)
@@ -333,6 +342,7 @@ class Collector:
                 words_skipped=[words_skipped],
                 **{name: [ratios[name]] for name in ("loss", "perplexity", "bits_per_byte")},
             )
+        self.by_position.end_document()
         if self._tokens:
             kept = self._block_tokens > 0
             self.blocks = (
@@ -341,19 +351,21 @@ class Collector:
             self._with_tokens += 1
         self._start()
 
-    def _text_scored(self, positions: Positions) -> tuple[int, int]:
-        """Return the bytes and words of a document that were scored."""
+    def _text_scored(self, positions: Positions) -> tuple[tuple[int, int], tuple[int, int]]:
+        """Return a document's bytes that were scored and the others, and likewise its words."""
         document, spans = positions.document, _spans(positions)
         self.characters += len(document.text)
         self.deleted += spans.deleted
         self.changed += spans.changed
         scored = self._scored[positions.added :]
         if scored.all():
-            return document.bytes, document.words
+            return (document.bytes, 0), (document.words, 0)
         self.estimated += not spans.exact
-        bytes_, words = spans.bytes(scored), spans.words(document.text, scored)
-        assert sum(bytes_) == document.bytes and sum(words) == document.words
-        return bytes_[0], words[0]
+        bytes_ = spans.bytes(scored)
+        words = spans.words(document.text, scored, document.spans or ())
+        assert sum(bytes_) == document.bytes
+        assert document.spans is not None or sum(words) == document.words
+        return bytes_, words
 
     def _first_tokens(self, positions: Positions) -> list[float | None]:
         """Return the ends in bytes and the losses of a document's first tokens, in turn."""
@@ -361,9 +373,15 @@ class Collector:
         first_tokens: list[float | None] = []
         if not spans.exact:
             return first_tokens
-        # Up to the first token that ends at FIRST_BYTES or later.
-        count = int(np.searchsorted(spans.ends, FIRST_BYTES)) + 1
-        for place, end in enumerate(spans.ends[: min(count, FIRST_TOKENS)].tolist()):
+        # A context counts as one token without a loss.
+        start = _first_asked(positions)
+        begin = int(spans.ends[start - 1]) if start else 0
+        if begin:
+            first_tokens += [begin, None]
+        # Up to the first token that ends FIRST_BYTES later, or beyond.
+        count = int(np.searchsorted(spans.ends, begin + FIRST_BYTES)) + 1
+        kept = spans.ends[start : min(count, start + FIRST_TOKENS)]
+        for place, end in enumerate(kept.tolist(), start):
             loss = self._first.get(positions.added + place)
             if spans.groups[place] >= 0:
                 first_tokens += [end, None if loss is None else round(loss, LOSS_DIGITS)]

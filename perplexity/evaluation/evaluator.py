@@ -21,17 +21,15 @@ from ..errors import InputError
 from ..files import check_outputs
 from ..nats import exp
 from ..scoring.protocols import choose_protocol
-from ..scoring.reading import read_positions
+from ..scoring.reading import Given, Score, read_positions
 from ..scoring.run import DETAILS, ScoringRun, token_scorer
 from ..scoring.stream import Scored, raise_together, tasks
 from ..text.documents import Document
+from ..text.readers import SCORES
+from .baselines import baseline_notes, unigram_losses
 from .collect import DOCUMENT_COLUMNS, TOKEN_COLUMNS, Collector, ParquetTable, described
 from .results import Evaluation, summarise
 from .uncertainty import scipy_stats
-
-# Relative error of a sum of float32 losses: a head of zeros is as good as the uniform guess, and
-# must not count as worse.
-ROUNDING = 1e-6
 
 
 @dataclass(frozen=True)
@@ -82,8 +80,9 @@ class Reporter:
 def evaluate(
     model,
     tokenizer,
-    documents: Iterable[Document | str],
+    documents: Iterable[Given],
     *,
+    score: Score = "auto",
     protocol: str = "sliding",
     context_length: int | None = None,
     stride: int | None = None,
@@ -106,7 +105,13 @@ def evaluate(
     Args:
         model: a transformers causal model, or a ``LanguageModel``.
         tokenizer: its transformers tokenizer.
-        documents: texts or ``Document``s, read once.
+        documents: texts, ``Document``s, or rows of a data set: dicts with "text" (and "spans"),
+            "prompt" and "completion", or "messages"; read once.
+        score: part of a document that is scored; the rest is context, shown and never scored.
+            "auto" (default): the spans of a document that has some, the completion of a row after
+            its prompt, the assistant's turns of messages, and else the whole text. "all": the
+            whole text of every document. "spans", "completion" and "assistant" refuse documents
+            without. A function of a Document that returns spans, [begin, end) in characters.
         protocol: "sliding" (default) scores every token once, in windows; "lm-eval" and "llama.cpp"
             give the numbers of those tools.
         context_length: positions of a window; default the model's, 1,024 at most.
@@ -146,10 +151,16 @@ def evaluate(
         >>> evaluation = evaluate(GPT2LMHeadModel(config), tokenizer, ["the cat the cat"])
         >>> evaluation.tokens, evaluation.skipped
         (3, {'no-context': 1})
+        >>> pair = {"prompt": "the cat", "completion": " the cat"}
+        >>> evaluation = evaluate(GPT2LMHeadModel(config), tokenizer, [pair])
+        >>> evaluation.tokens, evaluation.skipped
+        (2, {'context': 2})
     """
     started = time.perf_counter()
     batch_size = checks.optional(checks.integer, "batch_size", batch_size, least=1)
     checks.several("documents", documents, "them", (Document,))
+    if not callable(score):
+        checks.choice("score", score, SCORES)
     for name, flag in (("calibration", calibration), ("distributed", distributed)):
         checks.flag(name, flag)
     paths = {"per_token": per_token, "per_document": per_document, "journal": journal}
@@ -192,7 +203,7 @@ def evaluate(
             collector = Collector(tokenizer, run.vocabulary, calibration=bins, **tables)
             reporter = Reporter(progress)
             for item in run.stream(
-                tasks(read_positions(run, documents, chosen), chosen),
+                tasks(read_positions(run, documents, chosen, score), chosen),
                 token_scorer(network, run.backend, details),
                 fields=len(DETAILS) if details else 1,
                 first_of_window=chosen.first_of_window,
@@ -248,11 +259,11 @@ def _evaluation(collector: Collector, notes: list[str], **rest) -> Evaluation:
         by_domain[score.domain].append(score)
     without_unknown = collector.loss_without_unknown()
     longest, worst = collector.extreme_documents()
-    # The unigram baseline is the entropy of this text's own token frequencies: no predictor that
-    # ignores context can do better on this text.
-    counts = collector.counts[collector.counts > 0]
-    unigram = float(-(counts / max(1, counts.sum()) * np.log(counts / max(1, counts.sum()))).sum())
+    unigram, left_out = unigram_losses(collector.counts, len(collector.counts))
     uniform = math.log(len(collector.counts))
+    against = baseline_notes(
+        summary["loss"], summary["tokens"], uniform=uniform, unigram=unigram, left_out=left_out
+    )
     return Evaluation(
         **summary,
         tokens_read=collector.tokens_read,
@@ -270,7 +281,7 @@ def _evaluation(collector: Collector, notes: list[str], **rest) -> Evaluation:
             name: {"loss": loss, "perplexity": exp(loss)}
             for name, loss in (("uniform", uniform), ("unigram", unigram))
         },
-        notes=[*notes, *_notes(summary, collector, uniform)],
+        notes=[*notes, *_notes(summary, collector), *against],
         domains={
             name: summarise(members, bootstrap=False) for name, members in sorted(by_domain.items())
         },
@@ -280,12 +291,13 @@ def _evaluation(collector: Collector, notes: list[str], **rest) -> Evaluation:
         calibration=None if collector.calibration is None else collector.calibration.summary(),
         per_document=collector.scores,
         first_tokens=collector.first_tokens,
+        loss_by_position=collector.by_position.result(),
         blocks=None if collector.blocks is None else np.stack(collector.blocks, 1).tolist(),
         **rest,
     )
 
 
-def _notes(summary: dict, collector: Collector, uniform: float) -> list[str]:
+def _notes(summary: dict, collector: Collector) -> list[str]:
     """Return what to know before the perplexity is believed."""
     notes = []
     if bad := collector.non_finite:
@@ -306,10 +318,6 @@ def _notes(summary: dict, collector: Collector, uniform: float) -> list[str]:
         notes.append(
             f"exp({summary['loss']:.1f}) is larger than any float: the perplexity reads inf, the "
             "loss is finite"
-        )
-    if summary["loss"] > uniform * (1 + ROUNDING):
-        notes.append(
-            "the loss is above the uniform guess's: the model does worse than knowing nothing"
         )
     clusters = summary["clusters"]
     if clusters["unit"] == "block":

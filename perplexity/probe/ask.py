@@ -323,6 +323,8 @@ class Questioner:
         """Yield the tokens of each question with the place of its answer."""
         for index, (text, before) in enumerate(_paired(texts, prompts)):
             document = checked_document(index, text)
+            if document.messages is not None:
+                document = replace(document, text=document.plain_text)
             if document.ids is not None:
                 document = replace(document, text=self._decoded(document), ids=None)
             run.read(index, before + document.text)

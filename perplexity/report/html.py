@@ -20,7 +20,7 @@ from ..monitor.health import Diagnosis
 from ..monitor.history import History
 from ..nats import exp
 from .page import write_page
-from .shapes import DataCheckShape, EvaluationShape
+from .shapes import DataCheckShape, EvaluationShape, PositionsShape
 
 # On logarithmic axes: 1, 2 and 5 of each power of ten.
 TICKS = [digit * 10.0**power for power in range(-2, 9) for digit in (1, 2, 5)]
@@ -309,6 +309,27 @@ def figure_of(
     }
 
 
+def positions_figure(positions: PositionsShape) -> dict:
+    """Return a Plotly figure of the loss by position on a logarithmic axis, with intervals."""
+    traces = []
+    for name, bins, colour in (
+        ("position in the document", positions["document"], COLOURS["val"]),
+        ("tokens of context in the window", positions["window"], COLOURS["train"]),
+    ):
+        x, y = [each["first"] for each in bins], [each["loss"] for each in bins]
+        intervals = [each.get("interval") or (each["loss"], each["loss"]) for each in bins]
+        halves = [(high - low) / 2 for low, high in intervals]
+        trace = trace_of(name, x, y, colour, width=2, markers=True)
+        error = [half if math.isfinite(half) else 0.0 for half in halves]
+        traces.append(
+            trace
+            | {"error_y": {"type": "data", "array": error, "thickness": 1, "color": colour}}
+            | {"hovertemplate": "from %{x:,.0f}: %{y:.4f}<extra>" + plain(name) + "</extra>"}
+        )
+    figure = figure_of(traces, "loss (nats a token)", [], [], log=False, x="from position")
+    return figure | {"log_x": True}
+
+
 def evaluation_section(record: dict, source: str) -> dict:
     """Return what the page shows of a result of ``ppl eval --json``; what it lacks is None.
 
@@ -380,6 +401,14 @@ def write_report(
     drawn = figures(history, digest, diagnosis, vocabulary_size)
     curves = list(drawn)
     beyond: dict | None = None
+    sections = [
+        evaluation_section(record, str(record.get("source", ""))) for record in evaluations or []
+    ]
+    for place, section in enumerate(sections):
+        section["figure"] = None
+        if section["loss_by_position"]:
+            section["figure"] = f"positions-{place}"
+            drawn[section["figure"]] = positions_figure(section["loss_by_position"])
     if probes:
         from .beyond import beyond_section
 
@@ -394,10 +423,7 @@ def write_report(
         headline=_headline(diagnosis, beyond),
         figures=curves,
         beyond=beyond,
-        evaluations=[
-            evaluation_section(record, str(record.get("source", "")))
-            for record in evaluations or []
-        ],
+        evaluations=sections,
         data_checks=[
             data_section(record, str(record.get("source", ""))) for record in data_checks or []
         ],

@@ -14,7 +14,7 @@ from ..errors import InputError, theirs
 from ..text.documents import Document
 from ..text.spans import Spans
 from ..text.tokens import check_tokenizer, special_ids
-from .windows import WINDOWS, Window
+from .windows import WINDOWS, Window, rolling_windows
 
 PROTOCOLS = tuple(WINDOWS)
 BOS_POLICIES = ("auto", "always", "never")
@@ -23,6 +23,7 @@ LLAMA_CPP_CONTEXT = 512
 
 # Reasons why a token that was read is not scored.
 NO_CONTEXT = "no-context"  # the first token of a document that starts without BOS
+CONTEXT = "context"  # outside the spans of a document of which a part is scored
 FIRST_HALF = "first-half"  # the first half of a llama.cpp chunk is context only
 TAIL = "tail"  # after the last whole llama.cpp chunk
 SPECIAL = "special"  # BOS, EOS, padding and other special tokens, spelled in the text
@@ -39,6 +40,7 @@ class Positions:
         added: 1 where a BOS was put before the document's own tokens, else 0.
         skipped: Number of tokens that are read and not scored, by reason.
         spans: Spans of the document's own tokens; None where bytes are not needed.
+        asked: bool [ids], the tokens of the parts to score; None for the whole document.
     """
 
     document: Document
@@ -46,6 +48,7 @@ class Positions:
     added: int
     skipped: Counter = field(default_factory=Counter)
     spans: Spans | None = None
+    asked: np.ndarray | None = None
 
     @property
     def tokens_read(self) -> int:
@@ -62,6 +65,7 @@ class Protocol:
         context_length: The most positions of a window.
         stride: Distance of the windows' first positions.
         prefix: Token before each document; None for none.
+        prefix_of_context: Token before a document that begins with context; None for none.
         first_of_window: Token that replaces the first one of every window, as llama.cpp does with
             BOS; None for none.
         unscored: Ids that are read and never scored.
@@ -74,6 +78,7 @@ class Protocol:
     context_length: int
     stride: int
     prefix: int | None
+    prefix_of_context: int | None
     first_of_window: int | None
     unscored: np.ndarray
     special_text: str = "tokens"
@@ -94,23 +99,34 @@ class Protocol:
         document: Document,
         ids: np.ndarray,
         spans: Spans | None = None,
+        asked: np.ndarray | None = None,
     ) -> Positions:
         """Return a document's tokens with the prefix, and count what is not scored.
 
         A BOS that the text spells itself is not doubled.
+
+        Args:
+            document: The document.
+            ids: Its tokens, int [tokens].
+            spans: Spans of these tokens.
+            asked: bool [tokens], the tokens of the parts to score; None for all.
         """
         ids = np.asarray(ids, dtype=np.int64)
+        in_context = asked is not None and not asked[:1].all()
+        prefix = self.prefix_of_context if in_context else self.prefix
         doubled = (
-            self.prefix is not None
-            and self.name != "lm-eval"
+            prefix is not None
+            and (self.name != "lm-eval" or asked is not None)
             and len(ids) > 0
-            and ids[0] == self.prefix
+            and ids[0] == prefix
         )
-        added = int(self.prefix is not None and not doubled)
-        positions = Positions(
-            document, np.concatenate([[self.prefix], ids]) if added else ids, added
-        )
+        added = int(prefix is not None and not doubled)
+        positions = Positions(document, np.concatenate([[prefix], ids]) if added else ids, added)
         positions.spans = spans
+        if asked is not None:
+            positions.asked = np.concatenate([np.zeros(added, dtype=bool), asked])
+            self._count_skipped(positions)
+            return positions
         length = len(positions.ids)
         if self.name == "llama.cpp":
             whole = length - length % self.context_length
@@ -121,9 +137,42 @@ class Protocol:
             positions.skipped[NO_CONTEXT] = 1
         return positions
 
+    def _count_skipped(self, positions: Positions) -> None:
+        """Count what is not scored of a document of which a part is to be scored."""
+        asked, length = positions.asked, len(positions.ids)
+        assert asked is not None
+        positions.skipped[CONTEXT] = int((~asked).sum()) - positions.added
+        reached = np.zeros(length, dtype=bool)
+        for window in self.windows_of(positions):
+            reached[window.first_scored : window.end] = True
+        missed = np.flatnonzero(asked & ~reached)
+        if self.name == "llama.cpp":
+            whole = length - length % self.context_length
+            positions.skipped[FIRST_HALF] = int((missed < whole).sum())
+            positions.skipped[TAIL] = int((missed >= whole).sum())
+        # A BOS that is spelled in the text counts as special.
+        elif len(missed) and positions.ids[0] != self.prefix:
+            positions.skipped[NO_CONTEXT] = 1
+
     def windows(self, length: int) -> Iterator[Window]:
         """Return the windows over ``length`` positions."""
         return WINDOWS[self.name](length, self.context_length, self.stride)
+
+    def windows_of(self, positions: Positions) -> Iterator[Window]:
+        """Return the windows over a document.
+
+        A part of a document is scored in the windows of the whole document. Under "lm-eval" each
+        part is a continuation with windows of its own, which end where the part does.
+        """
+        length = len(positions.ids)
+        if positions.asked is None or self.name != "lm-eval":
+            return self.windows(length)
+        edges = np.flatnonzero(np.diff(positions.asked, prepend=False, append=False))
+        return (
+            window
+            for first, end in edges.reshape(-1, 2).tolist()
+            for window in rolling_windows(end, self.context_length, self.stride, max(1, first))
+        )
 
 
 def choose_protocol(
@@ -188,12 +237,14 @@ def choose_protocol(
                 "tokenizer: expected a BOS or EOS token, which lm-eval puts before each document, "
                 "got none"
             )
-    elif name == "llama.cpp" and bos == "auto":
+    by_tokenizer = prefix
+    if name != "sliding" and bos == "auto":
         # llama.cpp follows the model's add_bos flag, which its converter derives from what the
-        # tokenizer does.
+        # tokenizer does. lm-eval's loglikelihood calls the tokenizer as it is for a context.
         with theirs("tokenizer: expected one that takes every Unicode text, got one that fails"):
             first = list(tokenizer("a")["input_ids"][:1])
-        prefix = own if own is not None and first == [own] else None
+        by_tokenizer = own if own is not None and first == [own] else None
+        prefix = by_tokenizer if name == "llama.cpp" else prefix
     special_text = _special_text(name, tokenizer, special_text)
     if score_special is None:
         score_special = name != "sliding"  # the other tools score them
@@ -202,6 +253,7 @@ def choose_protocol(
         context_length,
         stride,
         prefix,
+        by_tokenizer if bos != "always" else own,
         prefix if name == "llama.cpp" else None,
         np.array([] if score_special else sorted(special_ids(tokenizer)), dtype=np.int64),
         special_text,

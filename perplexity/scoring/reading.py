@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
 from .. import checks
-from ..errors import InputError
+from ..errors import InputError, theirs
 from ..text.documents import Document, check_ids, checked_document
+from ..text.parts import tokens_asked, turns
+from ..text.readers import ReadOptions, document_of
 from ..text.spans import Spans, estimated_spans, inside, lost_characters, spans_of
 from ..text.tokens import encoded, special_ids, text_of, unknown_id
 from .protocols import Positions, Protocol
@@ -20,14 +22,27 @@ if TYPE_CHECKING:
     from .run import ScoringRun
 
 TOKENIZED_AT_ONCE = 64
+# What a caller gives as a document, and as the part of it that is scored.
+Given: TypeAlias = Document | str | Mapping[str, Any]
+Score: TypeAlias = str | Callable[[Document], Sequence[tuple[int, int]] | None]
 
 
 def read_positions(
-    run: ScoringRun, documents: Iterable[Document | str], protocol: Protocol
+    run: ScoringRun,
+    documents: Iterable[Given],
+    protocol: Protocol,
+    score: Score = "auto",
 ) -> Iterator[Positions]:
     """Yield documents as the models of ``run`` read them.
 
     The models are verified on the first document with two positions.
+
+    Args:
+        run: The pass that reads them.
+        documents: Texts, Documents, or rows with the columns of ``ReadOptions``.
+        protocol: The protocol.
+        score: What is scored of them, one of ``SCORES``, or a function of a Document that returns
+            its spans.
     """
     for token in (protocol.prefix, protocol.first_of_window):
         if token is None or token < run.vocabulary:
@@ -37,22 +52,35 @@ def read_positions(
             f"protocol puts before each document, is not below {run.vocabulary}, the model's "
             "vocabulary: check that the tokenizer is this model's, or leave it out (bos='never')"
         )
-    for index, (document, ids, spans) in enumerate(_tokenized(run.tokenizer, documents, protocol)):
-        run.read(index, document.text)
+    for index, (document, ids, spans) in enumerate(
+        _tokenized(run.tokenizer, documents, protocol, score)
+    ):
+        run.read(index, document.text, document.spans)
+        asked = None
+        if document.spans is not None:
+            ids, asked = tokens_asked(
+                run.tokenizer,
+                document,
+                ids,
+                as_lm_eval=protocol.name == "lm-eval",
+                split_special_tokens=protocol.special_text == "text",
+            )
         check_ids(document, ids, run.vocabulary, "the model's vocabulary", run.tokenizer)
-        positions = protocol.positions(document, ids, spans)
+        positions = protocol.positions(document, ids, spans, asked)
         if len(positions.ids) > 1:
             run.verify(positions.ids, protocol.context_length)
         yield positions
 
 
 def _tokenized(
-    tokenizer, documents: Iterable[Document | str], protocol: Protocol
+    tokenizer, documents: Iterable[Given], protocol: Protocol, score: Score
 ) -> Iterator[tuple[Document, np.ndarray, Spans]]:
     """Yield documents with their text, token ids and spans."""
     checks.several("documents", documents, "them", (Document,))
     special = np.array(sorted(special_ids(tokenizer)), dtype=np.int64)
-    checked = (checked_document(index, document) for index, document in enumerate(documents))
+    checked = (
+        _prepared(tokenizer, index, document, score) for index, document in enumerate(documents)
+    )
     unknown = unknown_id(tokenizer)
     while group := list(islice(checked, TOKENIZED_AT_ONCE)):
         texts = [document.text for document in group if document.ids is None]
@@ -80,6 +108,40 @@ def _tokenized(
             else:
                 spans = spans_of(document.text, encoding.offsets, _first(tokenizer, ids[kept]))
             yield document, ids, inside(spans, kept)
+
+
+def _prepared(tokenizer, index: int, given: Given, score: Score) -> Document:
+    """Return a checked document with its text and the spans to score."""
+    if isinstance(given, Mapping):
+        options = ReadOptions() if callable(score) else ReadOptions(score=score)
+        given = document_of(given, index, options)
+    if not callable(score):
+        _check_asked(index, given, score)
+    document = checked_document(index, given)
+    if document.messages is not None:
+        text, spans = turns(tokenizer, document.id, document.messages)
+        document = dataclasses.replace(document, text=text, spans=spans, messages=None)
+    if score == "all":
+        return dataclasses.replace(document, spans=None)
+    if callable(score):
+        with theirs(f"score: expected spans of document {document.id}, got a function that fails"):
+            asked = score(document)
+        return checked_document(index, dataclasses.replace(document, spans=asked))
+    return document
+
+
+def _check_asked(index: int, given: Document | str, score: str) -> None:
+    """Raise InputError where a document lacks the part that ``score`` names."""
+    found = {
+        "assistant": getattr(given, "messages", None) is not None,
+        "spans": getattr(given, "spans", None) is not None,
+    }
+    found["completion"] = found["spans"]
+    if not found.get(score, True):
+        needs = "messages" if score == "assistant" else "spans"
+        raise InputError(
+            f"score: {score!r} needs documents with {needs}, got one without at {index}"
+        )
 
 
 def _spans(tokenizer, text: str, ids: np.ndarray, encoding, unknown: int | None) -> Spans:

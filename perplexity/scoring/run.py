@@ -101,9 +101,9 @@ class ScoringRun:
             "attention": [getattr(config, "_attn_implementation", None) for config in configs],
         }
 
-    def read(self, index: int, text: str) -> None:
-        """Add a document's text to the fingerprint and the journal."""
-        text_hash = self._text.add(text)
+    def read(self, index: int, text: str, spans: Sequence[tuple[int, int]] | None = None) -> None:
+        """Add a document's text and its scored parts to the fingerprint and the journal."""
+        text_hash = self._text.add(text, spans)
         if self.journal is not None:
             self.journal.document(index, text_hash)
 

@@ -40,6 +40,7 @@ class Scored:
     places: np.ndarray
     values: np.ndarray
     last: bool  # the document's last window
+    begin: int = 0  # the window's first position
 
 
 @dataclass(frozen=True)
@@ -58,10 +59,12 @@ def tasks(documents: Iterable[Positions], protocol: Protocol) -> Iterator[Task]:
     nothing = np.empty(0, dtype=np.int64)
     for index, positions in enumerate(documents):
         previous: tuple[Window | None, np.ndarray] = None, nothing
-        for window in protocol.windows(len(positions.ids)):
+        for window in protocol.windows_of(positions):
             if previous[0] is not None:
                 yield Task(index, positions, *previous, last=False)
             places = np.arange(window.first_scored, window.end)
+            if positions.asked is not None:
+                places = places[positions.asked[places]]
             places = places[~np.isin(positions.ids[places], protocol.unscored)]
             previous = window, places
         yield Task(index, positions, *previous, last=True)
@@ -115,7 +118,8 @@ def stream(
             for place, part in zip(batch, np.split(own[number], ends, axis=1), strict=True):
                 values[place] = part
         for task, part in zip(group, values, strict=True):
-            yield Scored(task.index, task.positions, task.places, part, task.last)
+            begin = 0 if task.window is None else task.window.begin
+            yield Scored(task.index, task.positions, task.places, part, task.last, begin)
 
 
 @contextmanager

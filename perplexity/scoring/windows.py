@@ -44,15 +44,18 @@ def sliding_windows(length: int, context_length: int, stride: int) -> Iterator[W
         begin, scored = begin + stride, end
 
 
-def rolling_windows(length: int, context_length: int, stride: int) -> Iterator[Window]:
+def rolling_windows(
+    length: int, context_length: int, stride: int, first: int = 1
+) -> Iterator[Window]:
     """Yield lm-evaluation-harness 0.4's rolling windows.
 
     Each position but the first is scored exactly once. A window reads ``context_length`` positions
     and scores as many, one further on: the next one reads from the last position scored. The last
     window is moved left to read ``context_length``, too, and scores what is new. ``stride`` is
-    ``context_length``.
+    ``context_length``. With ``first``, the first position to score, one window ends at ``length``
+    as that of lm-eval's ``loglikelihood`` does; a longer continuation rolls on.
     """
-    scored = 1
+    scored = first
     while scored < length:
         end = min(scored + context_length, length)
         yield Window(max(0, end - 1 - context_length), end, scored)

@@ -11,17 +11,18 @@ import json
 import os
 import sys
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from .. import checks
 from ..errors import InputError, check_encoding, check_unicode, each_of_theirs, spelled, theirs
 from ..files import STANDARD_INPUT, other_than_file
-from .documents import Document
+from .documents import Document, merged_spans
 
 LLM_C_MAGIC = 20240520  # the first of 256 int32 before the tokens of an llm.c file
 LLM_C_32_BITS = 7  # the second of them, the version, in files with uint32 tokens
@@ -32,12 +33,21 @@ UNPACKED = 1 << 30  # bytes
 RATIO = 100  # times the file's size
 
 
+# The parts of a row that can be scored.
+SCORES = ("auto", "all", "spans", "completion", "assistant")
+_COLUMNS = tuple(
+    f"{name}_column"
+    for name in ("text", "domain", "id", "prompt", "completion", "messages", "spans")
+)
+
+
 @dataclass(frozen=True)
 class ReadOptions:
     """Options for what a file's format does not say.
 
     Args:
         text_column: Name of the text's column in JSON lines, Parquet and datasets folders.
+            Default: "text".
         domain_column: Name of the domain's column. Without the column, the domain is the file's
             stem.
         id_column: Name of the id's column. Without the column, the id is the position.
@@ -46,6 +56,15 @@ class ReadOptions:
         split_before: Token that starts a document in .bin and .npy files. Default: None.
         split_after: Token that ends a document in .bin and .npy files. Default: None.
         standard_input: Format of standard input, "txt" (default) or "jsonl".
+        score: Part of a row that is scored. "auto" (default): the spans of the text where the row
+            has some, else the whole text; without a text the completion after its prompt, else the
+            assistant's turns of the messages. "all": the text, or prompt and completion as one.
+            "spans", "completion" and "assistant" read these columns alone.
+        prompt_column: Name of the column with the context of a completion. Default: "prompt".
+        completion_column: Name of the column with the completion. Default: "completion".
+        messages_column: Name of the column with a conversation. Default: "messages".
+        spans_column: Name of the column with the spans of the text, pairs [begin, end) of
+            characters. Default: "spans".
     """
 
     text_column: str = "text"
@@ -56,10 +75,16 @@ class ReadOptions:
     split_before: int | None = None
     split_after: int | None = None
     standard_input: str = "txt"
+    score: str = "auto"
+    prompt_column: str = "prompt"
+    completion_column: str = "completion"
+    messages_column: str = "messages"
+    spans_column: str = "spans"
 
     def __post_init__(self) -> None:
-        for name in ("text_column", "domain_column", "id_column", "token_dtype"):
+        for name in (*_COLUMNS, "token_dtype"):
             checks.text(name, getattr(self, name))
+        checks.choice("score", self.score, SCORES)
         checks.optional(checks.text, "split", self.split)
         for name in ("split_before", "split_after"):
             checks.optional(checks.integer, name, getattr(self, name), "a token id or None", 0)
@@ -292,9 +317,32 @@ def text_in(record: dict, column: str, where: str) -> str:
     return text
 
 
+def document_of(record: Mapping[str, Any], index: int, options: ReadOptions) -> Document:
+    """Return the document of a row of a data set.
+
+    Args:
+        record: The row, its columns by name.
+        index: Position of the row, which is the id without a column for it.
+        options: Names of the columns, and the part that is scored.
+
+    Raises:
+        InputError: A column is missing or of another type.
+
+    Example:
+        >>> row = {"prompt": "the cat", "completion": " sat"}
+        >>> document = document_of(row, 0, ReadOptions())
+        >>> document.text, document.spans
+        ('the cat sat', [(7, 11)])
+    """
+    document = _row(dict(record), Path("text"), index, f"document {index}", options)
+    return (
+        document if record.get(options.id_column) is not None else replace(document, id=str(index))
+    )
+
+
 def _row(record: dict, path: Path, number: int, where: str, options: ReadOptions) -> Document:
     """Return the document of a row."""
-    text = text_in(record, options.text_column, where)
+    text, spans, messages = _content(record, where, options)
     identity, domain = record.get(options.id_column), record.get(options.domain_column)
     for column, name in ((options.id_column, identity), (options.domain_column, domain)):
         if name is not None:
@@ -303,7 +351,81 @@ def _row(record: dict, path: Path, number: int, where: str, options: ReadOptions
         f"{spelled(path.name)}:{number}" if identity is None else str(identity),
         text,
         stem(path) if domain is None else str(domain),
+        spans=spans,
+        messages=messages,
     )
+
+
+def _content(
+    record: dict, where: str, options: ReadOptions
+) -> tuple[str, Sequence[tuple[int, int]] | None, list | None]:
+    """Return the text of a row, the spans of it that are scored, and its messages."""
+    kind = _kind(record, where, options)
+    if kind == "assistant":
+        messages = record[options.messages_column]
+        if not isinstance(messages, list):
+            raise InputError(
+                f"{where}: expected a list {options.messages_column!r}, "
+                f"got {type(messages).__name__}"
+            )
+        for message in messages:
+            check_unicode(where, str(message))
+        return "", None, messages
+    if kind == "completion":
+        prompt, completion = (
+            text_in(record, column, where)
+            for column in (options.prompt_column, options.completion_column)
+        )
+        whole = len(prompt) + len(completion)
+        spans = None if options.score == "all" else [(len(prompt), whole)]
+        return prompt + completion, spans, None
+    text = text_in(record, options.text_column, where)
+    given = None if options.score == "all" else record.get(options.spans_column)
+    if given is None:
+        if options.score == "spans":
+            raise InputError(f"{where}: expected spans in {options.spans_column!r}, got none")
+        return text, None, None
+    if not isinstance(given, list):
+        raise InputError(
+            f"{where}: expected a list of [begin, end) {options.spans_column!r}, "
+            f"got {type(given).__name__}"
+        )
+    merged_spans(where, given, len(text))
+    return text, given, None
+
+
+def _kind(columns: Collection[str], where: str, options: ReadOptions) -> str:
+    """Return what is read of a row with these columns: "text", "completion" or "assistant".
+
+    Raises:
+        InputError: None of these is there.
+    """
+    pair = {options.prompt_column, options.completion_column}
+    if options.score in ("auto", "all") and options.text_column not in columns:
+        if pair <= set(columns):
+            return "completion"
+        if options.messages_column in columns and options.score == "auto":
+            return "assistant"
+    kind = options.score if options.score in ("completion", "assistant") else "text"
+    needed = {
+        "text": [options.text_column],
+        "completion": sorted(pair),
+        "assistant": [options.messages_column],
+    }
+    if missing := [name for name in needed[kind] if name not in columns]:
+        names = ", ".join(repr(name) for name in columns)
+        got = f"only {names}" if names else "no column"
+        raise InputError(
+            f"{where}: expected a column {missing[0]!r}, got {got:.200}{_advice(kind)}"
+        )
+    return kind
+
+
+def _advice(kind: str) -> str:
+    """Return which option names a column that is not there."""
+    option = {"text": "text", "completion": "prompt", "assistant": "messages"}[kind]
+    more = " and --completion-column" if kind == "completion" else ""
+    return f"; --{option}-column{more} NAME says which one it is"
 
 
 def stem(path: Path) -> str:
@@ -330,15 +452,9 @@ def _read_parquet(path: Path, options: ReadOptions) -> Iterator[Document]:
             raise InputError(
                 f"{path}: expected documents, got a row a token, as ppl eval --per-token writes"
             )
-        if options.text_column not in names:
-            raise InputError(
-                f"{path}: expected a column {options.text_column!r}, got {', '.join(names)}"
-            )
-        columns = [
-            name
-            for name in (options.text_column, options.domain_column, options.id_column)
-            if name in names
-        ]
+        _kind(names, str(path), options)
+        wanted = dict.fromkeys(getattr(options, column) for column in _COLUMNS)
+        columns = [name for name in wanted if name in names]
         if twice := [name for name in columns if names.count(name) > 1]:
             raise InputError(
                 f"{path}: expected one column of a name, got {', '.join(twice)} more than once"
@@ -393,11 +509,7 @@ def _read_datasets_folder(path: Path, options: ReadOptions) -> Iterator[Document
                 f"split: expected one of {', '.join(loaded)} of {path}, got {options.split}"
             )
         loaded = loaded[options.split]
-    if options.text_column not in loaded.column_names:
-        raise InputError(
-            f"{path}: expected a column {options.text_column!r}, got "
-            f"{', '.join(loaded.column_names) or 'none'}"
-        )
+    _kind(loaded.column_names, str(path), options)
     if not len(loaded):
         raise InputError(f"{path}: expected text, got no rows")
     for number, record in enumerate(each_of_theirs(broken, loaded), 1):

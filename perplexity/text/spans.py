@@ -47,16 +47,21 @@ class Spans:
         sizes = np.diff(self.ends, prepend=0)[kept]
         return int(sizes[counts].sum()), int(sizes[~counts].sum())
 
-    def words(self, text: str, scored: np.ndarray) -> tuple[int, int]:
+    def words(
+        self, text: str, scored: np.ndarray, parts: Sequence[tuple[int, int]] = ()
+    ) -> tuple[int, int]:
         """Return the words of ``text`` that are scored, and the others.
 
         A word belongs to the token that holds its last byte. Words are lm-eval's: an end of the
-        text that is white space has an empty word, which belongs to the first or last token.
+        text that is white space has an empty word, which belongs to the first or last token. A word
+        that an end of ``parts`` [begin, end) cuts is two words.
         """
         if not text:
             return 0, 0
         # The ends of the pieces of re.split(r"\s+", text): white space begins there.
         ends = [match.start() for match in re.finditer(r"\s+", text)] + [len(text)]
+        cuts = {place for part in parts for place in part if 0 < place < len(text)}
+        ends += [place for place in cuts if re.fullmatch(r"\S\S", text[place - 1 : place + 1])]
         last_bytes = _byte_places(text, np.maximum(ends, 1)) - 1
         holders = np.searchsorted(self.ends, last_bytes, side="right")
         counts = self.whole(scored)[self.groups[holders]]

@@ -46,9 +46,9 @@ def encoded(tokenizer, texts: Sequence[str], **options) -> list[tuple[np.ndarray
     return list(zip(ids, getattr(encoding, "encodings", None) or [None] * len(ids), strict=True))
 
 
-def token_ids(tokenizer, texts: Sequence[str]) -> list[np.ndarray]:
+def token_ids(tokenizer, texts: Sequence[str], **options) -> list[np.ndarray]:
     """Return the int64 ids of each text alone, as ``encoded`` does."""
-    return [ids for ids, _ in encoded(tokenizer, texts)]
+    return [ids for ids, _ in encoded(tokenizer, texts, **options)]
 
 
 def text_of(tokenizer, ids: Sequence[int] | np.ndarray, **options) -> str:
