@@ -179,7 +179,8 @@ def _by_bytes(options: Options, texts: Texts, models: dict[str, tuple]) -> Compa
                     progress=progress,
                 )
             )
-    result = compare(*evaluations, measure="bits-per-byte", plan=options.plan)
+    a, b = evaluations
+    result = compare(a, b, measure="bits-per-byte", plan=options.plan)
     notes = [
         f"{name}: {note}"
         for name, evaluation in zip(models, evaluations, strict=True)

@@ -190,7 +190,7 @@ def positions(evaluation: Evaluation) -> Table:
         *("position", "document", "±", "tokens", "window", "±", "tokens"),
         right=("position", "document", "±", "tokens", "window"),
     )
-    for row in rows(evaluation.loss_by_position):
+    for row in rows(evaluation.loss_by_position) if evaluation.loss_by_position else []:
         table.add_row(*row)
     return table
 

@@ -141,7 +141,7 @@ class Comparison:
 def compare(a: Side, b: Side, *, measure: str = "loss", plan: float = PLANNED) -> Comparison: ...
 @overload
 def compare(
-    a: Side, b: Side, c: Side, *more: Side, measure: str = "loss", plan: float = PLANNED
+    a: Side, b: Side, more: Side, *others: Side, measure: str = "loss", plan: float = PLANNED
 ) -> ManyComparison: ...
 def compare(
     a: Side, b: Side, *more: Side, measure: str = "loss", plan: float = PLANNED
@@ -214,7 +214,7 @@ def compare(
         len(size) >= TRUSTED_CLUSTERS,
         notes if planned is None else [*notes, planned.note(MEASURES[measure])],
         *(side["model"] if isinstance(side.get("model"), dict) else None for side in sides),
-        planned,
+        plan=planned,
     )
 
 

@@ -189,8 +189,8 @@ def _same_bytes(sides: Sequence[dict], rows: list[np.ndarray]) -> list[str]:
     """
     beginnings = [_beginnings(side, len(rows[0])) for side in sides]
     # A document that a side did not score is not compared.
-    scored = np.array([row[:, 1] > 0 for row in rows])
-    one_sided = scored.any(axis=0) & ~scored.all(axis=0)
+    scored = np.sum([row[:, 1] > 0 for row in rows], axis=0)
+    one_sided: np.ndarray = (scored > 0) & (scored < len(rows))
     for row in rows:
         row[one_sided] = 0
     left_out = documents = 0

@@ -62,7 +62,7 @@ def rows(evaluation: Evaluation, baseline: dict | None = None) -> list[Row]:
     if e.perplexity_interval_bootstrap is not None:
         table.append(("", "", _interval(e.perplexity_interval_bootstrap) + ", by bootstrap"))
     for name, words in BASELINES.items():
-        table.append((f"  {name} baseline", f"{e.baselines[name]['perplexity']:,.1f}", words))
+        table.append((f"{name} baseline", f"{e.baselines[name]['perplexity']:,.1f}", words))
     if baseline is not None:
         table.append(_beside(evaluation, baseline))
         if (same := same_model({"model": e.model}, baseline)) is not None:
