@@ -141,7 +141,7 @@ class Comparison:
 def compare(a: Side, b: Side, *, measure: str = "loss", plan: float = PLANNED) -> Comparison: ...
 @overload
 def compare(
-    a: Side, b: Side, more: Side, *others: Side, measure: str = "loss", plan: float = PLANNED
+    a: Side, b: Side, c: Side, /, *more: Side, measure: str = "loss", plan: float = PLANNED
 ) -> ManyComparison: ...
 def compare(
     a: Side, b: Side, *more: Side, measure: str = "loss", plan: float = PLANNED
@@ -213,9 +213,15 @@ def compare(
         int((nll_b < nll_a).sum()),
         len(size) >= TRUSTED_CLUSTERS,
         notes if planned is None else [*notes, planned.note(MEASURES[measure])],
-        *(side["model"] if isinstance(side.get("model"), dict) else None for side in sides),
+        model_a=_model(sides[0]),
+        model_b=_model(sides[1]),
         plan=planned,
     )
+
+
+def _model(side: dict) -> dict | None:
+    """Return what a result says of its model, None in a result of schema version 1."""
+    return side["model"] if isinstance(side.get("model"), dict) else None
 
 
 def compare_several(
