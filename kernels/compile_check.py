@@ -90,10 +90,12 @@ class Case:
     dtype: str
     layout: str
     features: frozenset[str]
+    vocabulary: int = 0  # 0: the layout's
 
     def __str__(self) -> str:
         features = "+".join(sorted(self.features)) or "plain"
-        return f"{self.operation} {self.target} {self.dtype} {self.layout} {features}"
+        text = f"{self.operation} {self.target} {self.dtype} {self.layout} {features}"
+        return f"{text} V={self.vocabulary}" if self.vocabulary else text
 
     def values(self, together: int) -> set:
         """Return all combinations of ``together`` values of the case, absent features included."""
@@ -145,7 +147,7 @@ def launches(case: Case) -> list[tuple[ASTSource, dict]]:
     from .gpu import linear_kl, linear_nll, linear_nll_grad, linear_statistics, nll
 
     tokens, dtype = 1024, DTYPES[case.dtype]
-    vocabulary = {"odd": 50257, "aligned": 197 * 256}.get(case.layout, 50304)
+    vocabulary = case.vocabulary or {"odd": 50257, "aligned": 197 * 256}.get(case.layout, 50304)
 
     def empty(*shape, dtype=dtype, layout=case.layout):
         if layout == "odd":  # one element past an aligned address
