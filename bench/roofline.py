@@ -102,14 +102,14 @@ def trained(kernel: dict, n: int, d: int, v: int) -> dict:
     again. Time for memory is added to that of the products, as if the two never overlapped.
     """
     hidden, weight = (torch.empty(rows, d, device="meta", dtype=torch.bfloat16) for rows in (n, v))
-    chunk = ahead_chunk(Target("cuda", 90), hidden, weight, True)
+    chunk = ahead_chunk(Target("cuda", 90), hidden, weight.requires_grad_(), True)
     chunks = math.ceil(n / chunk)
     forward = predicted(kernel, n, d, v)
     product = forward["product_ms"] / 1e3
     # Bytes: logits are written, read for the sums, read again and overwritten by their gradient.
     logits = 8 * n * v
-    # Bytes of the weight gradient's float32 sums: from zeros, over all chunks, to 16 bits.
-    sums = (8 * chunks + 10) * v * d if chunks > 1 else 0
+    # Bytes of the weight gradient's float32 sums: written, added to by further chunks, to 16 bits.
+    sums = (8 * chunks + 2) * v * d if chunks > 1 else 0
     recomputed = 2 * forward["fused"] + 2 + 2 * n * v / DEVICE["copy_bytes"] / product
     return dict(
         n=n,
