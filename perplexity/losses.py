@@ -217,13 +217,14 @@ class _LossDerivative:
         self.of_exponentials, self.of_logit = self.of_nll, None
         if smoothing:
             weight_sum = vocabulary if class_weight is None else class_weight.sum()
-            smooth = scale.new_tensor(smoothing / vocabulary)
+            smooth = scale.new_full((), smoothing / vocabulary)
             smooth = smooth / totals[0] if mean else smooth
             self.of_logit = -smooth
             self.of_exponentials = self.of_nll + smooth * weight_sum
-        self.of_log_sum: Tensor | float | None = None
+        self.of_log_sum: Tensor | None = None
         if options.z_loss:
-            self.of_log_sum = 2.0 * options.z_loss / totals[1] if mean else 2.0 * options.z_loss
+            of_log_sum = scale.new_full((), 2.0 * options.z_loss)
+            self.of_log_sum = of_log_sum / totals[1] if mean else of_log_sum
 
     def __call__(self, sums: Tensor, tokens: slice) -> Tensor:
         """Return the derivative of the loss by the sums [5, T] of these tokens."""

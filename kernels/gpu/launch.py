@@ -59,7 +59,7 @@ def launch(kernel, grid: tuple[int, ...], arguments: dict, constants: dict, opti
     its difference from the maximum: a peaked row's exponential would exceed 1, its NLL fall below
     0. Triton's own default differs from version to version.
     """
-    if not INTERPRETED:
+    if _recorded is not None or not INTERPRETED:
         options = options | dict(enable_fp_fusion=False)
     if _recorded is not None:
         _recorded.append(Launch(kernel, arguments, constants, options))

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import processes
 import pytest
+import torch
 
 pytest.importorskip("triton")
 from perplexity.kernels.compile_check import (
@@ -20,6 +21,8 @@ from perplexity.kernels.compile_check import (
     valid_cases,
 )
 from perplexity.kernels.fingerprint import kernels_hash
+from perplexity.kernels.gpu import linear_nll, nll
+from perplexity.kernels.gpu.launch import recording
 
 KERNELS = (
     "scale_kernel",
@@ -87,10 +90,11 @@ def test_the_covering_set_has_every_pair(operation):
 
 def test_the_quick_set_has_what_takes_most_of_each_relative():
     """The largest tiles, which take the shared memory, and the most registers a logit."""
+    quick = cases("quick")
     for target, operation in itertools.product(RELATIVES, FEATURES):
         here = [
             (case.dtype, case.layout, len(case.features))
-            for case in cases("quick")
+            for case in quick
             if (case.target, case.operation) == (target, operation)
         ]
         assert sorted(here) == [
@@ -150,6 +154,17 @@ def test_the_gate_can_fail(target, changes, words):
     )
     failures = row.failures()
     assert (failures == []) if words is None else (len(failures) == 1 and words in failures[0])
+
+
+def test_nothing_is_fused_that_a_kernel_does_not_name():
+    """A product rounded in a maximum and not in a difference from it makes NLLs below 0."""
+    hidden, weight = torch.empty(64, 32, device="meta"), torch.empty(96, 32, device="meta")
+    target = torch.empty(64, device="meta", dtype=torch.int64)
+    with recording(TARGETS["sm_90"]) as recorded:
+        linear_nll.linear_nll(hidden, weight, None, target)
+        nll.nll(weight, target)
+    assert len(recorded) == 3
+    assert all(launch.options["enable_fp_fusion"] is False for launch in recorded)
 
 
 def test_interpreted_kernels_are_refused():
