@@ -10,12 +10,18 @@ from perplexity.kernels.dispatch import FUSED, Rule
 from perplexity.kernels.gpu import launch, logit_tile
 from perplexity.kernels.gpu.launch import Target
 
-TOKENS = 150  # three blocks of tokens in the interpreter, the last one not whole
+TOKENS = 90  # two blocks of tokens in the interpreter, the last one not whole
 # Alone, within a block, over the ends of blocks.
-BATCHES = [slice(0, 1), slice(3, 40), slice(60, 131)]
-# V and D: rows that the copy engine reads (with 16-bit inputs) or not; one span of the vocabulary
-# or two; whole tiles or not.
-SHAPES = [(384, 64), (2300, 48), (131, 7)]
+BATCHES = [slice(0, 1), slice(3, 40), slice(50, 90)]
+# V, D and dtype: rows that the copy engine reads (16-bit inputs alone) or not; one span of the
+# vocabulary or two; whole tiles or not.
+SHAPES = [
+    (384, 64, torch.bfloat16),
+    (131, 48, torch.float16),
+    (131, 7, torch.float32),
+    (131, 7, torch.bfloat16),
+    (2100, 48, torch.bfloat16),
+]
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 
 
@@ -32,7 +38,7 @@ def inputs(vocabulary, dimension, dtype, device):
     if torch.device(device).type == "cpu":
         hidden, weight = ((8 * matrix).round() / 8 for matrix in (hidden, weight))
     target = torch.randint(vocabulary, (TOKENS,), generator=generator)
-    target[70:75] = -100
+    target[52:57] = -100
     return hidden.to(device, dtype), weight.to(device, dtype), target.to(device)
 
 
@@ -55,8 +61,7 @@ def assert_the_same_bits(whole, part, batch):
         assert torch.equal(one[batch], other)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("vocabulary", "dimension"), SHAPES)
+@pytest.mark.parametrize(("vocabulary", "dimension", "dtype"), SHAPES)
 def test_a_token_of_hidden_states(vocabulary, dimension, dtype, device):
     hidden, weight, target = inputs(vocabulary, dimension, dtype, device)
     whole = values(hidden, weight, target)
@@ -69,7 +74,7 @@ def test_the_shapes_take_both_forwards(device):
     target = Target("interpreter", 0)
     taken = set()
     for shape in SHAPES:
-        hidden, weight, _ = inputs(*shape, torch.bfloat16, device)
+        hidden, weight, _ = inputs(*shape, device)
         taken.add(all(dispatch.describable(target, matrix) for matrix in (hidden, weight)))
     assert taken == {True, False}
 
@@ -77,7 +82,7 @@ def test_the_shapes_take_both_forwards(device):
 @pytest.mark.parametrize("options", [dict(softcap=5.0, logit_scale=0.7), dict(logit_scale=3.0)])
 def test_a_token_under_the_rule_and_among_others(options, device):
     """The same token at other places of a batch, beside other tokens."""
-    hidden, weight, target = inputs(517, 48, torch.bfloat16, device)
+    hidden, weight, target = inputs(131, 48, torch.bfloat16, device)
     whole = values(hidden, weight, target, **options)
     order = torch.randperm(TOKENS, generator=torch.Generator().manual_seed(1)).to(device)
     moved = values(hidden[order], weight, target[order], **options)
@@ -85,10 +90,10 @@ def test_a_token_under_the_rule_and_among_others(options, device):
         assert torch.equal(one[order], other)
 
 
-@pytest.mark.parametrize("memory_limit", [1, 20_000])
+@pytest.mark.parametrize("memory_limit", [1000, 2000])
 def test_a_limit_of_memory_cuts_the_batch(memory_limit, device):
     """Tokens are swept in chunks that fit the limit."""
-    hidden, weight, target = inputs(2300, 48, torch.bfloat16, device)
+    hidden, weight, target = inputs(131, 48, torch.bfloat16, device)
     limited = values(hidden, weight, target, memory_limit=memory_limit)
     whole = values(hidden, weight, target)
     for one, other in zip(whole, limited, strict=True):
@@ -96,7 +101,7 @@ def test_a_limit_of_memory_cuts_the_batch(memory_limit, device):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("vocabulary", [384, 2300, 131])
+@pytest.mark.parametrize("vocabulary", [384, 131])
 def test_a_token_of_existing_logits(vocabulary, dtype, device):
     hidden, weight, target = inputs(vocabulary, 48, dtype, device)
     logits = hidden @ weight.T
