@@ -129,7 +129,7 @@ def test_the_page_draws_positions(model, tokenizer):
     for trace, kind in zip(figure["data"], ("document", "window"), strict=True):
         bins = got["loss_by_position"][kind]
         assert trace["x"] == [each["first"] for each in bins]
-        assert trace["y"] == [each["loss"] for each in bins]
+        assert trace["y"] == pytest.approx([each["loss"] for each in bins], rel=1e-5)
         low, high = bins[2]["interval"]
         assert trace["error_y"]["array"][2] == pytest.approx((high - low) / 2)
 
