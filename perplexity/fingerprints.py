@@ -17,8 +17,12 @@ from torch import Tensor
 def tokenizer_fingerprint(tokenizer) -> str:
     """Return a hash of all that decides tokens: vocabulary, merges, normaliser, special tokens.
 
-    Padding, truncation and the tokens put around a text are settings of a call and left out.
+    Padding, truncation and the tokens put around a text are settings of a call and left out. A
+    tokenizer of another library has its own ``fingerprint``.
     """
+    own = getattr(tokenizer, "fingerprint", None)
+    if isinstance(own, str):
+        return hashlib.sha256(own.encode()).hexdigest()[:16]
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is not None:
         state = json.loads(backend.to_str())

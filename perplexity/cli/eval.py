@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from ..evaluation import Evaluation
     from ..terminal import Console
 
+STANDARD_OUTPUT = "-"  # as the file of --json
 LOWER = "--batch-size or --context-length"  # the advice when memory runs out
 SHOWN = 5  # rows of a table of documents or tokens
 DOMAINS_SHOWN = 20
@@ -48,7 +49,10 @@ class Options:
     score_special: bool | None = option("score special tokens in the text, too")
     reading: Reading = part(Reading)
     running: Running = part(Running)
-    json: str | None = option(JSON_HELP, metavar="OUT")
+    tokenizer: str | None = option(
+        "folder, tokenizer.json or sentencepiece .model (the model's)", metavar="DIR"
+    )
+    json: str | None = option(f"{JSON_HELP}; - is standard output", metavar="OUT")
     per_token: str | None = option(
         "a row a token: text, loss, entropy, rank", metavar="OUT.parquet"
     )
@@ -80,7 +84,10 @@ def run(options: Options) -> int:
     texts = Texts(options.text, options.reading)
     with ranks(options.running.device) as (rank, size, device):
         model, tokenizer = options.running.load(
-            options.model, device=device, revision=options.running.revision
+            options.model,
+            device=device,
+            revision=options.running.revision,
+            tokenizer=options.tokenizer,
         )
         with evaluation_progress(texts, rank == 0) as progress:
             scoring = vars(options.scoring) | {"context_length": (lengths or (None,))[0]}
@@ -109,14 +116,17 @@ def run(options: Options) -> int:
             check = check_data.check_evaluation(options, tokenizer, texts.documents(tokenizer))
             evaluation = replace(evaluation, data_check=check.to_dict())
         try:
-            if options.json:
+            if options.json == STANDARD_OUTPUT:
+                print(evaluation.to_json())
+            elif options.json:
                 evaluation.save(options.json)
             if options.reliability and evaluation.calibration:
                 from ..report.plots import reliability
 
                 reliability(evaluation.calibration, options.reliability, title=options.model)
         finally:  # the numbers are printed even where a file cannot be written
-            console = tables.console()
+            # With --json - standard output holds the JSON and nothing else.
+            console = tables.console(errors=options.json == STANDARD_OUTPUT)
             show(evaluation, console, baseline)
             if check is not None:
                 console.print(check_data.view(check))
@@ -130,8 +140,9 @@ def _check(options: Options) -> None:
         data=("xxhash",) if options.train else (),
         report=("matplotlib",) if options.reliability else (),
     )
+    written = by_option(options, "json", "per_token", "per_document", "reliability")
     check_outputs(
-        by_option(options, "json", "per_token", "per_document", "reliability"),
+        written | {"--json": None if options.json == STANDARD_OUTPUT else options.json},
         [options.model, options.baseline, *options.text, *(options.train or [])],
         folders=by_option(options.scoring, "journal"),
     )

@@ -21,10 +21,12 @@ if TYPE_CHECKING:
     from ..monitor.history import History
     from ..text.readers import ReadOptions
 
-DTYPES = ("auto", "float32", "bfloat16", "float16")
+SHORT_DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+DTYPES = ("auto", "float32", "bfloat16", "float16", *SHORT_DTYPES)
 TEXT_HELP = (
-    ".txt (a file is a document), .jsonl (a line is one), .parquet, a datasets folder, "
-    "token ids in .bin or .npy; .txt and .jsonl also with .gz or .zst; - is standard input"
+    ".txt (a file is a document), .jsonl, .json, .csv, .tsv, .parquet (a row is one), a folder of "
+    "these or of datasets, token ids in .bin or .npy; text also with .gz or .zst; - is standard "
+    "input"
 )
 JOURNAL_HELP = "the same command again goes on where a killed one stopped"
 JSON_HELP = "write every number to this file"
@@ -122,6 +124,9 @@ class Reading(TextReading):
         metavar="NAME",
     )
 
+    limit: int | None = option("read this many documents, the first ones", metavar="N")
+    sample: int | None = option("read this many documents, chosen by hash", metavar="N")
+
     def options(self) -> ReadOptions:
         """Return the readers' options that need no tokenizer."""
         return replace(
@@ -131,6 +136,8 @@ class Reading(TextReading):
             completion_column=self.completion_column,
             messages_column=self.messages_column,
             spans_column=self.spans_column,
+            limit=self.limit,
+            sample=self.sample,
         )
 
 
@@ -154,6 +161,7 @@ class Running:
         device: str | None = None,
         revision: str | None = None,
         dtype: str | None = None,
+        tokenizer: str | None = None,
     ):
         """Load a model and its tokenizer, without transformers' progress bars and warnings.
 
@@ -162,6 +170,7 @@ class Running:
             device: This process's device; None stands for ``--device``, else a GPU if there is one.
             revision: Branch, tag or commit of ``name`` on the hub.
             dtype: Dtype of the weights; None stands for ``--dtype``.
+            tokenizer: Folder, file or name of the tokenizer; None stands for the model's.
 
         Raises:
             InputError: The model cannot be loaded, or several processes use ``--device-map``.
@@ -181,11 +190,12 @@ class Running:
         return models.load(
             name,
             device=self.device if placed else device or device_of(self.device),
-            dtype=dtype or self.dtype,
+            dtype=SHORT_DTYPES.get(dtype or self.dtype, dtype or self.dtype),
             trust_remote_code=self.trust_remote_code,
             unchanged=True,
             revision=revision,
             device_map=self.device_map,
+            tokenizer=tokenizer,
         )
 
 

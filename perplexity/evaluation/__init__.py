@@ -3,6 +3,7 @@
 from ..models.language_model import Head, LanguageModel
 from ..text.documents import Document
 from ..text.readers import ReadOptions, read_documents
+from ..text.tokenizers import Tokenizer
 from .comparison import Comparison, compare
 from .contexts import evaluate_contexts
 from .evaluator import Progress, evaluate
@@ -21,6 +22,7 @@ __all__ = [
     "ModelComparison",
     "Progress",
     "ReadOptions",
+    "Tokenizer",
     "compare",
     "compare_models",
     "evaluate",

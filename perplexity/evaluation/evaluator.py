@@ -104,7 +104,8 @@ def evaluate(
 
     Args:
         model: a transformers causal model, or a ``LanguageModel``.
-        tokenizer: its transformers tokenizer.
+        tokenizer: its tokenizer: transformers', a ``tokenizers.Tokenizer``, tiktoken's,
+            sentencepiece's, or a ``Tokenizer`` of one's own.
         documents: texts, ``Document``s, or rows of a data set: dicts with "text" (and "spans"),
             "prompt" and "completion", or "messages"; read once.
         score: part of a document that is scored; the rest is context, shown and never scored.
@@ -200,7 +201,7 @@ def evaluate(
                         per_document, DOCUMENT_COLUMNS, "per_document"
                     )
             bins = CalibrationBins() if details else None
-            collector = Collector(tokenizer, run.vocabulary, calibration=bins, **tables)
+            collector = Collector(run.tokenizer, run.vocabulary, calibration=bins, **tables)
             reporter = Reporter(progress)
             for item in run.stream(
                 tasks(read_positions(run, documents, chosen, score), chosen),

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ..errors import InputError, first_line, theirs
 from ..fingerprints import tensors_digest
+from ..text.tokenizers import as_tokenizer
 from .fingerprint_cache import FingerprintCache, files_key
 from .heads import (
     Head,
@@ -600,9 +601,15 @@ def _cached(name: str | Path, revision: str | None) -> bool:
         HfApi().model_info(str(name), revision=revision, timeout=10)
     except Exception as error:  # httpx's, the hub's own, or one for an invalid name
         of = "" if revision is None else f" with revision {revision}"
+        got = f"no such folder and no such model{of}"
+        # The hub's answers are errors with a response; without one nothing answered.
+        if getattr(error, "response", None) is None and not isinstance(error, ValueError):
+            got = (
+                "no such folder and no answer from the hub; check the network, or give a folder "
+                "with the model's files"
+            )
         raise InputError(
-            f"{name}: expected a model folder or name, got no such folder and no such model{of} "
-            f"({first_line(error)})"
+            f"{name}: expected a model folder or name, got {got} ({first_line(error)})"
         )
     return False
 
@@ -643,16 +650,36 @@ def _tokenizer(name: str | Path, rest: dict):
     from transformers import AutoTokenizer
 
     # transformers raises many kinds here, from OSError to KeyError and SafetensorError.
-    with theirs(f"{name}: expected a tokenizer (tokenizer.json) there, got none that can be read"):
+    with theirs(
+        f"{name}: expected a tokenizer (tokenizer.json) there, got none that can be read; "
+        "name a folder that has one (--tokenizer DIR)"
+    ):
         return AutoTokenizer.from_pretrained(name, **rest)
 
 
+def _tokenizer_file(file: Path):
+    """Return the tokenizer in a tokenizer.json, or in sentencepiece's .model."""
+    if file.suffix == ".model":
+        try:
+            from sentencepiece import SentencePieceProcessor
+        except ImportError:
+            raise InputError(f"{file}: needs sentencepiece; install it beside fused-perplexity")
+        with theirs(f"{file}: expected a sentencepiece model, got another file"):
+            return as_tokenizer(SentencePieceProcessor(model_file=str(file)))
+    from tokenizers import Tokenizer
+
+    with theirs(f"{file}: expected a tokenizer.json or a sentencepiece .model, got another file"):
+        return as_tokenizer(Tokenizer.from_file(str(file)))
+
+
 def load_tokenizer(name: str | Path, *, trust_remote_code: bool):
-    """Return the tokenizer of a folder, with or without a model, or of a name.
+    """Return the tokenizer of a folder, with or without a model, of a file, or of a name.
 
     Raises:
         InputError: There is none that can be read.
     """
+    if Path(name).is_file():
+        return _tokenizer_file(Path(name))
     return _tokenizer(name, _source(name, trust_remote_code, needs=""))
 
 
@@ -665,6 +692,7 @@ def load(
     unchanged: bool = False,
     revision: str | None = None,
     device_map: str | None = None,
+    tokenizer: str | Path | None = None,
 ):
     """Return model and tokenizer of a Hugging Face folder, or of a name in its cache or on its hub.
 
@@ -681,6 +709,7 @@ def load(
         revision: Branch, tag or commit of a name on the hub. Default: None.
         device_map: As in ``from_pretrained``, "auto" for what fits where (accelerate's); ``device``
             is then None. Default: None.
+        tokenizer: Folder, file or name of the tokenizer. Default: None, the model's.
 
     Raises:
         InputError: Something is missing or cannot be loaded, above all a weight that the files
@@ -697,7 +726,11 @@ def load(
         raise InputError(
             f"device: expected one that this torch can use, got {device!r} ({first_line(error)})"
         )
-    tokenizer = _tokenizer(name, rest)
+    chosen = (
+        _tokenizer(name, rest)
+        if tokenizer is None
+        else load_tokenizer(tokenizer, trust_remote_code=trust_remote_code)
+    )
     # A model's own code may put anything into its weights, whatever its files hold.
     files = files_key(name, dtype, revision) if unchanged and not trust_remote_code else None
     try:
@@ -712,7 +745,7 @@ def load(
     if files is not None and files != files_key(name, dtype, revision):
         files = None
     SOURCES[model] = Source(str(name) if revision is None else f"{name}@{revision}", notes, files)
-    return model, tokenizer
+    return model, chosen
 
 
 def _device_map(device_map: str, device: str | None) -> str:

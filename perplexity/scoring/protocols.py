@@ -13,7 +13,8 @@ from .. import checks
 from ..errors import InputError, theirs
 from ..text.documents import Document
 from ..text.spans import Spans
-from ..text.tokens import check_tokenizer, special_ids
+from ..text.tokenizers import as_tokenizer
+from ..text.tokens import special_ids
 from .windows import WINDOWS, Window, rolling_windows
 
 PROTOCOLS = tuple(WINDOWS)
@@ -191,6 +192,7 @@ def choose_protocol(
     Raises:
         InputError: The model or the tokenizer does not allow an option; the message names it.
     """
+    tokenizer = as_tokenizer(tokenizer)
     checks.choice("protocol", name, PROTOCOLS)
     checks.choice("bos", bos, BOS_POLICIES)
     checks.optional(checks.choice, "special_text", special_text, SPECIAL_TEXTS)
@@ -223,7 +225,6 @@ def choose_protocol(
                 f"stride: expected 1 to context_length - 1 = {context_length - 1}, got {stride}"
             )
 
-    check_tokenizer(tokenizer)
     own = tokenizer.bos_token_id
     if bos == "always" and own is None:
         raise InputError("bos: 'always' was asked for, but the tokenizer has no BOS token")
@@ -238,12 +239,12 @@ def choose_protocol(
                 "got none"
             )
     by_tokenizer = prefix
-    if name != "sliding" and bos == "auto":
+    if name != "sliding" and bos == "auto" and own is not None:
         # llama.cpp follows the model's add_bos flag, which its converter derives from what the
         # tokenizer does. lm-eval's loglikelihood calls the tokenizer as it is for a context.
         with theirs("tokenizer: expected one that takes every Unicode text, got one that fails"):
             first = list(tokenizer("a")["input_ids"][:1])
-        by_tokenizer = own if own is not None and first == [own] else None
+        by_tokenizer = own if first == [own] else None
         prefix = by_tokenizer if name == "llama.cpp" else prefix
     special_text = _special_text(name, tokenizer, special_text)
     if score_special is None:

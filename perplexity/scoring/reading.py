@@ -103,7 +103,7 @@ def _tokenized(
             again, encoding = None, None
             if getattr(tokenizer, "is_fast", False):
                 again, encoding = encoded(tokenizer, [document.text])[0]
-            if again is None or not np.array_equal(again, ids[kept]):
+            if again is None or encoding is None or not np.array_equal(again, ids[kept]):
                 spans = _estimated_spans(tokenizer, document.text, ids[kept])
             else:
                 spans = spans_of(document.text, encoding.offsets, _first(tokenizer, ids[kept]))
@@ -113,7 +113,8 @@ def _tokenized(
 def _prepared(tokenizer, index: int, given: Given, score: Score) -> Document:
     """Return a checked document with its text and the spans to score."""
     if isinstance(given, Mapping):
-        options = ReadOptions() if callable(score) else ReadOptions(score=score)
+        # Spans are dropped below, also those of messages, which the chat template makes.
+        options = ReadOptions(score="auto" if callable(score) or score == "all" else score)
         given = document_of(given, index, options)
     if not callable(score):
         _check_asked(index, given, score)

@@ -17,6 +17,7 @@ from .. import models
 from ..fingerprints import TextFingerprint, tokenizer_fingerprint
 from ..inputs import choose_backend
 from ..statistics import token_nll, token_statistics
+from ..text.tokenizers import as_tokenizer
 from .batching import Batching
 from .journal import ScoringJournal
 from .stream import IGNORED, Score, Scored, Task, stream
@@ -33,7 +34,7 @@ class ScoringRun:
 
     Args:
         networks: The models, which read the same positions: of one vocabulary, on one device.
-        tokenizer: The models' tokenizer.
+        tokenizer: The models' tokenizer, of any library (``as_tokenizer``).
         backend: "torch" or "triton" for the losses. Default: None, by device.
         batch_size: Windows in a batch. Default: None, as many as hold a few thousand positions.
         rank: This process's number among ``ranks``, which share the batches. Default: 0.
@@ -51,7 +52,8 @@ class ScoringRun:
         ranks: int = 1,
     ) -> None:
         weight = networks[0].head.weight
-        self.networks, self.tokenizer, self.rank, self.ranks = networks, tokenizer, rank, ranks
+        self.networks, self.rank, self.ranks = networks, rank, ranks
+        self.tokenizer = as_tokenizer(tokenizer)
         self.device, self.vocabulary = weight.device, weight.shape[0]
         self.backend = choose_backend(backend, weight)
         self.batching = Batching(networks, batch_size)

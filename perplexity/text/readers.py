@@ -1,19 +1,24 @@
-"""Readers of documents: text, JSON lines, Parquet, datasets folders, token files, standard input.
+"""Readers of documents: text, JSON, CSV, Parquet, datasets folders, token files, standard input.
 
-Text and JSON lines may be compressed.
+Text, JSON and CSV may be compressed. A folder stands for the files in it.
 """
 
 from __future__ import annotations
 
+import csv
 import gzip
+import hashlib
+import heapq
 import io
 import json
+import operator
 import os
 import sys
 import zlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +70,10 @@ class ReadOptions:
         messages_column: Name of the column with a conversation. Default: "messages".
         spans_column: Name of the column with the spans of the text, pairs [begin, end) of
             characters. Default: "spans".
+        limit: Number of documents to read, the first ones. Default: None, all.
+        sample: Number of documents to choose by the hashes of their contents, which gives the same
+            documents in any order of the files. They come in the order of the files, and are held
+            in memory. Default: None, all.
     """
 
     text_column: str = "text"
@@ -80,11 +89,19 @@ class ReadOptions:
     completion_column: str = "completion"
     messages_column: str = "messages"
     spans_column: str = "spans"
+    limit: int | None = None
+    sample: int | None = None
 
     def __post_init__(self) -> None:
         for name in (*_COLUMNS, "token_dtype"):
             checks.text(name, getattr(self, name))
         checks.choice("score", self.score, SCORES)
+        for name in ("limit", "sample"):
+            checks.optional(checks.integer, name, getattr(self, name), "a whole number", 1)
+        if self.limit is not None and self.sample is not None:
+            raise InputError(
+                f"limit: expected one of limit and sample, got {self.limit} and {self.sample}"
+            )
         checks.optional(checks.text, "split", self.split)
         for name in ("split_before", "split_after"):
             checks.optional(checks.integer, name, getattr(self, name), "a token id or None", 0)
@@ -106,7 +123,26 @@ def read_documents(
     """
     checks.several("paths", paths, "them")
     checks.optional(checks.instance, "options", options, ReadOptions, "ReadOptions or None")
-    return _read(paths, options or ReadOptions())
+    options = options or ReadOptions()
+    documents = _read(paths, options)
+    if options.sample is not None:
+        return _sample(documents, options.sample)
+    return islice(documents, options.limit)
+
+
+def _sample(documents: Iterable[Document], count: int) -> Iterator[Document]:
+    """Yield the ``count`` documents with the smallest hashes, in order."""
+    kept = heapq.nsmallest(
+        count, enumerate(documents), key=lambda each: (_hash_of(each[1]), each[0])
+    )
+    yield from (document for _, document in sorted(kept, key=operator.itemgetter(0)))
+
+
+def _hash_of(document: Document) -> bytes:
+    """Return a hash of what a document holds, whatever its name and place."""
+    ids = b"" if document.ids is None else np.asarray(document.ids).astype(np.int64).tobytes()
+    content = repr((document.text, document.spans, document.messages)).encode()
+    return hashlib.sha256(content + ids).digest()
 
 
 def _read(paths: Iterable[str | Path], options: ReadOptions) -> Iterator[Document]:
@@ -119,7 +155,10 @@ def _read(paths: Iterable[str | Path], options: ReadOptions) -> Iterator[Documen
             continue
         path = Path(name)
         if path.is_dir():
-            yield from _read_datasets_folder(path, options)
+            if any((path / name).is_file() for name in _DATASETS_FILES):
+                yield from _read_datasets_folder(path, options)
+            else:
+                yield from _read(_files_in(path), options)
             continue
         if (other := other_than_file(path)) is not None:
             raise InputError(f"{path}: expected a text file, got {other}")
@@ -129,6 +168,34 @@ def _read(paths: Iterable[str | Path], options: ReadOptions) -> Iterator[Documen
             continue
         with opened(path) as stream:
             yield from read(stream, path, options)
+
+
+def _files_in(folder: Path) -> list[Path]:
+    """Return the files in a folder and its folders that can be read, in order of their names."""
+    # .json files of a folder are often settings, .npy and .bin files weights.
+    files = [
+        path
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+        and _known(path)
+        and _format(path)[0] not in (".json", ".bin", ".npy")
+    ]
+    if not files:
+        raise InputError(
+            f"{folder}: expected a folder written by datasets' save_to_disk, or one with "
+            ".txt, .jsonl, .csv, .tsv or .parquet files, got another folder"
+        )
+    return files
+
+
+def _known(path: Path) -> bool:
+    """Return whether the name of a file is one of a format that can be read."""
+    try:
+        _format(path)
+    except InputError:
+        return False
+    return True
 
 
 @contextmanager
@@ -362,7 +429,7 @@ def _content(
     """Return the text of a row, the spans of it that are scored, and its messages."""
     kind = _kind(record, where, options)
     if kind == "assistant":
-        messages = record[options.messages_column]
+        messages = _listed(record[options.messages_column])
         if not isinstance(messages, list):
             raise InputError(
                 f"{where}: expected a list {options.messages_column!r}, "
@@ -380,7 +447,7 @@ def _content(
         spans = None if options.score == "all" else [(len(prompt), whole)]
         return prompt + completion, spans, None
     text = text_in(record, options.text_column, where)
-    given = None if options.score == "all" else record.get(options.spans_column)
+    given = None if options.score == "all" else _listed(record.get(options.spans_column))
     if given is None:
         if options.score == "spans":
             raise InputError(f"{where}: expected spans in {options.spans_column!r}, got none")
@@ -413,11 +480,13 @@ def _kind(columns: Collection[str], where: str, options: ReadOptions) -> str:
         "assistant": [options.messages_column],
     }
     if missing := [name for name in needed[kind] if name not in columns]:
-        names = ", ".join(repr(name) for name in columns)
-        got = f"only {names}" if names else "no column"
-        raise InputError(
-            f"{where}: expected a column {missing[0]!r}, got {got:.200}{_advice(kind)}"
-        )
+        if isinstance(columns, Mapping):  # of a row, whose columns are its own
+            names = ", ".join(repr(name) for name in columns)
+            expected, got = "string", f"only {names}" if names else "no column"
+        else:
+            expected, got = "column", ", ".join(columns) or "none"
+        expected = f"{where}: expected a {expected} {missing[0]!r}"
+        raise InputError(f"{expected}, got {got:.200}{_advice(kind)}")
     return kind
 
 
@@ -426,6 +495,87 @@ def _advice(kind: str) -> str:
     option = {"text": "text", "completion": "prompt", "assistant": "messages"}[kind]
     more = " and --completion-column" if kind == "completion" else ""
     return f"; --{option}-column{more} NAME says which one it is"
+
+
+def _read_json(stream: io.BufferedIOBase, path: Path, options: ReadOptions) -> Iterator[Document]:
+    """Yield a document for each item of a JSON list, an object or a text."""
+    raw = stream.read()
+    check_encoding(str(path), raw)
+    try:
+        content = json.loads(decoded(raw.removeprefix(b"\xef\xbb\xbf"), str(path)))
+    except (ValueError, RecursionError) as error:
+        raise InputError(
+            f"{path}: expected a JSON list, got broken JSON ({error}); name a file with an object "
+            "a line .jsonl"
+        )
+    if isinstance(content, dict):  # {"data": [...]}
+        lists = [value for value in content.values() if isinstance(value, list)]
+        content = lists[0] if len(lists) == 1 else content
+    if not isinstance(content, list):
+        raise InputError(
+            f"{path}: expected a JSON list of objects or texts, got {type(content).__name__}"
+        )
+    for number, item in enumerate(content, 1):
+        where = f"{path}, item {number}"
+        record = {options.text_column: item} if isinstance(item, str) else item
+        if not isinstance(record, dict):
+            raise InputError(f"{where}: expected an object or a text, got {type(item).__name__}")
+        yield _row(record, path, number, where, options)
+    if not content:
+        raise InputError(f"{path}: expected text, got an empty list")
+
+
+def _read_table(stream: io.BufferedIOBase, path: Path, options: ReadOptions) -> Iterator[Document]:
+    """Yield a document for each row of a CSV or TSV file, whose first row names the columns."""
+    csv.field_size_limit(1 << 30)  # a cell holds a document
+    tabs = ".tsv" in path.suffixes
+    lines = io.TextIOWrapper(stream, "utf-8-sig", newline="")
+    rows = csv.reader(lines, delimiter="\t" if tabs else ",", strict=True)
+    header: list[str] | None = None
+    number = 0
+    while True:
+        where = f"{path}, line {rows.line_num + 1}"
+        try:
+            row = next(rows, None)
+        except UnicodeDecodeError as error:
+            byte = error.object[error.start]
+            raise InputError(f"{where} or later: expected UTF-8, got byte 0x{byte:02x}")
+        except csv.Error as error:
+            raise InputError(f"{where}: expected rows of cells, got a broken row ({error})")
+        if row is None:
+            break
+        if not row:
+            continue
+        if header is None:
+            header = row
+            if twice := sorted({name for name in header if header.count(name) > 1}):
+                raise InputError(
+                    f"{path}: expected one column of a name, got {', '.join(twice)} more than once"
+                )
+            _kind(header, str(path), options)
+            continue
+        number += 1
+        if len(row) != len(header):
+            raise InputError(f"{where}: expected {len(header)} cells, got {len(row)}")
+        # An empty cell is no id, no domain and no list, but it may be a prompt.
+        texts = (options.text_column, options.prompt_column, options.completion_column)
+        record = {
+            name: cell for name, cell in zip(header, row, strict=True) if cell or name in texts
+        }
+        yield _row(record, path, number, where, options)
+    lines.detach()
+    if not number:
+        raise InputError(f"{path}: expected text, got no rows")
+
+
+def _listed(value: Any) -> Any:
+    """Return the list that a cell of a CSV file spells as JSON; any other value as it is."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError):
+        return value
 
 
 def stem(path: Path) -> str:
@@ -490,11 +640,6 @@ def _check_column_texts(batch, path: Path, before: int) -> None:
 
 def _read_datasets_folder(path: Path, options: ReadOptions) -> Iterator[Document]:
     """Yield a document for each row of a folder that datasets' save_to_disk wrote."""
-    if not any((path / name).is_file() for name in ("dataset_info.json", "dataset_dict.json")):
-        raise InputError(
-            f"{path}: expected a file or a folder written by datasets' save_to_disk, "
-            "got another folder"
-        )
     try:
         import datasets
     except ImportError:
@@ -582,6 +727,13 @@ def _split(tokens: np.ndarray, before: int | None, after: int | None) -> Iterato
     yield tokens[begin:]
 
 
-_STREAMS = {".txt": _read_text, ".jsonl": _read_json_lines}
+_DATASETS_FILES = ("dataset_info.json", "dataset_dict.json")
+_STREAMS = {
+    ".txt": _read_text,
+    ".jsonl": _read_json_lines,
+    ".json": _read_json,
+    ".csv": _read_table,
+    ".tsv": _read_table,
+}
 _FILES = {".parquet": _read_parquet, ".bin": _read_token_file, ".npy": _read_token_file}
 FORMATS = _STREAMS | _FILES

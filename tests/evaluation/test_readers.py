@@ -139,7 +139,7 @@ def test_files_that_are_something_else(tmp_path, name):
         ),
         ("a.bin", b"\x01\x00\x02", r"a.bin: expected whole uint16 tokens, got 3 bytes"),
         ("a.bin", b"", r"a.bin: expected tokens, got an empty file"),
-        ("a.csv", b"a", r"a.csv: expected a name that ends in \.txt, .* got '\.csv'"),
+        ("a.pdf", b"a", r"a.pdf: expected a name that ends in \.txt, .* got '\.pdf'"),
         ("a.parquet.gz", b"a", r"expected a name that ends in"),
         ("a", b"a", r"got 'no suffix'"),
     ],
@@ -172,7 +172,9 @@ def test_a_split_must_be_named(tmp_path):
 
 
 def test_a_folder_that_is_no_dataset(tmp_path):
-    with pytest.raises(InputError, match="expected a file or a folder written by datasets"):
+    with pytest.raises(
+        InputError, match="expected a folder written by datasets.*, or one with .txt"
+    ):
         list(read_documents([tmp_path]))
     (tmp_path / "dataset_info.json").write_text("{}")
     with pytest.raises(InputError, match="expected a datasets folder, got one that cannot be read"):

@@ -14,6 +14,7 @@ LAUNCHED = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "
 RUNS = {
     "trainer.py": ((), ("--steps", "40"), r"perplexity ([\d.]+) of all tokens; \S+", 40.0),
     "plain_loop.py": ((), ("--steps", "60"), r"validation loss ([\d.]+) nats a byte; \S+", 4.0),
+    "nanogpt.py": ((), ("--steps", "40"), r"perplexity ([\d.]+) a character", 25.0),
     "policy_gradient.py": ((), ("--steps", "2"), r"step 2: reward ([\d.]+)", 1.0),
     "distillation.py": (
         (),
