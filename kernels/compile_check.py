@@ -152,7 +152,8 @@ class Compiled:
         limit = TARGETS[self.case.target].facts.shared_kib
         if self.shared_bytes > limit << 10:
             failures.append(f"takes {self.shared_bytes} bytes of shared memory, over {limit} KiB")
-        if self.multiplies and not self.matrix_instructions:
+        has_unit = TARGETS[self.case.target].multiplies(DTYPES[self.case.dtype])
+        if self.multiplies and has_unit and not self.matrix_instructions:
             failures.append(f"multiplies matrices without {matrix_instruction(self.case.target)}")
         if self.described and not self.descriptor_loads:
             failures.append("is passed tensor descriptors and reads through pointers")

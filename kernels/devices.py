@@ -82,6 +82,11 @@ class Target:
         """
         return "tf32x3" if self.backend == "cuda" else "ieee"
 
+    def multiplies(self, dtype: torch.dtype) -> bool:
+        """Return whether the matrix unit multiplies this dtype: RDNA's has no float32."""
+        unit = self.facts.matrix_unit
+        return bool(unit) and not (unit == "wmma" and dtype == torch.float32)
+
     @property
     def copy_engine(self) -> bool:
         """Return whether the device has the engine that reads tiles (NVIDIA from Hopper on).

@@ -37,11 +37,15 @@ def tile_configuration(
         return _described_configuration(target, work)
     two_tiles = work == "divergence"
     if target.backend == "hip":
+        whole = target.multiplies(dtype)
         if dtype == torch.float32:
-            return dict(BLOCK_N=64, BLOCK_V=64, BLOCK_D=32), dict(num_warps=4, num_stages=2)
-        return dict(BLOCK_N=64 if two_tiles else 128, BLOCK_V=128, BLOCK_D=32), dict(
-            num_warps=8, num_stages=2
-        )
+            # Without matrix instructions every lane holds operands of its own as well.
+            tiles = dict(BLOCK_N=64 if whole else 32, BLOCK_V=64, BLOCK_D=32 if whole else 16)
+            return tiles, dict(num_warps=4, num_stages=2)
+        # RDNA's registers are of 32 lanes: half as many sums a lane where each has an address.
+        small = two_tiles or (target.facts.matrix_unit == "wmma" and not vectorised)
+        tiles = dict(BLOCK_N=64 if small else 128, BLOCK_V=128, BLOCK_D=32)
+        return tiles, dict(num_warps=8, num_stages=2)
     # Without a limit, NVIDIA's assembler spills a register rather than run one block less on a
     # multiprocessor.
     limit = (

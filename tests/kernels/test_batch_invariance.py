@@ -20,7 +20,7 @@ SHAPES = [
     (131, 48, torch.float16),
     (131, 7, torch.float32),
     (131, 7, torch.bfloat16),
-    (2100, 48, torch.bfloat16),
+    pytest.param(2100, 48, torch.bfloat16, marks=pytest.mark.slow),
 ]
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 
@@ -73,7 +73,7 @@ def test_the_shapes_take_both_forwards(device):
     """Read through pointers, and by the copy engine: else the table above would show one of them."""
     target = Target("interpreter", 0)
     taken = set()
-    for shape in SHAPES:
+    for shape in SHAPES[:-1]:
         hidden, weight, _ = inputs(*shape, device)
         taken.add(all(dispatch.describable(target, matrix) for matrix in (hidden, weight)))
     assert taken == {True, False}
@@ -104,6 +104,7 @@ def test_a_limit_of_memory_cuts_the_batch(memory_limit, device):
 @pytest.mark.parametrize("vocabulary", [384, 131])
 def test_a_token_of_existing_logits(vocabulary, dtype, device):
     hidden, weight, target = inputs(vocabulary, 48, dtype, device)
+    hidden, target = hidden[44:56], target[44:56]  # ignored ones among them
     logits = hidden @ weight.T
 
     def loss(batch):
@@ -112,7 +113,7 @@ def test_a_token_of_existing_logits(vocabulary, dtype, device):
         )
 
     whole = loss(slice(None))
-    for batch in BATCHES:
+    for batch in (slice(0, 1), slice(3, 11)):
         assert torch.equal(whole[batch], loss(batch))
 
 

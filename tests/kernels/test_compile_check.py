@@ -148,7 +148,7 @@ def test_the_gate_can_fail(target, changes, words):
     )
     row = Compiled(
         "kernel",
-        case=Case("nll", target, "float32", "aligned", frozenset()),
+        case=Case("nll", target, "float16", "aligned", frozenset()),
         compilation="",
         **(good | changes),
     )

@@ -69,6 +69,13 @@ def test_what_a_device_has(target, unit, copy_engine, own, wide):
     )
 
 
+def test_rdna_multiplies_16_bits_alone():
+    target = Target("hip", "gfx1100", 32)
+    assert target.multiplies(torch.bfloat16) and not target.multiplies(torch.float32)
+    assert Target("hip", "gfx942", 64).multiplies(torch.float32)
+    assert not Target("cuda", 75).multiplies(torch.float16)
+
+
 def test_every_card_of_a_machine_is_asked_for_its_own(machine):
     found = [devices.device_target(devices.index_of(on(index).device)) for index in (0, 1, 2, None)]
     assert found == [Target("cuda", arch) for arch in (90, 120, 75, 80)]
