@@ -12,7 +12,7 @@ SHUFFLE := $(if $(filter random,$(ORDER)),-p randomly --randomly-dont-reset-seed
 
 OLDEST_TRITON := 3.6.0
 
-.PHONY: demo test test-slow collection mutants lint format compile-check compile-check-oldest bench bench-evaluation bench-gpu doctor clean
+.PHONY: demo test test-slow collection mutants lint format compile-check compile-check-oldest compile-cost bench bench-evaluation bench-gpu doctor clean
 
 # torch first and alone: what it brings (a CUDA build brings its own triton) decides the rest.
 define install
@@ -61,6 +61,9 @@ lint: $(READY)
 format: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+compile-cost: $(READY)
+	$(BIN)/python -W ignore -m perplexity.kernels.compile_cost --against bench/results/kernel-cost.json $(OPTIONS)
 
 compile-check: $(READY)
 	$(BIN)/python -m perplexity.kernels.compile_check --markdown docs/compile-check.md

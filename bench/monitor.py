@@ -8,7 +8,6 @@ asserted.
 from __future__ import annotations
 
 import argparse
-import os
 import subprocess
 import sys
 import tempfile
@@ -16,7 +15,7 @@ import time
 from pathlib import Path
 
 import numpy as np
-from environment import RESULTS, SUPPORT, commit, cpu_name, now, slug, version, write
+from environment import RESULTS, commit, cpu_name, now, slug, version, write
 
 from perplexity.monitor import Monitor, diagnose, read_history
 
@@ -29,16 +28,19 @@ def cost(*arguments: str) -> tuple[float, float]:
     The process reads the mark from its own status: getrusage would count the memory of this
     process before the child's start, too.
     """
-    code = "import sys; from perplexity.cli import main; from peak_memory import high_water; "
-    code += "main(sys.argv[1:]); import time; "
-    code += "print(high_water(), time.process_time(), file=sys.stderr)"
-    path = os.pathsep.join([str(SUPPORT), *sys.path])
+    # Not by support/peak_memory.py, whose torch the command does without.
+    code = """
+import sys, time
+from perplexity.cli import main
+main(sys.argv[1:])
+with open("/proc/self/status") as status:
+    peak = next(line.split()[1] for line in status if line.startswith("VmHWM"))
+print(peak, time.process_time(), file=sys.stderr)
+"""
     command = [sys.executable, "-c", code, *arguments]
-    done = subprocess.run(
-        command, check=True, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": path}
-    )
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
     peak, seconds = done.stderr.split()[-2:]
-    return int(peak) / 2**20, float(seconds)
+    return int(peak) / 2**10, float(seconds)
 
 
 def peak_mib(*arguments: str) -> float:

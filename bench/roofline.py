@@ -9,9 +9,6 @@ from __future__ import annotations
 
 import math
 import re
-import subprocess
-import tempfile
-from pathlib import Path
 
 import torch
 import triton
@@ -24,6 +21,7 @@ from perplexity.kernels.compile_check import (
     nvidia_resources,
     programs_a_multiprocessor,
 )
+from perplexity.kernels.compile_cost import sass
 from perplexity.kernels.dispatch import ahead_chunk
 from perplexity.kernels.fingerprint import kernels_hash
 from perplexity.kernels.gpu.launch import Target
@@ -53,21 +51,6 @@ BEGIN, END = "<!-- roofline: begin -->", "<!-- roofline: end -->"
 TRAIN_BEGIN, TRAIN_END = "<!-- training roofline: begin -->", "<!-- training roofline: end -->"
 # Bytes of a bfloat16 logit that are moved: read, and for the gradient written in its place.
 ROW_BYTES = {"_nll_kernel": 2, "_nll_grad_kernel": 4}
-
-
-def sass(cubin: bytes) -> list[tuple[int, str]]:
-    """Return the addresses and texts of a program's instructions."""
-    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(cubin)
-        file.flush()
-        text = subprocess.run(
-            [tool, "-sass", file.name], capture_output=True, text=True, check=True
-        ).stdout
-    return [
-        (int(match[1], 16), match[2])
-        for match in re.finditer(r"/\*([0-9a-f]{4,})\*/\s+([@A-Z][^;]*);", text)
-    ]
 
 
 def row_kernels() -> dict[str, dict]:
@@ -119,14 +102,14 @@ def trained(kernel: dict, n: int, d: int, v: int) -> dict:
     again. Time for memory is added to that of the products, as if the two never overlapped.
     """
     hidden, weight = (torch.empty(rows, d, device="meta", dtype=torch.bfloat16) for rows in (n, v))
-    chunk = ahead_chunk(Target("cuda", 90), hidden, weight, True)
+    chunk = ahead_chunk(Target("cuda", 90), hidden, weight.requires_grad_(), True)
     chunks = math.ceil(n / chunk)
     forward = predicted(kernel, n, d, v)
     product = forward["product_ms"] / 1e3
     # Bytes: logits are written, read for the sums, read again and overwritten by their gradient.
     logits = 8 * n * v
-    # Bytes of the weight gradient's float32 sums: from zeros, over all chunks, to 16 bits.
-    sums = (8 * chunks + 10) * v * d if chunks > 1 else 0
+    # Bytes of the weight gradient's float32 sums: written, added to by further chunks, to 16 bits.
+    sums = (8 * chunks + 2) * v * d if chunks > 1 else 0
     recomputed = 2 * forward["fused"] + 2 + 2 * n * v / DEVICE["copy_bytes"] / product
     return dict(
         n=n,

@@ -29,25 +29,38 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from .devices import Target
 from .dispatch import Rule
 from .fingerprint import kernels_hash
-from .gpu.launch import INTERPRETED, Launch, Target, recording
+from .gpu.launch import INTERPRETED, Launch, recording
 from .sums import DIVERGENCE_ROWS, SUMS, Head
 
-TARGETS = {
+# A kind has products of its own, or a copy engine, or neither; the quick check covers its pairs.
+KINDS = {
     "sm_80": Target("cuda", 80, 32),
     "sm_90": Target("cuda", 90, 32),
     "sm_100": Target("cuda", 100, 32),
+    "sm_120": Target("cuda", 120, 32),
     "gfx942": Target("hip", "gfx942", 64),
+    "gfx1100": Target("hip", "gfx1100", 32),
 }
-# Shared memory one program may use, in KiB (CUDA programming guide, table of compute capabilities;
-# CDNA 3 ISA).
-SHARED_KIB = {"sm_80": 163, "sm_90": 227, "sm_100": 227, "gfx942": 64}
-MATRIX_INSTRUCTION = {
-    "sm_80": "mma.sync",
-    "sm_90": "wgmma.mma_async",
-    "sm_100": "tcgen05.mma",
-    "gfx942": "v_mfma",
+# Devices of these kinds with other limits.
+RELATIVES = {
+    "sm_86": Target("cuda", 86, 32),
+    "sm_89": Target("cuda", 89, 32),
+    "sm_103": Target("cuda", 103, 32),
+    "gfx90a": Target("hip", "gfx90a", 64),
+    "gfx950": Target("hip", "gfx950", 64),
+    "gfx1201": Target("hip", "gfx1201", 32),
+}
+TARGETS = KINDS | RELATIVES
+# By the matrix unit: in the PTX, or in AMD's assembly.
+MATRIX_INSTRUCTIONS = {
+    "mma": "mma.sync",
+    "wgmma": "wgmma.mma_async",
+    "tcgen05": "tcgen05.mma",
+    "mfma": "v_mfma",
+    "wmma": "v_wmma",
 }
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 POINTERS = {
@@ -90,10 +103,21 @@ class Case:
     dtype: str
     layout: str
     features: frozenset[str]
+    vocabulary: int = 0  # 0: the layout's
 
     def __str__(self) -> str:
         features = "+".join(sorted(self.features)) or "plain"
-        return f"{self.operation} {self.target} {self.dtype} {self.layout} {features}"
+        text = f"{self.operation} {self.target} {self.dtype} {self.layout} {features}"
+        return f"{text} V={self.vocabulary}" if self.vocabulary else text
+
+    def demanding(self) -> str | None:
+        """Return why a case needs most of a device; None where others need more."""
+        if (self.dtype, self.layout, self.features) == ("bfloat16", "aligned", frozenset()):
+            return "the largest tiles"
+        features = frozenset(FEATURES[self.operation])
+        if (self.dtype, self.layout, self.features) == ("float32", "odd", features):
+            return "the most registers a logit"
+        return None
 
     def values(self, together: int) -> set:
         """Return all combinations of ``together`` values of the case, absent features included."""
@@ -125,16 +149,20 @@ class Compiled:
         failures = []
         if self.spilled_bytes:
             failures.append(f"spills {self.spilled_bytes} bytes")
-        if self.shared_bytes > SHARED_KIB[self.case.target] << 10:
-            failures.append(
-                f"takes {self.shared_bytes} bytes of shared memory, "
-                f"over {SHARED_KIB[self.case.target]} KiB"
-            )
-        if self.multiplies and not self.matrix_instructions:
-            failures.append(f"multiplies matrices without {MATRIX_INSTRUCTION[self.case.target]}")
+        limit = TARGETS[self.case.target].facts.shared_kib
+        if self.shared_bytes > limit << 10:
+            failures.append(f"takes {self.shared_bytes} bytes of shared memory, over {limit} KiB")
+        has_unit = TARGETS[self.case.target].multiplies(DTYPES[self.case.dtype])
+        if self.multiplies and has_unit and not self.matrix_instructions:
+            failures.append(f"multiplies matrices without {matrix_instruction(self.case.target)}")
         if self.described and not self.descriptor_loads:
             failures.append("is passed tensor descriptors and reads through pointers")
         return [f"{self.kernel}, {self.case}: {text}" for text in failures]
+
+
+def matrix_instruction(target: str) -> str:
+    """Return the name of a target's matrix instruction."""
+    return MATRIX_INSTRUCTIONS[TARGETS[target].facts.matrix_unit]
 
 
 def launches(case: Case) -> list[tuple[ASTSource, dict]]:
@@ -142,10 +170,17 @@ def launches(case: Case) -> list[tuple[ASTSource, dict]]:
 
     Each specialisation is listed once.
     """
-    from .gpu import linear_kl, linear_nll, linear_nll_grad, linear_statistics, nll
+    from .gpu import (
+        linear_kl,
+        linear_nll,
+        linear_nll_chunked,
+        linear_nll_grad,
+        linear_statistics,
+        nll,
+    )
 
     tokens, dtype = 1024, DTYPES[case.dtype]
-    vocabulary = {"odd": 50257, "aligned": 197 * 256}.get(case.layout, 50304)
+    vocabulary = case.vocabulary or {"odd": 50257, "aligned": 197 * 256}.get(case.layout, 50304)
 
     def empty(*shape, dtype=dtype, layout=case.layout):
         if layout == "odd":  # one element past an aligned address
@@ -175,6 +210,8 @@ def launches(case: Case) -> list[tuple[ASTSource, dict]]:
         if case.operation == "linear_nll":
             linear_nll.linear_nll(*head(), target, class_weight, rule)
             linear_nll_grad.linear_nll_grad(row(SUMS), row(), *head(), target, class_weight, rule)
+            gradient = torch.empty(vocabulary, DIMENSION[case.layout], device="meta", dtype=dtype)
+            linear_nll_chunked.scale_(gradient, torch.empty((), device="meta"))
         elif case.operation == "linear_statistics":
             at_target = linear_statistics.target_logit(*head(), target, rule)
             linear_statistics.linear_statistics(*head(), target, at_target, rule)
@@ -270,15 +307,18 @@ def nvidia_resources(cubin: bytes) -> tuple[int, int]:
 def programs_a_multiprocessor(target: str, registers: int, shared_bytes: int, warps: int) -> int:
     """Return how many programs fit on a multiprocessor, by registers, shared memory and warps.
 
-    Sources: CUDA occupancy calculator; CDNA 3 ISA (512 registers a lane of each of 4 SIMDs).
+    Sources: CUDA occupancy calculator; ISA guides of CDNA 3 (512 registers a lane of each of 4
+    SIMDs) and RDNA 3 (1,536).
     """
-    if target == "gfx942":
-        by_registers = 4 * min(8, 512 // max(8 * -(-registers // 8), 8)) // warps
-        return min(by_registers, (64 << 10) // max(shared_bytes, 1))
+    facts = TARGETS[target].facts
+    if TARGETS[target].backend == "hip":
+        file, granule = (512, 8) if facts.matrix_unit == "mfma" else (1536, 24)
+        fit = min(facts.warps // 4, file // max(granule * -(-registers // granule), granule))
+        return min(4 * fit // warps, (facts.pool_kib << 10) // max(shared_bytes, 1))
     a_warp = 256 * -(-32 * registers // 256)
     # One KiB of each program is the system's.
-    by_shared = (SHARED_KIB[target] + 1 << 10) // (shared_bytes + 1024)
-    return min(65536 // (a_warp * warps), by_shared, 64 // warps, 32)
+    by_shared = (facts.shared_kib + 1 << 10) // (shared_bytes + 1024)
+    return min(65536 // (a_warp * warps), by_shared, facts.warps // warps, 32)
 
 
 def compile_case(case: Case) -> list[Compiled]:
@@ -314,7 +354,7 @@ def compile_case(case: Case) -> list[Compiled]:
                 registers,
                 spilled,
                 compiled.metadata.shared,
-                text.count(MATRIX_INSTRUCTION[case.target]),
+                text.count(matrix_instruction(case.target)),
                 multiplies,
                 text.count("cp.async.bulk.tensor"),
                 any(kind.startswith("tensordesc") for kind in built.signature.values()),
@@ -358,15 +398,18 @@ def covering(candidates: list[Case], together: int) -> list[Case]:
 def cases(extent: str) -> list[Case]:
     """Return the cases of an extent of ``EXTENTS``."""
     everything = valid_cases()
-    chosen = [
-        case
-        for operation in FEATURES
-        for case in covering(
-            [case for case in everything if case.operation == operation],
-            1 if extent == "least" else 2,
-        )
+    together = 1 if extent == "least" else 2
+    chosen = []
+    for operation in FEATURES:
+        here = [case for case in everything if case.operation == operation]
+        chosen += covering([case for case in here if case.target in KINDS], together)
+        if extent != "least":
+            chosen += [
+                case for case in here if case.target in RELATIVES and case.demanding() is not None
+            ]
+    full = [
+        case for case in everything if case.target in KINDS and case.layout in ("aligned", "odd")
     ]
-    full = [case for case in everything if case.layout in ("aligned", "odd")]
     return list(dict.fromkeys(chosen + (full if extent == "full" else [])))
 
 
@@ -392,7 +435,7 @@ def markdown(rows: list[Compiled]) -> str:
     ]
     for row in _worst(rows):
         unit = (
-            f"{row.matrix_instructions} {MATRIX_INSTRUCTION[row.case.target]}"
+            f"{row.matrix_instructions} {matrix_instruction(row.case.target)}"
             if row.matrix_instructions
             else ""
         )

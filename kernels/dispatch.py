@@ -7,10 +7,11 @@
 ================================  =========  =====================================================
 tensors                           backend    why
 ================================  =========  =====================================================
-on a GPU, triton installed,       triton     its kernels hold no logits
-not float64
-float64, on a CPU, or             torch      no kernel has float64; the interpreter is for tests
-without triton
+on a GPU with a matrix unit,      triton     its kernels hold no logits
+triton installed, not float64
+float64, on a CPU, without        torch      no kernel has float64; the interpreter is for tests;
+triton, or on a GPU before                   without matrix instructions Triton's products are slow
+compute capability 8.0
 class probabilities as targets    torch      no kernel reads a weight of each logit
 ================================  =========  =====================================================
 
@@ -26,6 +27,8 @@ torch    traced by torch.compile, or under    fused    a second backward may fol
 torch    16-bit inputs whose products are     fused    products are wider than the gradient that
          not rounded to 16 bits                        would hold them
 torch    any other training step              kept     three matrix products, not four
+triton   one value a token                    fused    the same bits in every batch: the vendor's
+                                                       product is another for other sizes
 triton   traced, under torch.func, or         open     sizes and device are known when the
          tensors without data                          operator runs: ``settled`` there
 triton   training, sum or mean, bfloat16 on   ahead    three matrix products; float16 gradients
@@ -39,8 +42,9 @@ triton   16-bit inputs, no bias, a GPU        chunked  the vendor's product is f
 triton   any other call                       fused    no logit goes to memory
 =======  ===================================  =======  ==========================================
 
-So a bfloat16 mean on an A100 goes *ahead* while training, and *chunked* in evaluation; in float32
-it is *fused*. Statistics (ranks), divergences and losses of existing logits have one way, fused.
+So a bfloat16 mean on an A100 goes *ahead* while training, and *chunked* without gradients; its
+NLL of every token, and a mean in float32, is *fused*. Statistics (ranks), divergences and losses of
+existing logits have one way, fused.
 
 - **fused**: logits are a block in a CPU's caches or a tile in a GPU's registers; a backward
   computes them again.
@@ -60,16 +64,14 @@ tensor descriptors where it is ``describable``.
 from __future__ import annotations
 
 import importlib.util
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from .blocks import multiplies_16_bits
 from .chunks import equal_chunk
-
-if TYPE_CHECKING:
-    from .gpu.launch import Target
+from .devices import Target, why_not
 
 FUSED, KEPT, CHUNKED, AHEAD, OPEN = "fused", "kept", "chunked", "ahead", "open"
 
@@ -124,11 +126,9 @@ def triton_available() -> bool:
 
 def default_backend(tensor: Tensor) -> str:
     """Return the backend for hidden states or logits where the caller names none."""
-    return (
-        "triton"
-        if tensor.is_cuda and tensor.dtype != torch.float64 and triton_available()
-        else "torch"
-    )
+    if not tensor.is_cuda or tensor.dtype == torch.float64 or not triton_available():
+        return "torch"
+    return "torch" if why_not(tensor.device) else "triton"
 
 
 def plan(
@@ -142,6 +142,7 @@ def plan(
     rounded: bool = False,
     memory_limit: int = 0,
     total: bool = False,
+    per_token: bool = False,
 ) -> Plan:
     """Choose the way of a call; the table above says which and why.
 
@@ -156,6 +157,8 @@ def plan(
         memory_limit: Temporary memory in bytes. Default: 0, the default of each function.
         total: Whether the caller needs one number, a sum or a mean from class indices and a whole
             vocabulary, and can compute its gradients with it. Default: False.
+        per_token: Whether the caller returns values of tokens: with triton they have the same bits
+            in every batch. Default: False.
     """
     fused = Plan(backend, FUSED, rounded, memory_limit=memory_limit)
     trains = torch.is_grad_enabled()
@@ -171,11 +174,13 @@ def plan(
             hidden, weight, class_weight, rule, rounded=rounded, memory_limit=memory_limit
         )
         return fused._replace(way=KEPT, block=block)
+    if per_token:
+        return fused
     if transformed or _without_data(hidden, weight):
         return fused._replace(way=OPEN)
-    from .gpu.launch import current_target
+    from .gpu.launch import target_of
 
-    target = current_target()
+    target = target_of(hidden)
     if (
         total
         and trains
@@ -228,6 +233,9 @@ def ahead_chunk(
     That is for bfloat16 on NVIDIA, logits that may be ``rounded`` to it, and memory for the logits
     of ``LEAST_AHEAD`` tokens, or of all. float16 would lose gradients that the loss scale saves,
     which only the backward knows.
+
+    All tokens are one chunk wherever that takes no more memory: the several chunks add to sums of
+    the weight's gradient in float32, 4·V·D bytes, which hold the logits of 2·D tokens.
     """
     tokens, vocabulary = hidden.shape[0], weight.shape[0]
     most = (
@@ -235,17 +243,11 @@ def ahead_chunk(
     )
     if target.backend != "cuda" or hidden.dtype != torch.bfloat16 or not rounded or not tokens:
         return 0
-    return equal_chunk(tokens, most) if most >= min(tokens, LEAST_AHEAD) else 0
-
-
-def has_copy_engine(target: Target) -> bool:
-    """Return whether a device has the engine that feeds its matrix unit (NVIDIA from Hopper on).
-
-    The interpreter simulates the engine.
-    """
-    return target.backend == "interpreter" or (
-        target.backend == "cuda" and target.arch >= 90  # type: ignore[operator]  # an int
-    )
+    if most < min(tokens, LEAST_AHEAD):
+        return 0
+    chunk = equal_chunk(tokens, most)
+    spared = 2 * hidden.shape[1] if weight.requires_grad else 0
+    return tokens if chunk < tokens <= chunk + spared else chunk
 
 
 def chunks_pay(
@@ -259,9 +261,7 @@ def chunks_pay(
     limit = min(memory_limit or CHUNKED_LIMIT, CHUNKED_LIMIT)
     enough = limit >= 4 * LEAST_CHUNKED * weight.shape[0]
     narrow = hidden.element_size() == 2
-    return (
-        not has_copy_engine(target) and narrow and bias is None and enough and weight.shape[0] > 0
-    )
+    return not target.copy_engine and narrow and bias is None and enough and weight.shape[0] > 0
 
 
 def describable(target: Target, matrix: Tensor) -> bool:
@@ -271,7 +271,7 @@ def describable(target: Target, matrix: Tensor) -> bool:
     """
     row_bytes = matrix.stride(0) * matrix.element_size()
     return (
-        has_copy_engine(target)
+        target.copy_engine
         and matrix.element_size() == 2
         and matrix.numel() > 0
         and matrix.stride(1) == 1

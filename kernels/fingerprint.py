@@ -8,6 +8,7 @@ from pathlib import Path
 
 FILES = (
     "sums.py",
+    "devices.py",
     "dispatch.py",
     "gpu/launch.py",
     "gpu/logit_tile.py",

@@ -20,6 +20,7 @@ from .errors import InputError, InputTypeError
 
 IGNORE_INDEX = -100
 SHOWN = 40  # characters of a value in a message
+NO_NUMBERS = (bool, str, bytes, bytearray)  # though float() takes them
 BUILTIN = (str, bytes, int, float, complex, list, tuple, dict, set)
 
 
@@ -135,8 +136,10 @@ def measured(name: str, value: Any) -> float:
     if type(value) is float:
         return value
     expected = "a number or a tensor with one element"
-    refused = isinstance(value, bool | str | bytes | bytearray) or getattr(value, "is_meta", False)
-    if is_tensor(value):
+    # Of Python's own int the rest is known: a loop logs one a step.
+    plain = type(value) is int
+    refused = not plain and (isinstance(value, NO_NUMBERS) or getattr(value, "is_meta", False))
+    if not plain and is_tensor(value):
         value = value.detach()  # else torch warns that a loss loses its graph
     if not refused:
         try:

@@ -16,6 +16,7 @@ from . import checks, parallel, tensor_checks
 from .checks import IGNORE_INDEX, wrong
 from .errors import InputError, InputTypeError
 from .kernels import operators, reference
+from .kernels.devices import why_not
 from .kernels.dispatch import Plan, Rule, default_backend, triton_available
 from .kernels.dispatch import plan as plan_of
 from .parallel import VocabularyShard
@@ -100,6 +101,8 @@ def choose_backend(backend: str | None, tensor: Tensor) -> str:
                 f"{source}: 'triton' needs a GPU, got CPU tensors; use 'torch', "
                 "or set TRITON_INTERPRET=1 before triton is imported to interpret the kernels"
             )
+    if backend == "triton" and tensor.is_cuda and (reason := why_not(tensor.device)):
+        raise InputError(f"{source}: 'triton' {reason}; use 'torch'")
     if backend == "triton" and tensor.dtype not in tensor_checks.TRITON_DTYPES:
         # The kernels raise a TypeError of their own, which a command line would report as a bug.
         raise InputTypeError(
@@ -311,8 +314,14 @@ class LinearInputs:
             round_logits,
         )
 
-    def plan(self, rule: Rule, weights: Tensor | None = None) -> Plan:
-        """Choose the plan of this call; ``weights`` are those of ``LOGIT_SUM``."""
+    def plan(
+        self, rule: Rule, weights: Tensor | None = None, *, per_token: bool | None = None
+    ) -> Plan:
+        """Choose the plan of this call.
+
+        ``weights`` are those of ``LOGIT_SUM``. ``per_token`` says whether values of tokens are
+        returned; the default is what the reduction says.
+        """
         one_number = (
             self.options.reduction != "none"
             and self.shard is None
@@ -328,6 +337,7 @@ class LinearInputs:
             rounded=self.round_logits,
             memory_limit=self.options.memory,
             total=one_number,
+            per_token=self.options.reduction == "none" if per_token is None else per_token,
         )
 
     def logits(self) -> Tensor:

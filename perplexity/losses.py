@@ -6,8 +6,7 @@ From hidden states, the logits [N, V] are never held in memory as a whole.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -160,7 +159,7 @@ class _GradientsAhead(torch.autograd.Function):
     @staticmethod
     def backward(ctx, upstream: Tensor):
         anchor, *gradients = ctx.saved_tensors
-        multiply = Tensor.mul_ if operators.only_backward(upstream) else Tensor.mul
+        multiply = _multiply_in_place if operators.only_backward(upstream) else Tensor.mul
         scaled = [
             None if gradient is None else multiply(gradient, upstream) for gradient in gradients
         ]
@@ -172,20 +171,73 @@ class _GradientsAhead(torch.autograd.Function):
         return *scaled, None, None
 
 
-@contextmanager
-def _own_graph() -> Iterator[None]:
-    """Enable autograd without the caller's hooks on saved tensors.
+def _multiply_in_place(gradient: Tensor, upstream: Tensor) -> Tensor:
+    """Multiply a gradient by the upstream gradient, without a pass over it where that is 1."""
+    from .kernels.gpu.linear_nll_chunked import scale_
 
-    Hooks of checkpointing and offloading are for the model's graph, not for the graph of a chunk.
+    if {gradient.dtype, upstream.dtype} <= set(tensor_checks.TRITON_DTYPES):
+        return scale_(gradient, upstream)
+    return gradient.mul_(upstream)
+
+
+class _LossDerivative:
+    """The derivative of ``_loss`` by the sums of a part of the tokens, in closed form.
+
+    With s = SUM_EXP, m = MAX, c the weight of a token's NLL over the mean's divisor, ε' the weight
+    of a class's smoothing over the same, W = Σ w, and z the factor of the z-loss over its divisor:
+
+        ∂/∂s = (c + ε' · W + 2 · z · (m + log s)) / s      ∂/∂TARGET = −c      ∂/∂LOGIT_SUM = −ε'
+
+    The maximum is a constant (``sums.py``), and no loss has ``EXP_SHIFT``. Tokens that are not
+    scored have c = 0; the kernels leave their gradient at 0 whatever this derivative is.
     """
-    hooks: AbstractContextManager = nullcontext()
-    # Missing from torch's stubs.
-    if torch._C._autograd._saved_tensors_hooks_is_enabled():  # type: ignore[attr-defined]
-        hooks = torch.autograd.graph.saved_tensors_hooks(
-            lambda tensor: tensor, lambda tensor: tensor
-        )
-    with torch.enable_grad(), hooks:
-        yield
+
+    def __init__(
+        self,
+        scale: Tensor,
+        class_weight: Tensor | None,
+        vocabulary: int,
+        options: LossOptions,
+        totals: tuple[Tensor, Tensor],
+    ):
+        """Prepare what all parts share.
+
+        Args:
+            scale: Weights of all tokens in the loss [N].
+            class_weight: Class weights [V] or None.
+            vocabulary: Number of classes.
+            options: Options of the loss; its reduction is "sum" or "mean".
+            totals: Divisors of a mean: of the loss and of the z-loss.
+        """
+        mean, smoothing = options.reduction == "mean", options.label_smoothing
+        self.of_nll = scale * (1.0 - smoothing) if smoothing else scale
+        if mean:
+            self.of_nll = self.of_nll / totals[0]
+        self.of_target = -self.of_nll
+        self.of_exponentials, self.of_logit = self.of_nll, None
+        if smoothing:
+            weight_sum = vocabulary if class_weight is None else class_weight.sum()
+            smooth = scale.new_full((), smoothing / vocabulary)
+            smooth = smooth / totals[0] if mean else smooth
+            self.of_logit = -smooth
+            self.of_exponentials = self.of_nll + smooth * weight_sum
+        self.of_log_sum: Tensor | None = None
+        if options.z_loss:
+            of_log_sum = scale.new_full((), 2.0 * options.z_loss)
+            self.of_log_sum = of_log_sum / totals[1] if mean else of_log_sum
+
+    def __call__(self, sums: Tensor, tokens: slice) -> Tensor:
+        """Return the derivative of the loss by the sums [5, T] of these tokens."""
+        derivative = torch.zeros_like(sums)
+        of_exponentials = self.of_exponentials[tokens]
+        if self.of_log_sum is not None:
+            log_sum = sums[MAX] + sums[SUM_EXP].log()
+            of_exponentials = of_exponentials + self.of_log_sum * log_sum
+        torch.div(of_exponentials, sums[SUM_EXP], out=derivative[SUM_EXP])
+        derivative[TARGET] = self.of_target[tokens]
+        if self.of_logit is not None:
+            derivative[LOGIT_SUM] = self.of_logit
+        return derivative
 
 
 def _loss_with_gradients(inputs: LinearInputs, rule: Rule, plan: Plan) -> Tensor:
@@ -203,14 +255,6 @@ def _loss_with_gradients(inputs: LinearInputs, rule: Rule, plan: Plan) -> Tensor
     )
     totals = scale.sum(), counted.sum()
 
-    def loss_of(sums: Tensor, tokens: slice) -> Tensor:
-        return _loss(sums, target[tokens], weight, vocabulary, options, totals)
-
-    def upstream_of(sums: Tensor, tokens: slice) -> Tensor:
-        with _own_graph():
-            sums = sums.detach().requires_grad_()
-            return torch.autograd.grad(loss_of(sums, tokens), sums)[0]
-
     def make(needs: tuple[bool, bool, bool]) -> tuple[Tensor, tuple[Tensor | None, ...]]:
         sums, gradients = linear_nll_with_gradients(
             inputs.hidden,
@@ -220,10 +264,10 @@ def _loss_with_gradients(inputs: LinearInputs, rule: Rule, plan: Plan) -> Tensor
             weight if rule.with_logit_sum else None,
             rule,
             plan,
-            upstream_of=upstream_of,
+            upstream_of=_LossDerivative(scale, weight, vocabulary, options, totals),
             needs=needs,
         )
-        return loss_of(sums, slice(None)), gradients
+        return _loss(sums, target, weight, vocabulary, options, totals), gradients
 
     leaves = inputs.hidden, inputs.weight, inputs.bias
     return _GradientsAhead.apply(*leaves, _Anchor.apply(*leaves), make)

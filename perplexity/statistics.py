@@ -346,7 +346,8 @@ def token_log_probabilities(
         validate=validate,
         shard=shard,
     )
-    sums = inputs.sums(inputs.options.rule(with_exp_shift=with_entropy))
+    rule = inputs.options.rule(with_exp_shift=with_entropy)
+    sums = inputs.sums(rule, plan=inputs.plan(rule, per_token=True))
     log_probability = inputs.target.unflatten(token_log_probability(sums)).float()
     if not with_entropy:
         return log_probability

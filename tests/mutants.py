@@ -68,7 +68,7 @@ MUTATED = (
     ),
 )
 # Their tests need a GPU or a compiler: a mutant of them would live here whatever the tests say.
-OFF_THE_CPU = ("kernels/compile_check.py",)
+OFF_THE_CPU = ("kernels/compile_check.py", "kernels/compile_cost.py")
 TESTS = (
     "test_*.py",
     "kernels/test_*.py",
@@ -79,6 +79,7 @@ LEFT_OUT = (
     # A hash of the device code changes with every mutant. Compiled kernels cannot hold probes.
     "kernels/test_compile_check.py::test_the_committed_table_is_of_this_device_code",
     "kernels/test_compile_check.py::test_a_covering_set_compiles_for_every_target",
+    "kernels/test_compile_cost.py::test_no_kernel_costs_more_than_its_committed_row",
     # Half a minute each, more than a mutant's share; others run the same statements.
     "evaluation/test_cost.py::test_peak_memory",
     "evaluation/test_distributed.py::test_ranks_give_the_single_process_numbers[3]",

@@ -26,3 +26,13 @@ def ppl(*arguments, **options) -> subprocess.CompletedProcess:
     The fixture ``ppl_here`` costs a tenth of that, for tests that are not about a process.
     """
     return run(sys.executable, "-m", "perplexity", *arguments, **options)
+
+
+def ppl_after(code: str, *arguments) -> list[str]:
+    """Return the command that runs ``code`` and then ``ppl`` in the same process.
+
+    For limits and signals: Python code between fork and exec (``preexec_fn``) may hang in a process
+    with threads, as that of the tests is.
+    """
+    code += "; import sys; from perplexity.cli import main; sys.exit(main(sys.argv[1:]))"
+    return [sys.executable, "-c", code, *map(str, arguments)]

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from processes import linux_only, ppl, run
+from processes import linux_only, ppl, ppl_after, run
 from tiny_models import build_model, build_tokenizer
 
 import perplexity
@@ -259,19 +259,10 @@ def test_standard_input_of_several_processes_is_refused(folder, ppl_here, monkey
 
 @linux_only
 def test_a_full_disk_leaves_no_broken_table(folder, tmp_path):
-    import resource
-
-    def small():
-        resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
-
-    done = ppl(
-        "eval",
-        folder / "model",
-        folder / "good.txt",
-        "--per-token",
-        tmp_path / "t.parquet",
-        preexec_fn=small,
-    )
+    small = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))"
+    table = tmp_path / "t.parquet"
+    model, text = folder / "model", folder / "good.txt"
+    done = run(*ppl_after(small, "eval", model, text, "--per-token", table))
     assert done.returncode == 2, done.stderr
     assert "per_token" in done.stderr and len(done.stderr.splitlines()) == 1
     assert list(tmp_path.iterdir()) == []

@@ -9,9 +9,12 @@ from test_losses import case as loss_case
 from test_losses import exact as exact_loss
 
 import perplexity
+from perplexity import losses
+from perplexity.inputs import LossOptions
 from perplexity.kernels import dispatch
 from perplexity.kernels.gpu import linear_nll_chunked
 from perplexity.kernels.gpu.launch import Target
+from perplexity.kernels.sums import EXP_SHIFT, LOGIT_SUM, SUM_EXP, TARGET
 
 CHUNK = 8
 HOPPER = Target("cuda", 90)
@@ -221,6 +224,74 @@ def test_what_is_traced_is_left_to_the_operators(ahead, device):
         )
         loss = perplexity.linear_cross_entropy(*fake, target, backend="triton", validate=False)
     assert loss.shape == () and len(ahead) == 1
+
+
+@pytest.mark.parametrize("options", [dict(reduction=one) for one in ("sum", "mean")], ids=str)
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1, 1.0])
+@pytest.mark.parametrize("z_loss", [0.0, 0.3])
+def test_the_closed_derivative_is_autograds(options, weighted, smoothing, z_loss):
+    """In float64, of every row that a kernel reads; tokens that are not scored are the kernel's."""
+    generator = torch.Generator().manual_seed(3)
+    sums = torch.rand(5, 30, generator=generator, dtype=torch.float64) + 1.0
+    target = torch.randint(131, (30,), generator=generator)
+    target[5:9] = -100
+    class_weight = torch.rand(131, generator=generator, dtype=torch.float64) if weighted else None
+    options = LossOptions(label_smoothing=smoothing, z_loss=z_loss, **options)
+    scale, counted = losses._weights_of_tokens(target, class_weight, 131, -100, torch.float64)
+    totals = scale.sum(), counted.sum()
+    derivative = losses._LossDerivative(scale, class_weight, 131, options, totals)
+    for tokens in (slice(0, 12), slice(12, 30)):
+        leaf = sums[:, tokens].clone().requires_grad_()
+        part = losses._loss(leaf, target[tokens], class_weight, 131, options, totals)
+        (expected,) = torch.autograd.grad(part, leaf)
+        rows = [SUM_EXP, TARGET, LOGIT_SUM]
+        got = derivative(leaf.detach(), tokens)
+        scored = counted[tokens]
+        torch.testing.assert_close(
+            got[rows][:, scored], expected[rows][:, scored], atol=1e-15, rtol=1e-13
+        )
+        assert expected[rows][:, scored].abs().sum() > 0 and (got[EXP_SHIFT] == 0).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("factor", [1.0, 0.3, float("nan"), 0.0])
+def test_a_factor_of_one_costs_no_pass(dtype, factor, device):
+    """A product of float32 is rounded once, as torch's on a GPU; a factor of 1 changes nothing."""
+    generator = torch.Generator().manual_seed(4)
+    values = torch.randn(41, 131, generator=generator).to(device, dtype)
+    values[3, 5], values[4, 6] = float("inf"), float("nan")
+    upstream = torch.tensor(factor, device=device)
+    expected = (values.float() * upstream).to(dtype)
+    scaled = linear_nll_chunked.scale_(values, upstream)
+    assert scaled is values
+    # The interpreter drops the bits that bfloat16 has no room for, instead of rounding them.
+    cut = 2**-7 if dtype == torch.bfloat16 and torch.device(device).type == "cpu" else 0.0
+    rtol = 0.0 if factor == 1.0 else cut
+    torch.testing.assert_close(scaled, expected, atol=0.0, rtol=rtol, equal_nan=True)
+    assert linear_nll_chunked.scale_(values[:0], upstream).shape == (0, 131)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "vocabulary", "dimension", "chunk"),
+    [
+        (8192, 128256, 4096, 8192),  # four chunks of 2,048 and float32 sums of 4,096 · V
+        (10240, 128256, 4096, 10240),  # five chunks of 2,048: as much memory, to the byte
+        (10242, 128256, 4096, 2049),
+        (1025, 262144, 1152, 1025),
+        (32768, 256000, 2304, 1024),
+    ],
+)
+def test_one_chunk_where_it_takes_no_more_memory(tokens, vocabulary, dimension, chunk):
+    hidden, weight = (
+        torch.empty(rows, dimension, device="meta", dtype=torch.bfloat16)
+        for rows in (tokens, vocabulary)
+    )
+    several = dispatch.ahead_chunk(HOPPER, hidden, weight, True)
+    found = dispatch.ahead_chunk(HOPPER, hidden, weight.requires_grad_(), True)
+    assert found == chunk
+    # Logits in 16 bits, and float32 sums of the weight's gradient where there are several chunks.
+    assert 2 * found * vocabulary <= 2 * several * vocabulary + 4 * vocabulary * dimension
 
 
 @pytest.mark.parametrize(

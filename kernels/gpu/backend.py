@@ -4,7 +4,7 @@ import torch
 
 from ..dispatch import CHUNKED, DEFAULT, OPEN, PLAIN, Plan, Rule, settled
 from . import linear_nll as fused
-from .launch import current_target
+from .launch import target_of
 from .linear_kl import linear_kl, linear_kl_grad
 from .linear_nll import merge
 from .linear_nll_chunked import linear_nll_chunked
@@ -40,7 +40,7 @@ def linear_nll(
     No plan for this backend keeps products: ``kept`` is None.
     """
     if plan.way == OPEN:
-        plan = settled(plan, current_target(), hidden, weight, bias)
+        plan = settled(plan, target_of(hidden), hidden, weight, bias)
     if plan.way == CHUNKED:
         return linear_nll_chunked(hidden, weight, target, class_weight, rule, plan)
     return fused.linear_nll(hidden, weight, bias, target, class_weight, rule, plan)

@@ -7,49 +7,38 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
 
 import torch
 import triton
 import triton.language as tl
 
 from .. import sums
+from ..devices import Target, device_target, index_of
 
 INTERPRETED: bool = triton.knobs.runtime.interpret
-
-
-@dataclass(frozen=True)
-class Target:
-    """Target of a compilation: ``backend`` cuda, hip or interpreter; ``arch`` 90, "gfx942", ..."""
-
-    backend: str
-    arch: int | str
-    warp_size: int = 32
-
-    @property
-    def float32_products(self) -> str:
-        """Return the precision of float32 matrix products.
-
-        Plain tf32 (10 bits) misses the exactness rule; three products of tf32 parts meet it.
-        """
-        return "tf32x3" if self.backend == "cuda" else "ieee"
 
 
 _override: Target | None = None
 _recorded: list[Launch] | None = None
 
 
-@lru_cache(maxsize=1)
-def _device_target() -> Target:
+def _driver_target() -> Target:
     target = triton.runtime.driver.active.get_current_target()
     return Target(target.backend, target.arch, target.warp_size)
 
 
-def current_target() -> Target:
-    """Return the target that launchers choose for: the recorder's, the interpreter or a GPU."""
+def target_of(tensor: torch.Tensor) -> Target:
+    """Return the target that launchers choose for: the recorder's, the interpreter or a GPU.
+
+    The GPU is the tensor's own: a machine may have several kinds.
+    """
     if _override is not None:
         return _override
-    return Target("interpreter", 0) if INTERPRETED else _device_target()
+    if INTERPRETED:
+        return Target("interpreter", 0)
+    if tensor.is_cuda:
+        return device_target(index_of(tensor.device))
+    return _driver_target()
 
 
 @dataclass(frozen=True)
@@ -63,7 +52,15 @@ class Launch:
 
 
 def launch(kernel, grid: tuple[int, ...], arguments: dict, constants: dict, options: dict) -> None:
-    """Run ``kernel`` over ``grid``, or record the launch under ``recording``."""
+    """Run ``kernel`` over ``grid``, or record the launch under ``recording``.
+
+    A multiplication and an addition are fused where a kernel says so (``tl.fma``), nowhere else.
+    Left to the compiler, a logit times its scale would be rounded in its row's maximum and not in
+    its difference from the maximum: a peaked row's exponential would exceed 1, its NLL fall below
+    0. Triton's own default differs from version to version.
+    """
+    if _recorded is not None or not INTERPRETED:
+        options = options | dict(enable_fp_fusion=False)
     if _recorded is not None:
         _recorded.append(Launch(kernel, arguments, constants, options))
         return
@@ -165,7 +162,9 @@ def tanh(x):
     e = tl.exp(-2.0 * tl.abs(x))
     large = (1.0 - e) / (1.0 + e)
     square = x * x
-    series = 62.0 / 2835.0 + square * (-1382.0 / 155925.0)
-    series = 2.0 / 15.0 + square * (-17.0 / 315.0 + square * series)
-    small = x * (1.0 + square * (-1.0 / 3.0 + square * series))
+    series = tl.fma(square, -1382.0 / 155925.0, 62.0 / 2835.0)
+    series = tl.fma(square, series, -17.0 / 315.0)
+    series = tl.fma(square, series, 2.0 / 15.0)
+    series = tl.fma(square, series, -1.0 / 3.0)
+    small = x * tl.fma(square, series, 1.0)
     return tl.where(tl.abs(x) < 0.25, small, tl.where(x < 0.0, -large, large))

@@ -24,10 +24,10 @@ import torch
 import triton
 import triton.language as tl
 
-from ..chunks import accumulate_gradients, gradient_block
+from ..chunks import WHOLE, accumulate_gradients, gradient_block, written_whole
 from ..dispatch import DEFAULT, PLAIN, TRITON_LIMIT, Plan, Rule, describable
 from ..sums import DIVERGENCE_ROWS, Head, divergence_vectors, merge_divergence
-from .launch import current_target, launch, load_row, widen_products
+from .launch import launch, load_row, target_of, widen_products
 from .linear_nll import GROUP, SPAN, span_and_row
 from .logit_tile import (
     apply_rule,
@@ -199,7 +199,7 @@ def _kl_partials_kernel(
     tl.store(partials_ptr + 4 * plane, gap, mask=exists)
 
 
-@triton.jit(do_not_specialize=["N", "N_all", "first_column", "columns_here"])
+@triton.jit(do_not_specialize=["N", "N_all", "first_column"])
 def _kl_gradient_kernel(
     p_hidden_ptr,  # [N, D_p]
     p_weight_ptr,  # [V, D_p]
@@ -315,11 +315,11 @@ def _kl_gradient_kernel(
     gradient *= load_row(vectors_ptr, 5, plane, exists)[:, None]
     if FOR_P:
         if P_HAS_SOFTCAP:
-            gradient *= 1.0 - (a / p_softcap) * (a / p_softcap)
+            gradient *= tl.fma(-(a / p_softcap), a / p_softcap, 1.0)
         gradient *= p_logit_scale
     else:
         if Q_HAS_SOFTCAP:
-            gradient *= 1.0 - (b / q_softcap) * (b / q_softcap)
+            gradient *= tl.fma(-(b / q_softcap), b / q_softcap, 1.0)
         gradient *= q_logit_scale
     tl.store(
         gradient_ptr + rows[:, None] * columns_here + local_columns[None, :],
@@ -333,7 +333,7 @@ def _arguments(
 ) -> tuple[dict, dict, dict]:
     """Return arguments, constants and options of both kernels."""
     # Dicts of values of any type.
-    target, arguments, constants = current_target(), {}, {}  # type: ignore[var-annotated]
+    target, arguments, constants = target_of(p_head[0]), {}, {}  # type: ignore[var-annotated]
     for prefix, head, rule in zip("pq", (p_head, q_head), rules, strict=True):
         side_arguments, side_constants = head_arguments(*head, rule)
         vocabulary = side_arguments.pop("V")
@@ -421,16 +421,21 @@ def linear_kl_grad(
     tokens = p_head[0].shape[0]
     sides = [(True, p_head, p_needs), (False, q_head, q_needs)]
     memory_limit = plan.memory_limit or TRITON_LIMIT
-    blocks = [
-        gradient_block(*head[:2], needs, memory_limit, per_logit=head[0].element_size())
-        for _, head, needs in sides
-    ]
+    blocks = []
+    for _, head, needs in sides:
+        size = head[0].element_size()
+        block = gradient_block(*head[:2], needs, memory_limit, per_logit=size)
+        blocks.append(written_whole(block, size, memory_limit))
     most = max(
-        (T * R for (T, R), (_, _, needs) in zip(blocks, sides, strict=True) if any(needs)),
+        (
+            block[0] * stride
+            for (block, stride), (_, _, needs) in zip(blocks, sides, strict=True)
+            if any(needs)
+        ),
         default=0,
     )
     gradients = []
-    for (for_p, head, needs), block in zip(sides, blocks, strict=True):
+    for (for_p, head, needs), (block, stride) in zip(sides, blocks, strict=True):
         if not any(needs):
             gradients += [None] * 3
             continue
@@ -438,9 +443,10 @@ def linear_kl_grad(
         buffer = head[0].new_empty(most)
 
         def logit_gradient(
-            chunk: slice, columns: slice, for_p=for_p, buffer=buffer
+            chunk: slice, columns: slice, for_p=for_p, buffer=buffer, stride=stride
         ) -> torch.Tensor:
-            count, width = chunk.stop - chunk.start, columns.stop - columns.start
+            count, real = chunk.stop - chunk.start, columns.stop - columns.start
+            width = min(stride, -(-real // WHOLE) * WHOLE)
             out = buffer[: count * width].view(count, width)
             here = {name: arguments[name][chunk] for name in ("p_hidden_ptr", "q_hidden_ptr")}
             tiles = triton.cdiv(count, constants["BLOCK_N"]) * triton.cdiv(
@@ -462,7 +468,7 @@ def linear_kl_grad(
                 constants | dict(FOR_P=for_p),
                 options,
             )
-            return out
+            return out[:, :real]
 
         gradients += accumulate_gradients(
             logit_gradient,

@@ -24,16 +24,17 @@ import triton
 import triton.language as tl
 
 from ..chunks import equal_chunk
+from ..devices import Target
 from ..dispatch import DEFAULT, PLAIN, TRITON_LIMIT, Plan, Rule
 from ..sums import EXP_SHIFT, LOGIT_SUM, MAX, SUM_EXP, SUMS, TARGET
 from .launch import (
     NO_POWER,
-    current_target,
     exp_below,
     launch,
     load_class_weight,
     load_row,
     load_target,
+    target_of,
 )
 from .logit_tile import apply_rule, column_parts, logit_arguments, product_tile, work_of
 
@@ -325,20 +326,16 @@ def _merge_kernel(
     tl.store(sums_ptr + EXP_SHIFT_ROW * wide, tl.where(counted, exp_shift, 0.0), mask=exists)
 
 
-def loop_shape(constants: dict) -> dict:
+def loop_shape(target: Target, constants: dict) -> dict:
     """Return ``FLATTEN`` and ``PARTS``, which leave registers for a tile.
 
-    There is one loop from Hopper on, but not on Blackwell, where the accumulator is in a memory of
-    its own and its parts must be read from there.
+    With the copy engine there is one loop, but not where the accumulator is in a memory of its own
+    and its parts must be read from there.
     """
-    target = current_target()
     if not constants["DESCRIBED"]:
         # Addresses take the registers that parts would save.
         return dict(FLATTEN=False, PARTS=1)
-    return dict(
-        FLATTEN=target.backend == "cuda" and target.arch < 100,  # type: ignore[operator]  # an int
-        PARTS=4,
-    )
+    return dict(FLATTEN=target.backend == "cuda" and not target.own_accumulator, PARTS=4)
 
 
 def planes_of(rule: Rule) -> int:
@@ -369,6 +366,7 @@ def partials(
     )
     if tokens == 0 or vocabulary == 0:
         return out, choices
+    device = target_of(hidden)
     work = work_of(rule) if target_logit is None else "statistics"
     arguments, constants, options = logit_arguments(
         hidden, weight, bias, rule, work, may_describe=True
@@ -398,10 +396,10 @@ def partials(
             # freed registers for more reads in flight, and spills.
             HAS_SCALE=rule.logit_scale != 1.0 or not constants["DESCRIBED"],
             EVEN_V=vocabulary % constants["BLOCK_V"] == 0 and constants["DESCRIBED"],
-            FLUSH=current_target().backend == "cuda" and constants["DESCRIBED"],
+            FLUSH=device.backend == "cuda" and constants["DESCRIBED"],
             SPAN=SPAN,
             GROUP=GROUP,
-            **loop_shape(constants),
+            **loop_shape(device, constants),
         ),
         options,
     )

@@ -15,11 +15,17 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
+import triton
+import triton.language as tl
 
 from ..chunks import accumulate_gradients
 from ..dispatch import CHUNKED_LIMIT, DEFAULT, LEAST_CHUNKED, PLAIN, Plan, Rule
 from ..sums import MAX, SUMS
+from .launch import launch
 from .nll import nll, nll_grad
+
+# Values a program of ``_scale_kernel`` multiplies: 16 bytes a thread at least.
+SCALE_BLOCK = 2048
 
 
 def linear_nll_chunked(
@@ -49,6 +55,38 @@ def linear_nll_chunked(
             torch.mm(part, weight.T, out_dtype=torch.float32, out=out)
         sums.append(nll(out, target[start : start + size], class_weight, rule))
     return sums[0] if len(sums) == 1 else torch.cat(sums, dim=1)
+
+
+@triton.jit
+def _scale_kernel(
+    values_ptr,  # [count], multiplied in place
+    factor_ptr,  # one number
+    count,
+    BLOCK: tl.constexpr,
+):
+    factor = tl.load(factor_ptr).to(tl.float32)
+    if factor != 1.0:
+        offsets = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+        values = tl.load(values_ptr + offsets, mask=offsets < count, other=0.0).to(tl.float32)
+        values *= factor
+        tl.store(values_ptr + offsets, values.to(values_ptr.dtype.element_ty), mask=offsets < count)
+
+
+def scale_(values: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
+    """Multiply contiguous values in place by a factor on their device; return them.
+
+    By a factor of 1, which a loss has that is itself differentiated, nothing is read or written,
+    and the host never waits to see it.
+    """
+    if values.numel():
+        launch(
+            _scale_kernel,
+            (triton.cdiv(values.numel(), SCALE_BLOCK),),
+            dict(values_ptr=values, factor_ptr=factor, count=values.numel()),
+            dict(BLOCK=SCALE_BLOCK),
+            dict(num_warps=8),
+        )
+    return values
 
 
 def linear_nll_with_gradients(

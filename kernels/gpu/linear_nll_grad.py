@@ -20,7 +20,7 @@ import torch
 import triton
 import triton.language as tl
 
-from ..chunks import accumulate_gradients, gradient_block
+from ..chunks import WHOLE, accumulate_gradients, gradient_block, written_whole
 from ..dispatch import DEFAULT, PLAIN, TRITON_LIMIT, Plan, Rule
 from ..sums import EXP_SHIFT, LOGIT_SUM, SUM_EXP, TARGET
 from .launch import NO_POWER, launch, load_class_weight, load_row, load_target
@@ -57,15 +57,15 @@ def sums_derivative(
     if WITH_EXP_SHIFT:
         per_shift = load_row(upstream_ptr, EXP_SHIFT_ROW, plane, exists)[:, None]
         per_exponential += per_shift * (1.0 + tl.maximum(shifted, NO_POWER))
-    gradient = tl.exp(shifted) * per_exponential
-    gradient += tl.where(hit, load_row(upstream_ptr, TARGET_ROW, plane, exists)[:, None], 0.0)
+    at_target = tl.where(hit, load_row(upstream_ptr, TARGET_ROW, plane, exists)[:, None], 0.0)
+    gradient = tl.fma(tl.exp(shifted), per_exponential, at_target)
     if WITH_LOGIT_SUM:
         per_logit = load_row(upstream_ptr, LOGIT_SUM_ROW, plane, exists)
         gradient += per_logit[:, None] * class_weight[None, :]
     return gradient
 
 
-@triton.jit(do_not_specialize=["N", "N_all", "first_column", "columns_here", "ignore_index"])
+@triton.jit(do_not_specialize=["N", "N_all", "first_column", "ignore_index"])
 def _logit_gradient_kernel(
     hidden_ptr,  # [N, D]
     weight_ptr,  # [V, D]
@@ -74,7 +74,7 @@ def _logit_gradient_kernel(
     class_weight_ptr,  # float32 [V]
     maximum_ptr,  # float32 [N]
     upstream_ptr,  # float32 [5, N_all], already offset to the first token
-    gradient_ptr,  # [N, columns_here]
+    gradient_ptr,  # [N, columns_here], written as a whole, whatever V
     N,
     N_all,
     V,
@@ -152,7 +152,7 @@ def _logit_gradient_kernel(
         )
         if HAS_SOFTCAP:
             capped = logits / softcap
-            gradient *= 1.0 - capped * capped
+            gradient *= tl.fma(-capped, capped, 1.0)
         # Last, since the logits of an ignored token may be NaN, and so its slope.
         gradient = tl.where(counted[:, None], gradient * logit_scale, 0.0)
     tl.store(
@@ -186,10 +186,12 @@ def linear_nll_grad(
     arguments, constants, options = logit_arguments(hidden, weight, bias, rule, work_of(rule))
     memory_limit = plan.memory_limit or TRITON_LIMIT
     block = gradient_block(hidden, weight, needs, memory_limit, per_logit=hidden.element_size())
-    buffer = hidden.new_empty(block[0] * block[1])
+    block, stride = written_whole(block, hidden.element_size(), memory_limit)
+    buffer = hidden.new_empty(block[0] * stride)
 
     def logit_gradient(tokens: slice, columns: slice) -> torch.Tensor:
-        count, width = tokens.stop - tokens.start, columns.stop - columns.start
+        count, real = tokens.stop - tokens.start, columns.stop - columns.start
+        width = min(stride, -(-real // WHOLE) * WHOLE)
         out = buffer[: count * width].view(count, width)
         tiles = triton.cdiv(count, constants["BLOCK_N"]) * triton.cdiv(width, constants["BLOCK_V"])
         launch(
@@ -218,7 +220,7 @@ def linear_nll_grad(
             ),
             options,
         )
-        return out
+        return out[:, :real]
 
     return accumulate_gradients(
         logit_gradient,

@@ -11,8 +11,9 @@ import triton
 import triton.language as tl
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from ..devices import Target
 from ..dispatch import Rule, describable
-from .launch import Target, current_target, tanh, widen_products
+from .launch import tanh, target_of, widen_products
 
 
 def tile_configuration(
@@ -36,11 +37,15 @@ def tile_configuration(
         return _described_configuration(target, work)
     two_tiles = work == "divergence"
     if target.backend == "hip":
+        whole = target.multiplies(dtype)
         if dtype == torch.float32:
-            return dict(BLOCK_N=64, BLOCK_V=64, BLOCK_D=32), dict(num_warps=4, num_stages=2)
-        return dict(BLOCK_N=64 if two_tiles else 128, BLOCK_V=128, BLOCK_D=32), dict(
-            num_warps=8, num_stages=2
-        )
+            # Without matrix instructions every lane holds operands of its own as well.
+            tiles = dict(BLOCK_N=64 if whole else 32, BLOCK_V=64, BLOCK_D=32 if whole else 16)
+            return tiles, dict(num_warps=4, num_stages=2)
+        # RDNA's registers are of 32 lanes: half as many sums a lane where each has an address.
+        small = two_tiles or (target.facts.matrix_unit == "wmma" and not vectorised)
+        tiles = dict(BLOCK_N=64 if small else 128, BLOCK_V=128, BLOCK_D=32)
+        return tiles, dict(num_warps=8, num_stages=2)
     # Without a limit, NVIDIA's assembler spills a register rather than run one block less on a
     # multiprocessor.
     limit = (
@@ -64,15 +69,19 @@ def _described_configuration(target: Target, work: str) -> tuple[dict, dict]:
     softcap, or a sum that neither NLL nor statistics need, would be one value too many, and so
     would a fourth stage. Blackwell's is in a memory of its own, from which the sums take a part at
     a time. Where there are many sums the parts are narrower still, and the assembler is limited to
-    one block a multiprocessor.
+    one block a multiprocessor. The other Blackwell (compute capability 12) has Ampere's products,
+    whose operands are in registers too, and less shared memory: half the columns, fewer stages.
     """
-    # An int: only NVIDIA has the copy engine.
-    blackwell = target.arch >= 100  # type: ignore[operator]
+    own, many = target.own_accumulator, work in ("all sums", "divergence")
+    if not target.wide_accumulator:
+        columns = 128 if work in ("nll", "capped nll", "sums") else 64
+        tiles = dict(BLOCK_N=128, BLOCK_V=columns, BLOCK_D=64)
+        return tiles, dict(num_warps=8, num_stages=3)
     wide = work in ("nll", "statistics")
-    columns = 256 if wide else 64 if blackwell and work in ("all sums", "divergence") else 128
+    columns = 256 if wide else 64 if own and many else 128
     tiles = dict(BLOCK_N=128, BLOCK_V=columns, BLOCK_D=64)
-    limit = dict(maxnreg=255) if blackwell and not wide else {}
-    return tiles, dict(num_warps=8, num_stages=4 if blackwell or not wide else 3) | limit
+    limit = dict(maxnreg=255) if own and not wide else {}
+    return tiles, dict(num_warps=8, num_stages=4 if own or not wide else 3) | limit
 
 
 def work_of(rule: Rule) -> str:
@@ -385,7 +394,7 @@ def logit_arguments(
     With ``may_describe`` the kernel accepts descriptors, and ``DESCRIBED`` says whether they are
     used.
     """
-    target = current_target()
+    target = target_of(hidden)
     arguments, constants = head_arguments(hidden, weight, bias, rule)
     matrices = arguments["hidden_ptr"], arguments["weight_ptr"]
     if work == "nll" and rule.softcap is not None:

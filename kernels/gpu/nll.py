@@ -13,7 +13,7 @@ import triton.language as tl
 
 from ..dispatch import DEFAULT, PLAIN, Plan, Rule
 from ..sums import EXP_SHIFT, LOGIT_SUM, MAX, SUM_EXP, SUMS, TARGET, with_positions
-from .launch import NO_POWER, current_target, exp_below, launch, load_class_weight, tanh
+from .launch import NO_POWER, exp_below, launch, load_class_weight, tanh, target_of
 from .linear_nll_grad import sums_derivative
 
 MAX_ROW, SUM_EXP_ROW, TARGET_ROW, LOGIT_SUM_ROW, EXP_SHIFT_ROW = (
@@ -33,7 +33,7 @@ def row_configuration(logits: torch.Tensor, plain: bool) -> tuple[dict, dict]:
     that a multiprocessor has room for four blocks of 256 threads, whose reads fill the memory's
     pipe; for two where more sums, or an address per logit, take registers.
     """
-    target = current_target()
+    target = target_of(logits)
     light = (
         plain
         and logits.stride(1) == 1
@@ -49,13 +49,21 @@ def row_configuration(logits: torch.Tensor, plain: bool) -> tuple[dict, dict]:
 
 @triton.jit
 def _load_logits(
-    pointers, mask, logit_scale, softcap, HAS_SOFTCAP: tl.constexpr, MASKED: tl.constexpr
+    pointers,
+    mask,
+    logit_scale,
+    softcap,
+    HAS_SCALE: tl.constexpr,
+    HAS_SOFTCAP: tl.constexpr,
+    MASKED: tl.constexpr,
 ):
     """Load logits under the rule."""
     if MASKED:
-        logits = tl.load(pointers, mask=mask, other=0.0).to(tl.float32) * logit_scale
+        logits = tl.load(pointers, mask=mask, other=0.0).to(tl.float32)
     else:
-        logits = tl.load(pointers).to(tl.float32) * logit_scale
+        logits = tl.load(pointers).to(tl.float32)
+    if HAS_SCALE:
+        logits *= logit_scale
     if HAS_SOFTCAP:
         logits = softcap * tanh(logits / softcap)
     return logits
@@ -69,6 +77,7 @@ def _fold_lanes(
     inside,  # bool [lanes, LANE_WIDTH], not past V
     logit_scale,
     softcap,
+    HAS_SCALE: tl.constexpr,
     HAS_SOFTCAP: tl.constexpr,
     HAS_CLASS_WEIGHT: tl.constexpr,
     WITH_LOGIT_SUM: tl.constexpr,
@@ -81,7 +90,15 @@ def _fold_lanes(
     Each thread works on its own logits and rescales once for LANE_WIDTH of them.
     """
     maximum, sum_exp, logit_sum, exp_shift, weight_seen = state
-    logits = _load_logits(pointers, inside, logit_scale, softcap, HAS_SOFTCAP, MASKED)
+    logits = _load_logits(
+        pointers=pointers,
+        mask=inside,
+        logit_scale=logit_scale,
+        softcap=softcap,
+        HAS_SCALE=HAS_SCALE,
+        HAS_SOFTCAP=HAS_SOFTCAP,
+        MASKED=MASKED,
+    )
     if MASKED:
         logits = tl.where(inside, logits, -float("inf"))
     new_maximum = tl.maximum(maximum, tl.max(logits, axis=1))
@@ -122,6 +139,7 @@ def _nll_kernel(
     ignore_index,
     logit_scale,
     softcap,
+    HAS_SCALE: tl.constexpr,
     HAS_SOFTCAP: tl.constexpr,
     HAS_CLASS_WEIGHT: tl.constexpr,
     WITH_LOGIT_SUM: tl.constexpr,
@@ -147,7 +165,13 @@ def _nll_kernel(
     if counted:
         known = (target >= 0) & (target < V)
         row_target = _load_logits(
-            logits_ptr + target * logits_stride_v, known, logit_scale, softcap, HAS_SOFTCAP, True
+            pointers=logits_ptr + target * logits_stride_v,
+            mask=known,
+            logit_scale=logit_scale,
+            softcap=softcap,
+            HAS_SCALE=HAS_SCALE,
+            HAS_SOFTCAP=HAS_SOFTCAP,
+            MASKED=True,
         )
         row_target = tl.where(known, row_target, float("nan"))
         for start in range(0, V, BLOCK_V):
@@ -158,6 +182,7 @@ def _nll_kernel(
                 inside=lanes < V - start,
                 logit_scale=logit_scale,
                 softcap=softcap,
+                HAS_SCALE=HAS_SCALE,
                 HAS_SOFTCAP=HAS_SOFTCAP,
                 HAS_CLASS_WEIGHT=HAS_CLASS_WEIGHT,
                 WITH_LOGIT_SUM=WITH_LOGIT_SUM,
@@ -206,6 +231,7 @@ def _nll_grad_kernel(
     ignore_index,
     logit_scale,
     softcap,
+    HAS_SCALE: tl.constexpr,
     HAS_SOFTCAP: tl.constexpr,
     HAS_CLASS_WEIGHT: tl.constexpr,
     WITH_LOGIT_SUM: tl.constexpr,
@@ -221,7 +247,15 @@ def _nll_grad_kernel(
     for start in range(0, V, BLOCK_V):
         columns = start + tl.arange(0, BLOCK_V)
         pointers = logits_ptr + columns.to(tl.int64) * logits_stride_v
-        logits = _load_logits(pointers, columns < V, logit_scale, softcap, HAS_SOFTCAP, True)
+        logits = _load_logits(
+            pointers=pointers,
+            mask=columns < V,
+            logit_scale=logit_scale,
+            softcap=softcap,
+            HAS_SCALE=HAS_SCALE,
+            HAS_SOFTCAP=HAS_SOFTCAP,
+            MASKED=True,
+        )
         class_weight = load_class_weight(class_weight_ptr + columns, columns < V, HAS_CLASS_WEIGHT)
         gradient = sums_derivative(
             logits=logits[None, :],
@@ -237,7 +271,7 @@ def _nll_grad_kernel(
         )
         if HAS_SOFTCAP:
             capped = logits / softcap
-            gradient *= (1.0 - capped * capped)[None, :]
+            gradient *= tl.fma(-capped, capped, 1.0)[None, :]
         gradient = tl.where(counted[:, None], gradient * logit_scale, 0.0)
         tl.store(
             gradient_ptr + columns.to(tl.int64)[None, :] * gradient_stride_v,
@@ -276,6 +310,7 @@ def _arguments(
         softcap=0.0 if rule.softcap is None else float(rule.softcap),
     )
     constants |= dict(
+        HAS_SCALE=rule.logit_scale != 1.0,
         HAS_SOFTCAP=rule.softcap is not None,
         HAS_CLASS_WEIGHT=class_weight is not None,
         WITH_LOGIT_SUM=rule.with_logit_sum,
@@ -299,7 +334,7 @@ def nll(
     sums = logits.new_empty((SUMS, arguments["N"]), dtype=torch.float32)
     if arguments["N"]:
         constants |= dict(
-            FLUSH=current_target().backend == "cuda",
+            FLUSH=target_of(logits).backend == "cuda",
             MASKED=arguments["V"] % constants["BLOCK_V"] != 0,
             LANE_WIDTH=LANE_WIDTH,
         )

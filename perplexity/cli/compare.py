@@ -1,10 +1,13 @@
-"""``ppl compare``: two evaluations, paired by document, or two models on one text."""
+"""``ppl compare``: results of evaluations, paired by document, or two models on one text."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import os
+import sys
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from ..errors import InputError, visible
 from ..files import check_outputs, write_text
 from . import tables
 from .extras import needs
@@ -13,22 +16,44 @@ from .parts import DTYPES, JSON_HELP, TEXT_HELP, Reading, Running, Scoring
 
 if TYPE_CHECKING:
     from rich.table import Table
+    from rich.text import Text
 
-    from ..evaluation import Comparison, ModelComparison
+    from ..evaluation import Comparison, ManyComparison, ModelComparison
+    from ..evaluation.many import Column, Estimate
+    from ..terminal import Console
+    from .texts import Texts
 
+OTHER_TOKENIZER = (
+    "the models have different tokenizers: they are compared in bits per byte, since KL divergence "
+    "and token losses are not defined between different tokens"
+)
+PLANNED = 0.01  # the difference that is planned for, as in evaluation/planning.py
+NAME_WIDTH = 24  # columns of a model's or a domain's name that a table is laid out for
+CELL, BORDERS = 11, 5  # columns of a number with its borders, and of the first column's
+DOMAINS_SHOWN = 20
+PAIRS_SHOWN = 15
 LOWER = "--batch-size or --context-length"  # the advice when memory runs out
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """two evaluations, paired by document; or two models on one text"""
+    """results of ppl eval, paired by document; or two models on one text"""
 
     a: str = argument("a result of ppl eval --json, or with TEXT a model: the reference")
     b: str = argument("the same, to compare with it")
-    text: list[str] = argument(TEXT_HELP, nargs="*")
-    measure: str = option(
-        "of two results: nats a token (%(default)s)", "loss", choices=("loss", "bits-per-byte")
+    text: list[str] = argument(
+        f"more results, each compared with all; or of two models the text: {TEXT_HELP}", nargs="*"
     )
+    measure: str = option(
+        "of results: nats a token (%(default)s)", "loss", choices=("loss", "bits-per-byte")
+    )
+    plan: float = option(
+        "documents needed to detect a difference of this size (%(default)s)",
+        PLANNED,
+        metavar="DIFFERENCE",
+    )
+    markdown: bool = option("print the table of results as Markdown", False)
+    csv: bool = option("print the table of results as CSV", False)
     scoring: Scoring = part(Scoring)
     reading: Reading = part(Reading)
     running: Running = part(Running)
@@ -41,30 +66,73 @@ class Options:
 
 def run(options: Options) -> int:
     """Compare, write the file and print the table; return 1 where a loss is not finite, else 0."""
-    needs(eval=("transformers", "rich", "scipy", "pydantic"))
-    from ..evaluation import compare
+    results = not options.text or _is_result(options.a)
+    needs(eval=(*(() if results else ("transformers",)), "rich", "scipy", "pydantic"))
     from ..json_files import to_json
 
+    if not options.plan > 0:
+        raise InputError(f"--plan: expected a difference above 0, got {options.plan:g}")
+    if options.markdown and options.csv:
+        raise InputError("--markdown: expected one of --markdown and --csv, got both")
     inputs = [options.a, options.b, *options.text]
     check_outputs(by_option(options, "json"), inputs, folders=by_option(options.scoring, "journal"))
-    result: Comparison | ModelComparison
-    if options.text:
+    result: Comparison | ManyComparison | ModelComparison
+    if not results:
+        if options.markdown or options.csv:
+            raise InputError(
+                f"{'--markdown' if options.markdown else '--csv'}: expected results of ppl eval "
+                "--json, got models and text: evaluate each with ppl eval --json first"
+            )
         result = _models(options)
-        table = model_comparison(result)
     else:
-        result = compare(options.a, options.b, measure=options.measure)
-        table = comparison(result)
+        from ..evaluation import compare
+
+        result = compare(*inputs, measure=options.measure, plan=options.plan)
     if options.json:
         write_text(options.json, to_json(result.to_dict()) + "\n", "--json")
-    console = tables.console()
-    console.print(table)
-    tables.print_notes(result.notes, console)
+    if options.markdown or options.csv:
+        _publish(options, inputs)
+    else:
+        show(result, tables.console())
     return 0 if result.ok else 1
 
 
-def _models(options: Options) -> ModelComparison:
-    """Load both models and compare their tokens."""
+def _is_result(path: str) -> bool:
+    """Return whether an argument is a result file; models are folders, or names on the hub."""
+    return path.endswith(".json") or os.path.isfile(path)
+
+
+def _publish(options: Options, inputs: list[str]) -> None:
+    """Print the table of results alone, for a file or a pipe; notes of CSV go to stderr."""
+    from ..evaluation import publish
+    from ..evaluation.comparison import compare_several
+    from ..evaluation.text_tables import noted
+
+    table = compare_several(inputs, measure=options.measure, plan=options.plan)
+    sys.stdout.write(publish.to_csv(table) if options.csv else publish.to_markdown(table))
+    if options.csv:
+        for note in table.notes:
+            print(visible(noted(note)), file=sys.stderr)
+
+
+def show(result: Comparison | ManyComparison | ModelComparison, console: Console) -> None:
+    """Print the tables and the notes of a comparison to a terminal."""
+    from ..evaluation import Comparison, ManyComparison
+
+    if isinstance(result, ManyComparison):
+        for table in many(result, console.width):
+            console.print(table)
+    elif isinstance(result, Comparison):
+        console.print(comparison(result))
+    else:
+        console.print(model_comparison(result))
+    tables.print_notes(result.notes, console)
+
+
+def _models(options: Options) -> Comparison | ModelComparison:
+    """Load both models and compare their tokens; with two tokenizers, their bits per byte."""
     from ..evaluation import compare_models
+    from ..fingerprints import tokenizer_fingerprint
     from .progress import evaluation_progress
     from .texts import Texts
 
@@ -73,6 +141,8 @@ def _models(options: Options) -> ModelComparison:
     model_b, tokenizer_b = running.load(
         options.b, revision=options.revision_b, dtype=options.dtype_b
     )
+    if tokenizer_fingerprint(tokenizer) != tokenizer_fingerprint(tokenizer_b):
+        return _by_bytes(options, texts, {"A": (model_a, tokenizer), "B": (model_b, tokenizer_b)})
     with evaluation_progress(texts, True) as progress:
         return compare_models(
             model_a,
@@ -83,88 +153,121 @@ def _models(options: Options) -> ModelComparison:
             **vars(options.scoring),
             backend=running.backend,
             progress=progress,
+            plan=options.plan,
         )
+
+
+def _by_bytes(options: Options, texts: Texts, models: dict[str, tuple]) -> Comparison:
+    """Evaluate models of different tokenizers, by name, and compare their bits per byte."""
+    from ..evaluation import compare, evaluate
+    from .progress import evaluation_progress
+
+    scoring = vars(options.scoring)
+    evaluations = []
+    for name, (model, tokenizer) in models.items():
+        # The journal of a run is of one tokenizer.
+        journal = scoring["journal"] and os.path.join(scoring["journal"], name)
+        with evaluation_progress(texts, True) as progress:
+            evaluations.append(
+                evaluate(
+                    model,
+                    tokenizer,
+                    texts.documents(tokenizer),
+                    **scoring | {"journal": journal},
+                    score=options.reading.score,
+                    backend=options.running.backend,
+                    progress=progress,
+                )
+            )
+    a, b = evaluations
+    result = compare(a, b, measure="bits-per-byte", plan=options.plan)
+    notes = [
+        f"{name}: {note}"
+        for name, evaluation in zip(models, evaluations, strict=True)
+        for note in evaluation.notes
+        if note.startswith("warning: ")
+    ]
+    return replace(result, notes=[OTHER_TOKENIZER, *notes, *result.notes])
 
 
 def comparison(c: Comparison) -> Table:
     """Return the table of a comparison of two evaluations."""
-    unit = "nats a token" if c.measure == "loss" else "bits a byte"
-    table = tables.table(f"B against A: {c.verdict}", "measure", "value", "meaning")
-    table.add_row("A", f"{c.a:.4f}", unit)
-    table.add_row("B", f"{c.b:.4f}", unit)
-    spread = (
-        ""
-        if c.stderr is None
-        else f", ± {c.stderr:.4f} (standard error, {c.pairs:,} {c.unit}s paired)"
-    )
-    table.add_row("difference", f"{c.difference:+.4f}", f"B − A{spread}")
-    if c.interval is not None:
-        table.add_row("  95 % interval", "", f"{c.interval[0]:+.4f} to {c.interval[1]:+.4f}")
-        table.add_row(
-            "  p-value",
-            f"{c.p_value:.2g}",
-            "of a difference as large by chance, if there were none",
-        )
-    if c.perplexity_ratio is not None:
-        interval = c.perplexity_ratio_interval
-        meaning = "perplexity of B over A's" + (
-            "" if interval is None else f"; 95 % {interval[0]:.4f} to {interval[1]:.4f}"
-        )
-        table.add_row("perplexity ratio", f"{c.perplexity_ratio:.4f}", meaning)
-    table.add_row(
-        "better", f"{c.better_in:,} of {c.pairs:,}", f"{c.unit}s in which B's loss is the lower"
-    )
-    if c.effective_tokens is not None:
-        meaning = (
-            f"an unpaired comparison would need as many to be as sure; {c.tokens:,} were scored"
-        )
-        table.add_row("effective tokens", f"{c.effective_tokens:,.0f}", meaning)
+    table = tables.table(c.title, "measure", "value", "meaning")
+    for row in c.rows():
+        table.add_row(*row)
     return table
+
+
+def many(c: ManyComparison, width: int) -> list[Table | Text]:
+    """Return the tables of several results: averages and domains, then the pairs.
+
+    Args:
+        c: The comparison.
+        width: Columns of the terminal. Domains that do not fit beside the averages stand in
+            further tables of the same models.
+    """
+    from ..evaluation.many import DOMAIN, LEGEND
+
+    averages = [column for column in c.columns if column.kind != DOMAIN]
+    domains = sorted(
+        (column for column in c.columns if column.kind == DOMAIN), key=lambda column: -column.size
+    )
+    more = len(domains) - DOMAINS_SHOWN
+    room = width - min(NAME_WIDTH, max(map(len, c.names))) - BORDERS
+    perplexities = [c.perplexity(place) for place in c.order] if c.measure == "loss" else []
+    shown: list[Table | Text] = []
+    parts = _fitting(averages, domains[:DOMAINS_SHOWN], room - CELL * bool(perplexities), room)
+    for place, columns in enumerate(parts):
+        extra = ["perplexity"] if perplexities and not place else []
+        table = tables.table(
+            c.title if not place else "by domain, continued",
+            "model",
+            *extra,
+            *(column.name for column in columns),
+            right=[*extra, *(column.name for column in columns)],
+        )
+        for row, cells in enumerate(c.cells(columns, _two_lines)):
+            value = [f"{perplexities[row]:,.3f}"] if extra else []
+            table.add_row(*map(tables.plain, (cells[0], *value, *cells[1:])))
+        shown.append(table)
+    shown.append(tables.plain(f"* {LEGEND}." + (f" {more:,} more domains: --json" * (more > 0))))
+    columns_ = ("A", "B", "B − A", "±", "p (Holm)", "better")
+    table = tables.table("pairs, micro average", *columns_, right=columns_[2:5])
+    tests = c.tests()
+    for test in tests[:PAIRS_SHOWN]:
+        table.add_row(*map(tables.plain, test))
+    shown.append(table)
+    if len(tests) > PAIRS_SHOWN:
+        shown.append(tables.plain(f"{len(tests) - PAIRS_SHOWN:,} more pairs: --json, --markdown"))
+    return shown
+
+
+def _fitting(
+    averages: list[Column], domains: list[Column], first: int, room: int
+) -> list[list[Column]]:
+    """Return the columns of each table: averages and domains, as many as fit into ``room``."""
+    parts, part, left = [], list(averages), first - CELL * len(averages)
+    for column in domains:
+        need = max(CELL, min(len(column.name), NAME_WIDTH) + 3)
+        if need > left and part:
+            parts.append(part)
+            part, left = [], room
+        part.append(column)
+        left -= need
+    return [*parts, part]
+
+
+def _two_lines(estimate: Estimate) -> str:
+    """Return an estimate with its mark, and its interval below it."""
+    value = f"{estimate.value:.4f}{'*' if estimate.best else ' '}"
+    if estimate.interval is None:
+        return value
+    return f"{value}\n±{(estimate.interval[1] - estimate.interval[0]) / 2:.4f} "
 
 
 def model_comparison(m: ModelComparison) -> Table:
     """Return the table of a comparison of two models on one text."""
-
-    def error(value: float | None, form: str = ".6f") -> str:
-        return "" if value is None else f" ± {value:{form}}"
-
-    table = tables.table(
-        f"B beside A on {m.tokens:,} tokens of {m.documents:,} documents",
-        "measure",
-        "value",
-        "meaning",
-    )
-    table.add_row("perplexity of A", f"{m.perplexity_a:,.4f}", f"loss {m.loss_a:.4f} nats a token")
-    table.add_row("perplexity of B", f"{m.perplexity_b:,.4f}", f"loss {m.loss_b:.4f} nats a token")
-    table.add_row(
-        "loss difference",
-        f"{m.loss_difference:+.6f}",
-        f"nats a token, B − A{error(m.loss_difference_stderr)}",
-    )
-    table.add_row("perplexity ratio", f"{m.perplexity_ratio:.6f}", "B over A")
-    table.add_row("correlation", f"{m.correlation:.4f}", "of the two models' token losses")
-    table.add_row(
-        "KL divergence",
-        f"{m.kl_divergence:.6f}",
-        f"of B from A, nats a token{error(m.kl_divergence_stderr)}",
-    )
-    table.add_row("  percentiles", "", _percentiles(m.kl_percentiles, "{:.5f}"))
-    table.add_row(
-        "same first choice",
-        f"{m.top_1_agreement:.3%}",
-        "of tokens" + error(m.top_1_agreement_stderr, ".3%"),
-    )
-    table.add_row(
-        "target's probability",
-        f"{m.probability_change:+.4%}",
-        "mean change, B − A" + error(m.probability_change_stderr, ".4%"),
-    )
-    table.add_row("  root mean square", f"{m.probability_change_rms:.4%}", "")
-    table.add_row("  percentiles", "", _percentiles(m.probability_change_percentiles, "{:+.3%}"))
+    table = tables.table(m.title, "measure", "value", "meaning")
+    for row in m.rows():
+        table.add_row(*row)
     return table
-
-
-def _percentiles(of: dict[str, float], form: str) -> str:
-    return ", ".join(
-        f"{at}%: {form.format(of[at])}" for at in ("0", "1", "10", "50", "90", "99", "100")
-    )

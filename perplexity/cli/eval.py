@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from ..errors import InputError
@@ -29,12 +30,22 @@ DOMAINS_SHOWN = 20
 
 
 @dataclass(frozen=True, kw_only=True)
+class Contexts(Scoring):
+    """The options of ``Scoring``, with any number of context lengths."""
+
+    context_length: tuple[int, ...] | None = option(  # type: ignore[assignment]
+        "tokens a window shows (by protocol and model); 512,2048 compares both",
+        metavar="N",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class Options:
     """loss and perplexity of a model on text"""
 
     model: str = argument("Hugging Face model folder or name")
     text: list[str] = argument(TEXT_HELP, nargs="+")
-    scoring: Scoring = part(Scoring)
+    scoring: Contexts = part(Contexts)
     score_special: bool | None = option("score special tokens in the text, too")
     reading: Reading = part(Reading)
     running: Running = part(Running)
@@ -61,7 +72,7 @@ class Options:
 def run(options: Options) -> int:
     """Evaluate, write the files and print the tables; return 1 if a loss is not finite, else 0."""
     _check(options)
-    from ..evaluation import evaluate, read_result
+    from ..evaluation import evaluate, evaluate_contexts, read_result
     from .progress import evaluation_progress
     from .ranks import ranks, world_size
     from .texts import Texts
@@ -69,6 +80,7 @@ def run(options: Options) -> int:
     if STANDARD_INPUT in options.text and world_size() > 1:
         raise InputError("-: expected a file, standard input cannot be read by several processes")
     baseline = None if options.baseline is None else read_result(options.baseline)
+    lengths = options.scoring.context_length or ()
     texts = Texts(options.text, options.reading)
     with ranks(options.running.device) as (rank, size, device):
         model, tokenizer = options.running.load(
@@ -78,11 +90,15 @@ def run(options: Options) -> int:
             tokenizer=options.tokenizer,
         )
         with evaluation_progress(texts, rank == 0) as progress:
+            scoring = vars(options.scoring) | {"context_length": (lengths or (None,))[0]}
+            if len(lengths) > 1:
+                evaluate = partial(evaluate_contexts, context_lengths=lengths)
+                del scoring["context_length"]
             evaluation = evaluate(
                 model,
                 tokenizer,
                 texts.documents(tokenizer),
-                **vars(options.scoring),
+                **scoring,
                 score=options.reading.score,
                 backend=options.running.backend,
                 score_special=options.score_special,
@@ -142,121 +158,18 @@ def summary(evaluation: Evaluation, baseline: dict | None = None) -> Table:
         evaluation: The evaluation.
         baseline: The JSON of another evaluation, which gets a row of its own.
     """
-    from ..calibration import rows
-    from ..json_files import model_name, same_model
+    from ..evaluation import summary
 
-    e = evaluation
-    table = tables.table(
-        f"{e.tokens:,} tokens scored of {e.documents:,} documents", "measure", "value", "meaning"
-    )
-    unit = "documents" if e.clusters["unit"] == "document" else "blocks of the document"
-    spread = (
-        ""
-        if e.stderr is None
-        else f", ± {e.stderr:.4f} (standard error over {e.clusters['count']:,} {unit})"
-    )
-    table.add_row("loss", f"{e.loss:.4f}", f"nats a token{spread}")
-    table.add_row("bits per token", f"{e.bits_per_token:.4f}", "the same in bits")
-    table.add_row(
-        "perplexity",
-        f"{e.perplexity:,.3f}",
-        f"as if choosing among about {e.perplexity:,.0f} equally likely tokens",
-    )
-    if e.perplexity_interval is not None:
-        table.add_row(
-            "  95 % interval", "", _interval(e.perplexity_interval) + ", by the delta method"
-        )
-    if e.perplexity_interval_bootstrap is not None:
-        table.add_row("", "", _interval(e.perplexity_interval_bootstrap) + ", by bootstrap")
-    for name, words in (
-        ("unigram", "of the best guess without context: how often each token comes in this text"),
-        ("uniform", "of a guess that knows nothing: the size of the vocabulary"),
-    ):
-        table.add_row(f"  beside {name}", f"{e.baselines[name]['perplexity']:,.1f}", words)
-    if baseline is not None:
-        table.add_row(*_beside(evaluation, baseline))
-        if (same := same_model({"model": e.model}, baseline)) is not None:
-            table.add_row(
-                "  baseline's model",
-                "",
-                "the same model" if same else tables.plain(model_name(baseline["model"])),
-            )
-    bytes_ = _scored(e.bytes, e.bytes_read, "bytes") + "; comparable across tokenizers"
-    words = _scored(e.words, e.words_read, "words")
-    if e.non_finite:
-        bytes_ = words = "a token's loss is NaN or infinite"
-    table.add_row("bits per byte", _defined(e.bits_per_byte, ".4f"), bytes_)
-    table.add_row(
-        "byte perplexity", _defined(e.byte_perplexity, ".4f"), "2 to the power of bits per byte"
-    )
-    table.add_row("word perplexity", _defined(e.word_perplexity, ",.1f"), words)
-    if e.calibration is not None:
-        for row in rows(e.calibration):
-            table.add_row(*row)
-    skipped = ", ".join(f"{count:,} {reason}" for reason, count in e.skipped.items())
-    table.add_row("tokens read", f"{e.tokens_read:,}", f"skipped: {skipped or 'none'}")
-    if e.model is not None:
-        words = f"{model_name(e.model)}: {e.model['architecture']}"
-        words += f", fingerprint {e.model['fingerprint']}"
-        table.add_row("model", "", tables.plain(words))
-    table.add_row(
-        "protocol", e.protocol, f"context {e.context_length:,}, stride {e.stride:,}, BOS {e.bos}"
-    )
-    table.add_row(
-        "computed",
-        e.backend,
-        f"{e.precision} logits, {e.seconds:.1f} s, "
-        f"{e.tokens / max(e.seconds, 1e-9):,.0f} tokens a second",
-    )
+    table = tables.table(summary.title(evaluation), "measure", "value", "meaning")
+    for row in summary.rows(evaluation, baseline):
+        table.add_row(*map(tables.plain, row))
     return table
-
-
-def _scored(count: int, of: int, unit: str) -> str:
-    return f"{count:,} {unit}" if count == of else f"{count:,} of {of:,} {unit}, those scored"
-
-
-def _defined(value: float | None, form: str) -> str:
-    return "undefined" if value is None else format(value, form)
-
-
-def _interval(interval: tuple[float, float]) -> str:
-    return f"{interval[0]:,.3f} to {interval[1]:,.3f}"
-
-
-def _beside(e: Evaluation, other: dict) -> tuple[str, str, str]:
-    """Return the row of a baseline: its perplexity where the texts and tokenizers are the same."""
-    from ..evaluation import compare
-    from ..nats import exp
-
-    name, perplexity = (
-        "  beside the baseline",
-        f"{other.get('perplexity', exp(other['loss'])):,.3f}",
-    )
-    if other["text_fingerprint"] != e.text_fingerprint:
-        return name, perplexity, "on another text: the two do not compare"
-    if other["tokenizer_fingerprint"] != e.tokenizer_fingerprint:
-        try:
-            bits = compare(other, e, measure="bits-per-byte")
-        except InputError as error:
-            return name, "", f"another tokenizer: not even bits per byte compare ({error})"
-        words = f"only bits per byte compare: {bits.a:.4f}, {bits.difference:+.4f} from it"
-        return name, "", f"another tokenizer: {words}"
-    words = f"{e.loss - other['loss']:+.4f} nats a token from it"
-    if other["tokens"] != e.tokens:
-        return (
-            name,
-            perplexity,
-            f"{other['tokens']:,} tokens of the same text scored: the two do not compare",
-        )
-    if (other.get("protocol"), other.get("context_length")) != (e.protocol, e.context_length):
-        words += (
-            f"; its windows differ ({other.get('protocol')}, context {other.get('context_length')})"
-        )
-    return name, perplexity, words
 
 
 def domains(evaluation: Evaluation) -> Table:
     """Return a table with a row for each of the largest domains."""
+    from ..evaluation.summary import defined
+
     more = len(evaluation.domains) - DOMAINS_SHOWN
     title = "by domain" + (f" (the largest; {more:,} more in the JSON)" if more > 0 else "")
     table = tables.table(
@@ -274,8 +187,62 @@ def domains(evaluation: Evaluation) -> Table:
             f"{d['loss']:.4f}",
             "" if d["stderr"] is None else f"{d['stderr']:.4f}",
             f"{d['perplexity']:,.2f}",
-            _defined(d["bits_per_byte"], ".4f"),
+            defined(d["bits_per_byte"], ".4f"),
         )
+    return table
+
+
+def positions(evaluation: Evaluation) -> Table:
+    """Return a table of the loss by position in the document and in the window."""
+    from ..evaluation.positions import rows
+
+    table = tables.table(
+        "loss by position in the document, and by tokens of context in the window",
+        *("position", "document", "±", "tokens", "window", "±", "tokens"),
+        right=("position", "document", "±", "tokens", "window"),
+    )
+    for row in rows(evaluation.loss_by_position) if evaluation.loss_by_position else []:
+        table.add_row(*row)
+    return table
+
+
+def contexts(evaluation: Evaluation) -> Table:
+    """Return a table of the loss under each context length, paired with the longest."""
+    table = tables.table(
+        "the same tokens by context length; gain: what the longest context takes off the loss",
+        *("context", "loss", "±", "perplexity", "gain", "±", "p (Holm)"),
+        right=("context", "loss", "±", "perplexity", "gain", "p (Holm)"),
+    )
+    for c in evaluation.contexts or []:
+        table.add_row(
+            f"{c['context_length']:,}",
+            f"{c['loss']:.4f}",
+            "" if c["stderr"] is None else f"{c['stderr']:.4f}",
+            f"{c['perplexity']:,.3f}",
+            "" if c["difference"] is None else f"{-c['difference']:+.4f}",
+            "" if c["difference_stderr"] is None else f"{c['difference_stderr']:.4f}",
+            "" if c["p_holm"] is None else f"{c['p_holm']:.2g}",
+        )
+    return table
+
+
+def contexts_by_position(evaluation: Evaluation) -> Table:
+    """Return a table of the loss by position in the document, a column a context length."""
+    from ..evaluation.positions import span
+
+    found = [
+        {each["first"]: each for each in context["loss_by_position"]["document"]}
+        for context in evaluation.contexts or []
+    ]
+    names = [f"{context['context_length']:,}" for context in evaluation.contexts or []]
+    table = tables.table(
+        "loss by position in the document, by context length",
+        *("position", "tokens", *names),
+        right=("position", "tokens", *names),
+    )
+    for first, each in found[-1].items():
+        losses = (f"{by[first]['loss']:.4f}" if first in by else "" for by in found)
+        table.add_row(span(first), f"{each['tokens']:,}", *losses)
     return table
 
 
@@ -320,8 +287,13 @@ def _visible(text: str) -> str:
 def show(evaluation: Evaluation, console: Console, baseline: dict | None = None) -> None:
     """Print all tables and notes of an evaluation to a terminal."""
     console.print(summary(evaluation, baseline))
+    if evaluation.contexts:
+        console.print(contexts(evaluation))
+        console.print(contexts_by_position(evaluation))
     if len(evaluation.domains) > 1:
         console.print(domains(evaluation))
+    if evaluation.loss_by_position:
+        console.print(positions(evaluation))
     if evaluation.documents > 1:
         console.print(documents("hardest documents", evaluation.worst_documents))
     if evaluation.documents > SHOWN:

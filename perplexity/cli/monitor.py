@@ -6,18 +6,20 @@ import os
 import subprocess
 import sys
 import time
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..errors import InputError, theirs, visible
 from ..files import check_outputs
+from ..json_files import to_json
 from . import tables
 from .extras import needs
 from .options import argument, option, part, typed
-from .parts import FAIL_ON_HELP, SEVERITIES, Curves
+from .parts import FAIL_ON_HELP, SEVERITIES, Curves, shortened
 
 if TYPE_CHECKING:
+    from apprise import Apprise
     from rich.console import Group
     from rich.table import Table
     from rich.text import Text
@@ -33,9 +35,10 @@ BARS = "▁▂▃▄▅▆▇█"
 class Options:
     """what the loss curves of a training run mean"""
 
-    history: str = argument(
+    history: list[str] = argument(
         "a training log: a table, JSON, console text, a TensorBoard, W&B, MLflow, trackio, DVCLive "
-        "or Lightning file or folder"
+        "or Lightning file or folder; of several, each is compared with the first",
+        nargs="+",
     )
     curves: Curves = part(Curves)
     json: str | None = option("write verdict, score and findings to this file", metavar="OUT")
@@ -47,6 +50,12 @@ class Options:
     on_finding: str | None = option(
         "with --follow: run for each new finding (PPL_SIGNAL, ...)", metavar="COMMAND"
     )
+    notify: list[str] | None = option(
+        "with --follow: tell each new warning and danger to Slack, Discord, e-mail, a webhook ... "
+        "(a URL of apprise)",
+        metavar="URL",
+        repeated=True,
+    )
 
 
 def run(options: Options) -> int:
@@ -55,12 +64,12 @@ def run(options: Options) -> int:
     from ..monitor import diagnose
 
     _check(options)
-    if options.all:
-        return _judge_all(options)
+    if options.all or len(options.history) > 1:
+        return _judge_several(options)
     if options.follow:
         diagnosis = _follow(options)
     else:
-        history = options.curves.read(options.history)
+        history = options.curves.read(options.history[0])
         digest = history.digest()
         diagnosis = diagnose(digest, **options.curves.judged(), notes=history.notes)
         tables.console().print(view(digest, diagnosis, options.curves.total_steps))
@@ -69,28 +78,48 @@ def run(options: Options) -> int:
     return int(diagnosis.fails(options.fail_on))
 
 
-def _judge_all(options: Options) -> int:
-    """Diagnose every run, print a verdict for each, and write ``{"runs": [...]}``."""
+def _judge_several(options: Options) -> int:
+    """Diagnose every run, compare those of several files, and write ``{"runs": [...]}``."""
     import json
+    from dataclasses import asdict
 
     from ..files import write_text
     from ..monitor import diagnose
+    from ..monitor.run_comparison import common_axis, compare_runs
 
-    runs, failed = [], False
-    for name, history in options.curves.read_all(options.history).items():
-        diagnosis = diagnose(history.digest(), **options.curves.judged(), notes=history.notes)
+    curves, console = options.curves, tables.console()
+    named = {}
+    for path in options.history:
+        runs = curves.read_all(path) if options.all else {"": curves.read(path)}
+        for name, history in runs.items():
+            named[f"{path}: {name}" if name and len(options.history) > 1 else name or path] = (
+                history
+            )
+    judged, failed = [], False
+    for name, history in named.items():
+        diagnosis = diagnose(history.digest(), **curves.judged(), notes=history.notes)
         failed |= diagnosis.fails(options.fail_on)
-        runs.append({"run": name, **json.loads(diagnosis.to_json())})
-        line = tables.plain(f"{name or visible(options.history)}: ")
+        judged.append({"run": name, **json.loads(diagnosis.to_json())})
+        line = tables.plain(f"{visible(name)}: ")
         line.append_text(tables.verdict(diagnosis.verdict, diagnosis.health_score))
         if diagnosis.last_step is not None:
             line.append(f"  step {diagnosis.last_step:,.0f}")
         parts: list = [line]
-        if diagnosis.findings:
-            parts.append(tables.findings(diagnosis.findings, with_steps=True))
-        tables.console().print(tables.stacked(*parts, *tables.notes(diagnosis.notes)))
+        if serious := [found for found in diagnosis.findings if found.severity != "info"]:
+            parts.append(tables.findings(serious, with_steps=True))
+        console.print(tables.stacked(*parts, *tables.notes(diagnosis.notes)))
+    written: dict[str, list] = {"runs": judged}
+    if not options.all:
+        (first, one), *others = zip(shortened(list(named)), named.values(), strict=True)
+        axis, notes = common_axis(list(named.values()), curves.by)
+        console.print(*tables.notes(notes))
+        written["comparisons"] = []
+        for second, other in others:
+            comparison = compare_runs(one, other, axis)
+            console.print(tables.run_comparison(first, second, comparison))
+            written["comparisons"].append({"first": first, "second": second} | asdict(comparison))
     if options.json:
-        write_text(options.json, json.dumps({"runs": runs}, indent=2) + "\n")
+        write_text(options.json, to_json(written) + "\n")
     return int(failed)
 
 
@@ -99,10 +128,15 @@ def _check(options: Options) -> None:
 
     if options.all and options.follow:
         raise InputError("--all: expected without --follow, which follows one run (--run NAME)")
+    if len(options.history) > 1 and options.follow:
+        raise InputError(f"--follow: expected one history, got {len(options.history)}")
+    if options.notify and not options.follow:
+        raise InputError("--notify: expected with --follow")
     if options.all and options.curves.run is not None:
         raise InputError("--all: expected without --run, which chooses one")
     options.curves.how()  # a bad --tag comes before an output that is an input
-    check_outputs({"--json": options.json}, history_files(options.history))
+    inputs = [file for path in options.history for file in history_files(path)]
+    check_outputs({"--json": options.json}, inputs)
     for name, value in (("total_steps", options.curves.total_steps), ("polls", options.polls)):
         if value is not None and value < 1:
             raise InputError(f"{typed(name)}: expected at least 1, got {value}")
@@ -126,10 +160,12 @@ def _follow(options: Options) -> Diagnosis:
     from ..monitor.follower import Follower, NotYet
     from ..monitor.history import feed
 
-    reported: set[tuple[str, str]] = set()
-    diagnosis, polls = None, 0
+    notified = _notified(options.notify or [])
+    reported: set[tuple[str, str, str | None]] = set()
+    diagnosis: Diagnosis | None = None
+    polls = 0
     notes: list[str] = []
-    follower, digest = Follower(options.history, **options.curves.how()), Digest()
+    follower, digest = Follower(options.history[0], **options.curves.how()), Digest()
     console = tables.console()
     # A terminal's view is redrawn. Elsewhere, in a log of a job, the view is printed when the
     # diagnosis is another one.
@@ -147,10 +183,12 @@ def _follow(options: Options) -> Diagnosis:
                         live.update(tables.plain(f"waiting: {error}"))
                 else:
                     if whole:
-                        digest, notes = Digest(), []
+                        digest, notes, diagnosis = Digest(), [], None
                     notes += [note for note in history.notes if note not in notes]
                     feed(digest, history)
-                    diagnosis = diagnose(digest, **options.curves.judged(), notes=notes)
+                    told = diagnosis.findings if diagnosis else ()
+                    judged = options.curves.judged()
+                    diagnosis = diagnose(digest, **judged, notes=notes, told=told)
                     last = view(digest, diagnosis, options.curves.total_steps)
                     found = (
                         diagnosis.verdict,
@@ -162,7 +200,7 @@ def _follow(options: Options) -> Diagnosis:
                         console.print(last)
                         console.file.flush()
                         printed, last = found, None
-                    _report(diagnosis.findings, reported, options.on_finding)
+                    _report(diagnosis.findings, reported, options, notified)
                 polls += 1
                 if options.polls and polls >= options.polls:
                     break
@@ -173,31 +211,65 @@ def _follow(options: Options) -> Diagnosis:
         console.print(last)  # what came since the diagnosis changed
     if diagnosis is None:
         raise InputError(
-            f"{options.history}: expected a history, nothing could be read until it was interrupted"
+            f"{options.history[0]}: expected a history, nothing could be read until it was interrupted"
         )
     return diagnosis
 
 
-def _report(findings: list[Finding], reported: set[tuple[str, str]], command: str | None) -> None:
-    """Run the command of --on-finding for each new finding, which stands in the command's
-    environment.
-    """
+def _notified(urls: list[str]) -> Apprise | None:
+    """Return whom to tell; None without a URL, which may hold a password and is never shown."""
+    if not urls:
+        return None
+    needs(notify=("apprise",))
+    from apprise import Apprise
+
+    notified = Apprise()
+    for number, url in enumerate(urls, 1):
+        with theirs("--notify: expected a URL of apprise"):
+            known = notified.add(url)
+        if not known:
+            raise InputError(
+                f"--notify: expected a URL of apprise, such as slack://..., got another as number "
+                f"{number} (github.com/caronc/apprise lists them)"
+            )
+    return notified
+
+
+def _report(
+    findings: list[Finding],
+    reported: set[tuple[str, str, str | None]],
+    options: Options,
+    notified: Apprise | None,
+) -> None:
+    """Tell each new finding: run the command of --on-finding, and send it to --notify."""
     for finding in findings:
-        key = finding.signal, finding.severity
+        key = finding.signal, finding.severity, finding.set
         if key in reported:
             continue
         reported.add(key)
-        if command is not None:
-            environment = os.environ | {
-                "PPL_SIGNAL": finding.signal,
-                "PPL_SEVERITY": finding.severity,
-                "PPL_STEP": f"{finding.first_step:g}",
-                "PPL_EVIDENCE": finding.evidence,
-            }
-            with theirs(f"--on-finding: expected a command that can be started, got {command!r}"):
-                done = subprocess.run(command, shell=True, env=environment)
-            if done.returncode:
-                print(f"--on-finding: {command!r} ended with {done.returncode}", file=sys.stderr)
+        if options.on_finding is not None:
+            _run_command(options.on_finding, finding)
+        if notified is not None and finding.severity != "info":
+            title = f"{shortened(options.history)[0]}: {finding.signal} ({finding.severity})"
+            sent = False
+            with suppress(Exception):  # of a service: the watching goes on
+                sent = bool(notified.notify(title=title, body=str(finding)))
+            if not sent:
+                print(f"--notify: {finding.signal} could not be told to all", file=sys.stderr)
+
+
+def _run_command(command: str, finding: Finding) -> None:
+    """Run a command with the finding in its environment."""
+    environment = os.environ | {
+        "PPL_SIGNAL": finding.signal,
+        "PPL_SEVERITY": finding.severity,
+        "PPL_STEP": f"{finding.first_step:g}",
+        "PPL_EVIDENCE": finding.evidence,
+    }
+    with theirs(f"--on-finding: expected a command that can be started, got {command!r}"):
+        done = subprocess.run(command, shell=True, env=environment)
+    if done.returncode:
+        print(f"--on-finding: {command!r} ended with {done.returncode}", file=sys.stderr)
 
 
 def view(digest: Digest, diagnosis: Diagnosis, total_steps: int | None = None) -> Group:
@@ -222,6 +294,8 @@ def view(digest: Digest, diagnosis: Diagnosis, total_steps: int | None = None) -
 
 
 def _curves(digest: Digest, diagnosis: Diagnosis) -> Table:
+    from ..nats import exp
+
     table = tables.table(
         None,
         "",
@@ -242,14 +316,16 @@ def _curves(digest: Digest, diagnosis: Diagnosis) -> Table:
             "n/a" if diagnosis.train_perplexity is None else f"{diagnosis.train_perplexity:,.2f}",
             f"{min(means):.4f}",
         )
-    if digest.evaluations:
-        table.add_row(
-            "validation",
-            sparkline([e.loss for e in digest.evaluations]),
-            f"{diagnosis.val_loss:.4f}",
-            f"{diagnosis.val_perplexity:,.2f}",
-            f"{diagnosis.best_val_loss:.4f} at {diagnosis.best_val_step:,.0f}",
-        )
+    for name, evaluations in [(digest.main_set, digest.evaluations), *digest.sets.items()]:
+        if evaluations:
+            last, best = evaluations[-1].loss, min(evaluations, key=lambda e: e.loss)
+            table.add_row(
+                tables.plain(f"validation {name}" if name else "validation"),
+                sparkline([e.loss for e in evaluations]),
+                f"{last:.4f}",
+                f"{exp(last):,.2f}",
+                f"{best.loss:.4f} at {best.step:,.0f}",
+            )
     return table
 
 

@@ -135,6 +135,8 @@ def _reading(kind: Any) -> dict[str, Any]:
     )
     if kind is bool:
         return {"action": "store_true"}
+    if get_origin(kind) is tuple:
+        return {"type": _integers}
     return {"type": {int: _integer, float: _number}[kind]} if kind in (int, float) else {}
 
 
@@ -147,6 +149,11 @@ def _integer(text: str) -> int:
     if value is None or not -(2**63) <= value < 2**63:
         raise argparse.ArgumentTypeError(f"expected a whole number of 64 bits, got {text[:40]!r}")
     return value
+
+
+def _integers(text: str) -> tuple[int, ...]:
+    """Read whole numbers between commas."""
+    return tuple(_integer(part) for part in text.split(","))
 
 
 def _number(text: str) -> float:

@@ -8,10 +8,11 @@ asked) and ``Curves`` (how a training history is read).
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from ..errors import InputError
+from ..errors import InputError, visible
 from ..files import other_than_file
 from ..findings import SEVERITIES as SEVERITIES  # beside its help, for the commands with --fail-on
 from .options import option
@@ -277,6 +278,10 @@ class Curves:
         "of the validation text, for losses in bits per byte", metavar="B"
     )
     run: str | None = option("which of several runs in the file or folder", metavar="NAME")
+    by: str | None = option(
+        "axis on which runs of several files are compared (tokens where all logged them, else step)",
+        choices=("tokens", "step"),
+    )
 
     def how(self) -> dict[str, Any]:
         """Return the keywords of ``read_history``: tags by measure, unit, run and so on.
@@ -310,6 +315,17 @@ class Curves:
 
         return read_histories(path, **self.how())
 
-    def judged(self) -> dict[str, int | None]:
+    def judged(self) -> dict[str, Any]:
         """Return the keywords of ``monitor.diagnose``."""
         return {"vocabulary_size": self.vocabulary_size, "total_steps": self.total_steps}
+
+
+def shortened(paths: list[str]) -> list[str]:
+    """Return paths without the folders that all share, for a table.
+
+    Example:
+        >>> shortened(["runs/a/log.csv", "runs/b/log.csv"])
+        ['a/log.csv', 'b/log.csv']
+    """
+    folder = os.path.commonpath([os.path.dirname(os.path.abspath(path)) for path in paths])
+    return [visible(os.path.relpath(path, folder)) for path in paths]

@@ -231,11 +231,12 @@ def _step(model: str) -> int | None:
 
 def view(probe: Probe) -> Group:
     """Return the verdict, measures, health, findings and two example texts, for a terminal."""
+    from ..probe.scores import in_words
     from ..probe.summary import examples
 
     head = tables.verdict(probe.verdict, probe.health_score)
     if probe.health_score is not None:
-        head.append(f", from {probe.health['coverage']:.0%} of its weight", style="dim")
+        head.append(f", {in_words(probe.health)}", style="dim")
     settings = f"{probe.generation['texts']:,} texts to {probe.prompts:,} prompts"
     parts: list = [
         head,
@@ -271,8 +272,12 @@ def _measures(record: dict) -> Table:
 
 def _health(probe: Probe) -> Table:
     """Return the table of the health score's parts."""
+    from ..probe.scores import FACTOR, SHOWN
+
     table = tables.table("health", "part", "weight", "score", "from")
     for name, of in probe.health["parts"].items():
         score = "missing" if of["score"] is None else f"{100 * of['score']:.0f}"
-        table.add_row(tables.plain(name), f"{of['weight']:g}", score, tables.plain(of["evidence"]))
+        weight = "factor" if name == FACTOR else f"{of['weight']:g}"
+        shown = tables.plain(SHOWN.get(name, name))
+        table.add_row(shown, weight, score, tables.plain(of["evidence"]))
     return table

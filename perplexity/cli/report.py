@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 from ..errors import InputError, visible
 from ..files import check_outputs
 from .extras import needs
-from .options import argument, option, part
-from .parts import Curves, expect_ending
+from .options import argument, by_option, option, part
+from .parts import Curves, expect_ending, shortened
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
     """a run's curves and what they mean, as a page and as plots"""
 
-    history: str = argument("as for ppl monitor")
+    history: list[str] = argument(
+        "as for ppl monitor; of several: their curves on one axis", nargs="+"
+    )
     output: str | None = option("one file that needs no network", metavar="OUT.html", short="-o")
     png: str | None = option("loss and perplexity side by side", metavar="OUT.png")
     svg: str | None = option("the same, to scale", metavar="OUT.svg")
@@ -42,13 +47,16 @@ def run(options: Options) -> int:
 
     inputs = [*(options.eval or []), *(options.data or []), *(options.probe or [])]
     outputs = {"--output": options.output, "--png": options.png, "--svg": options.svg}
-    check_outputs(outputs, [*inputs, *history_files(options.history)])
+    inputs += [str(file) for path in options.history for file in history_files(path)]
+    check_outputs(outputs, inputs)
     if not any(outputs.values()):
         raise InputError("report: expected -o, --png or --svg, got none")
     expect_ending("--output", options.output, ".html", ".htm")
     expect_ending("--png", options.png, ".png")
     expect_ending("--svg", options.svg, ".svg")
-    history = options.curves.read(options.history)
+    if len(options.history) > 1:
+        return _several(options)
+    history = options.curves.read(options.history[0])
     digest = history.digest()
     diagnosis = diagnose(digest, **options.curves.judged(), notes=history.notes)
     if options.output:
@@ -73,6 +81,7 @@ def run(options: Options) -> int:
             data_checks=checks,
             probes=[read_written(path, "probe") | {"source": path} for path in options.probe or []],
             title=options.title,
+            command=_command(),
         )
         print(f"{visible(options.output)}: {diagnosis.verdict}")
     for form, path in (("png", options.png), ("svg", options.svg)):
@@ -89,4 +98,38 @@ def run(options: Options) -> int:
                 form=form,
             )
             print(visible(path))
+    return 0
+
+
+def _command() -> str:
+    """Return the command line as it may be typed again."""
+    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+
+
+def _several(options: Options) -> int:
+    """Write a page of several runs on one axis; return 0."""
+    from ..monitor import diagnose
+    from ..monitor.run_comparison import common_axis, compare_runs
+    from ..report.runs import write_runs
+
+    for name, value in by_option(options, "png", "svg", "eval", "data", "probe").items():
+        if value:
+            raise InputError(f"{name}: expected with one history, got {len(options.history)}")
+    assert options.output is not None  # the only output that is left
+    runs = {}
+    for name, path in zip(shortened(options.history), options.history, strict=True):
+        history = options.curves.read(path)
+        digest = history.digest()
+        judged = diagnose(digest, **options.curves.judged(), notes=history.notes)
+        runs[name] = history, digest, judged
+    axis, notes = common_axis([history for history, _, _ in runs.values()], options.curves.by)
+    (first, (one, _, _)), *others = runs.items()
+    comparisons = [
+        (first, second, compare_runs(one, other, axis)) for second, (other, _, _) in others
+    ]
+    write_runs(options.output, runs, comparisons, title=options.title, command=_command())
+    for note in notes:
+        print(f"note: {note}")
+    verdicts = ", ".join(f"{name} {judged.verdict}" for name, (_, _, judged) in runs.items())
+    print(f"{visible(options.output)}: {verdicts}")
     return 0

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
 
+    from ..monitor.run_comparison import RunComparison
     from ..terminal import Console
 
 
@@ -93,6 +94,35 @@ def findings(of: list, *, with_steps: bool = False) -> Table | Text:
     return rows
 
 
+def run_comparison(first: str, second: str, comparison: RunComparison) -> Group:
+    """Return how far two runs lie apart, with a line for each loss that one reached earlier."""
+    upto = f"{'' if comparison.by == 'tokens' else 'step '}{comparison.end:,.0f}"
+    upto += " tokens" if comparison.by == "tokens" else ""
+    rows = table(
+        f"{second} − {first}, at {upto}",
+        "loss",
+        "first",
+        "second",
+        "difference (95 %)",
+        "",
+        right=("first", "second", "difference (95 %)"),
+    )
+    for found in comparison.differences:
+        half = (found.high - found.low) / 2
+        rows.add_row(
+            plain(found.curve),
+            f"{found.first:.4f}",
+            f"{found.second:.4f}",
+            f"{found.difference:+.4f} ± {half:.4f}",
+            "larger than their noise" if found.larger_than_noise else "within their noise",
+        )
+    lines = [plain(line) for line in comparison.in_words(first, second)]
+    noise = "noise within these runs; runs that differ in their seed alone may lie further apart"
+    if not comparison.differences:
+        return stacked(*notes(comparison.notes))
+    return stacked(rows, *lines, *notes([*comparison.notes, noise]))
+
+
 def notes(of: Iterable[str]) -> list[Text]:
     """Return a line for each note."""
     return [plain(f"note: {note}") for note in of]
@@ -100,5 +130,7 @@ def notes(of: Iterable[str]) -> list[Text]:
 
 def print_notes(of: Iterable[str], to: Console) -> None:
     """Print each note in one line, whatever the width of the terminal."""
+    from ..evaluation.text_tables import noted
+
     for note in of:
-        to.print(f"note: {note}", highlight=False, soft_wrap=True)
+        to.print(noted(note), highlight=False, soft_wrap=True)

@@ -5,7 +5,9 @@ from ..text.documents import Document
 from ..text.readers import ReadOptions, read_documents
 from ..text.tokenizers import Tokenizer
 from .comparison import Comparison, compare
+from .contexts import evaluate_contexts
 from .evaluator import Progress, evaluate
+from .many import ManyComparison
 from .model_comparison import ModelComparison, compare_models
 from .results import DocumentScore, Evaluation, read_result
 
@@ -16,6 +18,7 @@ __all__ = [
     "Evaluation",
     "Head",
     "LanguageModel",
+    "ManyComparison",
     "ModelComparison",
     "Progress",
     "ReadOptions",
@@ -23,6 +26,7 @@ __all__ = [
     "compare",
     "compare_models",
     "evaluate",
+    "evaluate_contexts",
     "read_documents",
     "read_result",
 ]

@@ -19,6 +19,7 @@ from ..scoring.protocols import NON_FINITE, SPECIAL, Positions
 from ..scoring.stream import Scored
 from ..text.spans import Spans
 from ..text.tokens import text_of, unknown_id
+from .positions import PositionSums
 from .results import DocumentScore
 from .uncertainty import BLOCK
 
@@ -186,6 +187,7 @@ class Collector:
         self.bytes_skipped = self.words_skipped = 0
         self.characters = self.deleted = self.changed = 0  # of the texts
         self.estimated = 0  # documents whose scored bytes are an estimate
+        self.by_position = PositionSums()
         self.counts = np.zeros(vocabulary, dtype=np.int64)  # of scored tokens, by id
         self.squares = 0.0
         self.tokens_read = self.tokens = 0
@@ -243,6 +245,7 @@ class Collector:
                 self.unknown_nll += float(nll[ids == self.unknown].sum())
             if self._with_tokens == 0:
                 self._add_blocks(places, nll)
+            self.by_position.add(places, nll, added=positions.added, begin=scored.begin)
             self._note_surprising(scored, places, nll)
             first = places < positions.added + _first_asked(positions) + FIRST_TOKENS
             self._first.update(zip(places[first].tolist(), nll[first].tolist(), strict=True))
@@ -339,6 +342,7 @@ class Collector:
                 words_skipped=[words_skipped],
                 **{name: [ratios[name]] for name in ("loss", "perplexity", "bits_per_byte")},
             )
+        self.by_position.end_document()
         if self._tokens:
             kept = self._block_tokens > 0
             self.blocks = (

@@ -26,13 +26,10 @@ from ..scoring.run import DETAILS, ScoringRun, token_scorer
 from ..scoring.stream import Scored, raise_together, tasks
 from ..text.documents import Document
 from ..text.readers import SCORES
+from .baselines import baseline_notes, unigram_losses
 from .collect import DOCUMENT_COLUMNS, TOKEN_COLUMNS, Collector, ParquetTable, described
 from .results import Evaluation, summarise
 from .uncertainty import scipy_stats
-
-# Relative error of a sum of float32 losses: a head of zeros is as good as the uniform guess, and
-# must not count as worse.
-ROUNDING = 1e-6
 
 
 @dataclass(frozen=True)
@@ -263,11 +260,11 @@ def _evaluation(collector: Collector, notes: list[str], **rest) -> Evaluation:
         by_domain[score.domain].append(score)
     without_unknown = collector.loss_without_unknown()
     longest, worst = collector.extreme_documents()
-    # The unigram baseline is the entropy of this text's own token frequencies: no predictor that
-    # ignores context can do better on this text.
-    counts = collector.counts[collector.counts > 0]
-    unigram = float(-(counts / max(1, counts.sum()) * np.log(counts / max(1, counts.sum()))).sum())
+    unigram, left_out = unigram_losses(collector.counts, len(collector.counts))
     uniform = math.log(len(collector.counts))
+    against = baseline_notes(
+        summary["loss"], summary["tokens"], uniform=uniform, unigram=unigram, left_out=left_out
+    )
     return Evaluation(
         **summary,
         tokens_read=collector.tokens_read,
@@ -285,7 +282,7 @@ def _evaluation(collector: Collector, notes: list[str], **rest) -> Evaluation:
             name: {"loss": loss, "perplexity": exp(loss)}
             for name, loss in (("uniform", uniform), ("unigram", unigram))
         },
-        notes=[*notes, *_notes(summary, collector, uniform)],
+        notes=[*notes, *_notes(summary, collector), *against],
         domains={
             name: summarise(members, bootstrap=False) for name, members in sorted(by_domain.items())
         },
@@ -295,12 +292,13 @@ def _evaluation(collector: Collector, notes: list[str], **rest) -> Evaluation:
         calibration=None if collector.calibration is None else collector.calibration.summary(),
         per_document=collector.scores,
         first_tokens=collector.first_tokens,
+        loss_by_position=collector.by_position.result(),
         blocks=None if collector.blocks is None else np.stack(collector.blocks, 1).tolist(),
         **rest,
     )
 
 
-def _notes(summary: dict, collector: Collector, uniform: float) -> list[str]:
+def _notes(summary: dict, collector: Collector) -> list[str]:
     """Return what to know before the perplexity is believed."""
     notes = []
     if bad := collector.non_finite:
@@ -321,10 +319,6 @@ def _notes(summary: dict, collector: Collector, uniform: float) -> list[str]:
         notes.append(
             f"exp({summary['loss']:.1f}) is larger than any float: the perplexity reads inf, the "
             "loss is finite"
-        )
-    if summary["loss"] > uniform * (1 + ROUNDING):
-        notes.append(
-            "the loss is above the uniform guess's: the model does worse than knowing nothing"
         )
     clusters = summary["clusters"]
     if clusters["unit"] == "block":

@@ -28,8 +28,11 @@ from ..statistics import linear_kl_divergence, token_statistics
 from ..text.documents import Document
 from .collect import described, note_non_finite
 from .evaluator import Progress, Reporter
-from .uncertainty import TRUSTED_CLUSTERS, ratio_stderr
+from .planning import PLANNED, Plan, plan_for
+from .text_tables import plain_table, with_notes
+from .uncertainty import TRUSTED_CLUSTERS, ratio_stderr, scipy_stats
 
+FIELDS = 5  # values of a token: KL both ways, both losses, agreement
 PERCENTILES = (0.0, 0.1, 1.0, 5.0, 10.0, 25.0, 50.0, 75.0, 90.0, 95.0, 99.0, 99.9, 100.0)
 
 
@@ -54,6 +57,9 @@ class ModelComparison:
         kl_divergence: mean KL(A‖B), nats a token.
         kl_divergence_stderr: its standard error.
         kl_percentiles: of the tokens' divergences, nats.
+        reverse_kl_divergence: mean KL(B‖A), nats a token.
+        reverse_kl_divergence_stderr: its standard error.
+        reverse_kl_percentiles: of the tokens' divergences, nats.
         top_1_agreement: share of tokens for which both have the same first choice.
         top_1_agreement_stderr: its standard error.
         probability_change: mean of p_B(target) - p_A(target), a fraction of 1.
@@ -67,6 +73,7 @@ class ModelComparison:
         seconds: of the whole comparison.
         model_a, model_b: name, fingerprint and configuration, ``models.described``.
         model_notes: on both models' weights and batches.
+        plan: documents that a difference of the losses takes to be detected; default None.
     """
 
     tokens: int
@@ -82,6 +89,9 @@ class ModelComparison:
     kl_divergence: float
     kl_divergence_stderr: float | None
     kl_percentiles: dict[str, float]
+    reverse_kl_divergence: float
+    reverse_kl_divergence_stderr: float | None
+    reverse_kl_percentiles: dict[str, float]
     top_1_agreement: float
     top_1_agreement_stderr: float | None
     probability_change: float
@@ -100,6 +110,48 @@ class ModelComparison:
     model_a: dict
     model_b: dict
     model_notes: list[str]
+    plan: Plan | None = None
+
+    def __str__(self) -> str:
+        """Return the table of ``ppl compare`` and the notes as plain text."""
+        table = plain_table(self.title, ("measure", "value", "meaning"), self.rows())
+        return with_notes(table, self.notes)
+
+    @property
+    def title(self) -> str:
+        """Return the heading of the table."""
+        return f"B beside A on {self.tokens:,} tokens of {self.documents:,} documents"
+
+    def rows(self) -> list[tuple[str, str, str]]:
+        """Return the rows of the table: measure, value, meaning."""
+
+        def error(value: float | None, form: str = ".6f") -> str:
+            return "" if value is None else f" ± {value:{form}}"
+
+        def loss(value: float) -> str:
+            return f"loss {value:.4f} nats a token"
+
+        difference = f"nats a token, B − A{error(self.loss_difference_stderr)}"
+        forward = f"KL(A‖B), nats a token{error(self.kl_divergence_stderr)}"
+        backward = f"KL(B‖A), nats a token{error(self.reverse_kl_divergence_stderr)}"
+        change = "mean change, B − A" + error(self.probability_change_stderr, ".4%")
+        changes = _shown(self.probability_change_percentiles, "{:+.3%}")
+        agreement = "of tokens" + error(self.top_1_agreement_stderr, ".3%")
+        return [
+            ("perplexity of A", f"{self.perplexity_a:,.4f}", loss(self.loss_a)),
+            ("perplexity of B", f"{self.perplexity_b:,.4f}", loss(self.loss_b)),
+            ("loss difference", f"{self.loss_difference:+.6f}", difference),
+            ("perplexity ratio", f"{self.perplexity_ratio:.6f}", "B over A"),
+            ("correlation", f"{self.correlation:.4f}", "of the two models' token losses"),
+            ("KL of B from A", f"{self.kl_divergence:.6f}", forward),
+            ("  percentiles", "", _shown(self.kl_percentiles, "{:.5f}")),
+            ("KL of A from B", f"{self.reverse_kl_divergence:.6f}", backward),
+            ("  percentiles", "", _shown(self.reverse_kl_percentiles, "{:.5f}")),
+            ("same first choice", f"{self.top_1_agreement:.3%}", agreement),
+            ("target's probability", f"{self.probability_change:+.4%}", change),
+            ("  root mean square", f"{self.probability_change_rms:.4%}", ""),
+            ("  percentiles", "", changes),
+        ]
 
     @property
     def notes(self) -> list[str]:
@@ -113,6 +165,8 @@ class ModelComparison:
             notes.append(
                 f"{self.documents} documents are too few: the standard errors are not to be trusted"
             )
+        if self.plan is not None:
+            notes.append(self.plan.note("nats a token"))
         return notes
 
     @property
@@ -143,6 +197,7 @@ def compare_models(
     backend: str | None = None,
     journal: str | Path | None = None,
     progress: Callable[[Progress], None] | None = None,
+    plan: float = PLANNED,
 ) -> ModelComparison:
     """Compare two causal models with one tokenizer, token by token.
 
@@ -164,6 +219,8 @@ def compare_models(
         backend: of the losses, "torch" or "triton"; default by device.
         journal: a folder to resume from, as in ``evaluate``.
         progress: called with a ``Progress`` as windows are scored.
+        plan: a difference of the losses, in nats a token: the result says how many documents it
+            takes to detect; default 0.01.
 
     Returns:
         A ModelComparison.
@@ -188,6 +245,8 @@ def compare_models(
     checks.several("documents", documents, "them", (Document,))
     checks.optional(checks.path, "journal", journal)
     checks.function("progress", progress)
+    checks.number("plan", plan, "a number above 0", above=0)
+    scipy_stats()  # the plan needs it: its absence must not end a comparison at its end
     networks = [models.as_language_model(model) for model in (model_a, model_b)]
     run = ScoringRun(networks, tokenizer, backend=backend, batch_size=batch_size)
     if tokenizer_b is not None and tokenizer_fingerprint(tokenizer_b) != run.tokenizer_fingerprint:
@@ -214,19 +273,20 @@ def compare_models(
         special_text=special_text,
     )
     described_models = [models.described(network) for network in networks]
-    values, sums = [], []  # [4, n] of each window; the sums of each document
+    values, sums = [], []  # [FIELDS, n] of each window; the sums of each document
     here: list[np.ndarray] = []  # of the windows of this document
     non_finite: dict | None = None
     tokens, nll, reporter = 0, 0.0, Reporter(progress)
     with run:
         run.keep_in(
             journal,
-            chosen.settings() | {"model": [side["fingerprint"] for side in described_models]},
+            chosen.settings()
+            | {"model": [side["fingerprint"] for side in described_models], "fields": FIELDS},
         )
         for item in run.stream(
             tasks(read_positions(run, documents, chosen), chosen),
             _pair_scorer(networks, run.backend),
-            fields=4,
+            fields=FIELDS,
             first_of_window=chosen.first_of_window,
         ):
             finite = np.isfinite(item.values).all(axis=0)
@@ -235,12 +295,12 @@ def compare_models(
             values.append(kept)
             here.append(kept)
             tokens += kept.shape[1]
-            nll += float(kept[1].sum(dtype=np.float64))
+            nll += float(kept[2].sum(dtype=np.float64))
             if item.last:
                 sums.append(_document_sums(np.concatenate(here, axis=1).astype(np.float64)))
                 here = []
             reporter.add(item, len(sums), tokens, nll)
-    every = np.concatenate(values, axis=1).astype(np.float64) if values else np.empty((4, 0))
+    every = np.concatenate(values, axis=1).astype(np.float64) if values else np.empty((FIELDS, 0))
     if not every.shape[1] and non_finite is None:
         raise InputError(
             f"documents: expected at least one token to score, got {len(sums)} documents with none"
@@ -248,6 +308,7 @@ def compare_models(
     return _comparison(
         every,
         np.array(sums),
+        plan,
         non_finite=non_finite,
         protocol=chosen.name,
         context_length=chosen.context_length,
@@ -272,9 +333,9 @@ def compare_models(
 def _pair_scorer(
     networks: list[models.LanguageModel], backend: str
 ) -> Callable[[Tensor, Tensor], Tensor]:
-    """Return a scorer of input_ids and targets [B, T] that gives float32 [4, scored tokens].
+    """Return a scorer of input_ids and targets [B, T] that gives float32 [FIELDS, scored tokens].
 
-    The rows are KL(A‖B), NLL of A, NLL of B, and 1 where both have the same first choice.
+    The rows are KL(A‖B), KL(B‖A), NLL of A, NLL of B, and 1 where both have the same first choice.
     """
     head_a, head_b = (network.head for network in networks)
 
@@ -287,43 +348,49 @@ def _pair_scorer(
             return compared(hidden_a, hidden_b, target[chosen])
 
     def compared(hidden_a: Tensor, hidden_b: Tensor, target: Tensor) -> Tensor:
-        divergence = linear_kl_divergence(
-            hidden_a,
-            head_a.weight,
-            hidden_b,
-            head_b.weight,
-            bias_p=head_a.bias,
-            bias_q=head_b.bias,
-            softcap_p=head_a.softcap,
-            softcap_q=head_b.softcap,
-            logit_scale_p=head_a.logit_scale,
-            logit_scale_q=head_b.logit_scale,
-            backend=backend,
-        )
+        sides = (hidden_a, head_a), (hidden_b, head_b)
+        forward, reverse = divergence(*sides), divergence(*sides[::-1])
         a, b = (
             token_statistics(hidden, head.weight, target, **head.arguments(), backend=backend)
-            for hidden, head in ((hidden_a, head_a), (hidden_b, head_b))
+            for hidden, head in sides
         )
-        return torch.stack([divergence, a.nll, b.nll, (a.predicted == b.predicted).float()])
+        agreed = (a.predicted == b.predicted).float()
+        return torch.stack([forward, reverse, a.nll, b.nll, agreed])
+
+    def divergence(p: tuple[Tensor, models.Head], q: tuple[Tensor, models.Head]) -> Tensor:
+        return linear_kl_divergence(
+            p[0],
+            p[1].weight,
+            q[0],
+            q[1].weight,
+            bias_p=p[1].bias,
+            bias_q=q[1].bias,
+            softcap_p=p[1].softcap,
+            softcap_q=q[1].softcap,
+            logit_scale_p=p[1].logit_scale,
+            logit_scale_q=q[1].logit_scale,
+            backend=backend,
+        )
 
     return score
 
 
 def _document_sums(values: np.ndarray) -> list[float]:
-    """Return tokens, Σ KL, Σ (NLL_B − NLL_A), Σ agreement and Σ change of probability."""
-    divergence, nll_a, nll_b, agreed = values
+    """Return tokens, Σ KL both ways, Σ (NLL_B − NLL_A), Σ agreement, Σ change of probability."""
+    forward, reverse, nll_a, nll_b, agreed = values
     change = np.exp(-nll_b) - np.exp(-nll_a)
-    return [len(divergence), divergence.sum(), (nll_b - nll_a).sum(), agreed.sum(), change.sum()]
+    sums = (each.sum() for each in (forward, reverse, nll_b - nll_a, agreed, change))
+    return [len(forward), *sums]
 
 
-def _comparison(values: np.ndarray, sums: np.ndarray, **rest) -> ModelComparison:
-    """Return the comparison from values [4, tokens] and sums [documents, 5]."""
-    divergence, nll_a, nll_b, agreed = values
+def _comparison(values: np.ndarray, sums: np.ndarray, plan: float, **rest) -> ModelComparison:
+    """Return the comparison from values [FIELDS, tokens] and sums [documents, 6]."""
+    forward, reverse, nll_a, nll_b, agreed = values
     change = np.exp(-nll_b) - np.exp(-nll_a)
     sums = sums[sums[:, 0] > 0]
-    errors = [ratio_stderr(sums[:, column], sums[:, 0]) for column in range(1, 5)]
-    if not len(divergence):  # nothing but NaN
-        divergence, nll_a, nll_b, agreed, change = (np.full(1, math.nan) for _ in range(5))
+    errors = [ratio_stderr(sums[:, column], sums[:, 0]) for column in range(1, 6)]
+    if not len(forward):  # nothing but NaN
+        forward, reverse, nll_a, nll_b, agreed, change = (np.full(1, math.nan) for _ in range(6))
     loss_a, loss_b = float(nll_a.mean()), float(nll_b.mean())
     with np.errstate(invalid="ignore", divide="ignore"):  # one token, or equal losses
         correlation = float(np.corrcoef(nll_a, nll_b)[0, 1]) if len(nll_a) > 1 else math.nan
@@ -342,17 +409,28 @@ def _comparison(values: np.ndarray, sums: np.ndarray, **rest) -> ModelComparison
         perplexity_a=exp(loss_a),
         perplexity_b=exp(loss_b),
         loss_difference=loss_b - loss_a,
-        loss_difference_stderr=errors[1],
+        loss_difference_stderr=errors[2],
         perplexity_ratio=exp(loss_b - loss_a),
         correlation=correlation,
-        kl_divergence=float(divergence.mean()),
+        kl_divergence=float(forward.mean()),
         kl_divergence_stderr=errors[0],
-        kl_percentiles=percentiles(divergence),
+        kl_percentiles=percentiles(forward),
+        reverse_kl_divergence=float(reverse.mean()),
+        reverse_kl_divergence_stderr=errors[1],
+        reverse_kl_percentiles=percentiles(reverse),
         top_1_agreement=float(agreed.mean()),
-        top_1_agreement_stderr=errors[2],
+        top_1_agreement_stderr=errors[3],
         probability_change=float(change.mean()),
-        probability_change_stderr=errors[3],
+        probability_change_stderr=errors[4],
         probability_change_rms=float(np.sqrt(np.mean(change**2))),
         probability_change_percentiles=percentiles(change),
+        plan=None if errors[2] is None else plan_for(plan, errors[2], len(sums)),
         **rest,
+    )
+
+
+def _shown(of: dict[str, float], form: str) -> str:
+    """Return some of the percentiles as text."""
+    return ", ".join(
+        f"{at}%: {form.format(of[at])}" for at in ("0", "1", "10", "50", "90", "99", "100")
     )

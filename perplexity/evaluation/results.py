@@ -17,6 +17,7 @@ from ..files import write_text
 from ..json_files import Count, Finite, Number, read_as, read_written, schema_of, to_json
 from ..metric import measures
 from ..nats import exp
+from .positions import LossByPosition
 from .uncertainty import uncertainty
 
 
@@ -117,6 +118,8 @@ class Evaluation:
         data_check: of ``ppl eval --train``, as the JSON of ppl check-data.
         calibration: ``calibration.CalibrationBins.summary`` where it was measured.
         model: name, fingerprint and configuration, ``models.described``.
+        loss_by_position: mean losses by position in the document and in the window, ``positions``.
+        contexts: of several context lengths, the losses and paired differences of each.
 
     Example:
         >>> names = [*Evaluation.__dataclass_fields__]
@@ -176,11 +179,19 @@ class Evaluation:
     data_check: dict | None = field(default=None, repr=False)
     calibration: dict | None = field(default=None, repr=False)
     model: dict | None = None
+    loss_by_position: LossByPosition | None = field(default=None, repr=False)
+    contexts: list[dict] | None = field(default=None, repr=False)
 
     @property
     def ok(self) -> bool:
         """Return whether every token's loss is finite."""
         return self.non_finite is None
+
+    def __str__(self) -> str:
+        """Return the table of ``ppl eval`` and the notes as plain text."""
+        from .summary import text
+
+        return text(self)
 
     def to_json(self) -> str:
         """Return the fields as a JSON document.

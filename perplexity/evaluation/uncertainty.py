@@ -74,7 +74,7 @@ def ratio_stderr(numerator: np.ndarray, denominator: np.ndarray) -> float | None
     return math.sqrt(count / (count - 1) * float(np.dot(residuals, residuals))) / float(total)
 
 
-def half_width(stderr: float, clusters: int) -> float:
+def half_width(stderr: float, clusters: float) -> float:
     """Return half of the 95% interval of a mean, by Student's t.
 
     Args:
@@ -82,6 +82,19 @@ def half_width(stderr: float, clusters: int) -> float:
         clusters: K, of K - 1 degrees of freedom.
     """
     return float(scipy_stats().t.ppf((1 + CONFIDENCE) / 2, clusters - 1)) * stderr
+
+
+def p_value_of(difference: float, stderr: float, degrees: float) -> float:
+    """Return the two-sided p-value of a difference under Student's t.
+
+    Args:
+        difference: the estimate.
+        stderr: its standard error.
+        degrees: degrees of freedom, above 0.
+    """
+    if stderr == 0:
+        return 1.0 if difference == 0 else 0.0
+    return float(2 * scipy_stats().t.sf(abs(difference) / stderr, degrees))
 
 
 def scipy_stats():

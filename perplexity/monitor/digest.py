@@ -160,6 +160,8 @@ class Digest:
         self.evaluations: list[Evaluated] = []
         self.main_set: str | None = None  # the name of the validation set of ``evaluations``
         self.sets: dict[str, list[Evaluated]] = {}  # further validation sets, by name
+        # "train_loss" and the validation sets whose losses are nats but for an unknown factor.
+        self.unscaled: set[str | None] = set()
         self.spikes: deque[Spike] = deque(maxlen=KEPT_EVENTS)
         self.spikes_seen = 0
         self.restarts: deque[Restart] = deque(maxlen=KEPT_EVENTS)
@@ -189,6 +191,8 @@ class Digest:
         self._recent: deque[tuple[float, float]] = deque(maxlen=NEAR)
         self._medians: deque[float] = deque(maxlen=BASELINE)
         self._deviations: deque[float] = deque(maxlen=BASELINE)
+        # ``_thresholds`` until the next block is full; None where they have to be made anew.
+        self._limits: tuple[float, float, float] | None = None
         self._spike: Spike | None = None
         self._below = 0  # points under the threshold since the spike's last
         self._outliers = 0  # of the open block
@@ -202,6 +206,12 @@ class Digest:
             return math.nan, math.nan
         centre = sum(self._medians) / len(self._medians)
         return centre, MAD_TO_SIGMA * sum(self._deviations) / len(self._deviations)
+
+    def _thresholds(self) -> tuple[float, float, float]:
+        """Return ``threshold`` and the loss above which a point is an outlier."""
+        centre, deviation = self.threshold()
+        least = max(self.settings.spike_floor, self.settings.spike_deviations * deviation)
+        return centre, deviation, centre + least
 
     def train(self, step: float, loss: float) -> None:
         """Take one training loss, in nats."""
@@ -228,8 +238,9 @@ class Digest:
             self._whole.append((step, loss))
         if self.restarts and len(self.restarts[-1].after) < NEAR // 2:
             self.restarts[-1].after.append(loss)
-        centre, deviation = self.threshold()
-        limit = centre + max(self.settings.spike_floor, self.settings.spike_deviations * deviation)
+        if self._limits is None:
+            self._limits = self._thresholds()
+        centre, deviation, limit = self._limits
         if not self._open_block and not self._outliers:
             self._open_first = step
         self._highest = max(self._highest, loss)
@@ -299,6 +310,7 @@ class Digest:
             self.blocks.append(self._so_far())
             if len(self.blocks) > MOST_BLOCKS:
                 self._merge_blocks()
+        self._limits = None
         # A block of mostly outliers is no baseline.
         if len(values) > BLOCK // 2:
             ordered = sorted(values)
@@ -529,6 +541,7 @@ class Digest:
             self.first_step = step
         for part in (self._recent, self._medians, self._deviations):
             part.clear()
+        self._limits = None
         if self._spike is not None:
             self._spike.ended, self._spike = True, None
         self._open_block, self._outliers, self._highest = [], 0, -math.inf
@@ -627,6 +640,7 @@ class Digest:
             self.blocks.append(Block(*row))
             if len(self.blocks) > MOST_BLOCKS:
                 self._merge_blocks()
+        self._limits = None
         self._medians.extend(medians[:taken].tolist()[-BASELINE:])
         self._deviations.extend(deviations[:taken].tolist()[-BASELINE:])
         tail = slice(max(0, taken * BLOCK - NEAR), taken * BLOCK)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from ..findings import CEILING, VERDICTS, Judged, worst
@@ -110,11 +111,23 @@ def diagnose(
     vocabulary_size: int | None = None,
     total_steps: int | None = None,
     notes: list[str] | None = None,
+    told: Iterable[Finding] = (),
 ) -> Diagnosis:
-    """``Diagnosis`` of a run: too little to go by is said, never guessed, but what is wrong already
-    is told.
+    """Return the ``Diagnosis`` of a run.
+
+    Too little to go by is said, never guessed, but what is wrong already is told.
+
+    Args:
+        digest: the run.
+        vocabulary_size: to know the loss of a uniform guess, ln V.
+        total_steps: the run's budget, for projections.
+        notes: what was left out or repaired as it was read.
+        told: findings of an earlier diagnosis of the same run: a danger stays until it is seen to
+            be over.
     """
-    findings = all_findings(digest, vocabulary_size=vocabulary_size, total_steps=total_steps)
+    findings = all_findings(
+        digest, vocabulary_size=vocabulary_size, total_steps=total_steps, told=told
+    )
     s = digest.settings
     evaluations, last = digest.evaluations, digest.evaluations[-1] if digest.evaluations else None
     gravest = worst(f.severity for f in findings)

@@ -151,6 +151,9 @@ def feed(
 ) -> tuple[int, int]:
     """Give ``digest`` what the history holds beyond these counts; returns the new ones."""
     digest.main_set = digest.main_set or history.main_set or None
+    for measure in history.unscaled:
+        is_main = measure == "val_loss"
+        digest.unscaled.add(digest.main_set if is_main else measure.removeprefix(SET))
     steps, losses = history.arrays()
     place = train_from
     events = history.events[events_from:]

@@ -18,6 +18,8 @@ from .health import Diagnosis, diagnose
 from .names import MEASURES, UNITS
 from .settings import Settings
 
+OTHERS = ("lr", "grad_norm", "tokens", "seconds")  # measures beside the losses
+
 
 class Monitor:
     """A judge of a training run that reads its losses as they are logged.
@@ -157,9 +159,9 @@ class Monitor:
             )
         # All are numbers before the first is counted: a call that raises leaves no trace.
         nats = self._nats
-        train_loss = checks.optional(nats, "train_loss", train_loss)
+        train_loss = None if train_loss is None else nats("train_loss", train_loss)
         sets: dict[str, float] = {}
-        if isinstance(val_loss, Mapping):
+        if val_loss is not None and isinstance(val_loss, Mapping):
             for name in val_loss:
                 checks.text("val_loss's names", name)
             sets = {name: nats(f"val_loss[{name!r}]", of) for name, of in val_loss.items()}
@@ -167,18 +169,14 @@ class Monitor:
             if digest.main_set is None and not digest.evaluations:
                 digest.main_set = next(iter(sets), None)
             val_loss = None
-        main_loss: float | None = checks.optional(nats, "val_loss", val_loss)
-        train_eval_loss = checks.optional(nats, "train_eval_loss", train_eval_loss)
-        others = [
-            (name, checks.measured(name, value))
-            for name, value in (
-                ("lr", lr),
-                ("grad_norm", grad_norm),
-                ("tokens", tokens),
-                ("seconds", seconds),
-            )
-            if value is not None
-        ]
+        main_loss: float | None = None if val_loss is None else nats("val_loss", val_loss)
+        if train_eval_loss is not None:
+            train_eval_loss = nats("train_eval_loss", train_eval_loss)
+        others = []
+        if not (lr is grad_norm is tokens is seconds is None):
+            for name, value in zip(OTHERS, (lr, grad_norm, tokens, seconds), strict=True):
+                if value is not None:
+                    others.append((name, checks.measured(name, value)))
         eval_seconds = checks.optional(checks.measured, "eval_seconds", eval_seconds)
         if train_loss is not None:
             digest.train(step, train_loss)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from ..findings import SEVERITIES
 from . import training, validation
@@ -150,15 +150,19 @@ SET: tuple[Signal, ...] = (
     validation.divergence,
     validation.overfitting,
     validation.validation_spikes,
-    validation.leakage,
-    validation.generalisation_gap,
 )
+# They compare a validation loss with the training loss: both must be in nats a token.
+LEVEL: tuple[Signal, ...] = (validation.leakage, validation.generalisation_gap)
 
 
 def all_findings(
-    digest: Digest, *, vocabulary_size: int | None = None, total_steps: int | None = None
+    digest: Digest,
+    *,
+    vocabulary_size: int | None = None,
+    total_steps: int | None = None,
+    told: Iterable[Finding] = (),
 ) -> list[Finding]:
-    """Return every signal's findings, the most severe first.
+    """Return every signal's findings, the most severe first; with ``told``, see ``still_there``.
 
     A run whose losses are no cross-entropy is judged for what is not finite alone; an evaluation
     that is broken is not judged further. Of a run that overfits or diverges no plateau is told.
@@ -170,18 +174,57 @@ def all_findings(
     for name, evaluations in [(digest.main_set, digest.evaluations), *digest.sets.items()]:
         one = digest.with_evaluations(evaluations)
         broken = list(validation.broken_evaluation(one))
-        of_set = broken or [finding for signal in SET for finding in signal(one)]
-        of_set += [] if broken else validation_worse_than_uniform(one, vocabulary_size)
+        level = "train_loss" not in digest.unscaled and name not in digest.unscaled
+        judges = () if broken else (*SET, *LEVEL) if level else SET
+        of_set = [*broken, *(finding for signal in judges for finding in signal(one))]
+        if level and not broken:
+            of_set += validation_worse_than_uniform(one, vocabulary_size)
         findings += [dataclasses.replace(finding, set=name) for finding in of_set]
         if broken and evaluations is digest.evaluations:
             judged = digest.with_evaluations([])
     signals = {finding.signal for finding in findings}
     if "divergence" not in signals:
         findings += training.divergence(digest)
+    findings += still_there(digest, told, findings)
     findings += [finding for signal in RUN for finding in signal(judged)]
-    findings += worse_than_uniform(digest, vocabulary_size)
+    if "train_loss" not in digest.unscaled:
+        findings += worse_than_uniform(digest, vocabulary_size)
     findings += healthy_decline(digest, total_steps)
     return _by_severity(_without_echoes(findings))
+
+
+def still_there(digest: Digest, told: Iterable[Finding], found: list[Finding]) -> list[Finding]:
+    """Return the dangers told before that are not found any more and not seen to be over.
+
+    A rise is over where the loss is back to less than half of it above the best, or where steps
+    went back before it. By more losses alone, which raise the noise that is seen, it is not.
+
+    Args:
+        digest: the run by now.
+        told: what was found earlier.
+        found: what is found now.
+    """
+    dangers = {(finding.signal, finding.set) for finding in found if finding.severity == "danger"}
+    return [
+        finding
+        for finding in told
+        if finding.severity == "danger"
+        and "best_loss" in finding.numbers
+        and (finding.signal, finding.set) not in dangers
+        and not _over(digest, finding)
+    ]
+
+
+def _over(digest: Digest, rise: Finding) -> bool:
+    if any(back.left >= rise.last_step and back.to <= rise.last_step for back in digest.restarts):
+        return True
+    if rise.numbers["measure"] == "train_loss":
+        losses = [piece.mean for piece in digest.pieces()]
+    else:
+        main = rise.set == digest.main_set
+        evaluations = digest.evaluations if main else digest.sets.get(rise.set or "", [])
+        losses = [evaluation.loss for evaluation in evaluations]
+    return not losses or losses[-1] < rise.numbers["best_loss"] + rise.numbers["rise"] / 2
 
 
 def _without_echoes(findings: list[Finding]) -> list[Finding]:

@@ -203,7 +203,12 @@ def divergence(digest: Digest) -> Iterator[Finding]:
         f"{start:,.0f}) and has been for the last {int(counts[-width:].sum()):,} logged steps",
         f"stop, and go back to step {start:,.0f}; lower the learning rate, lengthen the warm-up, "
         "clip gradients",
-        {"best_step": start, "rise": rise},
+        {
+            "best_step": start,
+            "best_loss": float(stretches[low]),
+            "rise": rise,
+            "measure": "train_loss",
+        },
         first_step=start,
         last_step=digest.last_step,
     )

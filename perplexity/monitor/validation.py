@@ -139,7 +139,7 @@ def overfitting(digest: Digest) -> Iterator[Finding]:
         f"{exp(best.loss):,.1f}){fell}",
         f"stop, and go back to step {best.step:,.0f}; more data, a smaller model, dropout or "
         "weight decay",
-        {"best_step": best.step, "best_loss": best.loss, "rise": found.rise},
+        {"best_step": best.step, "best_loss": best.loss, "rise": found.rise, "measure": "val_loss"},
         first_step=best.step,
         last_step=last.step,
     )
@@ -178,7 +178,7 @@ def divergence(digest: Digest) -> Iterator[Finding]:
         "training from {:.3f} to {:.3f}".format(*_training(digest, best, last)),
         f"stop, and go back to step {best.step:,.0f}; lower the learning rate, lengthen the "
         "warm-up, clip gradients",
-        {"best_step": best.step, "rise": found.rise},
+        {"best_step": best.step, "best_loss": best.loss, "rise": found.rise, "measure": "val_loss"},
         first_step=best.step,
         last_step=last.step,
     )

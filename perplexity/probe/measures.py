@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from ..evaluation.baselines import unigram_losses
 from ..nats import exp
 from ..text.words import words
 from .repetition import N, compression_ratio, distinct, longest_loop, ngrams, repeated, shared
@@ -316,17 +317,8 @@ def perplexities(
 def _without_context(
     ids: Sequence[np.ndarray], vocabulary: int
 ) -> tuple[float | None, float | None]:
-    """Return the losses of two guesses without context, nats a token; None without a token.
-
-    The first is the entropy of the tokens' own frequencies. The second is the mean loss of each
-    token under the frequencies of all others, with a half added to each of the V counts (Krichevsky
-    and Trofimov 1981), and at most ln V.
-    """
+    """Return ``unigram_losses`` of texts, None without a token."""
     tokens = np.concatenate(ids) if ids else np.empty(0, np.int64)
     if not len(tokens):
         return None, None
-    counts = np.unique(tokens, return_counts=True)[1].astype(np.float64)
-    count = counts.sum()
-    unigram = -(counts / count * np.log(counts / count)).sum()
-    left_out = -(counts / count * np.log((counts - 0.5) / (count - 1 + 0.5 * vocabulary))).sum()
-    return float(unigram), min(float(left_out), math.log(vocabulary))
+    return unigram_losses(np.unique(tokens, return_counts=True)[1], vocabulary)

@@ -184,7 +184,7 @@ def probe(
     step = checks.optional(checks.integer, "step", step, least=0)
     checks.function("progress", progress)
     tell = progress or (lambda *_: None)
-    own_weights = scores.own_weights(scorers, WEIGHTS)
+    own_weights = scores.own_weights(scorers, [*WEIGHTS, scores.FACTOR])
     scores.check_weights(weights or {}, [*WEIGHTS, *own_weights])
     network = models.as_language_model(model)
     settings = (settings or GenerationSettings()).of(network.context_length)

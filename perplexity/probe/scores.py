@@ -1,4 +1,7 @@
-"""Health score from 0 to 100: a weighted mean of parts, each from one kind of evidence."""
+"""Health score from 0 to 100: a weighted mean of parts, each from one kind of evidence.
+
+What the texts lack, repetition, is a factor below that mean: noise repeats nothing, too.
+"""
 
 from __future__ import annotations
 
@@ -12,9 +15,14 @@ from .. import checks
 from ..errors import InputError, theirs
 from ..findings import CEILING, SEVERITIES, worst
 
-# Default weights of the parts, of 100 together. A user's scorer has OWN_WEIGHT in addition.
-WEIGHTS = {"monitor": 25.0, "perplexity": 20.0, "generation": 30.0, "references": 10.0, "ask": 15.0}
+# Default weights of the parts. A user's scorer has OWN_WEIGHT in addition.
+WEIGHTS = {"monitor": 25.0, "perplexity": 20.0, "references": 10.0, "ask": 15.0}
 OWN_WEIGHT = 10.0
+# The part that lowers the mean of the others and never raises it, and what it is called.
+FACTOR = "generation"
+SHOWN = {FACTOR: "no repetition found"}
+# The parts that say nothing of what the texts are worth.
+NO_QUALITY = ("monitor", "perplexity", FACTOR)
 
 
 @dataclass(frozen=True)
@@ -87,16 +95,19 @@ class Health:
         score: 0 to 100; None where no part was measured.
         coverage: Share of the weight whose parts were measured, 0 to 1.
         ceiling: The most that the worst finding allows, 0 to 100.
-        parts: "weight", "score" and "evidence" of each part, by name.
+        quality: Whether a part says what the texts are worth: references, a judge or a scorer.
+        parts: "weight", "score" and "evidence" of each part, by name; the weight of "generation",
+            a factor of the whole, is 0.
 
     Example:
-        >>> Health(80.0, 0.5, 100.0, {}).to_dict()
-        {'score': 80.0, 'coverage': 0.5, 'ceiling': 100.0, 'parts': {}}
+        >>> Health(80.0, 0.5, 100.0, False, {}).to_dict()
+        {'score': 80.0, 'coverage': 0.5, 'ceiling': 100.0, 'quality': False, 'parts': {}}
     """
 
     score: float | None
     coverage: float
     ceiling: float
+    quality: bool
     parts: dict[str, dict]
 
     def to_dict(self) -> dict:
@@ -107,10 +118,10 @@ class Health:
 def health(
     parts: Mapping[str, Part], weights: Mapping[str, float], severities: Iterable[str] = ()
 ) -> Health:
-    """Compute the health score 100 · Σ weight · score / Σ weight over the measured parts.
+    """Compute the health score 100 · generation · Σ weight · score / Σ weight.
 
-    Missing parts are left out of both sums and lower ``coverage``. The score is at most 70 with a
-    warning and at most 30 with a danger, as the monitor's.
+    The sums are over the other parts that were measured; missing ones lower ``coverage``. The score
+    is at most 70 with a warning and at most 30 with a danger, as the monitor's.
 
     Args:
         parts: The parts by name.
@@ -124,10 +135,10 @@ def health(
         InputError: A part, weight or severity is none.
 
     Example:
-        >>> parts = {"generation": Part(0.9, "9 of 10"), "ask": Part(None, "no judge was given")}
-        >>> result = health(parts, {"generation": 30.0, "ask": 10.0})
-        >>> result.score, result.coverage
-        (90.0, 0.75)
+        >>> parts = {"generation": Part(0.9, "9 of 10"), "monitor": Part(1.0, "healthy")}
+        >>> result = health(parts | {"ask": Part(None, "no judge was given")}, {"ask": 75.0})
+        >>> result.score, result.coverage, result.quality
+        (90.0, 0.25, False)
         >>> health(parts, {}, ["warning"]).score
         70.0
     """
@@ -139,16 +150,44 @@ def health(
     severities = list(severities)
     for severity in severities:
         checks.choice("severities", severity, SEVERITIES)
-    shown, whole, present, total = {}, 0.0, 0.0, 0.0
+    shown: dict[str, dict[str, Any]] = {}
+    whole = present = total = 0.0
+    factor = 1.0
     for name, part in parts.items():
         weight = float(weights.get(name, WEIGHTS.get(name, OWN_WEIGHT)))
+        weight = 0.0 if name == FACTOR else weight
         shown[name] = {"weight": weight, "score": part.score, "evidence": part.evidence}
         total += weight
-        if part.score is not None:
+        if part.score is None:
+            continue
+        if name == FACTOR:
+            factor = part.score
+        else:
             whole, present = whole + weight * part.score, present + weight
     ceiling = CEILING[worst(severities)]
-    score = None if not present else min(100 * whole / present, ceiling)
-    return Health(score, present / total if total else 0.0, ceiling, shown)
+    score = None if not present else min(100 * factor * whole / present, ceiling)
+    quality = any(
+        part.score is not None and shown[name]["weight"]
+        for name, part in parts.items()
+        if name not in NO_QUALITY
+    )
+    return Health(score, present / total if total else 0.0, ceiling, quality, shown)
+
+
+def in_words(health: Mapping) -> str:
+    """Return what a health score is made of, for a headline.
+
+    Args:
+        health: ``Health.to_dict()``, or that of a file; one without "quality" is of an older version.
+
+    Example:
+        >>> in_words(health({"monitor": Part(1.0, "healthy")}, {}).to_dict())
+        'from 100% of its weight; quality of the texts not measured'
+    """
+    words = f"from {health['coverage']:.0%} of its weight"
+    if health.get("quality") is False:
+        words += "; quality of the texts not measured"
+    return words
 
 
 def check_weights(weights: Mapping[str, float], parts: Iterable[str]) -> None:

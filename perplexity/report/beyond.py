@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from ..json_files import model_name, read_as
 from ..monitor.health import Diagnosis
-from ..probe.scores import Part, health, monitor_part
+from ..probe.scores import FACTOR, SHOWN, Part, health, in_words, monitor_part
 from ..probe.summary import examples, rows
 from .html import figure_of, trace_of
 from .shapes import ProbeShape
@@ -47,12 +47,17 @@ def beyond_section(records: Sequence[dict], diagnosis: Diagnosis) -> dict | None
         name: Part(part["score"], str(part["evidence"]))
         for name, part in last["health"]["parts"].items()
     }
-    weights = {name: part["weight"] for name, part in last["health"]["parts"].items()}
+    weights = {
+        name: part["weight"] for name, part in last["health"]["parts"].items() if name != FACTOR
+    }
     severities = [finding["severity"] for finding in (*last["findings"], *curves["findings"])]
     overall = health(parts | {"monitor": monitor_part(curves)}, weights, severities)
     return {
         "overall": overall.to_dict(),
+        "overall_in_words": in_words(overall.to_dict()),
+        "shown": SHOWN,
         "last": last,
+        "model": model_name(last["model"]),
         "rows": rows(last),
         "examples": [(title, text[:EXAMPLE]) for title, text in examples(last)],
         "checkpoints": [
@@ -70,7 +75,7 @@ def beyond_section(records: Sequence[dict], diagnosis: Diagnosis) -> dict | None
             }
             for record, score in zip(probes, comparable["scores"], strict=True)
         ],
-        "compared": comparable["parts"],
+        "compared": [SHOWN.get(name, name) for name in comparable["parts"]],
         "figures": _figures(probes, comparable["scores"]),
     }
 
@@ -84,7 +89,7 @@ def _comparable(probes: list[dict]) -> dict:
     names = [
         name for name in parts[-1] if all(of.get(name, {}).get("score") is not None for of in parts)
     ]
-    weights = {name: parts[-1][name]["weight"] for name in names}
+    weights = {name: parts[-1][name]["weight"] for name in names if name != FACTOR}
     scores = [
         health(
             {name: Part(of[name]["score"], "") for name in names},
@@ -120,7 +125,8 @@ def _figures(probes: list[dict], scores: list[float | None]) -> dict[str, dict]:
             scores = [record["health"]["parts"].get(name, {}).get("score") for record in stepped]
             if any(score is not None for score in scores):
                 scaled = [None if score is None else 100 * score for score in scores]
-                traces.append(_line(name, steps, scaled, LINES.get(name, OWN_LINE), 1.5))
+                shown = SHOWN.get(name, name)
+                traces.append(_line(shown, steps, scaled, LINES.get(name, OWN_LINE), 1.5))
         drawn["health-trend"] = _figure(traces, "step", "score (of 100)", [0, 105])
         traces = [
             _line(

@@ -53,11 +53,11 @@ def run_curves(
     matplotlib.use("agg")
     import matplotlib.pyplot as plt
 
-    from .html import COLOURS, MARKED, thinned
+    from .html import COLOURS, MARKED, thinned, validation_sets
 
     shades = {"info": "#4682b4", "warning": "#e6a000", "danger": "#c82828"}
     steps, losses = thinned(*history.arrays())
-    blocks = [block for block in digest.all_blocks() if block.count]
+    blocks = digest.pieces()  # finer than blocks while the run is short
     figure, panels = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
     for panel, change, label in zip(
         panels, CHANGES, ("loss (nats a token)", "perplexity"), strict=True
@@ -73,12 +73,11 @@ def run_curves(
             lw=1.6,
             label="training",
         )
-        if digest.evaluations:
-            at = [e.step for e in digest.evaluations]
-            values = [change(e.loss) for e in digest.evaluations]
-            panel.plot(
-                at, values, color=COLOURS["val"], lw=1.6, marker="o", ms=3, label="validation"
-            )
+        for name, of_set, colour in validation_sets(digest):
+            if of_set:
+                at = [e.step for e in of_set]
+                values = [change(e.loss) for e in of_set]
+                panel.plot(at, values, color=colour, lw=1.6, marker="o", ms=3, label=visible(name))
         if vocabulary_size:
             panel.axhline(
                 change(math.log(vocabulary_size)),

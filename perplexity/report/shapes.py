@@ -36,6 +36,22 @@ class SurprisingToken:
     nll: Number | None = None
 
 
+class BinShape(TypedDict):
+    """The mean loss from one position to another."""
+
+    first: Annotated[float, JsonNumber(1.0, 2.0**63)]
+    tokens: Number
+    loss: Number
+    interval: NotRequired[tuple[Number, Number] | None]
+
+
+class PositionsShape(TypedDict):
+    """The mean loss by position in the document and in the window."""
+
+    document: list[BinShape]
+    window: list[BinShape]
+
+
 @dataclass(frozen=True)
 class EvaluationShape:
     """A result of ``ppl eval --json``, of any version."""
@@ -52,6 +68,7 @@ class EvaluationShape:
     model: dict | None = None
     worst_documents: list[WorstDocument] | None = None
     surprising_tokens: list[SurprisingToken] | None = None
+    loss_by_position: PositionsShape | None = None
     notes: list[str] | None = None
 
 

@@ -40,6 +40,7 @@ class Scored:
     places: np.ndarray
     values: np.ndarray
     last: bool  # the document's last window
+    begin: int = 0  # the window's first position
 
 
 @dataclass(frozen=True)
@@ -117,7 +118,8 @@ def stream(
             for place, part in zip(batch, np.split(own[number], ends, axis=1), strict=True):
                 values[place] = part
         for task, part in zip(group, values, strict=True):
-            yield Scored(task.index, task.positions, task.places, part, task.last)
+            begin = 0 if task.window is None else task.window.begin
+            yield Scored(task.index, task.positions, task.places, part, task.last, begin)
 
 
 @contextmanager

@@ -161,7 +161,7 @@ def test_models_against_full_logits(model, other, tokenizer):
     float64.
     """
     found = compare_models(model, other, tokenizer, DOCUMENTS, context_length=64)
-    divergence, nll, agreed = [], [], []
+    divergence, reverse, nll, agreed = [], [], [], []
     for text in DOCUMENTS:
         ids = torch.tensor([tokenizer.bos_token_id, *tokenizer(text)["input_ids"]])
         for begin in range(0, len(ids), 32):
@@ -174,6 +174,7 @@ def test_models_against_full_logits(model, other, tokenizer):
             for place in range(first, len(window) - 1):
                 a, b = log_a[place], log_b[place]
                 divergence.append((a.exp() * (a - b)).sum().item())
+                reverse.append((b.exp() * (b - a)).sum().item())
                 nll.append((-a[window[place + 1]].item(), -b[window[place + 1]].item()))
                 agreed.append(a.argmax() == b.argmax())
             if begin + 64 >= len(ids):
@@ -186,6 +187,8 @@ def test_models_against_full_logits(model, other, tokenizer):
     # float32 sums over the vocabulary of differences near zero: 1e-6 absolute.
     assert found.kl_divergence == pytest.approx(np.mean(divergence), abs=1e-6)
     assert found.kl_percentiles["90"] == pytest.approx(np.percentile(divergence, 90), abs=1e-5)
+    assert found.reverse_kl_divergence == pytest.approx(np.mean(reverse), abs=1e-6)
+    assert found.reverse_kl_percentiles["90"] == pytest.approx(np.percentile(reverse, 90), abs=1e-5)
     assert found.top_1_agreement == pytest.approx(np.mean(agreed), abs=1e-12)
     assert found.probability_change == pytest.approx(change.mean(), abs=1e-6)
     assert found.probability_change_rms == pytest.approx(math.sqrt((change**2).mean()), abs=1e-6)

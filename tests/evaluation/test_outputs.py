@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 
 import numpy as np
 import pyarrow.parquet
@@ -130,6 +131,65 @@ def test_a_model_worse_than_the_uniform_guess_is_noted(tokenizer, scale, worse):
     changed.lm_head.weight.data *= scale
     notes = " ".join(evaluate(changed, tokenizer, DOCUMENTS).notes)
     assert ("above the uniform guess's" in notes) == worse
+
+
+@pytest.mark.parametrize(("text", "warned"), [("the cat", False), (" ".join(TEXTS), True)])
+def test_worse_than_the_unigram_baseline_is_a_warning(tokenizer, text, warned):
+    """The baseline is fitted to its own tokens: on a few of them a good model is above it, too. The
+    oracle learns each token's probability from the other tokens, a half added to each count.
+    """
+    guess = build_model(len(tokenizer))
+    guess.lm_head.weight.data *= 0
+    got = evaluate(guess, tokenizer, [text])
+    ids = tokenizer(text)["input_ids"]
+    learned = 0.0
+    for place, token in enumerate(ids):
+        others = [*ids[:place], *ids[place + 1 :]]
+        learned -= math.log((others.count(token) + 0.5) / (len(others) + len(tokenizer) / 2))
+    unigram = got.baselines["unigram"]["loss"]
+    assert unigram < got.loss and (learned / len(ids) < got.loss) == warned
+    (note,) = [note for note in got.notes if "unigram baseline" in note]
+    assert f"{got.loss:.4f} and {unigram:.4f} nats" in note
+    assert (
+        note.startswith("warning: ") == warned == note.endswith("Check for a mismatched tokenizer")
+    )
+    assert warned or f"fitted to these {len(ids)} tokens" in note
+
+
+def test_no_warning_where_the_model_beats_the_unigram_baseline(tokenizer):
+    """A bigram model fitted to the text: its embedding is one-hot, its head the counts' logarithm."""
+    ids = tokenizer(TEXTS[0])["input_ids"]
+    learned = build_model(len(tokenizer))
+    with torch.no_grad():
+        for layer in learned.model.layers:  # the embedding passes as it is
+            layer.self_attn.o_proj.weight.zero_()
+            layer.mlp.down_proj.weight.zero_()
+        directions = torch.nn.functional.normalize(learned.model.embed_tokens.weight, dim=1)
+        learned.lm_head.weight.zero_()
+        for before, token in zip([tokenizer.bos_token_id, *ids], ids, strict=False):
+            learned.lm_head.weight[token] += directions[before]
+        learned.lm_head.weight *= 3
+    got = evaluate(learned, tokenizer, [TEXTS[0]])
+    assert got.loss < got.baselines["unigram"]["loss"]
+    assert not any("unigram" in note for note in got.notes)
+
+
+def test_an_evaluation_is_printed_as_its_table(model, tokenizer):
+    """Not as a dump of its fields, which has a line for every document and token."""
+    got = evaluate(model, tokenizer, DOCUMENTS)
+    shown = str(got)
+    lines = shown.splitlines()
+    assert lines[0] == f"{got.tokens} tokens scored of 3 documents"
+    assert lines[1].split() == ["measure", "value", "meaning"]
+    for name, value in (
+        ("loss", f"{got.loss:.4f}"),
+        ("perplexity", f"{got.perplexity:,.3f}"),
+        ("bits per byte", f"{got.bits_per_byte:.4f}"),
+    ):
+        assert any(re.match(rf"{name} +{re.escape(value)}  \S", line) for line in lines), name
+    assert "Evaluation(" not in shown and max(map(len, lines)) <= 80 and len(lines) < 40
+    joined = " ".join(shown.split())
+    assert all(" ".join(note.split()) in joined for note in got.notes)
 
 
 def test_few_documents_are_noted(model, tokenizer):

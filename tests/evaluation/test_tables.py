@@ -322,6 +322,9 @@ def test_a_comparison_of_models():
             kl_divergence=0.125,
             kl_divergence_stderr=None,
             kl_percentiles=percentiles,
+            reverse_kl_divergence=0.0625,
+            reverse_kl_divergence_stderr=0.03125,
+            reverse_kl_percentiles=percentiles,
             top_1_agreement=0.875,
             top_1_agreement_stderr=0.0078125,
             probability_change=-0.0625,
@@ -350,6 +353,14 @@ def test_a_comparison_of_models():
         ("1.284000", []),
         ("0.9000", []),
         ("0.125000", []),
+        (
+            "",
+            numbers(
+                "0%: 0.00000, 1%: 1.00000, 10%: 2.00000, 50%: 3.00000, 90%: 4.00000, "
+                "99%: 5.00000, 100%: 6.00000"
+            ),
+        ),
+        ("0.062500", ["0.031250"]),
         (
             "",
             numbers(

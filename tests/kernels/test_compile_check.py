@@ -7,11 +7,13 @@ from pathlib import Path
 
 import processes
 import pytest
+import torch
 
 pytest.importorskip("triton")
 from perplexity.kernels.compile_check import (
     FEATURES,
-    SHARED_KIB,
+    KINDS,
+    RELATIVES,
     TARGETS,
     Case,
     Compiled,
@@ -19,8 +21,11 @@ from perplexity.kernels.compile_check import (
     valid_cases,
 )
 from perplexity.kernels.fingerprint import kernels_hash
+from perplexity.kernels.gpu import linear_nll, nll
+from perplexity.kernels.gpu.launch import recording
 
 KERNELS = (
+    "scale_kernel",
     "partials_kernel",
     "merge_kernel",
     "target_logit_kernel",
@@ -68,15 +73,34 @@ def values(case):
     )
 
 
+def of_kinds(chosen, operation=None):
+    return [case for case in chosen if case.target in KINDS and operation in (None, case.operation)]
+
+
 @pytest.mark.parametrize("operation", FEATURES)
 def test_the_covering_set_has_every_pair(operation):
     """Any two values that some valid case has together, some quick case has together."""
     valid, quick = (
-        [values(case) for case in chosen if case.operation == operation]
+        [values(case) for case in of_kinds(chosen, operation)]
         for chosen in (valid_cases(), cases("quick"))
     )
     for pair in itertools.combinations(sorted(set().union(*valid), key=str), 2):
         assert any(map(set(pair).issubset, quick)) == any(map(set(pair).issubset, valid)), pair
+
+
+def test_the_quick_set_has_what_takes_most_of_each_relative():
+    """The largest tiles, which take the shared memory, and the most registers a logit."""
+    quick = cases("quick")
+    for target, operation in itertools.product(RELATIVES, FEATURES):
+        here = [
+            (case.dtype, case.layout, len(case.features))
+            for case in quick
+            if (case.target, case.operation) == (target, operation)
+        ]
+        assert sorted(here) == [
+            ("bfloat16", "aligned", 0),
+            ("float32", "odd", len(FEATURES[operation])),
+        ]
 
 
 def test_the_quick_set_is_part_of_the_full_one():
@@ -86,7 +110,7 @@ def test_the_quick_set_is_part_of_the_full_one():
 def test_the_least_set_has_every_value():
     least = cases("least")
     assert set(least) <= set(valid_cases())
-    assert set().union(*map(values, least)) == set().union(*map(values, valid_cases()))
+    assert set().union(*map(values, least)) == set().union(*map(values, of_kinds(valid_cases())))
 
 
 def test_the_committed_table_is_of_this_device_code():
@@ -118,18 +142,29 @@ def test_the_gate_can_fail(target, changes, words):
     good = dict(
         registers=128,
         spilled_bytes=0,
-        shared_bytes=SHARED_KIB[target] << 10,
+        shared_bytes=TARGETS[target].facts.shared_kib << 10,
         matrix_instructions=8,
         multiplies=True,
     )
     row = Compiled(
         "kernel",
-        case=Case("nll", target, "float32", "aligned", frozenset()),
+        case=Case("nll", target, "float16", "aligned", frozenset()),
         compilation="",
         **(good | changes),
     )
     failures = row.failures()
     assert (failures == []) if words is None else (len(failures) == 1 and words in failures[0])
+
+
+def test_nothing_is_fused_that_a_kernel_does_not_name():
+    """A product rounded in a maximum and not in a difference from it makes NLLs below 0."""
+    hidden, weight = torch.empty(64, 32, device="meta"), torch.empty(96, 32, device="meta")
+    target = torch.empty(64, device="meta", dtype=torch.int64)
+    with recording(TARGETS["sm_90"]) as recorded:
+        linear_nll.linear_nll(hidden, weight, None, target)
+        nll.nll(weight, target)
+    assert len(recorded) == 3
+    assert all(launch.options["enable_fp_fusion"] is False for launch in recorded)
 
 
 def test_interpreted_kernels_are_refused():

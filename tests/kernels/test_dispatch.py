@@ -66,7 +66,7 @@ def test_the_ways_of_the_torch_backend(dtype, options, way):
     ],
 )
 def test_the_ways_of_the_triton_backend(target, dtype, options, way, monkeypatch):
-    monkeypatch.setattr(launch, "current_target", lambda: target)
+    monkeypatch.setattr(launch, "target_of", lambda tensor: target)
     chosen = plan("triton", dtype, **options)
     assert (chosen.way, chosen.block) == (way, (128,) if way == AHEAD else ())
 

@@ -383,3 +383,22 @@ def test_chunks_of_tokens_cover_all_within_the_limit(limit):
             range(tokens)
         )
         assert all((chunk.stop - chunk.start) * 36 <= max(limit, 36) for chunk in chunks)
+
+
+@pytest.mark.parametrize(
+    ("block", "limit", "expected"),
+    [
+        ((128, 4096), 1 << 30, ((128, 4096), 4096)),
+        ((128, 50_257), 1 << 30, ((128, 50_257), 50_272)),  # followed by 15 that nobody reads
+        ((128, 50_257), 2 * 128 * 50_257, ((128, 50_256), 50_256)),  # no room for them
+        ((128, 1000), 2 * 128 * 1000, ((128, 992), 992)),
+        ((3, 7), 42, ((3, 7), 7)),  # a limit for less than 16 columns
+        ((3, 7), 96, ((3, 7), 16)),
+    ],
+)
+def test_rows_of_logit_gradients_are_written_whole(block, limit, expected):
+    from perplexity.kernels.chunks import WHOLE, written_whole
+
+    found, stride = written_whole(block, 2, limit)
+    assert (found, stride) == expected
+    assert 2 * found[0] * stride <= limit and (stride % WHOLE == 0 or found[1] < WHOLE)

@@ -7,12 +7,12 @@ import os
 import select
 import signal
 import subprocess
-import sys
-from functools import partial
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 from faults import runs
-from processes import HANG, ppl
+from processes import HANG, ppl, ppl_after
 
 from perplexity.monitor import read_history
 from perplexity.monitor.follower import Follower, NotYet
@@ -191,6 +191,46 @@ def test_a_followed_file_is_reported_in_a_log_as_well(tmp_path, ppl_here, monkey
     assert verdicts == ["healthy", "unhealthy"]
 
 
+class Received(BaseHTTPRequestHandler):
+    """A webhook that keeps what it is sent."""
+
+    def do_POST(self):
+        self.server.received.append(self.rfile.read(int(self.headers["Content-Length"])))
+        self.send_response(200)
+        self.end_headers()
+
+    def log_message(self, *_):
+        pass
+
+
+def test_new_findings_are_sent(folder, ppl_here, fails, monkeypatch):
+    monkeypatch.setattr("perplexity.cli.monitor.time.sleep", lambda _: None)
+    with HTTPServer(("127.0.0.1", 0), Received) as server:
+        server.received = []
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        followed = ["monitor", folder / "overfitting.csv", "--follow", "--polls", 3, "--notify"]
+        done = ppl_here(*followed, f"json://127.0.0.1:{server.server_port}/")
+        server.shutdown()
+    assert done.returncode == 0, done.stderr
+    sent = [json.loads(body) for body in server.received]
+    titles = [each["title"] for each in sent]  # each once, whatever the number of looks
+    assert (
+        titles.count("overfitting.csv: overfitting (danger)")
+        == 1
+        == len(titles) - titles.count("overfitting.csv: generalisation-gap (warning)")
+    )
+    assert sent[0]["message"].startswith("danger: overfitting, steps")
+    # The service is gone: one line, and the following goes on.
+    done = ppl_here(*followed, f"json://127.0.0.1:{server.server_port}/")
+    assert done.returncode == 0 and "unhealthy" in done.stdout
+    assert done.stderr.count("--notify: overfitting could not be told") == 1
+    secret = fails(folder, [*followed, "foo://a-secret@b"], ["--notify: expected a URL of apprise"])
+    assert "secret" not in secret
+    fails(
+        folder, ["monitor", "overfitting.csv", "--notify", "json://a"], ["--notify: expected with"]
+    )
+
+
 def test_a_process_that_follows_ends_when_it_is_interrupted(folder, tmp_path):
     """SIGINT ends the following with the last diagnosis; the command of the first finding says when
     to send it.
@@ -198,28 +238,15 @@ def test_a_process_that_follows_ends_when_it_is_interrupted(folder, tmp_path):
     told, out = tmp_path / "told", tmp_path / "out.json"
     os.mkfifo(told)
     reader = os.open(told, os.O_RDONLY | os.O_NONBLOCK)
-    command = [
-        sys.executable,
-        "-m",
-        "perplexity",
-        "monitor",
-        folder / "overfitting.csv",
-        "--follow",
-    ]
-    options = [
-        "--interval",
-        "3600",
-        "--fail-on",
-        "danger",
-        "--on-finding",
-        f"echo $PPL_SIGNAL > {told}",
-    ]
     # Tests that run in the background of a shell ignore SIGINT, and a process that they start
     # would, too.
-    heeds = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
-    process = subprocess.Popen(
-        [*command, *options, "--json", out], stdout=subprocess.PIPE, text=True, preexec_fn=heeds
+    heeds = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    history = folder / "overfitting.csv"
+    options = ["--follow", "--interval", 3600, "--fail-on", "danger", "--json", out]
+    command = ppl_after(
+        heeds, "monitor", history, *options, "--on-finding", f"echo $PPL_SIGNAL > {told}"
     )
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
         assert select.select([reader], [], [], HANG)[0]
         process.send_signal(signal.SIGINT)

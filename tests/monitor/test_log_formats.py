@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from perplexity.errors import InputError
-from perplexity.monitor import read_history
+from perplexity.monitor import diagnose, read_history
 from perplexity.monitor.names import reading_of
 from perplexity.monitor.readers import read_histories
 from perplexity.monitor.readers.cells import number
@@ -867,6 +867,27 @@ def test_ranks_that_write_one_file(tmp_path):
     runs = [(step, 3 - step / 1000) for _ in range(20) for step in range(0, 360, 10)]
     path.write_text("step,val_loss\n" + "".join(f"{step},{loss}\n" for step, loss in runs))
     assert read_history(path).notes == []  # 20 runs behind each other
+
+
+@pytest.mark.parametrize("ends_at", [0.95, 0.2])
+def test_losses_of_unknown_level_are_not_compared(tmp_path, ends_at):
+    """Their scale is a guess: neither a gap nor a leak may be told of them."""
+    rows = [{"step": n, "loss": 2 + 2 * math.exp(-n / 60)} for n in range(1, 301)]
+    for row in rows[9::10]:
+        row["val/bpb"] = 1 + (ends_at - 1) * row["step"] / 300
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    told = {
+        bytes_per_token: {
+            finding.signal
+            for finding in diagnose(
+                read_history(path, bytes_per_token=bytes_per_token).digest(), vocabulary_size=3
+            ).findings
+        }
+        & {"generalisation-gap", "leakage-suspected"}
+        for bytes_per_token in (None, 4.5)
+    }
+    assert not told[None] and told[4.5]
 
 
 def test_bits_per_byte(tmp_path):

@@ -131,15 +131,20 @@ def test_a_command_runs_once_for_each_finding(tmp_path, capfd):
     )
     reported = set()
     words = f'{sys.executable} -c "{code}"'
-    command._report(FINDINGS[:1], reported, words)
-    command._report(FINDINGS, reported, words)
+
+    def report(findings, on_finding):
+        options = command.Options(history=["run.csv"], on_finding=on_finding)
+        command._report(findings, reported, options, None)
+
+    report(FINDINGS[:1], words)
+    report(FINDINGS, words)
     assert out.read_text().splitlines() == [
         "spike info 1200 up by 0.5",
         "overfitting danger 2000 rose by 0.25",
     ]
     assert capfd.readouterr().err == ""
     worse = dataclasses.replace(FINDINGS[0], severity="warning")
-    command._report([worse], reported, "exit 7")
+    report([worse], "exit 7")
     assert "ended with 7" in capfd.readouterr().err
-    command._report([dataclasses.replace(worse, severity="danger")], reported, None)
-    assert ("spike", "danger") in reported
+    report([dataclasses.replace(worse, severity="danger")], None)
+    assert ("spike", "danger", None) in reported

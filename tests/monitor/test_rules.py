@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 import rates
 
+from perplexity.errors import InputError
 from perplexity.monitor import Monitor, diagnose
 from perplexity.monitor.digest import Digest
+from perplexity.monitor.findings import SIGNALS
 from perplexity.monitor.noise import about_its_curve, validation_noise
 from perplexity.monitor.readers import read_history
 from perplexity.monitor.settings import Settings
@@ -172,6 +174,29 @@ def test_a_dead_run_is_danger_at_its_first_row():
     assert "exactly 0.0" in monitor.stopped_by.evidence
 
 
+def test_a_danger_that_was_told_stays_until_it_is_over():
+    """By noise alone, which raises what counts as chance, a rise is not over."""
+    losses = [*(3 - 0.1 * n for n in range(8)), *(2.3 + 0.1 * n for n in range(1, 8))]
+    digest = Digest()
+    for step, loss in enumerate(losses, 1):
+        digest.validation(100 * step, loss)
+    told = diagnose(digest)
+    assert "overfitting" in {f.signal for f in told.findings}
+    noisy_on = [2.5, 3.6, 2.5, 3.5, 2.5, 3.6]
+    for step, loss in enumerate(noisy_on, len(losses) + 1):
+        digest.validation(100 * step, loss)
+    assert "overfitting" not in {f.signal for f in diagnose(digest).findings}
+    still = diagnose(digest, told=told.findings)
+    assert still.verdict == "unhealthy" and still.findings[0] == told.findings[0]
+    digest.validation(100 * 30, 2.31)  # back at the best
+    assert diagnose(digest, told=still.findings).verdict != "unhealthy"
+    # or steps went back to before it
+    digest.validation(100 * 31, 3.4)
+    digest.train(3100, 3.0)
+    digest.train(700, 2.4)
+    assert diagnose(digest, told=told.findings).verdict != "unhealthy"
+
+
 def test_losses_of_zero_at_once_are_lost_weights():
     """Without a gradient norm beside them they were called memorised text, a warning."""
     diagnosis, found = judged([*falls(299, 5, 2), *np.zeros(300)], every=10)
@@ -305,3 +330,32 @@ def test_runs_drawn_by_formula_are_healthy():
 def test_the_documented_rates_are_the_committed_ones():
     text = rates.DOCUMENT.read_text(encoding="utf-8")
     assert rates.documented(text, json.loads(rates.RESULTS.read_text(encoding="utf-8"))) == text
+
+
+CASES = os.environ.get("PERPLEXITY_MONITOR_CASES")
+# The word by which a case's right verdict names a signal that is called otherwise.
+CALLED = {"unstable": "spike", "broken": "broken-evaluation"}
+
+
+@pytest.mark.skipif(not CASES, reason="PERPLEXITY_MONITOR_CASES names no folder of small histories")
+def test_small_histories_with_the_right_verdict():
+    """Each stands for a kind met in real runs; ``right`` begins with the verdict."""
+    wrong = []
+    for case in json.loads((Path(CASES) / "cases.json").read_text(encoding="utf-8")):
+        (file,) = Path(CASES).glob(f"case_{case['case']:02d}.*")
+        right = case["right"]
+        if right.startswith("an error"):
+            with pytest.raises(InputError, match=r"test/nll.*--tag"):
+                read_history(file)
+            continue
+        history = read_history(file)
+        diagnosis = diagnose(history.digest())
+        told = {f.signal for f in diagnosis.findings if f.severity != "info"}
+        # "healthy (...)", "readable: ...", "two writers ...": nothing to warn of.
+        named = {signal for signal in SIGNALS if signal in right}
+        named |= {signal for word, signal in CALLED.items() if word in right}
+        as_bad = right.startswith(("unhealthy", "watch")) == bool(told)
+        first = right.startswith("unhealthy") == (diagnosis.verdict == "unhealthy")
+        if not (len(history) and as_bad and first and named <= told):
+            wrong.append((case["case"], right, diagnosis.verdict, told))
+    assert not wrong, wrong

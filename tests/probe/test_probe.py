@@ -14,7 +14,7 @@ from perplexity.probe import GenerationSettings, Part, Prompt, Questioner, healt
 from perplexity.probe.findings import SIGNALS, Asking, find
 from perplexity.probe.measures import Source, measure
 from perplexity.probe.repetition import ngrams
-from perplexity.probe.scores import WEIGHTS
+from perplexity.probe.scores import in_words
 from perplexity.text.words import words
 
 SETTINGS = GenerationSettings(max_new_tokens=24, samples=3)
@@ -247,8 +247,10 @@ def test_a_scorer_of_ones_own(model, tokenizer):
     assert parts["silent benchmark"] == {"weight": 10, "score": None, "evidence": "it has no score"}
     known = {name: part for name, part in parts.items() if part["score"] is not None}
     assert list(known) == ["generation", "Arithmetic"]
-    whole = (30 * known["generation"]["score"] + 40 * 0.25) / 70
+    # Texts that repeat nothing raise no score: the part is a factor.
+    whole = known["generation"]["score"] * 0.25
     assert got.health_score == pytest.approx(min(100 * whole, got.health["ceiling"]))
+    assert got.health["quality"] and parts["generation"]["weight"] == 0
     again = probe(
         model,
         tokenizer,
@@ -258,10 +260,8 @@ def test_a_scorer_of_ones_own(model, tokenizer):
         weights={"Arithmetic": 0},
         name="tiny",
     )
-    assert (
-        again.health["parts"]["Arithmetic"]["weight"] == 0
-        and again.health_score != got.health_score
-    )
+    assert again.health["parts"]["Arithmetic"]["weight"] == 0
+    assert again.health_score is None and not again.health["quality"]
 
 
 class Scores:
@@ -594,7 +594,18 @@ def test_health_is_a_weighted_mean_of_what_there_is():
         and got.parts["c"]["evidence"] == "why"
     )
     assert health({"a": Part(1.0, "")}, {"a": 0}).score is None  # no weight is left
-    assert sum(WEIGHTS.values()) == 100
+
+
+def test_no_repetition_lowers_a_score_and_never_raises_it():
+    """A model that writes varied noise got a hundred points of that part."""
+    bad = {"perplexity": Part(0.1, ""), "monitor": Part(0.3, "")}
+    alone = health(bad, {})
+    assert health(bad | {"generation": Part(1.0, "")}, {}).score == alone.score
+    assert health(bad | {"generation": Part(0.2, "")}, {}).score == pytest.approx(0.2 * alone.score)
+    assert health({"generation": Part(1.0, "")}, {}).score is None
+    assert not alone.quality and "quality of the texts not measured" in in_words(alone.to_dict())
+    judged = health(bad | {"ask": Part(0.5, "")}, {})
+    assert judged.quality and "quality" not in in_words(judged.to_dict())
 
 
 @pytest.mark.parametrize(

@@ -353,12 +353,16 @@ def test_what_the_model_writes_is_shown(beyond):
     assert {"health-trend", "perplexity-trend", "reliability", "surprise"} <= data.keys()
     trend = {trace["name"]: trace for trace in data["health-trend"]["data"]}
     assert trend["health"]["x"] == [100, 200]  # in order of step
-    # Over the parts that both have: 20 of perplexity, 20 of generation; capped at 30 by the danger.
-    assert trend["health"]["y"] == [pytest.approx(100 * (0.5 + 0.99) / 2), pytest.approx(30)]
-    assert trend["generation"]["y"] == [pytest.approx(99), pytest.approx(10)] and "ask" not in trend
+    # Over the parts that both have: perplexity, times generation; at most 30 by the danger.
+    assert trend["health"]["y"] == [pytest.approx(100 * 0.5 * 0.99), pytest.approx(5)]
+    sound = trend["no repetition found"]
+    assert sound["y"] == [pytest.approx(99), pytest.approx(10)] and "ask" not in trend
     assert data["perplexity-trend"]["data"][0]["y"] == [None, None]  # "inf" cannot be drawn
     assert "low-perplexity-trap" in text and "BLEU, chrF" in text and "missing" in text
-    assert re.search(r"With what the model writes at step 200: <b>30 of 100</b>", text)
+    # (20 · 0.5 of perplexity + 20 · 1.0 of the curves) / 40, times 0.1.
+    assert re.search(r"Unhealthy: act now\s+<span class=\"quiet\">health 7 of 100</span>", text)
+    assert "of the curves and of what the model writes" in text
+    assert "quality of the texts not measured" in text
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="needs chromium")
