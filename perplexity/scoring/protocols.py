@@ -228,7 +228,7 @@ def choose_protocol(
     own = tokenizer.bos_token_id
     if bos == "always" and own is None:
         raise InputError("bos: 'always' was asked for, but the tokenizer has no BOS token")
-    prefix = None if bos == "never" else own
+    prefix = by_tokenizer = None if bos == "never" else own
     if name == "lm-eval":
         if bos == "never":
             raise InputError("bos: lm-eval puts a token before each document always, got 'never'")
@@ -238,7 +238,6 @@ def choose_protocol(
                 "tokenizer: expected a BOS or EOS token, which lm-eval puts before each document, "
                 "got none"
             )
-    by_tokenizer = prefix
     if name != "sliding" and bos == "auto" and own is not None:
         # llama.cpp follows the model's add_bos flag, which its converter derives from what the
         # tokenizer does. lm-eval's loglikelihood calls the tokenizer as it is for a context.

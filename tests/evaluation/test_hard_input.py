@@ -313,7 +313,7 @@ def test_documents_that_are_none(model, tokenizer, documents, message):
 
 @pytest.mark.parametrize("given", [None, object()])
 def test_a_tokenizer_that_is_none(model, given):
-    with pytest.raises(InputError, match="tokenizer: expected a transformers tokenizer, got"):
+    with pytest.raises(InputError, match="tokenizer: expected a transformers tokenizer, .* got"):
         evaluate(model, given, TEXTS)
 
 
