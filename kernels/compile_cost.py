@@ -51,7 +51,7 @@ def _case(operation: str, target: str, *features: str, vocabulary: int = 0) -> C
 # Qwen's vocabulary is rows of whole 128 columns but not of 256; GPT-2's is odd.
 QWEN, GPT2 = 151_936, 50_257
 COST_CASES = (
-    *(_case("linear_nll", target) for target in ("sm_80", "sm_90", "sm_100")),
+    *(_case("linear_nll", target) for target in ("sm_80", "sm_90", "sm_100", "sm_120")),
     *(_case("linear_nll", "sm_90", vocabulary=vocabulary) for vocabulary in (QWEN, GPT2)),
     *(_case("linear_nll", target, "softcap") for target in ("sm_80", "sm_90", "sm_100")),
     _case("linear_nll", "sm_90", "softcap", vocabulary=QWEN),

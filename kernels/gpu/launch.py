@@ -51,16 +51,26 @@ class Launch:
     options: dict
 
 
+def may_fuse(arguments: dict, constants: dict) -> bool:
+    """Return whether the compiler may fuse a multiplication with an addition.
+
+    Not where the last step to a logit is a multiplication, by a scale or a softcap. It would be
+    rounded in a row's maximum and fused in the difference from the maximum: a peaked row's
+    exponential would exceed 1, and its NLL fall below 0. There only ``tl.fma`` is fused.
+    """
+    scales = (value for name, value in arguments.items() if name.endswith("logit_scale"))
+    capped = (value for name, value in constants.items() if name.endswith("HAS_SOFTCAP"))
+    return all(scale == 1.0 for scale in scales) and not any(capped)
+
+
 def launch(kernel, grid: tuple[int, ...], arguments: dict, constants: dict, options: dict) -> None:
     """Run ``kernel`` over ``grid``, or record the launch under ``recording``.
 
-    A multiplication and an addition are fused where a kernel says so (``tl.fma``), nowhere else.
-    Left to the compiler, a logit times its scale would be rounded in its row's maximum and not in
-    its difference from the maximum: a peaked row's exponential would exceed 1, its NLL fall below
-    0. Triton's own default differs from version to version.
+    The compiler may fuse multiplications and additions (``may_fuse``); Triton's own default differs
+    from version to version.
     """
     if _recorded is not None or not INTERPRETED:
-        options = options | dict(enable_fp_fusion=False)
+        options = options | dict(enable_fp_fusion=may_fuse(arguments, constants))
     if _recorded is not None:
         _recorded.append(Launch(kernel, arguments, constants, options))
         return

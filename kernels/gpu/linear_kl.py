@@ -315,11 +315,13 @@ def _kl_gradient_kernel(
     gradient *= load_row(vectors_ptr, 5, plane, exists)[:, None]
     if FOR_P:
         if P_HAS_SOFTCAP:
-            gradient *= tl.fma(-(a / p_softcap), a / p_softcap, 1.0)
+            capped = a * (1.0 / p_softcap)
+            gradient *= tl.fma(-capped, capped, 1.0)
         gradient *= p_logit_scale
     else:
         if Q_HAS_SOFTCAP:
-            gradient *= tl.fma(-(b / q_softcap), b / q_softcap, 1.0)
+            capped = b * (1.0 / q_softcap)
+            gradient *= tl.fma(-capped, capped, 1.0)
         gradient *= q_logit_scale
     tl.store(
         gradient_ptr + rows[:, None] * columns_here + local_columns[None, :],

@@ -151,7 +151,7 @@ def _logit_gradient_kernel(
             WITH_EXP_SHIFT=WITH_EXP_SHIFT,
         )
         if HAS_SOFTCAP:
-            capped = logits / softcap
+            capped = logits * (1.0 / softcap)
             gradient *= tl.fma(-capped, capped, 1.0)
         # Last, since the logits of an ignored token may be NaN, and so its slope.
         gradient = tl.where(counted[:, None], gradient * logit_scale, 0.0)

@@ -194,7 +194,7 @@ def apply_rule(
     if HAS_SCALE:
         logits *= logit_scale
     if HAS_SOFTCAP:
-        logits = softcap * tanh(logits / softcap)
+        logits = softcap * tanh(logits * (1.0 / softcap))
     return logits
 
 

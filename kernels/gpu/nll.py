@@ -65,7 +65,7 @@ def _load_logits(
     if HAS_SCALE:
         logits *= logit_scale
     if HAS_SOFTCAP:
-        logits = softcap * tanh(logits / softcap)
+        logits = softcap * tanh(logits * (1.0 / softcap))
     return logits
 
 
@@ -270,7 +270,7 @@ def _nll_grad_kernel(
             WITH_EXP_SHIFT=WITH_EXP_SHIFT,
         )
         if HAS_SOFTCAP:
-            capped = logits / softcap
+            capped = logits * (1.0 / softcap)
             gradient *= tl.fma(-capped, capped, 1.0)[None, :]
         gradient = tl.where(counted[:, None], gradient * logit_scale, 0.0)
         tl.store(

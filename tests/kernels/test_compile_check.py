@@ -20,8 +20,9 @@ from perplexity.kernels.compile_check import (
     cases,
     valid_cases,
 )
+from perplexity.kernels.dispatch import Rule
 from perplexity.kernels.fingerprint import kernels_hash
-from perplexity.kernels.gpu import linear_nll, nll
+from perplexity.kernels.gpu import linear_kl, linear_nll, linear_statistics, nll
 from perplexity.kernels.gpu.launch import recording
 
 KERNELS = (
@@ -156,15 +157,25 @@ def test_the_gate_can_fail(target, changes, words):
     assert (failures == []) if words is None else (len(failures) == 1 and words in failures[0])
 
 
-def test_nothing_is_fused_that_a_kernel_does_not_name():
-    """A product rounded in a maximum and not in a difference from it makes NLLs below 0."""
+@pytest.mark.parametrize(
+    ("rule", "fused"),
+    [
+        (Rule(), True),
+        (Rule(logit_scale=0.5), False),
+        (Rule(softcap=30.0), False),
+    ],
+)
+def test_a_logit_that_is_a_product_is_not_fused(rule, fused):
+    """Rounded in the maximum and not in the difference from it, it makes NLLs below 0."""
     hidden, weight = torch.empty(64, 32, device="meta"), torch.empty(96, 32, device="meta")
-    target = torch.empty(64, device="meta", dtype=torch.int64)
+    target, row = torch.empty(64, device="meta", dtype=torch.int64), torch.empty(64, device="meta")
+    head = hidden, weight, None
     with recording(TARGETS["sm_90"]) as recorded:
-        linear_nll.linear_nll(hidden, weight, None, target)
-        nll.nll(weight, target)
-    assert len(recorded) == 3
-    assert all(launch.options["enable_fp_fusion"] is False for launch in recorded)
+        linear_nll.partials(*head, target, None, rule)
+        linear_statistics.target_logit(*head, target, rule)
+        linear_kl.linear_kl(head, head, rule, Rule())
+        nll.nll_grad(row.expand(5, 64), row, hidden, target, None, rule)
+    assert [launch.options["enable_fp_fusion"] for launch in recorded] == [fused] * 4
 
 
 def test_interpreted_kernels_are_refused():
