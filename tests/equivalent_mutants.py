@@ -54,9 +54,9 @@ EQUIVALENT = [
         "an empty tensor of a stated dtype, on the one device that both matrices are on",
     ),
     (
-        "perplexity/evaluation/evaluator.py",
-        'if summary["loss"] > uniform * (1 + ROUNDING):',
-        'if summary["loss"] >= uniform * (1 + ROUNDING):',
+        "perplexity/evaluation/baselines.py",
+        'if loss > uniform * (1 + ROUNDING):',
+        'if loss >= uniform * (1 + ROUNDING):',
         "a loss equals the bound with probability zero",
     ),
 ]
