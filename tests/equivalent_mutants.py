@@ -55,8 +55,8 @@ EQUIVALENT = [
     ),
     (
         "perplexity/evaluation/baselines.py",
-        'if loss > uniform * (1 + ROUNDING):',
-        'if loss >= uniform * (1 + ROUNDING):',
+        "if loss > uniform * (1 + ROUNDING):",
+        "if loss >= uniform * (1 + ROUNDING):",
         "a loss equals the bound with probability zero",
     ),
 ]
