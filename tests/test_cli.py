@@ -39,7 +39,7 @@ def folder(tmp_path_factory):
     (folder / "broken.jsonl").write_text('{"text": "fine"}\n{"text": \n')
     (folder / "keyless.jsonl").write_text('{"body": "fine"}\n')
     (folder / "table.parquet").write_bytes(b"PAR1")
-    (folder / "table.csv").write_bytes(b"text")
+    (folder / "table.xlsx").write_bytes(b"text")
     (folder / "hollow").mkdir()
     return folder
 
@@ -85,7 +85,7 @@ def test_eval_writes_every_key(folder, tmp_path, ppl_here):
         (["model", "keyless.jsonl"], ["keyless.jsonl", "line 1", "'text'"]),
         (["model", "absent.txt"], ["absent.txt", "no such file"]),
         (["model", "table.parquet"], ["table.parquet", "a whole Parquet file"]),
-        (["model", "table.csv"], ["table.csv", ".txt, .jsonl, .parquet"]),
+        (["model", "table.xlsx"], ["table.xlsx", ".csv, .tsv, .parquet"]),
         (["model", "hollow"], ["hollow", "a folder"]),
         (["absent", "good.txt"], ["absent", "no such folder"]),
         (["hollow", "good.txt"], ["hollow", "config.json"]),
