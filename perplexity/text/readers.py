@@ -529,7 +529,7 @@ def _read_table(stream: io.BufferedIOBase, path: Path, options: ReadOptions) -> 
     """Yield a document for each row of a CSV or TSV file, whose first row names the columns."""
     csv.field_size_limit(1 << 30)  # a cell holds a document
     tabs = ".tsv" in path.suffixes
-    lines = io.TextIOWrapper(stream, "utf-8-sig", newline="")
+    lines = io.TextIOWrapper(stream, "utf-8-sig", newline="")  # type: ignore[type-var]
     rows = csv.reader(lines, delimiter="\t" if tabs else ",", strict=True)
     header: list[str] | None = None
     number = 0
