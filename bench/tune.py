@@ -75,7 +75,7 @@ def configured(configuration: dict):
     shape = {name: configuration[name] for name in ("FLATTEN", "PARTS")}
     changes = {
         (logit_tile, "tile_configuration"): lambda *_: (tiles, options),
-        (linear_nll, "loop_shape"): lambda _: shape,
+        (linear_nll, "loop_shape"): lambda *_: shape,
         (linear_nll, "SPAN"): configuration["SPAN"],
         (linear_nll, "GROUP"): configuration["GROUP"],
     }

@@ -82,7 +82,7 @@ def test_lines_of_text_and_documents(tmp_path):
             '{"prompt": "a", "reference": [3]}\n',
             "line 1: expected a text or a list of texts in 'reference'",
         ),
-        ("a.csv", "prompt\n", "expected a name that ends in"),
+        ("a.xlsx", "prompt\n", "expected a name that ends in"),
         ("a.npy", "", "expected a whole .npy file"),
     ],
 )
