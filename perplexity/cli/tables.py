@@ -96,8 +96,10 @@ def findings(of: list, *, with_steps: bool = False) -> Table | Text:
 
 def run_comparison(first: str, second: str, comparison: RunComparison) -> Group:
     """Return how far two runs lie apart, with a line for each loss that one reached earlier."""
-    upto = f"{'' if comparison.by == 'tokens' else 'step '}{comparison.end:,.0f}"
-    upto += " tokens" if comparison.by == "tokens" else ""
+    if not comparison.differences:
+        return stacked(*notes(comparison.notes))
+    end = f"{comparison.end:,.0f}"
+    upto = f"{end} tokens" if comparison.by == "tokens" else f"step {end}"
     rows = table(
         f"{second} − {first}, at {upto}",
         "loss",
@@ -118,8 +120,6 @@ def run_comparison(first: str, second: str, comparison: RunComparison) -> Group:
         )
     lines = [plain(line) for line in comparison.in_words(first, second)]
     noise = "noise within these runs; runs that differ in their seed alone may lie further apart"
-    if not comparison.differences:
-        return stacked(*notes(comparison.notes))
     return stacked(rows, *lines, *notes([*comparison.notes, noise]))
 
 

@@ -120,19 +120,16 @@ class FusedHFLM(HFLM):
 
     def _batches(self, inputs: list[tuple[int, ...]], size: int | None) -> Iterator[list]:
         """Yield batches of inputs, of the harness's own size where none is given."""
-        asked = [(None, list(tokens), [0]) for tokens in inputs]
         self.batch_sizes: dict[int, int] = {}
+        automatic = size is None and self.batch_size == "auto"
+        asked = [(None, list(tokens), [0]) for tokens in inputs] if automatic else []
+        scheduled = len(inputs) >= self.batch_schedule
+        find = (
+            self._batch_scheduler if scheduled else lambda at, of: self._detect_batch_size(of, at)
+        )
         place = 0
         while place < len(inputs):
-            if size is None and self.batch_size == "auto":
-                scheduled = len(inputs) >= self.batch_schedule
-                here = (
-                    self._batch_scheduler(place, asked)
-                    if scheduled
-                    else self._detect_batch_size(asked, place)
-                )
-            else:
-                here = int(size or self.batch_size)
+            here = find(place, asked) if automatic else int(size or self.batch_size)
             yield inputs[place : place + here]
             place += here
 
