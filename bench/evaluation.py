@@ -1,8 +1,13 @@
-"""Time and memory of an evaluation against the model's own loss: ``python bench/evaluation.py``.
+"""Time and memory of an evaluation beside its peers: ``python bench/evaluation.py``.
 
-The providers run in turn on the same windows on this CPU, each in a process of its own
-(support/evaluation_cost.py). Measured are tokens a second, and the memory beyond the model. The
-results go to bench/results/cpu-<name>-evaluation.json. Nothing is asserted.
+One text goes through ``evaluate``, lm-evaluation-harness' rolling log-likelihood (one and two
+windows in a batch), Hugging Face's guide to perplexity, ``model(input_ids, labels=input_ids)``, and
+through the body and ``token_nll`` alone, which is what an evaluation cannot do without. The
+providers run in turn on this CPU, each in a process of its own (support/evaluation_cost.py), with a
+head that is large beside its body and with a body that is large beside its head. Measured are
+tokens a second, tokenising included, the seconds of what a run does once (the check of a model),
+and the memory beyond the model. The results go to bench/results/cpu-<name>-evaluation.json. Nothing
+is asserted.
 """
 
 from __future__ import annotations
@@ -16,10 +21,17 @@ from pathlib import Path
 from environment import RESULTS, SUPPORT, commit, cpu_name, now, numbers_of, slug, version, write
 
 sys.path.insert(0, str(SUPPORT))
-from evaluation_cost import CONTEXT, LAYERS, PROVIDERS, VOCABULARY, WIDTH
+from evaluation_cost import CONTEXT, MODELS, PROVIDERS
 
-SCRIPT = SUPPORT / "evaluation_cost.py"  # prints bytes, seconds and loss
-NAMES = {"ours": "perplexity.evaluate", "plain": "model(input_ids, labels=input_ids)"}
+SCRIPT = SUPPORT / "evaluation_cost.py"  # prints bytes, seconds, loss, tokens and fixed seconds
+NAMES = {
+    "ours": "perplexity.evaluate",
+    "alone": "body and token_nll alone",
+    "plain": "model(input_ids, labels=input_ids)",
+    "guide": "Hugging Face's guide, stride 1,024",
+    "lm-eval-1": "lm-eval, rolling, batch size 1",
+    "lm-eval-2": "lm-eval, rolling, batch size 2",
+}
 
 
 def main() -> None:
@@ -30,44 +42,52 @@ def main() -> None:
     parser.add_argument("--windows", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
-    runs = {provider: [] for provider in PROVIDERS}
-    for _ in range(options.rounds):
+    rows = []
+    for model in MODELS:
+        runs = {provider: [] for provider in PROVIDERS}
+        for _ in range(options.rounds):
+            for provider, measured in runs.items():
+                measured.append(numbers_of(SCRIPT, provider, model, str(options.windows)))
         for provider, measured in runs.items():
-            measured.append(numbers_of(SCRIPT, provider, str(options.windows)))
-    rows = [
-        dict(
-            provider=provider,
-            seconds=statistics.median(seconds for _, seconds, _ in measured),
-            peak_bytes=int(statistics.median(peak for peak, _, _ in measured)),
-            loss=measured[0][2],
-            tokens=options.windows * (CONTEXT - 1),
-        )
-        for provider, measured in runs.items()
-    ]
+            peaks, seconds, losses, tokens, fixed = zip(*measured, strict=True)
+            rows.append(
+                dict(
+                    model=model,
+                    provider=provider,
+                    tokens_a_second=statistics.median(
+                        n / s for n, s in zip(tokens, seconds, strict=True)
+                    ),
+                    seconds_once=statistics.median(fixed),
+                    peak_bytes=int(statistics.median(peaks)),
+                    loss=losses[0],
+                    tokens=int(tokens[0]),
+                )
+            )
     write(
         dict(
             device=cpu_name(),
             cores=os.cpu_count(),
             torch=version("torch"),
             transformers=version("transformers"),
+            lm_eval=version("lm_eval"),
             date=now(),
             commit=commit(),
-            vocabulary=VOCABULARY,
-            hidden_size=WIDTH,
-            layers=LAYERS,
+            models=MODELS,
             context_length=CONTEXT,
             rows=rows,
         ),
         options.out,
     )
-    plain = next(row for row in rows if row["provider"] == "plain")
     for row in rows:
-        seconds, peak = row["seconds"], row["peak_bytes"]
+        ours = next(
+            other
+            for other in rows
+            if other["provider"] == "ours" and other["model"] == row["model"]
+        )
         print(
-            f"{NAMES[row['provider']]:36} {seconds:7.2f} s  "
-            f"{seconds / plain['seconds']:5.2f} of plain  "
-            f"{row['tokens'] / seconds:8,.0f} tokens/s  {peak / 2**20:7,.0f} MiB "
-            f"({plain['peak_bytes'] / max(1, peak):.1f} times less)  loss {row['loss']:.6f}"
+            f"{row['model']:10}  {NAMES[row['provider']]:36} {row['tokens_a_second']:8,.0f} tokens/s "
+            f"(ours {ours['tokens_a_second'] / row['tokens_a_second']:.2f} ×)  "
+            f"{row['peak_bytes'] / 2**20:7,.0f} MiB  {row['seconds_once']:5.2f} s once  loss {row['loss']:.6f}"
         )
     print(options.out)
 

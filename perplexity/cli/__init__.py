@@ -32,7 +32,8 @@ class _OneLineParser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {visible(message)} (see {self.prog} --help)\n")
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(asked: str | None) -> argparse.ArgumentParser:
+    """Return the parser, with the options of the command that is asked for."""
     parser = _OneLineParser(
         prog="ppl",
         description="Perplexity: evaluate, watch and explain language models.",
@@ -46,7 +47,8 @@ def _parser() -> argparse.ArgumentParser:
         module = importlib.import_module(f".{name.replace('-', '_')}", __name__)
         help = module.Options.__doc__
         command = commands.add_parser(name, help=help, description=f"{help[0].upper()}{help[1:]}.")
-        add_options(command, module.Options)
+        if name == asked:
+            add_options(command, module.Options)
         command.set_defaults(module=module)
     return parser
 
@@ -68,7 +70,9 @@ def main(argv: list[str] | None = None) -> int:
         >>> main(["report", "history.jsonl", "--png", "out.txt"])  # with a line on stderr
         2
     """
-    arguments = _parser().parse_args(argv)
+    words = sys.argv[1:] if argv is None else argv
+    asked = next((word for word in words if not word.startswith("-")), None)
+    arguments = _parser(asked).parse_args(words)
     # A terminal that cannot show a character shows a question mark instead of failing.
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):

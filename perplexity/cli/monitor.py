@@ -158,7 +158,6 @@ def _follow(options: Options) -> Diagnosis:
     from ..monitor import diagnose
     from ..monitor.digest import Digest
     from ..monitor.follower import Follower, NotYet
-    from ..monitor.history import feed
 
     notified = _notified(options.notify or [])
     reported: set[tuple[str, str, str | None]] = set()
@@ -185,7 +184,7 @@ def _follow(options: Options) -> Diagnosis:
                     if whole:
                         digest, notes, diagnosis = Digest(), [], None
                     notes += [note for note in history.notes if note not in notes]
-                    feed(digest, history)
+                    digest.feed(history)
                     told = diagnosis.findings if diagnosis else ()
                     judged = options.curves.judged()
                     diagnosis = diagnose(digest, **judged, notes=notes, told=told)

@@ -14,11 +14,16 @@ import statistics
 from collections import deque
 from dataclasses import dataclass, field
 from itertools import islice, pairwise
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from .names import SET, is_set
 from .noise import MAD_TO_SIGMA
 from .settings import Settings
+
+if TYPE_CHECKING:
+    from .history import History
 
 BLOCK = 32  # points
 BASELINE = 4  # blocks that a point is compared with
@@ -562,6 +567,45 @@ class Digest:
 
     # --- many points at once -----------------------------------------------------------------------------------------
 
+    def feed(self, history: History, train_from: int = 0, events_from: int = 0) -> tuple[int, int]:
+        """Take what the history holds beyond these counts.
+
+        Args:
+            history: A run that is read or followed.
+            train_from: Training losses that were taken before.
+            events_from: Events that were taken before.
+
+        Returns:
+            The new counts.
+        """
+        self.main_set = self.main_set or history.main_set or None
+        for measure in history.unscaled:
+            is_main = measure == "val_loss"
+            self.unscaled.add(self.main_set if is_main else measure.removeprefix(SET))
+        steps, losses = history.arrays()
+        place = train_from
+        events = history.events[events_from:]
+        beside = _rescored_beside(events)
+        measures = {measure for _, _, measure, _ in events}
+        sets = {measure: measure.removeprefix(SET) for measure in measures if is_set(measure)}
+        for number, (at, step, name, value) in enumerate(events):
+            # A finite measure beside the losses changes nothing of theirs: blocks of these stay
+            # whole.
+            of_evaluation = name in sets or name in ("val_loss", "eval_seconds", "train_eval_loss")
+            if at > place and (of_evaluation or not math.isfinite(value)):
+                self.train_many(steps[place:at], losses[place:at])
+                place = at
+            if name == "val_loss":
+                self.validation(step, value, beside.get(number))
+            elif name == "eval_seconds":
+                self.evaluated_for(value)
+            elif name in sets:
+                self.validation(step, value, name=sets[name])
+            elif name != "train_eval_loss":
+                self.other(step, name, value)
+        self.train_many(steps[place:], losses[place:])
+        return len(steps), len(history.events)
+
     def train_many(self, steps: np.ndarray, losses: np.ndarray) -> None:
         """Take training losses as ``train`` does, whole blocks at once where nothing stands out."""
         place = 0
@@ -657,3 +701,23 @@ class Digest:
             self.first_step = float(steps[0])
         self.last_step = float(at[-1, -1])
         return taken * BLOCK
+
+
+def _rescored_beside(events: list[tuple]) -> dict[int, float]:
+    """By the number of a validation loss among the events, the re-scored training loss of the same
+    step: logged before or after.
+    """
+    found: dict[int, float] = {}
+    last: dict[float, int] = {}  # step to the validation loss there
+    waiting: dict[float, float] = {}
+    for number, (_, step, name, value) in enumerate(events):
+        if name == "val_loss":
+            last[step] = number
+            if step in waiting:
+                found[number] = waiting.pop(step)
+        elif name == "train_eval_loss":
+            if step in last and last[step] not in found:
+                found[last[step]] = value
+            else:
+                waiting[step] = value
+    return found

@@ -6,7 +6,6 @@ read is said in ``notes``.
 
 from __future__ import annotations
 
-import math
 from array import array
 
 import numpy as np
@@ -15,7 +14,7 @@ from .digest import Digest
 from .names import LOSSES, SET, UNITS, Names, is_set
 from .settings import Settings
 
-__all__ = ["EVENTS", "LOSSES", "UNITS", "History", "Names", "feed"]
+__all__ = ["EVENTS", "LOSSES", "UNITS", "History", "Names"]
 
 # What is not a training loss, in the order in which a row's measures are told: a validation loss
 # after what belongs to it.
@@ -139,58 +138,8 @@ class History:
     def digest(self, settings: Settings | None = None) -> Digest:
         """The history's state for the signals."""
         digest = Digest(settings)
-        feed(digest, self)
+        digest.feed(self)
         return digest
 
     def __len__(self) -> int:
         return len(self.train_step) + len(self.events)
-
-
-def feed(
-    digest: Digest, history: History, train_from: int = 0, events_from: int = 0
-) -> tuple[int, int]:
-    """Give ``digest`` what the history holds beyond these counts; returns the new ones."""
-    digest.main_set = digest.main_set or history.main_set or None
-    for measure in history.unscaled:
-        is_main = measure == "val_loss"
-        digest.unscaled.add(digest.main_set if is_main else measure.removeprefix(SET))
-    steps, losses = history.arrays()
-    place = train_from
-    events = history.events[events_from:]
-    beside = _beside(events)
-    for number, (at, step, name, value) in enumerate(events):
-        # A finite measure beside the losses changes nothing of theirs: blocks of these stay whole.
-        of_evaluation = is_set(name) or name in ("val_loss", "eval_seconds", "train_eval_loss")
-        if at > place and (of_evaluation or not math.isfinite(value)):
-            digest.train_many(steps[place:at], losses[place:at])
-            place = at
-        if name == "val_loss":
-            digest.validation(step, value, beside.get(number))
-        elif name == "eval_seconds":
-            digest.evaluated_for(value)
-        elif is_set(name):
-            digest.validation(step, value, name=name.removeprefix(SET))
-        elif name != "train_eval_loss":
-            digest.other(step, name, value)
-    digest.train_many(steps[place:], losses[place:])
-    return len(steps), len(history.events)
-
-
-def _beside(events: list[tuple]) -> dict[int, float]:
-    """By the number of a validation loss among the events, the re-scored training loss of the same
-    step: logged before or after.
-    """
-    found: dict[int, float] = {}
-    last: dict[float, int] = {}  # step to the validation loss there
-    waiting: dict[float, float] = {}
-    for number, (_, step, name, value) in enumerate(events):
-        if name == "val_loss":
-            last[step] = number
-            if step in waiting:
-                found[number] = waiting.pop(step)
-        elif name == "train_eval_loss":
-            if step in last and last[step] not in found:
-                found[last[step]] = value
-            else:
-                waiting[step] = value
-    return found

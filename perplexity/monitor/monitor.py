@@ -90,7 +90,7 @@ class Monitor:
             self._open(checks.path("path", path))
 
     def _open(self, path: Path) -> None:
-        from .history import History, Names, feed
+        from .history import History, Names
         from .readers import add_json_lines
 
         if path.suffix != ".jsonl":
@@ -101,7 +101,7 @@ class Monitor:
                 whole = raw[: raw.rfind(b"\n") + 1]
                 history = History(str(path))
                 add_json_lines(history, whole, Names(), str(path))
-                feed(self.digest, history)
+                self.digest.feed(history)
                 self.notes = history.notes
                 if len(whole) < len(raw):  # a line that a crash cut off must not be gone on with
                     with path.open("r+b") as file:

@@ -16,7 +16,6 @@ from processes import HANG, ppl, ppl_after
 
 from perplexity.monitor import read_history
 from perplexity.monitor.follower import Follower, NotYet
-from perplexity.monitor.history import feed
 
 # The least that a result file of ``ppl eval --json`` holds.
 RESULT = {
@@ -301,7 +300,7 @@ def test_rows_read_as_they_come_are_the_file(tmp_path, suffix):
         path.write_text(text[:end])
         history, whole = follower.new()
         assert whole == (end == 300)
-        feed(digest, history)
+        digest.feed(history)
     expected = read_history(path).digest()
     assert digest.points == expected.points and digest.evaluations == expected.evaluations
     assert digest.all_blocks() == expected.all_blocks()

@@ -5,7 +5,7 @@ import pytest
 
 from perplexity.monitor import diagnose, read_history
 from perplexity.monitor.digest import Digest
-from perplexity.monitor.history import History, feed
+from perplexity.monitor.history import History
 
 VOCABULARY = 50_257
 
@@ -47,7 +47,7 @@ def test_nothing_is_found_at_any_moment(training_curves, keep):
                 history.train_loss[:train],
             )
             part.events = history.events[:events]
-            done = feed(digest, part, *done)
+            done = digest.feed(part, *done)
             found = diagnose(digest, vocabulary_size=VOCABULARY)
             moments += 1
             judged += found.verdict == "healthy"
