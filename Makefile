@@ -33,9 +33,9 @@ $(READY): pyproject.toml constraints.txt
 demo: $(DEMO_READY)
 	OMP_WAIT_POLICY=passive $(BIN)/ppl demo
 
-# A thread a worker: with all cores each, workers wait for each other (a third longer on 2 cores). test-slow has all of them.
+# Files in their order: those of few tests, which xdist would put last, take longest. A thread a worker: with all cores each, workers wait for each other (a third longer on 2 cores). test-slow has all of them.
 test: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not slow" $(SHUFFLE) $(OPTIONS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m "not slow" $(SHUFFLE) $(OPTIONS)
 
 # Properties are drawn from a new seed, which is printed: OPTIONS="--hypothesis-seed=N" draws them again.
 test-slow: $(READY)
