@@ -61,8 +61,6 @@ class Options:
 def run(options: Options) -> int:
     """Diagnose, print and write what is asked for; 1 on a finding as severe as ``--fail-on``."""
     needs(monitor=("rich", "pyarrow"))
-    from ..monitor import diagnose
-
     _check(options)
     if options.all or len(options.history) > 1:
         return _judge_several(options)
@@ -70,8 +68,7 @@ def run(options: Options) -> int:
         diagnosis = _follow(options)
     else:
         history = options.curves.read(options.history[0])
-        digest = history.digest()
-        diagnosis = diagnose(digest, **options.curves.judged(), notes=history.notes)
+        digest, diagnosis = options.curves.judge(history)
         tables.console().print(view(digest, diagnosis, options.curves.total_steps))
     if options.json:
         diagnosis.save(options.json)
@@ -84,8 +81,7 @@ def _judge_several(options: Options) -> int:
     from dataclasses import asdict
 
     from ..files import write_text
-    from ..monitor import diagnose
-    from ..monitor.run_comparison import common_axis, compare_runs
+    from ..monitor.run_comparison import compare_with_first
 
     curves, console = options.curves, tables.console()
     named = {}
@@ -97,7 +93,7 @@ def _judge_several(options: Options) -> int:
             )
     judged, failed = [], False
     for name, history in named.items():
-        diagnosis = diagnose(history.digest(), **curves.judged(), notes=history.notes)
+        _, diagnosis = curves.judge(history)
         failed |= diagnosis.fails(options.fail_on)
         judged.append({"run": name, **json.loads(diagnosis.to_json())})
         line = tables.plain(f"{visible(name)}: ")
@@ -110,12 +106,11 @@ def _judge_several(options: Options) -> int:
         console.print(tables.stacked(*parts, *tables.notes(diagnosis.notes)))
     written: dict[str, list] = {"runs": judged}
     if not options.all:
-        (first, one), *others = zip(shortened(list(named)), named.values(), strict=True)
-        axis, notes = common_axis(list(named.values()), curves.by)
+        histories = dict(zip(shortened(list(named)), named.values(), strict=True))
+        comparisons, notes = compare_with_first(histories, curves.by)
         console.print(*tables.notes(notes))
         written["comparisons"] = []
-        for second, other in others:
-            comparison = compare_runs(one, other, axis)
+        for first, second, comparison in comparisons:
             console.print(tables.run_comparison(first, second, comparison))
             written["comparisons"].append({"first": first, "second": second} | asdict(comparison))
     if options.json:

@@ -18,6 +18,8 @@ from ..findings import SEVERITIES as SEVERITIES  # beside its help, for the comm
 from .options import option
 
 if TYPE_CHECKING:
+    from ..monitor.digest import Digest
+    from ..monitor.health import Diagnosis
     from ..monitor.history import History
     from ..text.readers import ReadOptions
 
@@ -314,6 +316,13 @@ class Curves:
         from ..monitor.readers import read_histories
 
         return read_histories(path, **self.how())
+
+    def judge(self, history: History) -> tuple[Digest, Diagnosis]:
+        """Return a history's state for the signals, and what it means."""
+        from ..monitor import diagnose
+
+        digest = history.digest()
+        return digest, diagnose(digest, **self.judged(), notes=history.notes)
 
     def judged(self) -> dict[str, Any]:
         """Return the keywords of ``monitor.diagnose``."""
