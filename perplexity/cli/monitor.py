@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING
 
 from ..errors import InputError, theirs, visible
 from ..files import check_outputs
+from ..findings import SEVERITIES
 from ..json_files import to_json
 from . import tables
 from .extras import needs
 from .options import argument, option, part, typed
-from .parts import FAIL_ON_HELP, SEVERITIES, Curves, shortened
+from .parts import FAIL_ON_HELP, Curves, shortened
 
 if TYPE_CHECKING:
     from apprise import Apprise

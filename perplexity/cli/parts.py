@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError, visible
 from ..files import other_than_file
-from ..findings import SEVERITIES as SEVERITIES  # beside its help, for the commands with --fail-on
 from .options import option
 
 if TYPE_CHECKING:

@@ -91,11 +91,19 @@ class Comparison:
 
     @property
     def title(self) -> str:
-        """Return the heading of the table."""
+        """Return the heading of the table.
+
+        Returns:
+            What the difference is, such as "B against A: B is better".
+        """
         return f"B against A: {self.verdict}"
 
     def rows(self) -> list[tuple[str, str, str]]:
-        """Return the rows of the table: measure, value, meaning."""
+        """Return the rows of the table.
+
+        Returns:
+            Measure, value and meaning of each row, as they are printed.
+        """
         unit = MEASURES[self.measure]
         spread = (
             ""
