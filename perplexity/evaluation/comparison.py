@@ -51,6 +51,8 @@ class Comparison:
         ... )
         >>> comparison.verdict == comparison.to_dict()["verdict"] == "B is better"
         True
+        >>> comparison.title, comparison.rows()[1]
+        ('B against A: B is better', ('B', '3.0000', 'nats a token'))
     """
 
     measure: str
