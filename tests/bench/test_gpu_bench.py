@@ -235,13 +235,13 @@ def test_the_roofline_is_of_this_device_code(monkeypatch):
         )
 
 
-def test_the_readme_shows_what_was_measured_and_whether_it_still_holds(monkeypatch, tmp_path):
+def test_the_document_shows_what_was_measured_and_whether_it_still_holds(monkeypatch, tmp_path):
     monkeypatch.syspath_prepend(BENCH)
     specification = importlib.util.spec_from_file_location("gpu_report", BENCH / "gpu_report.py")
     report = importlib.util.module_from_spec(specification)
     specification.loader.exec_module(report)
-    readme = (BENCH.parent / "README.md").read_text()
-    assert report.placed(readme) == readme, "python bench/gpu_report.py"
+    document = (BENCH.parent / "docs" / "performance.md").read_text()
+    assert report.placed(document) == document, "python bench/gpu_report.py"
     assert report.section(tmp_path) == report.NOTHING
 
     size = dict(n=8192, d=4096, v=128256, error=None, tb_s=None, peak_temporary_bytes=3 << 20)
