@@ -214,7 +214,7 @@ def launches(case: Case) -> list[tuple[ASTSource, dict]]:
             linear_nll_chunked.scale_(gradient, torch.empty((), device="meta"))
         elif case.operation == "linear_statistics":
             at_target = linear_statistics.target_logit(*head(), target, rule)
-            linear_statistics.linear_statistics(*head(), target, at_target, rule)
+            linear_statistics.linear_statistics(*head(), target, at_target, class_weight, rule)
         elif case.operation == "linear_kl":
             mixed = case.layout == "mixed"
             p_head = head("p_", layout="odd", dtype=torch.float32) if mixed else head("p_")

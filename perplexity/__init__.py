@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from .monitor import Diagnosis, Monitor
     from .nn import CrossEntropyLoss, LinearCrossEntropyLoss
     from .parallel import VocabularyShard
+    from .per_token import TokenStatistics
     from .statistics import (
-        TokenStatistics,
         linear_kl_divergence,
         token_log_probabilities,
         token_nll,
@@ -39,7 +39,7 @@ _MODULES = {
     "LinearCrossEntropyLoss": "nn",
     "Monitor": "monitor",
     "Perplexity": "metric",
-    "TokenStatistics": "statistics",
+    "TokenStatistics": "per_token",
     "VocabularyShard": "parallel",
     "compare": "evaluation",
     "cross_entropy": "losses",

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,7 +19,9 @@ from .kernels import operators, reference
 from .kernels.devices import why_not
 from .kernels.dispatch import Plan, Rule, default_backend, triton_available
 from .kernels.dispatch import plan as plan_of
+from .kernels.sums import MAX
 from .parallel import VocabularyShard
+from .per_token import TokenStatistics, statistics_of
 
 REDUCTIONS = ("none", "mean", "sum")
 BACKENDS = ("triton", "torch")
@@ -353,32 +355,76 @@ class LinearInputs:
         ``weights`` are those of ``LOGIT_SUM``, where the rule asks for it. Without ``plan``, the
         plan is chosen here.
         """
-        target, hidden = self.target.flat, self.hidden
+        local = self._on_this_rank(rule, weights)
+        plan = plan or self.plan(rule, local.weights)
+        sums, _ = operators.linear_nll(*local.head, local.weights, *local.rule, *plan)
+        return self._over_ranks(sums, local)
+
+    def sums_and_choices(
+        self, rule: Rule, weights: Tensor | None = None, *, plan: Plan
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the five sums [5, N], differentiable but for the entropy, ranks and predictions.
+
+        Ranks and predictions are int64 [N]. All three come from one sweep, and are over the whole
+        vocabulary.
+        """
+        local = self._on_this_rank(rule, weights)
+        with torch.no_grad():
+            at_target = operators.target_logit(*local.head, *local.rule, *plan)
+            if self.shard is not None:
+                at_target = self.shard.gather(at_target).sum(0)  # 0 on all ranks but the target's
+        sums, rank, predicted, _ = operators.linear_statistics(
+            *local.head, at_target, local.weights, *local.rule, *plan
+        )
+        if self.shard is not None:
+            rank, predicted = self.shard.merge_choices(sums[MAX].detach(), rank, predicted)
+        return self._over_ranks(sums, local), rank, predicted
+
+    def statistics(
+        self, sums: Tensor, rank: Tensor, predicted: Tensor
+    ) -> tuple[TokenStatistics, Tensor]:
+        """Return the tokens' statistics and p(predicted) in the shape of the targets."""
+        ignored = self.target.flat == self.options.ignore_index
+        found, confidence = statistics_of(sums.detach(), rank, predicted, ignored)
+        unflatten = self.target.unflatten
+        return TokenStatistics(*map(unflatten, found)), unflatten(confidence)
+
+    def _on_this_rank(self, rule: Rule, weights: Tensor | None) -> _Local:
+        """Return what this rank's operators take: for its rows of a sharded vocabulary."""
+        target, hidden, own = self.target.flat, self.hidden, None
         if self.target.probabilities:
-            target, rule = (
-                target.new_zeros(target.shape[0], dtype=torch.int64),
-                rule._replace(ignore_index=parallel.IGNORED),
-            )
+            target = target.new_zeros(target.shape[0], dtype=torch.int64)
+            rule = rule._replace(ignore_index=parallel.IGNORED)
         if self.shard is not None:
             target, own = self.shard.local_target(target, self.weight.shape[0], rule.ignore_index)
-            hidden, rule = (
-                self.shard.replicated(hidden),
-                rule._replace(ignore_index=parallel.IGNORED),
-            )
-            weights = (
-                None if weights is None else weights[self.shard.start :][: self.weight.shape[0]]
-            )
-        weights = weights if rule.with_logit_sum else None
-        plan = plan or self.plan(rule, weights)
-        sums, _ = operators.linear_nll(
-            hidden, self.weight, self.bias, target, weights, *rule, *plan
-        )
-        if self.shard is None:
+            hidden = self.shard.replicated(hidden)
+            rule = rule._replace(ignore_index=parallel.IGNORED)
+            if weights is not None:
+                weights = weights[self.shard.start :][: self.weight.shape[0]]
+        head = hidden, self.weight, self.bias, target
+        return _Local(head, weights if rule.with_logit_sum else None, rule, own)
+
+    def _over_ranks(self, sums: Tensor, local: _Local) -> Tensor:
+        """Return the sums over the whole vocabulary from those over this rank's rows."""
+        if self.shard is None or local.own is None:
             return sums
         weight_sum = None
-        if rule.with_logit_sum:
+        if local.rule.with_logit_sum:
             rows = self.weight.shape[0]
-            weight_sum = sums.new_full((), rows) if weights is None else weights.sum()
+            weight_sum = sums.new_full((), rows) if local.weights is None else local.weights.sum()
         return self.shard.merge(
-            sums, self.target.flat, own, self.options.ignore_index, self.backend, weight_sum
+            sums, self.target.flat, local.own, self.options.ignore_index, self.backend, weight_sum
         )
+
+
+class _Local(NamedTuple):
+    """Arguments of the operators on one rank.
+
+    head: Hidden states, weight, bias and targets. weights: Those of ``LOGIT_SUM``. own: Whether a
+    target is one of this rank's rows; None without a shard.
+    """
+
+    head: tuple[Tensor, Tensor, Tensor | None, Tensor]
+    weights: Tensor | None
+    rule: Rule
+    own: Tensor | None

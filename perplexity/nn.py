@@ -135,7 +135,8 @@ class LinearCrossEntropyLoss(_Loss):
         ignore_index: Class index that is not scored. Default: None, −100.
         label_smoothing: Smoothing in [0, 1]. Default: 0.
         options: None; torch's chunking options have no use here.
-        round_logits: As in ``perplexity.linear_cross_entropy``. Default: True.
+        round_logits, return_statistics, with_confidence: As in
+            ``perplexity.linear_cross_entropy``. Default: True, False, False.
         keywords: Further options of ``perplexity.linear_cross_entropy``: softcap, logit_scale,
             z_loss, shift, backend, memory_limit, validate.
 
@@ -168,6 +169,8 @@ class LinearCrossEntropyLoss(_Loss):
         label_smoothing: float = 0.0,
         options: None = None,
         round_logits: bool = True,
+        return_statistics: bool = False,
+        with_confidence: bool = False,
         **keywords,
     ) -> None:
         checks.known_keywords("LinearCrossEntropyLoss", keywords, KEYWORDS)
@@ -189,9 +192,15 @@ class LinearCrossEntropyLoss(_Loss):
             )
         tensor_checks.class_weights(weight, num_classes)
         super().__init__(weight, reduction, ignore_index, label_smoothing, **keywords)
-        checks.flag("round_logits", round_logits)
-        self.round_logits = round_logits
-        self._names = (*self._names, "round_logits")
+        flags = dict(
+            round_logits=round_logits,
+            return_statistics=return_statistics,
+            with_confidence=with_confidence,
+        )
+        for name, value in flags.items():
+            checks.flag(name, value)
+        vars(self).update(flags)
+        self._names = (*self._names, *flags)
         with theirs(f"device: expected one that torch can use, got {device!r}"):
             # As in torch's module, one matrix holds the rows of all heads.
             rows = math.prod(out_features, start=num_classes)
@@ -215,7 +224,8 @@ class LinearCrossEntropyLoss(_Loss):
             target: Class indices [...] or class probabilities [..., V].
 
         Returns:
-            Loss in nats: a scalar, or in the shape of ``target`` for reduction "none".
+            Loss in nats: a scalar, or in the shape of ``target`` for reduction "none"; with
+            ``return_statistics`` a tuple, as of the function.
 
         Example:
             >>> import torch

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, NamedTuple, TypedDict, overload
+from typing import TYPE_CHECKING, Literal, TypedDict, overload
 
 import torch
 from torch import Tensor
@@ -12,15 +12,10 @@ from .checks import wrong
 from .errors import InputTypeError
 from .inputs import LinearInputs, LossOptions, cast, choose_backend, refuse_forward_mode, widened
 from .kernels import operators
-from .kernels.dispatch import Plan, Rule
-from .kernels.sums import MAX, SUM_EXP
-from .losses import (
-    linear_cross_entropy,
-    negative_log_likelihood,
-    token_entropy,
-    token_log_probability,
-)
-from .parallel import IGNORED, VocabularyShard
+from .kernels.dispatch import Plan
+from .losses import linear_cross_entropy
+from .parallel import VocabularyShard
+from .per_token import TokenStatistics, token_entropy, token_log_probability
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack  # typing's from Python 3.11 on
@@ -44,35 +39,6 @@ class _RoundedHeadOptions(_HeadOptions, total=False):
     """``_HeadOptions`` of a function that may round products."""
 
     round_logits: bool
-
-
-class TokenStatistics(NamedTuple):
-    """Statistics of every token, each a tensor in the shape of ``target``.
-
-    At ignored positions the first three are 0, ``rank`` and ``predicted`` −1. Where the NLL is NaN
-    (NaN logits, or a target outside [0, V)), ``rank`` and ``predicted`` are −1, too.
-
-    Args:
-        nll: −log p(target) in nats, float32.
-        logsumexp: Log of the sum of the logits' exponentials, float32.
-        entropy: Entropy of the predicted distribution in nats, float32.
-        rank: Number of logits above the target's, int64; 0 is the model's first choice.
-        predicted: Column of the largest logit, the first of equal ones, int64.
-
-    Example:
-        >>> import torch
-        >>> from perplexity import token_statistics
-        >>> one, target = torch.eye(3), torch.tensor([0, 1, -100])
-        >>> statistics = token_statistics(one, one, target)
-        >>> statistics.rank
-        tensor([ 0,  0, -1])
-    """
-
-    nll: Tensor
-    logsumexp: Tensor
-    entropy: Tensor
-    rank: Tensor
-    predicted: Tensor
 
 
 def _head_of_tokens(
@@ -231,35 +197,11 @@ def token_statistics(
         validate=validate,
         shard=shard,
     )
-    options, flat = inputs.options, inputs.target.flat
-    local, ignored = flat, options.ignore_index
-    if shard := inputs.shard:
-        local, own = shard.local_target(flat, inputs.weight.shape[0], ignored)
-        ignored = IGNORED
-    head = (inputs.hidden, inputs.weight, inputs.bias, local)
-    rule = Rule(ignored, options.softcap, options.logit_scale)
-    plan = Plan(inputs.backend, memory_limit=options.memory)
-    at_target = operators.target_logit(*head, *rule, *plan)
-    if shard:
-        at_target = shard.gather(at_target).sum(0)  # 0 on every rank but the target's
-    sums, rank, predicted = operators.linear_statistics(*head, at_target, *rule, *plan)
-    if shard:
-        rank, predicted = shard.merge_choices(sums[MAX], rank, predicted)
-        sums = shard.merge(sums, flat, own, options.ignore_index, inputs.backend)
-    nll = negative_log_likelihood(sums)
-    unknown = (flat == options.ignore_index) | nll.isnan()
-    unflatten = inputs.target.unflatten
-    statistics = TokenStatistics(
-        unflatten(nll.float()),
-        unflatten((sums[MAX] + sums[SUM_EXP].log()).float()),
-        unflatten(token_entropy(sums).float()),
-        unflatten(rank.masked_fill(unknown, -1)),
-        unflatten(predicted.masked_fill(unknown, -1)),
-    )
-    if not with_confidence:
-        return statistics
-    # The largest logit's term of Σ exp(z − max) is 1.
-    return statistics, unflatten((1 / sums[SUM_EXP]).float().masked_fill(unknown, 0))
+    rule = inputs.options.rule(with_exp_shift=True)
+    plan = Plan(inputs.backend, memory_limit=inputs.options.memory)
+    sums, rank, predicted = inputs.sums_and_choices(rule, plan=plan)
+    found, confidence = inputs.statistics(sums, rank, predicted)
+    return (found, confidence) if with_confidence else found
 
 
 @overload

@@ -244,7 +244,7 @@ def check_statistics(case: Case, backend: str, device: str) -> None:
     head = inputs.hidden, inputs.weight, inputs.bias, inputs.target
     at_target = module.target_logit(*head, rule)
     sums, above, best = module.linear_statistics(
-        *head, at_target, rule, Plan(backend, **case.options)
+        *head, at_target, None, rule, Plan(backend, **case.options)
     )
     exact, _ = oracle(case, inputs, torch.float64)
     plain, _ = oracle(case, inputs, case.dtype)

@@ -336,7 +336,7 @@ def test_a_shard_that_is_masked(empty, masked, backend, device, size):
                 rows[2] = torch.where(local >= 0, rows[2], 0.0)
                 parts.append(torch.stack(rows))
             sums = operators.merge(torch.stack(parts, 1), target, None, V, -100, backend)
-            from perplexity.losses import negative_log_likelihood, token_entropy
+            from perplexity.per_token import negative_log_likelihood, token_entropy
 
             return torch.stack([negative_log_likelihood(sums), token_entropy(sums)])
 

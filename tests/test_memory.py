@@ -77,7 +77,7 @@ def test_no_more_is_alive_at_once(N, dtype, limit, two_threads):
     head, plan = (hidden, weight, None), Plan(memory_limit=limit)
     calls = {
         "statistics": lambda: LiveBytes().of(
-            blockwise_statistics.linear_statistics, *head, target, at_target, Rule(), plan
+            blockwise_statistics.linear_statistics, *head, target, at_target, None, Rule(), plan
         ),
         "divergence": lambda: LiveBytes().of(
             blockwise_kl.linear_kl, head, (other, weight, None), plan=plan

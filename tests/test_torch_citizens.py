@@ -64,7 +64,7 @@ def operator_calls(device, backend):
             *keeping,
         ),
         "target_logit": (*leaves[:3], target, *everything),
-        "linear_statistics": (*leaves[:3], target, at_target, *everything),
+        "linear_statistics": (h, w, b, target, at_target, weight, *everything),
         "nll": (logits.requires_grad_(), target, weight, *uncapped),
         "nll_grad": (sums, maximum, logits.detach(), target, weight, *uncapped),
         "merge": (
@@ -130,6 +130,9 @@ FUNCTIONS = {
     "mean": lambda h, w, b, g, u, c, t, k: perplexity.linear_cross_entropy(
         h, w, t, linear_bias=b, weight=k
     ),
+    "with_statistics": lambda h, w, b, g, u, c, t, k: perplexity.linear_cross_entropy(
+        h, w, t, linear_bias=b, label_smoothing=0.1, return_statistics=True, **SCALARS
+    )[0],
     "probabilities": lambda h, w, b, g, u, c, t, k: perplexity.linear_cross_entropy(
         h,
         w,
