@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..errors import InputError
-from ..files import STANDARD_INPUT, Output, check_outputs, write_text
+from ..files import STANDARD_INPUT, Output, check_outputs
 from . import tables
 from .extras import needs
+from .json_option import TO_STANDARD_OUTPUT, console_beside, json_file, write_json
 from .options import argument, by_option, option, part
 from .parts import (
     JOURNAL_HELP,
@@ -53,7 +54,7 @@ class Options:
     out: str | None = option(
         "a line a text: its id and p_yes; .jsonl or .parquet", metavar="OUT.jsonl"
     )
-    json: str | None = option("write the means to this file", metavar="OUT")
+    json: str | None = option(f"write the means to this file{TO_STANDARD_OUTPUT}", metavar="OUT")
 
 
 def run(options: Options) -> int:
@@ -68,7 +69,11 @@ def run(options: Options) -> int:
 
     question, reading, running = options.question, options.reading, options.running
     inputs = [options.model, *options.text, question.template]
-    check_outputs(by_option(options, "json", "out"), inputs, folders=by_option(options, "journal"))
+    check_outputs(
+        json_file(options.json) | by_option(options, "out"),
+        inputs,
+        folders=by_option(options, "journal"),
+    )
     expect_ending("--out", options.out, ".jsonl", ".parquet")
     if STANDARD_INPUT in options.text and options.journal:
         raise InputError("-: expected a file with --journal, standard input cannot be read again")
@@ -105,7 +110,7 @@ def run(options: Options) -> int:
             "template": template,
             "notes": judge.notes,
         }
-        write_text(options.json, to_json(record) + "\n", "--json")
+        write_json(options.json, to_json(record))
     notes = [
         *judge.notes,
         *(f"{finding.evidence}; {finding.advice}" for finding in unanswered(means)),
@@ -120,7 +125,7 @@ def run(options: Options) -> int:
             f"{means['shortened']:,} texts are too long for the model's context: "
             "their ends were not read"
         )
-    console = tables.console()
+    console = console_beside(options.json)
     console.print(answers(means))
     tables.print_notes(notes, console)
     return 0

@@ -14,11 +14,11 @@ from ..files import STANDARD_INPUT, check_outputs
 from ..findings import SEVERITIES
 from . import tables
 from .extras import needs
+from .json_option import JSON_HELP, console_beside, json_file, write_json
 from .options import by_option, option, part, typed
 from .parts import (
     FAIL_ON_HELP,
     JOURNAL_HELP,
-    JSON_HELP,
     TEXT_HELP,
     TextReading,
     expect_ending,
@@ -95,7 +95,7 @@ def run(options: Options) -> int:
         if options.tokenizer is None
         else load_tokenizer(options.tokenizer, trust_remote_code=False)
     )
-    console = tables.console()
+    console = console_beside(options.json)
     if tokenizer is not None:
         console.print(f"tokenizer {tokenizer_fingerprint(tokenizer)}", highlight=False)
     if not options.train:
@@ -132,7 +132,7 @@ def run(options: Options) -> int:
         )
     try:
         if options.json:
-            check.save(options.json)
+            write_json(options.json, check.to_json())
     finally:
         console.print(view(check))
     return int(check.fails(options.fail_on))
@@ -191,7 +191,7 @@ def _check(options: Options) -> None:
         )
     texts = [*(options.train or []), *(options.valid or [])]
     check_outputs(
-        by_option(options, "json", "write_clean"),
+        json_file(options.json) | by_option(options, "write_clean"),
         [*texts, options.tokenizer],
         folders=by_option(options, "journal", "write_split"),
     )

@@ -8,11 +8,18 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from ..errors import InputError, visible
-from ..files import check_outputs, write_text
+from ..files import check_outputs
 from . import tables
 from .extras import needs
+from .json_option import (
+    JSON_HELP,
+    STANDARD_OUTPUT,
+    console_beside,
+    json_file,
+    write_json,
+)
 from .options import argument, by_option, option, part
-from .parts import DTYPES, JSON_HELP, TEXT_HELP, Reading, Running, Scoring
+from .parts import DTYPES, TEXT_HELP, TOKENIZER_HELP, Reading, Running, Scoring
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -61,6 +68,7 @@ class Options:
         "branch, tag or commit of the second model on the hub", metavar="REV"
     )
     dtype_b: str | None = option("of the second model (--dtype)", choices=DTYPES)
+    tokenizer: str | None = option(f"of both models: {TOKENIZER_HELP}", metavar="DIR")
     json: str | None = option(JSON_HELP, metavar="OUT")
 
 
@@ -74,8 +82,11 @@ def run(options: Options) -> int:
         raise InputError(f"--plan: expected a difference above 0, got {options.plan:g}")
     if options.markdown and options.csv:
         raise InputError("--markdown: expected one of --markdown and --csv, got both")
+    if (options.markdown or options.csv) and options.json == STANDARD_OUTPUT:
+        raise InputError("--json: expected a file with --markdown or --csv, got standard output")
     inputs = [options.a, options.b, *options.text]
-    check_outputs(by_option(options, "json"), inputs, folders=by_option(options.scoring, "journal"))
+    read = [*inputs, options.tokenizer]
+    check_outputs(json_file(options.json), read, folders=by_option(options.scoring, "journal"))
     result: Comparison | ManyComparison | ModelComparison
     if not results:
         if options.markdown or options.csv:
@@ -87,13 +98,17 @@ def run(options: Options) -> int:
     else:
         from ..evaluation import compare
 
+        if options.tokenizer is not None:
+            raise InputError(
+                "--tokenizer: expected two models and a text with it, got results of ppl eval"
+            )
         result = compare(*inputs, measure=options.measure, plan=options.plan)
     if options.json:
-        write_text(options.json, to_json(result.to_dict()) + "\n", "--json")
+        write_json(options.json, to_json(result.to_dict()))
     if options.markdown or options.csv:
         _publish(options, inputs)
     else:
-        show(result, tables.console())
+        show(result, console_beside(options.json))
     return 0 if result.ok else 1
 
 
@@ -137,9 +152,14 @@ def _models(options: Options) -> Comparison | ModelComparison:
     from .texts import Texts
 
     texts, running = Texts(options.text, options.reading), options.running
-    model_a, tokenizer = running.load(options.a, revision=running.revision)
+    model_a, tokenizer = running.load(
+        options.a, revision=running.revision, tokenizer=options.tokenizer
+    )
     model_b, tokenizer_b = running.load(
-        options.b, revision=options.revision_b, dtype=options.dtype_b
+        options.b,
+        revision=options.revision_b,
+        dtype=options.dtype_b,
+        tokenizer=options.tokenizer,
     )
     if tokenizer_fingerprint(tokenizer) != tokenizer_fingerprint(tokenizer_b):
         return _by_bytes(options, texts, {"A": (model_a, tokenizer), "B": (model_b, tokenizer_b)})

@@ -14,8 +14,9 @@ from ..errors import InputError
 from ..files import STANDARD_INPUT, check_outputs
 from . import tables
 from .extras import needs
+from .json_option import JSON_HELP, console_beside, json_file, write_json
 from .options import argument, by_option, option, part
-from .parts import JSON_HELP, TEXT_HELP, Reading, Running, Scoring, expect_ending
+from .parts import TEXT_HELP, TOKENIZER_HELP, Reading, Running, Scoring, expect_ending
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from ..evaluation import Evaluation
     from ..terminal import Console
 
-STANDARD_OUTPUT = "-"  # as the file of --json
 LOWER = "--batch-size or --context-length"  # the advice when memory runs out
 SHOWN = 5  # rows of a table of documents or tokens
 DOMAINS_SHOWN = 20
@@ -49,10 +49,8 @@ class Options:
     score_special: bool | None = option("score special tokens in the text, too")
     reading: Reading = part(Reading)
     running: Running = part(Running)
-    tokenizer: str | None = option(
-        "folder, tokenizer.json or sentencepiece .model (the model's)", metavar="DIR"
-    )
-    json: str | None = option(f"{JSON_HELP}; - is standard output", metavar="OUT")
+    tokenizer: str | None = option(TOKENIZER_HELP, metavar="DIR")
+    json: str | None = option(JSON_HELP, metavar="OUT")
     per_token: str | None = option(
         "a row a token: text, loss, entropy, rank", metavar="OUT.parquet"
     )
@@ -116,17 +114,14 @@ def run(options: Options) -> int:
             check = check_data.check_evaluation(options, tokenizer, texts.documents(tokenizer))
             evaluation = replace(evaluation, data_check=check.to_dict())
         try:
-            if options.json == STANDARD_OUTPUT:
-                print(evaluation.to_json())
-            elif options.json:
-                evaluation.save(options.json)
+            if options.json:
+                write_json(options.json, evaluation.to_json())
             if options.reliability and evaluation.calibration:
                 from ..report.plots import reliability
 
                 reliability(evaluation.calibration, options.reliability, title=options.model)
         finally:  # the numbers are printed even where a file cannot be written
-            # With --json - standard output holds the JSON and nothing else.
-            console = tables.console(errors=options.json == STANDARD_OUTPUT)
+            console = console_beside(options.json)
             show(evaluation, console, baseline)
             if check is not None:
                 console.print(check_data.view(check))
@@ -140,10 +135,15 @@ def _check(options: Options) -> None:
         data=("xxhash",) if options.train else (),
         report=("matplotlib",) if options.reliability else (),
     )
-    written = by_option(options, "json", "per_token", "per_document", "reliability")
     check_outputs(
-        written | {"--json": None if options.json == STANDARD_OUTPUT else options.json},
-        [options.model, options.baseline, *options.text, *(options.train or [])],
+        json_file(options.json) | by_option(options, "per_token", "per_document", "reliability"),
+        [
+            options.model,
+            options.tokenizer,
+            options.baseline,
+            *options.text,
+            *(options.train or []),
+        ],
         folders=by_option(options.scoring, "journal"),
     )
     expect_ending("--per-token", options.per_token, ".parquet")

@@ -16,6 +16,7 @@ from ..findings import SEVERITIES
 from ..json_files import to_json
 from . import tables
 from .extras import needs
+from .json_option import TO_STANDARD_OUTPUT, console_beside, json_file, write_json
 from .options import argument, option, part, typed
 from .parts import FAIL_ON_HELP, Curves, shortened
 
@@ -42,7 +43,9 @@ class Options:
         nargs="+",
     )
     curves: Curves = part(Curves)
-    json: str | None = option("write verdict, score and findings to this file", metavar="OUT")
+    json: str | None = option(
+        f"write verdict, score and findings to this file{TO_STANDARD_OUTPUT}", metavar="OUT"
+    )
     fail_on: str | None = option(FAIL_ON_HELP, choices=SEVERITIES)
     all: bool = option("judge each of several runs in the file or folder", False)
     follow: bool = option("go on reading as the file grows, until interrupted", False)
@@ -70,9 +73,8 @@ def run(options: Options) -> int:
     else:
         history = options.curves.read(options.history[0])
         digest, diagnosis = options.curves.judge(history)
-        tables.console().print(view(digest, diagnosis, options.curves.total_steps))
-    if options.json:
-        diagnosis.save(options.json)
+        console_beside(options.json).print(view(digest, diagnosis, options.curves.total_steps))
+    write_json(options.json, diagnosis.to_json())
     return int(diagnosis.fails(options.fail_on))
 
 
@@ -81,10 +83,9 @@ def _judge_several(options: Options) -> int:
     import json
     from dataclasses import asdict
 
-    from ..files import write_text
     from ..monitor.run_comparison import compare_with_first
 
-    curves, console = options.curves, tables.console()
+    curves, console = options.curves, console_beside(options.json)
     named = {}
     for path in options.history:
         runs = curves.read_all(path) if options.all else {"": curves.read(path)}
@@ -114,8 +115,7 @@ def _judge_several(options: Options) -> int:
         for first, second, comparison in comparisons:
             console.print(tables.run_comparison(first, second, comparison))
             written["comparisons"].append({"first": first, "second": second} | asdict(comparison))
-    if options.json:
-        write_text(options.json, to_json(written) + "\n")
+    write_json(options.json, to_json(written))
     return int(failed)
 
 
@@ -132,7 +132,7 @@ def _check(options: Options) -> None:
         raise InputError("--all: expected without --run, which chooses one")
     options.curves.how()  # a bad --tag comes before an output that is an input
     inputs = [file for path in options.history for file in history_files(path)]
-    check_outputs({"--json": options.json}, inputs)
+    check_outputs(json_file(options.json), inputs)
     for name, value in (("total_steps", options.curves.total_steps), ("polls", options.polls)):
         if value is not None and value < 1:
             raise InputError(f"{typed(name)}: expected at least 1, got {value}")
@@ -161,7 +161,7 @@ def _follow(options: Options) -> Diagnosis:
     polls = 0
     notes: list[str] = []
     follower, digest = Follower(options.history[0], **options.curves.how()), Digest()
-    console = tables.console()
+    console = console_beside(options.json)
     # A terminal's view is redrawn. Elsewhere, in a log of a job, the view is printed when the
     # diagnosis is another one.
     live = Live(console=console, refresh_per_second=4) if console.is_terminal else None

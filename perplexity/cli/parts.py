@@ -30,7 +30,6 @@ TEXT_HELP = (
     "input"
 )
 JOURNAL_HELP = "the same command again goes on where a killed one stopped"
-JSON_HELP = "write every number to this file"
 FAIL_ON_HELP = "exit with 1 on a finding as severe"
 
 
@@ -198,6 +197,9 @@ class Running:
             device_map=self.device_map,
             tokenizer=tokenizer,
         )
+
+
+TOKENIZER_HELP = "folder, tokenizer.json or sentencepiece .model (the model's)"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,8 @@ from ..files import check_outputs
 from ..findings import SEVERITIES
 from . import tables
 from .extras import needs
-from .options import argument, by_option, option, part
+from .json_option import TO_STANDARD_OUTPUT, console_beside, json_file, write_json
+from .options import argument, option, part
 from .parts import FAIL_ON_HELP, Question, Running, TextReading
 
 if TYPE_CHECKING:
@@ -86,7 +87,9 @@ class Comparing:
 class Output:
     """Options of the result file and the exit status."""
 
-    json: str | None = option("write every number and text to this file", metavar="OUT")
+    json: str | None = option(
+        f"write every number and text to this file{TO_STANDARD_OUTPUT}", metavar="OUT"
+    )
     fail_on: str | None = option(FAIL_ON_HELP, choices=SEVERITIES)
 
 
@@ -130,7 +133,7 @@ def run(options: Options) -> int:
         other.embeddings,
         other.eval,
     ]
-    check_outputs(by_option(options.output, "json"), [*inputs, *history_files(other.history)])
+    check_outputs(json_file(options.output.json), [*inputs, *history_files(other.history)])
     settings = options.generation.settings()
     if asked.limit < 1:
         raise InputError(f"--limit: expected at least 1, got {asked.limit}")
@@ -173,9 +176,9 @@ def run(options: Options) -> int:
     )
     try:
         if options.output.json:
-            result.save(options.output.json)
+            write_json(options.output.json, result.to_json())
     finally:
-        console = tables.console()
+        console = console_beside(options.output.json)
         if len(prompts) < len(every):
             console.print(
                 f"{len(prompts):,} of {len(every):,} prompts, evenly over the file", highlight=False

@@ -14,7 +14,7 @@ from ..errors import InputError, InputTypeError
 from ..files import Output
 from ..findings import SEVERITIES, Finding, Judged
 from ..fingerprints import tokenizer_fingerprint
-from ..text.tokens import check_tokenizer
+from ..text.tokenizers import as_tokenizer
 from .index import FEWEST, NGRAM, SHINGLE, Index, Scan, Text
 from .leakage import FEWEST_WORDS, Leak, leakage_findings, leaks, overlaps, scan_texts
 from .splits import shift_findings, size_findings
@@ -117,7 +117,7 @@ def check_data(
     Args:
         train: training texts, strings or ``Text``s.
         valid: validation texts, likewise.
-        tokenizer: a transformers tokenizer, which counts tokens; default None: words are counted.
+        tokenizer: counts tokens: any that ``evaluate`` takes; default None: words are counted.
         embedding: rows of the model's embedding, which the tokenizer's ids must not exceed.
         near: Jaccard similarity of 4-word shingles from which a document is a copy; default 0.25.
         interval: the relative half-width wanted of the perplexity's 95% interval; default 0.01.
@@ -149,7 +149,7 @@ def check_data(
     checks.optional(checks.mapping, "identity", identity)
     checks.function("progress", progress)
     if tokenizer is not None:
-        check_tokenizer(tokenizer)
+        tokenizer = as_tokenizer(tokenizer)
     training, validation = as_texts(train, "train"), list(as_texts(valid, "valid"))
     if not validation:
         raise InputError("valid: expected at least one document, got none")

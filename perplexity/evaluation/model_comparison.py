@@ -26,13 +26,17 @@ from ..scoring.run import ScoringRun
 from ..scoring.stream import IGNORED, tasks
 from ..statistics import linear_kl_divergence, token_statistics
 from ..text.documents import Document
+from ..text.tokenizers import as_tokenizer
 from .collect import described, note_non_finite
 from .evaluator import Progress, Reporter
 from .planning import PLANNED, Plan, plan_for
 from .text_tables import plain_table, with_notes
 from .uncertainty import TRUSTED_CLUSTERS, ratio_stderr, scipy_stats
 
-FIELDS = 5  # values of a token: KL both ways, both losses, agreement
+# Values of a token: KL both ways, both losses, agreement, and the probability of the larger head's
+# columns that the smaller one has not.
+FIELDS = 6
+DIVIDED = 0.01  # of such a probability: above it, the divergence of the columns of both misleads
 PERCENTILES = (0.0, 0.1, 1.0, 5.0, 10.0, 25.0, 50.0, 75.0, 90.0, 95.0, 99.0, 99.9, 100.0)
 
 
@@ -72,6 +76,9 @@ class ModelComparison:
         backend: of the losses.
         seconds: of the whole comparison.
         model_a, model_b: name, fingerprint and configuration, ``models.described``.
+        rows_a, rows_b: of the heads. Where they differ (a padded vocabulary), KL is between the
+            probabilities of the columns that both have, scaled to sum to 1.
+        outside_probability: mean probability that the larger head gives to its further columns.
         model_notes: on both models' weights and batches.
         plan: documents that a difference of the losses takes to be detected; default None.
     """
@@ -109,6 +116,9 @@ class ModelComparison:
     seconds: float
     model_a: dict
     model_b: dict
+    rows_a: int
+    rows_b: int
+    outside_probability: float
     model_notes: list[str]
     plan: Plan | None = None
 
@@ -159,6 +169,8 @@ class ModelComparison:
         notes = list(self.model_notes)
         if self.model_a["fingerprint"] == self.model_b["fingerprint"]:
             notes.append(f"A and B are the same model (fingerprint {self.model_a['fingerprint']})")
+        if self.rows_a != self.rows_b:
+            notes.append(self._divided())
         if self.non_finite:
             notes.append(f"{described(self.non_finite)} under one of the models and are left out")
         if self.documents < TRUSTED_CLUSTERS:
@@ -168,6 +180,17 @@ class ModelComparison:
         if self.plan is not None:
             notes.append(self.plan.note("nats a token"))
         return notes
+
+    def _divided(self) -> str:
+        """Return the note on heads of two sizes."""
+        larger, rows = ("A", self.rows_a) if self.rows_a > self.rows_b else ("B", self.rows_b)
+        both = min(self.rows_a, self.rows_b)
+        return (
+            f"{'warning: ' * (self.outside_probability > DIVIDED)}the heads have {self.rows_a:,} and "
+            f"{self.rows_b:,} rows (A and B): KL is over the {both:,} that both have, where {larger} "
+            f"is scaled to sum to 1; its other {rows - both:,} hold "
+            f"{self.outside_probability:.2g} of its probability. All else is each model's own"
+        )
 
     @property
     def ok(self) -> bool:
@@ -206,7 +229,7 @@ def compare_models(
     Args:
         model_a: the baseline: a transformers causal model, or a ``LanguageModel``.
         model_b: the model to compare with it, likewise; on the same device.
-        tokenizer: the transformers tokenizer of both.
+        tokenizer: the tokenizer of both, any that ``evaluate`` takes.
         documents: texts or ``Document``s, read once.
         tokenizer_b: tokenizer of ``model_b``, checked to be the same; default the same.
         protocol: "sliding" (default), "lm-eval" or "llama.cpp".
@@ -249,14 +272,20 @@ def compare_models(
     scipy_stats()  # the plan needs it: its absence must not end a comparison at its end
     networks = [models.as_language_model(model) for model in (model_a, model_b)]
     run = ScoringRun(networks, tokenizer, backend=backend, batch_size=batch_size)
-    if tokenizer_b is not None and tokenizer_fingerprint(tokenizer_b) != run.tokenizer_fingerprint:
+    if (
+        tokenizer_b is not None
+        and tokenizer_fingerprint(as_tokenizer(tokenizer_b)) != run.tokenizer_fingerprint
+    ):
         raise InputError(
             "tokenizer: expected one for both models, got two that differ: their tokens do not "
             "compare"
         )
     rows = [network.head.weight.shape[0] for network in networks]
-    if rows[0] != rows[1]:
-        raise InputError(f"model: expected vocabularies of one size, got {rows[0]} and {rows[1]}")
+    if rows[0] != rows[1] and len(run.tokenizer) > run.vocabulary:
+        raise InputError(
+            f"model: expected heads that both have the tokenizer's {len(run.tokenizer)} ids, got "
+            f"{rows[0]} and {rows[1]} rows: evaluate each model and compare the results"
+        )
     if networks[0].head.weight.device != networks[1].head.weight.device:
         raise InputError("model: expected both on one device")
     limits = [
@@ -320,6 +349,8 @@ def compare_models(
         seconds=time.perf_counter() - started,
         model_a=described_models[0],
         model_b=described_models[1],
+        rows_a=rows[0],
+        rows_b=rows[1],
         model_notes=[
             f"model {name}: {note}"
             for name, network in zip("AB", networks, strict=True)
@@ -335,9 +366,17 @@ def _pair_scorer(
 ) -> Callable[[Tensor, Tensor], Tensor]:
     """Return a scorer of input_ids and targets [B, T] that gives float32 [FIELDS, scored tokens].
 
-    The rows are KL(A‖B), KL(B‖A), NLL of A, NLL of B, and 1 where both have the same first choice.
+    The rows are KL(A‖B), KL(B‖A), NLL of A, NLL of B, 1 where both have the same first choice, and
+    the probability that the larger head gives to its further columns, which has no place in a
+    divergence from the smaller one: KL is between the conditional distributions on the columns of
+    both. Padding of a vocabulary is no token, so a trained model leaves nearly nothing there.
     """
     head_a, head_b = (network.head for network in networks)
+    both = min(len(head_a.weight), len(head_b.weight))
+    outside = next((head for head in (head_a, head_b) if len(head.weight) > both), None)
+    if outside is not None:
+        bias = None if outside.bias is None else outside.bias[both:]
+        further_arguments = outside.arguments() | {"linear_bias": bias}
 
     @torch.no_grad()
     def score(input_ids: Tensor, target: Tensor) -> Tensor:
@@ -355,16 +394,27 @@ def _pair_scorer(
             for hidden, head in sides
         )
         agreed = (a.predicted == b.predicted).float()
-        return torch.stack([forward, reverse, a.nll, b.nll, agreed])
+        further = torch.zeros_like(a.nll)
+        if outside is not None:
+            hidden, whole = (hidden_a, a) if outside is head_a else (hidden_b, b)
+            rest = token_statistics(
+                hidden,
+                outside.weight[both:],
+                torch.zeros_like(target),
+                **further_arguments,
+                backend=backend,
+            )
+            further = (rest.logsumexp - whole.logsumexp).exp()
+        return torch.stack([forward, reverse, a.nll, b.nll, agreed, further])
 
     def divergence(p: tuple[Tensor, models.Head], q: tuple[Tensor, models.Head]) -> Tensor:
         return linear_kl_divergence(
             p[0],
-            p[1].weight,
+            p[1].weight[:both],
             q[0],
-            q[1].weight,
-            bias_p=p[1].bias,
-            bias_q=q[1].bias,
+            q[1].weight[:both],
+            bias_p=None if p[1].bias is None else p[1].bias[:both],
+            bias_q=None if q[1].bias is None else q[1].bias[:both],
             softcap_p=p[1].softcap,
             softcap_q=q[1].softcap,
             logit_scale_p=p[1].logit_scale,
@@ -377,7 +427,7 @@ def _pair_scorer(
 
 def _document_sums(values: np.ndarray) -> list[float]:
     """Return tokens, Σ KL both ways, Σ (NLL_B − NLL_A), Σ agreement, Σ change of probability."""
-    forward, reverse, nll_a, nll_b, agreed = values
+    forward, reverse, nll_a, nll_b, agreed, _ = values
     change = np.exp(-nll_b) - np.exp(-nll_a)
     sums = (each.sum() for each in (forward, reverse, nll_b - nll_a, agreed, change))
     return [len(forward), *sums]
@@ -385,12 +435,14 @@ def _document_sums(values: np.ndarray) -> list[float]:
 
 def _comparison(values: np.ndarray, sums: np.ndarray, plan: float, **rest) -> ModelComparison:
     """Return the comparison from values [FIELDS, tokens] and sums [documents, 6]."""
-    forward, reverse, nll_a, nll_b, agreed = values
+    forward, reverse, nll_a, nll_b, agreed, further = values
     change = np.exp(-nll_b) - np.exp(-nll_a)
     sums = sums[sums[:, 0] > 0]
     errors = [ratio_stderr(sums[:, column], sums[:, 0]) for column in range(1, 6)]
     if not len(forward):  # nothing but NaN
-        forward, reverse, nll_a, nll_b, agreed, change = (np.full(1, math.nan) for _ in range(6))
+        forward, reverse, nll_a, nll_b, agreed, further, change = (
+            np.full(1, math.nan) for _ in range(7)
+        )
     loss_a, loss_b = float(nll_a.mean()), float(nll_b.mean())
     with np.errstate(invalid="ignore", divide="ignore"):  # one token, or equal losses
         correlation = float(np.corrcoef(nll_a, nll_b)[0, 1]) if len(nll_a) > 1 else math.nan
@@ -424,6 +476,7 @@ def _comparison(values: np.ndarray, sums: np.ndarray, plan: float, **rest) -> Mo
         probability_change_stderr=errors[4],
         probability_change_rms=float(np.sqrt(np.mean(change**2))),
         probability_change_percentiles=percentiles(change),
+        outside_probability=float(further.mean()),
         plan=None if errors[2] is None else plan_for(plan, errors[2], len(sums)),
         **rest,
     )

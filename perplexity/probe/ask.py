@@ -30,7 +30,8 @@ from ..scoring.run import ScoringRun
 from ..scoring.stream import IGNORED, continuations
 from ..statistics import token_statistics
 from ..text.documents import Document, check_ids, checked_document
-from ..text.tokens import check_tokenizer, text_of
+from ..text.tokenizers import as_tokenizer
+from ..text.tokens import text_of
 from .prompts import chat_text, encode, following, plain
 
 TEMPLATE = """Text:
@@ -116,7 +117,7 @@ class Questioner:
 
     Args:
         model: A transformers causal model, or another ``LanguageModel``.
-        tokenizer: The model's tokenizer, of transformers.
+        tokenizer: The model's tokenizer, any that ``evaluate`` takes.
         template: The question. It holds ``{text}`` once, and may hold ``{prompt}`` once.
         yes: The answer whose probability is the score, "yes" by default.
         no: The other answer, "no" by default. Its first token has to differ.
@@ -159,9 +160,8 @@ class Questioner:
             check_unicode(name, text)
         check_template("template", template)
         self.network = models.as_language_model(model)
-        check_tokenizer(tokenizer)
-        self.tokenizer, self.template = tokenizer, template
-        self.chat = bool(getattr(tokenizer, "chat_template", None)) if chat is None else chat
+        self.tokenizer, self.template = as_tokenizer(tokenizer), template
+        self.chat = bool(getattr(self.tokenizer, "chat_template", None)) if chat is None else chat
         choose_backend(backend, self.network.head.weight)  # raises for one that cannot run
         self.backend = backend
         self._batching: Batching | None = None  # of the last ``ask``

@@ -123,7 +123,7 @@ def probe(
 
     Args:
         model: A transformers causal model.
-        tokenizer: Its tokenizer.
+        tokenizer: Its tokenizer, any that ``evaluate`` takes.
         prompts: Strings or ``Prompt``s for the model to continue.
         settings: Of the generation; None takes the defaults of ``GenerationSettings``.
         judge: A model that is asked yes or no about each text.
@@ -189,6 +189,7 @@ def probe(
     network = models.as_language_model(model)
     settings = (settings or GenerationSettings()).of(network.context_length)
     run = ScoringRun([network], tokenizer, backend=backend)
+    tokenizer = run.tokenizer
     described = models.described(network, name)
     evaluated = _evaluated(evaluation, run.tokenizer_fingerprint, described)
     encoder = None if embeddings is None else Embeddings(embeddings)

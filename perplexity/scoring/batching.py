@@ -102,6 +102,8 @@ class Batching:
         self.positions = POSITIONS_AT_ONCE["cpu" if device == "cpu" else "other"]
         self.rules = [rule for network in networks for rule in length_rules(network)]
         self.mode = "padded"
+        # Token ids and context length of the check to come; None: done, or no text yet.
+        self._sample: tuple[np.ndarray, int | None] | None = None
 
     def group(self, length: int) -> Hashable:
         """Return equal values for lengths that may share a batch."""
@@ -115,6 +117,18 @@ class Batching:
     def notes(self) -> list[str]:
         """Return a result's notes about its batches."""
         return [NOTES[self.mode]] if self.mode in NOTES else []
+
+    def check_later(self, ids: np.ndarray, context_length: int | None) -> None:
+        """Keep the arguments of ``check`` until the first batch with several windows."""
+        self._sample = ids, context_length
+
+    def check_before(self, batches: Sequence[Sequence[int]]) -> bool:
+        """Check once, before the first of ``batches`` with several windows; return whether now."""
+        if self._sample is None or all(len(batch) < 2 for batch in batches):
+            return False
+        sample, self._sample = self._sample, None
+        self.check(*sample)
+        return True
 
     @torch.no_grad()
     def check(self, ids: np.ndarray, context_length: int | None) -> None:

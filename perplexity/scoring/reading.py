@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from itertools import islice
+from functools import partial
+from itertools import chain, islice
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -16,12 +18,15 @@ from ..text.parts import tokens_asked, turns
 from ..text.readers import ReadOptions, document_of
 from ..text.spans import Spans, estimated_spans, inside, lost_characters, spans_of
 from ..text.tokens import encoded, special_ids, text_of, unknown_id
+from .ahead import in_thread
 from .protocols import Positions, Protocol
 
 if TYPE_CHECKING:
     from .run import ScoringRun
 
 TOKENIZED_AT_ONCE = 64
+# As much text as the batches that ``stream`` forms together on a GPU, half a million positions.
+CHARACTERS_AHEAD = 2_500_000
 # What a caller gives as a document, and as the part of it that is scored.
 Given: TypeAlias = Document | str | Mapping[str, Any]
 Score: TypeAlias = str | Callable[[Document], Sequence[tuple[int, int]] | None]
@@ -53,7 +58,7 @@ def read_positions(
             "vocabulary: check that the tokenizer is this model's, or leave it out (bos='never')"
         )
     for index, (document, ids, spans) in enumerate(
-        _tokenized(run.tokenizer, documents, protocol, score)
+        _tokenized(run.tokenizer, documents, protocol, score, run.device.type != "cpu")
     ):
         run.read(index, document.text, document.spans)
         asked = None
@@ -73,41 +78,87 @@ def read_positions(
 
 
 def _tokenized(
-    tokenizer, documents: Iterable[Given], protocol: Protocol, score: Score
+    tokenizer, documents: Iterable[Given], protocol: Protocol, score: Score, elsewhere: bool
 ) -> Iterator[tuple[Document, np.ndarray, Spans]]:
-    """Yield documents with their text, token ids and spans."""
+    """Yield documents with their text, token ids and spans.
+
+    ``elsewhere``: the model is on another device than the CPU. A thread then tokenises ahead of
+    the model. Documents are read, and errors raised, in this thread and in order.
+    """
     checks.several("documents", documents, "them", (Document,))
     special = np.array(sorted(special_ids(tokenizer)), dtype=np.int64)
     checked = (
         _prepared(tokenizer, index, document, score) for index, document in enumerate(documents)
     )
-    unknown = unknown_id(tokenizer)
-    while group := list(islice(checked, TOKENIZED_AT_ONCE)):
-        texts = [document.text for document in group if document.ids is None]
-        tokens = iter(
-            encoded(tokenizer, texts, split_special_tokens=protocol.special_text == "text")
+    groups = iter(lambda: list(islice(checked, TOKENIZED_AT_ONCE)), [])
+    tokenized = partial(
+        _tokenized_group,
+        special=special,
+        unknown=unknown_id(tokenizer),
+        split_special_tokens=protocol.special_text == "text",
+    )
+    other = _copy(tokenizer) if elsewhere else None
+    if other is None:
+        yield from chain.from_iterable(tokenized(tokenizer, group) for group in groups)
+    else:
+        yield from chain.from_iterable(
+            in_thread(partial(tokenized, other), groups, _characters, CHARACTERS_AHEAD)
         )
-        for document in group:
-            if document.ids is None:
-                ids, encoding = next(tokens)
-                yield document, ids, _spans(tokenizer, document.text, ids, encoding, unknown)
-                continue
-            ids = np.asarray(document.ids).astype(np.int64)
-            # Special tokens at the start and end of a document in a token file are no text; those
-            # within the document are.
-            kept = (ids >= 0) & (ids < len(tokenizer))  # ``check_ids`` refuses others
-            text = np.flatnonzero(~np.isin(ids, special) & kept)
-            kept[: text[0] if len(text) else None] = False
-            kept[text[-1] + 1 if len(text) else 0 :] = False
-            document = dataclasses.replace(document, text=text_of(tokenizer, ids[kept]))
-            again, encoding = None, None
-            if getattr(tokenizer, "is_fast", False):
-                again, encoding = encoded(tokenizer, [document.text])[0]
-            if again is None or encoding is None or not np.array_equal(again, ids[kept]):
-                spans = _estimated_spans(tokenizer, document.text, ids[kept])
-            else:
-                spans = spans_of(document.text, encoding.offsets, _first(tokenizer, ids[kept]))
-            yield document, ids, inside(spans, kept)
+
+
+def _copy(tokenizer):
+    """Return a copy of a transformers tokenizer of the tokenizers library, for another thread.
+
+    One object in two threads raises "Already borrowed". Returns None where there is no such copy:
+    the thread that holds Python's lock would hinder the model.
+    """
+    if getattr(tokenizer, "backend_tokenizer", None) is None:
+        return None
+    try:
+        return copy.deepcopy(tokenizer)
+    except Exception:  # a subclass may hold anything
+        return None
+
+
+def _characters(group: list[Document]) -> int:
+    """Return the characters of documents, or their number of token ids."""
+    return sum(len(d.text) if d.ids is None else len(d.ids) for d in group)
+
+
+def _tokenized_group(
+    tokenizer,
+    group: list[Document],
+    *,
+    special: np.ndarray,
+    unknown: int | None,
+    split_special_tokens: bool,
+) -> list[tuple[Document, np.ndarray, Spans]]:
+    """Return documents with their text, token ids and spans; ``special`` are special ids."""
+    texts = [document.text for document in group if document.ids is None]
+    tokens = iter(encoded(tokenizer, texts, split_special_tokens=split_special_tokens))
+    found = []
+    for document in group:
+        if document.ids is None:
+            ids, encoding = next(tokens)
+            found.append((document, ids, _spans(tokenizer, document.text, ids, encoding, unknown)))
+            continue
+        ids = np.asarray(document.ids).astype(np.int64)
+        # Special tokens at the start and end of a document in a token file are no text; those
+        # within the document are.
+        kept = (ids >= 0) & (ids < len(tokenizer))  # ``check_ids`` refuses others
+        text = np.flatnonzero(~np.isin(ids, special) & kept)
+        kept[: text[0] if len(text) else None] = False
+        kept[text[-1] + 1 if len(text) else 0 :] = False
+        document = dataclasses.replace(document, text=text_of(tokenizer, ids[kept]))
+        again, encoding = None, None
+        if getattr(tokenizer, "is_fast", False):
+            again, encoding = encoded(tokenizer, [document.text])[0]
+        if again is None or encoding is None or not np.array_equal(again, ids[kept]):
+            spans = _estimated_spans(tokenizer, document.text, ids[kept])
+        else:
+            spans = spans_of(document.text, encoding.offsets, _first(tokenizer, ids[kept]))
+        found.append((document, ids, inside(spans, kept)))
+    return found
 
 
 def _prepared(tokenizer, index: int, given: Given, score: Score) -> Document:

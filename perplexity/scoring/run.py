@@ -33,7 +33,7 @@ class ScoringRun:
     the block.
 
     Args:
-        networks: The models, which read the same positions: of one vocabulary, on one device.
+        networks: The models, which read the same positions: of one tokenizer, on one device.
         tokenizer: The models' tokenizer, of any library (``as_tokenizer``).
         backend: "torch" or "triton" for the losses. Default: None, by device.
         batch_size: Windows in a batch. Default: None, as many as hold a few thousand positions.
@@ -54,7 +54,8 @@ class ScoringRun:
         weight = networks[0].head.weight
         self.networks, self.rank, self.ranks = networks, rank, ranks
         self.tokenizer = as_tokenizer(tokenizer)
-        self.device, self.vocabulary = weight.device, weight.shape[0]
+        self.device = weight.device
+        self.vocabulary = min(network.head.weight.shape[0] for network in networks)
         self.backend = choose_backend(backend, weight)
         self.batching = Batching(networks, batch_size)
         self.journal: ScoringJournal | None = None
@@ -115,7 +116,7 @@ class ScoringRun:
         return self._text.value()
 
     def verify(self, ids: np.ndarray, context_length: int | None) -> None:
-        """Compare heads and batches with the models' own logits, once a run.
+        """Compare heads with the models' own logits, once a run; batches before the first one.
 
         Args:
             ids: Token ids [n] as the models read them.
@@ -125,7 +126,7 @@ class ScoringRun:
             return
         for network in self.networks:
             models.verify(network, ids, context_length or models.VERIFIED_POSITIONS)
-        self.batching.check(ids, context_length)
+        self.batching.check_later(ids, context_length)
         self._verified = True
 
     def stream(

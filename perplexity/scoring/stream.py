@@ -99,9 +99,11 @@ def stream(
     """
     scorer = _Scorer(first_of_window, score, device, fields, journal)
     while group := _ahead(windows, batching):
-        if ranks > 1:
-            batching.agree()
         batches = _batches(group, batching)
+        if batching.check_before(batches):
+            if ranks > 1:
+                batching.agree()
+            batches = _batches(group, batching)
         with raise_together(ranks):
             own = {
                 number: scorer([group[place] for place in batch])

@@ -20,7 +20,7 @@ EXPECTED = (
 
 
 class Tokenizer(Protocol):
-    """A tokenizer of one's own: what ``evaluate`` needs of it.
+    """A tokenizer of one's own: what ``evaluate``, ``check_data`` and ``probe`` need of it.
 
     Optional attributes are ``bos_token_id`` and ``eos_token_id`` (int or None), and
     ``fingerprint``, a string that tells two tokenizers apart. Without a fingerprint, the class and
@@ -154,6 +154,12 @@ class AdaptedTokenizer:
     def convert_ids_to_tokens(self, token: int) -> str:
         """Return what an id stands for."""
         return self._piece(token).decode(errors="replace")
+
+    @property
+    def unk_token(self) -> str | None:
+        """Return what the unknown token stands for; None without one."""
+        unknown = self.unk_token_id
+        return None if unknown is None else self.convert_ids_to_tokens(unknown)
 
     @property
     def all_special_ids(self) -> list[int]:

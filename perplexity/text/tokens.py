@@ -8,20 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from .. import checks
-from ..errors import InputTypeError, theirs
+from ..errors import theirs
 
 # Cuneiform, a hieroglyph, a rare ideograph: only a vocabulary with bytes has all of them.
 UNKNOWN_TEXT = "\U00012000 \U00013000 \U0002a6a5"
-
-
-def check_tokenizer(tokenizer) -> None:
-    """Raise InputError unless ``tokenizer`` has what is used of a transformers tokenizer."""
-    needed = ("bos_token_id", "eos_token_id", "decode", "__len__", "__call__")
-    if not all(hasattr(tokenizer, name) for name in needed):
-        raise checks.wrong(
-            "tokenizer", "a transformers tokenizer", type(tokenizer).__name__, InputTypeError
-        )
 
 
 def encoded(tokenizer, texts: Sequence[str], **options) -> list[tuple[np.ndarray, Any]]:

@@ -278,3 +278,15 @@ def test_prompts_near_the_border_are_not_padded(tokenizer):
     )
     apart = [generate(model, tokenizer, [asked(n)], settings)[0] for n in lengths]
     assert [text.ids.tolist() for text in together] == [text.ids.tolist() for text in apart]
+
+
+def test_batches_are_compared_before_the_first_with_several_windows(model, tokenizer, monkeypatch):
+    """Of a text of one window the comparison took more positions than its scoring."""
+    checked = []
+    monkeypatch.setattr(Batching, "check", lambda *arguments: checked.append(arguments))
+    evaluate(model, tokenizer, [SHORT], context_length=64)
+    assert not checked
+    evaluate(model, tokenizer, DOCUMENTS, context_length=64, batch_size=1)
+    assert not checked
+    evaluate(model, tokenizer, DOCUMENTS * 20, context_length=64, batch_size=2)
+    assert len(checked) == 1

@@ -206,8 +206,39 @@ def test_a_model_beside_itself(model, tokenizer):
 def test_models_that_do_not_compare(model, other, tokenizer):
     with pytest.raises(InputError, match="tokenizer: expected one for both models"):
         compare_models(model, other, tokenizer, DOCUMENTS, tokenizer_b=build_tokenizer(bos=False))
-    with pytest.raises(InputError, match="model: expected vocabularies of one size"):
-        compare_models(model, build_model(len(tokenizer) + 4), tokenizer, DOCUMENTS)
+    few = build_model(len(tokenizer) - 1)
+    with pytest.raises(
+        InputError, match=r"both have the tokenizer's \d+ ids, got \d+ and \d+ rows"
+    ):
+        compare_models(model, few, tokenizer, DOCUMENTS)
+
+
+@pytest.mark.parametrize("larger", ["A", "B"])
+def test_a_padded_vocabulary(model, tokenizer, larger):
+    """Heads of two sizes were refused. Losses are each model's own; KL is between conditional
+    distributions, here from both models' logits in float64.
+    """
+    padded = build_model(len(tokenizer) + 60)
+    pair = (padded, model) if larger == "A" else (model, padded)
+    text, rows = DOCUMENTS[0], model.lm_head.weight.shape[0]
+    found = compare_models(*pair, tokenizer, [text])
+    ids = torch.tensor([[tokenizer.bos_token_id, *tokenizer(text)["input_ids"]]])
+    assert ids.shape[1] <= 64
+    with torch.no_grad():
+        logits = [m(ids).logits[0, :-1].double() for m in pair]
+    losses = [torch.nn.functional.cross_entropy(one, ids[0, 1:]).item() for one in logits]
+    a, b = (one[:, :rows].log_softmax(-1) for one in logits)
+    outside = logits[larger == "B"].softmax(-1)[:, rows:].sum(-1).mean().item()
+    assert (found.loss_a, found.loss_b) == pytest.approx(losses, rel=1e-6)
+    # float32 sums over the vocabulary of differences near zero: 1e-6 absolute.
+    assert found.kl_divergence == pytest.approx((a.exp() * (a - b)).sum(-1).mean().item(), abs=1e-5)
+    assert found.reverse_kl_divergence == pytest.approx(
+        (b.exp() * (b - a)).sum(-1).mean().item(), abs=1e-5
+    )
+    assert found.outside_probability == pytest.approx(outside, rel=1e-5) and outside > 0.01
+    (note,) = [note for note in found.notes if "rows" in note]
+    assert note.startswith(f"warning: the heads have {found.rows_a} and {found.rows_b} rows")
+    assert f"{larger} is scaled" in note
 
 
 def test_neither_models_head_runs_but_to_be_verified(model, other, tokenizer, monkeypatch):

@@ -152,3 +152,33 @@ def test_the_command_takes_another_folders_tokenizer(tmp_path, ppl_here, small):
     for tokenizer in ("tokenizer", "tokenizer/tokenizer.json"):
         done = ppl_here(*command, "--tokenizer", tmp_path / tokenizer)
         assert done.returncode == 0, done.stderr
+
+
+def test_data_checks_take_any_tokenizer():
+    """They refused all but transformers' own."""
+    from perplexity.data_checks import check_data
+
+    train, valid = TEXTS[2:], TEXTS[:2]
+    wrapped = build_tokenizer(bos=True)
+    own, plain = (
+        check_data(train, valid, tokenizer=t) for t in (wrapped, wrapped.backend_tokenizer)
+    )
+    assert own.tokens == plain.tokens and own.findings == plain.findings
+    of_characters = check_data(train, valid, tokenizer=Characters())
+    assert of_characters.tokens["valid"] == sum(map(len, valid))
+    assert of_characters.unknown_token_rate == 0
+
+
+def test_a_probe_takes_any_tokenizer(small):
+    from perplexity.probe import GenerationSettings, Questioner, probe
+
+    class OfTheModel(Characters):
+        vocabulary_size = 300  # the model may write any of its tokens
+
+    settings = GenerationSettings(samples=1, max_new_tokens=6)
+    judge = Questioner(small, OfTheModel(), template="{text} ", yes="a", no="e", chat=False)
+    got = probe(small, OfTheModel(), ["the cat", "a mat"], settings=settings, judge=judge)
+    tokenizer = OfTheModel()
+    assert judge.words == ("a", "e")
+    assert [text.id for text in got.texts] == ["0", "1"]
+    assert got.tokenizer_fingerprint == evaluate(small, tokenizer, ["cat"]).tokenizer_fingerprint
