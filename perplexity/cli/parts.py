@@ -30,7 +30,7 @@ TEXT_HELP = (
     "input"
 )
 JOURNAL_HELP = "the same command again goes on where a killed one stopped"
-FAIL_ON_HELP = "exit with 1 on a finding as severe"
+FAIL_ON_HELP = "exit with status 1 if a finding is at least this severe"
 
 
 def expect_ending(option: str, path: str | None, *endings: str) -> None:
