@@ -5,6 +5,7 @@ import io
 import json
 import math
 import os
+import shlex
 import shutil
 import sys
 from pathlib import Path
@@ -14,7 +15,7 @@ from processes import linux_only, ppl, ppl_after, run
 from tiny_models import build_model, build_tokenizer
 
 import perplexity
-from perplexity.cli import COMMANDS, main
+from perplexity.cli import COMMANDS, TASKS, _parser, main
 
 
 @pytest.fixture(scope="module")
@@ -304,6 +305,19 @@ def test_help_imports_nothing_heavy(arguments):
     )
     done = run(sys.executable, "-c", code)
     assert done.stdout.splitlines()[-1] == "loaded []", done.stdout + done.stderr
+
+
+def test_the_help_shows_commands_by_task_with_examples(capsys):
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    shown = capsys.readouterr().out
+    assert max(map(len, shown.splitlines())) <= 80
+    for task, commands in TASKS.items():
+        assert f"\n{task}:\n" in shown
+        for name, example in commands.items():
+            assert f"\n  {name} " in shown and f"$ {example}" in shown
+            program, *words = shlex.split(example)
+            assert program == "ppl" and _parser(name).parse_args(words).command == name
 
 
 def test_exports():
