@@ -5,8 +5,9 @@
 
 from __future__ import annotations
 
+import math
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -16,8 +17,16 @@ from . import checks, parallel, tensor_checks
 from .checks import IGNORE_INDEX, wrong
 from .errors import InputError, InputTypeError
 from .kernels import operators, reference
+from .kernels.blocks import values_are_here
 from .kernels.devices import why_not
-from .kernels.dispatch import Plan, Rule, default_backend, triton_available
+from .kernels.dispatch import (
+    BACKWARD_LIMIT,
+    FORWARD_LIMIT,
+    Plan,
+    Rule,
+    default_backend,
+    triton_available,
+)
 from .kernels.dispatch import plan as plan_of
 from .kernels.sums import MAX
 from .parallel import VocabularyShard
@@ -25,6 +34,8 @@ from .per_token import TokenStatistics, statistics_of
 
 REDUCTIONS = ("none", "mean", "sum")
 BACKENDS = ("triton", "torch")
+# Share of scored tokens above which their hidden states are not worth a copy.
+MOST_SCORED = 7 / 8
 
 
 @dataclass(frozen=True)
@@ -163,19 +174,26 @@ def validates(validate: bool | None, device: torch.device) -> bool:
 
 @dataclass(frozen=True)
 class Target:
-    """Targets as the kernels take them, and the shape of a per-token result."""
+    """Targets as the kernels take them, and the shape of a per-token result.
+
+    ``places`` [N] are those of the targets among all that the caller gave; None: they are all.
+    """
 
     flat: Tensor  # int [N], or class probabilities [N, V]
     shape: tuple[int, ...]
     shift: int = 0
+    places: Tensor | None = None
 
     @property
     def probabilities(self) -> bool:
         """Return whether the targets are class probabilities."""
         return self.flat.is_floating_point()
 
-    def unflatten(self, per_token: Tensor) -> Tensor:
-        """Return values [N] in the shape of the targets that were scored."""
+    def unflatten(self, per_token: Tensor, ignored: int = 0) -> Tensor:
+        """Return values [N] in the shape of the caller's targets, ``ignored`` where none is."""
+        if self.places is not None:
+            everywhere = per_token.new_full((math.prod(self.shape),), ignored)
+            per_token = everywhere.index_copy(0, self.places, per_token)
         result = per_token.reshape(self.shape)
         return result[..., : max(0, self.shape[-1] - self.shift)] if self.shift else result
 
@@ -303,7 +321,7 @@ class LinearInputs:
             if backend is None and prepared.probabilities
             else choose_backend(backend, input)
         )
-        return cls(
+        prepared_inputs = cls(
             input.reshape(-1, input.shape[-1]),
             linear_weight,
             linear_bias,
@@ -314,6 +332,36 @@ class LinearInputs:
             chosen,
             shard,
             round_logits,
+        )
+        return prepared_inputs.without_ignored()
+
+    def without_ignored(self) -> LinearInputs:
+        """Return the inputs of the scored tokens alone, where that spares work.
+
+        On a CPU, where a look at the targets waits for nothing. The copy of the hidden states counts
+        in the limit of temporary memory, and takes at most half of it.
+        """
+        hidden, target = self.hidden, self.target
+        if (
+            self.backend != "torch"
+            or target.probabilities
+            or not values_are_here(hidden)
+            or torch.compiler.is_compiling()
+            or torch._C._are_functorch_transforms_active()
+            or torch._C._len_torch_dispatch_stack()
+        ):
+            return self
+        places = (target.flat != self.options.ignore_index).nonzero()[:, 0]
+        copied = len(places) * hidden.shape[1] * hidden.element_size()
+        trains = torch.is_grad_enabled() and self.weight.requires_grad
+        limit = self.options.memory or (BACKWARD_LIMIT if trains else FORWARD_LIMIT)
+        if not 0 < len(places) <= MOST_SCORED * len(hidden) or copied > limit // 2:
+            return self
+        return replace(
+            self,
+            hidden=hidden.index_select(0, places),
+            target=replace(target, flat=target.flat[places], places=places),
+            options=replace(self.options, memory_limit=limit - copied),
         )
 
     def plan(
@@ -387,7 +435,10 @@ class LinearInputs:
         ignored = self.target.flat == self.options.ignore_index
         found, confidence = statistics_of(sums.detach(), rank, predicted, ignored)
         unflatten = self.target.unflatten
-        return TokenStatistics(*map(unflatten, found)), unflatten(confidence)
+        nll, logsumexp, entropy, *choices = found
+        rank, predicted = (unflatten(choice, ignored=-1) for choice in choices)
+        measures = map(unflatten, (nll, logsumexp, entropy))
+        return TokenStatistics(*measures, rank, predicted), unflatten(confidence)
 
     def _on_this_rank(self, rule: Rule, weights: Tensor | None) -> _Local:
         """Return what this rank's operators take: for its rows of a sharded vocabulary."""
