@@ -87,8 +87,11 @@ def test_many_chunks_drift_no_further_than_one(vocabulary, device, monkeypatch):
     if vocabulary > 256 and device == "cpu":
         pytest.skip("interpreted, a minute")
     generator = torch.Generator().manual_seed(4)
-    # Interpreted, a token is a program of the row kernels: 64 chunks of one.
-    tokens, errors = 64 if device == "cpu" else 256, []
+    tokens, errors = 256, []
+    if device == "cpu":
+        # Interpreted, a token is a program: 64 chunks of one. So few show sums in bfloat16 (1.28)
+        # only where a row of the weight gets several of them.
+        tokens, vocabulary = 64, 32
     leaves = [
         torch.randn(rows, 32, generator=generator).to(device, torch.bfloat16)
         for rows in (tokens, vocabulary)
