@@ -468,6 +468,14 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.set_defaults(extent="full")
     parser.add_argument("--target", choices=TARGETS, help="compile the cases of this target alone")
+    parser.add_argument(
+        "--operations",
+        nargs="+",
+        choices=FEATURES,
+        default=tuple(FEATURES),
+        metavar="NAME",
+        help=f"compile the cases of these operations alone: {', '.join(FEATURES)}",
+    )
     parser.add_argument("--markdown", metavar="OUT", help="write the table to this file")
     parser.add_argument(
         "--expect-triton", metavar="VERSION", help="fail if another triton is imported"
@@ -493,7 +501,9 @@ def main(argv: list[str] | None = None) -> int:
         ) as pool,
     ):
         chosen = [
-            case for case in cases(arguments.extent) if arguments.target in (None, case.target)
+            case
+            for case in cases(arguments.extent)
+            if arguments.target in (None, case.target) and case.operation in arguments.operations
         ]
         rows = list(itertools.chain.from_iterable(pool.map(compile_case, chosen)))
     table = markdown(rows)
