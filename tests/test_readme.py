@@ -78,6 +78,17 @@ def test_links_lead_somewhere(document):
             assert anchor in slugs, target
 
 
+def test_the_site_has_every_page_and_every_export():
+    import perplexity
+
+    navigation = (ROOT / "mkdocs.yml").read_text(encoding="utf-8").split("\nnav:")[1]
+    for page in (ROOT / "docs").glob("*.md"):
+        assert page.name in navigation, page.name
+    reference = (ROOT / "docs" / "reference.md").read_text(encoding="utf-8")
+    for name, module in perplexity._MODULES.items():
+        assert f"\n::: perplexity.{module}.{name}\n" in reference, name
+
+
 def test_every_cell_of_the_feature_table_names_a_test():
     document = ROOT / "docs" / "comparison.md"
     rows = document.read_text(encoding="utf-8").split("## Features")[1].split("\n## ")[0]
