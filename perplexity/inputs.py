@@ -435,10 +435,14 @@ class LinearInputs:
         ignored = self.target.flat == self.options.ignore_index
         found, confidence = statistics_of(sums.detach(), rank, predicted, ignored)
         unflatten = self.target.unflatten
-        nll, logsumexp, entropy, *choices = found
-        rank, predicted = (unflatten(choice, ignored=-1) for choice in choices)
-        measures = map(unflatten, (nll, logsumexp, entropy))
-        return TokenStatistics(*measures, rank, predicted), unflatten(confidence)
+        per_token = TokenStatistics(
+            unflatten(found.nll),
+            unflatten(found.logsumexp),
+            unflatten(found.entropy),
+            unflatten(found.rank, ignored=-1),
+            unflatten(found.predicted, ignored=-1),
+        )
+        return per_token, unflatten(confidence)
 
     def _on_this_rank(self, rule: Rule, weights: Tensor | None) -> _Local:
         """Return what this rank's operators take: for its rows of a sharded vocabulary."""
