@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from .statistics import (
         linear_kl_divergence,
         token_log_probabilities,
+        token_log_probabilities_of_logits,
         token_nll,
         token_statistics,
     )
@@ -47,6 +48,7 @@ _MODULES = {
     "linear_cross_entropy": "losses",
     "linear_kl_divergence": "statistics",
     "token_log_probabilities": "statistics",
+    "token_log_probabilities_of_logits": "statistics",
     "token_nll": "statistics",
     "token_statistics": "statistics",
 }

@@ -52,10 +52,12 @@ class LossOptions:
     logit_scale: float = 1.0
     z_loss: float = 0.0
     memory_limit: int | None = None
+    temperature: float = 1.0
 
     def __post_init__(self):
         checks.choice("reduction", self.reduction, REDUCTIONS)
         checks.logit_rule(self.softcap, self.logit_scale)
+        checks.temperature(self.temperature)
         checks.number("z_loss", self.z_loss, "a finite value of 0 or more", 0.0)
         smoothing, limit = checks.scalar_of(self.label_smoothing), self.memory_limit
         checks.number("label_smoothing", smoothing, "a value in [0, 1]", 0.0, 1.0)
@@ -77,10 +79,14 @@ class LossOptions:
         return self.memory_limit or 0
 
     def rule(self, *, with_logit_sum: bool = False, with_exp_shift: bool = False) -> Rule:
-        """Return the kernels' ``Rule``: their part of these options, and the sums needed."""
-        return Rule(
-            self.ignore_index, self.softcap, self.logit_scale, with_logit_sum, with_exp_shift
-        )
+        """Return the kernels' ``Rule``: their part of these options, and the sums needed.
+
+        The temperature divides the logits: softcap · tanh(z / softcap) / T is
+        (softcap / T) · tanh((z / T) / (softcap / T)).
+        """
+        softcap = None if self.softcap is None else self.softcap / self.temperature
+        scale = self.logit_scale / self.temperature
+        return Rule(self.ignore_index, softcap, scale, with_logit_sum, with_exp_shift)
 
 
 def check_backend(backend: object, source: str = "backend") -> None:
@@ -394,8 +400,9 @@ class LinearInputs:
         """Return the full logits [N, V], for a derivative of that size."""
         wide = torch.promote_types(self.hidden.dtype, torch.float32)
         bias = None if self.bias is None else self.bias.to(wide)
-        rule = {"softcap": self.options.softcap, "logit_scale": self.options.logit_scale}
-        return reference.logits(self.hidden.to(wide), self.weight.to(wide), bias, **rule)
+        rule = self.options.rule()
+        head = self.hidden.to(wide), self.weight.to(wide), bias
+        return reference.logits(*head, softcap=rule.softcap, logit_scale=rule.logit_scale)
 
     def sums(self, rule: Rule, weights: Tensor | None = None, plan: Plan | None = None) -> Tensor:
         """Return the five sums [5, N] over the whole vocabulary, differentiable.

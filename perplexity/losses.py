@@ -433,6 +433,7 @@ class _LinearOptions(TypedDict, total=False):
     memory_limit: int | None
     validate: bool | None
     shard: VocabularyShard | None
+    temperature: float
 
 
 @overload
@@ -495,13 +496,14 @@ def linear_cross_entropy(
     memory_limit: int | None = None,
     validate: bool | None = None,
     shard: VocabularyShard | None = None,
+    temperature: float = 1.0,
     return_statistics: bool = False,
     with_confidence: bool = False,
 ) -> Tensor | tuple[Tensor, TokenStatistics] | tuple[Tensor, TokenStatistics, Tensor]:
     """Return the cross-entropy of ``input @ linear_weight.T + linear_bias`` in nats.
 
-    The logits ``softcap * tanh(logit_scale * (input @ linear_weight.T + linear_bias) / softcap)``
-    are never held as a whole, and are float32 for 16-bit inputs. Any upstream gradient and a second
+    The logits ``softcap * tanh(logit_scale * (input @ linear_weight.T + linear_bias) / softcap)``,
+    divided by ``temperature``, are never held as a whole, and are float32 for 16-bit inputs. Any upstream gradient and a second
     backward are exact; second derivatives raise NotImplementedError. The memory and the matrix
     products of a call: docs/performance.md#the-memory-and-the-products-of-a-call.
 
@@ -532,6 +534,7 @@ def linear_cross_entropy(
             GPU the check waits for the device. An unchecked target outside gives NaN.
         shard: Rows of the vocabulary that this rank's ``linear_weight`` holds; a DTensor weight
             needs no ``shard``. Default: None.
+        temperature: Divisor of the logits, after the softcap. Default: 1.
         return_statistics: Whether to return the tokens' ``TokenStatistics`` as well, without
             gradient, from the loss's own logits and in the same pass. Default: False.
         with_confidence: Whether to return p(predicted) of every token as well, which needs
@@ -573,7 +576,14 @@ def linear_cross_entropy(
             "options", "None (torch's chunking options have no use here: see memory_limit)", options
         )
     settings = LossOptions(
-        reduction, ignore_index, label_smoothing, softcap, logit_scale, z_loss, memory_limit
+        reduction,
+        ignore_index,
+        label_smoothing,
+        softcap,
+        logit_scale,
+        z_loss,
+        memory_limit,
+        temperature,
     )
     if isinstance(linear_weight, Tensor) and linear_weight.dim() > 2:
         tensor_checks.floating("input", input)
@@ -640,12 +650,13 @@ def cross_entropy(
     backend: str | None = None,
     memory_limit: int | None = None,
     validate: bool | None = None,
+    temperature: float = 1.0,
 ) -> Tensor:
     """Return the cross-entropy of existing logits in nats.
 
     The arguments are those of ``torch.nn.functional.cross_entropy``, and further ones by keyword.
     16-bit logits are read where they are and summed in float32. The logits of the loss are
-    ``softcap * tanh(logit_scale * input / softcap)``.
+    ``softcap * tanh(logit_scale * input / softcap) / temperature``.
 
     Args:
         input: Logits [C], [N, C] or [N, C, d1, ...], floating.
@@ -662,6 +673,7 @@ def cross_entropy(
         memory_limit: Bytes of the torch backend's copies, one row of C at least; triton makes none.
             Default: None, 4 MiB.
         validate: Whether to check targets, as in ``linear_cross_entropy``. Default: None.
+        temperature: Divisor of the logits, after the softcap. Default: 1.
 
     Returns:
         Loss, float32 (float64 for float64 logits): a scalar, or in the shape of ``target`` for
@@ -681,7 +693,14 @@ def cross_entropy(
     """
     reduction = named_reduction(size_average, reduce, reduction)
     settings = LossOptions(
-        reduction, ignore_index, label_smoothing, softcap, logit_scale, z_loss, memory_limit
+        reduction,
+        ignore_index,
+        label_smoothing,
+        softcap,
+        logit_scale,
+        z_loss,
+        memory_limit,
+        temperature,
     )
     tensor_checks.floating("input", input)
     refuse_forward_mode(input)
@@ -712,9 +731,8 @@ def cross_entropy(
     )
     q = _soft_weights(prepared.flat, weight, settings, input.dtype) if soft else None
     ignored = IGNORE_INDEX if soft else settings.ignore_index
-    rule = Rule(
-        ignored, softcap, logit_scale, with_logit_sum=soft or settings.label_smoothing > 0.0
-    )
+    rule = settings.rule(with_logit_sum=soft or settings.label_smoothing > 0.0)
+    rule = rule._replace(ignore_index=ignored)
     chosen = "torch" if backend is None and soft else choose_backend(backend, input)
     sums = operators.nll(
         input[None] if input.dim() == 1 else input.flatten(2) if input.dim() > 3 else input,
@@ -726,7 +744,9 @@ def cross_entropy(
     if q is not None:
         flat = input.movedim(class_dimension, -1).reshape(-1, vocabulary)
         sums = _with_derivative_by_weights(
-            sums, q, lambda: apply_rule(flat.to(q.dtype, copy=True), None, softcap, logit_scale)
+            sums,
+            q,
+            lambda: apply_rule(flat.to(q.dtype, copy=True), None, rule.softcap, rule.logit_scale),
         )
         loss = _soft_loss(sums, q, settings)
     else:

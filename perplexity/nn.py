@@ -12,7 +12,16 @@ from .errors import theirs
 from .inputs import LossOptions, check_backend
 from .losses import cross_entropy, linear_cross_entropy, named_reduction
 
-KEYWORDS = ("softcap", "logit_scale", "z_loss", "shift", "backend", "memory_limit", "validate")
+KEYWORDS = (
+    "softcap",
+    "logit_scale",
+    "z_loss",
+    "shift",
+    "backend",
+    "memory_limit",
+    "validate",
+    "temperature",
+)
 
 
 class _Loss(nn.Module):
@@ -34,11 +43,19 @@ class _Loss(nn.Module):
         backend: str | None = None,
         memory_limit: int | None = None,
         validate: bool | None = None,
+        temperature: float = 1.0,
     ) -> None:
         super().__init__()
         # A bad value raises here, not in the first step.
         options = LossOptions(
-            reduction, ignore_index, label_smoothing, softcap, logit_scale, z_loss, memory_limit
+            reduction,
+            ignore_index,
+            label_smoothing,
+            softcap,
+            logit_scale,
+            z_loss,
+            memory_limit,
+            temperature,
         )
         checks.shift(shift)
         check_backend(backend)
@@ -73,7 +90,7 @@ class CrossEntropyLoss(_Loss):
         reduction: "mean" (default), "sum" or "none".
         label_smoothing: Smoothing in [0, 1]. Default: 0.
         keywords: Further options of ``perplexity.cross_entropy``: softcap, logit_scale, z_loss,
-            shift, backend, memory_limit, validate.
+            shift, backend, memory_limit, validate, temperature.
 
     Raises:
         InputError: An argument has another value than expected (a ValueError).
@@ -138,7 +155,7 @@ class LinearCrossEntropyLoss(_Loss):
         round_logits, return_statistics, with_confidence: As in
             ``perplexity.linear_cross_entropy``. Default: True, False, False.
         keywords: Further options of ``perplexity.linear_cross_entropy``: softcap, logit_scale,
-            z_loss, shift, backend, memory_limit, validate.
+            z_loss, shift, backend, memory_limit, validate, temperature.
 
     Raises:
         InputError: An argument has another value than expected (a ValueError).
