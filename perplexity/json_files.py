@@ -27,6 +27,7 @@ KEYS_OF = {
     "probe": {"generation", "health_score"},
     "monitor": {"health_score", "best_val_step"},
     "compare": {"model_a", "model_b"},
+    "compare A B C": {"models", "columns"},
     "ask": {"p_yes", "p_no"},
 }
 REPORTED_AS = {"eval": "--eval", "check-data": "--data", "probe": "--probe"}
@@ -200,6 +201,8 @@ def described_result(record: Mapping) -> str | None:
         if command in REPORTED_AS
         else "no command reads"
     )
+    if command.startswith("compare"):
+        takes += ": give the results that it compares"
     return f"a result of ppl {command} --json, which {takes}"
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import InputError
 from ..files import STANDARD_INPUT, Output, check_outputs
+from ..wording import by_number, counted
 from . import tables
 from .extras import needs
 from .json_option import TO_STANDARD_OUTPUT, console_beside, json_file, write_json
@@ -122,8 +123,9 @@ def run(options: Options) -> int:
             )
     if means["shortened"]:
         notes.append(
-            f"{means['shortened']:,} texts are too long for the model's context: "
-            "their ends were not read"
+            f"{counted(means['shortened'], 'text')} "
+            f"{by_number(means['shortened'], 'is', 'are')} too long for the model's context: the end "
+            "was not read"
         )
     console = console_beside(options.json)
     console.print(answers(means))
@@ -158,7 +160,9 @@ def _written(path: str | None) -> Iterator[Callable[[Answer], object]]:
 
 def answers(means: dict) -> Table:
     """Return a table of ``Tally.summary``: the means over texts."""
-    table = tables.table(f"{means['texts']:,} texts asked about", "measure", "value", "meaning")
+    table = tables.table(
+        f"{counted(means['texts'], 'text')} asked about", "measure", "value", "meaning"
+    )
     table.add_row(
         "P(yes)",
         f"{means['p_yes']:.4f}",

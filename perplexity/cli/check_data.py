@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from ..errors import InputError
 from ..files import STANDARD_INPUT, check_outputs
 from ..findings import SEVERITIES
+from ..wording import counted
 from . import tables
 from .extras import needs
 from .json_option import JSON_HELP, console_beside, json_file, write_json
@@ -128,7 +129,7 @@ def run(options: Options) -> int:
         clean = (text for number, text in enumerate(valid) if number not in leaked)
         kept = write_texts(options.write_clean, clean, "--write-clean")
         console.print(
-            f"{options.write_clean}: {kept:,} of {len(valid):,} documents", highlight=False
+            f"{options.write_clean}: {kept:,} of {counted(len(valid), 'document')}", highlight=False
         )
     try:
         if options.json:
@@ -238,7 +239,7 @@ def _log():
     def line(scan: Scan) -> str:
         speed = scan.bytes / 1e6 / (time.monotonic() - started)
         return (
-            f"{scan.documents:,} documents  {scan.bytes / 1e6:,.0f} MB  {speed:,.0f} MB/s  "
+            f"{counted(scan.documents, 'document')}  {scan.bytes / 1e6:,.0f} MB  {speed:,.0f} MB/s  "
             f"{len(scan.exact):,} exact"
         )
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import InputError, visible
 from ..files import check_outputs
+from ..wording import counted
 from . import tables
 from .extras import needs
 from .json_option import (
@@ -38,6 +39,7 @@ PLANNED = 0.01  # the difference that is planned for, as in evaluation/planning.
 NAME_WIDTH = 24  # columns of a model's or a domain's name that a table is laid out for
 CELL, BORDERS = 11, 5  # columns of a number with its borders, and of the first column's
 DOMAINS_SHOWN = 20
+AVERAGES = 2  # rows above the domains: micro, macro
 PAIRS_SHOWN = 15
 LOWER = "--batch-size or --context-length"  # the advice when memory runs out
 
@@ -139,6 +141,8 @@ def show(result: Comparison | ManyComparison | ModelComparison, console: Console
             console.print(table)
     elif isinstance(result, Comparison):
         console.print(comparison(result))
+        if result.columns:
+            console.print(by_domain(result))
     else:
         console.print(model_comparison(result))
     tables.print_notes(result.notes, console)
@@ -218,6 +222,18 @@ def comparison(c: Comparison) -> Table:
     return table
 
 
+def by_domain(c: Comparison) -> Table:
+    """Return the table by domain of a comparison of two evaluations: averages, largest domains."""
+    title, names = c.by_domain()
+    rows = c.domain_rows()
+    more = len(rows) - DOMAINS_SHOWN - AVERAGES
+    title += f" (the largest; {more:,} more: --json)" if more > 0 else ""
+    table = tables.table(title, *names, right=names[1:-1])
+    for row in rows[: DOMAINS_SHOWN + AVERAGES]:
+        table.add_row(*map(tables.plain, row))
+    return table
+
+
 def many(c: ManyComparison, width: int) -> list[Table | Text]:
     """Return the tables of several results: averages and domains, then the pairs.
 
@@ -250,7 +266,9 @@ def many(c: ManyComparison, width: int) -> list[Table | Text]:
             value = [f"{perplexities[row]:,.3f}"] if extra else []
             table.add_row(*map(tables.plain, (cells[0], *value, *cells[1:])))
         shown.append(table)
-    shown.append(tables.plain(f"* {LEGEND}." + (f" {more:,} more domains: --json" * (more > 0))))
+    shown.append(
+        tables.plain(f"* {LEGEND}." + (f" {counted(more, 'more domain')}: --json" * (more > 0)))
+    )
     columns_ = ("A", "B", "B − A", "±", "p (Holm)", "better")
     table = tables.table("pairs, micro average", *columns_, right=columns_[2:5])
     tests = c.tests()
@@ -258,7 +276,9 @@ def many(c: ManyComparison, width: int) -> list[Table | Text]:
         table.add_row(*map(tables.plain, test))
     shown.append(table)
     if len(tests) > PAIRS_SHOWN:
-        shown.append(tables.plain(f"{len(tests) - PAIRS_SHOWN:,} more pairs: --json, --markdown"))
+        shown.append(
+            tables.plain(f"{counted(len(tests) - PAIRS_SHOWN, 'more pair')}: --json, --markdown")
+        )
     return shown
 
 

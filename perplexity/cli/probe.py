@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from ..errors import InputError, theirs
 from ..files import check_outputs
 from ..findings import SEVERITIES
+from ..wording import counted
 from . import tables
 from .extras import needs
 from .json_option import TO_STANDARD_OUTPUT, console_beside, json_file, write_json
@@ -181,7 +182,8 @@ def run(options: Options) -> int:
         console = console_beside(options.output.json)
         if len(prompts) < len(every):
             console.print(
-                f"{len(prompts):,} of {len(every):,} prompts, evenly over the file", highlight=False
+                f"{len(prompts):,} of {counted(len(every), 'prompt')}, evenly over the file",
+                highlight=False,
             )
         console.print(view(result))
     return int(result.fails(options.output.fail_on))
@@ -240,7 +242,7 @@ def view(probe: Probe) -> Group:
     head = tables.verdict(probe.verdict, probe.health_score)
     if probe.health_score is not None:
         head.append(f", {in_words(probe.health)}", style="dim")
-    settings = f"{probe.generation['texts']:,} texts to {probe.prompts:,} prompts"
+    settings = f"{counted(probe.generation['texts'], 'text')} to {counted(probe.prompts, 'prompt')}"
     parts: list = [
         head,
         tables.plain(f"{settings}: {probe.settings['in_words']}", "dim"),

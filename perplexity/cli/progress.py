@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from ..wording import counted
+
 if TYPE_CHECKING:
     from ..evaluation.evaluator import Progress
     from .texts import Texts
@@ -32,7 +34,10 @@ def log_every(seconds: float, line: Callable[..., str]) -> Callable[..., None]:
 def log_texts() -> Callable[[str, int, int], None]:
     """Return a function (activity, texts done, texts or 0) that prints the progress over texts."""
     return log_every(
-        LOG_EVERY, lambda what, done, of: f"{what}: {done:,}{f' of {of:,}' if of else ''} texts"
+        LOG_EVERY,
+        lambda what, done, of: (
+            f"{what}: {f'{done:,} of ' if of else ''}{counted(of or done, 'text')}"
+        ),
     )
 
 
@@ -45,14 +50,15 @@ def evaluation_progress(texts: Texts, visible: bool) -> Iterator[Callable[[Progr
     from ..nats import exp
 
     started = time.monotonic()
-    of = "" if texts.count is None else f"/{texts.count:,}"
 
     def described(now: Progress) -> str:
         seconds = max(time.monotonic() - started, 1e-9)
         left = seconds * (texts.size - now.done) / now.done if now.done else None
         speed = f"{now.tokens / seconds:,.0f} tokens/s"
         return (
-            f"{now.documents:,}{of} documents  {speed}  perplexity {exp(now.loss):,.2f}"
+            f"{'' if texts.count is None else f'{now.documents:,}/'}"
+            f"{counted(texts.count or now.documents, 'document')}  {speed}  "
+            f"perplexity {exp(now.loss):,.2f}"
             f"  {'' if left is None else f'{clock(left)} left'}"
         )
 

@@ -15,6 +15,7 @@ from ..files import Output
 from ..findings import SEVERITIES, Finding, Judged
 from ..fingerprints import tokenizer_fingerprint
 from ..text.tokenizers import as_tokenizer
+from ..wording import by_number, counted
 from .index import FEWEST, NGRAM, SHINGLE, Index, Scan, Text
 from .leakage import FEWEST_WORDS, Leak, leakage_findings, leaks, overlaps, scan_texts
 from .splits import shift_findings, size_findings
@@ -248,14 +249,14 @@ def _notes(index: Index, scan: Scan) -> list[str]:
     short = sum(length < FEWEST_WORDS for length in index.lengths)
     if short:
         notes.append(
-            f"{short} validation documents have fewer than {FEWEST_WORDS} words: nothing is told "
-            "of them"
+            f"{counted(short, 'validation document')} {by_number(short, 'has', 'have')} fewer than "
+            f"{FEWEST_WORDS} words: nothing is known of {by_number(short, 'it', 'them')}"
         )
     unknown = int(np.isnan(overlaps(index, scan)).sum())
     if unknown:
         notes.append(
-            f"{unknown} validation documents have no n-gram of {NGRAM} words: only whole copies of "
-            "them are found"
+            f"{counted(unknown, 'validation document')} {by_number(unknown, 'has', 'have')} no "
+            f"n-gram of {NGRAM} words: only whole copies are found"
         )
     return notes
 

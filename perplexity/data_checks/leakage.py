@@ -23,6 +23,7 @@ from ..errors import InputError
 from ..findings import Finding
 from ..journal import FORMAT, Journal
 from ..text.words import grams, hashes, words
+from ..wording import by_number, counted
 from .index import (
     ESTIMATED,
     FEWEST,
@@ -374,9 +375,9 @@ def leakage_findings(index: Index, scan: Scan, leaked: list[Leak]) -> list[Findi
             Finding(
                 "leakage",
                 "danger" if min(share, of_words) >= 0.01 else "warning",
-                f"{len(leaked)} of {count} validation documents ({share:.1%}; {of_words:.1%} of "
-                f"the words) are in training: {by_kind}; for example {first.id} in "
-                f"{first.train_id or 'several documents'}",
+                f"{len(leaked)} of {counted(count, 'validation document')} ({share:.1%}; "
+                f"{of_words:.1%} of the words) {by_number(len(leaked), 'is', 'are')} in training: "
+                f"{by_kind}; for example {first.id} in {first.train_id or 'several documents'}",
                 "validation loss is too low by what was learnt by heart: evaluate on what is left "
                 "(--write-clean), or train without the copies",
                 dict(leaked_fraction=share, leaked_word_fraction=of_words, **kinds),
@@ -394,9 +395,9 @@ def leakage_findings(index: Index, scan: Scan, leaked: list[Leak]) -> list[Findi
             Finding(
                 "shared-passages",
                 "warning" if all_shared >= 0.01 else "info",
-                f"{int(partial.sum())} further validation documents share more than a tenth of "
-                f"their {NGRAM}-grams with training and are no copies: of what is their own they "
-                "share less than half",
+                f"{counted(int(partial.sum()), 'further validation document')} "
+                f"{by_number(int(partial.sum()), 'shares', 'share')} more than a tenth of the "
+                f"{NGRAM}-grams with training and less than half of what is their own: no copies",
                 "look at the passages: quotations and templates are harmless, copied paragraphs "
                 "are not",
                 dict(documents=int(partial.sum())),
@@ -407,7 +408,8 @@ def leakage_findings(index: Index, scan: Scan, leaked: list[Leak]) -> list[Findi
             Finding(
                 "repeated-validation",
                 "warning" if index.repeated >= 0.01 * count else "info",
-                f"{index.repeated} of {count} validation documents are copies of another",
+                f"{index.repeated} of {counted(count, 'validation document')} "
+                f"{by_number(index.repeated, 'is a copy', 'are copies')} of another",
                 "they count more than once in the loss, and its interval is too narrow",
                 dict(documents=index.repeated),
             )
@@ -418,8 +420,9 @@ def leakage_findings(index: Index, scan: Scan, leaked: list[Leak]) -> list[Findi
             Finding(
                 "overlap-unknown",
                 "info",
-                f"{short} of {count} validation documents have fewer than {NGRAM} words: only "
-                "whole copies of them are found",
+                f"{short} of {counted(count, 'validation document')} "
+                f"{by_number(short, 'has', 'have')} fewer than {NGRAM} words: only whole copies are "
+                "found",
                 "check longer pieces (--unit document) where these are lines or headings",
                 dict(documents=short),
             )

@@ -16,6 +16,7 @@ import xxhash
 
 from ..findings import Finding
 from ..text.tokens import text_of, token_ids, unknown_id
+from ..wording import by_number, counted
 from .index import Text
 
 AT_ONCE = 64  # documents tokenised in a call
@@ -185,8 +186,8 @@ def vocabulary_findings(
             Finding(
                 "unknown-tokens",
                 "danger" if rate >= 0.01 else "warning",
-                f"{valid.unknown:,} of {valid.tokens:,} validation tokens ({rate:.2%}) are "
-                f"{unknown}; most in {name} ({lost / max(1, of):.2%}), worst document "
+                f"{valid.unknown:,} of {counted(valid.tokens, 'validation token')} ({rate:.2%}) "
+                f"{by_number(valid.unknown, 'is', 'are')} {unknown}; most in {name} ({lost / max(1, of):.2%}), worst document "
                 f"{valid.worst[0]['id']} ({valid.worst[0]['rate']:.1%})",
                 "an unknown token is cheap to predict and says nothing of the text: compare "
                 "perplexities without them too (ppl eval tells both), or take a tokenizer with "
@@ -202,7 +203,8 @@ def vocabulary_findings(
                 "ids-beyond-embedding",
                 "danger" if beyond else "warning",
                 f"the embedding has {embedding:,} rows, the tokenizer ids up to "
-                f"{len(tokenizer) - 1:,}; {beyond:,} validation tokens are beyond it",
+                f"{len(tokenizer) - 1:,}; {counted(beyond, 'validation token')} "
+                f"{by_number(beyond, 'is', 'are')} beyond it",
                 "resize the embedding (model.resize_token_embeddings), or take the tokenizer the "
                 "model was made with",
                 dict(beyond=beyond, embedding=embedding),
@@ -213,7 +215,8 @@ def vocabulary_findings(
             Finding(
                 "round-trip-loss",
                 "warning",
-                f"{valid.lossy} of {valid.texts} validation documents decode to another text: "
+                f"{valid.lossy} of {counted(valid.texts, 'validation document')} "
+                f"{by_number(valid.lossy, 'decodes', 'decode')} to another text: "
                 f"{valid.lossy_example}",
                 "bits per byte then count bytes that no token stands for: check the normaliser, or "
                 "take a lossless tokenizer",
@@ -231,8 +234,9 @@ def vocabulary_findings(
                 Finding(
                     "unseen-tokens",
                     "warning" if unseen >= 0.01 * valid.tokens else "info",
-                    f"{unseen:,} validation tokens ({unseen / valid.tokens:.2%}, {kinds:,} kinds) "
-                    f"were not met in {train.tokens:,} sampled training tokens: {examples}",
+                    f"{counted(unseen, 'validation token')} ({unseen / valid.tokens:.2%}, "
+                    f"{counted(kinds, 'kind')}) {by_number(unseen, 'was', 'were')} not met in "
+                    f"{counted(train.tokens, 'sampled training token')}: {examples}",
                     "what training never shows keeps the embedding it was initialised with, and "
                     "its loss stays at chance",
                     dict(unseen=unseen, kinds=kinds),

@@ -6,6 +6,8 @@ import math
 
 import numpy as np
 
+from ..wording import counted
+
 # Relative error of a sum of float32 losses: a head of zeros is as good as the uniform guess, and
 # must not count as worse.
 ROUNDING = 1e-6
@@ -69,6 +71,6 @@ def baseline_notes(
             "Check for a mismatched tokenizer"
         ]
     return [
-        f"{both}, which is fitted to these {tokens:,} tokens and too low on so few: score more "
+        f"{both}, which is fitted to {counted(tokens, 'token')} and too low on so few: score more "
         "text to compare with it"
     ]

@@ -19,6 +19,7 @@ from ..scoring.protocols import NON_FINITE, SPECIAL, Positions
 from ..scoring.stream import Scored
 from ..text.spans import Spans
 from ..text.tokens import text_of, unknown_id
+from ..wording import by_number, counted
 from .positions import PositionSums
 from .results import DocumentScore
 from .uncertainty import BLOCK
@@ -152,8 +153,9 @@ def _first_asked(positions: Positions) -> int:
 def described(non_finite: dict) -> str:
     """Return what ``note_non_finite`` counted, as the beginning of a note."""
     return (
-        f"{non_finite['tokens']:,} tokens (the first: token {non_finite['position']} of document "
-        f"{non_finite['document']}) have a NaN or infinite loss"
+        f"{counted(non_finite['tokens'], 'token')} (the first: token {non_finite['position']} of "
+        f"document {non_finite['document']}) {by_number(non_finite['tokens'], 'has', 'have')} a NaN "
+        "or infinite loss"
     )
 
 
@@ -394,19 +396,22 @@ class Collector:
         notes = []
         if self.deleted:
             notes.append(
-                f"the tokenizer deletes text: {self.deleted:,} of {self.characters:,} characters "
-                "are in no token; measures by byte and by word look better than they are"
+                f"the tokenizer deletes text: {self.deleted:,} of "
+                f"{counted(self.characters, 'character')} {by_number(self.deleted, 'is', 'are')} in "
+                "no token; measures by byte and by word look better than they are"
             )
         if self.changed:
             notes.append(
-                f"the tokenizer changes text: {self.changed:,} of {self.characters:,} characters "
-                "become others (case, accents, normal form); measures by byte and by word look "
+                f"the tokenizer changes text: {self.changed:,} of "
+                f"{counted(self.characters, 'character')} "
+                f"{by_number(self.changed, 'becomes another', 'become others')} "
+                "(case, accents, normal form); measures by byte and by word look "
                 "better than they are"
             )
         if self.estimated:
             notes.append(
-                f"bytes and words of {self.estimated:,} documents with skipped tokens are an "
-                "estimate: the tokenizer does not say which characters its tokens stand for"
+                f"bytes and words of {counted(self.estimated, 'document')} with skipped tokens are "
+                "an estimate: the tokenizer does not say which characters its tokens stand for"
             )
         return notes
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import overload
 
 from .. import checks
 from ..nats import exp
-from .many import ManyComparison, several
+from ..wording import by_number, counted
+from .many import DOMAIN, Column, ManyComparison, columns_of, several
 from .pairing import MEASURES, comparison_notes, pair, record_of
 from .planning import PLANNED, Plan, plan_for
 from .results import Evaluation
@@ -43,6 +45,8 @@ class Comparison:
         model_a: model of A, where the result names it; default None.
         model_b: model of B, likewise.
         plan: documents that a difference takes to be detected; default None.
+        columns: of several domains the micro and the macro average and each domain, as in
+            ``ManyComparison``; default empty.
 
     Example:
         >>> comparison = Comparison(
@@ -74,6 +78,7 @@ class Comparison:
     model_a: dict | None = None
     model_b: dict | None = None
     plan: Plan | None = None
+    columns: list[Column] = field(default_factory=list)
 
     @property
     def verdict(self) -> str:
@@ -89,6 +94,8 @@ class Comparison:
     def __str__(self) -> str:
         """Return the table of ``ppl compare`` and the notes as plain text."""
         table = plain_table(self.title, ("measure", "value", "meaning"), self.rows())
+        if self.columns:
+            table += "\n" + plain_table(*self.by_domain(), self.domain_rows())
         return with_notes(table, self.notes)
 
     @property
@@ -110,7 +117,7 @@ class Comparison:
         spread = (
             ""
             if self.stderr is None
-            else f", ± {self.stderr:.4f} (standard error, {self.pairs:,} {self.unit}s paired)"
+            else f", ± {self.stderr:.4f} (standard error, {counted(self.pairs, self.unit)} paired)"
         )
         rows = [
             ("A", f"{self.a:.4f}", unit),
@@ -133,9 +140,36 @@ class Comparison:
         if self.effective_tokens is not None:
             meaning = (
                 "an unpaired comparison would need as many to be as sure; "
-                f"{self.tokens:,} were scored"
+                f"{self.tokens:,} {by_number(self.tokens, 'was', 'were')} scored"
             )
             rows.append(("effective tokens", f"{self.effective_tokens:,.0f}", meaning))
+        return rows
+
+    def by_domain(self) -> tuple[str, tuple[str, ...]]:
+        """Return the heading and the columns' names of the table by domain."""
+        title = f"by domain: {MEASURES[self.measure]}; ± is half of the 95% interval"
+        return title, ("domain", f"{self.unit}s", "A", "B", "B − A", "±", "p", "better")
+
+    def domain_rows(self) -> list[tuple[str, ...]]:
+        """Return the rows of the table by domain: both averages, then the largest domain first."""
+        averages = [column for column in self.columns if column.kind != DOMAIN]
+        domains = [column for column in self.columns if column.kind == DOMAIN]
+        rows: list[tuple[str, ...]] = []
+        for column in averages + sorted(domains, key=lambda column: -column.size):
+            (test,), (a, b) = column.tests, column.estimates
+            low, high = test.interval or (math.nan, math.nan)
+            rows.append(
+                (
+                    column.name,
+                    f"{column.pairs:,}",
+                    f"{a.value:.4f}",
+                    f"{b.value:.4f}",
+                    f"{test.difference:+.4f}",
+                    "" if test.interval is None else f"{(high - low) / 2:.4f}",
+                    "" if test.p_value is None else f"{test.p_value:.2g}",
+                    "" if test.p_value is None else test.verdict,
+                )
+            )
         return rows
 
     def to_dict(self) -> dict:
@@ -206,6 +240,7 @@ def compare(
         planned = plan_for(plan, stderr, len(size), paired.unit)
     of_loss = measure == "loss"
     notes = comparison_notes(sides, names, paired)
+    columns = columns_of(paired, names)
     return Comparison(
         measure,
         float(nll_a.sum() / total),
@@ -226,6 +261,7 @@ def compare(
         model_a=_model(sides[0]),
         model_b=_model(sides[1]),
         plan=planned,
+        columns=columns if len(columns) > 1 else [],
     )
 
 

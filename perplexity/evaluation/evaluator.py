@@ -26,6 +26,7 @@ from ..scoring.run import DETAILS, ScoringRun, token_scorer
 from ..scoring.stream import Scored, raise_together, tasks
 from ..text.documents import Document
 from ..text.readers import SCORES
+from ..wording import by_number, counted
 from .baselines import baseline_notes, unigram_losses
 from .collect import DOCUMENT_COLUMNS, TOKEN_COLUMNS, Collector, ParquetTable, described
 from .results import Evaluation, summarise
@@ -217,8 +218,8 @@ def evaluate(
                 or "no tokens"
             )
             raise InputError(
-                f"documents: expected at least one token to score, got {len(collector.scores)} "
-                f"documents with {why}"
+                "documents: expected at least one token to score, got "
+                f"{counted(len(collector.scores), 'document')} with {why}"
             )
         for table in tables.values():
             table.finish()
@@ -302,13 +303,14 @@ def _notes(summary: dict, collector: Collector) -> list[str]:
     """Return what to know before the perplexity is believed."""
     notes = []
     if bad := collector.non_finite:
-        notes.append(f"{described(bad)} and are left out; by byte and by word nothing is defined")
+        notes.append(f"{described(bad)}: left out; by byte and by word nothing is defined")
     notes += collector.text_notes()
     if collector.unknown_tokens:
         without = collector.loss_without_unknown()
         notes.append(
-            f"{collector.unknown_tokens:,} of {summary['tokens']:,} scored tokens are unknown to "
-            "the tokenizer: their loss says nothing about what stood there"
+            f"{collector.unknown_tokens:,} of {counted(summary['tokens'], 'scored token')} "
+            f"{by_number(collector.unknown_tokens, 'is', 'are')} unknown to the tokenizer: the loss "
+            "there says nothing about what stood there"
             + (
                 ""
                 if without is None
@@ -327,12 +329,13 @@ def _notes(summary: dict, collector: Collector) -> list[str]:
             + (
                 ""
                 if clusters["trusted"]
-                else f"; {clusters['count']} blocks are too few to trust it"
+                else f"; {counted(clusters['count'], 'block')} "
+                f"{by_number(clusters['count'], 'is', 'are')} too few to trust it"
             )
         )
     elif not clusters["trusted"]:
         notes.append(
-            f"{clusters['count']} documents with scored tokens are too few: the interval is not to "
-            "be trusted"
+            f"{counted(clusters['count'], 'document')} with scored tokens "
+            f"{by_number(clusters['count'], 'is', 'are')} too few: the interval is not to be trusted"
         )
     return notes

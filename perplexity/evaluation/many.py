@@ -12,6 +12,7 @@ import numpy as np
 
 from ..json_files import model_name
 from ..nats import exp
+from ..wording import counted
 from .pairing import MEASURES, Paired, comparison_notes, pair
 from .planning import LEVEL, PLANNED, Plan, plan_for
 from .text_tables import plain_table, with_notes
@@ -127,7 +128,7 @@ class ManyComparison:
     @property
     def title(self) -> str:
         """Return the heading of the table."""
-        count = f"{self.pairs:,} {self.unit}{'' if self.pairs == 1 else 's'}"
+        count = counted(self.pairs, self.unit)
         return f"{len(self.names)} results on {count}: {MEASURES[self.measure]}, lower is better"
 
     def perplexity(self, place: int) -> float | None:
@@ -281,37 +282,45 @@ def several(
     given = names is not None
     names = list(names) if names is not None else _names(sides, files or [None] * len(sides))
     paired = pair(sides, names, measure)
-    by_domain: dict[str, list[int]] = {}
-    for place, domain in enumerate(paired.domains):
-        by_domain.setdefault(domain, []).append(place)
-    every = list(range(len(paired.sizes)))
-    parts = [[by_domain[domain]] for domain in sorted(by_domain)]
-    columns = [_column("micro", MICRO, paired, names, [every])]
-    if len(parts) > 1:
-        places = list(by_domain.values())
-        columns.append(_column("macro", MACRO, paired, names, places))
-        columns += [
-            _column(domain, DOMAIN, paired, names, part)
-            for domain, part in zip(sorted(by_domain), parts, strict=True)
-        ]
+    columns = columns_of(paired, names)
     notes = comparison_notes(sides, names, paired, same=not given)
     errors = [test.stderr for test in columns[0].tests]
     planned = None
     if (largest := max((error for error in errors if error is not None), default=None)) is not None:
-        planned = plan_for(plan, largest, len(every), paired.unit, level=LEVEL / len(errors))
+        planned = plan_for(plan, largest, len(paired.sizes), paired.unit, level=LEVEL / len(errors))
         notes.append(planned.note(MEASURES[measure], len(errors)))
     return ManyComparison(
         measure,
         names,
         columns,
         paired.unit,
-        len(every),
+        len(paired.sizes),
         paired.tokens,
-        len(every) >= TRUSTED_CLUSTERS,
+        len(paired.sizes) >= TRUSTED_CLUSTERS,
         notes,
         [side["model"] if isinstance(side.get("model"), dict) else None for side in sides],
         planned,
     )
+
+
+def columns_of(paired: Paired, names: Sequence[str]) -> list[Column]:
+    """Return the micro average, and of several domains the macro average and each domain.
+
+    Args:
+        paired: the sums of the results.
+        names: of the results.
+    """
+    by_domain: dict[str, list[int]] = {}
+    for place, domain in enumerate(paired.domains):
+        by_domain.setdefault(domain, []).append(place)
+    columns = [_column("micro", MICRO, paired, names, [range(len(paired.sizes))])]
+    if len(by_domain) > 1:
+        columns.append(_column("macro", MACRO, paired, names, list(by_domain.values())))
+        columns += [
+            _column(domain, DOMAIN, paired, names, [by_domain[domain]])
+            for domain in sorted(by_domain)
+        ]
+    return columns
 
 
 def _column(

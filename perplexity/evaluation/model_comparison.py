@@ -27,6 +27,7 @@ from ..scoring.stream import IGNORED, tasks
 from ..statistics import linear_kl_divergence, token_statistics
 from ..text.documents import Document
 from ..text.tokenizers import as_tokenizer
+from ..wording import by_number, counted
 from .collect import described, note_non_finite
 from .evaluator import Progress, Reporter
 from .planning import PLANNED, Plan, plan_for
@@ -130,7 +131,10 @@ class ModelComparison:
     @property
     def title(self) -> str:
         """Return the heading of the table."""
-        return f"B beside A on {self.tokens:,} tokens of {self.documents:,} documents"
+        return (
+            f"B beside A on {counted(self.tokens, 'token')} of "
+            f"{counted(self.documents, 'document')}"
+        )
 
     def rows(self) -> list[tuple[str, str, str]]:
         """Return the rows of the table: measure, value, meaning."""
@@ -172,10 +176,11 @@ class ModelComparison:
         if self.rows_a != self.rows_b:
             notes.append(self._divided())
         if self.non_finite:
-            notes.append(f"{described(self.non_finite)} under one of the models and are left out")
+            notes.append(f"{described(self.non_finite)} under one of the models: left out")
         if self.documents < TRUSTED_CLUSTERS:
             notes.append(
-                f"{self.documents} documents are too few: the standard errors are not to be trusted"
+                f"{counted(self.documents, 'document')} {by_number(self.documents, 'is', 'are')} "
+                "too few: the standard errors are not to be trusted"
             )
         if self.plan is not None:
             notes.append(self.plan.note("nats a token"))
@@ -332,7 +337,8 @@ def compare_models(
     every = np.concatenate(values, axis=1).astype(np.float64) if values else np.empty((FIELDS, 0))
     if not every.shape[1] and non_finite is None:
         raise InputError(
-            f"documents: expected at least one token to score, got {len(sums)} documents with none"
+            "documents: expected at least one token to score, got "
+            f"{counted(len(sums), 'document')} with none"
         )
     return _comparison(
         every,

@@ -16,6 +16,7 @@ import numpy as np
 from ..errors import InputError, InputTypeError
 from ..json_files import SCHEMA_VERSION, same_model
 from ..text.spans import Spans, groups_of
+from ..wording import by_number, counted
 from .results import Evaluation, checked_record, read_result
 from .uncertainty import TRUSTED_CLUSTERS, blocks_of
 
@@ -152,7 +153,8 @@ def _check_tokens(
     if different:
         raise InputError(
             f"tokens: expected the same tokens scored in {_whose(names, names[place])}, "
-            f"{different} of {len(rows[0])} documents differ ({_scoring(a)} and {_scoring(b)})"
+            f"{different} of {counted(len(rows[0]), 'document')} "
+            f"{by_number(different, 'differs', 'differ')} ({_scoring(a)} and {_scoring(b)})"
         )
 
 
@@ -177,7 +179,8 @@ def _check_bytes(sides: Sequence[dict], rows: list[np.ndarray]) -> None:
         if different:
             raise InputError(
                 f"bytes: expected the same part of the text scored in {who}, {different} of "
-                f"{len(rows[0])} documents differ ({_scoring(sides[0])} and {_scoring(side)})"
+                f"{counted(len(rows[0]), 'document')} {by_number(different, 'differs', 'differ')} "
+                f"({_scoring(sides[0])} and {_scoring(side)})"
             )
 
 
@@ -222,13 +225,14 @@ def _same_bytes(sides: Sequence[dict], rows: list[np.ndarray]) -> list[str]:
     notes = []
     if documents:
         notes.append(
-            f"over the bytes that {who} scored: {left_out:,} bytes at the beginning of "
-            f"{documents:,} documents, some of which one side did not score, are left out"
+            f"over the bytes that {who} scored: {counted(left_out, 'byte')} at the beginning of "
+            f"{counted(documents, 'document')}, some of which one side did not score, "
+            f"{by_number(left_out, 'is', 'are')} left out"
         )
     if apart:
         notes.append(
-            f"{apart:,} documents are left out: one side scored nothing of them, or less of their "
-            f"beginning, where {sides_} have no token boundary in common"
+            f"{counted(apart, 'document')} {by_number(apart, 'is', 'are')} left out: one side scored "
+            f"nothing there, or less of the beginning, where {sides_} have no token boundary in common"
         )
     return notes
 
@@ -324,7 +328,8 @@ def comparison_notes(
     pairs = len(paired.sizes)
     if pairs < TRUSTED_CLUSTERS:
         notes.append(
-            f"{pairs} {paired.unit}s are too few: interval and p-value are not to be trusted"
+            f"{counted(pairs, paired.unit)} {by_number(pairs, 'is', 'are')} too few: interval and "
+            "p-value are not to be trusted"
         )
     if paired.unit == "block":
         notes.append("one document: paired by blocks of it; it speaks of this document only")

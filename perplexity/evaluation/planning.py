@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from ..wording import counted
 from .uncertainty import CONFIDENCE, scipy_stats
 
 LEVEL = 1 - CONFIDENCE  # of the two-sided test
@@ -59,9 +60,9 @@ class Plan:
         if pairs > 1:
             level += f" (5% over {pairs} pairs)"
         return (
-            f"plan: {_count(self.documents, self.unit)} like these detect a difference of "
+            f"plan: {counted(self.documents, self.unit)} like these detect a difference of "
             f"{self.difference:g} {unit} with {100 * self.power:.0f}% power at the two-sided "
-            f"{level}; the {_count(self.seen, self.unit)} here {detects}"
+            f"{level}; the {counted(self.seen, self.unit)} here {detects}"
         )
 
 
@@ -108,7 +109,3 @@ def plan_for(
         power,
         level,
     )
-
-
-def _count(count: int, unit: str) -> str:
-    return f"{count:,} {unit}" + ("" if count == 1 else "s")

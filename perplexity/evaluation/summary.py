@@ -8,6 +8,7 @@ from .. import calibration
 from ..errors import InputError
 from ..json_files import model_name, same_model
 from ..nats import exp
+from ..wording import counted
 from .comparison import compare
 from .text_tables import plain_table, with_notes
 
@@ -24,7 +25,10 @@ Row = tuple[str, str, str]  # measure, value, meaning
 
 def title(evaluation: Evaluation) -> str:
     """Return the heading of the table of an evaluation."""
-    return f"{evaluation.tokens:,} tokens scored of {evaluation.documents:,} documents"
+    return (
+        f"{counted(evaluation.tokens, 'token')} scored of "
+        f"{counted(evaluation.documents, 'document')}"
+    )
 
 
 def rows(evaluation: Evaluation, baseline: dict | None = None) -> list[Row]:
@@ -132,7 +136,7 @@ def _beside(e: Evaluation, other: dict) -> Row:
         return (
             name,
             perplexity,
-            f"{other['tokens']:,} tokens of the same text scored: the two do not compare",
+            f"{counted(other['tokens'], 'token')} of the same text scored: the two do not compare",
         )
     if (other.get("protocol"), other.get("context_length")) != (e.protocol, e.context_length):
         words += (

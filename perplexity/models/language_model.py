@@ -19,6 +19,7 @@ from torch import Tensor
 from ..errors import InputError, first_line, theirs
 from ..fingerprints import tensors_digest
 from ..text.tokenizers import as_tokenizer
+from ..wording import counted
 from .fingerprint_cache import FingerprintCache, files_key
 from .heads import (
     Head,
@@ -292,7 +293,7 @@ def context_notes(model: LanguageModel, context_length: int) -> list[str]:
         return []
     scaled: Any = model  # only a model with scaling reads more than its limit
     return [
-        f"windows of {context_length} tokens are longer than the configuration's {limit} "
+        f"windows of {counted(context_length, 'token')} are longer than the configuration's {limit} "
         f"positions: RoPE scaling ({scaled.extended_by}) extends these to "
         f"{scaled.extended_context_length}"
     ]

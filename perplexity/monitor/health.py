@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from ..findings import CEILING, VERDICTS, Judged, worst
 from ..nats import exp, logged_perplexity
+from ..wording import counted as counted
 from .digest import Digest
 from .findings import Finding
 from .signals import all_findings
@@ -22,16 +23,6 @@ PARTS = {
 LEFT = {"info": 1.0, "warning": 0.4, "danger": 0.0}  # of a part, by its worst finding
 FEWER = 0.8  # of what is left, for each further warning or danger in the part
 GAP_SCALE = 2.0  # nats of validation above training that leave 1/e of the generalisation part
-
-
-def counted(number: int, noun: str) -> str:
-    """Return a number with its noun, in the plural where it is not 1.
-
-    >>> counted(2, "validation loss")
-    '2 validation losses'
-    """
-    plural = noun + ("es" if noun.endswith("s") else "s")
-    return f"{number:,} {noun if number == 1 else plural}"
 
 
 @dataclass(frozen=True)

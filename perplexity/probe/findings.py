@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from ..findings import Finding
 from ..nats import exp
+from ..wording import by_number, counted
 from .settings import GenerationSettings
 
 LEAST_TEXTS = 8  # fewer texts make no mean
@@ -174,8 +175,8 @@ def _non_finite(tokens: int) -> Finding:
     return Finding(
         "non-finite",
         "danger",
-        f"{tokens:,} tokens of its own texts or of the references have a NaN or infinite loss; "
-        "they are left out",
+        f"{counted(tokens, 'token')} of its own texts or of the references "
+        f"{by_number(tokens, 'has', 'have')} a NaN or infinite loss: left out",
         "look for NaN in the weights (ppl eval names the first token), "
         "or for 16-bit overflow: run it with --dtype float32",
         {"tokens": tokens},
@@ -216,7 +217,7 @@ def _repetition(
     longest = (
         ""
         if loop is None
-        else f"; the longest loop is {loop['tokens']:,} tokens of a period of {loop['period']:,}"
+        else f"; the longest loop is {counted(loop['tokens'], 'token')} of a period of {loop['period']:,}"
     )
     of_references = "" if usual is None else f" (of the references {usual:.0%})"
     finding = Finding(

@@ -16,6 +16,7 @@ from ..errors import InputError, theirs
 from ..models.language_model import as_language_model
 from ..scoring.batching import length_rules
 from ..text.tokens import special_ids, text_of
+from ..wording import counted
 from .prompts import Asked
 from .settings import GenerationSettings
 
@@ -219,8 +220,8 @@ class _Writer:
                     )
             except torch.OutOfMemoryError:
                 raise InputError(
-                    f"batch_size: {len(prompts) * copies} texts at once do not fit in the memory "
-                    f"of {self.device}"
+                    f"batch_size: {counted(len(prompts) * copies, 'text')} at once: more than fits in "
+                    f"the memory of {self.device}"
                 )
         texts = []
         for row in out[:, longest:].cpu().numpy():

@@ -20,6 +20,7 @@ from ..scoring.run import DETAILS, ScoringRun, token_scorer
 from ..scoring.stream import continuations
 from ..text.documents import Document, check_ids
 from ..text.tokens import text_of
+from ..wording import by_number, counted
 from . import scores
 from .ask import Questioner, Tally
 from .findings import (
@@ -379,17 +380,18 @@ def _asked(
     checked = [checked_prompt(place, prompt) for place, prompt in enumerate(prompts)]
     asked, short = tokenize(tokenizer, checked, settings, context_length)
     if not asked:
-        why = f"{short} documents too short to cut" if short else "none"
+        why = f"{counted(short, 'document')} too short to cut" if short else "none"
         raise InputError(f"prompts: expected at least one, got {why}")
     notes = []
     if short:
         notes.append(
-            f"{short:,} documents are too short to cut a prompt of {settings.prompt_tokens} tokens "
-            "from and are left out"
+            f"{counted(short, 'document')} {by_number(short, 'is', 'are')} left out: too short to cut "
+            f"a prompt of {counted(settings.prompt_tokens, 'token')} from"
         )
     if shortened := sum(prompt.shortened for prompt in asked):
         notes.append(
-            f"{shortened:,} prompts are too long for the model's context and lost their beginning"
+            f"{counted(shortened, 'prompt')} {by_number(shortened, 'is', 'are')} too long for the "
+            "model's context: the beginning is left out"
         )
     return asked, notes
 
@@ -484,8 +486,8 @@ def _notes(measured: dict, settings: GenerationSettings) -> list[str]:
     notes, generation, judged_by = [], measured["generation"], measured["perplexity"]["judged_by"]
     if generation["judged"] < LEAST_TEXTS:
         notes.append(
-            f"{generation['judged']} of {generation['texts']} texts are long enough to judge "
-            f"repetition by; {LEAST_TEXTS} are the least"
+            f"{generation['judged']} of {counted(generation['texts'], 'text')} "
+            f"{by_number(generation['judged'], 'is', 'are')} long enough to judge repetition by; {LEAST_TEXTS} are the least"
         )
     if judged_by is None or judged_by["tokens"] < LEAST_TOKENS:
         notes.append(

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 from .. import checks
 from ..errors import InputError, theirs
 from ..findings import CEILING, SEVERITIES, worst
+from ..wording import by_number, counted
 
 # Default weights of the parts. A user's scorer has OWN_WEIGHT in addition.
 WEIGHTS = {"monitor": 25.0, "perplexity": 20.0, "references": 10.0, "ask": 15.0}
@@ -279,13 +280,18 @@ def perplexity_part(losses: Mapping, least: int) -> Part:
     """
     judged_by = losses["judged_by"]
     if losses["non_finite"]:
-        return Part(0.0, f"{losses['non_finite']:,} tokens have a NaN or infinite loss")
+        return Part(
+            0.0,
+            f"{counted(losses['non_finite'], 'token')} "
+            f"{by_number(losses['non_finite'], 'has', 'have')} a NaN or infinite loss",
+        )
     if judged_by is None:
         return Part(None, "neither references nor an evaluation were given")
     if judged_by["tokens"] < least:
         return Part(
             None,
-            f"{judged_by['tokens']:,} tokens of {judged_by['of']} are too few, {least} are needed",
+            f"{counted(judged_by['tokens'], 'token')} of {judged_by['of']} "
+            f"{by_number(judged_by['tokens'], 'is', 'are')} too few, {least} are needed",
         )
     loss, guess = judged_by["loss"], judged_by["guess_loss"]
     evidence = (
@@ -309,7 +315,9 @@ def generation_part(generation: Mapping, least: int, collapsed: float, answers: 
     """
     if generation["judged"] < least:
         return Part(
-            None, f"{generation['judged']} texts are long enough to judge, {least} are needed"
+            None,
+            f"{counted(generation['judged'], 'text')} "
+            f"{by_number(generation['judged'], 'is', 'are')} long enough to judge, {least} are needed",
         )
     same = max(
         generation["other_prompts"] or 0.0, 0.0 if answers else generation["same_prompt"] or 0.0
@@ -346,10 +354,14 @@ def references_part(references: Mapping | None, documents: bool, least: int) -> 
             else "the prompts have no references",
         )
     if references["texts"] < least:
-        return Part(None, f"{references['texts']} texts have references, {least} are needed")
+        return Part(
+            None,
+            f"{counted(references['texts'], 'text')} {by_number(references['texts'], 'has', 'have')} "
+            f"references, {least} are needed",
+        )
     return Part(
         references["chrf"] / 100,
-        f"chrF {references['chrf']:.1f} over {references['texts']:,} texts",
+        f"chrF {references['chrf']:.1f} over {counted(references['texts'], 'text')}",
     )
 
 
@@ -364,7 +376,11 @@ def ask_part(asked: Mapping | None, answered: float, least: int) -> Part:
     if asked is None:
         return Part(None, "no judge was given")
     if asked["texts"] < least:
-        return Part(None, f"{asked['texts']} texts were asked about, {least} are needed")
+        return Part(
+            None,
+            f"{counted(asked['texts'], 'text')} {by_number(asked['texts'], 'was', 'were')} asked "
+            f"about, {least} are needed",
+        )
     if asked["answered"] < answered or asked["yes_of_two"] is None:
         return Part(
             None,
@@ -372,5 +388,5 @@ def ask_part(asked: Mapping | None, answered: float, least: int) -> Part:
         )
     return Part(
         asked["yes_of_two"],
-        f"the judge says yes to {asked['yes_of_two']:.0%} of {asked['texts']:,} texts",
+        f"the judge says yes to {asked['yes_of_two']:.0%} of {counted(asked['texts'], 'text')}",
     )

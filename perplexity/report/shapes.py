@@ -53,6 +53,19 @@ class PositionsShape(TypedDict):
 
 
 @dataclass(frozen=True)
+class ContextShape:
+    """The loss under one of several context lengths."""
+
+    context_length: Number | None = None
+    loss: Number | None = None
+    stderr: Number | None = None
+    perplexity: Number | None = None
+    difference: Number | None = None
+    difference_stderr: Number | None = None
+    p_holm: Number | None = None
+
+
+@dataclass(frozen=True)
 class EvaluationShape:
     """A result of ``ppl eval --json``, of any version."""
 
@@ -69,6 +82,7 @@ class EvaluationShape:
     worst_documents: list[WorstDocument] | None = None
     surprising_tokens: list[SurprisingToken] | None = None
     loss_by_position: PositionsShape | None = None
+    contexts: list[ContextShape] | None = None
     notes: list[str] | None = None
 
 

@@ -225,6 +225,40 @@ def test_another_tokenizer_among_several_by_bytes():
     assert table.perplexity(0) is None
 
 
+def test_two_results_by_domain():
+    """Losses by domain stood in neither result of ``compare`` of two."""
+    a, b = results((0.1, 0.0))
+    found = compare(a, b)
+    names = [column.name for column in found.columns]
+    assert names == ["micro", "macro", *DOMAINS]
+    for column in found.columns[2:]:
+        rows = [
+            (x["nll"], y["nll"], x["tokens"])
+            for x, y in zip(a["per_document"], b["per_document"], strict=True)
+            if x["domain"] == column.name
+        ]
+        nll_a, nll_b, tokens = map(sum, zip(*rows, strict=True))
+        (test,) = column.tests
+        assert [estimate.value for estimate in column.estimates] == pytest.approx(
+            [nll_a / tokens, nll_b / tokens]
+        )
+        assert test.difference == pytest.approx((nll_b - nll_a) / tokens)
+        # The documents' weights differ little, so the plain paired t-test is close.
+        plain = scipy.stats.ttest_1samp([(y - x) / size for x, y, size in rows], 0)
+        low, high = plain.confidence_interval()
+        assert test.interval == pytest.approx((low, high), abs=0.02)
+    assert (found.columns[0].tests[0].difference, found.columns[0].tests[0].p_value) == (
+        pytest.approx(found.difference),
+        pytest.approx(found.p_value),
+    )
+    rows = found.domain_rows()
+    assert [row[0] for row in rows[:2]] == ["micro", "macro"]
+    assert sorted(row[0] for row in rows[2:]) == sorted(DOMAINS)
+    assert "by domain" in str(found) and str(rows[2][1]) in str(found)
+    assert found.to_dict()["columns"][2]["name"] == DOMAINS[0]
+    assert compare(*results((0.1, 0.0), domains=("one",))).columns == []
+
+
 def test_a_domain_of_one_document_has_no_interval():
     sides = results(documents=4)
     table = compare(*sides)

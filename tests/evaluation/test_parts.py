@@ -181,7 +181,7 @@ def test_all_of_a_text_is_the_text(model, tokenizer):
         ([(0, 1, 2)], "expected spans as pairs"),
         ([(0.0, 2.0)], "expected spans as pairs"),
         (7, "expected spans as pairs"),
-        ([], "expected at least one token to score, got 1 documents with 6 context"),
+        ([], "expected at least one token to score, got 1 document with 6 context"),
         ([(3, 3)], "with 6 context"),
     ],
 )

@@ -114,7 +114,7 @@ def test_llama_cpp_takes_512_and_says_when_a_text_is_too_short(model, tokenizer)
         InputError, match=r"context_length: expected 2 to 64, the model's limit, got 512"
     ):
         evaluate(model, tokenizer, [LONG[4]], protocol="llama.cpp")
-    with pytest.raises(InputError, match="1 documents with .* tail"):
+    with pytest.raises(InputError, match="1 document with .* tail"):
         evaluate(model, tokenizer, ["the cat"], protocol="llama.cpp", context_length=64)
 
 

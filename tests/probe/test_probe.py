@@ -380,7 +380,7 @@ def test_a_model_with_a_broken_row_is_not_healthier_for_it(tokenizer):
         ([Prompt("d", "a", "a reference")], "prompt d: expected references as a tuple, got str"),
         (
             [Prompt("d", "short", document=True)],
-            "prompts: expected at least one, got 1 documents too short to cut",
+            "prompts: expected at least one, got 1 document too short to cut",
         ),
     ],
 )

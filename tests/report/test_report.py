@@ -14,7 +14,7 @@ from processes import run
 from perplexity.data_checks import DataCheck, Finding
 from perplexity.data_checks.leakage import Leak
 from perplexity.errors import InputError
-from perplexity.evaluation import Evaluation
+from perplexity.evaluation import Evaluation, read_result
 from perplexity.monitor import diagnose
 from perplexity.probe import Probe
 from perplexity.probe.measures import Measured
@@ -173,9 +173,35 @@ def test_a_result_with_the_least_keys_is_shown(tmp_path):
     assert "3.0000 nats a token" in path.read_text()
 
 
+def test_a_result_of_several_contexts_shows_them_all(tmp_path):
+    """The page showed the longest context's loss alone."""
+    made = history(runs("healthy")[0])
+    digest = made.digest()
+    path = tmp_path / "contexts.html"
+    contexts = [
+        {"context_length": 512, "loss": 3.25, "difference": -0.25, "p_holm": 0.0123},
+        {"context_length": 2048, "loss": 3.0, "stderr": 0.0625, "difference": None},
+    ]
+    record = {"loss": 3.0, "contexts": contexts}
+    write_report(path, made, digest, diagnose(digest), evaluations=[record])
+    page = path.read_text()
+    assert "the longest of 2 context lengths" in page
+    cells = re.findall(r"<td[^>]*>([^<]*)</td>", page.split("gain of the longest")[1])
+    assert cells[:7] == ["512", "3.2500", "", "–", "0.2500", "", "0.012"]
+    assert cells[7:14] == ["2,048", "3.0000", "0.0625", "–", "", "", ""]
+
+
+def test_a_comparison_is_no_evaluation(tmp_path):
+    record = {"schema_version": 2, "models": [], "columns": []}
+    (tmp_path / "many.json").write_text(json.dumps(record))
+    with pytest.raises(InputError, match="of ppl compare A B C --json.*the results that it comp"):
+        read_result(tmp_path / "many.json")
+
+
 @pytest.mark.parametrize(
     "record",
     [
+        {"contexts": [{"loss": "x"}]},
         {"perplexity": "x"},
         {"perplexity_interval": [1]},
         {"worst_documents": {}},
