@@ -73,11 +73,16 @@ def _few_above(digest: Digest, losses: np.ndarray, noise: float) -> Rise | None:
     level = before.min()
     if len(before) > 2:
         level = np.median(np.stack([before[:-2], before[1:-1], before[2:]]), axis=0).min()
-    rise = float(losses[-last:].min() - level)
-    # So few do not show their noise: then each must lie above the one before.
-    if len(losses) < 2 * last and not (np.diff(losses[-last:]) > 0).all():
-        return None
-    if rise <= max(_floor(level, s), s.standard_errors * noise):
+    rises = losses[-last:] - level
+    rise, least = float(rises.min()), _floor(level, s)
+    if len(losses) < 2 * last:
+        # So few do not show their noise: each must lie above the one before, and the first of them,
+        # where the curve turns, need not lie as far above the best as the others.
+        if not (np.diff(rises) > 0).all() or rise <= max(least, noise):
+            return None
+        if rises[1] <= s.standard_errors * noise:
+            return None
+    elif rise <= max(least, s.standard_errors * noise):
         return None
     best = digest.evaluations[int(np.argmin(before))]
     return Rise(best, rise, f"{nats(rise)} or more above its best for {last} evaluations")
