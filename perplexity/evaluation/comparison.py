@@ -57,6 +57,8 @@ class Comparison:
         True
         >>> comparison.title, comparison.rows()[1]
         ('B against A: B is better', ('B', '3.0000', 'nats a token'))
+        >>> comparison.by_domain()[1][:2], comparison.domain_rows()  # without domains
+        (('domain', 'documents'), [])
     """
 
     measure: str
@@ -146,12 +148,20 @@ class Comparison:
         return rows
 
     def by_domain(self) -> tuple[str, tuple[str, ...]]:
-        """Return the heading and the columns' names of the table by domain."""
+        """Return the heading and the columns' names of the table by domain.
+
+        Returns:
+            Heading; name of each column.
+        """
         title = f"by domain: {MEASURES[self.measure]}; ± is half of the 95% interval"
         return title, ("domain", f"{self.unit}s", "A", "B", "B − A", "±", "p", "better")
 
     def domain_rows(self) -> list[tuple[str, ...]]:
-        """Return the rows of the table by domain: both averages, then the largest domain first."""
+        """Return the rows of the table by domain: both averages, then the largest domain first.
+
+        Returns:
+            The cells of each row, in the order of ``by_domain``'s columns.
+        """
         averages = [column for column in self.columns if column.kind != DOMAIN]
         domains = [column for column in self.columns if column.kind == DOMAIN]
         rows: list[tuple[str, ...]] = []
