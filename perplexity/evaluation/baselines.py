@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from ..wording import counted
+from ..wording import by_number, counted
 
 # Relative error of a sum of float32 losses: a head of zeros is as good as the uniform guess, and
 # must not count as worse.
@@ -71,6 +71,6 @@ def baseline_notes(
             "Check for a mismatched tokenizer"
         ]
     return [
-        f"{both}, which is fitted to {counted(tokens, 'token')} and too low on so few: score more "
-        "text to compare with it"
+        f"{both}, which is fitted to {by_number(tokens, 'this', 'these')} {counted(tokens, 'token')} "
+        "and too low on so few: score more text to compare with it"
     ]

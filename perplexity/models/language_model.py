@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -588,7 +589,7 @@ def described(model: LanguageModel, name: str | None = None) -> dict:
     }
 
 
-def _cached(name: str | Path, revision: str | None) -> bool:
+def _cached(name: str | Path, revision: str | None, what: str) -> bool:
     """Return whether Hugging Face's cache holds the model; otherwise ask its hub once.
 
     transformers would try for a minute without a network. Raises InputError where the hub has no
@@ -602,15 +603,15 @@ def _cached(name: str | Path, revision: str | None) -> bool:
         HfApi().model_info(str(name), revision=revision, timeout=10)
     except Exception as error:  # httpx's, the hub's own, or one for an invalid name
         of = "" if revision is None else f" with revision {revision}"
-        got = f"no such folder and no such model{of}"
+        got = f"no such folder and no such model{of}; check the name"
         # The hub's answers are errors with a response; without one nothing answered.
         if getattr(error, "response", None) is None and not isinstance(error, ValueError):
             got = (
                 "no such folder and no answer from the hub; check the network, or give a folder "
-                "with the model's files"
+                f"with the {what}'s files"
             )
         raise InputError(
-            f"{name}: expected a model folder or name, got {got} ({first_line(error)})"
+            f"{name}: expected a {what} folder or name, got {got} ({first_line(error)})"
         )
     return False
 
@@ -620,10 +621,11 @@ def _source(
     trust_remote_code: bool,
     needs: str = "config.json",
     revision: str | None = None,
+    what: str = "model",
 ) -> dict:
     """Return options of ``from_pretrained`` for a local folder, or a name of the hub or its cache.
 
-    ``needs`` is a file that a folder has to have.
+    ``needs`` is a file that a folder has to have; ``what`` is the name in errors.
     """
     path = Path(name)
     local = path.is_dir()
@@ -633,23 +635,35 @@ def _source(
         path.exists() or len(path.parts) > 2 or path.is_absolute() or str(name).startswith(".")
     ):
         raise InputError(
-            f"{name}: expected a local model folder, got "
-            f"{'a file' if path.exists() else 'no such folder'}"
+            f"{name}: expected a local {what} folder, got "
+            f"{'a file; give its folder' if path.exists() else 'no such folder; check the path'}"
         )
     if local and revision is not None:
         raise InputError(
             f"revision: expected none for the folder {name}, which has one only, got {revision!r}"
         )
     return {
-        "local_files_only": local or _cached(name, revision),
+        "local_files_only": local or _cached(name, revision, what),
         "trust_remote_code": trust_remote_code,
     } | ({} if revision is None else {"revision": revision})
+
+
+def _of_tokenizer(name: str) -> bool:
+    """Return whether a file may be a tokenizer's: a vocabulary, merges, a model, its settings."""
+    return name.startswith(("token", "vocab", "merges")) or name.endswith(
+        (".model", ".tiktoken", ".spm", ".bpe", ".py", ".vocab")
+    )
 
 
 def _tokenizer(name: str | Path, rest: dict):
     """Return the tokenizer of a name; ``rest`` are options of ``from_pretrained``."""
     from transformers import AutoTokenizer
 
+    if Path(name).is_dir() and not any(map(_of_tokenizer, os.listdir(name))):
+        raise InputError(
+            f"{name}: expected a tokenizer (tokenizer.json) there, got a folder without one; name a "
+            "folder that has one (--tokenizer DIR)"
+        )
     # transformers raises many kinds here, from OSError to KeyError and SafetensorError.
     with theirs(
         f"{name}: expected a tokenizer (tokenizer.json) there, got none that can be read; "
@@ -681,7 +695,7 @@ def load_tokenizer(name: str | Path, *, trust_remote_code: bool):
     """
     if Path(name).is_file():
         return _tokenizer_file(Path(name))
-    return _tokenizer(name, _source(name, trust_remote_code, needs=""))
+    return _tokenizer(name, _source(name, trust_remote_code, needs="", what="tokenizer"))
 
 
 def load(

@@ -18,6 +18,7 @@ import zlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from difflib import get_close_matches
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -161,7 +162,7 @@ def _read(paths: Iterable[str | Path], options: ReadOptions) -> Iterator[Documen
                 yield from _read(_files_in(path), options)
             continue
         if (other := other_than_file(path)) is not None:
-            raise InputError(f"{path}: expected a text file, got {other}")
+            raise InputError(f"{path}: expected a text file, got {other}{_check(path, other)}")
         suffix, read = _format(path)
         if suffix in _FILES:
             yield from read(path, options)
@@ -184,9 +185,28 @@ def _files_in(folder: Path) -> list[Path]:
     if not files:
         raise InputError(
             f"{folder}: expected a folder written by datasets' save_to_disk, or one with "
-            ".txt, .jsonl, .csv, .tsv or .parquet files, got another folder"
+            f".txt, .jsonl, .csv, .tsv or .parquet files, got {_instead(folder)}"
         )
     return files
+
+
+def _instead(folder: Path) -> str:
+    """Return what a folder without files that can be read holds, and what to do."""
+    names = [path.name for path in sorted(folder.iterdir()) if path.is_file()]
+    if not names:
+        return "one without files"
+    return f"one with {', '.join(names[:3])}{', ...' * (len(names) > 3)}; give texts the ending .txt"
+
+
+def _check(path: Path, other: str) -> str:
+    """Return advice on a file that is missing: the most similar name beside it, where one is."""
+    if other != "no such file":
+        return ""
+    try:
+        close = get_close_matches(path.name, os.listdir(path.parent), 1)
+    except OSError:
+        return "; check the path"
+    return f"; did you mean {path.with_name(close[0])}?" if close else "; check the path"
 
 
 def _known(path: Path) -> bool:

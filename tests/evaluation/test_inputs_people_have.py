@@ -126,6 +126,8 @@ def folder(tmp_path_factory):
     (folder / "texts").mkdir()
     for number in range(3):
         (folder / "texts" / f"{number}.txt").write_text("the cat sat on the mat " * (number + 1))
+    (folder / "notes").mkdir()
+    (folder / "notes" / "a.md").write_text("the cat")
     table(folder / "named.csv", [{"content": "the cat sat"}], ",")
     return folder
 
@@ -147,6 +149,13 @@ def test_json_to_standard_output(folder, ppl_here):
         (["model", "model/missing"], ["model/missing"]),
         (["nobody/nothing", "texts"], ["no answer from the hub", "folder"]),
         (["texts", "texts"], ["texts: expected a Hugging Face model folder", "config.json"]),
+        (["./modle", "texts"], ["local model folder", "check the path"]),
+        (["model/config.json", "texts"], ["got a file; give its folder"]),
+        (["model", "text"], ["text: expected a text file", "did you mean texts?"]),
+        (["model", "zzz.txt"], ["no such file; check the path"]),
+        (["model", "notes"], [".parquet files, got one with a.md; give texts the ending .txt"]),
+        (["model", "texts", "--tokenizer", "texts"], ["tokenizer", "--tokenizer DIR"]),
+        (["model", "texts", "--tokenizer", "nowhere"], ["a tokenizer folder", "no answer"]),
     ],
 )
 def test_errors_say_what_to_do(folder, fails, monkeypatch, arguments, words):
