@@ -174,7 +174,7 @@ def divergence(digest: Digest) -> Iterator[Finding]:
     A rise counts in nats, or as a multiple of a small loss: from 0.002 to 0.02 is one.
 
     Wrong where the data get harder on purpose or the objective changes, and no validation loss shows
-    that the model still learns.
+    that the model still learns; and at the height of a cyclic learning rate that was not logged.
     """
     s = digest.settings
     pieces = digest.pieces()
@@ -200,6 +200,8 @@ def divergence(digest: Digest) -> Iterator[Finding]:
     since = pieces[len(means) - int(np.argmin(risen[::-1]))].first if not risen.all() else math.nan
     if _validation_gains_since(digest, since):
         return
+    if stretches[-1] - digest.train_at(digest.height_before()) <= least / 2:
+        return  # lower than at the last height of a cyclic learning rate
     start = pieces[low].first
     yield Finding(
         "divergence",

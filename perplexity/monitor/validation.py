@@ -55,11 +55,23 @@ def validation_rise(digest: Digest) -> Rise | None:
     if len(losses) < s.least_evaluations:
         return None
     noise = validation_noise(losses, s)
+    if _is_height_of_cycle(digest, losses, noise):
+        return None
     for test in (_few_above, _stretch_above, _never_near):
         rise = test(digest, losses, noise)
         if rise is not None:
             return rise
     return None
+
+
+def _is_height_of_cycle(digest: Digest, losses: np.ndarray, noise: float) -> bool:
+    """Return whether a cyclic learning rate is as high as once before, and the loss no higher."""
+    before = digest.height_before()
+    if math.isnan(before):
+        return False
+    distance = [abs(e.step - before) for e in digest.evaluations]
+    then, s = losses[int(np.argmin(distance))], digest.settings
+    return bool(losses[-1] - then <= max(_floor(then, s), s.standard_errors * noise))
 
 
 def _floor(level: float, s: Settings) -> float:
@@ -125,7 +137,7 @@ def overfitting(digest: Digest) -> Iterator[Finding]:
     """Find validation above its best while training falls (Prechelt, Early Stopping, 1998).
 
     Wrong where validation is of another kind than training and moves away from it as the mix of
-    training data changes, and while a cyclic learning rate is at its height again.
+    training data changes, and while a cyclic learning rate that is not logged is at its height.
     """
     found = validation_rise(digest)
     if found is None:
@@ -170,7 +182,7 @@ def divergence(digest: Digest) -> Iterator[Finding]:
     """Find a rise of both losses. ``training.divergence`` finds one of the training loss alone.
 
     Wrong where the data get harder on purpose, the objective changes (a longer context, another
-    mix), or a cyclic learning rate is at its height again.
+    mix), or a cyclic learning rate that is not logged is at its height again.
     """
     found = validation_rise(digest)
     if found is None or not _train_rose(digest, found.best, digest.evaluations[-1]):

@@ -1,4 +1,4 @@
-"""Console text inside JSON: logs of containers and of hosted notebooks, and the outputs of a notebook."""
+"""Console text inside JSON: logs of containers and of hosted notebooks, outputs of a notebook."""
 
 from __future__ import annotations
 
@@ -24,8 +24,7 @@ def read_wrapped(path: Path, names: Names) -> Log | None:
     """Return the log of the text in a JSON file, or None where it holds no text of that kind.
 
     Args:
-        path: Objects with a line of text each (``{"stream_name": "stdout", "data": "step 1 ..."}``),
-            as a list or one a line, or a notebook.
+        path: Objects with a line of text each (``{"stream": "stdout", "data": "step 1 ..."}``), as a list or one a line, or a notebook.
         names: What is read.
 
     Of a notebook, tables of losses count before printed text.
