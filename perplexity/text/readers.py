@@ -195,7 +195,9 @@ def _instead(folder: Path) -> str:
     names = [path.name for path in sorted(folder.iterdir()) if path.is_file()]
     if not names:
         return "one without files"
-    return f"one with {', '.join(names[:3])}{', ...' * (len(names) > 3)}; give texts the ending .txt"
+    return (
+        f"one with {', '.join(names[:3])}{', ...' * (len(names) > 3)}; give texts the ending .txt"
+    )
 
 
 def _check(path: Path, other: str) -> str:
