@@ -12,7 +12,7 @@ SHUFFLE := $(if $(filter random,$(ORDER)),-p randomly --randomly-dont-reset-seed
 
 OLDEST_TRITON := 3.6.0
 
-.PHONY: demo test test-slow collection mutants lint format compile-check compile-check-oldest compile-cost bench bench-evaluation bench-gpu doctor clean
+.PHONY: demo test test-slow collection mutants lint format compile-check compile-check-oldest compile-cost bench bench-evaluation bench-gpu docs doctor clean
 
 # torch first and alone: what it brings (a CUDA build brings its own triton) decides the rest.
 define install
@@ -33,9 +33,9 @@ $(READY): pyproject.toml constraints.txt
 demo: $(DEMO_READY)
 	OMP_WAIT_POLICY=passive $(BIN)/ppl demo
 
-# A thread a worker: with all cores each, workers wait for each other (a third longer on 2 cores). test-slow has all of them.
+# Files in their order: those of few tests, which xdist would put last, take longest. A thread a worker: with all cores each, workers wait for each other (a third longer on 2 cores). test-slow has all of them.
 test: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not slow" $(SHUFFLE) $(OPTIONS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m "not slow" $(SHUFFLE) $(OPTIONS)
 
 # Properties are drawn from a new seed, which is printed: OPTIONS="--hypothesis-seed=N" draws them again.
 test-slow: $(READY)
@@ -91,6 +91,11 @@ compile-check-oldest: $(READY)
 		$(BIN)/python -m pip install --quiet --no-deps --target build/triton-$(OLDEST_TRITON) triton==$(OLDEST_TRITON)
 	PYTHONPATH=build/triton-$(OLDEST_TRITON) \
 		$(BIN)/python -m perplexity.kernels.compile_check --quick --expect-triton $(OLDEST_TRITON)
+
+# The pages of docs/ and the reference of every export, into build/site. A dead link fails.
+docs: $(DEMO_READY)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[docs]"
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 doctor: $(DEMO_READY)
 	$(BIN)/ppl doctor

@@ -1,4 +1,4 @@
-"""Table of the GPU results in README: ``python bench/gpu_report.py``.
+"""Table of the GPU results in docs/performance.md: ``python bench/gpu_report.py``.
 
 It is made from every file of ``make bench-gpu`` in bench/results/. It says where the device code
 has changed since the measurement, so run it after a change of device code.
@@ -54,7 +54,7 @@ def table(results: dict, source: str) -> str:
         rows.setdefault((row["case"], row["v"], row["d"] or 0, row["n"]), {})[row["provider"]] = row
     lines = [
         f"{results['device']}, torch {results['torch']}, triton {results['triton']}, "
-        f"commit {results['commit']}, from [{source}](bench/results/{source}): "
+        f"commit {results['commit']}, from [{source}](../bench/results/{source}): "
         f"product {limits['matmul_tflops']:.0f} TFLOP/s, copy {limits['copy_tb_s']:.2f} TB/s. "
         "Time as a multiple of cuBLAS's products alone (three for training), or for logits of the "
         "time that copy takes for their bytes; in brackets the temporary memory in MiB.",
@@ -89,15 +89,15 @@ def section(folder: Path = RESULTS) -> str:
 
 
 def placed(text: str) -> str:
-    """Return README's text with the tables between their two markers."""
+    """Return the document's text with the tables between their two markers."""
     before, rest = text.split(BEGIN)
     return f"{before}{BEGIN}\n{section()}\n{END}{rest.split(END)[1]}"
 
 
 def main() -> None:
     argparse.ArgumentParser(prog="gpu_report", description=__doc__.split("\n\n")[0]).parse_args()
-    readme = HERE.parent / "README.md"
-    readme.write_text(placed(readme.read_text()))
+    document = HERE.parent / "docs" / "performance.md"
+    document.write_text(placed(document.read_text()))
 
 
 if __name__ == "__main__":

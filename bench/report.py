@@ -1,6 +1,6 @@
 """Table and plot of a file of ``make bench``: ``python bench/report.py RESULTS.json``.
 
-``--readme README.md`` puts the table into that file.
+``--document docs/performance.md`` puts the table into that file.
 
 Ratios are of medians within one run. ``of limit`` is the time of the matrix product alone, in its
 fastest blocks and the inputs' dtype, over the row's time; for training, of three such products.
@@ -12,6 +12,7 @@ import argparse
 import itertools
 import json
 import math
+import os
 from pathlib import Path
 
 import numpy
@@ -211,20 +212,21 @@ def markdown(results: Results, source: str, picture: str) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="report", description=__doc__.split("\n\n")[0])
     parser.add_argument("results", type=Path)
-    parser.add_argument("--readme", type=Path, help="replace what stands between its two markers")
+    parser.add_argument("--document", type=Path, help="replace the text between its two markers")
     arguments = parser.parse_args()
     results = Results(arguments.results)
     show(results)
     picture = arguments.results.with_suffix(".png")
     plot(results, picture)
-    if arguments.readme:
-        root, text = arguments.readme.resolve().parent, arguments.readme.read_text()
+    if arguments.document:
+        folder, text = arguments.document.resolve().parent, arguments.document.read_text()
         before, rest = text.split(BEGIN)
         after = rest.split(END)[1]
         names = [
-            path.resolve().relative_to(root).as_posix() for path in (arguments.results, picture)
+            Path(os.path.relpath(path.resolve(), folder)).as_posix()
+            for path in (arguments.results, picture)
         ]
-        arguments.readme.write_text(f"{before}{BEGIN}\n{markdown(results, *names)}\n{END}{after}")
+        arguments.document.write_text(f"{before}{BEGIN}\n{markdown(results, *names)}\n{END}{after}")
 
 
 if __name__ == "__main__":

@@ -214,7 +214,7 @@ def launches(case: Case) -> list[tuple[ASTSource, dict]]:
             linear_nll_chunked.scale_(gradient, torch.empty((), device="meta"))
         elif case.operation == "linear_statistics":
             at_target = linear_statistics.target_logit(*head(), target, rule)
-            linear_statistics.linear_statistics(*head(), target, at_target, rule)
+            linear_statistics.linear_statistics(*head(), target, at_target, class_weight, rule)
         elif case.operation == "linear_kl":
             mixed = case.layout == "mixed"
             p_head = head("p_", layout="odd", dtype=torch.float32) if mixed else head("p_")
@@ -468,6 +468,14 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.set_defaults(extent="full")
     parser.add_argument("--target", choices=TARGETS, help="compile the cases of this target alone")
+    parser.add_argument(
+        "--operations",
+        nargs="+",
+        choices=FEATURES,
+        default=tuple(FEATURES),
+        metavar="NAME",
+        help=f"compile the cases of these operations alone: {', '.join(FEATURES)}",
+    )
     parser.add_argument("--markdown", metavar="OUT", help="write the table to this file")
     parser.add_argument(
         "--expect-triton", metavar="VERSION", help="fail if another triton is imported"
@@ -493,7 +501,9 @@ def main(argv: list[str] | None = None) -> int:
         ) as pool,
     ):
         chosen = [
-            case for case in cases(arguments.extent) if arguments.target in (None, case.target)
+            case
+            for case in cases(arguments.extent)
+            if arguments.target in (None, case.target) and case.operation in arguments.operations
         ]
         rows = list(itertools.chain.from_iterable(pool.map(compile_case, chosen)))
     table = markdown(rows)

@@ -20,10 +20,11 @@ if TYPE_CHECKING:
     from .monitor import Diagnosis, Monitor
     from .nn import CrossEntropyLoss, LinearCrossEntropyLoss
     from .parallel import VocabularyShard
+    from .per_token import TokenStatistics
     from .statistics import (
-        TokenStatistics,
         linear_kl_divergence,
         token_log_probabilities,
+        token_log_probabilities_of_logits,
         token_nll,
         token_statistics,
     )
@@ -39,7 +40,7 @@ _MODULES = {
     "LinearCrossEntropyLoss": "nn",
     "Monitor": "monitor",
     "Perplexity": "metric",
-    "TokenStatistics": "statistics",
+    "TokenStatistics": "per_token",
     "VocabularyShard": "parallel",
     "compare": "evaluation",
     "cross_entropy": "losses",
@@ -47,6 +48,7 @@ _MODULES = {
     "linear_cross_entropy": "losses",
     "linear_kl_divergence": "statistics",
     "token_log_probabilities": "statistics",
+    "token_log_probabilities_of_logits": "statistics",
     "token_nll": "statistics",
     "token_statistics": "statistics",
 }

@@ -226,6 +226,11 @@ def logit_rule(softcap: object, logit_scale: object, side: str = "") -> None:
     number(f"logit_scale{side}", logit_scale)
 
 
+def temperature(value: object) -> None:
+    """Raise unless ``value`` is a positive finite number."""
+    number("temperature", value, "a positive finite value", above=0.0)
+
+
 def shift(value: object) -> int:
     """Return the distance that targets move by; False and True are 0 and 1."""
     if isinstance(value, bool):

@@ -5,9 +5,10 @@
 
 from __future__ import annotations
 
+import math
 import os
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,13 +17,25 @@ from . import checks, parallel, tensor_checks
 from .checks import IGNORE_INDEX, wrong
 from .errors import InputError, InputTypeError
 from .kernels import operators, reference
+from .kernels.blocks import values_are_here
 from .kernels.devices import why_not
-from .kernels.dispatch import Plan, Rule, default_backend, triton_available
+from .kernels.dispatch import (
+    BACKWARD_LIMIT,
+    FORWARD_LIMIT,
+    Plan,
+    Rule,
+    default_backend,
+    triton_available,
+)
 from .kernels.dispatch import plan as plan_of
+from .kernels.sums import MAX
 from .parallel import VocabularyShard
+from .per_token import TokenStatistics, statistics_of
 
 REDUCTIONS = ("none", "mean", "sum")
 BACKENDS = ("triton", "torch")
+# Share of scored tokens above which their hidden states are not worth a copy.
+MOST_SCORED = 7 / 8
 
 
 @dataclass(frozen=True)
@@ -39,10 +52,12 @@ class LossOptions:
     logit_scale: float = 1.0
     z_loss: float = 0.0
     memory_limit: int | None = None
+    temperature: float = 1.0
 
     def __post_init__(self):
         checks.choice("reduction", self.reduction, REDUCTIONS)
         checks.logit_rule(self.softcap, self.logit_scale)
+        checks.temperature(self.temperature)
         checks.number("z_loss", self.z_loss, "a finite value of 0 or more", 0.0)
         smoothing, limit = checks.scalar_of(self.label_smoothing), self.memory_limit
         checks.number("label_smoothing", smoothing, "a value in [0, 1]", 0.0, 1.0)
@@ -64,10 +79,14 @@ class LossOptions:
         return self.memory_limit or 0
 
     def rule(self, *, with_logit_sum: bool = False, with_exp_shift: bool = False) -> Rule:
-        """Return the kernels' ``Rule``: their part of these options, and the sums needed."""
-        return Rule(
-            self.ignore_index, self.softcap, self.logit_scale, with_logit_sum, with_exp_shift
-        )
+        """Return the kernels' ``Rule``: their part of these options, and the sums needed.
+
+        The temperature divides the logits: softcap · tanh(z / softcap) / T is
+        (softcap / T) · tanh((z / T) / (softcap / T)).
+        """
+        softcap = None if self.softcap is None else self.softcap / self.temperature
+        scale = self.logit_scale / self.temperature
+        return Rule(self.ignore_index, softcap, scale, with_logit_sum, with_exp_shift)
 
 
 def check_backend(backend: object, source: str = "backend") -> None:
@@ -161,19 +180,26 @@ def validates(validate: bool | None, device: torch.device) -> bool:
 
 @dataclass(frozen=True)
 class Target:
-    """Targets as the kernels take them, and the shape of a per-token result."""
+    """Targets as the kernels take them, and the shape of a per-token result.
+
+    ``places`` [N] are those of the targets among all that the caller gave; None: they are all.
+    """
 
     flat: Tensor  # int [N], or class probabilities [N, V]
     shape: tuple[int, ...]
     shift: int = 0
+    places: Tensor | None = None
 
     @property
     def probabilities(self) -> bool:
         """Return whether the targets are class probabilities."""
         return self.flat.is_floating_point()
 
-    def unflatten(self, per_token: Tensor) -> Tensor:
-        """Return values [N] in the shape of the targets that were scored."""
+    def unflatten(self, per_token: Tensor, ignored: int = 0) -> Tensor:
+        """Return values [N] in the shape of the caller's targets, ``ignored`` where none is."""
+        if self.places is not None:
+            everywhere = per_token.new_full((math.prod(self.shape),), ignored)
+            per_token = everywhere.index_copy(0, self.places, per_token)
         result = per_token.reshape(self.shape)
         return result[..., : max(0, self.shape[-1] - self.shift)] if self.shift else result
 
@@ -301,7 +327,7 @@ class LinearInputs:
             if backend is None and prepared.probabilities
             else choose_backend(backend, input)
         )
-        return cls(
+        prepared_inputs = cls(
             input.reshape(-1, input.shape[-1]),
             linear_weight,
             linear_bias,
@@ -312,6 +338,36 @@ class LinearInputs:
             chosen,
             shard,
             round_logits,
+        )
+        return prepared_inputs.without_ignored()
+
+    def without_ignored(self) -> LinearInputs:
+        """Return the inputs of the scored tokens alone, where that spares work.
+
+        On a CPU, where a look at the targets waits for nothing. The copy of the hidden states counts
+        in the limit of temporary memory, and takes at most half of it.
+        """
+        hidden, target = self.hidden, self.target
+        if (
+            self.backend != "torch"
+            or target.probabilities
+            or not values_are_here(hidden)
+            or torch.compiler.is_compiling()
+            or torch._C._are_functorch_transforms_active()
+            or torch._C._len_torch_dispatch_stack()
+        ):
+            return self
+        places = (target.flat != self.options.ignore_index).nonzero()[:, 0]
+        copied = len(places) * hidden.shape[1] * hidden.element_size()
+        trains = torch.is_grad_enabled() and self.weight.requires_grad
+        limit = self.options.memory or (BACKWARD_LIMIT if trains else FORWARD_LIMIT)
+        if not 0 < len(places) <= MOST_SCORED * len(hidden) or copied > limit // 2:
+            return self
+        return replace(
+            self,
+            hidden=hidden.index_select(0, places),
+            target=replace(target, flat=target.flat[places], places=places),
+            options=replace(self.options, memory_limit=limit - copied),
         )
 
     def plan(
@@ -344,8 +400,9 @@ class LinearInputs:
         """Return the full logits [N, V], for a derivative of that size."""
         wide = torch.promote_types(self.hidden.dtype, torch.float32)
         bias = None if self.bias is None else self.bias.to(wide)
-        rule = {"softcap": self.options.softcap, "logit_scale": self.options.logit_scale}
-        return reference.logits(self.hidden.to(wide), self.weight.to(wide), bias, **rule)
+        rule = self.options.rule()
+        head = self.hidden.to(wide), self.weight.to(wide), bias
+        return reference.logits(*head, softcap=rule.softcap, logit_scale=rule.logit_scale)
 
     def sums(self, rule: Rule, weights: Tensor | None = None, plan: Plan | None = None) -> Tensor:
         """Return the five sums [5, N] over the whole vocabulary, differentiable.
@@ -353,32 +410,83 @@ class LinearInputs:
         ``weights`` are those of ``LOGIT_SUM``, where the rule asks for it. Without ``plan``, the
         plan is chosen here.
         """
-        target, hidden = self.target.flat, self.hidden
+        local = self._on_this_rank(rule, weights)
+        plan = plan or self.plan(rule, local.weights)
+        sums, _ = operators.linear_nll(*local.head, local.weights, *local.rule, *plan)
+        return self._over_ranks(sums, local)
+
+    def sums_and_choices(
+        self, rule: Rule, weights: Tensor | None = None, *, plan: Plan
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the five sums [5, N], differentiable but for the entropy, ranks and predictions.
+
+        Ranks and predictions are int64 [N]. All three come from one sweep, and are over the whole
+        vocabulary.
+        """
+        local = self._on_this_rank(rule, weights)
+        with torch.no_grad():
+            at_target = operators.target_logit(*local.head, *local.rule, *plan)
+            if self.shard is not None:
+                at_target = self.shard.gather(at_target).sum(0)  # 0 on all ranks but the target's
+        sums, rank, predicted, _ = operators.linear_statistics(
+            *local.head, at_target, local.weights, *local.rule, *plan
+        )
+        if self.shard is not None:
+            rank, predicted = self.shard.merge_choices(sums[MAX].detach(), rank, predicted)
+        return self._over_ranks(sums, local), rank, predicted
+
+    def statistics(
+        self, sums: Tensor, rank: Tensor, predicted: Tensor
+    ) -> tuple[TokenStatistics, Tensor]:
+        """Return the tokens' statistics and p(predicted) in the shape of the targets."""
+        ignored = self.target.flat == self.options.ignore_index
+        found, confidence = statistics_of(sums.detach(), rank, predicted, ignored)
+        unflatten = self.target.unflatten
+        per_token = TokenStatistics(
+            unflatten(found.nll),
+            unflatten(found.logsumexp),
+            unflatten(found.entropy),
+            unflatten(found.rank, ignored=-1),
+            unflatten(found.predicted, ignored=-1),
+        )
+        return per_token, unflatten(confidence)
+
+    def _on_this_rank(self, rule: Rule, weights: Tensor | None) -> _Local:
+        """Return what this rank's operators take: for its rows of a sharded vocabulary."""
+        target, hidden, own = self.target.flat, self.hidden, None
         if self.target.probabilities:
-            target, rule = (
-                target.new_zeros(target.shape[0], dtype=torch.int64),
-                rule._replace(ignore_index=parallel.IGNORED),
-            )
+            target = target.new_zeros(target.shape[0], dtype=torch.int64)
+            rule = rule._replace(ignore_index=parallel.IGNORED)
         if self.shard is not None:
             target, own = self.shard.local_target(target, self.weight.shape[0], rule.ignore_index)
-            hidden, rule = (
-                self.shard.replicated(hidden),
-                rule._replace(ignore_index=parallel.IGNORED),
-            )
-            weights = (
-                None if weights is None else weights[self.shard.start :][: self.weight.shape[0]]
-            )
-        weights = weights if rule.with_logit_sum else None
-        plan = plan or self.plan(rule, weights)
-        sums, _ = operators.linear_nll(
-            hidden, self.weight, self.bias, target, weights, *rule, *plan
-        )
-        if self.shard is None:
+            hidden = self.shard.replicated(hidden)
+            rule = rule._replace(ignore_index=parallel.IGNORED)
+            if weights is not None:
+                weights = weights[self.shard.start :][: self.weight.shape[0]]
+        head = hidden, self.weight, self.bias, target
+        return _Local(head, weights if rule.with_logit_sum else None, rule, own)
+
+    def _over_ranks(self, sums: Tensor, local: _Local) -> Tensor:
+        """Return the sums over the whole vocabulary from those over this rank's rows."""
+        if self.shard is None or local.own is None:
             return sums
         weight_sum = None
-        if rule.with_logit_sum:
+        if local.rule.with_logit_sum:
             rows = self.weight.shape[0]
-            weight_sum = sums.new_full((), rows) if weights is None else weights.sum()
+            weight_sum = sums.new_full((), rows) if local.weights is None else local.weights.sum()
         return self.shard.merge(
-            sums, self.target.flat, own, self.options.ignore_index, self.backend, weight_sum
+            sums, self.target.flat, local.own, self.options.ignore_index, self.backend, weight_sum
         )
+
+
+class _Local(NamedTuple):
+    """Arguments of the operators on one rank.
+
+    head: Hidden states, weight, bias and targets. weights: Those of ``LOGIT_SUM``. own: Whether a
+    target is one of this rank's rows; None without a shard.
+    """
+
+    head: tuple[Tensor, Tensor, Tensor | None, Tensor]
+    weights: Tensor | None
+    rule: Rule
+    own: Tensor | None

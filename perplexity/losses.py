@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import TYPE_CHECKING, Literal, TypedDict, overload
 
 import torch
 from torch import Tensor
@@ -14,6 +15,7 @@ from torch.nn._reduction import legacy_get_string
 
 from . import checks, tensor_checks
 from .checks import IGNORE_INDEX, wrong
+from .errors import InputTypeError
 from .inputs import (
     LinearInputs,
     LossOptions,
@@ -25,26 +27,12 @@ from .inputs import (
 from .kernels import operators
 from .kernels.cpu.logit_blocks import apply_rule
 from .kernels.dispatch import AHEAD, Plan, Rule
-from .kernels.sums import EXP_SHIFT, LOGIT_SUM, MAX, SUM_EXP, TARGET
+from .kernels.sums import LOGIT_SUM, MAX, SUM_EXP, TARGET
 from .parallel import VocabularyShard
+from .per_token import TokenStatistics, negative_log_likelihood
 
-
-def token_log_probability(sums: Tensor) -> Tensor:
-    """Return log p(target) [N] in nats from the five sums [5, N]."""
-    return (sums[TARGET] - sums[MAX]) - sums[SUM_EXP].log()
-
-
-def negative_log_likelihood(sums: Tensor) -> Tensor:
-    """Return −log p(target) [N] in nats from the five sums [5, N].
-
-    The formula is separate from ``token_log_probability``: 0 negated would be −0.
-    """
-    return (sums[MAX] - sums[TARGET]) + sums[SUM_EXP].log()
-
-
-def token_entropy(sums: Tensor) -> Tensor:
-    """Return the entropy [N] of the predicted distribution in nats from the five sums [5, N]."""
-    return sums[SUM_EXP].log() - sums[EXP_SHIFT] / sums[SUM_EXP]
+if TYPE_CHECKING:
+    from typing_extensions import Unpack  # typing's from Python 3.11 on
 
 
 def _reduced(
@@ -273,6 +261,19 @@ def _loss_with_gradients(inputs: LinearInputs, rule: Rule, plan: Plan) -> Tensor
     return _GradientsAhead.apply(*leaves, _Anchor.apply(*leaves), make)
 
 
+def _loss_with_statistics(inputs: LinearInputs) -> tuple[Tensor, TokenStatistics, Tensor]:
+    """Return the loss from class indices, the statistics of its own logits, and p(predicted)."""
+    options, weight = inputs.options, inputs.class_weight
+    if inputs.target.probabilities:
+        expected = "class indices with return_statistics"
+        raise wrong("target", expected, "class probabilities", InputTypeError)
+    rule = options.rule(with_logit_sum=options.label_smoothing > 0.0, with_exp_shift=True)
+    plan = inputs.plan(rule, weight, per_token=True)
+    sums, rank, predicted = inputs.sums_and_choices(rule, weight, plan=plan)
+    loss = _loss(sums, inputs.target.flat, weight, inputs.vocabulary, options)
+    return loss, *inputs.statistics(sums, rank, predicted)
+
+
 def _soft_weights(
     probabilities: Tensor, class_weight: Tensor | None, options: LossOptions, dtype: torch.dtype
 ) -> Tensor:
@@ -376,6 +377,7 @@ def _of_several_heads(
         ("z_loss", options.z_loss, 0.0),
         ("shift", keywords.pop("shift"), 0),
         ("shard", keywords.pop("shard"), None),
+        ("return_statistics", keywords.pop("return_statistics"), False),
     ):
         if value:
             raise wrong(name, f"{plain} {dimensions}", checks.shown(value))
@@ -413,6 +415,67 @@ def _of_several_heads(
     return loss.sum() / scale.sum()
 
 
+class _LinearOptions(TypedDict, total=False):
+    """Keywords that the overloads below share."""
+
+    linear_bias: Tensor | None
+    weight: Tensor | None
+    reduction: str
+    ignore_index: int | None
+    label_smoothing: float
+    options: None
+    softcap: float | None
+    logit_scale: float
+    z_loss: float
+    shift: int
+    round_logits: bool
+    backend: str | None
+    memory_limit: int | None
+    validate: bool | None
+    shard: VocabularyShard | None
+    temperature: float
+
+
+@overload
+def linear_cross_entropy(
+    input: Tensor,
+    linear_weight: Tensor,
+    target: Tensor,
+    *,
+    return_statistics: Literal[False] = ...,
+    with_confidence: Literal[False] = ...,
+    **options: Unpack[_LinearOptions],
+) -> Tensor: ...
+@overload
+def linear_cross_entropy(
+    input: Tensor,
+    linear_weight: Tensor,
+    target: Tensor,
+    *,
+    return_statistics: Literal[True],
+    with_confidence: Literal[False] = ...,
+    **options: Unpack[_LinearOptions],
+) -> tuple[Tensor, TokenStatistics]: ...
+@overload
+def linear_cross_entropy(
+    input: Tensor,
+    linear_weight: Tensor,
+    target: Tensor,
+    *,
+    return_statistics: Literal[True],
+    with_confidence: Literal[True],
+    **options: Unpack[_LinearOptions],
+) -> tuple[Tensor, TokenStatistics, Tensor]: ...
+@overload
+def linear_cross_entropy(
+    input: Tensor,
+    linear_weight: Tensor,
+    target: Tensor,
+    *,
+    return_statistics: bool,
+    with_confidence: bool = ...,
+    **options: Unpack[_LinearOptions],
+) -> Tensor | tuple[Tensor, TokenStatistics] | tuple[Tensor, TokenStatistics, Tensor]: ...
 def linear_cross_entropy(
     input: Tensor,
     linear_weight: Tensor,
@@ -433,11 +496,14 @@ def linear_cross_entropy(
     memory_limit: int | None = None,
     validate: bool | None = None,
     shard: VocabularyShard | None = None,
-) -> Tensor:
+    temperature: float = 1.0,
+    return_statistics: bool = False,
+    with_confidence: bool = False,
+) -> Tensor | tuple[Tensor, TokenStatistics] | tuple[Tensor, TokenStatistics, Tensor]:
     """Return the cross-entropy of ``input @ linear_weight.T + linear_bias`` in nats.
 
-    The logits ``softcap * tanh(logit_scale * (input @ linear_weight.T + linear_bias) / softcap)``
-    are never held as a whole, and are float32 for 16-bit inputs. Any upstream gradient and a second
+    The logits ``softcap * tanh(logit_scale * (input @ linear_weight.T + linear_bias) / softcap)``,
+    divided by ``temperature``, are never held as a whole, and are float32 for 16-bit inputs. Any upstream gradient and a second
     backward are exact; second derivatives raise NotImplementedError. The memory and the matrix
     products of a call: docs/performance.md#the-memory-and-the-products-of-a-call.
 
@@ -468,14 +534,21 @@ def linear_cross_entropy(
             GPU the check waits for the device. An unchecked target outside gives NaN.
         shard: Rows of the vocabulary that this rank's ``linear_weight`` holds; a DTensor weight
             needs no ``shard``. Default: None.
+        temperature: Divisor of the logits, after the softcap. Default: 1.
+        return_statistics: Whether to return the tokens' ``TokenStatistics`` as well, without
+            gradient, from the loss's own logits and in the same pass. Default: False.
+        with_confidence: Whether to return p(predicted) of every token as well, which needs
+            ``return_statistics``. Default: False.
 
     Returns:
         Loss, float32 (float64 for float64 inputs): a scalar, or in the shape of ``target`` for
-        reduction "none".
+        reduction "none". With ``return_statistics`` a tuple of it, the ``TokenStatistics`` and,
+        with ``with_confidence``, p(predicted), float32 in their shape, 0 where ``predicted`` is −1.
 
     Raises:
         InputError: An argument has another value or shape than expected (a ValueError).
-        InputTypeError: An argument has another type or dtype than expected (a TypeError).
+        InputTypeError: An argument has another type or dtype than expected, or statistics are asked
+            for class probabilities (a TypeError).
         IndexError: A target is outside [0, V), where targets are checked.
 
     Example:
@@ -487,13 +560,30 @@ def linear_cross_entropy(
         >>> round(loss.item(), 4)  # log(100)
         4.6052
         >>> loss.backward()
+        >>> loss, statistics = linear_cross_entropy(
+        ...     hidden, torch.eye(100, 8), target, return_statistics=True
+        ... )
+        >>> accuracy = (statistics.rank == 0).sum() / (target != -100).sum()
+        >>> round(accuracy.item(), 2)
+        1.0
     """
+    checks.flag("return_statistics", return_statistics)
+    checks.flag("with_confidence", with_confidence)
+    if with_confidence and not return_statistics:
+        raise wrong("with_confidence", "False without return_statistics", with_confidence)
     if options is not None:
         raise wrong(
             "options", "None (torch's chunking options have no use here: see memory_limit)", options
         )
     settings = LossOptions(
-        reduction, ignore_index, label_smoothing, softcap, logit_scale, z_loss, memory_limit
+        reduction,
+        ignore_index,
+        label_smoothing,
+        softcap,
+        logit_scale,
+        z_loss,
+        memory_limit,
+        temperature,
     )
     if isinstance(linear_weight, Tensor) and linear_weight.dim() > 2:
         tensor_checks.floating("input", input)
@@ -509,6 +599,7 @@ def linear_cross_entropy(
             backend=backend,
             validate=validate,
             shard=shard,
+            return_statistics=return_statistics,
         )
     inputs = LinearInputs.prepare(
         input,
@@ -523,6 +614,10 @@ def linear_cross_entropy(
         shard=shard,
         round_logits=round_logits,
     )
+    if return_statistics:
+        loss, statistics, confidence = _loss_with_statistics(inputs)
+        loss = inputs.target.unflatten(loss) if reduction == "none" else loss
+        return (loss, statistics, confidence) if with_confidence else (loss, statistics)
     if inputs.target.probabilities:
         q = _soft_weights(inputs.target.flat, inputs.class_weight, settings, inputs.hidden.dtype)
         sums = inputs.sums(settings.rule(with_logit_sum=True), q)
@@ -555,12 +650,13 @@ def cross_entropy(
     backend: str | None = None,
     memory_limit: int | None = None,
     validate: bool | None = None,
+    temperature: float = 1.0,
 ) -> Tensor:
     """Return the cross-entropy of existing logits in nats.
 
     The arguments are those of ``torch.nn.functional.cross_entropy``, and further ones by keyword.
     16-bit logits are read where they are and summed in float32. The logits of the loss are
-    ``softcap * tanh(logit_scale * input / softcap)``.
+    ``softcap * tanh(logit_scale * input / softcap) / temperature``.
 
     Args:
         input: Logits [C], [N, C] or [N, C, d1, ...], floating.
@@ -577,6 +673,7 @@ def cross_entropy(
         memory_limit: Bytes of the torch backend's copies, one row of C at least; triton makes none.
             Default: None, 4 MiB.
         validate: Whether to check targets, as in ``linear_cross_entropy``. Default: None.
+        temperature: Divisor of the logits, after the softcap. Default: 1.
 
     Returns:
         Loss, float32 (float64 for float64 logits): a scalar, or in the shape of ``target`` for
@@ -596,7 +693,14 @@ def cross_entropy(
     """
     reduction = named_reduction(size_average, reduce, reduction)
     settings = LossOptions(
-        reduction, ignore_index, label_smoothing, softcap, logit_scale, z_loss, memory_limit
+        reduction,
+        ignore_index,
+        label_smoothing,
+        softcap,
+        logit_scale,
+        z_loss,
+        memory_limit,
+        temperature,
     )
     tensor_checks.floating("input", input)
     refuse_forward_mode(input)
@@ -627,9 +731,8 @@ def cross_entropy(
     )
     q = _soft_weights(prepared.flat, weight, settings, input.dtype) if soft else None
     ignored = IGNORE_INDEX if soft else settings.ignore_index
-    rule = Rule(
-        ignored, softcap, logit_scale, with_logit_sum=soft or settings.label_smoothing > 0.0
-    )
+    rule = settings.rule(with_logit_sum=soft or settings.label_smoothing > 0.0)
+    rule = rule._replace(ignore_index=ignored)
     chosen = "torch" if backend is None and soft else choose_backend(backend, input)
     sums = operators.nll(
         input[None] if input.dim() == 1 else input.flatten(2) if input.dim() > 3 else input,
@@ -641,7 +744,9 @@ def cross_entropy(
     if q is not None:
         flat = input.movedim(class_dimension, -1).reshape(-1, vocabulary)
         sums = _with_derivative_by_weights(
-            sums, q, lambda: apply_rule(flat.to(q.dtype, copy=True), None, softcap, logit_scale)
+            sums,
+            q,
+            lambda: apply_rule(flat.to(q.dtype, copy=True), None, rule.softcap, rule.logit_scale),
         )
         loss = _soft_loss(sums, q, settings)
     else:

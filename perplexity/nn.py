@@ -12,7 +12,16 @@ from .errors import theirs
 from .inputs import LossOptions, check_backend
 from .losses import cross_entropy, linear_cross_entropy, named_reduction
 
-KEYWORDS = ("softcap", "logit_scale", "z_loss", "shift", "backend", "memory_limit", "validate")
+KEYWORDS = (
+    "softcap",
+    "logit_scale",
+    "z_loss",
+    "shift",
+    "backend",
+    "memory_limit",
+    "validate",
+    "temperature",
+)
 
 
 class _Loss(nn.Module):
@@ -34,11 +43,19 @@ class _Loss(nn.Module):
         backend: str | None = None,
         memory_limit: int | None = None,
         validate: bool | None = None,
+        temperature: float = 1.0,
     ) -> None:
         super().__init__()
         # A bad value raises here, not in the first step.
         options = LossOptions(
-            reduction, ignore_index, label_smoothing, softcap, logit_scale, z_loss, memory_limit
+            reduction,
+            ignore_index,
+            label_smoothing,
+            softcap,
+            logit_scale,
+            z_loss,
+            memory_limit,
+            temperature,
         )
         checks.shift(shift)
         check_backend(backend)
@@ -73,7 +90,7 @@ class CrossEntropyLoss(_Loss):
         reduction: "mean" (default), "sum" or "none".
         label_smoothing: Smoothing in [0, 1]. Default: 0.
         keywords: Further options of ``perplexity.cross_entropy``: softcap, logit_scale, z_loss,
-            shift, backend, memory_limit, validate.
+            shift, backend, memory_limit, validate, temperature.
 
     Raises:
         InputError: An argument has another value than expected (a ValueError).
@@ -135,9 +152,10 @@ class LinearCrossEntropyLoss(_Loss):
         ignore_index: Class index that is not scored. Default: None, −100.
         label_smoothing: Smoothing in [0, 1]. Default: 0.
         options: None; torch's chunking options have no use here.
-        round_logits: As in ``perplexity.linear_cross_entropy``. Default: True.
+        round_logits, return_statistics, with_confidence: As in
+            ``perplexity.linear_cross_entropy``. Default: True, False, False.
         keywords: Further options of ``perplexity.linear_cross_entropy``: softcap, logit_scale,
-            z_loss, shift, backend, memory_limit, validate.
+            z_loss, shift, backend, memory_limit, validate, temperature.
 
     Raises:
         InputError: An argument has another value than expected (a ValueError).
@@ -168,6 +186,8 @@ class LinearCrossEntropyLoss(_Loss):
         label_smoothing: float = 0.0,
         options: None = None,
         round_logits: bool = True,
+        return_statistics: bool = False,
+        with_confidence: bool = False,
         **keywords,
     ) -> None:
         checks.known_keywords("LinearCrossEntropyLoss", keywords, KEYWORDS)
@@ -189,9 +209,15 @@ class LinearCrossEntropyLoss(_Loss):
             )
         tensor_checks.class_weights(weight, num_classes)
         super().__init__(weight, reduction, ignore_index, label_smoothing, **keywords)
-        checks.flag("round_logits", round_logits)
-        self.round_logits = round_logits
-        self._names = (*self._names, "round_logits")
+        flags = dict(
+            round_logits=round_logits,
+            return_statistics=return_statistics,
+            with_confidence=with_confidence,
+        )
+        for name, value in flags.items():
+            checks.flag(name, value)
+        vars(self).update(flags)
+        self._names = (*self._names, *flags)
         with theirs(f"device: expected one that torch can use, got {device!r}"):
             # As in torch's module, one matrix holds the rows of all heads.
             rows = math.prod(out_features, start=num_classes)
@@ -215,7 +241,8 @@ class LinearCrossEntropyLoss(_Loss):
             target: Class indices [...] or class probabilities [..., V].
 
         Returns:
-            Loss in nats: a scalar, or in the shape of ``target`` for reduction "none".
+            Loss in nats: a scalar, or in the shape of ``target`` for reduction "none"; with
+            ``return_statistics`` a tuple, as of the function.
 
         Example:
             >>> import torch

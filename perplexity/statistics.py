@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, NamedTuple, TypedDict, overload
+from typing import TYPE_CHECKING, Literal, TypedDict, overload
 
 import torch
 from torch import Tensor
@@ -10,17 +10,20 @@ from torch import Tensor
 from . import checks, tensor_checks
 from .checks import wrong
 from .errors import InputTypeError
-from .inputs import LinearInputs, LossOptions, cast, choose_backend, refuse_forward_mode, widened
-from .kernels import operators
-from .kernels.dispatch import Plan, Rule
-from .kernels.sums import MAX, SUM_EXP
-from .losses import (
-    linear_cross_entropy,
-    negative_log_likelihood,
-    token_entropy,
-    token_log_probability,
+from .inputs import (
+    LinearInputs,
+    LossOptions,
+    cast,
+    choose_backend,
+    prepare_target,
+    refuse_forward_mode,
+    widened,
 )
-from .parallel import IGNORED, VocabularyShard
+from .kernels import operators
+from .kernels.dispatch import Plan
+from .losses import linear_cross_entropy
+from .parallel import VocabularyShard
+from .per_token import TokenStatistics, token_entropy, token_log_probability
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack  # typing's from Python 3.11 on
@@ -38,41 +41,26 @@ class _HeadOptions(TypedDict, total=False):
     memory_limit: int | None
     validate: bool | None
     shard: VocabularyShard | None
+    temperature: float
+
+
+class _LogitsOptions(TypedDict, total=False):
+    """Keywords that the overloads of a function of logits share."""
+
+    ignore_index: int | None
+    softcap: float | None
+    logit_scale: float
+    shift: int
+    backend: str | None
+    memory_limit: int | None
+    validate: bool | None
+    temperature: float
 
 
 class _RoundedHeadOptions(_HeadOptions, total=False):
     """``_HeadOptions`` of a function that may round products."""
 
     round_logits: bool
-
-
-class TokenStatistics(NamedTuple):
-    """Statistics of every token, each a tensor in the shape of ``target``.
-
-    At ignored positions the first three are 0, ``rank`` and ``predicted`` −1. Where the NLL is NaN
-    (NaN logits, or a target outside [0, V)), ``rank`` and ``predicted`` are −1, too.
-
-    Args:
-        nll: −log p(target) in nats, float32.
-        logsumexp: Log of the sum of the logits' exponentials, float32.
-        entropy: Entropy of the predicted distribution in nats, float32.
-        rank: Number of logits above the target's, int64; 0 is the model's first choice.
-        predicted: Column of the largest logit, the first of equal ones, int64.
-
-    Example:
-        >>> import torch
-        >>> from perplexity import token_statistics
-        >>> one, target = torch.eye(3), torch.tensor([0, 1, -100])
-        >>> statistics = token_statistics(one, one, target)
-        >>> statistics.rank
-        tensor([ 0,  0, -1])
-    """
-
-    nll: Tensor
-    logsumexp: Tensor
-    entropy: Tensor
-    rank: Tensor
-    predicted: Tensor
 
 
 def _head_of_tokens(
@@ -103,6 +91,7 @@ def token_nll(
     memory_limit: int | None = None,
     validate: bool | None = None,
     shard: VocabularyShard | None = None,
+    temperature: float = 1.0,
 ) -> Tensor:
     """Return −log p(target) of every token in nats, without gradient.
 
@@ -113,7 +102,7 @@ def token_nll(
         linear_bias, ignore_index, softcap, logit_scale, shift: As in ``linear_cross_entropy``.
         round_logits: Whether products of 16-bit inputs may be rounded to 16 bits. Default: False,
             float32 logits whatever the inputs' dtype.
-        backend, memory_limit, validate, shard: As in ``linear_cross_entropy``.
+        backend, memory_limit, validate, shard, temperature: As in ``linear_cross_entropy``.
 
     Returns:
         NLL float32 in the shape of ``target`` (shorter by ``shift``), 0 at ignored positions.
@@ -142,6 +131,7 @@ def token_nll(
         memory_limit=memory_limit,
         validate=validate,
         shard=shard,
+        temperature=temperature,
     ).float()
 
 
@@ -179,6 +169,7 @@ def token_statistics(
     memory_limit: int | None = None,
     validate: bool | None = None,
     shard: VocabularyShard | None = None,
+    temperature: float = 1.0,
 ) -> TokenStatistics | tuple[TokenStatistics, Tensor]:
     """Return ``TokenStatistics`` from one pass over the vocabulary, without gradient.
 
@@ -193,7 +184,7 @@ def token_statistics(
         linear_bias, ignore_index, softcap, logit_scale, shift: As in ``linear_cross_entropy``.
         with_confidence: Whether to return p(predicted) as well, which calibration is measured by.
             Default: False.
-        backend, memory_limit, validate, shard: As in ``linear_cross_entropy``.
+        backend, memory_limit, validate, shard, temperature: As in ``linear_cross_entropy``.
 
     Returns:
         ``TokenStatistics``. With ``with_confidence``, a pair of them and p(predicted), float32 in
@@ -221,6 +212,7 @@ def token_statistics(
             softcap=softcap,
             logit_scale=logit_scale,
             memory_limit=memory_limit,
+            temperature=temperature,
         ),
         input,
         linear_weight,
@@ -231,35 +223,11 @@ def token_statistics(
         validate=validate,
         shard=shard,
     )
-    options, flat = inputs.options, inputs.target.flat
-    local, ignored = flat, options.ignore_index
-    if shard := inputs.shard:
-        local, own = shard.local_target(flat, inputs.weight.shape[0], ignored)
-        ignored = IGNORED
-    head = (inputs.hidden, inputs.weight, inputs.bias, local)
-    rule = Rule(ignored, options.softcap, options.logit_scale)
-    plan = Plan(inputs.backend, memory_limit=options.memory)
-    at_target = operators.target_logit(*head, *rule, *plan)
-    if shard:
-        at_target = shard.gather(at_target).sum(0)  # 0 on every rank but the target's
-    sums, rank, predicted = operators.linear_statistics(*head, at_target, *rule, *plan)
-    if shard:
-        rank, predicted = shard.merge_choices(sums[MAX], rank, predicted)
-        sums = shard.merge(sums, flat, own, options.ignore_index, inputs.backend)
-    nll = negative_log_likelihood(sums)
-    unknown = (flat == options.ignore_index) | nll.isnan()
-    unflatten = inputs.target.unflatten
-    statistics = TokenStatistics(
-        unflatten(nll.float()),
-        unflatten((sums[MAX] + sums[SUM_EXP].log()).float()),
-        unflatten(token_entropy(sums).float()),
-        unflatten(rank.masked_fill(unknown, -1)),
-        unflatten(predicted.masked_fill(unknown, -1)),
-    )
-    if not with_confidence:
-        return statistics
-    # The largest logit's term of Σ exp(z − max) is 1.
-    return statistics, unflatten((1 / sums[SUM_EXP]).float().masked_fill(unknown, 0))
+    rule = inputs.options.rule(with_exp_shift=True)
+    plan = Plan(inputs.backend, memory_limit=inputs.options.memory)
+    sums, rank, predicted = inputs.sums_and_choices(rule, plan=plan)
+    found, confidence = inputs.statistics(sums, rank, predicted)
+    return (found, confidence) if with_confidence else found
 
 
 @overload
@@ -296,6 +264,7 @@ def token_log_probabilities(
     memory_limit: int | None = None,
     validate: bool | None = None,
     shard: VocabularyShard | None = None,
+    temperature: float = 1.0,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Return log p(target) of every token in nats, differentiable and never positive.
 
@@ -307,7 +276,7 @@ def token_log_probabilities(
         with_entropy: Whether to return the entropy of each token's distribution as well, as policy
             gradients need it. Default: False.
         round_logits: Whether products of 16-bit inputs may be rounded to 16 bits. Default: False.
-        backend, memory_limit, validate, shard: As in ``linear_cross_entropy``.
+        backend, memory_limit, validate, shard, temperature: As in ``linear_cross_entropy``.
 
     Returns:
         Log-probabilities, float32 in the shape of ``target``, 0 at ignored positions. With
@@ -335,6 +304,7 @@ def token_log_probabilities(
             softcap=softcap,
             logit_scale=logit_scale,
             memory_limit=memory_limit,
+            temperature=temperature,
         ),
         input,
         linear_weight,
@@ -354,6 +324,109 @@ def token_log_probabilities(
     return log_probability, inputs.target.unflatten(token_entropy(sums)).float()
 
 
+@overload
+def token_log_probabilities_of_logits(
+    input: Tensor,
+    target: Tensor,
+    *,
+    with_entropy: Literal[False] = ...,
+    **options: Unpack[_LogitsOptions],
+) -> Tensor: ...
+@overload
+def token_log_probabilities_of_logits(
+    input: Tensor,
+    target: Tensor,
+    *,
+    with_entropy: Literal[True],
+    **options: Unpack[_LogitsOptions],
+) -> tuple[Tensor, Tensor]: ...
+def token_log_probabilities_of_logits(
+    input: Tensor,
+    target: Tensor,
+    *,
+    ignore_index: int | None = -100,
+    softcap: float | None = None,
+    logit_scale: float = 1.0,
+    shift: int = 0,
+    with_entropy: bool = False,
+    backend: str | None = None,
+    memory_limit: int | None = None,
+    validate: bool | None = None,
+    temperature: float = 1.0,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Return log p(target) of every token in nats from logits that exist, differentiable.
+
+    The forward reads the logits once, and the backward reads them again. 16-bit logits are read
+    where they are, and summed in float32.
+
+    Args:
+        input: Logits [..., V], floating.
+        target: Class indices int64 [...].
+        ignore_index, softcap, logit_scale: As in ``linear_cross_entropy``.
+        shift: Distance of the targets, as in ``linear_cross_entropy``.
+        with_entropy: Whether to return the entropy of each token's distribution as well. Default:
+            False.
+        backend, memory_limit, validate, temperature: As in ``cross_entropy``.
+
+    Returns:
+        Log-probabilities, float32 in the shape of ``target``, 0 at ignored positions. With
+        ``with_entropy``, a pair of them and the entropies in nats, from the same pass and
+        differentiable.
+
+    Raises:
+        InputError: An argument has another value or shape than expected (a ValueError).
+        InputTypeError: An argument has another type or dtype than expected, or the targets are
+            class probabilities (a TypeError).
+        IndexError: A target is outside [0, V), where targets are checked.
+
+    Example:
+        >>> import torch
+        >>> from perplexity import token_log_probabilities_of_logits
+        >>> logits, target = torch.zeros(2, 3, 100), torch.tensor([[1, 2, 3], [4, 5, -100]])
+        >>> log_p, entropy = token_log_probabilities_of_logits(logits, target, with_entropy=True)
+        >>> round(-log_p[0, 0].item(), 4), round(entropy[0, 0].item(), 4)  # log(100)
+        (4.6052, 4.6052)
+    """
+    checks.flag("with_entropy", with_entropy)
+    options = LossOptions(
+        "none",
+        ignore_index,
+        softcap=softcap,
+        logit_scale=logit_scale,
+        memory_limit=memory_limit,
+        temperature=temperature,
+    )
+    tensor_checks.floating("input", input)
+    refuse_forward_mode(input)
+    if input.dim() < 1 or input.shape[-1] == 0:
+        raise wrong("input", "shape [..., V] with at least one class", tuple(input.shape))
+    leading, vocabulary = tuple(input.shape[:-1]), input.shape[-1]
+    prepared = prepare_target(
+        target,
+        classes=leading,
+        probabilities=(*leading, vocabulary),
+        class_dimension=-1,
+        vocabulary=vocabulary,
+        device=input.device,
+        options=options,
+        shift=shift,
+        validate=validate,
+    )
+    if prepared.probabilities:
+        raise wrong("target", "class indices", "class probabilities", InputTypeError)
+    sums = operators.nll(
+        input.reshape(-1, vocabulary),
+        prepared.flat,
+        None,
+        *options.rule(with_exp_shift=with_entropy),
+        *Plan(choose_backend(backend, input), memory_limit=options.memory),
+    )
+    log_probability = prepared.unflatten(token_log_probability(sums)).float()
+    if not with_entropy:
+        return log_probability
+    return log_probability, prepared.unflatten(token_entropy(sums)).float()
+
+
 def linear_kl_divergence(
     input_p: Tensor,
     weight_p: Tensor,
@@ -368,6 +441,7 @@ def linear_kl_divergence(
     logit_scale_q: float = 1.0,
     backend: str | None = None,
     memory_limit: int | None = None,
+    temperature: float = 1.0,
 ) -> Tensor:
     """Return KL(P‖Q) = Σ_v p_v · (log p_v − log q_v) of every token, in nats.
 
@@ -381,10 +455,10 @@ def linear_kl_divergence(
         weight_q: Vocabulary matrix [V, D_q] of Q.
         bias_p, bias_q: Biases [V]. Default: None.
         softcap_p, softcap_q: Bounds of the logits. Default: None.
-        logit_scale_p, logit_scale_q: Factors of the logits; a temperature goes into both as 1 /
-            temperature. Default: 1.
+        logit_scale_p, logit_scale_q: Factors of the logits. Default: 1.
         backend: "torch" or "triton". Default: None, as in ``linear_cross_entropy``.
         memory_limit: Temporary memory in bytes, as in ``linear_cross_entropy``. Default: None.
+        temperature: Divisor of both heads' logits, after the softcaps. Default: 1.
 
     Returns:
         Divergence, float32 [...].
@@ -402,10 +476,13 @@ def linear_kl_divergence(
     """
     checks.logit_rule(softcap_p, logit_scale_p, "_p")
     checks.logit_rule(softcap_q, logit_scale_q, "_q")
-    rules = [
-        LossOptions(softcap=softcap, logit_scale=scale, memory_limit=memory_limit)
+    options = [
+        LossOptions(
+            softcap=softcap, logit_scale=scale, memory_limit=memory_limit, temperature=temperature
+        )
         for softcap, scale in ((softcap_p, logit_scale_p), (softcap_q, logit_scale_q))
     ]
+    p_rule, q_rule = (each.rule() for each in options)
     heads = []
     for side, (input, weight, bias) in (
         ("p", (input_p, weight_p, bias_p)),
@@ -433,10 +510,10 @@ def linear_kl_divergence(
     divergence, _ = operators.linear_kl(
         *heads[0],
         *heads[1],
-        rules[0].softcap,
-        rules[0].logit_scale,
-        rules[1].softcap,
-        rules[1].logit_scale,
-        *Plan(chosen, memory_limit=rules[0].memory),
+        p_rule.softcap,
+        p_rule.logit_scale,
+        q_rule.softcap,
+        q_rule.logit_scale,
+        *Plan(chosen, memory_limit=options[0].memory),
     )
     return divergence.reshape(leading).float()

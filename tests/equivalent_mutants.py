@@ -42,7 +42,7 @@ EQUIVALENT = [
         "a file that ends 12 bytes behind a record holds no further whole one, read or not",
     ),
     (
-        "perplexity/monitor/history.py",
+        "perplexity/monitor/digest.py",
         "if at > place and (of_evaluation or not math.isfinite(value)):",
         "if at >= place and (of_evaluation or not math.isfinite(value)):",
         "a call with no losses changes nothing: time only",

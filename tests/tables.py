@@ -19,7 +19,7 @@ FORWARD = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 1e-3, torch
 GRADIENT = {torch.float64: 1e-11, torch.float32: 5e-4, torch.float16: 1e-3, torch.bfloat16: 1e-2}
 
 SHAPES = [
-    (252, 507, 123),  # nothing divides anything
+    (140, 507, 123),  # nothing divides anything
     (9, 41, 7),
     (1, 1, 1),
     (1, 300, 5),
@@ -244,7 +244,7 @@ def check_statistics(case: Case, backend: str, device: str) -> None:
     head = inputs.hidden, inputs.weight, inputs.bias, inputs.target
     at_target = module.target_logit(*head, rule)
     sums, above, best = module.linear_statistics(
-        *head, at_target, rule, Plan(backend, **case.options)
+        *head, at_target, None, rule, Plan(backend, **case.options)
     )
     exact, _ = oracle(case, inputs, torch.float64)
     plain, _ = oracle(case, inputs, case.dtype)
@@ -324,35 +324,36 @@ LINEAR = [
     Case(softcap=5.0, logit_scale=0.5, bias=True, class_weight=True),
     Case(softcap=5.0, shape=(9, 41, 7)),  # a cap before the mask: padded lanes must not count
     Case(dtype=torch.bfloat16, softcap=20.0, class_weight=True, scale=6.0),
-    Case(dtype=torch.float16, shape=(70, 4201, 40), bias=True, softcap=9.0),
+    Case(dtype=torch.float16, shape=(7, 2181, 40), bias=True, softcap=9.0),
     Case(masked_bias=True),
     Case(ignored="none"),
-    Case(ignored="most", shape=(200, 300, 16)),
+    Case(ignored="most", shape=(130, 300, 16)),
     Case(ignored="all"),
     Case(target_dtype=torch.int32),
     *(Case(layout=layout) for layout in ("transposed", "sliced", "misaligned")),
-    Case(options={"memory_limit": 4096}, bias=True),
-    Case(options={"memory_limit": 1 << 16}, shape=(130, 900, 30)),
+    Case(options={"memory_limit": 4096}, shape=(17, 300, 40), bias=True),
+    Case(options={"memory_limit": 1 << 16}, shape=(130, 400, 30)),
 ]
 ROWS = [
     *(Case(shape=shape) for shape in ((9, 41, 0), (1, 1, 0), (33, 517, 0), (5, 2101, 0))),
-    *(Case(shape=(17, 300, 0), dtype=dtype, scale=6.0) for dtype in DTYPES),
-    *(Case(shape=(17, 300, 0), layout=layout) for layout in ("transposed", "sliced", "misaligned")),
-    Case(shape=(17, 300, 0), scale=1e4),
-    Case(shape=(17, 300, 0), softcap=5.0, logit_scale=0.5, class_weight=True),
-    Case(shape=(17, 300, 0), ignored="all"),
-    Case(shape=(17, 300, 0), target_dtype=torch.int32),
+    *(Case(shape=(8, 300, 0), dtype=dtype, scale=6.0) for dtype in DTYPES),
+    *(Case(shape=(8, 300, 0), layout=layout) for layout in ("transposed", "sliced", "misaligned")),
+    Case(shape=(8, 300, 0), scale=1e4),
+    Case(shape=(8, 300, 0), softcap=5.0, logit_scale=0.5, class_weight=True),
+    Case(shape=(8, 300, 0), ignored="all"),
+    Case(shape=(8, 300, 0), target_dtype=torch.int32),
 ]
 # Rank and prediction ask nothing of class weights, nor the divergence of targets.
 STATISTICS = [replace(case, class_weight=False) for case in LINEAR]
 KL = [
-    *(Case(shape=shape) for shape in SHAPES),
+    # A tile takes twice the time: two spans of the vocabulary are enough.
+    *(Case(shape=(shape[0], min(shape[1], 2181), shape[2])) for shape in SHAPES),
     *(Case(dtype=dtype, bias=True, scale=3.0) for dtype in DTYPES),
     Case(scale=0.0),
     Case(scale=100.0),
     Case(softcap=5.0, logit_scale=0.5, bias=True),
     Case(masked_bias=True),
     *(Case(layout=layout) for layout in ("transposed", "sliced", "misaligned")),
-    Case(options={"memory_limit": 4096}, bias=True),
-    Case(options={"memory_limit": 1 << 16}, shape=(130, 900, 30)),
+    Case(options={"memory_limit": 4096}, shape=(17, 300, 40), bias=True),
+    Case(options={"memory_limit": 1 << 16}, shape=(130, 400, 30)),
 ]

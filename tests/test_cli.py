@@ -5,6 +5,7 @@ import io
 import json
 import math
 import os
+import shlex
 import shutil
 import sys
 from pathlib import Path
@@ -14,7 +15,7 @@ from processes import linux_only, ppl, ppl_after, run
 from tiny_models import build_model, build_tokenizer
 
 import perplexity
-from perplexity.cli import COMMANDS, main
+from perplexity.cli import COMMANDS, TASKS, _parser, main
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +130,6 @@ def test_bad_input_is_one_line_and_exit_status_2(folder, arguments, words, fails
     [
         (["model", "good.txt", "--backend", "triton"], ["backend", "TRITON_INTERPRET"]),
         (["absent", "good.txt"], ["absent", "no such folder"]),
-        (["truncated", "good.txt"], ["truncated", "expected the weights"]),
     ],
 )
 def test_a_process_says_nothing_else(folder, arguments, words):
@@ -201,7 +201,7 @@ def test_a_comparison_that_is_refused_exits_with_2(folder, tmp_path, ppl_here):
 
     for name, text in (("a", "one"), ("b", "two")):
         evaluate(*models.load(folder / "model", device="cpu"), [text]).save(tmp_path / name)
-    done = ppl("compare", tmp_path / "a", tmp_path / "b")
+    done = ppl_here("compare", tmp_path / "a", tmp_path / "b")
     assert done.returncode == 2 and done.stdout == "" and len(done.stderr.splitlines()) == 1
     assert "expected one text for both" in done.stderr
     done = ppl_here("compare", folder / "model", tmp_path / "a")
@@ -235,17 +235,19 @@ def test_nan_is_exit_status_1_and_the_result_is_written(folder, tmp_path, ppl_he
 def test_the_result_is_written_before_it_is_shown(folder, tmp_path, monkeypatch):
     """A reader that has gone, or a terminal without the letters, loses no number."""
     out = tmp_path / "out.json"
-    command = (
-        f"{sys.executable} -m perplexity eval {folder}/model {folder}/good.txt --json {out} | true"
-    )
-    done = run("bash", "-c", command, env={**os.environ, "PYTHONIOENCODING": "ascii"})
-    assert done.stderr == "" and json.loads(out.read_text())["tokens"] > 0
+    command = ["eval", f"{folder}/model", f"{folder}/good.txt", "--json", str(out)]
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "w", encoding="ascii") as pipe:
+        monkeypatch.setattr(sys, "stdout", pipe)
+        assert main(command) == 141
+    assert json.loads(out.read_text())["tokens"] > 0
     out.unlink()
     shown = io.BytesIO()
     monkeypatch.setattr(
         sys, "stdout", io.TextIOWrapper(shown, encoding="ascii", write_through=True)
     )
-    assert main(["eval", f"{folder}/model", f"{folder}/good.txt", "--json", str(out)]) == 0
+    assert main(command) == 0
     assert json.loads(out.read_text())["tokens"] > 0 and b"perplexity" in shown.getvalue()
 
 
@@ -303,6 +305,19 @@ def test_help_imports_nothing_heavy(arguments):
     )
     done = run(sys.executable, "-c", code)
     assert done.stdout.splitlines()[-1] == "loaded []", done.stdout + done.stderr
+
+
+def test_the_help_shows_commands_by_task_with_examples(capsys):
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    shown = capsys.readouterr().out
+    assert max(map(len, shown.splitlines())) <= 80
+    for task, commands in TASKS.items():
+        assert f"\n{task}:\n" in shown
+        for name, example in commands.items():
+            assert f"\n  {name} " in shown and f"$ {example}" in shown
+            program, *words = shlex.split(example)
+            assert program == "ppl" and _parser(name).parse_args(words).command == name
 
 
 def test_exports():

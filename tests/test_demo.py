@@ -54,10 +54,10 @@ def test_tensorboard_holds_loss_and_perplexity(out):
     )
 
 
-def test_ppl_eval_of_its_model_equals_full_logits(out, tmp_path):
+def test_ppl_eval_of_its_model_equals_full_logits(out, tmp_path, ppl_here):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    done = ppl(
+    done = ppl_here(
         "eval",
         out / "model",
         out / "validation.jsonl",

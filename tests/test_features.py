@@ -273,24 +273,24 @@ def test_the_shift_copies_no_hidden_states(backend, device, monkeypatch):
         "linear_nll",
         lambda hidden, *rest: seen.append(hidden) or original(hidden, *rest),
     )
-    hidden = torch.randn(2, 6, D, device=device)
-    weight, labels = torch.randn(V, D, device=device), torch.randint(0, V, (2, 6), device=device)
+    hidden = torch.randn(2, 9, D, device=device)
+    weight, labels = torch.randn(V, D, device=device), torch.randint(0, V, (2, 9), device=device)
     loss = perplexity.linear_cross_entropy(
         hidden, weight, labels, shift=True, reduction="none", backend=backend
     )
-    assert seen[0].data_ptr() == hidden.data_ptr() and seen[0].shape == (12, D)
+    assert seen[0].data_ptr() == hidden.data_ptr() and seen[0].shape == (18, D)
     expected = F.cross_entropy(
         (hidden @ weight.T)[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), reduction="none"
     )
-    torch.testing.assert_close(loss, expected.view(2, 5), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(loss, expected.view(2, 8), rtol=1e-5, atol=1e-5)
     for function in (perplexity.token_nll, perplexity.token_log_probabilities):
         torch.testing.assert_close(
             function(hidden, weight, labels, shift=1, backend=backend).abs(), loss
         )
     statistics = perplexity.token_statistics(hidden, weight, labels, shift=1, backend=backend)
-    assert all(part.shape == (2, 5) for part in statistics)
+    assert all(part.shape == (2, 8) for part in statistics)
     assert perplexity.linear_cross_entropy(
-        hidden, weight, labels, shift=6, reduction="none", backend=backend
+        hidden, weight, labels, shift=9, reduction="none", backend=backend
     ).shape == (2, 0)
 
 

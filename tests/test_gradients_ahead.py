@@ -34,7 +34,7 @@ def ahead(monkeypatch):
     return taken
 
 
-def leaves_of(device, tokens=30, vocabulary=131, dimension=16, dtype=torch.float32):
+def leaves_of(device, tokens=20, vocabulary=131, dimension=16, dtype=torch.float32):
     generator = torch.Generator().manual_seed(2)
     shapes = (tokens, dimension), (vocabulary, dimension)
     leaves = [
@@ -74,7 +74,8 @@ def test_every_feature(case, ahead, device):
     "options", [options for options in OPTIONS if options.get("reduction") != "none"], ids=str
 )
 def test_every_option_in_float32(options, ahead, device):
-    leaves, target, options = loss_case(options, device)
+    # Three chunks, the last one of one token.
+    leaves, target, options = loss_case({"leading": (17,)} | options, device)
     hidden, weight, *bias = leaves
     ours = perplexity.linear_cross_entropy(
         hidden, weight, target, linear_bias=bias[0] if bias else None, backend="triton", **options
@@ -97,7 +98,7 @@ def test_float32_to_the_last_digits(ahead, device):
     loss = perplexity.linear_cross_entropy(*leaves, target, label_smoothing=0.1, backend="triton")
     doubled = [leaf.detach().double().requires_grad_() for leaf in leaves]
     exact = F.cross_entropy(doubled[0] @ doubled[1].T, target, label_smoothing=0.1)
-    assert ahead == [30] and abs(loss.item() - exact.item()) < 1e-6 * exact.item()
+    assert ahead == [20] and abs(loss.item() - exact.item()) < 1e-6 * exact.item()
     pairs = zip(torch.autograd.grad(loss, leaves), torch.autograd.grad(exact, doubled), strict=True)
     for got, expected in pairs:
         torch.testing.assert_close(got.double(), expected, atol=2e-7, rtol=2e-6)
@@ -154,7 +155,7 @@ def test_nothing_is_made_where_nobody_asks(ahead, device):
     perplexity.linear_cross_entropy(
         leaves[0].detach(), leaves[1], target, backend="triton"
     ).backward()
-    assert ahead == [30] and leaves[0].grad is None and leaves[1].grad is not None
+    assert ahead == [20] and leaves[0].grad is None and leaves[1].grad is not None
 
 
 def test_a_training_step_under_autocast(ahead, device):
@@ -166,7 +167,7 @@ def test_a_training_step_under_autocast(ahead, device):
             *leaves[:2], target, linear_bias=leaves[2], backend="triton"
         )
         plain = F.cross_entropy(F.linear(*leaves).float(), target)
-    assert ahead == [30] and abs(loss.item() - plain.item()) < 0.02
+    assert ahead == [20] and abs(loss.item() - plain.item()) < 0.02
     pairs = zip(torch.autograd.grad(loss, leaves), torch.autograd.grad(plain, leaves), strict=True)
     for got, expected in pairs:
         assert got.dtype == torch.float32
@@ -219,7 +220,7 @@ def test_what_is_traced_is_left_to_the_operators(ahead, device):
         torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-5)
     with FakeTensorMode(allow_non_fake_inputs=True):
         fake = (
-            torch.randn(30, 16, device=device, requires_grad=True),
+            torch.randn(20, 16, device=device, requires_grad=True),
             torch.randn(131, 16, device=device),
         )
         loss = perplexity.linear_cross_entropy(*fake, target, backend="triton", validate=False)
@@ -351,4 +352,4 @@ def test_the_logits_held_at_once_are_a_chunk(ahead, device, monkeypatch):
     leaves, target = leaves_of(device)
     with Watch():
         perplexity.linear_cross_entropy(*leaves, target, backend="triton").backward()
-    assert largest == CHUNK * 131 and ahead == [30]
+    assert largest == CHUNK * 131 and ahead == [20]

@@ -1,5 +1,6 @@
 """The vocabulary sharded over ranks, in real processes over gloo: numbers equal one process's."""
 
+import functools
 import os
 import tempfile
 import traceback
@@ -28,35 +29,76 @@ LOSSES = [
 ]
 
 
-def worker(rank, ranks, meeting, body, arguments, failures):
+def worker(rank, ranks, meeting, calls, finished, failures):
     os.environ.update(GLOO_SOCKET_IFNAME="lo", TRITON_INTERPRET="1")
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=ranks)
     try:
-        body(rank, ranks, *arguments)
-        dist.barrier()
+        for place, (body, *arguments) in enumerate(calls):
+            body(rank, ranks, *arguments)
+            dist.barrier()
+            finished[rank] = place + 1
         dist.destroy_process_group()
     except BaseException:
-        failures.put((rank, traceback.format_exc()))
+        failures.put((finished[rank], rank, traceback.format_exc()))
         raise
     # Threads of gloo and autograd may outlive the group; the interpreter's exit would now and then
     # abort on them.
     os._exit(0)
 
 
+def outcomes(ranks, calls):
+    """Run every ``body(rank, ranks, *arguments)`` of ``calls`` in the same processes.
+
+    Return the first traceback of each call, or None where the call succeeds. A call that fails ends
+    its processes, since other ranks may wait for the failed one: new processes run the later calls.
+    """
+    context, found = mp.get_context("spawn"), []
+    while len(found) < len(calls):
+        left = calls[len(found) :]
+        finished, failures = context.Array("i", ranks), context.SimpleQueue()
+        # Ranks meet in a file: a port that was free a moment ago may be another process's by now.
+        with tempfile.TemporaryDirectory() as folder:
+            try:
+                shared = ranks, f"{folder}/meeting", left, finished, failures
+                mp.spawn(worker, shared, nprocs=ranks)
+                found += [None] * len(left)
+            except Exception as error:
+                # A rank that died without a word died in the call after the last one finished.
+                place, text = max(finished), str(error)
+                if not failures.empty():
+                    place, rank, text = failures.get()
+                    text = f"rank {rank}:\n{text}"
+                found += [None] * place + [text]
+    return found
+
+
 def in_processes(ranks, body, *arguments):
     """Run ``body(rank, ranks, *arguments)`` in processes; fail with the first traceback."""
-    context = mp.get_context("spawn")
-    failures = context.SimpleQueue()
-    # Ranks meet in a file: a port that was free a moment ago may be another process's by now.
-    with tempfile.TemporaryDirectory() as folder:
-        try:
-            mp.spawn(worker, (ranks, f"{folder}/meeting", body, arguments, failures), nprocs=ranks)
-        except Exception:
-            if not failures.empty():
-                rank, text = failures.get()
-                pytest.fail(f"rank {rank}:\n{text}")
-            raise
+    (failure,) = outcomes(ranks, [(body, *arguments)])
+    if failure is not None:
+        pytest.fail(failure)
+
+
+@pytest.fixture(scope="module")
+def failures(request):
+    """Return a function from a number of ranks to ``{test: traceback or None}``.
+
+    All chosen tests of that many ranks share one launch: a process imports for seconds.
+    """
+
+    @functools.cache
+    def of(ranks):
+        calls = {
+            item.nodeid: item.callspec.params["call"]
+            for item in request.session.items
+            if item.path == request.path
+            and "failures" in item.fixturenames
+            and item.callspec.params["ranks"] == ranks
+        }
+        return dict(zip(calls, outcomes(ranks, list(calls.values())), strict=True))
+
+    return of
 
 
 def problem(dtype=torch.float32):
@@ -122,23 +164,6 @@ def losses_and_statistics(rank, ranks, backend, dtypes, splits):
                 torch.testing.assert_close(ours, one, rtol=1e-5, atol=1e-5)
             nll = perplexity.token_nll(hidden, weight[mine], target, shard=shard, **rule)
             torch.testing.assert_close(nll, expected.nll, rtol=1e-5, atol=1e-5)
-
-
-# The interpreter takes a minute for every split and dtype: `make test` has an empty rank and a
-# smaller one.
-@pytest.mark.parametrize(
-    ("ranks", "backend", "dtypes", "splits"),
-    [
-        pytest.param(2, "torch", DTYPES, SPLITS[2], id="2-torch"),
-        pytest.param(3, "torch", DTYPES, SPLITS[3], id="3-torch", marks=pytest.mark.slow),
-        pytest.param(3, "torch", DTYPES[:1], SPLITS[3][:2], id="3-torch-some"),
-        pytest.param(2, "triton", DTYPES, SPLITS[2], id="2-triton", marks=pytest.mark.slow),
-        pytest.param(3, "triton", DTYPES, SPLITS[3], id="3-triton", marks=pytest.mark.slow),
-        pytest.param(3, "triton", DTYPES[1:], SPLITS[3][1:2], id="3-triton-some"),
-    ],
-)
-def test_a_sharded_vocabulary_equals_one_process(ranks, backend, dtypes, splits):
-    in_processes(ranks, losses_and_statistics, backend, dtypes, splits)
 
 
 def frozen_input(rank, ranks):
@@ -267,14 +292,64 @@ def edges(rank, ranks):
         body(rank, ranks)
 
 
+# The interpreter takes a minute for every split and dtype: `make test` has an empty rank and a
+# smaller one.
 @pytest.mark.parametrize(
-    ("body", "ranks"),
+    ("ranks", "call"),
     [
-        (edges, 2),
-        pytest.param(dtensors, 2, marks=pytest.mark.slow),
-        (dtensors, 3),
-        (fully_sharded, 2),
+        pytest.param(ranks, (losses_and_statistics, *arguments), id=name, marks=marks)
+        for name, ranks, arguments, marks in (
+            ("2-torch", 2, ("torch", DTYPES, SPLITS[2]), ()),
+            ("3-torch", 3, ("torch", DTYPES, SPLITS[3]), pytest.mark.slow),
+            ("3-torch-some", 3, ("torch", DTYPES[:1], SPLITS[3][:2]), ()),
+            ("2-triton", 2, ("triton", DTYPES, SPLITS[2]), pytest.mark.slow),
+            ("3-triton", 3, ("triton", DTYPES, SPLITS[3]), pytest.mark.slow),
+            ("3-triton-some", 3, ("triton", DTYPES[1:], SPLITS[3][1:2]), ()),
+        )
     ],
 )
-def test_edges_dtensors_and_fsdp(body, ranks):
-    in_processes(ranks, body)
+def test_a_sharded_vocabulary_equals_one_process(ranks, call, failures, request):
+    failure = failures(ranks)[request.node.nodeid]
+    assert failure is None, failure
+
+
+@pytest.mark.parametrize(
+    ("ranks", "call"),
+    [
+        pytest.param(2, (edges,), id="edges-2"),
+        pytest.param(2, (dtensors,), id="dtensors-2", marks=pytest.mark.slow),
+        pytest.param(3, (dtensors,), id="dtensors-3"),
+        pytest.param(2, (fully_sharded,), id="fully_sharded-2"),
+    ],
+)
+def test_edges_dtensors_and_fsdp(ranks, call, failures, request):
+    failure = failures(ranks)[request.node.nodeid]
+    assert failure is None, failure
+
+
+def fails(rank, ranks, word):
+    if rank == 1:
+        raise ValueError(word)
+    dist.barrier()
+
+
+def dies(rank, ranks):
+    if rank == 1:
+        os._exit(7)
+    dist.barrier()
+
+
+def succeeds(rank, ranks):
+    total = torch.tensor(rank)
+    dist.all_reduce(total)
+    assert total == 1
+
+
+@pytest.mark.slow
+def test_every_call_of_a_launch_has_its_own_outcome():
+    """A failing call neither hides the calls before it nor those after it."""
+    calls = [(succeeds,), (fails, "first"), (succeeds,), (dies,), (fails, "last")]
+    found = outcomes(2, calls)
+    assert found[0] is None and found[2] is None
+    assert "rank 1:" in found[1] and "ValueError: first" in found[1]
+    assert "exit code 7" in found[3] and "ValueError: last" in found[4]

@@ -88,6 +88,10 @@ def test_many_chunks_drift_no_further_than_one(vocabulary, device, monkeypatch):
         pytest.skip("interpreted, a minute")
     generator = torch.Generator().manual_seed(4)
     tokens, errors = 256, []
+    if device == "cpu":
+        # Interpreted, a token is a program: 64 chunks of one. So few show sums in bfloat16 (1.28)
+        # only where a row of the weight gets several of them.
+        tokens, vocabulary = 64, 32
     leaves = [
         torch.randn(rows, 32, generator=generator).to(device, torch.bfloat16)
         for rows in (tokens, vocabulary)

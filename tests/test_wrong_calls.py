@@ -239,7 +239,10 @@ CALLS = [
         lambda: checked(memory_limit="1GB"),
         "memory_limit: expected a whole number, at least 1, got str '1GB'",
     ),
-    (lambda: checked(tokenizer="gpt2"), "tokenizer: expected a transformers tokenizer, got str"),
+    (
+        lambda: checked(tokenizer="gpt2"),
+        "tokenizer: expected a transformers tokenizer, a tokenizers.Tokenizer",
+    ),
     (
         lambda: probed(settings={"samples": 1}),
         "settings: expected GenerationSettings or None, got dict {'samples': 1}",

@@ -180,6 +180,23 @@ def forward_block(logits: Logits, memory_limit: int, copies: int) -> tuple[int, 
     )
 
 
+def forward_logits(
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    rule: Rule,
+    plan: Plan,
+    kept: torch.Tensor | None,
+    copies: int,
+) -> tuple[Logits, tuple[int, int]]:
+    """Return the logits of a forward, and the shape of its blocks: the plan's if it keeps some."""
+    logits = Logits(hidden, weight, bias, rule.softcap, rule.logit_scale, plan.rounded, kept)
+    if kept is None:
+        return logits, forward_block(logits, plan.memory_limit or FORWARD_LIMIT, copies)
+    logits.plan_products(plan.memory_limit or BACKWARD_LIMIT)
+    return logits, (plan.block[0], plan.block[1])
+
+
 def training_block(logits: Logits, memory_limit: int, copies: int) -> tuple[int, int]:
     """Return the block shape of a step that keeps products, and of a backward."""
     return gradient_block(
@@ -238,14 +255,8 @@ def linear_nll(
     a contiguous ``weight``. It is filled with products that ``linear_nll_grad`` need not compute
     again; the plan's block is then ``kept_block``'s.
     """
-    logits = Logits(hidden, weight, bias, rule.softcap, rule.logit_scale, plan.rounded, kept)
-    if kept is None:
-        block = forward_block(
-            logits, plan.memory_limit or FORWARD_LIMIT, _copies(rule, class_weight)
-        )
-    else:
-        block = plan.block[0], plan.block[1]
-        logits.plan_products(plan.memory_limit or BACKWARD_LIMIT)
+    copies = _copies(rule, class_weight)
+    logits, block = forward_logits(hidden, weight, bias, rule, plan, kept, copies)
     logits.reserve(block, scratch=rule.with_exp_shift)
     running = RunningSums.start(target, class_weight, rule, block[1], logits.wide)
     for tokens, columns, z in sweep(logits, block):

@@ -11,10 +11,11 @@ from dataclasses import dataclass
 
 import torch
 
+from ..blocks import multiplies_16_bits
 from ..dispatch import DEFAULT, FORWARD_LIMIT, PLAIN, Plan, Rule
 from ..sums import MAX, finished
-from .blockwise import RunningSums, forward_block, sweep
-from .logit_blocks import Logits, apply_rule
+from .blockwise import RunningSums, forward_logits, sweep
+from .logit_blocks import apply_rule
 
 
 @dataclass
@@ -63,23 +64,26 @@ def target_logit(
 ) -> torch.Tensor:
     """Return the logit of every token's target, [N], 0 where it is no row of ``weight``.
 
+    A plan that rounds products to 16 bits rounds these, too.
     The logits are the diagonal of a product of tokens with rows, not a dot product per token. The
     library then usually sums in the order of the sweep's blocks, and equal logits tie. Its edge
     tiles and vectors may take other routines.
     """
     tokens, dimension = hidden.shape
     wide = torch.promote_types(hidden.dtype, torch.float32)
+    rounded = plan.rounded and multiplies_16_bits(hidden.dtype, hidden.device)
+    operand = hidden.dtype if rounded else wide
     out = hidden.new_zeros(tokens, dtype=wide)
     inside = (target >= 0) & (target < weight.shape[0])
     rows = torch.where(inside, target, 0)
     # The gathered rows, and both operands again where they are widened.
     per_token = dimension * (
-        hidden.element_size() + (2 * wide.itemsize if wide != hidden.dtype else 0)
+        hidden.element_size() + (2 * wide.itemsize if operand != hidden.dtype else 0)
     )
     side = max(
         16, min(256, (plan.memory_limit or FORWARD_LIMIT) // (per_token + 256 * wide.itemsize))
     )
-    buffer = hidden.new_empty(side * side, dtype=wide)
+    buffer = hidden.new_empty(side * side, dtype=operand)
     for start in range(0, tokens if weight.shape[0] else 0, side):
         start = max(0, min(start, tokens - side))
         chunk = slice(start, min(tokens, start + side))
@@ -87,10 +91,10 @@ def target_logit(
         columns = rows[chunk].repeat(-(-side // count))[:side]
         # Into a buffer, since autocast would round the operands of `@` to 16 bits.
         z = torch.mm(
-            hidden[chunk].to(wide),
-            weight[columns].to(wide).T,
+            hidden[chunk].to(operand),
+            weight[columns].to(operand).T,
             out=buffer[: count * side].view(count, side),
-        )
+        ).to(wide)
         apply_rule(z, None if bias is None else bias[columns], rule.softcap, rule.logit_scale)
         out[chunk] = z.diagonal()
     return out.masked_fill_(~inside, 0.0)
@@ -102,19 +106,21 @@ def linear_statistics(
     bias: torch.Tensor | None,
     target: torch.Tensor,
     target_logit: torch.Tensor,
+    class_weight: torch.Tensor | None = None,
     rule: Rule = PLAIN,
     plan: Plan = DEFAULT,
+    kept: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return the five sums [5, N], the number of logits above ``target_logit``, and the prediction.
 
-    ``LOGIT_SUM`` is 0. The number and the prediction, the column of the largest logit, are int64
-    [N] and 0 for ignored tokens. Of equal largest logits the first column is taken.
+    The number and the prediction, the column of the largest logit, are int64 [N] and 0 for ignored
+    tokens. Of equal largest logits the first column is taken. ``kept`` is as in
+    ``blockwise.linear_nll``.
     """
-    rule = rule._replace(with_logit_sum=False, with_exp_shift=True)
-    logits = Logits(hidden, weight, bias, rule.softcap, rule.logit_scale)
-    block = forward_block(logits, plan.memory_limit or FORWARD_LIMIT, copies=2)
+    rule = rule._replace(with_exp_shift=True)
+    logits, block = forward_logits(hidden, weight, bias, rule, plan, kept, copies=2)
     logits.reserve(block, scratch=True)
-    running = RunningSums.start(target, None, rule, block[1], logits.wide)
+    running = RunningSums.start(target, class_weight, rule, block[1], logits.wide)
     above, best = (
         torch.zeros(target.shape, dtype=torch.int64, device=target.device) for _ in range(2)
     )

@@ -17,7 +17,7 @@ import triton.language as tl
 from ..dispatch import DEFAULT, PLAIN, TRITON_LIMIT, Plan, Rule
 from ..sums import MAX, SUMS
 from .launch import launch
-from .linear_nll import linear_nll, merge, partials, token_chunks
+from .linear_nll import linear_nll, merge, partials, span_weights, token_chunks
 from .logit_tile import apply_rule, logit_arguments, products
 
 
@@ -124,27 +124,30 @@ def linear_statistics(
     bias: torch.Tensor | None,
     target: torch.Tensor,
     target_logit: torch.Tensor,
+    class_weight: torch.Tensor | None = None,
     rule: Rule = PLAIN,
     plan: Plan = DEFAULT,
+    kept: None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return the five sums [5, N], the number of logits above ``target_logit``, and the prediction.
 
-    ``LOGIT_SUM`` is 0. The number and the prediction, the column of the largest logit, are int64
-    [N] and 0 for ignored tokens. Of equal largest logits the first column is taken.
+    The number and the prediction, the column of the largest logit, are int64 [N] and 0 for ignored
+    tokens. Of equal largest logits the first column is taken. No plan for this backend keeps
+    products: ``kept`` is None.
     """
     vocabulary, memory_limit = weight.shape[0], plan.memory_limit or TRITON_LIMIT
     if vocabulary == 0:  # the shard of a rank that holds no row
         nothing = torch.zeros_like(target, dtype=torch.int64)
         return linear_nll(hidden, weight, bias, target, None, rule), nothing, nothing.clone()
-    rule = rule._replace(with_logit_sum=False, with_exp_shift=True)
+    rule = rule._replace(with_exp_shift=True)
+    weights = span_weights(vocabulary, class_weight, hidden) if rule.with_logit_sum else None
+    whole = dict(vocabulary=vocabulary, ignore_index=rule.ignore_index)
     sums, above, best = [], [], []
     for tokens in token_chunks(hidden.shape[0], vocabulary, 4 * (SUMS + 2), memory_limit):
         of_spans, choices = partials(
-            hidden[tokens], weight, bias, target[tokens], None, rule, target_logit[tokens]
+            hidden[tokens], weight, bias, target[tokens], class_weight, rule, target_logit[tokens]
         )
-        sums.append(
-            merge(of_spans, target[tokens], vocabulary=vocabulary, ignore_index=rule.ignore_index)
-        )
+        sums.append(merge(of_spans, target[tokens], weights, **whole))
         # With target_logit there are choices.
         above.append(choices[0].sum(0))  # type: ignore[index]
         largest = of_spans[MAX] == sums[-1][MAX]

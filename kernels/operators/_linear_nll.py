@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..dispatch import KEPT
+from ..dispatch import KEPT, Plan
 from ..sums import MAX, SUMS
 from ._derivatives import no_context, only_backward, refuse_second_derivative, register_derivative
 from ._schema import (
@@ -60,14 +60,17 @@ def linear_nll(
     """
     rule, plan = read(scalars)
     check_class_weight(class_weight, plan.backend)
-    kept = (
-        torch.empty_like(weight, memory_format=torch.contiguous_format)
-        if plan.way == KEPT
-        else None
-    )
+    kept = kept_like(weight, plan)
     inputs = hidden, weight, bias, target, class_weight
     sums = implementation(plan.backend).linear_nll(*inputs, rule, plan, kept)
     return sums, weight.new_empty(0) if kept is None else kept
+
+
+def kept_like(weight: Tensor, plan: Plan) -> Tensor | None:
+    """Return memory for the products that a plan keeps, [V, D]; None if it keeps none."""
+    if plan.way != KEPT:
+        return None
+    return torch.empty_like(weight, memory_format=torch.contiguous_format)
 
 
 @linear_nll.register_fake
@@ -179,17 +182,18 @@ def _(kept, upstream, maximum, hidden, weight, bias, target, class_weight, needs
 register_derivative(linear_nll_grad, no_context, refuse_second_derivative)
 
 
-def _setup(ctx, inputs, output):
-    tensors, ctx.scalars = inputs[:5], inputs[5:]
-    ctx.mark_non_differentiable(output[1])
+def save_for_gradient(ctx, inputs, scalars, sums: Tensor, kept: Tensor) -> None:
+    """Save what ``gradients_of_sums`` needs of a forward with these inputs and results."""
+    ctx.scalars = scalars
+    ctx.mark_non_differentiable(kept)
     ctx.set_materialize_grads(False)  # zeros for ``kept`` would be another [V, D]
-    ctx.save_for_backward(*tensors, *output)
+    ctx.save_for_backward(*inputs, sums, kept)
 
 
-def _backward(ctx, upstream, _):
-    nothing = [None] * (2 + len(ctx.scalars))  # for target, class_weight and the scalars
+def gradients_of_sums(ctx, upstream: Tensor | None) -> list[Tensor | None]:
+    """Return the gradients of hidden, weight and bias from that of the sums [5, N]."""
     if upstream is None:
-        return None, None, None, *nothing
+        return [None, None, None]
     hidden, weight, bias, target, class_weight, sums, kept = ctx.saved_tensors
     needs = list(ctx.needs_input_grad[:3])
     inputs = (
@@ -208,7 +212,16 @@ def _backward(ctx, upstream, _):
         gradients = grad_hidden, kept, grad_bias
     else:
         gradients = linear_nll_grad(*inputs)
-    return *wanted(gradients, needs), *nothing
+    return wanted(gradients, needs)
+
+
+def _setup(ctx, inputs, output):
+    save_for_gradient(ctx, inputs[:5], inputs[5:], *output)
+
+
+def _backward(ctx, upstream, _):
+    nothing = [None] * (2 + len(ctx.scalars))  # for target, class_weight and the scalars
+    return *gradients_of_sums(ctx, upstream), *nothing
 
 
 register_derivative(linear_nll, _setup, _backward)

@@ -15,6 +15,7 @@ import errno
 import importlib
 import os
 import sys
+import textwrap
 import traceback
 from types import ModuleType
 
@@ -22,7 +23,28 @@ from .. import __version__
 from ..errors import InputError, out_of_memory, visible
 from .options import add_options, parsed
 
-COMMANDS = ("eval", "compare", "check-data", "probe", "ask", "monitor", "report", "demo", "doctor")
+# Commands by task, each with an example.
+TASKS = {
+    "Evaluate": {
+        "eval": "ppl eval gpt2 validation.jsonl --json a.json",
+        "compare": "ppl compare a.json b.json",
+    },
+    "Train": {
+        "check-data": "ppl check-data --train train.jsonl --valid validation.jsonl",
+        "monitor": "ppl monitor run.jsonl --follow",
+        "report": "ppl report run.jsonl -o report.html",
+    },
+    "Generate": {
+        "probe": "ppl probe gpt2 prompts.jsonl",
+        "ask": "ppl ask gpt2 texts.jsonl --template question.txt",
+    },
+    "Begin": {
+        "demo": "ppl demo --out demo-out",
+        "doctor": "ppl doctor",
+    },
+}
+COMMANDS = tuple(name for commands in TASKS.values() for name in commands)
+WIDTH = 80  # columns of the help
 # Errors of a write to a full or broken disk, or to a terminal that has gone.
 NO_MORE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
@@ -34,23 +56,46 @@ class _OneLineParser(argparse.ArgumentParser):
 
 def _parser(asked: str | None) -> argparse.ArgumentParser:
     """Return the parser, with the options of the command that is asked for."""
+    modules = {
+        name: importlib.import_module(f".{name.replace('-', '_')}", __name__) for name in COMMANDS
+    }
+    about = {name: module.Options.__doc__ for name, module in modules.items()}
     parser = _OneLineParser(
         prog="ppl",
-        description="Perplexity: evaluate, watch and explain language models.",
-        epilog="Exit status: 0 done; 1 a finding (--fail-on) or a loss that is not finite; "
-        "2 bad input, in one line; 3 a bug of ours, with its traceback; 130 interrupted; "
+        usage="ppl COMMAND ...",
+        description=_by_task(about),
+        epilog="ppl COMMAND --help lists a command's options.\n\n"
+        "Exit status: 0 done; 1 a finding (--fail-on) or a loss that is not finite;\n"
+        "2 bad input, in one line; 3 a bug of ours, with its traceback; 130 interrupted;\n"
         "141 the output's reader has gone.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"ppl {__version__}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for name in COMMANDS:
-        module = importlib.import_module(f".{name.replace('-', '_')}", __name__)
-        help = module.Options.__doc__
-        command = commands.add_parser(name, help=help, description=f"{help[0].upper()}{help[1:]}.")
-        if name == asked:
-            add_options(command, module.Options)
-        command.set_defaults(module=module)
+    commands = parser.add_subparsers(
+        dest="command", required=True, metavar="COMMAND", prog="ppl", help=argparse.SUPPRESS
+    )
+    for task in TASKS.values():
+        for name, example in task.items():
+            text = about[name]
+            command = commands.add_parser(
+                name, description=f"{text[0].upper()}{text[1:]}.", epilog=f"Example: {example}"
+            )
+            if name == asked:
+                add_options(command, modules[name].Options)
+            command.set_defaults(module=modules[name])
     return parser
+
+
+def _by_task(about: dict[str, str]) -> str:
+    """Return the commands' summaries and examples by task, for the help."""
+    lines = ["Evaluate language models, watch their training, and explain both."]
+    for task, commands in TASKS.items():
+        lines += ["", f"{task}:"]
+        for name, example in commands.items():
+            summary = textwrap.wrap(about[name], WIDTH - 15)
+            lines += [f"  {name:12} {summary[0]}", *(f"{'':15}{line}" for line in summary[1:])]
+            lines.append(f"{'':15}$ {example}")
+    return "\n".join(lines)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -57,7 +57,7 @@ class Options:
     per_document: str | None = option(
         "a row a document: loss, tokens, bytes", metavar="OUT.parquet"
     )
-    calibration: bool = option("whether the model is as often right as it is sure", False)
+    calibration: bool = option("measure calibration: confidence against accuracy", False)
     reliability: str | None = option("the same, drawn: .png or .svg", metavar="OUT.png")
     baseline: str | None = option(
         "another evaluation's --json, shown beside this one", metavar="FILE"

@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING
 
 from ..errors import InputError, theirs, visible
 from ..files import check_outputs
+from ..findings import SEVERITIES
 from ..json_files import to_json
 from . import tables
 from .extras import needs
 from .json_option import TO_STANDARD_OUTPUT, console_beside, json_file, write_json
 from .options import argument, option, part, typed
-from .parts import FAIL_ON_HELP, SEVERITIES, Curves, shortened
+from .parts import FAIL_ON_HELP, Curves, shortened
 
 if TYPE_CHECKING:
     from apprise import Apprise
@@ -64,8 +65,6 @@ class Options:
 def run(options: Options) -> int:
     """Diagnose, print and write what is asked for; 1 on a finding as severe as ``--fail-on``."""
     needs(monitor=("rich", "pyarrow"))
-    from ..monitor import diagnose
-
     _check(options)
     if options.all or len(options.history) > 1:
         return _judge_several(options)
@@ -73,8 +72,7 @@ def run(options: Options) -> int:
         diagnosis = _follow(options)
     else:
         history = options.curves.read(options.history[0])
-        digest = history.digest()
-        diagnosis = diagnose(digest, **options.curves.judged(), notes=history.notes)
+        digest, diagnosis = options.curves.judge(history)
         console_beside(options.json).print(view(digest, diagnosis, options.curves.total_steps))
     write_json(options.json, diagnosis.to_json())
     return int(diagnosis.fails(options.fail_on))
@@ -85,8 +83,7 @@ def _judge_several(options: Options) -> int:
     import json
     from dataclasses import asdict
 
-    from ..monitor import diagnose
-    from ..monitor.run_comparison import common_axis, compare_runs
+    from ..monitor.run_comparison import compare_with_first
 
     curves, console = options.curves, console_beside(options.json)
     named = {}
@@ -98,7 +95,7 @@ def _judge_several(options: Options) -> int:
             )
     judged, failed = [], False
     for name, history in named.items():
-        diagnosis = diagnose(history.digest(), **curves.judged(), notes=history.notes)
+        _, diagnosis = curves.judge(history)
         failed |= diagnosis.fails(options.fail_on)
         judged.append({"run": name, **json.loads(diagnosis.to_json())})
         line = tables.plain(f"{visible(name)}: ")
@@ -111,12 +108,11 @@ def _judge_several(options: Options) -> int:
         console.print(tables.stacked(*parts, *tables.notes(diagnosis.notes)))
     written: dict[str, list] = {"runs": judged}
     if not options.all:
-        (first, one), *others = zip(shortened(list(named)), named.values(), strict=True)
-        axis, notes = common_axis(list(named.values()), curves.by)
+        histories = dict(zip(shortened(list(named)), named.values(), strict=True))
+        comparisons, notes = compare_with_first(histories, curves.by)
         console.print(*tables.notes(notes))
         written["comparisons"] = []
-        for second, other in others:
-            comparison = compare_runs(one, other, axis)
+        for first, second, comparison in comparisons:
             console.print(tables.run_comparison(first, second, comparison))
             written["comparisons"].append({"first": first, "second": second} | asdict(comparison))
     write_json(options.json, to_json(written))

@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError, visible
 from ..files import other_than_file
-from ..findings import SEVERITIES as SEVERITIES  # beside its help, for the commands with --fail-on
 from .options import option
 
 if TYPE_CHECKING:
+    from ..monitor.digest import Digest
+    from ..monitor.health import Diagnosis
     from ..monitor.history import History
     from ..text.readers import ReadOptions
 
@@ -29,7 +30,7 @@ TEXT_HELP = (
     "input"
 )
 JOURNAL_HELP = "the same command again goes on where a killed one stopped"
-FAIL_ON_HELP = "exit with 1 on a finding as severe"
+FAIL_ON_HELP = "exit with status 1 if a finding is at least this severe"
 
 
 def expect_ending(option: str, path: str | None, *endings: str) -> None:
@@ -316,6 +317,13 @@ class Curves:
         from ..monitor.readers import read_histories
 
         return read_histories(path, **self.how())
+
+    def judge(self, history: History) -> tuple[Digest, Diagnosis]:
+        """Return a history's state for the signals, and what it means."""
+        from ..monitor import diagnose
+
+        digest = history.digest()
+        return digest, diagnose(digest, **self.judged(), notes=history.notes)
 
     def judged(self) -> dict[str, Any]:
         """Return the keywords of ``monitor.diagnose``."""

@@ -42,7 +42,6 @@ def run(options: Options) -> int:
     needs(report=("rich", "pyarrow", "matplotlib", "plotly", "pydantic"))
     from ..evaluation.results import read_result
     from ..json_files import read_written
-    from ..monitor import diagnose
     from ..monitor.readers import history_files
 
     inputs = [*(options.eval or []), *(options.data or []), *(options.probe or [])]
@@ -57,8 +56,7 @@ def run(options: Options) -> int:
     if len(options.history) > 1:
         return _several(options)
     history = options.curves.read(options.history[0])
-    digest = history.digest()
-    diagnosis = diagnose(digest, **options.curves.judged(), notes=history.notes)
+    digest, diagnosis = options.curves.judge(history)
     if options.output:
         from ..report.html import write_report
 
@@ -108,25 +106,19 @@ def _command() -> str:
 
 def _several(options: Options) -> int:
     """Write a page of several runs on one axis; return 0."""
-    from ..monitor import diagnose
-    from ..monitor.run_comparison import common_axis, compare_runs
+    from ..monitor.run_comparison import compare_with_first
     from ..report.runs import write_runs
 
     for name, value in by_option(options, "png", "svg", "eval", "data", "probe").items():
         if value:
             raise InputError(f"{name}: expected with one history, got {len(options.history)}")
     assert options.output is not None  # the only output that is left
-    runs = {}
-    for name, path in zip(shortened(options.history), options.history, strict=True):
-        history = options.curves.read(path)
-        digest = history.digest()
-        judged = diagnose(digest, **options.curves.judged(), notes=history.notes)
-        runs[name] = history, digest, judged
-    axis, notes = common_axis([history for history, _, _ in runs.values()], options.curves.by)
-    (first, (one, _, _)), *others = runs.items()
-    comparisons = [
-        (first, second, compare_runs(one, other, axis)) for second, (other, _, _) in others
-    ]
+    histories = {
+        name: options.curves.read(path)
+        for name, path in zip(shortened(options.history), options.history, strict=True)
+    }
+    runs = {name: (history, *options.curves.judge(history)) for name, history in histories.items()}
+    comparisons, notes = compare_with_first(histories, options.curves.by)
     write_runs(options.output, runs, comparisons, title=options.title, command=_command())
     for note in notes:
         print(f"note: {note}")

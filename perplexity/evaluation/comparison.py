@@ -55,6 +55,10 @@ class Comparison:
         ... )
         >>> comparison.verdict == comparison.to_dict()["verdict"] == "B is better"
         True
+        >>> comparison.title, comparison.rows()[1]
+        ('B against A: B is better', ('B', '3.0000', 'nats a token'))
+        >>> comparison.by_domain()[1][:2], comparison.domain_rows()  # without domains
+        (('domain', 'documents'), [])
     """
 
     measure: str
@@ -98,11 +102,19 @@ class Comparison:
 
     @property
     def title(self) -> str:
-        """Return the heading of the table."""
+        """Return the heading of the table.
+
+        Returns:
+            What the difference is, such as "B against A: B is better".
+        """
         return f"B against A: {self.verdict}"
 
     def rows(self) -> list[tuple[str, str, str]]:
-        """Return the rows of the table: measure, value, meaning."""
+        """Return the rows of the table.
+
+        Returns:
+            Measure, value and meaning of each row, as they are printed.
+        """
         unit = MEASURES[self.measure]
         spread = (
             ""
@@ -136,12 +148,20 @@ class Comparison:
         return rows
 
     def by_domain(self) -> tuple[str, tuple[str, ...]]:
-        """Return the heading and the columns' names of the table by domain."""
+        """Return the heading and the columns' names of the table by domain.
+
+        Returns:
+            Heading; name of each column.
+        """
         title = f"by domain: {MEASURES[self.measure]}; ± is half of the 95% interval"
         return title, ("domain", f"{self.unit}s", "A", "B", "B − A", "±", "p", "better")
 
     def domain_rows(self) -> list[tuple[str, ...]]:
-        """Return the rows of the table by domain: both averages, then the largest domain first."""
+        """Return the rows of the table by domain: both averages, then the largest domain first.
+
+        Returns:
+            The cells of each row, in the order of ``by_domain``'s columns.
+        """
         averages = [column for column in self.columns if column.kind != DOMAIN]
         domains = [column for column in self.columns if column.kind == DOMAIN]
         rows: list[tuple[str, ...]] = []

@@ -63,10 +63,18 @@ class FusedLoss:
         model: A transformers causal model.
         backend: "triton" or "torch"; None chooses by the model's device.
         rule: Of the model's own loss.
+        statistics: Whether outputs have ``token_statistics``.
     """
 
-    def __init__(self, model, backend: str | None, rule: LossRule = LossRule()) -> None:
-        self.model, self.backend, self.rule = model, backend, rule
+    def __init__(
+        self,
+        model,
+        backend: str | None,
+        rule: LossRule = LossRule(),
+        *,
+        statistics: bool = False,
+    ) -> None:
+        self.model, self.backend, self.rule, self.statistics = model, backend, rule, statistics
         self.active, self.before = True, vars(model).get("forward")
         self.original = original = type(model).forward if self.before is None else self.before
 
@@ -108,7 +116,7 @@ class FusedLoss:
         head = models.head_of(module)
         labels, shift = _labels(arguments, self.rule)
         items = arguments.get("num_items_in_batch") if self.rule.items else None
-        loss = linear_cross_entropy(
+        result: Any = linear_cross_entropy(
             hidden.to(head.weight.device).reshape(*labels.shape, -1),
             head.weight,
             labels.to(head.weight.device),
@@ -116,8 +124,10 @@ class FusedLoss:
             ignore_index=_ignored(arguments, self.rule),
             reduction="mean" if items is None else "sum",
             backend=self.backend,
+            return_statistics=self.statistics,
             **head.arguments(),
         )
+        loss, statistics = result if self.statistics else (result, None)
         if items is not None:
             loss = loss / (items.to(loss.device) if isinstance(items, Tensor) else items)
         output = CausalLMOutputWithPast(
@@ -126,6 +136,11 @@ class FusedLoss:
             hidden_states=outputs.get("hidden_states"),
             attentions=outputs.get("attentions"),
         )
+        if self.statistics and torch.is_grad_enabled():
+            output["token_statistics"] = statistics
+        elif self.statistics:
+            # An attribute alone: Trainer's evaluation takes every item of an output for predictions.
+            output.token_statistics = statistics
         return output if return_dict and self.rule.named else output.to_tuple()
 
     def undo(self) -> None:
@@ -144,7 +159,7 @@ class FusedLoss:
         self.undo()
 
 
-def use_fused_loss(model, *, backend: str | None = None) -> FusedLoss:
+def use_fused_loss(model, *, backend: str | None = None, statistics: bool = False) -> FusedLoss:
     """Make a transformers causal model compute its loss from labels without logits in memory.
 
     ``model(input_ids, labels=...)`` and ``Trainer`` then return the same loss and gradients as
@@ -165,6 +180,9 @@ def use_fused_loss(model, *, backend: str | None = None) -> FusedLoss:
     Args:
         model: A transformers causal model, or one of PEFT's around it.
         backend: "triton" or "torch"; None chooses by the model's device.
+        statistics: Whether outputs have ``token_statistics``, the ``TokenStatistics`` of the loss's
+            own logits, in the shape of the labels (one position less where they are shifted).
+            Default: False.
 
     Returns:
         A handle, whose ``undo()`` gives the model its own forward back. It is also a context
@@ -186,8 +204,12 @@ def use_fused_loss(model, *, backend: str | None = None) -> FusedLoss:
         ...     output = model(ids, labels=ids)
         >>> torch.allclose(output.loss, own), output.logits
         (True, None)
+        >>> with use_fused_loss(model, statistics=True):
+        ...     model(ids, labels=ids).token_statistics.rank.shape
+        torch.Size([1, 7])
     """
     check_backend(backend)
+    checks.flag("statistics", statistics)
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
     network = models.as_language_model(model)
     if not isinstance(network, models.HuggingFaceModel):
@@ -205,7 +227,9 @@ def use_fused_loss(model, *, backend: str | None = None) -> FusedLoss:
     for message in extra_terms(inner):
         raise InputError(f"{message}; the fused loss has no such term")
     if any(parameter.is_meta for parameter in inner.parameters()):
-        return FusedLoss(inner, backend)  # there are no weights yet to compare with
+        return FusedLoss(
+            inner, backend, statistics=statistics
+        )  # there are no weights yet to compare with
     head = network.head
     count = min(models.VERIFIED_POSITIONS, network.context_length or models.VERIFIED_POSITIONS)
     ids = np.arange(count) % head.weight.shape[0]
@@ -219,7 +243,7 @@ def use_fused_loss(model, *, backend: str | None = None) -> FusedLoss:
             own = _Losses(inner, ids, network)
             rule = rule or own.rule()
             own.expect_plain(rule)
-            handle = FusedLoss(inner, backend, rule)
+            handle = FusedLoss(inner, backend, rule, statistics=statistics)
             try:
                 own.expect_equal(_Losses(inner, ids, network), head, rule)
             except BaseException:

@@ -477,6 +477,18 @@ class Digest:
         blocks = [block for block in self.blocks if block.count and block.first <= step]
         return blocks[-1].mean if blocks else math.nan
 
+    def height_before(self) -> float:
+        """Return the step at which a cyclic learning rate was last as high as it is now, before it
+        fell to half of that; NaN where it is not cyclic, or none was logged.
+        """
+        now = self.learning_rate[-1][1] if self.learning_rate else 0.0
+        has_fallen = False
+        for step, rate in reversed(self.learning_rate):
+            has_fallen |= rate <= now / 2
+            if has_fallen and rate >= now / 1.1:
+                return step
+        return math.nan
+
     def other(self, step: float, name: str, value: float) -> None:
         """Take one value of lr, tokens, seconds or grad_norm."""
         if name == "lr":

@@ -45,7 +45,8 @@ SEPARATOR = r"[\s_/.:|-]"
 WORDS = {
     "train": "train(?:ing)?",
     "val": "(?:valid(?:ation)?|val|eval(?:uation)?|dev|held_?out)",
-    "loss": "(?:(?:lm_|ce_|xent_|token_)?loss(?:es)?|(?:language_)?cross_entropy(?:_loss)?)",
+    "loss": "(?:(?:lm_|ce_|xent_|token_)?loss(?:es)?|(?:language_)?cross_entropy(?:_loss)?|xent)",
+    "nll": "nll(?:_loss)?",
     "ppl": "(?:language_)?(?:ppl|perplexity)",
     "bpb": "(?:bpb|bits_per_byte)",
     "set": rf"{SEPARATOR}+(?P<set>\w[\w.+@ /-]*?){SEPARATOR}+",
@@ -92,6 +93,8 @@ TABLE: tuple[tuple[str, str, tuple[str, ...]], ...] = (
         "train_loss",
         "nats",
         (
+            "{train}_{nll}",  # beside a loss that label smoothing or a further term raises
+            "{nll}",
             "{train}_{loss}",
             "{loss}_{train}",
             "{loss}_{train}_total",  # Composer
@@ -126,12 +129,13 @@ TABLE: tuple[tuple[str, str, tuple[str, ...]], ...] = (
         "nats",
         ("{train}_loss_epoch", "{train}_epoch_loss", "(?:epoch_loss|loss_epoch)"),
     ),
-    ("train_loss", "perplexity", ("(?:metrics_)?{train}_{ppl}", "{ppl}_{train}")),
+    ("train_loss", "perplexity", ("(?:metrics_)?{train}_{ppl}", "{ppl}_{train}", "{ppl}")),
     ("train_loss", "bits per byte", ("{train}_{bpb}", "{bpb}_{train}")),
     (
         "val_loss",
         "nats",
         (
+            "{val}_{nll}",
             "{val}_{loss}",
             "{loss}_{val}",
             "{val}_{loss}_(?:total|mean|avg)",
@@ -236,6 +240,7 @@ LOOKS_LIKE = re.compile(
     r"(?i)loss|nll|ppl|perplexity|cross.?entropy|\bbpb\b|_bpb|\bxent|(?:^|[\W_])ce(?:$|[\W_])"
 )
 BUT = re.compile(r"(?i)__(?:min|max)$|loss.?scale|_weight$|_coef\w*$|skipped|nan_|best")
+SAYS_TRAIN = re.compile(r"(?i)(?<![a-z])train")  # a name that says whose loss it is
 NO_MEASUREMENT = {"", "none", "n/a", "na", "null", "no log", "-", "--", "?", "undefined", "<na>"}
 
 
@@ -341,6 +346,26 @@ def is_set(measure: str) -> bool:
     return measure.startswith(SET)
 
 
+def is_bare_perplexity(reading: Reading | None, name: str) -> bool:
+    """Return whether a name is that of a perplexity and does not say of which text.
+
+    It tells the unit of the loss beside it and is no loss itself, except on a line of console text.
+
+    Args:
+        reading: How the name is read.
+        name: As it was logged.
+
+    Example:
+        >>> is_bare_perplexity(reading_of("ppl"), "ppl")
+        True
+        >>> is_bare_perplexity(reading_of("train/ppl"), "train/ppl")
+        False
+    """
+    if reading is None or (reading.measure, reading.unit) != ("train_loss", "perplexity"):
+        return False
+    return not SAYS_TRAIN.search(name)
+
+
 def is_loss(measure: str) -> bool:
     """Return whether a measure is a loss, of training or of any validation set.
 
@@ -358,13 +383,15 @@ def is_loss(measure: str) -> bool:
 class Memory:
     """What reading a part of a file that grows decided, for the parts to come.
 
-    lines: by measure, the line of ``TABLE`` that is read. main_set: the main validation set.
+    lines: by measure, the line of ``TABLE`` that is read. main_set: the main validation set. bits:
+    the losses that are bits, by the perplexity beside them; None until one tells.
     repaired: the rows were changed by what only the whole file tells. stale: a later part wants
     another decision, so that the whole must be read again.
     """
 
     lines: dict[str, int] = field(default_factory=dict)
     main_set: str | None = None
+    bits: set[str] | None = None
     repaired: bool = False
     stale: bool = False
 

@@ -162,6 +162,26 @@ def compare_runs(first: History, second: History, by: str | None = None) -> RunC
     return RunComparison(axis, start, end, differences, reached, notes)
 
 
+def compare_with_first(
+    runs: dict[str, History], by: str | None = None
+) -> tuple[list[tuple[str, str, RunComparison]], list[str]]:
+    """Compare the first of several runs with each of the others, all on one axis.
+
+    Args:
+        runs: their histories by name.
+        by: "tokens" or "step"; None (default) takes tokens where all logged them.
+
+    Returns:
+        The first run's name, another's, and their comparison, for each other run; and notes.
+
+    Raises:
+        InputError: as of ``compare_runs``.
+    """
+    axis, notes = common_axis(list(runs.values()), by)
+    (first, one), *others = runs.items()
+    return [(first, name, compare_runs(one, other, axis)) for name, other in others], notes
+
+
 def common_axis(runs: list[History], by: str | None = None) -> tuple[Axis, list[str]]:
     """Return the axis that runs can be compared on: tokens where all logged them.
 

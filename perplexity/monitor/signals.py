@@ -17,8 +17,7 @@ from .findings import Finding
 from .trend import healthy_decline, plateau
 
 UNIFORM_ADVICE = (
-    "look for another tokenizer than the model's, labels shifted wrongly, padding that is scored, "
-    "a diverged model"
+    "check for a mismatched tokenizer, mis-shifted labels, scored padding, or divergence"
 )
 
 

@@ -173,7 +173,8 @@ def divergence(digest: Digest) -> Iterator[Finding]:
 
     A rise counts in nats, or as a multiple of a small loss: from 0.002 to 0.02 is one.
 
-    Wrong where the data get harder on purpose or the objective changes.
+    Wrong where the data get harder on purpose or the objective changes, and no validation loss shows
+    that the model still learns; and at the height of a cyclic learning rate that was not logged.
     """
     s = digest.settings
     pieces = digest.pieces()
@@ -193,8 +194,14 @@ def divergence(digest: Digest) -> Iterator[Finding]:
     least = min(s.train_rise, s.train_rise_share * float(stretches[low]))
     if rise <= max(least, s.standard_errors * spread):
         return
-    if not (means[-width:] > stretches[low] + least / 2).all():
+    risen = means > stretches[low] + least / 2
+    if not risen[-width:].all():
         return
+    since = pieces[len(means) - int(np.argmin(risen[::-1]))].first if not risen.all() else math.nan
+    if _validation_gains_since(digest, since):
+        return
+    if stretches[-1] - digest.train_at(digest.height_before()) <= least / 2:
+        return  # lower than at the last height of a cyclic learning rate
     start = pieces[low].first
     yield Finding(
         "divergence",
@@ -212,6 +219,18 @@ def divergence(digest: Digest) -> Iterator[Finding]:
         first_step=start,
         last_step=digest.last_step,
     )
+
+
+def _validation_gains_since(digest: Digest, step: float) -> bool:
+    """Return whether validation is lower than ever before a step, well after it.
+
+    Then the training text became harder: a model that diverges loses on both.
+    """
+    if math.isnan(step) or not digest.evaluations:
+        return False
+    before = [e.loss for e in digest.evaluations if e.step <= step]
+    last = digest.evaluations[-1]
+    return bool(before) and last.step >= (step + digest.last_step) / 2 and last.loss < min(before)
 
 
 # ---- text seen again

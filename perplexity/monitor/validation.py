@@ -55,11 +55,23 @@ def validation_rise(digest: Digest) -> Rise | None:
     if len(losses) < s.least_evaluations:
         return None
     noise = validation_noise(losses, s)
+    if _is_height_of_cycle(digest, losses, noise):
+        return None
     for test in (_few_above, _stretch_above, _never_near):
         rise = test(digest, losses, noise)
         if rise is not None:
             return rise
     return None
+
+
+def _is_height_of_cycle(digest: Digest, losses: np.ndarray, noise: float) -> bool:
+    """Return whether a cyclic learning rate is as high as once before, and the loss no higher."""
+    before = digest.height_before()
+    if math.isnan(before):
+        return False
+    distance = [abs(e.step - before) for e in digest.evaluations]
+    then, s = losses[int(np.argmin(distance))], digest.settings
+    return bool(losses[-1] - then <= max(_floor(then, s), s.standard_errors * noise))
 
 
 def _floor(level: float, s: Settings) -> float:
@@ -73,11 +85,16 @@ def _few_above(digest: Digest, losses: np.ndarray, noise: float) -> Rise | None:
     level = before.min()
     if len(before) > 2:
         level = np.median(np.stack([before[:-2], before[1:-1], before[2:]]), axis=0).min()
-    rise = float(losses[-last:].min() - level)
-    # So few do not show their noise: then each must lie above the one before.
-    if len(losses) < 2 * last and not (np.diff(losses[-last:]) > 0).all():
-        return None
-    if rise <= max(_floor(level, s), s.standard_errors * noise):
+    rises = losses[-last:] - level
+    rise, least = float(rises.min()), _floor(level, s)
+    if len(losses) < 2 * last:
+        # So few do not show their noise: each must lie above the one before, and the first of them,
+        # where the curve turns, need not lie as far above the best as the others.
+        if not (np.diff(rises) > 0).all() or rise <= max(least, noise):
+            return None
+        if rises[1] <= s.standard_errors * noise:
+            return None
+    elif rise <= max(least, s.standard_errors * noise):
         return None
     best = digest.evaluations[int(np.argmin(before))]
     return Rise(best, rise, f"{nats(rise)} or more above its best for {last} evaluations")
@@ -120,7 +137,7 @@ def overfitting(digest: Digest) -> Iterator[Finding]:
     """Find validation above its best while training falls (Prechelt, Early Stopping, 1998).
 
     Wrong where validation is of another kind than training and moves away from it as the mix of
-    training data changes, and while a cyclic learning rate is at its height again.
+    training data changes, and while a cyclic learning rate that is not logged is at its height.
     """
     found = validation_rise(digest)
     if found is None:
@@ -165,7 +182,7 @@ def divergence(digest: Digest) -> Iterator[Finding]:
     """Find a rise of both losses. ``training.divergence`` finds one of the training loss alone.
 
     Wrong where the data get harder on purpose, the objective changes (a longer context, another
-    mix), or a cyclic learning rate is at its height again.
+    mix), or a cyclic learning rate that is not logged is at its height again.
     """
     found = validation_rise(digest)
     if found is None or not _train_rose(digest, found.best, digest.evaluations[-1]):

@@ -31,13 +31,18 @@ def rows(record: dict) -> list[tuple[str, str, str, str]]:
         *(
             (name, number(own[key], form), number(other.get(key), form), meaning)
             for name, key, form, meaning in (
-                ("repeated 4-grams", "repeated", ".1%", "of a text's words, said before in it"),
+                (
+                    "repeated 4-grams",
+                    "repeated",
+                    ".1%",
+                    "share of a text's 4-grams that occurred before in it",
+                ),
                 ("texts that loop", "looping", ".1%", "a quarter or more in one loop"),
                 (
                     "distinct 2-grams",
                     "distinct_2",
                     ".1%",
-                    "of one text a prompt together; falls with their number",
+                    "across one sample per prompt; decreases with more prompts",
                 ),
                 ("compression", "compression", ".2f", "bytes over compressed bytes; 2.4 is a loop"),
                 (

@@ -434,10 +434,10 @@ def write_report(
 
 
 IN_WORDS = {
-    "healthy": "Healthy: nothing asks for attention",
-    "watch": "Watch: something is worth a look",
-    "unhealthy": "Unhealthy: act now",
-    "insufficient-data": "Too little yet to judge the run by",
+    "healthy": "Healthy: no action needed",
+    "watch": "Watch: a finding needs a look",
+    "unhealthy": "Unhealthy: action needed",
+    "insufficient-data": "Not enough data yet to judge the run",
 }
 
 

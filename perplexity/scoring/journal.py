@@ -1,5 +1,6 @@
 """The journal of what has been scored: a run that was killed resumes to the same bits.
 
+``ScoringRun.keep_in`` (run.py) opens it; the scorer of batches (stream.py) reads and writes it.
 A batch's values are kept under a hash of the batch itself, its tokens and targets. The hashes of
 the documents are kept as well, to tell another text from the same one.
 """

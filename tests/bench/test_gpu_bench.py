@@ -5,6 +5,7 @@ import json
 import os
 import sys
 from pathlib import Path
+from subprocess import CompletedProcess
 
 import processes
 import pytest
@@ -51,25 +52,45 @@ PROVIDERS = {
 TINY = ("--device", "cpu", "--n", "32", "--shapes", "16x97", "--repeats", "2")
 
 
-def run(*arguments, **environment):
+def run(*arguments):
     """Run the benchmark in a process of its own, since kernels are interpreted in this one.
 
     torch.compile is off: it would take a minute.
     """
     base = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
-    environment = base | {"TORCHDYNAMO_DISABLE": "1"} | environment
+    environment = base | {"TORCHDYNAMO_DISABLE": "1"}
     return processes.run(sys.executable, BENCH / "gpu.py", *arguments, env=environment)
+
+
+def script(name):
+    """Return a script of ``bench/`` as a module."""
+    specification = importlib.util.spec_from_file_location(f"bench_{name}", BENCH / f"{name}.py")
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    return module
 
 
 @pytest.fixture
 def gpu(monkeypatch):
-    """The script as a module."""
+    """The benchmark as a module."""
     monkeypatch.syspath_prepend(BENCH)
-    specification = importlib.util.spec_from_file_location("bench_gpu", BENCH / "gpu.py")
-    module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
-    yield module
+    yield script("gpu")
     sys.modules.pop("cases", None)
+
+
+@pytest.fixture
+def here(monkeypatch, capsys):
+    """Return a function that calls a module's ``main`` in this process, which imported everything.
+
+    The function takes the module and the command's words, and returns what ``run`` returns.
+    """
+
+    def call(module, *arguments):
+        monkeypatch.setattr(sys, "argv", [module.__name__, *map(str, arguments)])
+        capsys.readouterr()
+        return CompletedProcess(arguments, module.main(), *capsys.readouterr())
+
+    return call
 
 
 def test_every_case_and_provider(tmp_path):
@@ -106,8 +127,9 @@ def test_every_case_and_provider(tmp_path):
         assert row["case"] in done.stdout and row["provider"] in done.stdout
 
 
-def test_what_passes_the_budget_says_so(tmp_path):
-    done = run(
+def test_what_passes_the_budget_says_so(gpu, here, tmp_path):
+    done = here(
+        gpu,
         *TINY,
         "--out",
         str(tmp_path),
@@ -128,8 +150,9 @@ def test_what_passes_the_budget_says_so(tmp_path):
     assert "2 rows, 2 left out" in done.stdout
 
 
-def test_without_a_gpu_it_refuses(tmp_path):
-    done = run("--out", str(tmp_path), CUDA_VISIBLE_DEVICES="", HIP_VISIBLE_DEVICES="")
+def test_without_a_gpu_it_refuses(gpu, here, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    done = here(gpu, "--out", tmp_path)
     assert done.returncode == 2 and not list(tmp_path.iterdir())
     assert done.stderr.count("\n") == 1
     assert (
@@ -194,12 +217,13 @@ def test_the_first_size_and_the_quick_providers_come_first(gpu, monkeypatch):
     }
 
 
-def test_the_tuner_checks_what_it_times(tmp_path):
+@pytest.mark.skipif(torch.cuda.is_available(), reason="kernels are compiled in this process")
+def test_the_tuner_checks_what_it_times(here, tmp_path, monkeypatch):
     """Every tiny configuration gives the default's sums; a file as the others'."""
-    options = ("--device", "cpu", "--repeats", "1", "--out", tmp_path)
-    done = processes.run(
-        sys.executable, BENCH / "tune.py", *options, env=os.environ | {"TRITON_INTERPRET": "1"}
-    )
+    monkeypatch.syspath_prepend(BENCH)
+    done = here(script("tune"), "--device", "cpu", "--repeats", "1", "--out", tmp_path)
+    sys.modules.pop("cases", None)
+    sys.modules.pop("gpu", None)
     assert done.returncode == 0, done.stderr
     rows = json.loads((tmp_path / "tune-cpu.json").read_text())["rows"]
     assert [row["what"] for row in rows] == ["product", "default", "chunked", "fused", "fused"]
@@ -235,13 +259,13 @@ def test_the_roofline_is_of_this_device_code(monkeypatch):
         )
 
 
-def test_the_readme_shows_what_was_measured_and_whether_it_still_holds(monkeypatch, tmp_path):
+def test_the_document_shows_what_was_measured_and_whether_it_still_holds(monkeypatch, tmp_path):
     monkeypatch.syspath_prepend(BENCH)
     specification = importlib.util.spec_from_file_location("gpu_report", BENCH / "gpu_report.py")
     report = importlib.util.module_from_spec(specification)
     specification.loader.exec_module(report)
-    readme = (BENCH.parent / "README.md").read_text()
-    assert report.placed(readme) == readme, "python bench/gpu_report.py"
+    document = (BENCH.parent / "docs" / "performance.md").read_text()
+    assert report.placed(document) == document, "python bench/gpu_report.py"
     assert report.section(tmp_path) == report.NOTHING
 
     size = dict(n=8192, d=4096, v=128256, error=None, tb_s=None, peak_temporary_bytes=3 << 20)

@@ -156,12 +156,13 @@ COPIES = {
 
 @pytest.mark.parametrize("name", COPIES)
 @pytest.mark.parametrize("template", ["none", "instruction", "both"])
-def test_a_copy_is_a_leak_whatever_template_it_has(name, template):
-    """However often it is in training. Of 21 seeded copies 0.95 are found, as without a
+@pytest.mark.parametrize("seeds", [2, pytest.param(6, marks=pytest.mark.slow)])
+def test_a_copy_is_a_leak_whatever_template_it_has(name, template, seeds):
+    """However often it is in training. Of 7 or 21 seeded copies 0.95 are found, as without a
     template.
     """
     seeded = found = others = 0
-    for seed in range(6):
+    for seed in range(seeds):
         texts = Texts(f"{name}{template}{seed}")
         make = TEMPLATES.get(template, lambda _, own: own)
         own = [texts.words(80) for _ in range(12 if seed % 2 else 2)]

@@ -11,6 +11,7 @@ from tiny_models import TEXTS, save_small_model
 
 from perplexity import evaluate
 from perplexity.errors import InputError
+from perplexity.scoring.stream import raise_together
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +73,21 @@ def test_distributed_needs_a_process_group(model, tokenizer):
         evaluate(model, tokenizer, TEXTS, distributed=True)
 
 
+def test_another_ranks_error_is_raised_here(monkeypatch):
+    def gather(messages, own):
+        messages[:] = [own, "OSError: disk"]
+
+    monkeypatch.setattr(torch.distributed, "all_gather_object", gather)
+    with (
+        pytest.raises(InputError, match=r"another rank stopped \(OSError: disk\)"),
+        raise_together(2),
+    ):
+        pass
+    with pytest.raises(KeyError, match="own"), raise_together(2):
+        raise KeyError("own")
+
+
+@pytest.mark.slow
 def test_what_one_rank_cannot_do_stops_all_with_its_words(folder, tmp_path):
     # Only rank 0 writes; the unfinished file's name leads into a folder that does not exist.
     broken = (

@@ -342,6 +342,9 @@ def test_a_comparison_of_models():
             seconds=1.0,
             model_a={},
             model_b={},
+            rows_a=100,
+            rows_b=100,
+            outside_probability=0.0,
             model_notes=[],
         )
     )

@@ -1,47 +1,52 @@
 """Without its package an integration says in one line which extra brings it."""
 
+import json
 import sys
 
 import pytest
 from processes import run
 
+# integration -> the packages it needs, by the name of any of them
+NEEDS = {
+    "transformers": ["transformers"],
+    "torchmetrics": ["torchmetrics"],
+    "lightning": ["lightning", "pytorch_lightning"],
+}
 HIDE = """
-import sys
+import importlib, importlib.util, json, sys
+import perplexity.integrations.tracking
+assert not {"wandb", "tensorboard"} & sys.modules.keys()
+hidden = set()
 class Hidden:
     def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in {hidden!r}:
-            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+        if name.split(".")[0] in hidden:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 sys.meta_path.insert(0, Hidden())
-import importlib.util
 find = importlib.util.find_spec
 importlib.util.find_spec = lambda name, package=None: (
-    None if name.split(".")[0] in {hidden!r} else find(name, package)
+    None if name.split(".")[0] in hidden else find(name, package)
 )
-try:
-    import perplexity.integrations.{module}
-except ImportError as error:
-    print(error)
+said = {}
+for module, packages in json.loads(sys.argv[1]).items():
+    hidden = set(packages)
+    try:
+        importlib.import_module(f"perplexity.integrations.{module}")
+    except ImportError as error:
+        said[module] = str(error)
+print(json.dumps(said))
 """
 
 
-@pytest.mark.parametrize(
-    ("module", "hidden", "named"),
-    [
-        ("transformers", ["transformers"], "transformers"),
-        ("torchmetrics", ["torchmetrics"], "torchmetrics"),
-        ("lightning", ["lightning", "pytorch_lightning"], "lightning"),
-    ],
-)
-def test_the_extra_is_named(module, hidden, named):
-    done = run(sys.executable, "-c", HIDE.format(module=module, hidden=hidden))
-    said = (
-        f"perplexity.integrations.{module}: needs {named}; install fused-perplexity[integrations]\n"
-    )
-    assert (done.stdout, done.returncode) == (said, 0), done.stderr
-
-
-def test_trackers_need_nothing():
-    code = "import perplexity.integrations.tracking, sys; "
-    code += "assert not {'wandb', 'tensorboard'} & sys.modules.keys()"
-    done = run(sys.executable, "-c", code)
+@pytest.fixture(scope="module")
+def said():
+    """What each integration says, all in one process: none of them is imported at last."""
+    done = run(sys.executable, "-c", HIDE, json.dumps(NEEDS))
     assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize("module", NEEDS)
+def test_the_extra_is_named(said, module):
+    """The trackers, which are imported first, need nothing."""
+    expected = f"perplexity.integrations.{module}: needs {module}; "
+    assert said[module] == expected + "install fused-perplexity[integrations]"

@@ -123,6 +123,26 @@ dist.destroy_process_group()
 """
 
 
+def test_what_is_gathered_is_summed():
+    """Two halves of the batches, gathered as ranks gather them."""
+    whole, halves = Perplexity(-100), [Perplexity(-100), Perplexity(-100)]
+    for number, (logits, target) in enumerate(batches()):
+        whole.update(logits, target)
+        halves[number % 2].update(logits, target)
+    gathered = []
+
+    def gather(state, group):
+        gathered.append(state)
+        return [getattr(half, "tokens" if state.dtype == torch.int64 else "nll") for half in halves]
+
+    others = [half.metric_state for half in halves]
+    halves[0].sync(dist_sync_fn=gather, distributed_available=lambda: True)
+    assert len(gathered) == len(others[0]) == 2
+    assert halves[0].nll.item() == pytest.approx(whole.nll.item(), rel=1e-12)
+    assert halves[0].tokens == whole.tokens > others[1]["tokens"]
+
+
+@pytest.mark.slow
 def test_over_ranks(tmp_path):
     metric = Perplexity(-100)
     for logits, target in batches():

@@ -622,3 +622,29 @@ def test_several_evaluation_sets(tmp_path):
     last = {name: value for row in run.state.log_history for name, value in row.items()}
     assert last["eval_a_perplexity"] != last["eval_b_perplexity"]
     assert [evaluation.step for evaluation in callback.monitor.digest.evaluations] == [3, 6]
+
+
+def test_statistics_come_with_the_loss(tmp_path):
+    model = build_model(VOCABULARY)
+    given = batch()
+    logits = model(input_ids=given["input_ids"]).logits
+    with use_fused_loss(model, statistics=True):
+        outputs = model(**given)
+        statistics = outputs.token_statistics
+        assert outputs["token_statistics"] is statistics and outputs.loss.requires_grad
+        labels = given["labels"][:, 1:]
+        counted = labels != -100
+        assert statistics.predicted.shape == labels.shape
+        assert torch.equal(statistics.predicted[counted], logits[:, :-1].argmax(-1)[counted])
+        torch.testing.assert_close(statistics.nll[counted].mean(), outputs.loss)
+        with torch.no_grad():
+            outputs = model(**given)
+        # Trainer's evaluation takes the outputs' items for predictions.
+        assert "token_statistics" not in outputs and outputs.token_statistics is not None
+        # Metrics of predictions: the evaluation's outputs hold the loss alone.
+        run = trainer(model, tmp_path)
+        run.compute_metrics = lambda predictions: {}
+        assert math.isfinite(run.evaluate()["eval_loss"])
+        run.train()
+    with pytest.raises(TypeError, match="statistics: expected True or False"):
+        use_fused_loss(model, statistics="yes")

@@ -1,5 +1,7 @@
 """Both implementations of every kernel against float64; the tables are tests/tables.py's."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 import triton
@@ -171,7 +173,7 @@ def test_equal_rows_of_the_vocabulary_tie(tokens, dtype, backend, device):
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_equal_heads_have_no_divergence(backend, device):
     module = operators.implementation(backend)
-    for case in (Case(), Case(shape=(70, 4201, 40), dtype=torch.bfloat16, scale=20.0)):
+    for case in (Case(), Case(shape=(7, 2181, 40), dtype=torch.bfloat16, scale=20.0)):
         inputs = build(case, device)
         head = inputs.hidden, inputs.weight, inputs.bias
         rows = module.linear_kl(head, head)
@@ -185,7 +187,7 @@ def test_equal_heads_have_no_divergence(backend, device):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_two_runs_give_the_same_bits(backend, device):
-    inputs = build(Case(shape=(70, 4201, 40)), device)
+    inputs = build(Case(shape=(70, 2181, 40)), device)
     arguments = inputs.hidden, inputs.weight, inputs.bias, inputs.target
     forward, backward = implementation(backend)
     first, second = forward(*arguments), forward(*arguments)
@@ -196,7 +198,7 @@ def test_two_runs_give_the_same_bits(backend, device):
 
 def test_a_token_does_not_depend_on_its_batch(device):
     """The kernel's spans are a constant: the same bits alone as among others."""
-    inputs = build(Case(shape=(70, 4201, 40)), device)
+    inputs = build(Case(shape=(70, 2181, 40)), device)
     forward, _ = implementation("triton")
     together = forward(inputs.hidden, inputs.weight, None, inputs.target)
     alone = forward(inputs.hidden[64:65], inputs.weight, None, inputs.target[64:65])
@@ -242,7 +244,14 @@ def test_only_the_gradients_asked_for(backend, needs, device):
 
 
 @pytest.mark.parametrize(
-    "case", [case for case in LINEAR if not (case.bias or case.masked_bias)], ids=str
+    "case",
+    [
+        # A row costs the interpreter the same whichever chunk has it: 25 make three chunks.
+        replace(case, shape=(min(case.shape[0], 25), *case.shape[1:]))
+        for case in LINEAR
+        if not (case.bias or case.masked_bias or case.options)
+    ],
+    ids=str,
 )
 def test_linear_nll_by_chunks_of_logits(case, device):
     """The vendor's products and a row kernel: the same contract, several chunks of tokens, the last
@@ -254,7 +263,7 @@ def test_linear_nll_by_chunks_of_logits(case, device):
     rule = Rule(
         softcap=case.softcap, logit_scale=case.logit_scale, with_logit_sum=True, with_exp_shift=True
     )
-    plan = Plan("triton", memory_limit=4 * case.shape[1] * 40)
+    plan = Plan("triton", memory_limit=4 * case.shape[1] * 12)
     sums = linear_nll_chunked(
         inputs.hidden, inputs.weight, inputs.target, inputs.class_weight, rule, plan
     )
@@ -292,12 +301,7 @@ def test_which_way_a_gpu_takes(target, dtype, bias, limit, expected):
 
 def test_the_policy_keeps_the_contract(device, monkeypatch):
     """Whichever way is taken, a bias or not: what the operator returns is the same to rounding."""
-    case = next(
-        case
-        for case in LINEAR
-        if case.dtype == torch.float32 and not (case.bias or case.masked_bias)
-    )
-    inputs = build(case, device)
+    inputs = build(Case(), device)
     arguments = (
         inputs.hidden,
         inputs.weight,
@@ -330,8 +334,8 @@ def test_nll_alone_writes_three_planes_and_the_same_bits(layout, dtype, device):
     generator = torch.Generator(device).manual_seed(0)
     width = 80 if layout == "described" else 81  # 162 bytes a row: no descriptor starts there
     options = dict(generator=generator, device=device)
-    hidden, weight = (torch.randn(rows, width, **options).to(dtype)[:, :79] for rows in (70, 2500))
-    target = torch.randint(2500, (70,), **options)
+    hidden, weight = (torch.randn(rows, width, **options).to(dtype)[:, :79] for rows in (37, 2181))
+    target = torch.randint(2181, (37,), **options)
     _, constants, _ = logit_arguments(hidden, weight, None, Rule(), "nll", may_describe=True)
     if device == "cpu":
         assert constants["DESCRIBED"] == (layout == "described")
@@ -343,7 +347,7 @@ def test_nll_alone_writes_three_planes_and_the_same_bits(layout, dtype, device):
     if device == "cpu":  # tiles of one size; compiled, more sums have smaller tiles
         assert torch.equal(few, all_sums[:3])
     exact = (hidden.double() @ weight.double().T).logsumexp(1)
-    sums = linear_nll.merge(few, target, vocabulary=2500, ignore_index=-100)
+    sums = linear_nll.merge(few, target, vocabulary=2181, ignore_index=-100)
     torch.testing.assert_close(sums[MAX] + sums[SUM_EXP].log(), exact.float(), rtol=1e-5, atol=1e-4)
 
 

@@ -27,8 +27,15 @@ def thinned(history: History, keep: int) -> History:
     return made
 
 
-@pytest.mark.parametrize("keep", [1, 4, 10, 50])
-def test_nothing_is_found_at_any_moment(training_curves, keep):
+MANY, FEW = 200, 40  # moments of a run, beside those behind each validation loss
+
+
+@pytest.mark.parametrize(
+    ("keep", "sampled"),
+    [*((keep, FEW) for keep in (1, 10, 50))]
+    + [pytest.param(keep, MANY, marks=pytest.mark.slow) for keep in (1, 4, 10, 50)],
+)
+def test_nothing_is_found_at_any_moment(training_curves, keep, sampled):
     alarms, moments, judged = [], 0, 0
     for file in training_curves:
         history = thinned(read_history(file), keep)
@@ -36,9 +43,9 @@ def test_nothing_is_found_at_any_moment(training_curves, keep):
         generator = np.random.default_rng(len(file.name))
         # behind each validation loss
         ends = {(event[0], place + 1) for place, event in enumerate(history.events)}
-        sampled = generator.integers(count // 5, count, min(200, count // 2))
+        drawn = generator.integers(count // 5, count, min(sampled, count // 2))
         behind = np.array([event[0] for event in history.events])
-        ends |= {(int(at), int(np.searchsorted(behind, at, side="right"))) for at in sampled}
+        ends |= {(int(at), int(np.searchsorted(behind, at, side="right"))) for at in drawn}
         digest, done = Digest(), (0, 0)
         for train, events in sorted(ends):
             part = History()

@@ -35,6 +35,259 @@ TITAN = "[rank0]:[titan] 2026-11-01 10:00:00,000 - root - INFO - "
 BAR = " 10%|█         | N0/400 [00:05<08:15,  2.00it/s]"
 # (logger, file, text, training losses, validation losses by set, steps of training)
 FILES = [
+    # --- console text that counts, names or evaluates in other ways
+    (
+        "fairseq: label smoothing, base 2 by its perplexity, steps of an epoch, a validation's progress",
+        "a.log",
+        "".join(
+            f"| epoch 00{epoch}  {at} / 9 loss={bits + 1}, nll_loss={bits}, ppl={2**bits:.3f}, lr=0.1\n"
+            f"| epoch 00{epoch} | valid on 'valid' subset  1 / 2 loss=9.5\n"
+            f"| epoch 00{epoch} | valid on 'valid' subset | loss 9 | nll_loss {bits + 1} | ppl {2 ** (bits + 1):.2f}\n"
+            for epoch, at, bits in ((1, 4, 3.5), (1, 8, 3.25), (2, 4, 3.0), (2, 8, 2.75))
+        ),
+        [bits * math.log(2) for bits in (3.5, 3.25, 3.0, 2.75)],
+        {"": [bits * math.log(2) for bits in (4.5, 4.25, 4.0, 3.75)]},
+        [4, 8, 12, 16],
+    ),
+    (
+        "mmengine, behind a date that is no count",
+        "a.log",
+        lines("11/27 10:00:00 - mmengine - INFO - Epoch(train) [1][ N/547]  lr: 1e-4  loss: X"),
+        TRAIN,
+        {},
+        [1, 2, 3],
+    ),
+    (
+        "a bar that shows its new count before its new loss",
+        "a.log",
+        "Epoch 0:   6%|# | 1/9 [00:01<00:09,  2.00s/it, loss=3.500]\r"
+        "Epoch 0:  11%|## | 2/9 [00:02<00:09,  2.00s/it, loss=3.500]\r"
+        "Epoch 0:  11%|## | 2/9 [00:02<00:09,  2.00s/it, loss=3.250]\r"
+        "Epoch 0:  33%|### | 3/9 [00:03<00:09,  2.00s/it, loss=3.250]\r"
+        "Epoch 0:  33%|### | 3/9 [00:03<00:09,  2.00s/it, loss=3.000]\n",
+        TRAIN,
+        {},
+        [1, 2, 3],
+    ),
+    (
+        "transformers, slower than a step a second",
+        "a.log",
+        "".join(
+            f" 10%|# | {n}/400 [00:05<08:15,  2.00s/it]\n{{'loss': '{x}', 'epoch': '0.1'}}\n"
+            for n, x in zip((20, 30, 40), TRAIN, strict=True)
+        ),
+        TRAIN,
+        {},
+        [20, 30, 40],
+    ),
+    (
+        "transformers with tokens a second, which have the time in each row",
+        "a.log",
+        lines("{'loss': X, 'learning_rate': 1e-4, 'train_runtime': 5.0, 'epoch': 0.0N}"),
+        TRAIN,
+        {},
+        [1, 2, 3],
+    ),
+    (
+        "DeepSpeed's examples, an evaluation under its heading",
+        "a.log",
+        lines("Epoch: 0, Step: N, Rank: 0, loss = X")
+        + "***** Evaluating perplexity, Epoch 1/2 *****\nppl: 22.2, loss: 3.1\n",
+        TRAIN,
+        {"": [3.1]},
+        [1, 2, 3],
+    ),
+    (
+        "Marian",
+        "a.log",
+        lines(
+            "[2026-11-01 10:00:00] Ep. 1 : Up. N : Sen. 5,529,093 : Cost X : Time 8.42s\n"
+            "[2026-11-01 10:00:00] [valid] Ep. 1 : Up. N : cross-entropy : 67.9 : new best\n"
+            "[2026-11-01 10:00:00] [valid] Ep. 1 : Up. N : ce-mean-words : Y : stalled 1 times (last best: 1.0)"
+        ),
+        TRAIN,
+        {"": HIGHER},
+        [1, 2, 3],
+    ),
+    (
+        "OpenNMT: perplexities alone, and an epoch before the count",
+        "a.log",
+        "".join(
+            f"Epoch  1,  {n}/  725; acc: 0.0; ppl: {math.exp(x):.5f}; 5 s\n"
+            for n, x in enumerate(TRAIN, 1)
+        )
+        + f"Validation perplexity: {math.exp(3.1):.5f}\n",
+        TRAIN,
+        {"": [3.1]},
+        [1, 2, 3],
+    ),
+    (
+        "llama.cpp",
+        "a.log",
+        lines("train_opt_callback: iter=     N sample=7/560 sched=0.7 loss=X dt=00:04:59 |-->"),
+        TRAIN,
+        {},
+        [1, 2, 3],
+    ),
+    (
+        "llama2.c",
+        "a.log",
+        lines("N | loss X | lr 1e-4 | 8.5ms | mfu 0.2%") + "step 3: train loss 3.2, val loss 3.1\n",
+        TRAIN,
+        {"": [3.1]},
+        [1, 2, 3],
+    ),
+    (
+        "TensorFlow's Estimator",
+        "a.log",
+        lines("INFO:tensorflow:loss = X, step = N (1.2 sec)")
+        + "INFO:tensorflow:Saving dict for global step 3: accuracy = 0.2, global_step = 3, loss = 3.1\n",
+        TRAIN,
+        {"": [3.1]},
+        [1, 2, 3],
+    ),
+    (
+        "an evaluation by iterations beside steps",
+        "a.log",
+        lines("iter N0 | step N: loss X, iter time: 1.00 ms") + "iter 30: val loss 3.1\n",
+        TRAIN,
+        {"": [3.1]},
+        [10, 20, 30],
+    ),
+    (
+        "scores of three splits beside a loss",
+        "a.log",
+        lines("Epoch: 00N, Loss: X, Train: 0.1786, Val: 0.1140, Test: 0.1120"),
+        TRAIN,
+        {},
+        [1, 2, 3],
+    ),
+    (
+        "a sentence",
+        "a.log",
+        lines("[Iteration N] 9.5 records/second. Loss is X."),
+        TRAIN,
+        {},
+        [1, 2, 3],
+    ),
+    (
+        "ranks of a pipeline without a loss",
+        "a.log",
+        lines("[rank0]: step: N loss: -1.0\n[rank7]: step: N loss: X", [*TRAIN, 2.75]),
+        [*TRAIN, 2.75],
+        {},
+        [1, 2, 3, 4],
+    ),
+    # --- tables
+    (
+        "decimal commas in quotes",
+        "a.csv",
+        "step,loss,val_loss\n" + lines('N,"X","Y"').replace(".", ","),
+        TRAIN,
+        {"": HIGHER},
+        [1, 2, 3],
+    ),
+    (
+        "a step, a clock and a value without a header",
+        "a.csv",
+        lines("N,170000000N.5,X"),
+        TRAIN,
+        {},
+        [1, 2, 3],
+    ),
+    (
+        "fastai, whose bars were drawn over",
+        "a.txt",
+        "epoch  train_loss  valid_loss  time\n"
+        + lines("Epoch N/3 : |--| 0% [0/9 00:00<00:00]\rN  X  Y  12:34"),
+        TRAIN,
+        {"": HIGHER},
+        [1, 2, 3],
+    ),
+    (
+        "losses of evaluation in a file of that name, with those of training",
+        "eval_log.csv",
+        "step,train_loss,eval_loss\n" + lines("N,X,Y"),
+        TRAIN,
+        {"": HIGHER},
+        [1, 2, 3],
+    ),
+    # --- JSON
+    (
+        "epochs of evaluations among steps",
+        "a.jsonl",
+        lines('{"epoch": N, "num_updates": N0, "loss": X}\n{"epoch": N, "valid_loss": Y}'),
+        TRAIN,
+        {"": HIGHER},
+        [10, 20, 30],
+    ),
+    (
+        "Comet",
+        "a.json",
+        json.dumps(
+            [
+                {"metricName": name, "metricValue": str(value), "step": step}
+                for name, values in (("loss", TRAIN), ("eval_loss", HIGHER))
+                for step, value in enumerate(values, 1)
+            ]
+        ),
+        TRAIN,
+        {"": HIGHER},
+        [1, 2, 3],
+    ),
+    (
+        "ClearML",
+        "a.json",
+        json.dumps(
+            {"loss": {"train": {"x": [1, 2, 3], "y": TRAIN}, "eval": {"x": [3], "y": [3.1]}}}
+        ),
+        TRAIN,
+        {"": [3.1]},
+        [1, 2, 3],
+    ),
+    (
+        "a hosted notebook's output, line by line",
+        "a.log",
+        json.dumps(
+            [
+                {"stream_name": "stdout", "time": n, "data": f"step {n}: loss {x}\n"}
+                for n, x in enumerate(TRAIN, 1)
+            ]
+        ),
+        TRAIN,
+        {},
+        [1, 2, 3],
+    ),
+    (
+        "a notebook's table",
+        "a.ipynb",
+        json.dumps(
+            {
+                "cells": [
+                    {
+                        "source": [],
+                        "outputs": [
+                            {
+                                "data": {
+                                    "text/html": [
+                                        "<table><thead><tr><th>Step</th><th>Training Loss</th></tr></thead><tbody>",
+                                        *(
+                                            f"<tr>\n<td>{n}</td>\n<td>{x}</td>\n</tr>"
+                                            for n, x in enumerate(TRAIN, 1)
+                                        ),
+                                        "</tbody></table>",
+                                    ]
+                                }
+                            }
+                        ],
+                    }
+                ]
+            }
+        ),
+        TRAIN,
+        {},
+        [1, 2, 3],
+    ),
     # --- console text
     (
         "Megatron-LM",
@@ -625,6 +878,20 @@ def test_every_loss_of_a_logger(tmp_path, file, text, train, sets, steps):
     assert found.keys() == sets.keys()
     for name, losses in sets.items():
         assert found[name] == pytest.approx(losses)
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "named"),
+    [
+        ("a.log", lines("train | iter: N/ 9 | rl_loss: X | lr: 1e-4"), "names seen: rl_loss"),
+        ("a.csv", "step,perplexity\n" + lines("N,X"), "perplexity --unit perplexity reads it"),
+    ],
+    ids=["an unknown loss on lines", "a perplexity that does not say of which text"],
+)
+def test_what_is_not_read_is_named(tmp_path, file, text, named):
+    (tmp_path / file).write_text(text)
+    with pytest.raises(InputError, match=named):
+        read_history(tmp_path / file)
 
 
 @pytest.mark.parametrize("name", ["a.csv", "a.jsonl", "a.log", "a.txt", "a", "a.out"])

@@ -47,6 +47,39 @@ def test_five_evaluations_that_rise_are_overfitting():
     assert found["overfitting"].first_step == 1000
 
 
+def test_a_turn_within_five_evaluations_is_overfitting():
+    """The first rise of three was small beside a noise that the curve's own bend had raised."""
+    train = noisy(np.repeat([1.2, 0.7, 0.3], 50), 0.05)
+    losses = [1.12, 1.07, 1.15, 1.29, 1.45]
+    _, found = judged(train, [(30 * (i + 1), v) for i, v in enumerate(losses)])
+    assert found["overfitting"].first_step == 60
+
+
+def test_harder_training_text_is_no_divergence_while_validation_gains():
+    curve = noisy(falls(600, 6, 2.5), 0.01)
+    harder = curve + np.where(np.arange(600) < 300, 0, 0.7)
+    val = [(step, curve[step - 1] - 0.0002 * step) for step in range(20, 601, 20)]
+    assert "divergence" not in judged(harder, val)[1]
+    assert "divergence" in judged(harder)[1]
+
+
+def test_a_cyclic_rate_at_its_height_is_no_divergence_where_it_is_logged():
+    phase = (np.arange(1000) % 250) / 250
+    rate = 0.5 * (1 + np.cos(np.pi * phase))
+    losses = noisy(falls(1000, 6, 2.5) + 0.6 * rate, 0.003)
+    found = {}
+    for logged in (True, False):
+        digest = Digest()
+        for step in range(801):  # 50 steps behind the third restart
+            if logged:
+                digest.other(step, "lr", rate[step])
+            digest.train(step, losses[step])
+            if step % 10 == 9:
+                digest.validation(step, losses[step])
+        found[logged] = {f.signal for f in diagnose(digest).findings if f.severity == "danger"}
+    assert not found[True] and found[False]
+
+
 @pytest.mark.parametrize("level", [0.3, 1.0, 5.0])
 def test_a_slow_rise_beyond_the_noise_is_overfitting_at_any_level(level):
     place = np.arange(25)

@@ -6,7 +6,6 @@ import sys
 
 import pyarrow.parquet
 import pytest
-from processes import ppl
 from processes import run as runs
 from tiny_models import TEXTS, save_small_model
 
@@ -111,8 +110,8 @@ def test_limit_greedy_and_status(folder, monkeypatch, capsys):
         assert got == expected and "no-better-than-chance" in capsys.readouterr().out
 
 
-def test_standard_input(folder):
-    done = ppl("probe", "checkpoint-40", "-", *SHORT, input="the cat\na dog\n", cwd=folder)
+def test_standard_input(folder, ppl_here):
+    done = ppl_here("probe", "checkpoint-40", "-", *SHORT, input="the cat\na dog\n", cwd=folder)
     assert done.returncode == 0 and "4 texts to 2 prompts" in done.stdout, done.stderr
 
 

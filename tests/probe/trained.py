@@ -84,7 +84,7 @@ def trained(kind: str, seed: int):
         drawn_topics = lambda: drawn.choices(training, sizes, k=16)  # noqa: E731
         draw = lambda: [[0, *window(ids, LENGTH)] for ids in drawn_topics()]  # noqa: E731
         texts = [ids[: 2 * LENGTH] for ids in held_out]
-        steps = 300
+        steps = 150
     elif kind == "loop":
         sentences = [window(drawn.choice(topics), drawn.randrange(6, 20)) for _ in range(24)]
         loop = lambda ids: (ids * LENGTH)[:LENGTH]  # noqa: E731

@@ -386,7 +386,9 @@ def test_what_the_model_writes_is_shown(beyond):
     assert data["perplexity-trend"]["data"][0]["y"] == [None, None]  # "inf" cannot be drawn
     assert "low-perplexity-trap" in text and "BLEU, chrF" in text and "missing" in text
     # (20 · 0.5 of perplexity + 20 · 1.0 of the curves) / 40, times 0.1.
-    assert re.search(r"Unhealthy: act now\s+<span class=\"quiet\">health 7 of 100</span>", text)
+    assert re.search(
+        r"Unhealthy: action needed\s+<span class=\"quiet\">health 7 of 100</span>", text
+    )
     assert "of the curves and of what the model writes" in text
     assert "quality of the texts not measured" in text
 

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Iterable
 
 import numpy as np
 
 from ...errors import InputError
 from ..history import EVENTS, History
-from ..names import SET, Memory, Names, is_loss, is_set, looks_like_loss
+from ..names import SET, Memory, Names, is_bare_perplexity, is_loss, is_set, looks_like_loss
 from .cells import SUMMARY, Log, Table
 from .order import arrange, continued_over_epochs, numbered
 
 THINNED = ("lr", "grad_norm", "tokens", "seconds")  # slow measures: ten thousand values draw them
 MOST_THINNED = 10_000
 SHOWN = 5  # names in a note
+OF_PERPLEXITY = re.compile(r"(?i)ppl|perplexity")
+OF_A_STEP = ("loss", "learning_rate")  # in transformers' rows, not in its summary
+UNIT_APART = 0.02  # nats or bits between a loss and its perplexity's logarithm: both are rounded
+LEAST_TOLD = 0.2  # a loss of less is nearly the same in bits and in nats
 OF_THE_LOSS = re.compile(r"(?i)ppl|perplexity|bpb|bits.per")  # which was read
 
 Column = tuple[np.ndarray, np.ndarray]  # values and whether there is one
@@ -109,8 +114,10 @@ def nothing_read(
     ]
     problems += [f": {note}" for note in history.notes if "left out" in note]
     what = problems[0] if problems else ": expected a training loss or a validation loss, got none"
-    candidates = [name for name in seen if looks_like_loss(name)] or list(seen)
-    hint = f"; --tag train_loss={candidates[0]} reads it" if candidates else ""
+    candidates = [name for name in seen if looks_like_loss(name)]
+    candidates = candidates or [name for name, numeric in seen.items() if numeric]
+    unit = " --unit perplexity" if candidates and OF_PERPLEXITY.search(candidates[0]) else ""
+    hint = f"; --tag train_loss={candidates[0]}{unit} reads it" if candidates else ""
     return f"{source}{what}{_listed(seen)}{hint if not problems else ''}"
 
 
@@ -135,16 +142,17 @@ def _columns(tables: list[Table], names: Names, history: History) -> dict[str, C
         for name, column in table.columns.items():
             if name != SUMMARY and column.known.any():
                 there.setdefault(name)
-    chosen = names.chosen(there)
+    chosen = names.chosen(
+        name for name in there if not is_bare_perplexity(names.reading(name), name)
+    )
+    bits = _in_bits(tables, chosen, there, names, history)
     found: dict[str, Column] = {}
+    steps = chosen.pop("step", [])
     for measure, entries in chosen.items():
-        if measure == "step":
-            for kind in dict.fromkeys(unit for _, unit in entries):
-                of = [_joined(tables, kept, name) for name, unit in entries if unit == kind]
-                found[f"step {kind}".strip()] = _one_step(of, kind)
-            continue
         values, known = None, None
         for name, unit in entries:
+            if unit == "nats" and measure in bits:
+                unit = "bits"
             more, has = _joined(tables, kept, name)
             if unit:
                 has = _above_zero(more, has, names.unit_of(unit), name, history)
@@ -164,7 +172,66 @@ def _columns(tables: list[Table], names: Names, history: History) -> dict[str, C
             values[fresh], known = more[fresh], known | fresh
         if values is not None and known is not None:
             found[measure] = values, known
+    for kind in dict.fromkeys(unit for _, unit in steps):
+        of = [_joined(tables, kept, name) for name, unit in steps if unit == kind]
+        found[f"step {kind}".strip()] = _one_step(of, kind, found)
     return found
+
+
+def _in_bits(
+    tables: list[Table],
+    chosen: dict[str, list[tuple[str, str]]],
+    there: Iterable[str],
+    names: Names,
+    history: History,
+) -> set[str]:
+    """Return the losses that are bits: the perplexity logged beside each is 2 to its power.
+
+    What one loss shows holds for those that show nothing: a program logs in one unit.
+    """
+    losses = [m for m, entries in chosen.items() if is_loss(m) and entries[0][1] == "nats"]
+    if names.unit != "nats" or not losses:
+        return set()
+    perplexities: dict[str, list[str]] = {}
+    for name in there:
+        found = names.reading(name)
+        if found is not None and found.unit == "perplexity":
+            perplexities.setdefault(found.measure, []).append(name)
+    shown: dict[str, str] = {}
+    for measure in losses:
+        for name, _ in chosen[measure]:
+            for other in perplexities.get(measure, ()):
+                unit = _unit_beside(tables, name, other)
+                if unit is not None:
+                    shown[measure] = "nats" if shown.get(measure) == "nats" else unit
+    units = set(shown.values())
+    bits = {m for m in losses if shown.get(m, "bits" if units == {"bits"} else "") == "bits"}
+    if names.memory is not None and not units:
+        bits = names.memory.bits or set()
+    elif names.memory is not None:
+        names.memory.stale |= names.memory.bits is not None and names.memory.bits != bits
+        names.memory.bits = bits
+    if bits:
+        history.say("losses are bits: the perplexity beside them is 2 to their power")
+    return bits
+
+
+def _unit_beside(tables: list[Table], loss: str, perplexity: str) -> str | None:
+    """Return the unit of a loss by the perplexity in the same rows, or None where it is neither."""
+    apart: list[np.ndarray] = []
+    for table in tables:
+        if loss in table.columns and perplexity in table.columns:
+            values, of = table.columns[loss], table.columns[perplexity]
+            rows = values.known & of.known & (of.values > 1) & np.isfinite(of.values)
+            # What is rounded to 1.0 or is near 0 tells nothing.
+            rows &= values.values > LEAST_TOLD
+            logs = np.log(of.values[rows])
+            both = [values.values[rows] - logs, values.values[rows] - logs / math.log(2)]
+            apart.append(np.abs(np.stack(both)))
+    if not apart or not (away := np.concatenate(apart, axis=1)).size:
+        return None
+    nats, bits = np.median(away, axis=1)
+    return "nats" if nats < UNIT_APART else "bits" if bits < UNIT_APART else None
 
 
 def _above_zero(
@@ -184,8 +251,14 @@ def _kept(table: Table, history: History) -> np.ndarray | None:
     summary = table.columns.get(SUMMARY)
     if summary is None or not (summary.known.any() or summary.strange):
         return None
+    whole = summary.known
+    for name in OF_A_STEP:  # a log of tokens a second has the time in each row
+        if name in table.columns:
+            whole = whole & ~table.columns[name].known
+    if not whole.any():
+        return None
     history.say(f"a summary of the whole run is left out ({SUMMARY})")
-    return ~summary.known
+    return ~whole
 
 
 def _joined(tables: list[Table], kept: list[np.ndarray | None], name: str) -> Column:
@@ -207,13 +280,23 @@ def _joined(tables: list[Table], kept: list[np.ndarray | None], name: str) -> Co
     return np.concatenate(values), np.concatenate(known)
 
 
-def _one_step(of: list[Column], kind: str) -> Column:
+def _one_step(of: list[Column], kind: str, others: dict[str, Column]) -> Column:
     """Return one step of several names: the first that most rows have, and another's where the two
     never differ.
+
+    A name that a loss's rows never have gives way to one that every loss has.
     """
     rows = len(of[0][0])
     best = max(int(known.sum()) for _, known in of)
     place = next(at for at, (_, known) in enumerate(of) if 2 * known.sum() >= min(best, rows))
+    losses = [has for measure, (_, has) in others.items() if is_loss(measure)]
+    if any(has.any() and not (has & of[place][1]).any() for has in losses):
+        whole = (
+            at
+            for at, (_, known) in enumerate(of)
+            if not any((has & ~known).any() for has in losses)
+        )
+        place = next(whole, place)
     values, known = of[place][0].copy(), of[place][1].copy()
     for at, (more, has) in enumerate(of):
         both = known & has
@@ -247,12 +330,30 @@ def _steps(log: Log, columns: dict[str, Column], history: History, has_step: boo
             )
             log.broken.insert(0, (_line(log, at), f"expected a finite step, got {steps[at]}"))
             known = known & ~bad
+        if without and epoch is not None:
+            steps, known = _carried(steps, known, losses & ~train & epoch[1], history)
+            without = bool((losses & ~known).any())
         if without:
             history.say("rows without a step are left out")
         if epoch is not None:
             steps = continued_over_epochs(steps, known & losses, *epoch, history)
         return steps, known
     return numbered(columns, losses, train, history, has_step)
+
+
+def _carried(
+    steps: np.ndarray, known: np.ndarray, rows: np.ndarray, history: History
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return steps where evaluations that have an epoch alone take the step of the row before."""
+    before = np.maximum.accumulate(np.where(known, np.arange(len(known)), -1))
+    lost = rows & ~known & (before >= 0)
+    if not lost.any():
+        return steps, known
+    steps = steps.copy()
+    steps[lost] = steps[before[lost]]
+    history.repaired = True
+    history.say("evaluations that have an epoch and no step take the step of the row before")
+    return steps, known | lost
 
 
 def _line(log: Log, row: int) -> int:

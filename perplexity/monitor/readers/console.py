@@ -14,9 +14,20 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ...errors import InputError, check_encoding
-from ..names import MEASURES, Names, is_loss, is_set, looks_like_loss
-from .cells import Log, Rows, number
+from ..names import (
+    MEASURES,
+    SAYS_TRAIN,
+    Names,
+    Reading,
+    is_bare_perplexity,
+    is_loss,
+    is_set,
+    looks_like_loss,
+)
+from .cells import Log, Rows, Table, number
 from .delimited import blocks_of_lines
 
 N = (
@@ -61,18 +72,39 @@ PATTERNS: tuple[tuple[str, str], ...] = (
         r"^(\d+)/\1 .*- loss: (?P<train_loss>VALUE)(?:.* - val_loss: (?P<val_loss>VALUE))?",
     ),
     ("Keras, within an epoch", r"^\d+/\d+ +[\[━].*- loss: VALUE"),
+    ("torchtune", r"\b(?P<epoch>\d+)\|(?P<step>\d+)\|Loss: (?P<train_loss>VALUE)"),
+    (
+        "Marian",
+        r"\[valid\] Ep\. [\d.]+ : Up\. (?P<step>\d+) : ce-mean-words : (?P<val_loss>VALUE)",
+    ),
+    ("Marian", r"\[valid\] Ep\. [\d.]+ : Up\. (?P<step>\d+) : perplexity : (?P<val_ppl>VALUE)"),
+    ("Marian, a sum over a sentence or a score", r"\[valid\] Ep\. [\d.]+ : Up\. \d+ : "),
+    (
+        "Marian",
+        r"\bEp\. [\d.]+ : Up\. (?P<step>\d+) : Sen\. [\d,.]+\w? : Cost (?P<train_loss>VALUE)",
+    ),
+    (
+        "TensorFlow's Estimator",
+        r"Saving dict for global step (?P<step>\d+):.*?\bloss = (?P<val_loss>VALUE)",
+    ),
 )
 ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\x1b\][^\x07]*\x07")
 BAR = re.compile(r"(\d+)/(\d+) \[[\d:?]+<")
 # A count at the front of a line, or behind a bracket or a bar: 10/400, [ 10/400 (2%)], | 10/ 400 |.
-OF_ALL = re.compile(r"(?:^(?:[\d.:-]+ )?|[\[|]\s*)(\d+)/ *\d+(?=[\s\]):,|])")
+# A date (11/27 10:00:00) is none.
+OF_ALL = re.compile(r"(?:^(?:[\d.:-]+ )?|[\[|]\s*)(\d+)/ *(\d+)(?=[\s\]):,|])(?! \d+:\d\d:)")
+# The same behind an epoch: Epoch 3, 10/400; epoch 003: 10 / 400; Epoch: [3] [10/400].
+EPOCH_OF_ALL = re.compile(
+    r"(?i)\bepoch(?:\(\w+\))?[\s:]*\[?(\d+)(?:/ ?\d+)?\]?(?:[,:;|\s]+\[?|[\[(])\s*(\d+) ?/ *(\d+)\b"
+)
+FRONT = re.compile(r"^(\d+) \| ")  # a step before everything else
 DICT = re.compile(r"\{.*\}")
 # Without one of these a line, in lower case, holds neither a step nor a loss; without one of the
 # second kind, or a digit at its front, no pattern of the table. Looked for as text: a line costs
 # a third of what it does with a regular expression.
 SPEAKS = (
     *("loss", "entropy", "ppl", "perplexity", "bpb", "bits", "step", "iter", "epoch", "batch"),
-    *("update", "train", "val", "trl:", "tel:", "it/s"),
+    *("update", "train", "val", "trl:", "tel:", "it/s", "s/it", "nll", "xent", "up."),
 )
 SPECIAL = (
     "validation ",
@@ -83,19 +115,36 @@ SPECIAL = (
     " eval:",
     "validate step",
     "progress on",
+    " : up. ",
+    "|loss: ",
+    "saving dict",
 )
 NUMBER = re.compile(rf"(?<![\w.(-])(?P<value>{N})(?:\s*/\s*\d+)?(?P<unit>[KMBTkm]\b|%|[A-Za-z]+)?")
-BETWEEN = re.compile(r"[|,;:\[\]{}\t<>]|  +| - ")
+BETWEEN = re.compile(r"\. |[|,;:\[\]{}\t<>]|  +| - ")
 WORD = re.compile(r"[A-Za-z_(][\w/.()@-]*")
 LONGEST = 4000  # characters of a line that are looked at for names and numbers
 MOST_NAMES = 10_000
+MOST_UNREAD = 50
+DRAWN = "\0drawn"  # in a row: the title of its bar, which may be drawn again
+AT = ("step", "progress_bar", "epoch")  # where a row is
 NAME = 80  # characters before a number that may be its name
 VALIDATES = re.compile(
     r"(?i)(?<![\w/])(?:val|valid|validat(?:ion|e|ing)|eval|evaluat(?:ion|e|ing))(?![\w/])"
     r"(?!\s*[:=]\s*(?:n/a|none|nan|-)\b)"
 )
+# A heading: the next loss without a step is that of the evaluation.
+EVALUATES = re.compile(
+    r"(?i)^\W*(?:(?:running|start\w*|begin\w*|doing)\s+)?(?:evaluat|validat)(?:ing|ion)\b"
+    r"(?!.*[=:]\s*\w)"
+)
 FIRST_EVALUATION = re.compile(rf"(?i)^\W*(?:val|valid|validation|eval)[ _]loss:?\s+(?:{N})\W*$")
-CODE = re.compile(r"^\s*[\w.]+\s*(?:[-+*/]?=\s|:\s*\w+\s*=)")  # a program that a log begins with
+# A program that a log begins with: ``loss = 0``, ``loss: float = 0``.
+# What changes in a bar's title as it is drawn again: its own picture, a clock, a loss.
+OF_DRAWING = re.compile(r"\d+%\W*\|.*|\d+:\d\d(?::\d\d)?|\d+\.\d+(?:[eE][-+]?\d+)?")
+LOSS = re.compile(r"(?i)loss|ppl|perplexity|entropy|xent|nll")
+COUNT = re.compile(r"\b(\d+) ?/ *(\d+)\b")
+ASIDE = re.compile(r"\s*\([^()]*\)")  # loss (curr), Epoch(train)
+CODE = re.compile(r"^\s*[\w.]+\s*(?:[-+*/]?=\s|:\s*(?:int|float|str|bool|[A-Z]\w*)\s*=)")
 COMPOSER = re.compile(r"^(?:Train|Eval) (?=\w+/)")
 # A name's own words, which may not be dropped from its front.
 CHANGES = re.compile(
@@ -133,6 +182,10 @@ class ConsoleReader:
         self.known: dict[str, str | None] = {}  # text before a number to the name in it
         self.own: set[str] = set()  # measures that came with a step on their line
         self.shown: dict[str, str] = {}  # the validation losses that a line of training repeats
+        self.evaluates = False  # the last line without a loss was the heading of an evaluation
+        self.unread: dict[str, bool] = {}  # what looks like a loss, on lines without one
+        # A bar's row with its line, until what it was drawn with (title, names, count) changes.
+        self.waiting: tuple[dict[str, Any], int, tuple] | None = None
 
     def add(self, raw: bytes) -> None:
         """Read whole lines.
@@ -149,6 +202,9 @@ class ConsoleReader:
             for part in line.split("\r") if "\r" in line else (line,):
                 if part.strip() and len(part) < 100_000:
                     self._add_part(rows, part.strip())
+        if self.waiting is not None:
+            rows.add(*self.waiting[:2])
+            self.waiting = None
         if rows.lines:
             self.log.tables.append(rows.table())
 
@@ -163,6 +219,19 @@ class ConsoleReader:
         if record is None and not CODE.match(text):
             record = self._pairs(COMPOSER.sub("", text[:LONGEST]))
         if record:
+            self._put(rows, record)
+
+    def _put(self, rows: Rows, record: dict[str, Any]) -> None:
+        """Add a row; of a bar that is drawn again at the same count the last drawing counts.
+
+        A bar shows its new count before its new loss.
+        """
+        bar = record.pop(DRAWN, None)
+        drawn = bar, record.keys(), [record.get(key) for key in AT]
+        if self.waiting is not None and self.waiting[2] != drawn:
+            rows.add(*self.waiting[:2])
+        self.waiting = None if bar is None else (record, self.line, drawn)
+        if bar is None:
             rows.add(record, self.line)
 
     def _matched(self, text: str) -> dict[str, Any] | None:
@@ -170,7 +239,7 @@ class ConsoleReader:
         for _mine, pattern in [*((True, p) for p in self.mine), *((False, p) for p in self.table)]:
             if (found := pattern.search(text)) is None:
                 continue
-            record = {k: v for k, v in found.groupdict().items() if v is not None}
+            record: dict[str, Any] = {k: v for k, v in found.groupdict().items() if v is not None}
             of = record.pop("set", None)
             if of is not None and "val_loss" in record and of.strip().lower() != "validation":
                 record[f"val_loss/{of}"] = record.pop("val_loss")
@@ -183,6 +252,8 @@ class ConsoleReader:
                 record["step"] = self.step
             elif self.epoch is not None:
                 record["epoch"] = self.epoch
+            if record and BAR.search(text):
+                record[DRAWN] = ""
             return record
         return None
 
@@ -227,7 +298,13 @@ class ConsoleReader:
         found: dict[str, Any] = {}
         kinds: dict[str, str] = {}  # measure and unit to the name
         losses: set[str] = set()
-        for name, shown, unit in self._named(text):
+        pairs = [*self._named(text)]
+        scored = any(bare and name == "train_loss" for name, _, _, bare in pairs) and any(
+            not bare and is_train(self.names.reading(name)) for name, _, _, bare in pairs
+        )
+        if scored:  # loss: 1.9, train: 0.4, val: 0.3
+            pairs = [pair for pair in pairs if not pair[3]]
+        for name, shown, unit, _ in pairs:
             reading = self.names.reading(name)
             if reading is None:  # looks like a loss
                 found.setdefault(name, shown)
@@ -240,23 +317,38 @@ class ConsoleReader:
             kinds.setdefault(f"{reading.measure} {reading.unit}".strip(), name)
         step, epoch = kinds.get("step"), kinds.get("step epoch")
         if not losses:
+            self.evaluates |= step is None and EVALUATES.match(text) is not None
+            if len(self.unread) < MOST_UNREAD:
+                self.unread |= {name: True for name in found if self.names.reading(name) is None}
             if epoch is not None:
                 self.epoch = _value(found[epoch])
             if step is not None and not is_bar:
                 self.step = _value(found[step])
             return None
-        if losses == {"train_loss"} and _validates(text):
+        count = None if step is not None else _count(text, is_bar)
+        plain = losses == {"train_loss"} and not any(map(SAYS_TRAIN.search, found)) and not scored
+        if plain and (_validates(text) or (self.evaluates and step is None and count is None)):
             found, losses = self._of_validation(found), {"val_loss"}
+            if step is None and (part := _progress(text)) is not None:
+                if part[0] < part[1]:
+                    return None  # a validation that goes on
+                count, is_bar = None, False
+        self.evaluates = False
         if step is not None:
             self.step = _value(found[step])
             self.own |= losses
-        elif self.own & losses and not is_bar and not OF_ALL.search(text):
+        elif self.own & losses and count is None:
             return None  # a summary: the losses of this program have a step of their own
-        elif (bar := (BAR if is_bar else OF_ALL).search(text)) is not None:
+        elif count is not None:
+            at, of_epoch = count
             if is_bar and epoch is None:
-                found["progress_bar"] = self.bar = int(bar[1])
+                found["progress_bar"] = self.bar = int(at)
             else:
-                found["step"] = self.step = float(bar[1])
+                found["step"] = self.step = at
+            if of_epoch is not None and epoch is None:
+                found["epoch"] = self.epoch = of_epoch
+            if is_bar and (bar := BAR.search(text)) is not None:
+                found[DRAWN] = OF_DRAWING.sub("", text[: bar.start()])
             self.own |= losses
         elif self.step is not None:
             found["step"] = self.step
@@ -266,6 +358,9 @@ class ConsoleReader:
             found["step"] = 0
         if epoch is None and self.epoch is not None:
             found["epoch"] = self.epoch
+        for name in [*found]:  # its line says that it is of training
+            if is_bare_perplexity(self.names.reading(name), name):
+                found[f"train/{name}"] = found.pop(name)
         return self._fresh(found)
 
     def _headings(self, text: str) -> None:
@@ -301,12 +396,14 @@ class ConsoleReader:
                     del found[name]
         return found
 
-    def _named(self, text: str) -> Iterator[tuple[str, str, str]]:
-        """Yield names that are a measure or look like a loss, with the number and its unit."""
+    def _named(self, text: str) -> Iterator[tuple[str, str, str, bool]]:
+        """Yield names that are a measure or look like a loss, with the number, its unit, and whether
+        the name is bare: "train: 3.2".
+        """
         end = 0
         for found in NUMBER.finditer(text):
             before, end = text[max(end, found.start() - NAME) : found.start()], found.end()
-            before = before.rstrip(" :=\t")
+            before = before.rstrip(" :=\t[")
             if not before:
                 continue
             if before not in self.known:
@@ -314,10 +411,11 @@ class ConsoleReader:
                     self.known.clear()
                 self.known[before] = self._name(before)
             name = self.known[before]
+            bare = name in PLAIN
             if name in PLAIN and "." in found["value"]:  # a whole number is a count
                 name = PLAIN[name]
             if name is not None and name not in PLAIN:
-                yield name, found["value"], found["unit"] or ""
+                yield name, found["value"], found["unit"] or "", bare
 
     def _name(self, before: str) -> str | None:
         """Return the name at the end of the text before a number."""
@@ -326,9 +424,13 @@ class ConsoleReader:
             if WORD.fullmatch(word) is None or len(words) == 5:
                 break
             words.insert(0, word)
+        if len(words) > 1 and words[-1].lower() in ("is", "was"):
+            words.pop()
         if not words:
             return None
         whole = " ".join(words)
+        if "(" in whole and self.names.reading(whole) is None:
+            whole = ASIDE.sub("", whole) or whole
         name = self._known(whole)
         return whole if name is None and looks_like_loss(whole) else name
 
@@ -367,6 +469,36 @@ def is_whole(raw: bytes) -> bool:
 def _shape(line: bytes) -> tuple[bytes, int]:
     end = len(line) - len(line.rstrip(b"0123456789"))
     return re.sub(rb"\d+", b"0", line), end
+
+
+def is_train(reading: Reading | None) -> bool:
+    """Return whether a name is read as a training loss.
+
+    Args:
+        reading: Of the name.
+    """
+    return reading is not None and reading.measure == "train_loss"
+
+
+def _count(text: str, is_bar: bool) -> tuple[float, float | None] | None:
+    """Return the count of a line that names no step, and the epoch before it; None without one."""
+    if is_bar:
+        found = BAR.search(text)
+        return (float(found[1]), None) if found is not None else None
+    if (found := EPOCH_OF_ALL.search(text)) is not None:
+        return float(found[2]), float(found[1])
+    found = OF_ALL.search(text) or FRONT.search(text)
+    return (float(found[1]), None) if found is not None else None
+
+
+def _progress(text: str) -> tuple[int, int] | None:
+    """Return a validation's own count and its whole: what stands between the word and its loss."""
+    word = VALIDATES.search(text)
+    if word is None:
+        return None
+    loss = LOSS.search(text, word.end())
+    found = COUNT.search(text, word.end(), loss.start() if loss is not None else len(text))
+    return (int(found[1]), int(found[2])) if found is not None else None
 
 
 def _validates(text: str) -> bool:
@@ -445,4 +577,6 @@ def read_console(
                     raw = raw[:end]
             if raw:
                 reader.add(raw)
+    if reader.unread and not log.tables:  # for the names in a message
+        log.tables.append(Table({}, reader.unread, np.empty(0, dtype=np.int64)))
     return reader

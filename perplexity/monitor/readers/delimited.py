@@ -12,7 +12,7 @@ from typing import BinaryIO
 import numpy as np
 
 from ...errors import InputError, check_encoding
-from ..names import OF_RUN, Names, is_loss
+from ..names import OF_RUN, SAYS_TRAIN, Names, is_loss
 from .cells import RUN_NAMES, Log, Rows, Table, arrow_table, number
 
 BLOCK = 1 << 22  # bytes that are read at a time
@@ -21,8 +21,13 @@ LONGEST = 50_000  # characters of a header
 LEAST_BARE = 3  # lines of numbers that are a table without a header
 DELIMITERS = (",", "\t", ";", "|")
 BLANKS = ""  # any white space
-KEYS = ("key", "metric", "metric_name", "tag", "name", "series", "variable", "measure")
-VALUES = ("value", "metric_value", "scalar")
+KEYS = (
+    *("key", "metric", "metric_name", "metricname", "tag", "name", "series", "variable", "measure"),
+    "attribute_path",  # Neptune
+)
+VALUES = ("value", "metric_value", "metricvalue", "scalar", "float_value")
+CLOCK = 1e9, 1e14  # seconds or milliseconds since 1970, of this century
+PAIR = re.compile(r"\w\)?(?:\s*[:=]\s*|\s+)[-+]?\d+(?:\.\d+|\.?\d*[eE][-+]?\d+)(?=[\s,;|]|$)")
 RULE = re.compile(r"[\s|:+=-]+")  # between a head and its rows
 VALIDATION = {"val", "valid", "validation", "eval", "evaluation"}
 SPLITS = VALIDATION | {"train", "training", "dev", "test"}
@@ -118,7 +123,9 @@ class TableReader:
             raise InputError(
                 f"{self.where}: expected one column of a name, got {', '.join(twice)} more than once"
             )
-        self.decimal_comma = self.delimiter != "," and _decimal_commas(raw[end : end + 4096])
+        first = raw[end : end + 4096]
+        quoted = self.delimiter == "," and _quoted_commas(first)
+        self.decimal_comma = quoted or (self.delimiter != "," and _decimal_commas(first))
         return raw[end:], count + 1
 
     def is_header(self, line: str) -> bool:
@@ -149,7 +156,14 @@ class TableReader:
         if not candidates:
             return self._one_name(text)
         _, _, found, delimiter = max(candidates)
+        if len(PAIR.findall(text)) >= 2 and not any(map(self._is_column, found)):
+            return None  # a line of names with their numbers
         return found, delimiter
+
+    def _is_column(self, name: str) -> bool:
+        """Return whether a name is that of a step or a loss."""
+        found = self.names.reading(name)
+        return found is not None and (found.measure == "step" or is_loss(found.measure))
 
     def _renamed(self, header: list[str]) -> list[str]:
         """Return names that say what W&B, TensorBoard and tables of (name, value) put elsewhere.
@@ -190,7 +204,8 @@ class TableReader:
         if not self.prefix:
             return False
         plain = self.names.reading(name)
-        return plain is not None and plain.measure == "train_loss"
+        is_train = plain is not None and plain.measure == "train_loss"
+        return is_train and not SAYS_TRAIN.search(name)
 
     def _bare(self, raw: bytes, bare: list[tuple[str, int, int]]) -> tuple[bytes, int]:
         """Numbers without a header: one column of losses, or a step and losses."""
@@ -204,10 +219,15 @@ class TableReader:
             if len(rows) < LEAST_BARE or not width or sum(good) < 0.9 * len(good):
                 continue
             self.delimiter = delimiter
+            numbers = [row for row, is_good in zip(rows, good, strict=True) if is_good and row]
+            loss = 1
+            if width > 2 and all(CLOCK[0] <= float(row[1]) < CLOCK[1] for row in numbers):
+                loss = 2
             if width == 1:
                 self.header = ["train_loss"]
             else:
-                self.header = ["step", "train_loss", *(f"column {n}" for n in range(3, width + 1))]
+                self.header = ["step", *(f"column {n}" for n in range(2, width + 1))]
+                self.header[loss] = "train_loss"
                 steps = [
                     float(row[0])
                     for row, is_good in zip(rows, good, strict=True)
@@ -216,9 +236,10 @@ class TableReader:
                 if any(later < earlier for earlier, later in itertools.pairwise(steps)):
                     break
             if width > 2:
+                other = loss + 2 if width > loss + 1 else 2
                 self.log.say(
-                    "the table has no header: column 1 is read as the step, column 2 as the training "
-                    "loss (--tag val_loss='column 3' reads another)"
+                    f"the table has no header: column 1 is read as the step, column {loss + 1} as the "
+                    f"training loss (--tag val_loss='column {other}' reads another)"
                 )
             if self.prefix:
                 self.header[-1] = f"{self.prefix}loss"
@@ -359,7 +380,8 @@ def prefix_of(path: Path) -> str:
 
 
 def _text(line: bytes) -> str:
-    return line.decode(errors="replace").strip("\ufeff\r\n ")
+    # A bar that was drawn over: what stands behind the last return is what was seen.
+    return line.decode(errors="replace").strip("\ufeff\r\n ").rpartition("\r")[2]
 
 
 def _split(line: str, delimiter: str) -> list[str] | None:
@@ -386,6 +408,12 @@ def _decimal_commas(raw: bytes) -> bool:
     return bool(
         re.search(rb"(?:^|[;\t|\n])\s*-?\d+,\d+\s*(?:$|[;\t|\r\n])", raw)
     ) and not re.search(rb"\d\.\d", raw)
+
+
+def _quoted_commas(raw: bytes) -> bool:
+    """Return whether cells such as "2,9061" are decimals: "2,906" alone may be thousands."""
+    found = re.findall(rb'"-?\d+,(\d+)"', raw)
+    return any(len(part) != 3 for part in found) and not re.search(rb"\d\.\d", raw)
 
 
 def ends(raw: bytes, delimiter: str = ",") -> bool:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ...errors import InputError, check_encoding
-from ..names import OF_RUN, Names, is_loss
+from ..names import OF_RUN, Names, is_bare_perplexity, is_loss
 from .cells import Cells, Log, Rows, Table
 from .console import read_console
 from .delimited import prefix_of, read_table
@@ -16,6 +16,7 @@ from .json_text import read_json, read_json_lines
 from .stores import read_parquet, read_sqlite
 from .tensorboard import read_tensorboard
 from .wandb_log import read_wandb
+from .wrapped import read_wrapped
 
 OWN = (".csv", ".tsv", ".json", ".jsonl", ".ndjson")  # whose first reader says what is wrong
 HEAD = 65_536  # bytes by which a file is known
@@ -76,6 +77,10 @@ def _read_text(path: Path, head: bytes, names: Names, patterns: tuple[str, ...])
             nothing = logs
         if reader in (_json, _lines):
             break
+    if head.lstrip()[:1] in (b"{", b"["):
+        wrapped = read_wrapped(path, names)
+        if wrapped is not None and has_loss(wrapped, names):
+            return {"": wrapped}
     if nothing is not None and (first is None or any(has_names(log) for log in nothing.values())):
         return nothing
     if first is not None and path.suffix.lower() in OWN:
@@ -112,7 +117,7 @@ def readers_of(path: Path, head: bytes) -> list[Callable[[Path, Names], dict[str
         whole = _first_line_is_object(text)
         return [_lines, _console] if whole else [_json, _console]
     if text[:1] == b"[" and re.match(rb"\[\s*[\[{\d\]-]", text):
-        return [_json, _console]
+        return [_json, _table, _console]
     return [_table, _console]
 
 
@@ -192,7 +197,10 @@ def has_loss(log: Log, names: Names) -> bool:
         names: What names mean.
     """
     return any(
-        column.known.any() and (found := names.reading(name)) is not None and is_loss(found.measure)
+        column.known.any()
+        and (found := names.reading(name)) is not None
+        and is_loss(found.measure)
+        and not is_bare_perplexity(found, name)
         for table in log.tables
         for name, column in table.columns.items()
     )

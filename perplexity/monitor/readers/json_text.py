@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import InputError, check_encoding
-from ..names import Names
+from ..names import SAYS_TRAIN, Names
 from .cells import Log, Rows, Table, arrow_table
 from .delimited import KEYS, SPLITS, VALUES, blocks_of_lines, is_a_loss, prefix_of, series_name
 
@@ -100,7 +100,11 @@ def one_record(record: dict[str, Any], names: Names, prefix: str = "") -> dict[s
     measures = {found.measure for found in losses.values() if found is not None}
     if "val_loss" in measures:
         return record
-    plain = [n for n, found in losses.items() if found and found.measure == "train_loss"]
+    plain = [
+        n
+        for n, found in losses.items()
+        if found and found.measure == "train_loss" and not SAYS_TRAIN.search(n)
+    ]
     return {(f"{prefix}{n}" if n in plain else n): v for n, v in record.items()}
 
 
@@ -243,6 +247,8 @@ def _tables(value: Any, names: Names, path: Path, name: str, depth: int) -> list
         return []
     if (columns := _columns(value, names, name)) is not None:
         return [(name, columns)]
+    if (series := _series(value, names, name)) is not None:
+        return [("", series)]
     if isinstance(rows := value.get("log_history"), list):  # transformers: the rest is settings
         return _listed(rows, names, path, name)
     return [
@@ -259,7 +265,10 @@ def _listed(value: list, names: Names, path: Path, name: str) -> list[tuple[str,
     prefix = f"{name}/" if name in SPLITS else prefix_of(path)
     rows = Rows(names)
     for count, each in enumerate(value, 1):
-        if isinstance(each, dict):
+        if isinstance(each, dict) and (points := _points(each)):
+            for point in points:
+                rows.add({"step": point[0], str(each.get("name", name)): point[1]}, count)
+        elif isinstance(each, dict):
             rows.add(one_record(each, names, "" if prefix == "train/" else prefix), count)
         elif (
             isinstance(each, list) and len(each) == 3
@@ -275,6 +284,29 @@ def _listed(value: list, names: Names, path: Path, name: str) -> list[tuple[str,
             rows.add({wanted: each}, place + 1)
         return [(name, rows.table())]
     return []
+
+
+def _points(value: dict) -> list[tuple]:
+    """Return the (step, value) of a series that is drawn: lists ``x`` and ``y`` of numbers."""
+    x, y = value.get("x"), value.get("y")
+    if not (isinstance(x, list) and isinstance(y, list) and len(x) == len(y)):
+        return []
+    is_drawn = all(isinstance(each, (int, float)) for each in x)
+    return list(zip(x, y, strict=True)) if is_drawn else []
+
+
+def _series(value: dict, names: Names, name: str) -> Table | None:
+    """Return the table of the series below a value, as ClearML exports them: key to x and y."""
+    found = {key: _points(each) for key, each in value.items() if isinstance(each, dict)}
+    if not any(found.values()):
+        return None
+    rows = Rows(names)
+    for key, points in found.items():
+        wanted = (f"{name}/{key}", key, str(value[key].get("name", key)))
+        series = next((each for each in wanted if names.reading(each) is not None), wanted[0])
+        for step, each in points:
+            rows.add({"step": step, series: each}, 1)
+    return rows.table()
 
 
 def _columns(value: dict, names: Names, name: str) -> Table | None:

@@ -9,6 +9,7 @@ import numpy as np
 from ..history import History
 from ..names import is_loss
 
+NO_LOSS = -1.0  # what the ranks of a pipeline print that do not hold its last stage
 MOST_WRITERS = 64  # ranks that print the same steps
 
 
@@ -154,7 +155,8 @@ def _merge_writers(history: History) -> None:
     rows: dict[float, dict[str, float]] = {}
     for measure, found in of.items():
         for step, values in found.items():
-            mean = sum(values) / len(values) if is_loss(measure) else values[0]
+            told = [value for value in values if value != NO_LOSS] or values
+            mean = sum(told) / len(told) if is_loss(measure) else values[0]
             rows.setdefault(step, {})[measure] = mean
     history.train_step, history.train_loss, history.events = array("d"), array("d"), []
     for step in sorted(rows):
