@@ -2,8 +2,9 @@
 
 A file a family of formats: ``delimited.py``, ``json_text.py``, ``console.py``, ``wrapped.py`` (text
 inside JSON), ``stores.py`` (SQLite, Parquet), ``tensorboard.py``, ``wandb_log.py``; ``files.py`` and
-``folders.py`` choose among them. All of them make tables under logged names (``cells.py``), of which ``assemble.py`` makes a History;
-``order.py`` orders it, and ``..names`` says which name is which measure.
+``folders.py`` choose among them. All of them make tables under logged names (``cells.py``), of which
+``assemble.py`` makes a History; ``order.py`` orders it, and ``..names`` says which name is which
+measure.
 """
 
 from __future__ import annotations

@@ -24,7 +24,8 @@ def read_wrapped(path: Path, names: Names) -> Log | None:
     """Return the log of the text in a JSON file, or None where it holds no text of that kind.
 
     Args:
-        path: Objects with a line of text each (``{"stream": "stdout", "data": "step 1 ..."}``), as a list or one a line, or a notebook.
+        path: Objects with a line of text each (``{"stream": "stdout", "data": "step 1 ..."}``), as
+            a list or one a line, or a notebook.
         names: What is read.
 
     Of a notebook, tables of losses count before printed text.
