@@ -396,8 +396,13 @@ def test_torch_func_has_no_second_derivative(transform):
 
 
 def test_metrics_under_vmap():
-    """What has no derivative is mapped, too."""
+    """What has no derivative is mapped, too.
+
+    Every token is scored: alone, ignored ones are left out, and products of fewer rows may sum in
+    another order.
+    """
     (h, w, *_), target = problem()
+    target = target.clamp(min=0)
     h, w = h.detach(), w.detach()
     stacked = torch.stack([h, 2 * h])
     statistics = torch.vmap(lambda h: perplexity.token_statistics(h, w, target))(stacked)

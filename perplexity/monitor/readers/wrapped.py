@@ -23,12 +23,12 @@ ROW_END, CELL_END, TAG = (re.compile(p) for p in (r"(?i)</tr>", r"(?i)</t[hd]>",
 def read_wrapped(path: Path, names: Names) -> Log | None:
     """Return the log of the text in a JSON file, or None where it holds no text of that kind.
 
-    Of a notebook, tables of losses count before printed text.
-
     Args:
         path: Objects with a line of text each (``{"stream": "stdout", "data": "step 1 ..."}``), as
             a list or one a line, or a notebook.
         names: What is read.
+
+    Of a notebook, tables of losses count before printed text.
     """
     try:
         record = _json(path.read_text(encoding="utf-8-sig", errors="replace"))
