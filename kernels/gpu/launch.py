@@ -108,6 +108,8 @@ def widen_products(target: Target, dtype: torch.dtype) -> bool:
 
 LOG2_E = tl.constexpr(1.4426950408889634)
 NO_POWER = tl.constexpr(sums.NO_POWER)
+# Float32 numbers from here on are 64 apart or more.
+EXACT_FROM = tl.constexpr(2.0**30)
 
 
 @triton.jit
@@ -141,25 +143,42 @@ def load_class_weight(pointers, inside, HAS_CLASS_WEIGHT: tl.constexpr):
 
 
 @triton.jit
-def exp_below(x, FLUSH: tl.constexpr):
-    """Return exp(x) for x ≤ 0 to 2 units in the last place; results under 2⁻¹²⁶ may be 0.
+def power_of_two(x, FLUSH: tl.constexpr):
+    """Return 2 to the power x to 2 units in the last place.
 
-    With FLUSH (NVIDIA) that is one multiplication and one instruction of the special unit. Without,
-    as in ``tl.exp``, it is five instructions, which keep such small results; a logit has few
-    instructions.
+    With FLUSH (NVIDIA) that is one instruction, and results under 2⁻¹²⁶ are 0. Without, as in
+    ``tl.exp2``, it is four, which keep such small results; a logit has few instructions.
     """
     if FLUSH:
         power = tl.inline_asm_elementwise(
-            "ex2.approx.ftz.f32 $0, $1;",
-            "=f,f",
-            [x * LOG2_E],
-            dtype=tl.float32,
-            is_pure=True,
-            pack=1,
+            "ex2.approx.ftz.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1
         )
+    else:
+        power = tl.exp2(x)
+    return power
+
+
+@triton.jit
+def exp_below(x, FLUSH: tl.constexpr):
+    """Return exp(x) for x ≤ 0 as ``power_of_two`` does."""
+    if FLUSH:
+        power = power_of_two(x * LOG2_E, FLUSH)
     else:
         power = tl.exp(x)
     return power
+
+
+@triton.jit
+def exponent_of(reference):
+    """Return factor and offset: exp(z − reference) is 2^(factor · z + offset) but for a correction.
+
+    So a logit's exponent is one ``tl.fma``. The offset −log₂e · reference is rounded, by up to 64
+    below ``EXACT_FROM``: sums of such powers are multiplied by ``exponent_correction``. From
+    ``EXACT_FROM`` on, different logits differ by 64 or more, and their powers are 1 or as good as
+    0 to any base: with a factor of 1 nothing is rounded, and nothing overflows.
+    """
+    factor = tl.where(tl.abs(reference) < EXACT_FROM, LOG2_E, 1.0)
+    return factor, -(reference * factor)
 
 
 @triton.jit
@@ -178,3 +197,25 @@ def tanh(x):
     series = tl.fma(square, series, -1.0 / 3.0)
     small = x * tl.fma(square, series, 1.0)
     return tl.where(tl.abs(x) < 0.25, small, tl.where(x < 0.0, -large, large))
+
+
+@triton.jit
+def narrow_cap(x, softcap, FLUSH: tl.constexpr):
+    """Return softcap · tanh(x / softcap) to 2.5e-7 · softcap, as softcap · (1 − 2 / (1 + e^2x)).
+
+    It is monotonic but for its rounding, and within ±softcap. ``tanh`` takes 4 times as many
+    instructions.
+    """
+    above_one = 1.0 + power_of_two(x * (2.0 * LOG2_E / softcap), FLUSH)
+    if FLUSH:
+        share = tl.inline_asm_elementwise(
+            "rcp.approx.ftz.f32 $0, $1;",
+            "=f,f",
+            [above_one],
+            dtype=tl.float32,
+            is_pure=True,
+            pack=1,
+        )
+    else:
+        share = 1.0 / above_one
+    return tl.fma(share, -2.0 * softcap, softcap)
