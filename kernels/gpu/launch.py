@@ -11,12 +11,14 @@ from dataclasses import dataclass
 import torch
 import triton
 import triton.language as tl
+from triton._C import libtriton
 
 from .. import sums
 from ..devices import Target, device_target, index_of
 
 INTERPRETED: bool = triton.knobs.runtime.interpret
-
+# Older versions of the interpreter round a ``tl.fma`` twice.
+ROUNDS_TWICE = tl.constexpr(INTERPRETED and not hasattr(libtriton.interpreter, "fma_fp32"))
 
 _override: Target | None = None
 _recorded: list[Launch] | None = None
@@ -169,16 +171,30 @@ def exp_below(x, FLUSH: tl.constexpr):
 
 
 @triton.jit
-def exponent_of(reference):
-    """Return factor and offset: exp(z − reference) is 2^(factor · z + offset) but for a correction.
+def fused(factor, logits, offset):
+    """Return factor · logits + offset, rounded once, of three tensors of one shape."""
+    if ROUNDS_TWICE:
+        result = (factor.to(tl.float64) * logits.to(tl.float64) + offset.to(tl.float64)).to(
+            tl.float32
+        )
+    else:
+        result = tl.fma(factor, logits, offset)
+    return result
 
-    So a logit's exponent is one ``tl.fma``. The offset −log₂e · reference is rounded, by up to 64
-    below ``EXACT_FROM``: sums of such powers are multiplied by ``exponent_correction``. From
-    ``EXACT_FROM`` on, different logits differ by 64 or more, and their powers are 1 or as good as
-    0 to any base: with a factor of 1 nothing is rounded, and nothing overflows.
+
+@triton.jit
+def exponent_of(reference):
+    """Return factor, offset and rest: exp(z − reference) is 2^(factor · z + offset − rest).
+
+    So a logit's exponent is one ``fused`` operation, and the rest, which is one number a row, is
+    taken from a sum of powers. It is what the rounding of the offset −log₂e · reference leaves of
+    the reference's own exponent: at most 64 below ``EXACT_FROM``. From there on different logits
+    are 64 or more apart, and their powers 1 or as good as 0 to any base: with a factor of 1
+    nothing is rounded, and nothing overflows.
     """
     factor = tl.where(tl.abs(reference) < EXACT_FROM, LOG2_E, 1.0)
-    return factor, -(reference * factor)
+    offset = -(reference * factor)
+    return factor, offset, fused(factor, reference, offset)
 
 
 @triton.jit

@@ -38,6 +38,7 @@ from .launch import (
     NO_POWER,
     exp_below,
     exponent_of,
+    fused,
     launch,
     load_class_weight,
     load_row,
@@ -184,13 +185,11 @@ def _fold(
     # written out everywhere: a helper costs two to six registers in the kernels over logits.
     reference = tl.where(new_maximum == -float("inf"), 0.0, new_maximum)
     decay = exp_below(maximum - reference, FLUSH)
-    factor, offset = exponent_of(reference)
-    # What the offset's rounding leaves of the exponent of the reference itself.
-    rest = tl.fma(reference, factor, offset)
+    factor, offset, rest = exponent_of(reference)
     correction = power_of_two(-rest, FLUSH)
-    exponents = tl.fma(
-        logits,
+    exponents = fused(
         tl.broadcast_to(factor[:, None], logits.shape),
+        logits,
         tl.broadcast_to(offset[:, None], logits.shape),
     )
     exponentials = power_of_two(exponents, FLUSH)
