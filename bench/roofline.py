@@ -21,7 +21,7 @@ from perplexity.kernels.compile_check import (
     nvidia_resources,
     programs_a_multiprocessor,
 )
-from perplexity.kernels.compile_cost import sass
+from perplexity.kernels.compile_cost import cost, sass
 from perplexity.kernels.dispatch import ahead_chunk
 from perplexity.kernels.fingerprint import kernels_hash
 from perplexity.kernels.gpu.launch import Target
@@ -145,7 +145,8 @@ def compiled(operation: str) -> dict:
         shared_bytes=kernel.metadata.shared,
         wgmma=kernel.asm["ptx"].count("wgmma.mma_async"),
         tma_loads=kernel.asm["ptx"].count("cp.async.bulk.tensor"),
-        instructions=len(sass(kernel.asm["cubin"])),  # of the whole program: an upper bound
+        # Of a tile without the target of a token: few tiles hold one.
+        instructions=cost(kernel.asm["cubin"], 1, 0).tile,
         logits_a_thread=n * v // (32 * options["num_warps"]),
         bytes_a_step=2 * (n + v) * d,
         flops_a_step=2 * n * v * d,

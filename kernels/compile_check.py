@@ -74,7 +74,7 @@ POINTERS = {
 # another one depends on.
 FEATURES = {
     "linear_nll": ("bias", "softcap", "class_weight", "logit_sum", "exp_shift"),
-    "linear_statistics": ("bias", "softcap"),
+    "linear_statistics": ("bias", "softcap", "class_weight", "logit_sum"),
     "linear_kl": ("p_bias", "p_softcap", "q_bias", "q_softcap"),
     "nll": ("softcap", "class_weight", "logit_sum", "exp_shift", "positions", "positions_first"),
 }
@@ -289,18 +289,24 @@ def source(launch: Launch, target: Target) -> ASTSource:
 def nvidia_resources(cubin: bytes) -> tuple[int, int]:
     """Return registers and spilled bytes of a cubin, from Triton's own cuobjdump.
 
-    A spill is stack or local memory.
+    A spill is local memory, or a stack that some instruction reads or writes: a branch within a
+    branch may reserve 8 bytes of it that none does.
     """
     tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        out = subprocess.run(
-            [tool, "--dump-resource-usage", file.name], capture_output=True, text=True, check=True
-        ).stdout
-    registers, stack, local = (
-        int(re.findall(rf"{key}:(\d+)", out)[0]) for key in ("REG", "STACK", "LOCAL")
-    )
+
+        def dumped(what: str) -> str:
+            command = [tool, what, file.name]
+            return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+        out = dumped("--dump-resource-usage")
+        registers, stack, local = (
+            int(re.findall(rf"{key}:(\d+)", out)[0]) for key in ("REG", "STACK", "LOCAL")
+        )
+        if stack and not re.search(r"\b(LDL|STL)\b", dumped("-sass")):
+            stack = 0
     return registers, stack + local
 
 

@@ -8,8 +8,9 @@ it runs. The check fails where a count grew by more than 2 %, where a kernel has
 or writes than before, and where it waits at more barriers in a step of its product.
 
 - **tile**: instructions for the logits of one tile, a thread. These are the instructions of the
-  loop over tiles, without the step of the product; where no loop has an exponential, they are the
-  instructions of the whole kernel, without the step.
+  shortest way around the loop over tiles, without the step of the product. So a branch that few
+  tiles take counts as not taken: the end of the vocabulary, the target of some token. Where no loop
+  has an exponential, they are the instructions of the whole kernel, without the step.
 - **step**: instructions of one step of a matrix product along D: of the shortest cycle through the
   matrix instructions that passes no exponential.
 - **narrow**: reads and writes of global memory of less than 16 bytes a thread. A row of sums is
@@ -183,26 +184,35 @@ class Flow:
         """Return the outermost loop that has ``block``; empty if no loop has it."""
         return {number for number in self.reached(block) if block in self.reached(number)}
 
-    def shortest_cycle(self, block: int, without: set[int]) -> set[int]:
-        """Return the cycle through ``block`` of fewest instructions; empty if there is none."""
-        best = {block: (0, [block])}
+    def shortest_way(self, start: int, end: int, without: set[int] = frozenset()) -> set[int]:
+        """Return the blocks of the way from ``start`` to ``end`` of fewest instructions.
+
+        ``start`` is left at least once, ``end`` is among the blocks. Empty if there is no way.
+        """
+        ways: dict[int, tuple[int, list[int]]] = {start: (0, [])}
         done: set[int] = set()
-        while todo := set(best) - done:
-            number = min(todo, key=lambda one: best[one][0])
-            cost, path = best[number]
-            if number == block and done:
-                return set(path)
-            done.add(number)
-            if number == block:
-                del best[block]  # the way back to it is wanted
-                done.remove(block)
-                cost = 0
-                done.add(-1)
-            for after in self.next[number] - without:
-                new = cost + len(self.blocks[after])
-                if after not in done and (after not in best or new < best[after][0]):
-                    best[after] = new, [*path, after]
+        while todo := set(ways) - done:
+            number = min(todo, key=lambda one: ways[one][0])
+            length, way = ways[number]
+            if number == end and way:
+                return set(way)
+            if way:
+                done.add(number)
+            else:
+                del ways[number]  # the way back to the start may be wanted
+            for after in self.next[number] - without - done:
+                new = length + len(self.blocks[after])
+                if after not in ways or new < ways[after][0]:
+                    ways[after] = new, [*way, after]
         return set()
+
+    def shortest_cycle(self, *through: int, without: set[int] = frozenset()) -> set[int]:
+        """Return the cycle through blocks, in this order, of fewest instructions; empty if none."""
+        parts = [
+            self.shortest_way(start, end, without)
+            for start, end in zip(through, (*through[1:], through[0]), strict=True)
+        ]
+        return set().union(*parts) if all(parts) else set()
 
 
 def cost(cubin: bytes, logits: int, shared_bytes: int) -> Cost:
@@ -213,11 +223,15 @@ def cost(cubin: bytes, logits: int, shared_bytes: int) -> Cost:
     exponentials = flow.having(re.escape(EXPONENTIAL))
     step: set[int] = set()
     for block in flow.having(MATRIX) - exponentials:
-        step |= flow.shortest_cycle(block, exponentials)
-    loops = [flow.loop(block) for block in exponentials]
-    tile = max((loop for loop in loops if loop), key=flow.count, default=every)
-    if step and not step <= tile:
-        tile = every  # the loop with exponentials is not the one over tiles
+        step |= flow.shortest_cycle(block, without=exponentials)
+    products = sorted(step & flow.having(MATRIX))
+    ways = [flow.shortest_cycle(block, *products) for block in exponentials]
+    # Some loop may have a few exponentials, and no logits.
+    tile = max(
+        (way for way in ways if way),
+        key=lambda way: (flow.count(way, re.escape(EXPONENTIAL)), -flow.count(way)),
+        default=every,
+    )
     widths: dict[tuple[str, bool], int] = {}
     for _, text in instructions:
         access = ACCESS.search(text)

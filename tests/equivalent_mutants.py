@@ -25,8 +25,8 @@ EQUIVALENT = [
     ),
     (
         "kernels/gpu/linear_nll.py",
-        'return dict(FLATTEN=target.backend == "cuda" and not target.own_accumulator, PARTS=4)',
-        'return dict(FLATTEN=target.backend != "cuda" and not target.own_accumulator, PARTS=4)',
+        'FLATTEN=target.backend == "cuda" and not target.own_accumulator,',
+        'FLATTEN=target.backend != "cuda" and not target.own_accumulator,',
         "whether the compiler flattens a loop: the interpreter never does, results are the same",
     ),
     (

@@ -255,6 +255,40 @@ def test_products_of_any_size(value, backend, device):
     assert (statistics.rank.item(), statistics.predicted.item()) == (0, 0)
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_maxima_of_any_size(backend, device):
+    """A power's exponent is rounded with the maximum: by 64 near 2³⁰, by infinity near 2¹²⁷."""
+    size = (1.1 * 2.0 ** torch.arange(-2, 127).double()).float()
+    hidden, weight = torch.cat([size, -size])[:, None], torch.tensor([[1.0], [1.0], [0.5], [-1.0]])
+    z = hidden.double() @ weight.double().T
+    target = z.argmax(1)
+    probability = z.softmax(1)
+    entropy = -torch.where(probability > 0, probability * z.log_softmax(1), 0.0).sum(1)
+    statistics = perplexity.token_statistics(
+        hidden.to(device), weight.to(device), target.to(device), backend=backend
+    )
+    exact = F.cross_entropy(z, target, reduction="none")
+    torch.testing.assert_close(statistics.nll.double().cpu(), exact, rtol=3e-7, atol=2e-7)
+    # The rounding, by up to 64, is taken from a sum of exponents that was rounded to 24 bits.
+    torch.testing.assert_close(statistics.entropy.double().cpu(), entropy, rtol=0, atol=64 * 2**-24)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("softcap", [5.0, 30.0, 40.0, 50.0, 1e4])
+def test_capped_logits(softcap, backend, device):
+    """Within 1e-5 of the exact ones by the formula of narrow softcaps and by that of wide ones."""
+    hidden = torch.linspace(-4.0, 4.0, 64)[:, None] * softcap
+    hidden[:8] = torch.linspace(-1e-3, 1e-3, 8)[:, None]
+    weight, target = torch.tensor([[1.0], [-1.0]]), torch.zeros(64, dtype=torch.int64)
+    rule, plan = Rule(softcap=softcap), Plan(backend=backend)
+    inputs = [tensor.to(device) for tensor in (hidden, weight)]
+    capped = operators.target_logit(*inputs, None, target.to(device), *rule, *plan).cpu()
+    exact = softcap * torch.tanh(hidden[:, 0].double() / softcap)
+    torch.testing.assert_close(capped.double(), exact, rtol=2e-7, atol=1e-5)
+    nll = perplexity.token_nll(*inputs, target.to(device), softcap=softcap, backend=backend)
+    assert (nll >= 0).all()
+
+
 # Names of ``rows`` for P and for Q. A sum of several float32 maxima is infinite in ours, where
 # torch's products of a probability and a logarithm may be finite: Q masks one entry by the lowest
 # number, or the same ones as P.

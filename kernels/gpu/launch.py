@@ -11,12 +11,14 @@ from dataclasses import dataclass
 import torch
 import triton
 import triton.language as tl
+from triton._C import libtriton
 
 from .. import sums
 from ..devices import Target, device_target, index_of
 
 INTERPRETED: bool = triton.knobs.runtime.interpret
-
+# Older versions of the interpreter round a ``tl.fma`` twice.
+ROUNDS_TWICE = tl.constexpr(INTERPRETED and not hasattr(libtriton.interpreter, "fma_fp32"))
 
 _override: Target | None = None
 _recorded: list[Launch] | None = None
@@ -108,6 +110,8 @@ def widen_products(target: Target, dtype: torch.dtype) -> bool:
 
 LOG2_E = tl.constexpr(1.4426950408889634)
 NO_POWER = tl.constexpr(sums.NO_POWER)
+# Float32 numbers from here on are 64 apart or more.
+EXACT_FROM = tl.constexpr(2.0**30)
 
 
 @triton.jit
@@ -141,25 +145,56 @@ def load_class_weight(pointers, inside, HAS_CLASS_WEIGHT: tl.constexpr):
 
 
 @triton.jit
-def exp_below(x, FLUSH: tl.constexpr):
-    """Return exp(x) for x ≤ 0 to 2 units in the last place; results under 2⁻¹²⁶ may be 0.
+def power_of_two(x, FLUSH: tl.constexpr):
+    """Return 2 to the power x to 2 units in the last place.
 
-    With FLUSH (NVIDIA) that is one multiplication and one instruction of the special unit. Without,
-    as in ``tl.exp``, it is five instructions, which keep such small results; a logit has few
-    instructions.
+    With FLUSH (NVIDIA) that is one instruction, and results under 2⁻¹²⁶ are 0. Without, as in
+    ``tl.exp2``, it is four, which keep such small results; a logit has few instructions.
     """
     if FLUSH:
         power = tl.inline_asm_elementwise(
-            "ex2.approx.ftz.f32 $0, $1;",
-            "=f,f",
-            [x * LOG2_E],
-            dtype=tl.float32,
-            is_pure=True,
-            pack=1,
+            "ex2.approx.ftz.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1
         )
+    else:
+        power = tl.exp2(x)
+    return power
+
+
+@triton.jit
+def exp_below(x, FLUSH: tl.constexpr):
+    """Return exp(x) for x ≤ 0 as ``power_of_two`` does."""
+    if FLUSH:
+        power = power_of_two(x * LOG2_E, FLUSH)
     else:
         power = tl.exp(x)
     return power
+
+
+@triton.jit
+def fused(factor, logits, offset):
+    """Return factor · logits + offset, rounded once, of three tensors of one shape."""
+    if ROUNDS_TWICE:
+        result = (factor.to(tl.float64) * logits.to(tl.float64) + offset.to(tl.float64)).to(
+            tl.float32
+        )
+    else:
+        result = tl.fma(factor, logits, offset)
+    return result
+
+
+@triton.jit
+def exponent_of(reference):
+    """Return factor, offset and rest: exp(z − reference) is 2^(factor · z + offset − rest).
+
+    So a logit's exponent is one ``fused`` operation, and the rest, which is one number a row, is
+    taken from a sum of powers. It is what the rounding of the offset −log₂e · reference leaves of
+    the reference's own exponent: at most 64 below ``EXACT_FROM``. From there on different logits
+    are 64 or more apart, and their powers 1 or as good as 0 to any base: with a factor of 1
+    nothing is rounded, and nothing overflows.
+    """
+    factor = tl.where(tl.abs(reference) < EXACT_FROM, LOG2_E, 1.0)
+    offset = -(reference * factor)
+    return factor, offset, fused(factor, reference, offset)
 
 
 @triton.jit
@@ -178,3 +213,25 @@ def tanh(x):
     series = tl.fma(square, series, -1.0 / 3.0)
     small = x * tl.fma(square, series, 1.0)
     return tl.where(tl.abs(x) < 0.25, small, tl.where(x < 0.0, -large, large))
+
+
+@triton.jit
+def narrow_cap(x, softcap, FLUSH: tl.constexpr):
+    """Return softcap · tanh(x / softcap) to 2.5e-7 · softcap, as softcap · (1 − 2 / (1 + e^2x)).
+
+    It is monotonic but for its rounding, and within ±softcap. ``tanh`` takes 4 times as many
+    instructions.
+    """
+    above_one = 1.0 + power_of_two(x * (2.0 * LOG2_E / softcap), FLUSH)
+    if FLUSH:
+        share = tl.inline_asm_elementwise(
+            "rcp.approx.ftz.f32 $0, $1;",
+            "=f,f",
+            [above_one],
+            dtype=tl.float32,
+            is_pure=True,
+            pack=1,
+        )
+    else:
+        share = 1.0 / above_one
+    return tl.fma(share, -2.0 * softcap, softcap)

@@ -102,6 +102,7 @@ def _kl_partials_kernel(
     Q_HAS_BIAS: tl.constexpr,
     Q_HAS_SOFTCAP: tl.constexpr,
     Q_EVEN_D: tl.constexpr,
+    FLUSH: tl.constexpr,
     WIDEN: tl.constexpr,
     PRECISION: tl.constexpr,
     DESCRIBED: tl.constexpr,
@@ -173,6 +174,7 @@ def _kl_partials_kernel(
                 softcap=p_softcap,
                 HAS_BIAS=P_HAS_BIAS,
                 HAS_SOFTCAP=P_HAS_SOFTCAP,
+                FLUSH=FLUSH,
             )
             b = apply_rule(
                 logits=q_parts[part],
@@ -183,6 +185,7 @@ def _kl_partials_kernel(
                 softcap=q_softcap,
                 HAS_BIAS=Q_HAS_BIAS,
                 HAS_SOFTCAP=Q_HAS_SOFTCAP,
+                FLUSH=FLUSH,
             )
             inside = (columns < V)[None, :]
             sums = _fold(
@@ -238,6 +241,7 @@ def _kl_gradient_kernel(
     Q_HAS_SOFTCAP: tl.constexpr,
     Q_EVEN_D: tl.constexpr,
     FOR_P: tl.constexpr,  # which side's logits the gradient is of
+    FLUSH: tl.constexpr,
     WIDEN: tl.constexpr,
     PRECISION: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -268,6 +272,7 @@ def _kl_gradient_kernel(
         softcap=p_softcap,
         HAS_BIAS=P_HAS_BIAS,
         HAS_SOFTCAP=P_HAS_SOFTCAP,
+        FLUSH=FLUSH,
         EVEN_D=P_EVEN_D,
         WIDEN=WIDEN,
         PRECISION=PRECISION,
@@ -293,6 +298,7 @@ def _kl_gradient_kernel(
         softcap=q_softcap,
         HAS_BIAS=Q_HAS_BIAS,
         HAS_SOFTCAP=Q_HAS_SOFTCAP,
+        FLUSH=FLUSH,
         EVEN_D=Q_EVEN_D,
         WIDEN=WIDEN,
         PRECISION=PRECISION,
@@ -353,6 +359,7 @@ def _arguments(
         Q_EVEN_D=arguments["q_D"] % tiles["BLOCK_D"] == 0,
         WIDEN=any(widen_products(target, matrix.dtype) for matrix in matrices),
         PRECISION=target.float32_products,
+        FLUSH=target.backend == "cuda",
         **tiles,
     )
     if describes:

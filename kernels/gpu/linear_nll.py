@@ -10,8 +10,15 @@ the partial sums of the spans, always in the same order, without atomics: two ru
 bits. SPAN is a constant, so the sums of a token do not depend on its batch.
 
 From Hopper on, aligned tiles are read through tensor descriptors (TMA). One loop runs through all
-tiles of a span, so that the next tile is read while the logits of this one are summed. A tile is
-summed in ``PARTS``, and needs registers for the accumulator and one part only.
+tiles of a span, so that the next tile is read while the logits of this one are summed. A tile may
+be summed in ``PARTS``, and then needs registers for the accumulator and one part only.
+
+A logit costs five instructions: maximum, exponent (``launch.exponent_of``), power, sum, and a zero
+for the next product. What few tiles need is in a branch that the whole program takes or not: the
+mask behind the last column, and the target's logit. The latter is looked for in the tiles that hold
+a target of the program's rows (``tiles_with_targets``): with 128 rows and a vocabulary of 128,256,
+in one tile of five at most. A kernel of its own for the targets would cost a launch, and its
+products the bits of the sweep, by which a target that is a row's maximum is exactly that.
 
 Cost: 2·N·V·D operations; reads hidden once per vocabulary tile (from L2) and weight once per
 ``GROUP`` blocks of tokens; temporary memory 3 or 5 · ceil(V / SPAN) · N floats.
@@ -30,10 +37,13 @@ from ..sums import EXP_SHIFT, LOGIT_SUM, MAX, SUM_EXP, SUMS, TARGET
 from .launch import (
     NO_POWER,
     exp_below,
+    exponent_of,
+    fused,
     launch,
     load_class_weight,
     load_row,
     load_target,
+    power_of_two,
     target_of,
 )
 from .logit_tile import apply_rule, column_parts, logit_arguments, product_tile, work_of
@@ -65,6 +75,48 @@ def span_and_row(N, spans, GROUP: tl.constexpr, BLOCK_N: tl.constexpr):
 
 
 @triton.jit
+def either(one, other):
+    """Return the bits that one of two numbers has."""
+    return one | other
+
+
+@triton.jit
+def tiles_with_targets(
+    target,  # int32 [BLOCK_N], from the first column of a span
+    SPAN: tl.constexpr,
+    BLOCK_V: tl.constexpr,
+):
+    """Return a number whose bit t says that tile t of a span holds a target, int32."""
+    tl.static_assert(SPAN // BLOCK_V <= 32, "a span has at most 32 tiles, a bit each")
+    bits = tl.where((target >= 0) & (target < SPAN), 1 << (target // BLOCK_V), 0)
+    return tl.reduce(bits, 0, either)
+
+
+@triton.jit
+def at_target(
+    logits,  # float32 [BLOCK_N, columns]
+    target,  # int32 [BLOCK_N], from the first column
+    own_logit,  # float32 [BLOCK_N]
+    WITH_RANK: tl.constexpr,
+    PARTS: tl.constexpr,
+):
+    """Return the target's logit, 0 where it is in no column, and 1 where that is above its own.
+
+    The logits are looked through in ``PARTS``, which leaves registers.
+    """
+    width: tl.constexpr = logits.shape[1] // PARTS
+    found = tl.zeros([logits.shape[0]], dtype=tl.float32)
+    above = tl.zeros([logits.shape[0]], dtype=tl.int32)
+    parts = column_parts(logits, PARTS)
+    for part in tl.static_range(PARTS):
+        hit = tl.arange(0, width)[None, :] == (target - part * width)[:, None]
+        found += tl.sum(tl.where(hit, parts[part], 0.0), axis=1)
+        if WITH_RANK:
+            above += tl.sum((hit & (parts[part] > own_logit[:, None])).to(tl.int32), axis=1)
+    return found, above
+
+
+@triton.jit
 def _fold(
     # Of the columns before: maximum, sum_exp, target_logit, logit_sum, exp_shift, above, best,
     # weight_seen.
@@ -77,6 +129,7 @@ def _fold(
     logit_scale,
     softcap,
     target,  # int32 [BLOCK_N], −1 for none
+    holds_target,  # some row's target may be among these columns
     own_logit,  # float32 [BLOCK_N], the target's, read where WITH_RANK
     class_weight_ptr,
     HAS_BIAS: tl.constexpr,
@@ -88,6 +141,7 @@ def _fold(
     HAS_SCALE: tl.constexpr,
     FLUSH: tl.constexpr,
     ENDS: tl.constexpr,  # the vocabulary may end among these columns
+    PARTS: tl.constexpr,  # these columns are one of so many parts of a tile
 ):
     """Return the sums with these columns added."""
     maximum, sum_exp, target_logit, logit_sum, exp_shift, above, best, weight_seen = sums
@@ -102,43 +156,62 @@ def _fold(
         softcap=softcap,
         HAS_BIAS=HAS_BIAS,
         HAS_SOFTCAP=HAS_SOFTCAP,
+        FLUSH=FLUSH,
         HAS_SCALE=HAS_SCALE,
     )
-    hit = lanes[None, :] == (target - start)[:, None]
-    if ENDS:
-        inside = (lanes < V - start)[None, :]
-    target_logit += tl.sum(tl.where(hit, logits, 0.0), axis=1)
-    if ENDS:  # after the softcap, which would turn −inf into a finite −softcap
-        logits = tl.where(inside, logits, -float("inf"))
+    if ENDS:  # noqa: SIM102  # a constant
+        # After the softcap, which would turn −inf into a finite −softcap.
+        if start + lanes.shape[0] > V:
+            logits = tl.where((lanes < V - start)[None, :], logits, -float("inf"))
+    if holds_target:
+        found, own_above = at_target(
+            logits=logits,
+            target=target - start,
+            own_logit=own_logit,
+            WITH_RANK=WITH_RANK,
+            PARTS=4 // PARTS,
+        )
+        target_logit += found
+        above -= own_above
     part_maximum = tl.max(logits, axis=1)
     if WITH_RANK:
         # Lanes past V are −inf and never above. Of equal logits the first column is predicted.
-        above += tl.sum(((logits > own_logit[:, None]) & (hit == 0)).to(tl.int32), axis=1)
+        # Up to 256 are counted in float32, by fewer instructions than in int32.
+        above += tl.sum(tl.where(logits > own_logit[:, None], 1.0, 0.0), axis=1).to(tl.int32)
         first = tl.min(tl.where(logits == part_maximum[:, None], columns[None, :], V), axis=1)
         best = tl.where(part_maximum > maximum, first, best)
     new_maximum = tl.maximum(maximum, part_maximum)
     # All logits may be −inf (a bias may hold −inf): any finite reference avoids inf − inf. It is
     # written out everywhere: a helper costs two to six registers in the kernels over logits.
     reference = tl.where(new_maximum == -float("inf"), 0.0, new_maximum)
-    decay = tl.exp(maximum - reference)
-    shifted = logits - reference[:, None]
-    exponentials = exp_below(shifted, FLUSH)
+    decay = exp_below(maximum - reference, FLUSH)
+    factor, offset, rest = exponent_of(reference)
+    correction = power_of_two(-rest, FLUSH)
+    exponents = fused(
+        tl.broadcast_to(factor[:, None], logits.shape),
+        logits,
+        tl.broadcast_to(offset[:, None], logits.shape),
+    )
+    exponentials = power_of_two(exponents, FLUSH)
     if WITH_LOGIT_SUM:
         moved = tl.where(sum_exp > 0.0, maximum - reference, 0.0)
         class_weight = load_class_weight(
             class_weight_ptr + start + lanes, lanes < V - start, HAS_CLASS_WEIGHT
         )
-        weighted = shifted * class_weight[None, :]
+        weighted = (logits - reference[:, None]) * class_weight[None, :]
         if ENDS:
-            weighted = tl.where(inside, weighted, 0.0)
+            weighted = tl.where((lanes < V - start)[None, :], weighted, 0.0)
             class_weight = tl.where(lanes < V - start, class_weight, 0.0)
         logit_sum += weight_seen * moved + tl.sum(weighted, axis=1)
         weight_seen += tl.sum(class_weight, axis=0)
+    tile_sum = tl.sum(exponentials, axis=1)
     if WITH_EXP_SHIFT:
-        products = exponentials * tl.maximum(shifted, NO_POWER)
+        # z − reference is (exponent − rest) / factor.
+        products = tl.sum(exponentials * tl.maximum(exponents, NO_POWER), axis=1)
+        products = correction / factor * tl.fma(-rest, tile_sum, products)
         below = tl.maximum(maximum - reference, NO_POWER)
-        exp_shift = decay * (exp_shift + sum_exp * below) + tl.sum(products, axis=1)
-    sum_exp = sum_exp * decay + tl.sum(exponentials, axis=1)
+        exp_shift = decay * (exp_shift + sum_exp * below) + products
+    sum_exp = sum_exp * decay + correction * tile_sum
     return new_maximum, sum_exp, target_logit, logit_sum, exp_shift, above, best, weight_seen
 
 
@@ -178,7 +251,7 @@ def _partials_kernel(
     PRECISION: tl.constexpr,
     HAS_SCALE: tl.constexpr,
     EVEN_V: tl.constexpr,  # V is whole tiles
-    FLUSH: tl.constexpr,  # as in ``exp_below``
+    FLUSH: tl.constexpr,  # as in ``power_of_two``
     DESCRIBED: tl.constexpr,
     FLATTEN: tl.constexpr,  # one loop over the tiles of a span and the parts of D
     PARTS: tl.constexpr,  # number of parts in which a tile is summed
@@ -199,6 +272,7 @@ def _partials_kernel(
     if WITH_RANK:
         own_logit = tl.load(target_logit_ptr + rows, mask=exists, other=0.0)
     sums = nothing - float("inf"), nothing, nothing, nothing, nothing, none, none, 0.0
+    held = tiles_with_targets(target - span * SPAN, SPAN, BLOCK_V)
     if tl.max(counted.to(tl.int32), axis=0) > 0:  # a block of ignored tokens costs nothing
         for start in tl.range(
             span * SPAN, tl.minimum(span * SPAN + SPAN, V), BLOCK_V, flatten=FLATTEN
@@ -223,6 +297,7 @@ def _partials_kernel(
                 BLOCK_D=BLOCK_D,
                 DESCRIBED=DESCRIBED,
             )
+            holds_target = (held >> (start - span * SPAN) // BLOCK_V) & 1 != 0
             parts = column_parts(accumulator, PARTS)
             for part in tl.static_range(PARTS):
                 sums = _fold(
@@ -235,6 +310,7 @@ def _partials_kernel(
                     logit_scale=logit_scale,
                     softcap=softcap,
                     target=target,
+                    holds_target=holds_target,
                     own_logit=own_logit,
                     class_weight_ptr=class_weight_ptr,
                     HAS_BIAS=HAS_BIAS,
@@ -246,8 +322,11 @@ def _partials_kernel(
                     HAS_SCALE=HAS_SCALE,
                     FLUSH=FLUSH,
                     ENDS=not EVEN_V,
+                    PARTS=PARTS,
                 )
     maximum, sum_exp, target_logit, logit_sum, exp_shift, above, best, _ = sums
+    # The maximum's own share is 1 but for rounding: below, an NLL could be below 0.
+    sum_exp = tl.where((maximum > -float("inf")) & (sum_exp < 1.0), 1.0, sum_exp)
 
     plane = spans.to(tl.int64) * N
     if WITH_RANK:
@@ -326,16 +405,21 @@ def _merge_kernel(
     tl.store(sums_ptr + EXP_SHIFT_ROW * wide, tl.where(counted, exp_shift, 0.0), mask=exists)
 
 
-def loop_shape(target: Target, constants: dict) -> dict:
-    """Return ``FLATTEN`` and ``PARTS``, which leave registers for a tile.
+def loop_shape(target: Target, constants: dict, work: str) -> dict:
+    """Return ``FLATTEN`` and ``PARTS`` of a kernel's ``work`` on its tiles.
 
     With the copy engine there is one loop, but not where the accumulator is in a memory of its own
-    and its parts must be read from there.
+    and its parts must be read from there. Fewer parts are fewer instructions; more parts leave
+    registers, or less shared memory where operands are in registers (compute capability 12).
     """
     if not constants["DESCRIBED"]:
         # Addresses take the registers that parts would save.
         return dict(FLATTEN=False, PARTS=1)
-    return dict(FLATTEN=target.backend == "cuda" and not target.own_accumulator, PARTS=4)
+    parts = {"nll": 1, "capped nll": 1, "ruled statistics": 4}.get(work, 2)
+    return dict(
+        FLATTEN=target.backend == "cuda" and not target.own_accumulator,
+        PARTS=parts if target.wide_accumulator and not target.own_accumulator else 4,
+    )
 
 
 def planes_of(rule: Rule) -> int:
@@ -367,7 +451,7 @@ def partials(
     if tokens == 0 or vocabulary == 0:
         return out, choices
     device = target_of(hidden)
-    work = work_of(rule) if target_logit is None else "statistics"
+    work = work_of(rule, bias, ranks=target_logit is not None)
     arguments, constants, options = logit_arguments(
         hidden, weight, bias, rule, work, may_describe=True
     )
@@ -396,10 +480,9 @@ def partials(
             # freed registers for more reads in flight, and spills.
             HAS_SCALE=rule.logit_scale != 1.0 or not constants["DESCRIBED"],
             EVEN_V=vocabulary % constants["BLOCK_V"] == 0 and constants["DESCRIBED"],
-            FLUSH=device.backend == "cuda" and constants["DESCRIBED"],
             SPAN=SPAN,
             GROUP=GROUP,
-            **loop_shape(device, constants),
+            **loop_shape(device, constants, work),
         ),
         options,
     )

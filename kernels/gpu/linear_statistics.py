@@ -18,7 +18,7 @@ from ..dispatch import DEFAULT, PLAIN, TRITON_LIMIT, Plan, Rule
 from ..sums import MAX, SUMS
 from .launch import launch
 from .linear_nll import linear_nll, merge, partials, span_weights, token_chunks
-from .logit_tile import apply_rule, logit_arguments, products
+from .logit_tile import apply_rule, logit_arguments, products, work_of
 
 
 @triton.jit(do_not_specialize=["N"])
@@ -41,6 +41,7 @@ def _target_logit_kernel(
     softcap,
     HAS_BIAS: tl.constexpr,
     HAS_SOFTCAP: tl.constexpr,
+    FLUSH: tl.constexpr,
     EVEN_D: tl.constexpr,
     WIDEN: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -84,6 +85,7 @@ def _target_logit_kernel(
         softcap=softcap,
         HAS_BIAS=HAS_BIAS,
         HAS_SOFTCAP=HAS_SOFTCAP,
+        FLUSH=FLUSH,
     )
     diagonal = (tl.arange(0, BLOCK_V)[None, :] == lanes[:, None]) & known[None, :]
     own = tl.sum(tl.where(diagonal, logits, 0.0), axis=1)
@@ -106,7 +108,9 @@ def target_logit(
     if hidden.shape[0] == 0 or weight.shape[0] == 0:
         return out
     # The tile sizes of ``linear_statistics``: equal tiles give equal bits.
-    arguments, constants, options = logit_arguments(hidden, weight, bias, rule, "statistics")
+    arguments, constants, options = logit_arguments(
+        hidden, weight, bias, rule, work_of(rule, bias, ranks=True)
+    )
     launch(
         _target_logit_kernel,
         (triton.cdiv(hidden.shape[0], constants["BLOCK_N"]),),

@@ -13,7 +13,18 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from ..devices import Target
 from ..dispatch import Rule, describable
-from .launch import tanh, target_of, widen_products
+from .launch import narrow_cap, tanh, target_of, widen_products
+
+# Kinds of softcap. Up to here ``narrow_cap`` is within 1e-5 of the exact logit.
+NARROW, WIDE = tl.constexpr(1), tl.constexpr(2)
+WIDEST_NARROW = 40.0
+
+
+def cap_kind(softcap: float | None) -> int:
+    """Return how a softcap is computed: 0 where there is none."""
+    if softcap is None:
+        return 0
+    return NARROW.value if abs(softcap) <= WIDEST_NARROW else WIDE.value
 
 
 def tile_configuration(
@@ -84,11 +95,16 @@ def _described_configuration(target: Target, work: str) -> tuple[dict, dict]:
     return tiles, dict(num_warps=8, num_stages=4 if own or not wide else 3) | limit
 
 
-def work_of(rule: Rule) -> str:
-    """Return the ``work`` of a rule's sums."""
+def work_of(rule: Rule, bias: torch.Tensor | None = None, ranks: bool = False) -> str:
+    """Return the ``work`` of a rule's sums, or of ranks."""
+    plain = rule.softcap is None
+    if ranks:
+        return "statistics" if plain and bias is None else "ruled statistics"
     if rule.with_logit_sum and rule.with_exp_shift:
         return "all sums"
-    return "sums" if rule.with_logit_sum or rule.with_exp_shift else "nll"
+    if rule.with_logit_sum or rule.with_exp_shift:
+        return "sums"
+    return "nll" if plain else "capped nll"
 
 
 @triton.jit
@@ -185,7 +201,8 @@ def apply_rule(
     logit_scale,
     softcap,
     HAS_BIAS: tl.constexpr,
-    HAS_SOFTCAP: tl.constexpr,
+    HAS_SOFTCAP: tl.constexpr,  # 0, or NARROW or WIDE, as in ``cap_kind``
+    FLUSH: tl.constexpr,
     HAS_SCALE: tl.constexpr = True,
 ):
     """Return softcap · tanh(logit_scale · (logits + bias) / softcap)."""
@@ -193,7 +210,9 @@ def apply_rule(
         logits += tl.load(bias_ptr + columns.to(tl.int64) * bias_stride).to(tl.float32)[None, :]
     if HAS_SCALE:
         logits *= logit_scale
-    if HAS_SOFTCAP:
+    if HAS_SOFTCAP == NARROW:
+        logits = narrow_cap(logits, softcap, FLUSH)
+    if HAS_SOFTCAP == WIDE:
         logits = softcap * tanh(logits * (1.0 / softcap))
     return logits
 
@@ -280,6 +299,7 @@ def logit_tile(
     softcap,
     HAS_BIAS: tl.constexpr,
     HAS_SOFTCAP: tl.constexpr,
+    FLUSH: tl.constexpr,
     EVEN_D: tl.constexpr,
     WIDEN: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -319,6 +339,7 @@ def logit_tile(
         softcap=softcap,
         HAS_BIAS=HAS_BIAS,
         HAS_SOFTCAP=HAS_SOFTCAP,
+        FLUSH=FLUSH,
     )
 
 
@@ -378,7 +399,7 @@ def head_arguments(
         logit_scale=float(rule.logit_scale),
         softcap=0.0 if rule.softcap is None else float(rule.softcap),
     )
-    return arguments, dict(HAS_BIAS=bias is not None, HAS_SOFTCAP=rule.softcap is not None)
+    return arguments, dict(HAS_BIAS=bias is not None, HAS_SOFTCAP=cap_kind(rule.softcap))
 
 
 def logit_arguments(
@@ -397,10 +418,6 @@ def logit_arguments(
     target = target_of(hidden)
     arguments, constants = head_arguments(hidden, weight, bias, rule)
     matrices = arguments["hidden_ptr"], arguments["weight_ptr"]
-    if work == "nll" and rule.softcap is not None:
-        work = "capped nll"
-    if work == "statistics" and (bias is not None or rule.softcap is not None):
-        work = "ruled statistics"
     describes = may_describe and all(describable(target, matrix) for matrix in matrices)
     tiles, options = tile_configuration(
         target, hidden.dtype, all(map(vectorised, matrices)), work, describes
@@ -413,6 +430,7 @@ def logit_arguments(
         EVEN_D=arguments["D"] % tiles["BLOCK_D"] == 0,
         WIDEN=widen_products(target, hidden.dtype),
         PRECISION=target.float32_products,
+        FLUSH=target.backend == "cuda",
         **tiles,
     )
     return arguments, constants, options
