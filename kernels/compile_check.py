@@ -298,7 +298,7 @@ def nvidia_resources(cubin: bytes) -> tuple[int, int]:
         file.flush()
 
         def dumped(what: str) -> str:
-            command = [tool, what, file.name]
+            command = [str(tool), what, file.name]
             return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
         out = dumped("--dump-resource-usage")
