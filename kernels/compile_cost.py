@@ -184,7 +184,9 @@ class Flow:
         """Return the outermost loop that has ``block``; empty if no loop has it."""
         return {number for number in self.reached(block) if block in self.reached(number)}
 
-    def shortest_way(self, start: int, end: int, without: frozenset[int] | set[int] = frozenset()) -> set[int]:
+    def shortest_way(
+        self, start: int, end: int, without: frozenset[int] | set[int] = frozenset()
+    ) -> set[int]:
         """Return the blocks of the way from ``start`` to ``end`` of fewest instructions.
 
         ``start`` is left at least once, ``end`` is among the blocks. Empty if there is no way.
@@ -206,7 +208,9 @@ class Flow:
                     ways[after] = new, [*way, after]
         return set()
 
-    def shortest_cycle(self, *through: int, without: frozenset[int] | set[int] = frozenset()) -> set[int]:
+    def shortest_cycle(
+        self, *through: int, without: frozenset[int] | set[int] = frozenset()
+    ) -> set[int]:
         """Return the cycle through blocks, in this order, of fewest instructions; empty if none."""
         parts = [
             self.shortest_way(start, end, without)
