@@ -206,9 +206,9 @@ def _fold(
         weight_seen += tl.sum(class_weight, axis=0)
     tile_sum = tl.sum(exponentials, axis=1)
     if WITH_EXP_SHIFT:
-        # z − reference is (exponent − rest) / factor.
-        products = tl.sum(exponentials * tl.maximum(exponents, NO_POWER), axis=1)
-        products = correction / factor * tl.fma(-rest, tile_sum, products)
+        # Not from the exponents, whose rounding would leave the entropy of a sure token above 0.
+        shifted = tl.maximum(logits - reference[:, None], NO_POWER)
+        products = correction * tl.sum(exponentials * shifted, axis=1)
         below = tl.maximum(maximum - reference, NO_POWER)
         exp_shift = decay * (exp_shift + sum_exp * below) + products
     sum_exp = sum_exp * decay + correction * tile_sum
