@@ -49,7 +49,7 @@ def run(options: Options) -> int:
     inputs += [str(file) for path in options.history for file in history_files(path)]
     check_outputs(outputs, inputs)
     if not any(outputs.values()):
-        raise InputError("report: expected -o, --png or --svg, got none")
+        raise InputError("expected an output, -o, --png or --svg, got none")
     expect_ending("--output", options.output, ".html", ".htm")
     expect_ending("--png", options.png, ".png")
     expect_ending("--svg", options.svg, ".svg")

@@ -121,9 +121,13 @@ class Comparison:
             if self.stderr is None
             else f", ± {self.stderr:.4f} (standard error, {counted(self.pairs, self.unit)} paired)"
         )
+        a, b = (
+            f", {model['name']}" if (model or {}).get("name") else ""
+            for model in (self.model_a, self.model_b)
+        )
         rows = [
-            ("A", f"{self.a:.4f}", unit),
-            ("B", f"{self.b:.4f}", unit),
+            ("A", f"{self.a:.4f}", unit + a),
+            ("B", f"{self.b:.4f}", unit + b),
             ("difference", f"{self.difference:+.4f}", f"B − A{spread}"),
         ]
         if self.interval is not None:

@@ -32,7 +32,8 @@ class History:
     main_set: the main set's name, "" where it has none. unscaled: the measures of validation losses
     that were logged in bits per byte while the bytes of a token are not known. These are scaled to
     the training loss of their first evaluations, so that their trend counts and their level does
-    not. repaired: steps were made or rows moved by what only the whole source tells.
+    not. repaired: steps were made or rows moved by what only the whole source tells. numbered: no
+    step was logged, and the steps are numbers of rows or of epochs.
 
     Args:
         source: The file or folder, for messages.
@@ -54,6 +55,7 @@ class History:
         self.main_set = ""
         self.unscaled: set[str] = set()
         self.repaired = False
+        self.numbered = False
 
     def add(self, step: float, measures: dict[str, float]) -> None:
         """Add one logged row.

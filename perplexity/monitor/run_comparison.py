@@ -193,13 +193,22 @@ def common_axis(runs: list[History], by: str | None = None) -> tuple[Axis, list[
         The axis, and a note where it is steps for want of tokens.
 
     Raises:
-        InputError: ``by`` is no axis, or "tokens" where a run has none.
+        InputError: ``by`` is no axis, or "tokens" where a run has none; or one run has logged steps
+            and another only numbers of its rows.
     """
     if by not in (None, "tokens", "step"):
         raise InputError(f"by: expected tokens or step, got {by!r}")
     without = [run.source for run in runs if _tokens(run) is None]
     if by == "tokens" and without:
         raise InputError(f"by: expected step, since {without[0]} has no tokens, got tokens")
+    if by == "step" or without:
+        logged = [run.source for run in runs if not run.numbered]
+        numbered = [run.source for run in runs if run.numbered]
+        if logged and numbered:
+            raise InputError(
+                f"{numbered[0]}: expected logged steps, as {logged[0]} has, got none: its rows or "
+                "epochs are numbered, and do not compare with steps"
+            )
     if by == "step" or not without:
         return "step" if by == "step" else "tokens", []
     return "step", [f"compared by step: {without[0]} has no tokens"]

@@ -126,3 +126,14 @@ def test_the_commands(tmp_path, ppl_here, fails):
         ["report", "a.csv", "b.csv", "-o", "o.html", "--png", "o.png"],
         ["--png: expected"],
     )
+
+
+def test_numbers_of_rows_do_not_compare_with_steps():
+    """The same run from two logs, one without steps, once differed by 1.3 nats at equal 'steps'."""
+    logged, numbered = run(1), run(2)
+    numbered.numbered = True
+    with pytest.raises(InputError, match="expected logged steps, as .* has, got none"):
+        compare_runs(logged, numbered, "step")
+    both = run(3)
+    both.numbered = True
+    assert compare_runs(numbered, both, "step").differences

@@ -118,6 +118,8 @@ def read_histories(
         what = (
             "what is no regular file (a pipe is read once, a history twice)"
             if path.exists()
+            else "standard input, which is read once, and a history twice: write it to a file"
+            if str(path) == "-"
             else "no such file"
         )
         raise InputError(f"{path}: expected a history, got {what}")

@@ -91,6 +91,7 @@ def numbered(
             values = continued_over_epochs(values, losses & known, *columns["step epoch"], history)
             here = values[of & known]
         if (np.diff(here) > 0).all():
+            history.numbered = kind == "epoch"
             history.say(note)
             return values, known
         if kind == "epoch":
@@ -98,6 +99,7 @@ def numbered(
     if has_step:
         history.say("rows without a step are left out")
         return np.zeros(len(losses)), np.zeros(len(losses), bool)
+    history.numbered = True
     history.say("no step was logged: rows with a loss are numbered")
     return np.maximum(np.cumsum(of), 1).astype(float), losses
 
@@ -106,6 +108,7 @@ def _numbered_by_epoch(
     epochs: np.ndarray, known: np.ndarray, of: np.ndarray, history: History
 ) -> tuple[np.ndarray, np.ndarray]:
     """Number training rows from 1; where the epoch goes back, go on from the row it goes back to."""
+    history.numbered = True
     history.say("no step was logged: training losses are numbered (their epochs are rounded)")
     made = np.zeros(len(epochs))
     highest: list[float] = []  # by number, the highest epoch up to it
