@@ -122,7 +122,7 @@ class Comparison:
             else f", ± {self.stderr:.4f} (standard error, {counted(self.pairs, self.unit)} paired)"
         )
         a, b = (
-            f", {model['name']}" if (model or {}).get("name") else ""
+            f", {model['name']}" if model and model.get("name") else ""
             for model in (self.model_a, self.model_b)
         )
         rows = [
