@@ -59,7 +59,9 @@ def test_unknown_tokens_are_counted_by_domain_and_document():
 def test_unknown_tokens_are_counted_where_padding_is_the_unknown_token():
     check = check_data([FILLER], ["the zebra sat"], tokenizer=words_tokenizer(pad_token="<unk>"))
     assert check.unknown_token_rate == pytest.approx(1 / 3)
-    assert "are <unk>;" in signals(check)["unknown-tokens"].evidence
+    assert (
+        "1 of 3 validation tokens (33.33%) is <unk>;" in signals(check)["unknown-tokens"].evidence
+    )
 
 
 def test_ids_beyond_the_embedding():

@@ -153,7 +153,7 @@ def test_worse_than_the_unigram_baseline_is_a_warning(tokenizer, text, warned):
     assert (
         note.startswith("warning: ") == warned == note.endswith("Check for a mismatched tokenizer")
     )
-    assert warned or f"fitted to {len(ids)} tokens" in note
+    assert warned or f"fitted to these {len(ids)} tokens" in note
 
 
 def test_no_warning_where_the_model_beats_the_unigram_baseline(tokenizer):
