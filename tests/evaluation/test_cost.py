@@ -22,5 +22,5 @@ def test_peak_memory():
         done = run(sys.executable, script, provider, "large-head", 2, env=environment)
         assert done.returncode == 0, done.stderr
         found[provider] = [float(word) for word in done.stdout.split()[-5:]]
-        assert found["ours"][2] == pytest.approx(found["alone"][2], rel=1e-6)
+    assert found["ours"][2] == pytest.approx(found["alone"][2], rel=1e-6)
     assert found["ours"][0] <= found["plain"][0] / 8
