@@ -73,6 +73,7 @@ def configured(configuration: dict):
     tiles = {name: configuration[name] for name in ("BLOCK_N", "BLOCK_V", "BLOCK_D")}
     options = {name: configuration[name] for name in ("num_warps", "num_stages")}
     shape = {name: configuration[name] for name in ("FLATTEN", "PARTS")}
+    shape["LOOKS"] = 4 // configuration["PARTS"]
     changes = {
         (logit_tile, "tile_configuration"): lambda *_: (tiles, options),
         (linear_nll, "loop_shape"): lambda *_: shape,

@@ -141,7 +141,7 @@ def _fold(
     HAS_SCALE: tl.constexpr,
     FLUSH: tl.constexpr,
     ENDS: tl.constexpr,  # the vocabulary may end among these columns
-    PARTS: tl.constexpr,  # these columns are one of so many parts of a tile
+    LOOKS: tl.constexpr,  # number of parts in which a target is looked for
 ):
     """Return the sums with these columns added."""
     maximum, sum_exp, target_logit, logit_sum, exp_shift, above, best, weight_seen = sums
@@ -169,7 +169,7 @@ def _fold(
             target=target - start,
             own_logit=own_logit,
             WITH_RANK=WITH_RANK,
-            PARTS=4 // PARTS,
+            PARTS=LOOKS,
         )
         target_logit += found
         above -= own_above
@@ -255,6 +255,7 @@ def _partials_kernel(
     DESCRIBED: tl.constexpr,
     FLATTEN: tl.constexpr,  # one loop over the tiles of a span and the parts of D
     PARTS: tl.constexpr,  # number of parts in which a tile is summed
+    LOOKS: tl.constexpr,  # number of parts of such a part in which a target is looked for
     SPAN: tl.constexpr,
     GROUP: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -322,7 +323,7 @@ def _partials_kernel(
                     HAS_SCALE=HAS_SCALE,
                     FLUSH=FLUSH,
                     ENDS=not EVEN_V,
-                    PARTS=PARTS,
+                    LOOKS=LOOKS,
                 )
     maximum, sum_exp, target_logit, logit_sum, exp_shift, above, best, _ = sums
     # The maximum's own share is 1 but for rounding: below, an NLL could be below 0.
@@ -406,19 +407,22 @@ def _merge_kernel(
 
 
 def loop_shape(target: Target, constants: dict, work: str) -> dict:
-    """Return ``FLATTEN`` and ``PARTS`` of a kernel's ``work`` on its tiles.
+    """Return ``FLATTEN``, ``PARTS`` and ``LOOKS`` of a kernel's ``work`` on its tiles.
 
     With the copy engine there is one loop, but not where the accumulator is in a memory of its own
     and its parts must be read from there. Fewer parts are fewer instructions; more parts leave
     registers, or less shared memory where operands are in registers (compute capability 12).
     """
     if not constants["DESCRIBED"]:
-        # Addresses take the registers that parts would save.
-        return dict(FLATTEN=False, PARTS=1)
+        # Addresses take the registers that parts would save; parts may move through shared memory.
+        return dict(FLATTEN=False, PARTS=1, LOOKS=1)
     parts = {"nll": 1, "capped nll": 1, "ruled statistics": 4}.get(work, 2)
+    if target.own_accumulator or not target.wide_accumulator:
+        parts = 4
     return dict(
         FLATTEN=target.backend == "cuda" and not target.own_accumulator,
-        PARTS=parts if target.wide_accumulator and not target.own_accumulator else 4,
+        PARTS=parts,
+        LOOKS=4 // parts,
     )
 
 

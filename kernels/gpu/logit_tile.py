@@ -61,7 +61,8 @@ def tile_configuration(
     # multiprocessor.
     limit = (
         dict(maxnreg=255)
-        if work in ("all sums", "divergence") or (work == "sums" and not vectorised)
+        if work in ("all sums", "divergence")
+        or (work != "nll" and work != "capped nll" and not vectorised)
         else {}
     )
     if dtype == torch.float32 or not vectorised:
